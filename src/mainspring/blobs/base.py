@@ -1,0 +1,45 @@
+"""The contract of a place for large values, addressed by content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import msgspec
+
+
+class BlobInfo(msgspec.Struct, frozen=True):
+    digest: str  # blake3, 64 hexadecimal digits
+    size: int  # bytes
+
+
+class BlobKey(msgspec.Struct, frozen=True):
+    """A name for a blob, as committed by the task that stored it."""
+
+    key: str
+    digest: str
+    size: int
+    updated_ms: int
+
+
+class BlobStore(Protocol):
+    """Immutable values under their hash. All methods block: call them from a thread.
+
+    A blob is durable when `put` returns. Equal content is stored once.
+    """
+
+    def put(self, data: bytes) -> BlobInfo: ...
+
+    def get(self, digest: str, start: int = 0, end: int | None = None) -> bytes:
+        """Return the bytes [start, end). A whole blob is checked against its digest.
+
+        Raises: TaskNotFound: no such blob. InternalError: the content does not match its digest.
+        """
+
+    def info(self, digest: str) -> BlobInfo | None: ...
+
+    def delete(self, digest: str) -> None:
+        """Remove the blob; an unknown digest is no error."""
+
+    def digests(self) -> Iterator[tuple[str, float]]:
+        """Yield digest and age in seconds of every blob, in no order."""

@@ -1,0 +1,185 @@
+"""Settings: one frozen struct a room, each default with its unit and reason, checked once when made.
+
+Environment, files and flags are read only at the doors (`cli/`); everything below gets these structs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from mainspring.errors import InvalidInput, invalid
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+MAX_DURATION_S = 10 * 365 * 86400.0
+"""Ten years: whatever is longer is a mistake in units."""
+
+
+def seconds(value: float | str | timedelta, field: str) -> float:
+    """Return a duration given as seconds, as text such as "8ms", "30s", "1.5h", "7d", or as a timedelta.
+
+    Raises: InvalidInput: not a duration, negative, not a number, or longer than ten years.
+    """
+    if isinstance(value, timedelta):
+        result = value.total_seconds()
+    elif isinstance(value, str):
+        match = _DURATION.fullmatch(value)
+        if match is None:
+            raise invalid(field, value, "is no duration", 'use seconds, or text such as "8ms", "30s", "2h" or "7d"')
+        result = float(match[1]) * _UNIT_S[match[2]]
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        result = float(value)
+    else:
+        raise invalid(field, value, "is no duration", 'use seconds, or text such as "30s"')
+    if not 0 <= result <= MAX_DURATION_S:  # NaN fails this too
+        raise invalid(field, value, "is out of range", "use a duration from 0 to ten years")
+    return result
+
+
+def cores() -> int:
+    """CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check(ok: bool, field: str, value: Any, why: str, remedy: str) -> None:
+    if not ok:
+        raise invalid(field, value, why, remedy)
+
+
+class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Where tasks live, and for how long."""
+
+    durability: Literal["full", "relaxed"] = "full"
+    """full: an accepted task survives power loss. relaxed: it survives a crash of the process, but the last seconds
+    before a power loss may be gone."""
+    inline_bytes: int = 64 * KIB  # larger payloads become blobs, so that the task table's log stays small
+    max_payload_bytes: int = 64 * MIB  # refused before anything is written
+    keep_completed_s: float = 7 * 86400.0  # then pruned
+    keep_failed_s: float = 30 * 86400.0  # failed, timed out and cancelled ones are looked at later
+    keep_tombstones_s: float = 90 * 86400.0  # id and status of pruned tasks
+    max_completed: int = 1_000_000  # pruned earlier above this many
+    wal_limit_bytes: int = 64 * MIB  # the log is truncated at the next quiet moment above this
+    ageing_s: float = 60.0  # a step of priority is worth this much waiting
+    lock_timeout_s: float = 10.0  # how long a write waits for another process's
+
+    def __post_init__(self) -> None:
+        _check(self.durability in ("full", "relaxed"), "durability", self.durability, "is unknown", "use full or relaxed")
+        _check(
+            0 < self.inline_bytes <= self.max_payload_bytes,
+            "inline_bytes",
+            self.inline_bytes,
+            "is not between 1 and max_payload_bytes",
+            "use about 65536",
+        )
+        _check(self.ageing_s > 0, "ageing_s", self.ageing_s, "is not positive", "use about 60")
+
+
+class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How a worker takes and runs tasks."""
+
+    queue_size: int | None = 100_000  # unfinished tasks allowed in the store; None: unbounded
+    batch_size: int = 512  # claims per store call
+    processing_interval: float | str = 1.0  # seconds between safety looks beside the wake-ups
+    async_slots: int = 64  # handlers awaiting at once on the event loop
+    thread_slots: int = msgspec.field(default_factory=lambda: max(2, cores()))  # numeric libraries release the GIL
+    process_slots: int = msgspec.field(default_factory=cores)  # child processes, started when first needed
+    prefetch_s: float = 0.05  # claim ahead what starts within this time
+    prefetch_max: int = 2048  # and never more than this, a lane
+    grace_s: float = 2.0  # between asking a handler to stop and giving its slot up
+    drain_s: float = 30.0  # how long stop() lets running work finish before releasing it
+    stall_s: float = 600.0  # a living worker silent for longer loses its attempts
+
+    def __post_init__(self) -> None:
+        _check(
+            self.queue_size is None or self.queue_size > 0, "queue_size", self.queue_size, "is not positive", "use None for unbounded"
+        )
+        for name in ("batch_size", "async_slots", "thread_slots", "process_slots", "prefetch_max"):
+            _check(getattr(self, name) > 0, name, getattr(self, name), "is not positive", "use 1 or more")
+        for name in ("processing_interval", "grace_s", "drain_s", "stall_s", "prefetch_s"):
+            seconds(getattr(self, name), name)
+        _check(
+            seconds(self.processing_interval, "processing_interval") > 0,
+            "processing_interval",
+            self.processing_interval,
+            "is not positive",
+            "use about 1",
+        )
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """When a submit is refused rather than stored."""
+
+    max_cpu_usage: float | None = None  # share of the machine, 0..1; None: never refuse for CPU
+    max_memory_bytes: int | None = None  # in use on the machine; None: 95 % of what there is
+    max_storage_bytes: int | None = None  # in use on the store's disk; None: 95 % of what there is
+    max_dependencies: int = 100_000  # parents of one task
+    max_metadata_bytes: int = 16 * KIB
+    max_params_bytes: int = 64 * KIB
+
+    def __post_init__(self) -> None:
+        if self.max_cpu_usage is not None:
+            _check(0 < self.max_cpu_usage <= 1, "max_cpu_usage", self.max_cpu_usage, "is no share", "use 0..1, as 0.9")
+
+
+class ExecutorConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How handlers are run."""
+
+    traceback_chars: int = 4_000  # tail kept with a failure
+    child_recycle_tasks: int = 1_000  # a child process is replaced after this many tasks
+    child_recycle_bytes: int = 2 * GIB  # or when it has grown beyond this
+    child_prefetch: int = 8  # tasks sent to a child ahead of time
+    child_stderr_bytes: int = 8 * KIB  # tail of a dead child's stderr kept as evidence
+    child_start_timeout_s: float = 60.0  # imports of heavy libraries are slow on a loaded machine
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Which models there are and how much memory they may take."""
+
+    default_embedding: str = "all-MiniLM-L6-v2"
+    folders: tuple[Path, ...] = ()  # looked through first: FOLDER/MODEL_ID/model.onnx
+    cache_folder: Path = msgspec.field(
+        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mainspring" / "models"
+    )
+    budget_bytes: int = 4 * GIB  # least recently used models are evicted above this
+    max_batch_tokens: int = 512  # padded tokens of one call: on CPUs larger batches are slower
+    threads_per_call: int = 1  # one caller a core beats threads inside a call
+
+
+class RetrievalConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What data retrieval may read."""
+
+    allowed_roots: tuple[Path, ...] = ()  # folders that file:// addresses may lie in; none by default
+    max_bytes: int = 64 * MIB  # of one file or blob
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All rooms' settings together."""
+
+    store: StoreConfig = StoreConfig()
+    manager: TaskManagerConfig = msgspec.field(default_factory=TaskManagerConfig)
+    scheduler: SchedulerConfig = SchedulerConfig()
+    executor: ExecutorConfig = ExecutorConfig()
+    models: ModelConfig = msgspec.field(default_factory=ModelConfig)
+    retrieval: RetrievalConfig = RetrievalConfig()
+
+
+__all__ = [
+    "EngineConfig",
+    "ExecutorConfig",
+    "InvalidInput",
+    "ModelConfig",
+    "RetrievalConfig",
+    "SchedulerConfig",
+    "StoreConfig",
+    "TaskManagerConfig",
+    "cores",
+    "seconds",
+]

@@ -1,0 +1,91 @@
+"""The contract of whatever does the work of a task type.
+
+A processor gets items and gives one outcome for each, in the same order. A bad item fails alone. It never touches the
+store: what must be written with the outcome is returned as an effect.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Awaitable, Sequence
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+
+import msgspec
+
+from mainspring.errors import Permanent, ResourceLimitExceeded, RetryAfter, TaskError
+from mainspring.processors.context import Context
+from mainspring.tasks import ErrorInfo, Failed, Outcome, TaskId, TaskInput, TaskType
+
+Lane: TypeAlias = Literal["async", "thread", "process", "ray"]
+
+
+class Item:
+    """One attempt's payload, with parents' results already in place of references."""
+
+    __slots__ = ("attempt", "context", "input", "model_id", "namespace", "params", "task_id")
+
+    def __init__(
+        self,
+        *,
+        task_id: TaskId,
+        attempt: int,
+        input: TaskInput,
+        context: Context,
+        model_id: str | None = None,
+        params: dict[str, Any] | None = None,
+        namespace: str = "default",
+    ) -> None:
+        self.task_id = task_id
+        self.attempt = attempt
+        self.input = input
+        self.context = context
+        self.model_id = model_id
+        self.params = params or {}
+        self.namespace = namespace
+
+
+class Processor(Protocol):
+    """What runs a task type.
+
+    `process` may be a plain function (it runs in a thread or a child process) or a coroutine (it runs on the event loop).
+    It may raise: then every item of the batch fails with that error.
+    """
+
+    task_type: TaskType
+    lane: Lane
+    Params: ClassVar[type[msgspec.Struct]]
+    """The options of this type; `task.params` must convert to it, checked at submit."""
+
+    def check(self, input: TaskInput, model_id: str | None, params: dict[str, Any]) -> None:
+        """Refuse at submit what could never work. Values that come from parents are not known yet (they are `Ref`).
+
+        Raises: InvalidInput.
+        """
+
+    def load(self) -> None:
+        """Get ready before the first batch; heavy imports belong here. May be called from any thread, once."""
+
+    def process(self, batch: Sequence[Item]) -> Sequence[Outcome] | Awaitable[Sequence[Outcome]]: ...
+
+    def close(self) -> None:
+        """Free what `load` took. Nothing is processed afterwards."""
+
+
+def failure(exc: BaseException, traceback_chars: int = 4_000) -> Failed:
+    """Return the stored form of an exception: its type, message, the traceback's tail, and whether to try again.
+
+    Unknown exceptions are worth a retry; ours say it themselves.
+    """
+    tail = "".join(traceback.format_exception(exc))[-traceback_chars:]
+    retry_after: float | None = None
+    retryable = True
+    if isinstance(exc, Permanent):
+        retryable = False
+    elif isinstance(exc, RetryAfter):
+        retry_after = exc.seconds
+    elif isinstance(exc, TaskError):
+        retryable = exc.is_retryable
+        if isinstance(exc, ResourceLimitExceeded):
+            retry_after = exc.retry_after
+    error = ErrorInfo(type=type(exc).__name__, message=str(exc), traceback=tail)
+    return Failed(error, retryable=retryable, retry_after=retry_after)

@@ -1,0 +1,137 @@
+"""From a call, `submit(function, *args, option=…)`, to a task. Engine and handlers use the same one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from mainspring.config import seconds
+from mainspring.environment import SYSTEM
+from mainspring.errors import InvalidInput, invalid
+from mainspring.processors.context import Child, Context
+from mainspring.processors.custom import OPTION_NAMES, Handler, handler_of
+from mainspring.tasks import Custom, Ref, Task, TaskId, TaskInput, TaskPriority, TaskType
+
+
+def split_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take the submit options out of a call's keyword arguments and return them."""
+    return {name: kwargs.pop(name) for name in OPTION_NAMES & kwargs.keys()} if kwargs else {}
+
+
+def call_task(handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any], *, id: TaskId | None = None) -> Task:
+    """Return the task that calls a handler. Raises InvalidInput for arguments or options that don't fit."""
+    options = split_options(kwargs)
+    bound = Custom(handler.bind(args, kwargs))
+    if not options:
+        return Task(
+            id=id or TaskId(),
+            task_type=handler.task_type,
+            input=bound,
+            priority=handler.priority,
+            max_retries=handler.retry.max_retries,
+            timeout=handler.timeout,
+            resources=handler.resources,
+        )
+    options.setdefault("priority", handler.priority)
+    options.setdefault("max_retries", handler.retry.max_retries)
+    options.setdefault("timeout", handler.timeout)
+    options.setdefault("resources", handler.resources)
+    return typed_task(handler.task_type, bound, options, id=id)
+
+
+def typed_task(
+    task_type: TaskType,
+    input: TaskInput,
+    options: Mapping[str, Any],
+    *,
+    params: dict[str, Any] | None = None,
+    model_id: str | None = None,
+    id: TaskId | None = None,
+) -> Task:
+    """Return a task of any type from the options that submit calls take."""
+    fields: dict[str, Any] = {}
+    for name in ("max_retries", "group", "namespace", "on_dependency_failure", "resources", "cache"):
+        if options.get(name) is not None:
+            fields[name] = options[name]
+    if options.get("priority") is not None:
+        fields["priority"] = _priority(options["priority"])
+    if options.get("timeout") is not None:
+        fields["timeout"] = seconds(options["timeout"], "timeout")
+    if options.get("key") is not None:
+        fields["idempotency_key"] = options["key"]
+    if options.get("metadata"):
+        fields["metadata"] = options["metadata"]
+    if options.get("after"):
+        fields["dependencies"] = _ids(options["after"])
+    if options.get("deadline") is not None:
+        fields["deadline"] = moment(options["deadline"], "deadline")
+    if options.get("delay") is not None and options.get("not_before") is not None:
+        raise invalid("delay", options["delay"], "and not_before say the same", "give one of them")
+    if (start := options.get("delay", None)) is not None:
+        fields["not_before"] = moment(start, "delay")
+    elif options.get("not_before") is not None:
+        fields["not_before"] = moment(options["not_before"], "not_before")
+    return Task(
+        id=id or options.get("task_id") or TaskId(),
+        task_type=task_type,
+        input=input,
+        params=params or {},
+        model_id=model_id,
+        **fields,
+    )
+
+
+def _priority(value: Any) -> TaskPriority:
+    try:
+        return TaskPriority[value.upper()] if isinstance(value, str) else TaskPriority(value)
+    except (KeyError, ValueError):
+        names = ", ".join(item.name for item in TaskPriority)
+        raise invalid("priority", value, "is unknown", f"use one of {names}") from None
+
+
+def moment(value: datetime | float | str | timedelta, field: str) -> datetime:
+    """Return a point in time given as such or as a duration from now."""
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise invalid(field, value, "has no time zone", "use datetime.now(UTC) + ..., or a duration from now")
+        return value
+    now = datetime.fromtimestamp(SYSTEM.wall_ms() / 1000, UTC)
+    return now + timedelta(seconds=seconds(value, field))
+
+
+def _ids(after: Any) -> tuple[TaskId, ...]:
+    items: Iterable[Any] = (after,) if isinstance(after, (TaskId, Ref)) else after
+    return tuple(item.id if isinstance(item, Ref) else TaskId(item) for item in items)
+
+
+def child_id(parent: TaskId, call: int) -> TaskId:
+    """Return the id of a handler's n-th `submit(..., now=True)`: the same in every attempt, ordered like its parent."""
+    digest = hashlib.blake2b(parent.bytes + call.to_bytes(8, "big"), digest_size=10).digest()
+    raw = bytearray(parent.bytes[:6] + digest)
+    raw[6] = raw[6] & 0x0F | 0x70  # version 7
+    raw[8] = raw[8] & 0x3F | 0x80  # variant
+    return TaskId(bytes(raw))
+
+
+StoreNow = Callable[[Task], Any]
+"""Stores a task at once. On the loop it returns an awaitable; elsewhere it blocks."""
+
+
+def submitter(store_now: StoreNow) -> Callable[..., Child]:
+    """Return what `Context.submit` calls."""
+    calls: dict[TaskId, int] = {}
+
+    def submit(context: Context, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], now: bool) -> Child:
+        n = calls[context.id] = calls.get(context.id, -1) + 1
+        task = call_task(handler_of(function), args, kwargs, id=child_id(context.id, n) if now else None)
+        if now:
+            return Child(task.id, store_now(task))
+        context.children.append(task)
+        return Child(task.id)
+
+    return submit
+
+
+__all__ = ["InvalidInput", "StoreNow", "call_task", "child_id", "moment", "split_options", "submitter", "typed_task"]

@@ -1,0 +1,128 @@
+"""What a handler may ask of the engine while it runs."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from collections.abc import Callable, Generator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from mainspring.errors import InvalidInput
+from mainspring.tasks import Progress, Ref, Signal, Task, TaskId
+
+if TYPE_CHECKING:
+    import httpx
+
+logger = logging.getLogger("mainspring.handler")
+
+current: contextvars.ContextVar[Context | None] = contextvars.ContextVar("mainspring_context", default=None)
+"""The context of the handler that runs here, if one does."""
+
+
+class Child(Ref):
+    """A task submitted by a handler. Return it, or hand it to another submit; its result can't be awaited here."""
+
+    __slots__ = ("_stored",)
+
+    def __init__(self, id: TaskId, stored: Any = None) -> None:
+        super().__init__(id)
+        self._stored = stored
+
+    def __await__(self) -> Generator[Any, None, Child]:
+        """Wait until the child is accepted (with `now=True`: stored), not until it ends."""
+        if self._stored is not None:
+            yield from self._stored.__await__()
+        return self
+
+    def result(self, timeout: float | None = None) -> Any:
+        raise waiting_inside()
+
+
+def waiting_inside() -> InvalidInput:
+    return InvalidInput(
+        "waiting for a task inside a handler would hold its slot until that task ends, and for ever when no slot is left; "
+        "return the handle instead: whoever depends on this task then gets that task's result",
+        field="result",
+    )
+
+
+class Context:
+    """A handler's view of its own attempt. Handlers get it by a parameter annotated `Context`.
+
+    Everything it writes is fenced: once the attempt is lost, nothing arrives.
+    """
+
+    __slots__ = ("_cancelled", "_http", "_log", "_send", "_submit", "attempt", "children", "deadline", "id", "retry_count")
+
+    def __init__(
+        self,
+        *,
+        id: TaskId,
+        attempt: int,
+        send: Callable[[Signal], None],
+        submit: Callable[..., Child] | None = None,
+        deadline: datetime | None = None,
+        retry_count: int = 0,
+    ) -> None:
+        self.id = id
+        self.attempt = attempt
+        self.deadline = deadline
+        self.retry_count = retry_count
+        self.children: list[Task] = []
+        self._send = send
+        self._submit = submit
+        self._cancelled = False
+        self._http: Any = None
+        self._log: logging.LoggerAdapter[logging.Logger] | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        """True once somebody asked this attempt to stop. Long loops in threads should look at it."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Set by the engine; harmless to call twice."""
+        self._cancelled = True
+
+    def progress(self, done: float, total: float = 1.0) -> None:
+        """Tell how far this attempt is. Cheap; only the newest value is kept."""
+        self._send(Progress(float(done), float(total)))
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger whose records carry the task's id and attempt."""
+        if self._log is None:
+            self._log = logging.LoggerAdapter(logger, {"task_id": str(self.id), "attempt": self.attempt})
+        return self._log
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        """An HTTP client that counts this attempt's bytes into its metrics."""
+        if self._http is None:
+            from mainspring.processors.http import counted_client
+
+            self._http = counted_client()
+        return self._http  # type: ignore[no-any-return]
+
+    @property
+    def network_bytes(self) -> int | None:
+        """Bytes moved through `http`; None where it was not used."""
+        return None if self._http is None else int(self._http.counted_bytes)
+
+    async def close(self) -> None:
+        if self._http is not None:
+            await self._http.aclose()
+
+    def submit(self, function: Callable[..., Any], *args: Any, now: bool = False, **options: Any) -> Child:
+        """Submit a child task.
+
+        It is stored together with this attempt's outcome, so that an attempt that fails leaves no children behind. With
+        `now=True` it is stored at once, under an id derived from this task and the number of the call: a repeated attempt
+        finds it again instead of doubling it.
+
+        Returns: a handle to return or to pass on. Awaiting the handle waits until the child is accepted.
+        """
+        if self._submit is None:
+            raise InvalidInput("ctx.submit works only in a handler that the engine runs", field="ctx")
+        return self._submit(self, function, args, options, now)

@@ -1,0 +1,294 @@
+"""Handlers: plain functions that users register, and the processor that runs them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import sys
+import typing
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from mainspring.config import seconds
+from mainspring.errors import InvalidInput, Permanent, invalid
+from mainspring.processors.base import Item, Lane, failure
+from mainspring.processors.context import Context
+from mainspring.tasks import (
+    ChildTasks,
+    Custom,
+    CustomOutput,
+    Done,
+    OnDependencyFailure,
+    Outcome,
+    Resources,
+    Retry,
+    Task,
+    TaskId,
+    TaskInput,
+    TaskPriority,
+    TaskType,
+)
+from mainspring.tasks.codec import convert
+
+LANES: tuple[Lane, ...] = ("async", "thread", "process")
+
+
+class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of a submit call; the same names in decorator, call, HTTP and CLI."""
+
+    priority: TaskPriority | None = None
+    deadline: Any = None  # aware datetime, or a duration from now
+    delay: float | str | None = None  # duration from now before which it does not start
+    not_before: Any = None  # aware datetime
+    timeout: float | str | None = None  # of one attempt
+    max_retries: int | None = None
+    key: str | None = None  # idempotency key
+    metadata: dict[str, str] | None = None
+    group: str | None = None
+    namespace: str | None = None
+    after: Any = ()  # tasks or handles that must end first, beside those in the arguments
+    on_dependency_failure: OnDependencyFailure | None = None
+    resources: Resources | None = None
+    cache: str | float | None = None
+    task_id: TaskId | None = None
+
+
+OPTION_NAMES = frozenset(SubmitOptions.__struct_fields__)
+
+
+class Handler:
+    """A registered function with its declared options. `@engine.task` makes one; the function itself stays as it was."""
+
+    __slots__ = (
+        "context_parameter",
+        "convert_input",
+        "convert_output",
+        "defaults",
+        "function",
+        "is_async",
+        "lane",
+        "name",
+        "parameters",
+        "params_type",
+        "priority",
+        "required",
+        "resources",
+        "retry",
+        "source_hash",
+        "task_type",
+        "timeout",
+        "version",
+    )
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None = None,
+        version: str = "1",
+        lane: Lane | None = None,
+        retry: Retry | int | None = None,
+        timeout: float | str | None = None,
+        priority: TaskPriority = TaskPriority.NORMAL,
+        resources: Resources | None = None,
+    ) -> None:
+        if not callable(function):
+            raise invalid("handler", function, "is not callable", "decorate a function")
+        self.function = function
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.name = name or getattr(function, "__name__", "")
+        if self.name == "<lambda>":
+            raise invalid("handler", function, "a lambda has no name to find it by", "pass name=... or use def")
+        self.task_type = TaskType.custom(self.name)
+        self.version = version
+        self.lane = lane or ("async" if self.is_async else "thread")
+        self.retry = Retry(max_retries=retry) if isinstance(retry, int) else retry or Retry()
+        self.timeout = None if timeout is None else seconds(timeout, "timeout")
+        self.priority = TaskPriority(priority)
+        self.resources = resources
+        self.source_hash = _source_hash(function)
+        self._read_signature()
+        self._check()
+
+    def _read_signature(self) -> None:
+        signature = inspect.signature(self.function)
+        try:
+            hints = typing.get_type_hints(self.function)
+        except NameError:  # an annotation that exists only for type checkers: treated as not annotated
+            hints = {}
+        self.context_parameter: str | None = None
+        fields: list[Any] = []
+        self.parameters: tuple[str, ...] = ()
+        names: list[str] = []
+        required: list[str] = []
+        typed = False
+        for parameter in signature.parameters.values():
+            hint = hints.get(parameter.name, Any)
+            if hint is Context:
+                self.context_parameter = parameter.name
+                continue
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
+                raise invalid(
+                    "handler",
+                    f"{self.name}{signature}",
+                    f"parameter {parameter.name} can't be named in a stored task",
+                    "use ordinary parameters: inputs are stored by name",
+                )
+            if parameter.name in OPTION_NAMES:
+                raise invalid(
+                    "handler",
+                    f"{self.name}{signature}",
+                    f"parameter {parameter.name} is also the name of a submit option",
+                    "rename the parameter",
+                )
+            names.append(parameter.name)
+            typed = typed or hint is not Any
+            if parameter.default is parameter.empty:
+                required.append(parameter.name)
+                fields.append((parameter.name, hint))
+            else:
+                fields.append((parameter.name, hint, msgspec.field(default_factory=_constant(parameter.default))))
+        self.parameters = tuple(names)
+        self.required = frozenset(required)
+        self.params_type = msgspec.defstruct(f"{self.name.replace('.', '_')}_input", fields, kw_only=True)
+        self.convert_input = typed
+        output = hints.get("return", Any)
+        self.convert_output = None if output in (Any, None, inspect.Signature.empty) else output
+
+    def _check(self) -> None:
+        if self.lane not in LANES:
+            raise invalid("lane", self.lane, "is unknown", f"use one of {', '.join(LANES)}")
+        if self.lane == "async" and not self.is_async:
+            raise invalid("lane", self.lane, f"{self.name} is a plain function and would block the loop", "use lane='thread'")
+        if self.lane == "thread" and self.is_async:
+            raise invalid("lane", self.lane, f"{self.name} is async and belongs on the loop", "leave lane out, or use def")
+        if self.lane == "process":
+            check_importable(self.function, self.name)
+        if self.retry.max_retries < 0:
+            raise invalid("retry.max_retries", self.retry.max_retries, "is negative", "use 0 for no retry")
+        seconds(self.retry.delay, "retry.delay")
+        seconds(self.retry.max_delay, "retry.max_delay")
+
+    def bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the call's arguments by name, as they are stored. Raises InvalidInput for what does not fit."""
+        parameters = self.parameters
+        if len(args) > len(parameters):
+            raise invalid(
+                "arguments", args, f"{self.name} takes {len(parameters)} of them", f"it wants ({', '.join(parameters)})"
+            )
+        bound = dict(zip(parameters, args, strict=False))
+        for name, value in kwargs.items():
+            if name not in parameters or name in bound:
+                why = "is given twice" if name in bound else f"is no parameter of {self.name}"
+                raise invalid(name, value, why, f"it takes ({', '.join(parameters)}) and options {sorted(OPTION_NAMES)}")
+            bound[name] = value
+        if len(bound) < len(parameters) and not self.required <= bound.keys():
+            missing = ", ".join(sorted(self.required - bound.keys()))
+            raise InvalidInput(f"{self.name} misses {missing}; it takes ({', '.join(parameters)})", field=missing)
+        return bound
+
+    def check_arguments(self, bound: dict[str, Any]) -> None:
+        """Refuse arguments of the wrong type. Only for calls without references: those are checked when they are known."""
+        if self.convert_input:
+            convert(bound, self.params_type, f"arguments of {self.name}")
+
+
+def _constant(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+def _source_hash(function: Callable[..., Any]) -> str:
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):  # typed into an interpreter: there is no source to compare
+        return ""
+    return hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
+
+
+def check_importable(function: Callable[..., Any], name: str) -> None:
+    """Refuse what a child process could not import again by module and name."""
+    qualname = getattr(function, "__qualname__", "")
+    if "<lambda>" in qualname or "<locals>" in qualname:
+        raise invalid(
+            "lane",
+            "process",
+            f"{name} ({qualname}) can't be imported by a child process",
+            "move it to the top level of a module and use def",
+        )
+    module = sys.modules.get(getattr(function, "__module__", ""))
+    if module is None or not (getattr(module, "__file__", None) or getattr(module, "__spec__", None)):
+        raise invalid(
+            "lane", "process", f"{name} was not defined in a file that a child process can import", "put it into a module"
+        )
+
+
+def handler_of(function: Callable[..., Any]) -> Handler:
+    """Return the handler that a decorated function stands for."""
+    handler = getattr(function, "__mainspring__", None)
+    if handler is None:
+        raise invalid("handler", function, "is not registered", "decorate it with @engine.task")
+    return handler  # type: ignore[no-any-return]
+
+
+class HandlerProcessor:
+    """Runs one handler; one call for each item."""
+
+    class Params(msgspec.Struct):
+        """Handlers get their values as arguments; there are no other options."""
+
+    def __init__(self, handler: Handler, traceback_chars: int = 4_000) -> None:
+        self.handler = handler
+        self.task_type = handler.task_type
+        self.lane: Lane = handler.lane
+        self._traceback_chars = traceback_chars
+
+    def check(self, input: TaskInput, model_id: str | None, params: dict[str, Any]) -> None:
+        if not isinstance(input, Custom) or not isinstance(input.value, dict):
+            raise invalid("input", input, "is not Custom with the arguments by name", f"use engine.submit({self.handler.name}, ...)")
+        self.handler.bind((), input.value)
+
+    def load(self) -> None:
+        """Nothing to load: the function is there."""
+
+    def close(self) -> None:
+        """Nothing was taken."""
+
+    def process(self, batch: Sequence[Item]) -> Sequence[Outcome] | Awaitable[Sequence[Outcome]]:
+        return self._process_async(batch) if self.handler.is_async else [self._call(item) for item in batch]
+
+    async def _process_async(self, batch: Sequence[Item]) -> Sequence[Outcome]:
+        return [await self._await(item) for item in batch]
+
+    async def _await(self, item: Item) -> Outcome:
+        try:
+            value = await self.handler.function(**self._arguments(item))
+        except Exception as exc:
+            return failure(exc, self._traceback_chars)
+        return self._done(item, value)
+
+    def _call(self, item: Item) -> Outcome:
+        try:
+            value = self.handler.function(**self._arguments(item))
+        except Exception as exc:
+            return failure(exc, self._traceback_chars)
+        return self._done(item, value)
+
+    def _arguments(self, item: Item) -> dict[str, Any]:
+        handler = self.handler
+        arguments = item.input.value  # type: ignore[union-attr]
+        if handler.convert_input:
+            typed = convert(arguments, handler.params_type, f"arguments of {handler.name}")
+            arguments = {name: getattr(typed, name) for name in handler.parameters}
+        if handler.context_parameter is not None:
+            arguments = {**arguments, handler.context_parameter: item.context}
+        return arguments  # type: ignore[no-any-return]
+
+    def _done(self, item: Item, value: Any) -> Outcome:
+        children = item.context.children
+        return Done(CustomOutput(value), (ChildTasks(tuple(children)),) if children else ())
+
+
+__all__ = ["Handler", "HandlerProcessor", "Permanent", "SubmitOptions", "check_importable", "functools", "handler_of"]

@@ -1,0 +1,215 @@
+"""Bytes in the store: MessagePack of JSON-like values, bytes, numpy arrays and references to tasks. Never pickle.
+
+Two extension types: 1 is a reference to a task (its 16 bytes), 2 is an array (header with dtype and shape, then the raw
+buffer in C order).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from mainspring.errors import InternalError, invalid
+from mainspring.tasks.identity import TaskId, TaskType
+from mainspring.tasks.payloads import Ref, TaskInput, TaskOutput
+
+if TYPE_CHECKING:
+    import numpy
+
+_REF, _ARRAY = 1, 2
+_DTYPES = frozenset("?bBhHiIlLqQefdFD")
+T = TypeVar("T")
+
+
+class _FoundRef(Exception):
+    """Tells the fast encoder's caller that a reference is in there."""
+
+
+def _pack_array(array: numpy.ndarray[Any, Any]) -> msgspec.msgpack.Ext:
+    import numpy as np
+
+    if array.dtype.char not in _DTYPES:
+        raise invalid("payload", array.dtype, "arrays of this dtype can't be stored", "use numbers or booleans")
+    header = msgspec.msgpack.encode((array.dtype.str, array.shape))
+    return msgspec.msgpack.Ext(_ARRAY, bytes((len(header),)) + header + np.ascontiguousarray(array).tobytes())
+
+
+def _unpack_array(data: memoryview) -> numpy.ndarray[Any, Any]:
+    import numpy as np
+
+    size = data[0]
+    dtype, shape = msgspec.msgpack.decode(data[1 : 1 + size], type=tuple[str, tuple[int, ...]])
+    if np.dtype(dtype).char not in _DTYPES or math.prod(shape) * np.dtype(dtype).itemsize != len(data) - 1 - size:
+        raise InternalError(f"stored array has a broken header: {dtype} {shape}")
+    return np.frombuffer(data[1 + size :], dtype=dtype).reshape(shape).copy()
+
+
+def _plain(value: Any, on_ref: Callable[[Ref], Any]) -> Any:
+    if isinstance(value, Ref):
+        return on_ref(value)
+    if isinstance(value, TaskId):
+        return str(value)
+    if isinstance(value, TaskType):
+        return str.__str__(value)
+    module = type(value).__module__
+    if module == "numpy":
+        if type(value).__name__ == "ndarray":
+            return _pack_array(value)
+        if hasattr(value, "item"):
+            return value.item()
+    if module.partition(".")[0] == "pydantic" or hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    raise invalid(
+        "payload",
+        value,
+        f"{type(value).__module__}.{type(value).__qualname__} can't be stored",
+        "pass JSON-like values, bytes, numpy arrays, dataclasses or msgspec structs",
+    )
+
+
+def _found(ref: Ref) -> Any:
+    raise _FoundRef
+
+
+def _kept(ref: Ref) -> msgspec.msgpack.Ext:
+    return msgspec.msgpack.Ext(_REF, ref.id.bytes)
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=lambda value: _plain(value, _found), decimal_format="string")
+_NO_REFS: tuple[TaskId, ...] = ()
+
+
+def encode(value: Any) -> tuple[bytes, tuple[TaskId, ...]]:
+    """Return the bytes and the tasks that the value refers to, in order of first appearance.
+
+    Raises: InvalidInput: something in there can't be stored.
+    """
+    try:
+        return _encoder.encode(value), _NO_REFS
+    except _FoundRef:
+        pass
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise invalid("payload", value, f"can't be stored ({exc})", "pass JSON-like values, bytes or arrays") from exc
+    refs: dict[TaskId, None] = {}
+
+    def keep(ref: Ref) -> msgspec.msgpack.Ext:
+        refs[ref.id] = None
+        return _kept(ref)
+
+    data = msgspec.msgpack.Encoder(enc_hook=lambda item: _plain(item, keep), decimal_format="string").encode(value)
+    return data, tuple(refs)
+
+
+def _unpack(code: int, data: memoryview) -> Any:
+    if code == _ARRAY:
+        return _unpack_array(data)
+    if code == _REF:
+        return Ref(TaskId(bytes(data)))
+    raise InternalError(f"stored payload has the unknown extension type {code}")
+
+
+_decoder = msgspec.msgpack.Decoder(ext_hook=_unpack)
+
+
+def decode(data: bytes, results: Mapping[TaskId, Any] | None = None) -> Any:
+    """Return plain values; references become the given results, or stay `Ref` where none are given."""
+    if not results:
+        return _decoder.decode(data)
+
+    def unpack(code: int, raw: memoryview) -> Any:
+        return results[TaskId(bytes(raw))] if code == _REF else _unpack(code, raw)
+
+    return msgspec.msgpack.Decoder(ext_hook=unpack).decode(data)
+
+
+def _from_plain(wanted: Any, value: Any) -> Any:
+    if wanted is TaskId or wanted is TaskType:
+        return wanted(value)
+    if isinstance(wanted, type) and isinstance(value, wanted):
+        return value
+    if getattr(wanted, "__name__", "") == "ndarray":
+        import numpy as np
+
+        return np.asarray(value)
+    if hasattr(wanted, "model_validate"):
+        return wanted.model_validate(value)
+    raise TypeError(f"can't make {wanted!r} of {type(value).__name__}")
+
+
+def convert(value: Any, wanted: type[T] | Any, field: str = "input", *, strict: bool = True) -> T:
+    """Return `value` as the wanted type. Raises InvalidInput that names the path within the field."""
+    try:
+        return msgspec.convert(value, wanted, dec_hook=_from_plain, strict=strict)  # type: ignore[no-any-return]
+    except (msgspec.ValidationError, TypeError) as exc:
+        name = getattr(wanted, "__name__", str(wanted))
+        raise invalid(field, value, str(exc), f"pass what fits {name}") from exc
+    except ValueError as exc:  # pydantic's ValidationError is one
+        raise invalid(field, value, str(exc), "pass a value that validates") from exc
+
+
+def encode_input(value: TaskInput) -> tuple[bytes, tuple[TaskId, ...]]:
+    return encode(value)
+
+
+_input_decoder = msgspec.msgpack.Decoder(TaskInput, ext_hook=_unpack)
+_output_decoder = msgspec.msgpack.Decoder(TaskOutput, ext_hook=_unpack)
+
+
+def decode_input(data: bytes, results: Mapping[TaskId, Any] | None = None) -> TaskInput:
+    """Return the input; with results of parents put in place of the references."""
+    if not results:
+        return _input_decoder.decode(data)
+    return convert(decode(data, results), TaskInput)
+
+
+def decode_output(data: bytes, results: Mapping[TaskId, Any] | None = None) -> TaskOutput:
+    if not results:
+        return _output_decoder.decode(data)
+    return convert(decode(data, results), TaskOutput)
+
+
+def _json_plain(value: Any) -> Any:
+    if type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
+        return value.tolist()
+    return _plain(value, lambda ref: {"task": str(ref.id)})
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Text for people and scripts: arrays become lists, bytes base64, times ISO 8601."""
+    raw = msgspec.json.encode(value, enc_hook=_json_plain)
+    return (raw if indent is None else msgspec.json.format(raw, indent=indent)).decode()
+
+
+def from_json(text: str | bytes, wanted: type[T] | Any = Any, field: str = "input") -> T:
+    try:
+        return msgspec.json.decode(text, type=wanted, dec_hook=_from_plain)  # type: ignore[no-any-return]
+    except msgspec.DecodeError as exc:
+        raise invalid(field, text, str(exc), "pass valid JSON") from exc
+
+
+def json_schema(wanted: Any) -> dict[str, Any]:
+    """Return the JSON Schema of a type that `convert` takes."""
+
+    def own(kind: type) -> dict[str, Any]:
+        if kind is TaskId:
+            return {"type": "string", "format": "uuid"}
+        if hasattr(kind, "model_json_schema"):
+            return dict(kind.model_json_schema())
+        return {"type": "array"} if kind.__name__ == "ndarray" else {"type": "string"}
+
+    return msgspec.json.schema(wanted, schema_hook=own)
+
+
+def refs_in(data: bytes) -> tuple[TaskId, ...]:
+    """Return the tasks that stored bytes refer to."""
+    found: dict[TaskId, None] = {}
+
+    def note(code: int, raw: memoryview) -> Any:
+        if code == _REF:
+            found[TaskId(bytes(raw))] = None
+
+    msgspec.msgpack.Decoder(ext_hook=note).decode(data)
+    return tuple(found)
