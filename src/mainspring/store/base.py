@@ -1,0 +1,441 @@
+"""The contract of a store: where tasks live, and the only place that knows the truth.
+
+A store serves one process. Submitting and looking are calls; work is a stream: a worker says how many claims each of its
+lanes can take (`Lane.room`), the store hands them over through `WorkerPort.claimed`, and takes outcomes back by `finish`.
+Everything that is given in between two commits goes into one transaction; whatever is reported was committed before.
+
+A claim (task, attempt, owner) is the only key: a write for an attempt that is not held any more changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple, Protocol
+
+import msgspec
+
+from mainspring.tasks import (
+    Effect,
+    ErrorInfo,
+    OnDependencyFailure,
+    Reason,
+    Resources,
+    Retry,
+    TaskId,
+    TaskInfo,
+    TaskResult,
+    TaskStatus,
+)
+
+CANCEL_ASKED: Final = 1
+"""Flag: somebody asked the running attempt to stop."""
+SUSPECT: Final = 2
+"""Flag: it ran when its process died; it runs alone next."""
+HAS_REFS: Final = 4
+"""Flag: its input refers to results of its parents."""
+STANDS_FOR: Final = 8
+"""Flag: its output refers to results of other tasks."""
+BLOB_INPUT: Final = 16
+"""Flag: the input column holds the digest of a blob."""
+BLOB_OUTPUT: Final = 32
+"""Flag: the output column holds the digest of a blob."""
+
+POLICY_CODE: Final[dict[OnDependencyFailure, int]] = {"require": 0, "allow_failure": 1, "skip": 2}
+OUTCOMES: Final = ("completed", "failed", "timeout", "cancelled", "retry", "released", "crashed")
+"""How an attempt ended, by code."""
+COMPLETED, FAILED, TIMEOUT, CANCELLED, RETRY, RELEASED, CRASHED = range(7)
+MAX_CRASHES: Final = 3
+MAX_RELEASES: Final = 10
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The fields of a task that most tasks leave at their defaults: one column, absent when all are."""
+
+    model_id: str | None = None
+    metadata: dict[str, str] = {}
+    params: dict[str, Any] = {}
+    resources: Resources | None = None
+    on_dependency_failure: OnDependencyFailure = "require"
+    idempotency_key: str | None = None
+    retry: Retry | None = None
+    version: str | None = None  # of the handler at submit
+
+
+class NewTask:
+    """A task as it enters the store."""
+
+    __slots__ = (
+        "after",
+        "class_key",
+        "deadline_ms",
+        "flags",
+        "id",
+        "input",
+        "key",
+        "max_retries",
+        "not_before_ms",
+        "policy",
+        "priority",
+        "spec",
+        "timeout_ms",
+    )
+
+    def __init__(
+        self,
+        id: bytes,
+        class_key: tuple[str, str, str],
+        input: bytes,
+        *,
+        priority: int = 1,
+        max_retries: int = 3,
+        timeout_ms: int | None = None,
+        deadline_ms: int | None = None,
+        not_before_ms: int | None = None,
+        flags: int = 0,
+        spec: bytes | None = None,
+        key: str | None = None,
+        after: Sequence[bytes] = (),
+        policy: int = 0,
+    ) -> None:
+        self.id = id
+        self.class_key = class_key  # namespace, type, group ('' for none)
+        self.input = input  # or the digest of a blob, when flagged so
+        self.priority = priority
+        self.max_retries = max_retries
+        self.timeout_ms = timeout_ms
+        self.deadline_ms = deadline_ms
+        self.not_before_ms = not_before_ms
+        self.flags = flags
+        self.spec = spec
+        self.key = key
+        self.after = after  # ids of parents
+        self.policy = policy
+
+
+class HandlerRecord(NamedTuple):
+    """A handler as submitters without its code know it."""
+
+    type: str
+    version: str
+    lane: str
+    options: str  # JSON
+    schema: str  # JSON Schema of the arguments
+    source: str  # hash of the source, to tell a change under the same version
+
+
+class Accepted(NamedTuple):
+    id: bytes
+    existed: bool  # the same id or idempotency key with the same payload was there already
+
+
+class ParentResult(NamedTuple):
+    """What a parent left, for the claim of its child."""
+
+    status: int
+    output: bytes | None
+    flags: int
+
+
+class Claimed:
+    """The right to finish one attempt, with all that is needed to run it."""
+
+    __slots__ = (
+        "attempt",
+        "class_key",
+        "crashes",
+        "deadline_ms",
+        "flags",
+        "id",
+        "input",
+        "max_retries",
+        "owner",
+        "parents",
+        "priority",
+        "rank",
+        "ready_ms",
+        "releases",
+        "retry_count",
+        "seq",
+        "spec",
+        "timeout_ms",
+    )
+
+    def __init__(
+        self,
+        seq: int,
+        id: bytes,
+        attempt: int,
+        owner: int,
+        class_key: tuple[str, str, str],
+        rank: int,
+        flags: int,
+        priority: int,
+        retry_count: int,
+        max_retries: int,
+        crashes: int,
+        releases: int,
+        ready_ms: int,
+        deadline_ms: int | None,
+        timeout_ms: int | None,
+        input: bytes,
+        spec: bytes | None,
+    ) -> None:
+        self.seq = seq
+        self.id = id
+        self.attempt = attempt
+        self.owner = owner
+        self.class_key = class_key
+        self.rank = rank
+        self.flags = flags
+        self.priority = priority
+        self.retry_count = retry_count
+        self.max_retries = max_retries
+        self.crashes = crashes
+        self.releases = releases
+        self.ready_ms = ready_ms
+        self.deadline_ms = deadline_ms
+        self.timeout_ms = timeout_ms
+        self.input = input
+        self.spec = spec
+        self.parents: dict[bytes, ParentResult] | None = None
+
+    def __lt__(self, other: Claimed) -> bool:
+        return (self.rank, self.seq) < (other.rank, other.seq)
+
+
+class Finish:
+    """How an attempt ended, on its way into the store."""
+
+    __slots__ = (
+        "batch",
+        "blobs",
+        "claim",
+        "cpu_us",
+        "delay_ms",
+        "duration_us",
+        "effects",
+        "ended_ms",
+        "error",
+        "flags",
+        "lane",
+        "memory",
+        "network",
+        "outcome",
+        "output",
+        "refs",
+        "started_ms",
+        "wait_ms",
+        "children",
+    )
+
+    def __init__(
+        self,
+        claim: Claimed,
+        outcome: int,
+        ended_ms: int,
+        *,
+        started_ms: int | None = None,
+        wait_ms: int | None = None,
+        output: bytes | None = None,
+        refs: tuple[bytes, ...] = (),
+        error: bytes | None = None,
+        delay_ms: int = 0,
+        effects: tuple[Effect, ...] = (),
+        children: tuple[NewTask, ...] = (),
+        flags: int = 0,
+        blobs: tuple[str, ...] = (),
+        duration_us: int | None = None,
+        cpu_us: int | None = None,
+        memory: int | None = None,
+        network: int | None = None,
+        batch: int = 1,
+        lane: str | None = None,
+    ) -> None:
+        self.claim = claim
+        self.outcome = outcome  # a code of OUTCOMES
+        self.ended_ms = ended_ms
+        self.started_ms = started_ms
+        self.wait_ms = wait_ms
+        self.output = output
+        self.refs = refs  # tasks that the output stands for
+        self.error = error  # MessagePack of an ErrorInfo
+        self.delay_ms = delay_ms  # of a retry
+        self.effects = effects
+        self.children = children
+        self.flags = flags  # added to the task's
+        self.blobs = blobs  # digests that the output lives in
+        self.duration_us = duration_us
+        self.cpu_us = cpu_us
+        self.memory = memory
+        self.network = network
+        self.batch = batch
+        self.lane = lane
+
+
+class Standing(NamedTuple):
+    """Where a task stands in the queue, for `explain`."""
+
+    status: TaskStatus
+    reason: Reason | None  # also those that are found only when asked: paused, no_worker
+    type: str
+    attempt: int
+    worker: str | None
+    due: datetime | None
+    error: ErrorInfo | None
+    parents: list[bytes]  # some of the unfinished ones
+    parents_left: int
+    ahead: int  # ready tasks of its class that go first
+    ahead_is_more: bool
+    pause: str | None
+
+
+class Ended(NamedTuple):
+    """A task that reached a final status in a transaction of this process."""
+
+    id: bytes
+    status: int
+    output: bytes | None
+    flags: int
+    error: bytes | None
+
+
+class Lane:
+    """What a lane can take. Two counters with one writer each, so that no lock is needed."""
+
+    __slots__ = ("limit", "name", "ready", "released", "taken", "types")
+
+    def __init__(self, name: str, limit: int = 0) -> None:
+        self.name = name
+        self.limit = limit  # claims held at once; set by the worker
+        self.released = 0  # claims that don't count any more; counted by the worker
+        self.taken = 0  # claims handed over; counted by the store
+        self.types: frozenset[str] = frozenset()
+        self.ready: set[int] = set()  # classes that may have ready tasks; kept by the store
+
+    def room(self) -> int:
+        return self.limit + self.released - self.taken
+
+
+class WorkerPort(Protocol):
+    """What the store tells a worker, on the worker's loop."""
+
+    lanes: Mapping[str, Lane]
+
+    def claimed(self, claims: list[Claimed]) -> None:
+        """These attempts are yours now."""
+
+    def lost(self, finishes: list[Finish]) -> None:
+        """These outcomes were not taken: the attempts were not yours any more."""
+
+    def asked_to_stop(self, ids: list[bytes]) -> None:
+        """Somebody asked for these tasks to be cancelled."""
+
+
+class CrashEvidence(NamedTuple):
+    """What is known of a process that died."""
+
+    worker: str
+    pid: int
+    started: frozenset[tuple[int, int]]  # (seq, attempt) of handlers that ran when it died
+
+
+class Listener(Protocol):
+    """Whoever waits for results in this process."""
+
+    def ended(self, tasks: list[Ended]) -> None: ...
+
+    def wants(self, id: bytes) -> bool:
+        """Whether a task that another process ended is of interest here."""
+
+    def awaited(self, most: int) -> list[bytes]:
+        """Some of the tasks that somebody awaits now, for the safety look; others the next time."""
+
+
+class Store(Protocol):
+    """All methods belong to one event loop."""
+
+    worker_id: str
+
+    async def open(self) -> None:
+        """Open or create, migrate, register this process, and rescue what dead ones held."""
+
+    async def close(self) -> None: ...
+
+    def now_ms(self) -> int:
+        """The store's clock: wall clock at open plus monotonic time, never below what is stored."""
+
+    async def submit(self, tasks: Sequence[NewTask]) -> list[Accepted]:
+        """Store all of them or none; durable on return.
+
+        Raises: TaskNotFound, Conflict, QueueFull, InvalidInput, StoreUnavailable, SubmitIndeterminate.
+        """
+
+    async def register(self, types: Sequence[str], handlers: Sequence[HandlerRecord]) -> None:
+        """Tell other processes what this one serves."""
+
+    async def registered_types(self) -> list[str]:
+        """Return all types that any worker has served."""
+
+    def serve(self, port: WorkerPort) -> None:
+        """Begin to hand over claims."""
+
+    def stop_serving(self) -> None:
+        """Hand over no more."""
+
+    def demand(self) -> None:
+        """A lane has more room: look for ready tasks."""
+
+    def finish(self, finish: Finish) -> None:
+        """Record an outcome soon; the result is told by `ended` listeners or by `WorkerPort.lost`."""
+
+    def started(self, claim: Claimed, started_ms: int) -> None:
+        """Record that a handler runs, with the next commit."""
+
+    def mark(self, slot: int, claim: Claimed | None) -> None:
+        """Note in this process's life file what runs in a slot, for whoever has to judge after a crash."""
+
+    def progress(self, claim: Claimed, done: float, total: float) -> None: ...
+
+    async def withdraw(self, claim: Claimed) -> bool:
+        """Cancel a claim that has not started and never will; false when it was not held any more."""
+
+    async def cancel(self, id: bytes) -> str:
+        """Answer `cancelled`, `requested`, `held` (a worker must be asked) or `already(STATUS)`."""
+
+    async def retry(self, id: bytes) -> bytes:
+        """Make a new task of an ended one; returns its id."""
+
+    async def pause(self, *, namespace: str = "", type: str = "", group: str = "") -> None: ...
+
+    async def resume(self, *, namespace: str = "", type: str = "", group: str = "") -> int: ...
+
+    def listen(self, listener: Listener) -> None:
+        """Tell this one of ended tasks, wherever they ended."""
+
+    async def info(self, id: bytes) -> TaskInfo: ...
+
+    async def standing(self, id: bytes) -> Standing:
+        """Raises TaskNotFound."""
+
+    async def stats(self) -> dict[str, Any]:
+        """Return counts of tasks by status, by reason, and by type and status."""
+
+    async def result(self, id: bytes) -> TaskResult | None: ...
+
+    async def ended(self, ids: Sequence[bytes]) -> list[Ended]:
+        """Return those that have ended."""
+
+    async def require(self, ids: Sequence[bytes]) -> None:
+        """Raises TaskNotFound for the first one that the store does not know."""
+
+    async def list_tasks(
+        self,
+        *,
+        status: TaskStatus | None = None,
+        type: str | None = None,
+        namespace: str | None = None,
+        limit: int = 50,
+        before: TaskId | None = None,
+    ) -> list[TaskInfo]:
+        """Return the newest first; the next page begins before the last id of this one."""

@@ -1,0 +1,78 @@
+"""Claims: the best ready tasks of the lanes that have room, over all classes that may run now."""
+
+from __future__ import annotations
+
+import heapq
+from itertools import islice
+
+from mainspring.store.base import HAS_REFS, Claimed, Lane, ParentResult
+from mainspring.store.sqlite.transaction import Transaction
+
+
+def scan_ready(tx: Transaction) -> None:
+    """Look through the whole index for classes with ready tasks: one step a class, however many tasks it has."""
+    class_id = -1
+    while (row := tx.one("next_ready_class", class_id)) is not None:
+        class_id = int(row[0])
+        tx.class_key(class_id)
+        tx.ready.add(class_id)
+
+
+def claim(tx: Transaction, most: int) -> None:
+    """Take what the lanes have room for, up to `most` each."""
+    for lane in tx.memory.lanes.values():
+        room = min(tx.room(lane), most)
+        if room > 0:
+            _claim_for(tx, lane, room)
+
+
+def _classes(tx: Transaction, lane: Lane) -> list[int]:
+    fresh = [class_id for class_id in tx.ready if class_id not in lane.ready and tx.lane_for(class_id) is lane]
+    return [class_id for class_id in lane.ready if tx.lane_for(class_id) is lane] + fresh
+
+
+def _claim_for(tx: Transaction, lane: Lane, room: int) -> None:
+    classes = _classes(tx, lane)
+    if not classes:
+        return
+    heads = {class_id: tx.run("heads", class_id, room).fetchall() for class_id in classes}
+    best = list(islice(heapq.merge(*heads.values()), room))
+    if best:
+        owner = tx.memory.owner
+        taken = [_from_row(tx, row, owner) for row in tx.run_many("claim", ((owner, seq) for _, seq in best))]
+        tx.taken[lane.name] = tx.taken.get(lane.name, 0) + len(taken)
+        tx.claims += taken
+    for class_id, rows in heads.items():
+        if len(rows) < room:
+            _note_left(tx, lane, class_id, rows, best)
+
+
+def _note_left(
+    tx: Transaction, lane: Lane, class_id: int, rows: list[tuple[int, int]], best: list[tuple[int, int]]
+) -> None:
+    """Forget a class of which nothing is left, so that the next claim does not look at it."""
+    if not rows or not best or rows[-1] <= best[-1]:
+        lane.ready.discard(class_id)
+        tx.ready.discard(class_id)
+
+
+def _from_row(tx: Transaction, row: tuple, owner: int) -> Claimed:  # type: ignore[type-arg]
+    (
+        seq, id, attempt, class_id, rank, flags, priority, retry_count, max_retries, crashes, releases, ready_ms,
+        deadline_ms, timeout_ms, input, spec,
+    ) = row  # fmt: skip
+    claimed = Claimed(
+        seq, id, attempt, owner, tx.class_key(class_id), rank, flags, priority, retry_count, max_retries, crashes,
+        releases, ready_ms, deadline_ms, timeout_ms, input, spec,
+    )  # fmt: skip
+    if flags & HAS_REFS:
+        cursor = tx.cursor.connection.cursor()
+        claimed.parents = {
+            parent: ParentResult(status, output, parent_flags)
+            for parent, status, output, parent_flags in cursor.execute(_PARENTS, (seq,))
+        }
+    return claimed
+
+
+_PARENTS = """SELECT task.id, task.status, task.output, task.flags FROM edge JOIN task ON task.seq = edge.parent
+WHERE edge.child = ? ORDER BY edge.n"""

@@ -1,0 +1,176 @@
+"""What people and other rooms ask of single tasks: cancel, retry, pause."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import msgspec
+
+from mainspring.errors import InvalidInput, TaskNotFound
+from mainspring.store.base import CANCEL_ASKED, Claimed, HandlerRecord
+from mainspring.store.sqlite import graph
+from mainspring.store.sqlite.transaction import Transaction
+from mainspring.tasks import ErrorInfo, TaskId
+from mainspring.tasks.lifecycle import CANCELLED, CLAIMED, COMPLETED, DELAYED, PENDING, READY, STATUS_OF
+
+logger = logging.getLogger("mainspring.store")
+
+_CANCELLED = ErrorInfo(type="TaskCancelled", message="cancelled before it started", attempts=0)
+
+
+def audit(tx: Transaction, action: str, **detail: object) -> None:
+    tx.run("add_audit", tx.now_ms, action, msgspec.json.encode(detail).decode())
+
+
+def state(tx: Transaction, id: bytes) -> tuple[int, int, int | None, int, int | None, int, int]:
+    """Return (seq, status, reason, class, owner, attempt, flags). Raises TaskNotFound."""
+    row = tx.one("state_by_id", id)
+    if row is None:
+        raise not_found(tx, id)
+    return (row[0], row[1], row[2], row[3], row[4], row[5], row[6])
+
+
+def not_found(tx: Transaction, id: bytes) -> TaskNotFound:
+    pruned = tx.one("tombstone_by_id", id)
+    if pruned is None:
+        return TaskNotFound(f"there is no task {TaskId(id)} in this store; check the id and the store's path")
+    return TaskNotFound(f"task {TaskId(id)} ended as {STATUS_OF[pruned[0]].value} and was pruned since")
+
+
+def cancel(tx: Transaction, id: bytes) -> str:
+    """Cancel a task that nobody holds; ask for the stop of one that is held."""
+    seq, status, reason, class_id, _, _, flags = state(tx, id)
+    if status >= COMPLETED:
+        return f"already({STATUS_OF[status].value})"
+    if status == PENDING and reason != CLAIMED:
+        graph.end_task(tx, seq, class_id, id, CANCELLED, _CANCELLED)
+        graph.ended(tx, [(seq, CANCELLED, id)])
+        audit(tx, "cancel", task=str(TaskId(id)))
+        return "cancelled"
+    if not flags & CANCEL_ASKED:
+        tx.cursor.execute("UPDATE task SET flags = flags | 1 WHERE seq = ?", (seq,))
+        audit(tx, "cancel", task=str(TaskId(id)))
+    tx.stop_asked.append(id)
+    return "held" if reason == CLAIMED else "requested"
+
+
+def withdraw(tx: Transaction, claim: Claimed) -> bool:
+    """Cancel an attempt of ours that has not begun and now never will."""
+    row = tx.one("held", claim.seq, claim.attempt, claim.owner)
+    if row is None:
+        return False
+    graph.end_task(tx, claim.seq, row[1], claim.id, CANCELLED, _CANCELLED)
+    graph.ended(tx, [(claim.seq, CANCELLED, claim.id)])
+    return True
+
+
+def retry(tx: Transaction, id: bytes, new_id: bytes) -> bytes:
+    """Make a new task of one that ended without completing, and new ones of the descendants that failed for it.
+
+    The new one takes over the idempotency key. What the old ones record stays.
+    """
+    seq, status, *_ = state(tx, id)
+    if status <= COMPLETED:
+        raise InvalidInput(
+            f"task {TaskId(id)} is {STATUS_OF[status].value}: only failed, timed out and cancelled tasks can be retried",
+            field="task_id",
+        )
+    again = tx.cursor.execute("SELECT t.id FROM retried r JOIN task t ON t.seq = r.again WHERE r.task = ?", (seq,)).fetchone()
+    if again is not None:
+        raise InvalidInput(f"task {TaskId(id)} was retried already, as {TaskId(again[0])}", field="task_id")
+    audit(tx, "retry", task=str(TaskId(id)), again=str(TaskId(new_id)))
+    renewed: dict[int, int] = {}
+    _renew(tx, seq, new_id, renewed)
+    for old in _descendants(tx, seq):
+        _renew(tx, old, None, renewed)
+    return new_id
+
+
+def _descendants(tx: Transaction, seq: int) -> list[int]:
+    """Return the tasks below that never ran because of it, parents first."""
+    rows = tx.cursor.execute(
+        """WITH RECURSIVE below(seq) AS (
+               VALUES (?) UNION SELECT edge.child FROM below JOIN edge ON edge.parent = below.seq
+               JOIN task ON task.seq = edge.child
+               WHERE task.status IN (3, 4) AND task.attempt = 0 AND task.error IS NOT NULL)
+           SELECT seq FROM below WHERE seq <> ?1 ORDER BY seq""",
+        (seq,),
+    ).fetchall()
+    return [
+        row[0]
+        for row in rows
+        if tx.cursor.execute("SELECT 1 FROM retried WHERE task = ?", row).fetchone() is None
+        and _error_type(tx, row[0]) in ("DependencyNotMet", "TaskCancelled")
+    ]
+
+
+def _error_type(tx: Transaction, seq: int) -> str:
+    raw = tx.cursor.execute("SELECT error FROM task WHERE seq = ?", (seq,)).fetchone()[0]
+    return msgspec.msgpack.decode(raw, type=ErrorInfo).type
+
+
+def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, int]) -> None:
+    """Insert a copy of an ended task. References to renewed parents, in edges and input, become the new ones."""
+    (class_id, priority, max_retries, timeout_ms, input, spec, flags, not_before) = tx.cursor.execute(
+        "SELECT class, priority, max_retries, timeout_ms, input, spec, flags, not_before_ms FROM task WHERE seq = ?", (old,)
+    ).fetchone()
+    new = int(tx.one("last_seq")[0]) + 1
+    new_id = new_id or TaskId.new().bytes
+    for before, after in renewed.items():
+        ids = [tx.cursor.execute("SELECT id FROM task WHERE seq = ?", (seq,)).fetchone()[0] for seq in (before, after)]
+        input = input.replace(b"\xd8\x01" + ids[0], b"\xd8\x01" + ids[1])
+    rank = tx.now_ms - priority * tx.memory.ageing_ms
+    parents = [
+        (renewed.get(parent, parent), policy) for parent, policy in tx.cursor.execute(
+            "SELECT parent, policy FROM edge WHERE child = ? ORDER BY n", (old,)
+        ).fetchall()
+    ]  # fmt: skip
+    rows = [
+        (seq, *tx.cursor.execute("SELECT status, id FROM task WHERE seq = ?", (seq,)).fetchone(), policy)
+        for seq, policy in parents
+    ]
+    edges = [graph.Edge(n, seq, policy, status, id) for n, (seq, status, id, policy) in enumerate(rows)]
+    waits, broken = graph.first_unfinished(edges)
+    waits = None if broken else waits
+    due = not_before if waits is None and not_before is not None and not_before > tx.now_ms else None
+    reason = 1 if waits else DELAYED if due else READY
+    tx.run(
+        "insert_task", new, new_id, class_id, rank, reason, 0, None, flags & (4 | 16), priority, max_retries, tx.now_ms,
+        tx.now_ms, not_before, due, None, timeout_ms, waits.parent if waits else None, waits.n if waits else None, input, spec,
+    )  # fmt: skip
+    tx.run_many("insert_edge", ((new, edge.n, edge.parent, edge.policy) for edge in edges))
+    tx.cursor.execute("INSERT INTO payload_blob (digest, task) SELECT digest, ? FROM payload_blob WHERE task = ?", (new, old))
+    tx.run("add_retried", old, new)
+    tx.run("move_key", new, old)
+    tx.count(class_id, 0)
+    renewed[old] = new
+    if broken:
+        graph.fail_child(tx, new, broken)
+    elif reason == READY:
+        tx.ready.add(class_id)
+
+
+def register(tx: Transaction, types: Sequence[str], handlers: Sequence[HandlerRecord]) -> None:
+    """Note what this worker serves; a changed source under the same version is told once."""
+    owner = tx.memory.owner
+    tx.run("clear_serves", owner)
+    tx.run_many("add_serves", ((owner, kind) for kind in types))
+    for handler in handlers:
+        known = tx.one("handler_source", handler.type, handler.version)
+        if known is not None and known[0] and handler.source and known[0] != handler.source:
+            logger.warning(
+                "handler %s changed its source but not its version %s; give it a new version", handler.type, handler.version
+            )
+        tx.run("put_handler", *handler, tx.now_ms)
+
+
+def pause(tx: Transaction, namespace: str, kind: str, group: str) -> None:
+    tx.run("add_pause", namespace, kind, group, tx.now_ms)
+    audit(tx, "pause", namespace=namespace, type=kind, group=group)
+
+
+def resume(tx: Transaction, namespace: str, kind: str, group: str) -> int:
+    audit(tx, "resume", namespace=namespace, type=kind, group=group)
+    return tx.changed("drop_pause", namespace, kind, group)
+

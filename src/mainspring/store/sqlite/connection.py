@@ -1,0 +1,188 @@
+"""Opening the file: only what is ours, whole and not newer is touched; anything else is refused and left as it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import apsw
+
+from mainspring.config import StoreConfig
+from mainspring.environment import SYSTEM
+from mainspring.errors import (
+    StoreDamaged,
+    StoreForeign,
+    StoreNewer,
+    StoreReadOnly,
+    StoreRefused,
+    StoreUnavailable,
+)
+from mainspring.store.sqlite.statements import SCHEMA
+
+APPLICATION_ID = 0x4D53_5052  # "MSPR"
+SCHEMA_VERSION = 1
+_NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "ceph"})
+_CACHE_KIB = 64 * 1024
+
+
+@contextmanager
+def our_errors(path: Path) -> Iterator[None]:
+    """Turn the driver's errors into ours, at the store's edge."""
+    try:
+        yield
+    except (apsw.NotADBError, apsw.CorruptError, apsw.FormatError) as exc:
+        raise StoreDamaged(
+            f"{path} is damaged ({exc}); it was left as it is: restore a backup, or move it away to start anew"
+        ) from exc
+    except (apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError) as exc:
+        raise StoreReadOnly(f"{path} can't be written ({exc}); check the rights of file and folder") from exc
+    except apsw.CantOpenError as exc:
+        raise StoreUnavailable(f"{path} can't be opened ({exc}); check that the folder exists") from exc
+    except (apsw.BusyError, apsw.LockedError) as exc:
+        raise StoreUnavailable(f"{path} is locked by another process ({exc}); try again") from exc
+    except apsw.FullError as exc:
+        raise StoreUnavailable(f"the disk that holds {path} is full ({exc}); free space and try again") from exc
+    except apsw.IOError as exc:
+        raise StoreUnavailable(f"{path} can't be read or written ({exc}); check the disk") from exc
+
+
+def open_writer(path: Path, config: StoreConfig, *, extra_schema: str = "", volatile: bool = False) -> apsw.Connection:
+    """Open or create the store's file and return its writing connection.
+
+    Raises: StoreNewer, StoreForeign, StoreReadOnly, StoreDamaged, StoreUnavailable.
+    """
+    _refuse_unfit(path)
+    with our_errors(path):
+        connection = apsw.Connection(os.fspath(path), statementcachesize=400)
+        try:
+            connection.set_busy_handler(_patience(config.lock_timeout_s))
+            if connection.pragma("journal_mode", "wal") != "wal":
+                raise StoreUnavailable(f"{path} can't use a write-ahead log here; use a local disk")
+            synchronous = "off" if volatile else "full" if config.durability == "full" else "normal"
+            connection.pragma("synchronous", synchronous)
+            connection.pragma("wal_autocheckpoint", 0)
+            connection.pragma("cache_size", -_CACHE_KIB)
+            connection.pragma("trusted_schema", 0)
+            connection.pragma("journal_size_limit", config.wal_limit_bytes)
+            _migrate(connection, extra_schema)
+            os.chmod(path, 0o600)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def _patience(limit_s: float) -> Callable[[int], bool]:
+    """Wait for another process's transaction in short random steps: SQLite's own steps grow to 100 ms."""
+    waited = 0.0
+
+    def wait(calls: int) -> bool:
+        nonlocal waited
+        waited = 0.0 if calls == 0 else waited
+        if waited > limit_s:
+            return False
+        step = SYSTEM.uniform(0.0002, 0.005)
+        SYSTEM.sleep(step)
+        waited += step
+        return True
+
+    return wait
+
+
+def open_reader(path: Path) -> apsw.Connection:
+    """Return a connection that only reads."""
+    with our_errors(path):
+        connection = apsw.Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY, statementcachesize=200)
+        connection.set_busy_timeout(5_000)
+        connection.pragma("cache_size", -16 * 1024)
+        return connection
+
+
+def _refuse_unfit(path: Path) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        raise StoreUnavailable(f"the folder {folder} does not exist; create it first")
+    if path.is_dir():
+        raise StoreForeign(f"{path} is a folder; name a file")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise StoreReadOnly(f"{path} or its folder can't be written; check the rights")
+    kind = _filesystem(folder)
+    if kind in _NETWORK_FILESYSTEMS:
+        raise StoreRefused(f"{path} lies on {kind}, where locks and shared memory don't work; use a local disk or Postgres")
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    try:
+        peek = apsw.Connection(f"file:{quote(os.fspath(path))}?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+    except apsw.CantOpenError as exc:
+        raise StoreReadOnly(f"{path} can't be opened ({exc}); check its rights") from exc
+    try:
+        _refuse_foreign(path, peek)
+    except apsw.NotADBError as exc:
+        raise StoreForeign(f"{path} is no SQLite file; it was left as it is: name another file") from exc
+    except apsw.CorruptError as exc:
+        raise StoreDamaged(f"{path} is damaged ({exc}); it was left as it is: restore a backup") from exc
+    finally:
+        peek.close()
+
+
+def _refuse_foreign(path: Path, peek: apsw.Connection) -> None:
+    application, version = peek.pragma("application_id"), peek.pragma("user_version")
+    tables = peek.execute("SELECT count(*) FROM sqlite_schema").get
+    if application != APPLICATION_ID and tables:
+        raise StoreForeign(f"{path} is another program's database; it was left as it is: name another file")
+    if application == APPLICATION_ID and int(version or 0) > SCHEMA_VERSION:
+        raise StoreNewer(
+            f"{path} has schema {version}, this version knows {SCHEMA_VERSION}; it was left as it is: update mainspring"
+        )
+
+
+def check_whole(connection: apsw.Connection, path: Path, limit_bytes: int) -> None:
+    """Look for damage after an unclean stop; files above the limit are left to `doctor`. Raises StoreDamaged."""
+    if path.stat().st_size > limit_bytes:
+        return
+    with our_errors(path):
+        found = connection.pragma("quick_check", 1)
+    if found != "ok":
+        raise StoreDamaged(f"{path} is damaged ({found}); restore a backup, or move it away to start anew")
+
+
+_MIGRATIONS: dict[int, Callable[[apsw.Connection], None]] = {}
+"""From the version given to the next one. Version 1 is the first that there was."""
+
+
+def _migrate(connection: apsw.Connection, extra_schema: str) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = int(connection.pragma("user_version") or 0)
+        if version == 0:
+            connection.execute(SCHEMA)
+            connection.pragma("application_id", APPLICATION_ID)
+            version = SCHEMA_VERSION
+        while version < SCHEMA_VERSION:
+            _MIGRATIONS[version](connection)
+            version += 1
+        connection.pragma("user_version", version)
+        connection.execute(extra_schema)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _filesystem(folder: Path) -> str:
+    """Return the type of the file system that a folder lies on; empty where the system doesn't tell."""
+    best, kind = "", ""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    target = os.path.realpath(folder) + "/"
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        point = left.split(" ")[4].replace("\\040", " ").rstrip("/") + "/"
+        if target.startswith(point) and len(point) >= len(best):
+            best, kind = point, right.split(" ")[0]
+    return kind

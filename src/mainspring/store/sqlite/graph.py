@@ -1,0 +1,185 @@
+"""Dependencies: what a child waits for, and how ends travel.
+
+A waiting child stores one unfinished parent and the number of the edge to it. When that parent ends, the search goes on
+from there and never back: readiness is derived from rows, and each edge is looked at once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from mainspring.store.base import STANDS_FOR, Ended
+from mainspring.store.sqlite.transaction import Transaction
+from mainspring.tasks import ErrorInfo, TaskId
+from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED
+
+REQUIRE, ALLOW_FAILURE, SKIP = range(3)
+CASCADE_LIMIT = 1_000
+"""Ends that travel within one transaction; more go on as a durable work list."""
+RAISE_LIMIT = 1_000
+"""Ancestors whose rank one submit may raise."""
+
+
+class Edge(NamedTuple):
+    n: int
+    parent: int
+    policy: int
+    status: int
+    parent_id: bytes
+
+    @property
+    def unfinished(self) -> bool:
+        return self.status < COMPLETED
+
+    @property
+    def broken(self) -> bool:
+        return self.status > COMPLETED and self.policy != ALLOW_FAILURE
+
+
+def link(tx: Transaction, child: int, parents: Iterable[tuple[int, int, bytes]], policy: int, first: int = 0) -> list[Edge]:
+    """Return the edges of a child; a completed parent whose output stands for other tasks adds edges to those."""
+    edges: dict[int, Edge] = {}
+    queue = deque(parents)
+    while queue:
+        seq, status, id = queue.popleft()
+        if seq in edges or seq == child:
+            continue
+        edges[seq] = Edge(first + len(edges), seq, policy, status, id)
+        if status == COMPLETED:
+            queue.extend(_stood_for(tx, seq))
+    return list(edges.values())
+
+
+def _stood_for(tx: Transaction, seq: int) -> list[tuple[int, int, bytes]]:
+    refs = [row[0] for row in tx.run("stands_for", seq)]
+    return [
+        (ref, row[0], row[1])
+        for ref in refs
+        for row in tx.cursor.execute("SELECT status, id FROM task WHERE seq = ?", (ref,)).fetchall()
+    ]
+
+
+def first_unfinished(edges: Sequence[Edge]) -> tuple[Edge | None, Edge | None]:
+    """Return the first edge to wait for, and the first one that will never be met."""
+    waits = next((edge for edge in edges if edge.unfinished), None)
+    broken = next((edge for edge in edges if edge.broken), None)
+    return waits, broken
+
+
+def raise_parents(tx: Transaction, parents: Sequence[int], rank: int) -> None:
+    """Give unfinished ancestors the rank of the best task that waits for them."""
+    queue = deque(parents)
+    for _ in range(RAISE_LIMIT):
+        if not queue:
+            return
+        seq = queue.popleft()
+        if tx.one("raise_rank", rank, seq, rank) is not None:
+            queue.extend(row[0] for row in tx.run("parents_of", seq))
+
+
+def ended(tx: Transaction, tasks: Sequence[tuple[int, int, bytes]]) -> None:
+    """Let these ends, (seq, status, id), travel to the tasks that wait for them."""
+    if not tasks or tx.one("any_waiting") is None:
+        return
+    queue = deque(tasks)
+    travelled = 0
+    while queue:
+        if travelled >= CASCADE_LIMIT:
+            tx.run_many("add_cascade", ((seq,) for seq, _, _ in queue))
+            return
+        seq, status, id = queue.popleft()
+        if status != COMPLETED:
+            for child in _break_children(tx, seq, status, id):
+                queue.append(child)
+                travelled += 1
+        for child, at, class_id, not_before in tx.run("waiting_on", seq).fetchall():
+            broken = _advance(tx, child, at, class_id, not_before)
+            travelled += 1
+            if broken is not None:
+                queue.append(fail_child(tx, child, broken, travel=False))
+
+
+def _break_children(tx: Transaction, seq: int, status: int, id: bytes) -> list[tuple[int, int, bytes]]:
+    return [
+        fail_child(tx, child, Edge(0, seq, policy, status, id), travel=False)
+        for child, policy, _ in tx.run("children_of", seq).fetchall()
+        if policy != ALLOW_FAILURE
+    ]
+
+
+def _advance(tx: Transaction, child: int, at: int, class_id: int, not_before: int | None) -> Edge | None:
+    """Go on from the edge a child waits at. Returns an edge that will never be met, if there is one."""
+    cursor = tx.run("parents_after", child, at)
+    for row in cursor:
+        edge = Edge(*row)
+        if edge.broken:
+            cursor.fetchall()
+            return edge
+        if edge.unfinished:
+            cursor.fetchall()
+            tx.must_change("wait_on", edge.parent, edge.n, child)
+            return None
+    if not_before is not None and not_before > tx.now_ms:
+        tx.must_change("delay_child", child)
+    else:
+        tx.must_change("release_child", tx.now_ms, child)
+        tx.ready.add(class_id)
+    return None
+
+
+def fail_child(tx: Transaction, child: int, edge: Edge, *, travel: bool = True) -> tuple[int, int, bytes]:
+    """End a child whose parent did not complete: FAILED by policy require, CANCELLED by policy skip."""
+    status = CANCELLED if edge.policy == SKIP else FAILED
+    how = ("pending", "running", "completed", "failed", "cancelled", "timeout")[edge.status]
+    error = ErrorInfo(
+        type="DependencyNotMet" if status == FAILED else "TaskCancelled",
+        message=f"parent {TaskId(edge.parent_id)} ended as {how}",
+        attempts=0,
+    )
+    row = tx.cursor.execute("SELECT class, id FROM task WHERE seq = ?", (child,)).fetchone()
+    end_task(tx, child, row[0], row[1], status, error)
+    if travel:
+        ended(tx, [(child, status, row[1])])
+    return child, status, row[1]
+
+
+def end_task(tx: Transaction, seq: int, class_id: int, id: bytes, status: int, error: ErrorInfo | None) -> None:
+    """Give a task that is not running its final status. Its children are the caller's to tell."""
+    raw = None if error is None else msgspec.msgpack.encode(error)
+    tx.must_change("end", status, tx.now_ms, raw, seq)
+    tx.count(class_id, 0, -1)
+    tx.count(class_id, status)
+    tx.ended.append(Ended(id, status, None, 0, raw))
+
+
+def stand_for(tx: Transaction, seq: int, refs: Sequence[bytes]) -> None:
+    """Record that a task's output stands for other tasks, and make its dependents wait for those too."""
+    targets = []
+    for n, id in enumerate(refs):
+        row = tx.one("task_by_id", id)
+        if row is not None:
+            targets.append((int(row[0]), int(row[1]), id))
+            tx.run("add_stands_for", seq, n, row[0])
+    for child, policy in tx.run("all_children_of", seq).fetchall():
+        last = tx.one("last_edge", child)[0]
+        known = {row[0] for row in tx.run("parents_of", child)}
+        edges = [edge for edge in link(tx, child, targets, policy, last + 1) if edge.parent not in known]
+        tx.run_many("insert_edge", ((child, edge.n, edge.parent, edge.policy) for edge in edges))
+
+
+def go_on(tx: Transaction) -> bool:
+    """Work on the list of ends that have not reached all descendants. Returns whether there may be more."""
+    row = tx.one("next_cascade")
+    if row is None:
+        return False
+    tx.run("drop_cascade", row[0])
+    status, id = tx.cursor.execute("SELECT status, id FROM task WHERE seq = ?", row).fetchone()
+    ended(tx, [(row[0], status, id)])
+    return True
+
+
+__all__ = ["STANDS_FOR", "Edge", "end_task", "ended", "fail_child", "first_unfinished", "go_on", "link", "raise_parents", "stand_for"]

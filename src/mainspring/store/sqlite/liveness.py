@@ -1,0 +1,101 @@
+"""Who lives: each process holds an OS lock on its own file beside the store. The lock is free exactly when it is dead.
+
+A silent process is not a dead one: a handler that keeps the interpreter busy stops every heartbeat, but no lock. The file
+also says which handlers run, in shared memory that outlives a killed process: whoever rescues its tasks reads there which
+of them can have caused the death.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+SLOTS = 4096
+_MARK = struct.Struct("<qq")  # seq, attempt; seq 0 is an empty slot
+_SIZE = SLOTS * _MARK.size
+
+
+class LifeFile:
+    """This process's own file, locked from the first moment it has its name."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self.path = folder / f"{name}.life"
+        draft = folder / f".{name}.draft"
+        self._fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.ftruncate(self._fd, _SIZE)
+        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._marks = mmap.mmap(self._fd, _SIZE)
+        os.rename(draft, self.path)
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        """A forked child must not keep its parent's lock alive."""
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+    def mark(self, slot: int, seq: int, attempt: int) -> None:
+        _MARK.pack_into(self._marks, slot % SLOTS * _MARK.size, seq, attempt)
+
+    def close(self) -> None:
+        """Give up the lock after a clean end; nothing is held any more."""
+        self._marks.close()
+        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+        self._fd = -1
+
+
+@contextlib.contextmanager
+def if_dead(path: Path) -> Iterator[frozenset[tuple[int, int]] | None]:
+    """Yield what ran in a process when it died, or None while it lives.
+
+    Its lock is held meanwhile, so that only one other process deals with the dead one; afterwards the file is gone.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        yield frozenset()
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        raw = os.pread(fd, _SIZE, 0)
+        yield frozenset(mark for mark in _MARK.iter_unpack(raw[: len(raw) // _MARK.size * _MARK.size]) if mark[0])
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(fd)
+
+
+class LeaderLock:
+    """One process does the upkeep of the whole file; when it dies, the lock falls to the next that tries."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "leader.lock"
+        self._fd = -1
+
+    def hold(self) -> bool:
+        """Return whether this process is the leader, trying to become it."""
+        if self._fd >= 0:
+            return True
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

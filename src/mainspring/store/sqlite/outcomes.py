@@ -1,0 +1,170 @@
+"""Outcomes: how attempts end. Every write is conditional on the claim; no row means that it is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from mainspring.errors import InternalError
+from mainspring.store.base import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    MAX_RELEASES,
+    RELEASED,
+    RETRY,
+    STANDS_FOR,
+    TIMEOUT,
+    Claimed,
+    Ended,
+    Finish,
+)
+from mainspring.store.sqlite import graph
+from mainspring.store.sqlite.intake import submit_again
+from mainspring.store.sqlite.transaction import Transaction
+from mainspring.tasks import ErrorInfo
+from mainspring.tasks.lifecycle import STATUS_CODE, TaskStatus
+
+_STATUS = {
+    COMPLETED: STATUS_CODE[TaskStatus.COMPLETED],
+    FAILED: STATUS_CODE[TaskStatus.FAILED],
+    TIMEOUT: STATUS_CODE[TaskStatus.TIMEOUT],
+    CANCELLED: STATUS_CODE[TaskStatus.CANCELLED],
+}
+
+
+class Replay(Exception):
+    """One of a batch did not go through: run them one by one."""
+
+
+def start(tx: Transaction, starts: Sequence[tuple[Claimed, int]]) -> None:
+    """Note which attempts run. One that ended meanwhile or is lost changes nothing."""
+    tx.run_many("start", ((claim.seq, claim.attempt, claim.owner) for claim, _ in starts))
+
+
+def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
+    """Record outcomes in one go. Raises Replay when one of them needs a look of its own."""
+    plain: list[Finish] = []
+    for finish in finishes:
+        if finish.outcome == COMPLETED and not (finish.effects or finish.children or finish.refs or finish.blobs):
+            plain.append(finish)
+        else:
+            finish_one(tx, finish)
+    if not plain:
+        return
+    connection = tx.cursor.connection
+    before = connection.total_changes()
+    tx.run_many(
+        "complete",
+        [(f.ended_ms, f.output, f.flags, f.claim.seq, f.claim.attempt, f.claim.owner) for f in plain],
+    )
+    if connection.total_changes() - before != len(plain):
+        raise Replay
+    tx.run_many("insert_attempt", [_attempt_row(f, COMPLETED) for f in plain])
+    ids = tx.memory.class_ids
+    completed = _STATUS[COMPLETED]
+    for f in plain:
+        claim = f.claim
+        class_id = ids.get(claim.class_key) or tx.class_id(claim.class_key)
+        tx.count(class_id, 0, -1)
+        tx.count(class_id, completed)
+        tx.ended.append(Ended(claim.id, completed, f.output, f.flags, None))
+    graph.ended(tx, [(f.claim.seq, completed, f.claim.id) for f in plain])
+
+
+def _attempt_row(f: Finish, outcome: int) -> tuple[Any, ...]:
+    return (
+        f.claim.seq, f.claim.attempt, outcome, f.claim.owner, f.started_ms, f.ended_ms, f.duration_us, f.cpu_us, f.memory,
+        f.network, f.batch, f.wait_ms, f.lane, f.error,
+    )  # fmt: skip
+
+
+def finish_one(tx: Transaction, finish: Finish) -> None:
+    """Record one outcome with everything that goes with it; a claim that is not held any more is reported as lost."""
+    claim = finish.claim
+    row = tx.one("held", claim.seq, claim.attempt, claim.owner)
+    if row is None:
+        tx.lost.append(finish)
+        ended = tx.one("outcome_by_id", claim.id)
+        if ended is not None:  # told again: a commit in doubt may have gone through without its waiters hearing of it
+            tx.ended.append(Ended(*ended))
+        return
+    class_id, asked, retry_count = row[1], row[2] & 1, row[4]
+    outcome = finish.outcome
+    if asked and outcome != FAILED:
+        outcome = CANCELLED
+    elif asked:
+        outcome = CANCELLED if finish.delay_ms else outcome
+    if outcome == RETRY:
+        outcome = _again(tx, finish, class_id, retry_count)
+    elif outcome == RELEASED:
+        _release(tx, finish, class_id, row[7])
+    if outcome in _STATUS:
+        _end(tx, finish, class_id, outcome)
+    if finish.started_ms is not None or outcome not in (RELEASED,):
+        tx.run("insert_attempt", *_attempt_row(finish, outcome))
+
+
+def _again(tx: Transaction, finish: Finish, class_id: int, retry_count: int) -> int:
+    """Put the task back for another try, unless its deadline would pass before."""
+    claim = finish.claim
+    due = tx.now_ms + finish.delay_ms
+    if claim.deadline_ms is not None and due > claim.deadline_ms:
+        finish.error = _timed_out(finish.error, "deadline would pass before the next try")
+        return TIMEOUT
+    tx.must_change("again", due, finish.error, claim.seq)
+    return RETRY
+
+
+def _timed_out(raw: bytes | None, why: str) -> bytes:
+    last = "" if raw is None else f"; the last error was {msgspec.msgpack.decode(raw, type=ErrorInfo).message}"
+    attempts = 0 if raw is None else msgspec.msgpack.decode(raw, type=ErrorInfo).attempts
+    return msgspec.msgpack.encode(ErrorInfo(type="TaskTimeout", message=why + last, attempts=attempts))
+
+
+def _release(tx: Transaction, finish: Finish, class_id: int, releases: int) -> None:
+    if releases + 1 > MAX_RELEASES:
+        error = ErrorInfo(
+            type="InternalError", message=f"was handed back unfinished {MAX_RELEASES} times", attempts=finish.claim.attempt
+        )
+        graph.end_task(tx, finish.claim.seq, class_id, finish.claim.id, _STATUS[FAILED], error)
+        graph.ended(tx, [(finish.claim.seq, _STATUS[FAILED], finish.claim.id)])
+        return
+    tx.must_change("give_back", 1, 0, 0, finish.claim.seq)
+    tx.ready.add(class_id)
+
+
+def _end(tx: Transaction, finish: Finish, class_id: int, outcome: int) -> None:
+    claim, status = finish.claim, _STATUS[outcome]
+    error = finish.error
+    if outcome == COMPLETED:
+        _apply(tx, finish)
+        flags = finish.flags | (STANDS_FOR if finish.refs else 0)
+        tx.must_change("complete", finish.ended_ms, finish.output, flags, claim.seq, claim.attempt, claim.owner)
+        tx.ended.append(Ended(claim.id, status, finish.output, flags, None))
+        if finish.refs:
+            graph.stand_for(tx, claim.seq, finish.refs)
+    else:
+        if outcome == CANCELLED and error is None:
+            error = msgspec.msgpack.encode(ErrorInfo(type="TaskCancelled", message="cancelled", attempts=claim.attempt))
+        tx.must_change("end", status, finish.ended_ms, error, claim.seq)
+        tx.ended.append(Ended(claim.id, status, None, 0, error))
+    tx.count(class_id, 0, -1)
+    tx.count(class_id, status)
+    graph.ended(tx, [(claim.seq, status, claim.id)])
+
+
+def _apply(tx: Transaction, finish: Finish) -> None:
+    """Write what commits with the outcome: effects, children, references to blobs."""
+    namespace = finish.claim.class_key[0]
+    if finish.children:
+        submit_again(tx, finish.children)
+    for effect in finish.effects:
+        applier = tx.memory.appliers.get(type(effect))
+        if applier is None:
+            raise InternalError(f"nobody applies {type(effect).__name__}; please report this")
+        applier(tx.cursor, effect, namespace, tx.now_ms)
+    for digest in finish.blobs:
+        tx.run("add_payload_blob", digest, finish.claim.seq)

@@ -1,0 +1,325 @@
+-- Named statements. The line above each says which state becomes which. Hot ones take their values by position.
+-- The guard is the WHERE: no row changed means that the claim is lost or the state has moved on.
+
+-- name: insert_task
+-- new -> PENDING (ready, parents, delayed or claimed)
+INSERT INTO task (seq, id, class, rank, status, reason, attempt, owner, flags, priority, max_retries, submitted_ms,
+    ready_ms, not_before_ms, due_ms, deadline_ms, timeout_ms, waits_for, waits_at, input, spec)
+VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: last_seq
+SELECT seq FROM sqlite_sequence WHERE name = 'task';
+
+-- name: task_by_id
+SELECT seq, status, class, input, flags FROM task WHERE id = ?;
+
+-- name: tombstone_by_id
+SELECT status FROM tombstone WHERE id = ?;
+
+-- name: insert_edge
+INSERT INTO edge (child, n, parent, policy) VALUES (?, ?, ?, ?);
+
+-- name: add_class
+INSERT INTO class (namespace, type, grp) VALUES (?, ?, ?) RETURNING id;
+
+-- name: find_class
+SELECT id FROM class WHERE namespace = ? AND type = ? AND grp = ?;
+
+-- name: class_by_id
+SELECT namespace, type, grp FROM class WHERE id = ?;
+
+-- name: find_key
+SELECT task FROM idempotency WHERE namespace = ? AND key = ?;
+
+-- name: add_key
+INSERT INTO idempotency (namespace, key, task) VALUES (?, ?, ?);
+
+-- name: add_tally
+INSERT INTO tally (class, status, n) VALUES (?, ?, ?) ON CONFLICT (class, status) DO UPDATE SET n = n + excluded.n;
+
+-- name: unfinished
+SELECT coalesce(sum(n), 0) FROM tally WHERE class = 0 AND status IN (0, 1);
+
+-- name: heads
+-- The best ready tasks of a class, in order.
+SELECT rank, seq FROM task WHERE class = ? AND reason = 0 ORDER BY rank, seq LIMIT ?;
+
+-- name: next_ready_class
+-- The first class after this one that has ready tasks: one step of a skip scan.
+SELECT class FROM task WHERE class > ? AND reason = 0 ORDER BY class LIMIT 1;
+
+-- name: claim
+-- PENDING (ready) -> PENDING (claimed)
+UPDATE task SET reason = 4, owner = ?, attempt = attempt + 1 WHERE seq = ? AND reason = 0
+RETURNING seq, id, attempt, class, rank, flags, priority, retry_count, max_retries, crashes, releases, ready_ms,
+    deadline_ms, timeout_ms, input, spec;
+
+-- name: start
+-- PENDING (claimed) -> RUNNING
+UPDATE task SET status = 1, reason = NULL WHERE seq = ? AND attempt = ? AND owner = ? AND reason = 4;
+
+-- name: complete
+-- PENDING (claimed) or RUNNING -> COMPLETED, unless somebody asked for a cancel
+UPDATE task SET status = 2, reason = NULL, owner = NULL, ended_ms = ?, output = ?, flags = flags | ?, error = NULL
+WHERE seq = ? AND attempt = ? AND owner = ? AND flags & 1 = 0;
+
+-- name: held
+-- What a finish may change: the row as it is, if this claim still holds it.
+SELECT status, class, flags, priority, retry_count, max_retries, crashes, releases, deadline_ms, id
+FROM task WHERE seq = ? AND attempt = ? AND owner = ?;
+
+-- name: end
+-- PENDING (any) or RUNNING -> FAILED, CANCELLED or TIMEOUT
+UPDATE task SET status = ?, reason = NULL, owner = NULL, due_ms = NULL, waits_for = NULL, waits_at = NULL,
+    ended_ms = ?, error = ?
+WHERE seq = ? AND status < 2;
+
+-- name: again
+-- PENDING (claimed) or RUNNING -> PENDING (retry)
+UPDATE task SET status = 0, reason = 3, owner = NULL, due_ms = ?, retry_count = retry_count + 1, error = ?,
+    flags = flags & ~2
+WHERE seq = ?;
+
+-- name: give_back
+-- PENDING (claimed) or RUNNING -> PENDING (ready), uncharged; its rank stays
+UPDATE task SET status = 0, reason = 0, owner = NULL, releases = releases + ?, crashes = crashes + ?, flags = flags | ?
+WHERE seq = ?;
+
+-- name: insert_attempt
+INSERT INTO attempt (task, number, outcome, owner, started_ms, ended_ms, duration_us, cpu_us, memory, network, batch,
+    wait_ms, lane, error)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: any_waiting
+SELECT 1 FROM task WHERE waits_for IS NOT NULL LIMIT 1;
+
+-- name: waiting_on
+SELECT seq, waits_at, class, not_before_ms FROM task WHERE waits_for = ?;
+
+-- name: parents_after
+-- The edges of a child from n on, with how their parents stand.
+SELECT edge.n, edge.parent, edge.policy, task.status, task.id
+FROM edge LEFT JOIN task ON task.seq = edge.parent WHERE edge.child = ? AND edge.n >= ? ORDER BY edge.n;
+
+-- name: wait_on
+-- PENDING (parents) -> PENDING (parents), for another one
+UPDATE task SET waits_for = ?, waits_at = ? WHERE seq = ? AND reason = 1;
+
+-- name: release_child
+-- PENDING (parents) -> PENDING (ready)
+UPDATE task SET reason = 0, waits_for = NULL, waits_at = NULL, ready_ms = ? WHERE seq = ? AND reason = 1;
+
+-- name: delay_child
+-- PENDING (parents) -> PENDING (delayed)
+UPDATE task SET reason = 2, due_ms = not_before_ms, waits_for = NULL, waits_at = NULL WHERE seq = ? AND reason = 1;
+
+-- name: children_of
+SELECT edge.child, edge.policy, task.class FROM edge JOIN task ON task.seq = edge.child
+WHERE edge.parent = ? AND task.reason = 1;
+
+-- name: all_children_of
+SELECT child, policy FROM edge WHERE parent = ?;
+
+-- name: last_edge
+SELECT max(n) FROM edge WHERE child = ?;
+
+-- name: raise_rank
+-- A parent takes the best rank of those that wait for it.
+UPDATE task SET rank = ? WHERE seq = ? AND status = 0 AND rank > ? RETURNING seq;
+
+-- name: parents_of
+SELECT parent FROM edge WHERE child = ?;
+
+-- name: parent_results
+SELECT task.id, task.status, task.output, task.flags FROM edge JOIN task ON task.seq = edge.parent
+WHERE edge.child = ? ORDER BY edge.n;
+
+-- name: add_stands_for
+INSERT INTO stands_for (task, n, ref) VALUES (?, ?, ?);
+
+-- name: stands_for
+SELECT ref FROM stands_for WHERE task = ? ORDER BY n;
+
+-- name: add_cascade
+INSERT OR IGNORE INTO cascade (task) VALUES (?);
+
+-- name: drop_cascade
+DELETE FROM cascade WHERE task = ?;
+
+-- name: next_cascade
+SELECT task FROM cascade LIMIT 1;
+
+-- name: due_now
+SELECT seq, class FROM task WHERE due_ms <= ? ORDER BY due_ms LIMIT ?;
+
+-- name: promote
+-- PENDING (delayed or retry) -> PENDING (ready)
+UPDATE task SET reason = 0, due_ms = NULL, ready_ms = ? WHERE seq = ? AND due_ms IS NOT NULL;
+
+-- name: next_due
+SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL;
+
+-- name: overdue
+SELECT seq, class, owner, attempt, reason FROM task
+WHERE deadline_ms IS NOT NULL AND status = 0 AND deadline_ms <= ? AND reason IS NOT 4 ORDER BY deadline_ms LIMIT ?;
+
+-- name: next_deadline
+SELECT min(deadline_ms) FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason IS NOT 4;
+
+-- name: ask_cancel
+-- RUNNING -> RUNNING, with the wish noted
+UPDATE task SET flags = flags | 1 WHERE seq = ? AND status = 1;
+
+-- name: state_by_id
+SELECT seq, status, reason, class, owner, attempt, flags, id FROM task WHERE id = ?;
+
+-- name: outcome_by_id
+SELECT id, status, output, flags, error FROM task WHERE id = ? AND status > 1;
+
+-- name: add_worker
+INSERT INTO worker (name, pid, host, started_ms) VALUES (?, ?, ?, ?) RETURNING id;
+
+-- name: end_worker
+UPDATE worker SET ended_ms = ? WHERE id = ? AND ended_ms IS NULL;
+
+-- name: open_workers
+SELECT id, name, pid, host FROM worker WHERE ended_ms IS NULL;
+
+-- name: forget_workers
+DELETE FROM worker WHERE ended_ms < ?;
+
+-- name: held_by
+SELECT seq, id, attempt, status, class, crashes, releases, flags FROM task WHERE owner = ? LIMIT ?;
+
+-- name: clear_serves
+DELETE FROM serves WHERE worker = ?;
+
+-- name: add_serves
+INSERT OR IGNORE INTO serves (worker, type) VALUES (?, ?);
+
+-- name: served_types
+SELECT DISTINCT serves.type FROM serves JOIN worker ON worker.id = serves.worker WHERE worker.ended_ms IS NULL;
+
+-- name: put_handler
+INSERT INTO handler (type, version, lane, options, schema, source, seen_ms) VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (type, version) DO UPDATE SET lane = excluded.lane, options = excluded.options, schema = excluded.schema,
+    source = excluded.source, seen_ms = excluded.seen_ms;
+
+-- name: handler_source
+SELECT source FROM handler WHERE type = ? AND version = ?;
+
+-- name: handlers
+SELECT type, version, lane, options, schema, seen_ms FROM handler ORDER BY type, version;
+
+-- name: add_pause
+INSERT OR IGNORE INTO pause (namespace, type, grp, since_ms) VALUES (?, ?, ?, ?);
+
+-- name: drop_pause
+DELETE FROM pause WHERE namespace = ? AND type = ? AND grp = ?;
+
+-- name: pauses
+SELECT namespace, type, grp FROM pause;
+
+-- name: put_progress
+INSERT INTO progress (task, attempt, done, total, at_ms)
+SELECT seq, attempt, ?, ?, ? FROM task WHERE seq = ? AND attempt = ? AND owner = ?
+ON CONFLICT (task) DO UPDATE SET attempt = excluded.attempt, done = excluded.done, total = excluded.total,
+    at_ms = excluded.at_ms;
+
+-- name: add_payload_blob
+INSERT OR IGNORE INTO payload_blob (digest, task) VALUES (?, ?);
+
+-- name: add_audit
+INSERT INTO audit (at_ms, action, detail) VALUES (?, ?, ?);
+
+-- name: prunable
+-- Ended tasks in order of age from a cursor on; the caller decides which may go.
+SELECT seq, id, status, ended_ms FROM task WHERE seq > ? ORDER BY seq LIMIT ?;
+
+-- name: has_live_child
+SELECT 1 FROM edge JOIN task ON task.seq = edge.child WHERE edge.parent = ? AND task.status < 2 LIMIT 1;
+
+-- name: is_stood_for
+-- A task whose result a kept task stands for must stay as long.
+SELECT 1 FROM stands_for WHERE ref = ? LIMIT 1;
+
+-- name: add_tombstone
+INSERT OR REPLACE INTO tombstone (id, status, ended_ms) VALUES (?, ?, ?);
+
+-- name: drop_tombstones
+DELETE FROM tombstone WHERE id IN (SELECT id FROM tombstone WHERE ended_ms < ? LIMIT ?);
+
+-- name: prune_task
+DELETE FROM task WHERE seq = ? AND status > 1 RETURNING class, status;
+
+-- name: prune_attempts
+DELETE FROM attempt WHERE task = ?;
+
+-- name: prune_edges
+DELETE FROM edge WHERE child = ?;
+
+-- name: prune_keys
+DELETE FROM idempotency WHERE task = ?;
+
+-- name: prune_progress
+DELETE FROM progress WHERE task = ?;
+
+-- name: prune_stands_for
+DELETE FROM stands_for WHERE task = ?;
+
+-- name: prune_payload_blobs
+DELETE FROM payload_blob WHERE task = ?;
+
+-- name: prune_retried
+DELETE FROM retried WHERE task = ? OR again = ?;
+
+-- name: blob_in_use
+SELECT 1 FROM payload_blob WHERE digest = ? LIMIT 1;
+
+-- name: add_retried
+INSERT INTO retried (task, again) VALUES (?, ?);
+
+-- name: move_key
+UPDATE idempotency SET task = ? WHERE task = ?;
+
+-- name: whole_task
+SELECT task.seq, task.id, task.class, task.rank, task.status, task.reason, task.attempt, task.owner, task.flags,
+    task.priority, task.retry_count, task.max_retries, task.crashes, task.releases, task.submitted_ms, task.ready_ms,
+    task.not_before_ms, task.due_ms, task.deadline_ms, task.timeout_ms, task.ended_ms, task.waits_for, task.input,
+    task.spec, task.output, task.error, class.namespace, class.type, class.grp, worker.name
+FROM task JOIN class ON class.id = task.class LEFT JOIN worker ON worker.id = task.owner WHERE task.id = ?;
+
+-- name: attempts_of
+SELECT attempt.number, attempt.outcome, worker.name, attempt.started_ms, attempt.ended_ms, attempt.duration_us,
+    attempt.cpu_us, attempt.memory, attempt.network, attempt.batch, attempt.wait_ms, attempt.lane, attempt.error
+FROM attempt LEFT JOIN worker ON worker.id = attempt.owner WHERE attempt.task = ? ORDER BY attempt.number;
+
+-- name: parents_ids
+SELECT task.id, task.status FROM edge JOIN task ON task.seq = edge.parent WHERE edge.child = ? ORDER BY edge.n;
+
+-- name: progress_of
+SELECT done, total FROM progress WHERE task = ? AND attempt = ?;
+
+-- name: retry_links
+SELECT (SELECT t.id FROM retried r JOIN task t ON t.seq = r.task WHERE r.again = ?1),
+       (SELECT t.id FROM retried r JOIN task t ON t.seq = r.again WHERE r.task = ?1);
+
+-- name: ahead
+-- How many ready tasks of a class go first.
+SELECT count(*) FROM (SELECT 1 FROM task WHERE class = ? AND reason = 0 AND (rank, seq) < (?, ?) LIMIT ?);
+
+-- name: tallies
+SELECT class.namespace, class.type, class.grp, tally.status, tally.n FROM tally JOIN class ON class.id = tally.class
+WHERE tally.n <> 0 ORDER BY 1, 2, 3, 4;
+
+-- name: totals
+SELECT status, n FROM tally WHERE class = 0;
+
+-- name: reasons
+SELECT reason, count(*) FROM task WHERE status = 0 GROUP BY reason;
+
+-- name: page
+SELECT task.id FROM task JOIN class ON class.id = task.class
+WHERE (?1 IS NULL OR task.status = ?1) AND (?2 IS NULL OR class.type = ?2) AND (?3 IS NULL OR class.namespace = ?3)
+    AND (?4 IS NULL OR task.seq < (SELECT seq FROM task WHERE id = ?4))
+ORDER BY task.seq DESC LIMIT ?5;

@@ -1,0 +1,183 @@
+-- Version 1. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
+-- since 1970 by the store's clock.
+
+-- What tasks of one kind have in common, interned: it leads the ready index, so that a class that may not run now costs
+-- nothing to pass over.
+CREATE TABLE class (
+    id        INTEGER PRIMARY KEY,
+    namespace TEXT NOT NULL,
+    type      TEXT NOT NULL,
+    grp       TEXT NOT NULL DEFAULT '',
+    UNIQUE (namespace, type, grp)
+) STRICT;
+
+CREATE TABLE task (
+    seq           INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used again, also after pruning
+    id            BLOB    NOT NULL CHECK (length(id) = 16),
+    class         INTEGER NOT NULL,
+    rank          INTEGER NOT NULL,                    -- order among ready tasks, smaller first
+    status        INTEGER NOT NULL CHECK (status BETWEEN 0 AND 5),
+    reason        INTEGER CHECK (reason BETWEEN 0 AND 5),
+    attempt       INTEGER NOT NULL DEFAULT 0,          -- the fencing token
+    owner         INTEGER,                             -- worker that holds the claim
+    flags         INTEGER NOT NULL DEFAULT 0,
+    priority      INTEGER NOT NULL CHECK (priority BETWEEN 0 AND 3),
+    retry_count   INTEGER NOT NULL DEFAULT 0,          -- what is charged
+    max_retries   INTEGER NOT NULL,
+    crashes       INTEGER NOT NULL DEFAULT 0,          -- times it died alone
+    releases      INTEGER NOT NULL DEFAULT 0,          -- times it was handed back unfinished
+    submitted_ms  INTEGER NOT NULL,
+    ready_ms      INTEGER NOT NULL,                    -- since when nothing but a slot is missing
+    not_before_ms INTEGER,
+    due_ms        INTEGER,                             -- when delayed or retry ends
+    deadline_ms   INTEGER,
+    timeout_ms    INTEGER,
+    ended_ms      INTEGER,
+    waits_for     INTEGER,                             -- one unfinished parent
+    waits_at      INTEGER,                             -- number of the edge to it
+    input         BLOB    NOT NULL,
+    spec          BLOB,                                -- rarely used fields
+    output        BLOB,
+    error         BLOB,
+    CHECK ((status = 0) = (reason IS NOT NULL)),
+    CHECK ((owner IS NOT NULL) = (status = 1 OR reason IS 4)),
+    CHECK ((due_ms IS NOT NULL) = (reason IS NOT NULL AND reason IN (2, 3))),
+    CHECK ((waits_for IS NOT NULL) = (reason IS 1)),
+    CHECK ((ended_ms IS NOT NULL) = (status > 1)),
+    CHECK ((output IS NOT NULL) = (status = 2))
+) STRICT;
+
+CREATE UNIQUE INDEX task_id ON task (id);
+CREATE INDEX task_ready ON task (class, rank, seq) WHERE reason = 0;
+CREATE INDEX task_due ON task (due_ms) WHERE due_ms IS NOT NULL;
+CREATE INDEX task_deadline ON task (deadline_ms) WHERE deadline_ms IS NOT NULL AND status = 0;
+CREATE INDEX task_held ON task (owner) WHERE owner IS NOT NULL;
+CREATE INDEX task_waits ON task (waits_for) WHERE waits_for IS NOT NULL;
+
+-- One row a try, written once, when it ends.
+CREATE TABLE attempt (
+    task        INTEGER NOT NULL,
+    number      INTEGER NOT NULL,
+    outcome     INTEGER NOT NULL,
+    owner       INTEGER,
+    started_ms  INTEGER,
+    ended_ms    INTEGER NOT NULL,
+    duration_us INTEGER,
+    cpu_us      INTEGER,
+    memory      INTEGER,
+    network     INTEGER,
+    batch       INTEGER NOT NULL DEFAULT 1,
+    wait_ms     INTEGER,
+    lane        TEXT,
+    error       BLOB,
+    PRIMARY KEY (task, number)
+) STRICT, WITHOUT ROWID;
+
+-- child waits for parent; policy 0 require, 1 allow_failure, 2 skip.
+CREATE TABLE edge (
+    child  INTEGER NOT NULL,
+    n      INTEGER NOT NULL,
+    parent INTEGER NOT NULL,
+    policy INTEGER NOT NULL CHECK (policy BETWEEN 0 AND 2),
+    PRIMARY KEY (child, n)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX edge_parent ON edge (parent, child);
+
+-- The output of task stands for the results of other tasks.
+CREATE TABLE stands_for (
+    task INTEGER NOT NULL,
+    n    INTEGER NOT NULL,
+    ref  INTEGER NOT NULL,
+    PRIMARY KEY (task, n)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX stands_for_ref ON stands_for (ref);
+
+-- Ended tasks whose failure has not reached all descendants yet.
+CREATE TABLE cascade (task INTEGER PRIMARY KEY) STRICT;
+
+CREATE TABLE idempotency (
+    namespace TEXT    NOT NULL,
+    key       TEXT    NOT NULL,
+    task      INTEGER NOT NULL,
+    PRIMARY KEY (namespace, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX idempotency_task ON idempotency (task);
+
+CREATE TABLE retried (
+    task  INTEGER PRIMARY KEY,   -- the ended one
+    again INTEGER NOT NULL       -- the new one
+) STRICT;
+CREATE INDEX retried_again ON retried (again);
+
+CREATE TABLE tombstone (
+    id       BLOB    PRIMARY KEY,
+    status   INTEGER NOT NULL,
+    ended_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- How many tasks a class has in each status; class 0 is all of them.
+CREATE TABLE tally (
+    class  INTEGER NOT NULL,
+    status INTEGER NOT NULL,
+    n      INTEGER NOT NULL,
+    PRIMARY KEY (class, status)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE progress (
+    task    INTEGER PRIMARY KEY,
+    attempt INTEGER NOT NULL,
+    done    REAL    NOT NULL,
+    total   REAL    NOT NULL,
+    at_ms   INTEGER NOT NULL
+) STRICT;
+
+-- A process that has the store open; its life is the lock on its file, this row says who it is.
+CREATE TABLE worker (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    name       TEXT    NOT NULL UNIQUE,
+    pid        INTEGER NOT NULL,
+    host       TEXT    NOT NULL,
+    started_ms INTEGER NOT NULL,
+    ended_ms   INTEGER
+) STRICT;
+
+CREATE TABLE serves (
+    worker INTEGER NOT NULL,
+    type   TEXT    NOT NULL,
+    PRIMARY KEY (worker, type)
+) STRICT, WITHOUT ROWID;
+
+-- What handlers there have been, for submitters that don't have the code.
+CREATE TABLE handler (
+    type    TEXT    NOT NULL,
+    version TEXT    NOT NULL,
+    lane    TEXT    NOT NULL,
+    options TEXT    NOT NULL,   -- JSON
+    schema  TEXT    NOT NULL,   -- JSON Schema of the input
+    source  TEXT    NOT NULL,   -- hash of the source, to tell a change under the same version
+    seen_ms INTEGER NOT NULL,
+    PRIMARY KEY (type, version)
+) STRICT, WITHOUT ROWID;
+
+-- What may not start now; '' stands for any.
+CREATE TABLE pause (
+    namespace TEXT NOT NULL,
+    type      TEXT NOT NULL,
+    grp       TEXT NOT NULL,
+    since_ms  INTEGER NOT NULL,
+    PRIMARY KEY (namespace, type, grp)
+) STRICT, WITHOUT ROWID;
+
+-- Blobs that task payloads refer to.
+CREATE TABLE payload_blob (
+    digest TEXT    NOT NULL,
+    task   INTEGER NOT NULL,
+    PRIMARY KEY (digest, task)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX payload_blob_task ON payload_blob (task);
+
+CREATE TABLE audit (
+    at_ms  INTEGER NOT NULL,
+    action TEXT    NOT NULL,
+    detail TEXT    NOT NULL    -- JSON
+) STRICT;

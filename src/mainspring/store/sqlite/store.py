@@ -1,0 +1,396 @@
+"""The embedded store: assembles connection, writer, reader, liveness, bell and caretaker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+
+from mainspring.blobs.base import BlobStore
+from mainspring.config import MIB, StoreConfig
+from mainspring.environment import SYSTEM, Environment
+from mainspring.errors import StoreUnavailable, TaskNotFound
+from mainspring.store.base import (
+    Accepted,
+    Claimed,
+    Ended,
+    Finish,
+    HandlerRecord,
+    Listener,
+    NewTask,
+    Standing,
+    WorkerPort,
+)
+from mainspring.store.sqlite import commands, reads
+from mainspring.store.sqlite.bell import ENDED, HELLO, LOOK, STOP, Bell, split_ids
+from mainspring.store.sqlite.caretaker import Caretaker
+from mainspring.store.sqlite.connection import check_whole, open_reader, open_writer, our_errors
+from mainspring.store.sqlite.liveness import LifeFile
+from mainspring.store.sqlite.reader import Reader
+from mainspring.store.sqlite.transaction import Applier, Memory, Transaction
+from mainspring.store.sqlite.writer import Command, Group, Started, Submission, Writer
+from mainspring.tasks import TaskId, TaskInfo, TaskResult, TaskStatus
+
+T = TypeVar("T")
+_CHECK_LIMIT = 256 * MIB
+_LOOK_IDS = 2_000
+
+
+class SqliteStore:
+    """Tasks in one file; any number of processes may have it open. See `store.base.Store` for the contract.
+
+    `path` ":memory:" is a file in a private temporary folder that goes when the store closes.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        config: StoreConfig | None = None,
+        *,
+        blobs: Callable[[Path], BlobStore],
+        env: Environment = SYSTEM,
+        queue_size: int | None = None,
+        batch_size: int = 512,
+        extra_schema: str = "",
+        appliers: Mapping[type, Applier] | None = None,
+    ) -> None:
+        self.config = config or StoreConfig()
+        self._env = env
+        self._private = tempfile.mkdtemp(prefix="mainspring-", dir=_memory_folder()) if str(path) == ":memory:" else None
+        self.path = Path(self._private or "", "work.db") if self._private else Path(path).absolute()
+        self.blobs = blobs(self.path)
+        self.worker_id = os.urandom(6).hex()
+        self._extra_schema = extra_schema
+        self._memory = Memory(self.config)
+        self._memory.queue_size = queue_size
+        self._memory.appliers = dict(appliers or {})
+        self._folder = self.path.with_name(self.path.name + "-live")
+        self._writer = Writer(
+            self._connect, self._memory, self.now_ms, env, batch_size, self._committed_soon, self._retry_soon
+        )
+        self._reader = Reader(lambda: open_reader(self.path), env)
+        self._bell = Bell(self._folder, self.worker_id, self._heard)
+        self._caretaker = Caretaker(self)
+        self._life: LifeFile | None = None
+        self._port: WorkerPort | None = None
+        self._listener: Listener | None = None
+        self._progress: dict[int, tuple[Claimed, float, float]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms: int | None = None
+        self._wall_ms = 0
+        self._started = 0.0
+
+    # Time
+
+    def now_ms(self) -> int:
+        return self._wall_ms + int((self._env.monotonic() - self._started) * 1000)
+
+    def _set_clock(self, connection: apsw.Connection) -> None:
+        newest = connection.execute("SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1").fetchone()
+        self._started = self._env.monotonic()
+        self._wall_ms = max(self._env.wall_ms(), newest[0] if newest else 0)
+
+    # Opening and closing
+
+    def _connect(self) -> apsw.Connection:
+        return open_writer(self.path, self.config, extra_schema=self._extra_schema, volatile=self._private is not None)
+
+    async def open(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        opened: asyncio.Future[None] = self._loop.create_future()
+        self._thread = self._env.start_thread("mainspring-writer", self._write, opened)
+        try:
+            await opened
+        except BaseException:
+            self._remove_private()
+            raise
+        self._bell.open(self._loop)
+        self._reader.start(self._loop)
+        await self._caretaker.start()
+
+    def _write(self, opened: asyncio.Future[None]) -> None:
+        try:
+            with our_errors(self.path):
+                self._writer.open()
+                connection = self._writer.connection
+                assert connection is not None
+                self._set_clock(connection)
+                self._join(connection)
+        except BaseException as exc:
+            self._writer.close()
+            self._loop.call_soon_threadsafe(_fail, opened, exc)
+            return
+        self._loop.call_soon_threadsafe(_resolve, opened)
+        self._writer.run()
+
+    def _join(self, connection: apsw.Connection) -> None:
+        """Register this process; after an unclean stop look for damage first."""
+        unclean = connection.execute("SELECT 1 FROM worker WHERE ended_ms IS NULL LIMIT 1").fetchone()
+        if unclean is not None:
+            check_whole(connection, self.path, _CHECK_LIMIT)
+        self._life = LifeFile(self._folder, self.worker_id)
+        cursor = connection.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        tx = Transaction(cursor, self._memory, self.now_ms())
+        row = tx.one("add_worker", self.worker_id, self._env.pid(), socket.gethostname(), tx.now_ms)
+        self._memory.owner = int(row[0])
+        cursor.execute("COMMIT")
+
+    async def close(self) -> None:
+        """Sign off and release the file. Whatever is still held is handed back first."""
+        await self._caretaker.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+        owner = self._memory.owner
+        await self.write(lambda tx: _sign_off(tx, owner))
+        self._bell.close()
+        self._writer.stop()
+        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._reader.stop)
+        if self._life is not None:
+            self._life.close()
+        self._caretaker.release()
+        self._remove_private()
+
+    def _remove_private(self) -> None:
+        if self._private is not None:
+            shutil.rmtree(self._private, ignore_errors=True)
+
+    # Calls
+
+    async def submit(self, tasks: Sequence[NewTask]) -> list[Accepted]:
+        submission = Submission(tasks, self._loop.create_future())
+        self._writer.put(submission)
+        return await submission.future
+
+    async def write(self, run: Callable[[Transaction], T]) -> T:
+        """Run a function in the next transaction; for the rooms that own tables beside the tasks'."""
+        command = Command(run, self._loop.create_future())
+        self._writer.put(command)
+        return await command.future  # type: ignore[no-any-return]
+
+    def write_from_thread(self, run: Callable[[apsw.Cursor], T]) -> T:
+        """Like `write`, blocking, for threads other than the loop's."""
+        return asyncio.run_coroutine_threadsafe(self.write(lambda tx: run(tx.cursor)), self._loop).result()
+
+    async def read(self, run: Callable[[apsw.Connection], T]) -> T:
+        """Run a function on the reading connection, in its thread."""
+        return await self._reader.run(run)
+
+    async def cancel(self, id: bytes) -> str:
+        return await self.write(lambda tx: commands.cancel(tx, id))
+
+    async def withdraw(self, claim: Claimed) -> bool:
+        return await self.write(lambda tx: commands.withdraw(tx, claim))
+
+    async def retry(self, id: bytes) -> bytes:
+        new_id = self._env.new_id()
+        return await self.write(lambda tx: commands.retry(tx, id, new_id))
+
+    async def pause(self, *, namespace: str = "", type: str = "", group: str = "") -> None:
+        await self.write(lambda tx: commands.pause(tx, namespace, type, group))
+        self.reload_pauses()
+
+    async def resume(self, *, namespace: str = "", type: str = "", group: str = "") -> int:
+        n = await self.write(lambda tx: commands.resume(tx, namespace, type, group))
+        self.reload_pauses()
+        return n
+
+    def reload_pauses(self) -> None:
+        self._writer._seen_version = -1
+        self._writer.kick()
+        self._bell.ring(LOOK)
+
+    async def register(self, types: Sequence[str], handlers: Sequence[HandlerRecord]) -> None:
+        await self.write(lambda tx: commands.register(tx, types, handlers))
+
+    async def registered_types(self) -> list[str]:
+        return await self.read(reads.registered_types)
+
+    # The worker's side
+
+    def serve(self, port: WorkerPort) -> None:
+        self._port = port
+        self._memory.lane_of_type = {kind: lane for lane in port.lanes.values() for kind in lane.types}
+        self._memory.lanes = dict(port.lanes)
+        self._writer._seen_version = -1
+        self._writer.kick()
+
+    def stop_serving(self) -> None:
+        self._memory.lanes = {}
+        self._memory.lane_of_type = {}
+
+    def demand(self) -> None:
+        self._writer.kick()
+
+    def finish(self, finish: Finish) -> None:
+        self._writer.put(finish)
+
+    def started(self, claim: Claimed, started_ms: int) -> None:
+        self._writer.put(Started(claim, started_ms))
+
+    def mark(self, slot: int, claim: Claimed | None) -> None:
+        assert self._life is not None
+        if claim is None:
+            self._life.mark(slot, 0, 0)
+        else:
+            self._life.mark(slot, claim.seq, claim.attempt)
+
+    def progress(self, claim: Claimed, done: float, total: float) -> None:
+        """Keep the newest value; the caretaker writes it with the next tick."""
+        self._progress[claim.seq] = (claim, done, total)
+
+    def take_progress(self) -> list[tuple[Claimed, float, float]]:
+        taken, self._progress = list(self._progress.values()), {}
+        return taken
+
+    # News
+
+    def listen(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def _committed_soon(self, tx: Transaction, group: Group, next_event_ms: int | None) -> None:
+        self._loop.call_soon_threadsafe(self._committed, tx, group, next_event_ms)
+
+    def _committed(self, tx: Transaction, group: Group, next_event_ms: int | None) -> None:
+        for call in group.calls:
+            if call.future.done():
+                continue
+            if call.error is not None:
+                call.future.set_exception(call.error)
+            else:
+                call.future.set_result(call.result)
+        if self._port is not None:
+            if tx.claims:
+                self._port.claimed(tx.claims)
+            if tx.lost:
+                self._port.lost(tx.lost)
+            if tx.stop_asked:
+                self._port.asked_to_stop(tx.stop_asked)
+        if tx.ended and self._listener is not None:
+            self._listener.ended(tx.ended)
+        if self._bell.has_peers:
+            self._ring(tx)
+        self._arm(next_event_ms)
+
+    def _ring(self, tx: Transaction) -> None:
+        if tx.ready:
+            self._bell.ring(LOOK)
+        if tx.ended:
+            self._bell.ring_ids(ENDED, (ended.id for ended in tx.ended))
+        if tx.stop_asked:
+            self._bell.ring_ids(STOP, tx.stop_asked)
+
+    def _heard(self, kind: bytes, payload: bytes) -> None:
+        if kind in (LOOK, HELLO):
+            self._writer.kick()
+        elif kind == STOP and self._port is not None:
+            self._port.asked_to_stop(split_ids(payload))
+        elif kind == ENDED and self._listener is not None:
+            wants = self._listener.wants
+            self._tell_of([id for id in split_ids(payload) if wants(id)])
+
+    def _tell_of(self, ids: list[bytes]) -> None:
+        """Look up tasks that others ended, and tell the listener."""
+        listener = self._listener
+        if ids and listener is not None:
+            self._reader.put(lambda connection: reads.ended(connection, ids), listener.ended)
+
+    def look(self) -> None:
+        """The safety look beside the wake-ups: for claims, for awaited tasks that others ended, for cancels."""
+        self._writer.kick()
+        if self._listener is not None:
+            self._tell_of(self._listener.awaited(_LOOK_IDS))
+        if self._port is not None:
+            owner = self._memory.owner
+            self._reader.put(lambda connection: reads.asked_to_stop(connection, owner), self._port.asked_to_stop)
+
+    def _arm(self, next_event_ms: int | None) -> None:
+        """Wake the writer when the next delay ends or deadline passes."""
+        if next_event_ms == self._timer_ms:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_ms, self._timer = next_event_ms, None
+        if next_event_ms is not None:
+            delay = max(0.0, (next_event_ms - self.now_ms()) / 1000) + 0.001
+            self._timer = self._loop.call_later(min(delay, 3600.0), self._due)
+
+    def _due(self) -> None:
+        self._timer = self._timer_ms = None
+        self._writer.kick()
+
+    def _retry_soon(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.call_later, 0.1, self._writer.kick)
+
+    # Looking
+
+    async def info(self, id: bytes) -> TaskInfo:
+        return await self.read(lambda connection: reads.info(connection, self.blobs, id))
+
+    async def standing(self, id: bytes) -> Standing:
+        return await self.read(lambda connection: reads.standing(connection, id))
+
+    async def stats(self) -> dict[str, Any]:
+        return await self.read(reads.stats)
+
+    async def result(self, id: bytes) -> TaskResult | None:
+        return await self.read(lambda connection: reads.result(connection, self.blobs, id))
+
+    async def ended(self, ids: Sequence[bytes]) -> list[Ended]:
+        return await self.read(lambda connection: reads.ended(connection, ids))
+
+    async def require(self, ids: Sequence[bytes]) -> None:
+        """Raises TaskNotFound for the first id that the store does not know."""
+        unknown = await self.read(lambda connection: reads.missing(connection, ids))
+        if unknown:
+            raise TaskNotFound(f"there is no task {TaskId(unknown[0])} in this store; check the id and the store's path")
+
+    async def list_tasks(
+        self,
+        *,
+        status: TaskStatus | None = None,
+        type: str | None = None,
+        namespace: str | None = None,
+        limit: int = 50,
+        before: TaskId | None = None,
+    ) -> list[TaskInfo]:
+        return await self.read(
+            lambda connection: reads.page(
+                connection, self.blobs, status=status, type=type, namespace=namespace, limit=limit, before=before
+            )
+        )
+
+
+def _sign_off(tx: Transaction, owner: int) -> None:
+    while rows := tx.run("held_by", owner, 500).fetchall():
+        for seq, *_, class_id, _, _, _ in rows:
+            tx.must_change("give_back", 0, 0, 0, seq)
+            tx.ready.add(class_id)
+    tx.run("clear_serves", owner)
+    tx.run("end_worker", tx.now_ms, owner)
+
+
+def _memory_folder() -> str | None:
+    """Shared memory where the system has it: nothing is kept anyway."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+
+
+def _resolve(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _fail(future: asyncio.Future[Any], exc: BaseException) -> None:
+    if not future.done():
+        future.set_exception(exc)
+
+
+__all__ = ["SqliteStore", "StoreUnavailable"]

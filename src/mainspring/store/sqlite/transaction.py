@@ -1,0 +1,177 @@
+"""One transaction in the making: the cursor, the time, and what to tell whom once it is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import apsw
+
+from mainspring.config import StoreConfig
+from mainspring.errors import InternalError
+from mainspring.store.base import Claimed, Ended, Finish, Lane
+from mainspring.store.sqlite.statements import SQL
+
+ClassKey = tuple[str, str, str]
+Applier = Callable[[apsw.Cursor, Any, str, int], Any]
+"""Writes an effect: (cursor, effect, namespace, now in ms)."""
+
+
+class Memory:
+    """What the writer's thread remembers between transactions; all of it can be read again from the file."""
+
+    def __init__(self, config: StoreConfig) -> None:
+        self.ageing_ms = int(config.ageing_s * 1000)
+        self.owner = 0  # this process's row in `worker`
+        self.class_ids: dict[ClassKey, int] = {}
+        self.class_keys: dict[int, ClassKey] = {}
+        self.pauses: frozenset[ClassKey] = frozenset()
+        self.lanes: dict[str, Lane] = {}
+        self.lane_of_type: dict[str, Lane] = {}
+        self.queue_size: int | None = None
+        self.appliers: dict[type, Applier] = {}
+
+    def is_paused(self, key: ClassKey) -> bool:
+        namespace, kind, group = key
+        return any(
+            a in ("", namespace) and b in ("", kind) and c in ("", group) for a, b, c in self.pauses
+        )
+
+    def lane_for(self, class_id: int) -> Lane | None:
+        """The lane that may take from this class now."""
+        key = self.class_keys[class_id]
+        if self.pauses and self.is_paused(key):
+            return None
+        return self.lane_of_type.get(key[1])
+
+
+class Transaction:
+    """Side effects wait here for the commit; a part of it can be thrown away with its savepoint."""
+
+    __slots__ = (
+        "claims",
+        "cursor",
+        "ended",
+        "lost",
+        "memory",
+        "new_classes",
+        "now_ms",
+        "ready",
+        "stop_asked",
+        "taken",
+        "tally",
+    )
+
+    def __init__(self, cursor: apsw.Cursor, memory: Memory, now_ms: int) -> None:
+        self.cursor = cursor
+        self.memory = memory
+        self.now_ms = now_ms
+        self.claims: list[Claimed] = []
+        self.ended: list[Ended] = []
+        self.lost: list[Finish] = []
+        self.stop_asked: list[bytes] = []
+        self.tally: dict[tuple[int, int], int] = {}
+        self.new_classes: dict[ClassKey, int] = {}
+        self.ready: set[int] = set()  # classes that got ready tasks
+        self.taken: dict[str, int] = {}  # claims by lane
+
+    def part(self) -> Transaction:
+        """Begin a part that may be thrown away."""
+        part = Transaction(self.cursor, self.memory, self.now_ms)
+        part.new_classes = dict(self.new_classes)
+        part.taken = dict(self.taken)
+        part.ready = set(self.ready)
+        return part
+
+    def keep(self, part: Transaction) -> None:
+        self.claims += part.claims
+        self.ended += part.ended
+        self.lost += part.lost
+        self.stop_asked += part.stop_asked
+        for key, n in part.tally.items():
+            self.tally[key] = self.tally.get(key, 0) + n
+        self.new_classes = part.new_classes
+        self.taken = part.taken
+        self.ready = part.ready
+
+    def run(self, name: str, *values: Any) -> apsw.Cursor:
+        return self.cursor.execute(SQL[name], values)
+
+    def run_many(self, name: str, rows: Iterable[tuple[Any, ...]]) -> apsw.Cursor:
+        return self.cursor.executemany(SQL[name], rows)
+
+    def one(self, name: str, *values: Any) -> Any:
+        """Return the first row, or None."""
+        cursor = self.cursor.execute(SQL[name], values)
+        row = cursor.fetchone()
+        if row is not None:
+            cursor.fetchall()
+        return row
+
+    def changed(self, name: str, *values: Any) -> int:
+        """Run a write and return how many rows it changed."""
+        connection = self.cursor.connection
+        before = connection.total_changes()
+        self.cursor.execute(SQL[name], values)
+        return int(connection.total_changes() - before)
+
+    def must_change(self, name: str, *values: Any) -> None:
+        if self.changed(name, *values) != 1:
+            raise InternalError(f"statement {name} found no row for {values[-1]!r}; please report this")
+
+    def count(self, class_id: int, status: int, n: int = 1) -> None:
+        """Note that n more tasks of a class are in a status; 0 stands for all that have not ended."""
+        key = (class_id, status)
+        self.tally[key] = self.tally.get(key, 0) + n
+
+    def class_id(self, key: ClassKey) -> int:
+        """Return the number of a class, making it when it is new."""
+        found = self.memory.class_ids.get(key) or self.new_classes.get(key)
+        if found is None:
+            row = self.one("find_class", *key) or self.one("add_class", *key)
+            found = int(row[0])
+            self.new_classes[key] = found
+        return found
+
+    def class_key(self, class_id: int) -> ClassKey:
+        key = self.memory.class_keys.get(class_id)
+        if key is None:
+            row = self.one("class_by_id", class_id)
+            key = (row[0], row[1], row[2])
+            self.new_classes[key] = class_id
+        return key
+
+    def lane_for(self, class_id: int) -> Lane | None:
+        memory = self.memory
+        key = self.class_key(class_id)
+        if memory.pauses and memory.is_paused(key):
+            return None
+        return memory.lane_of_type.get(key[1])
+
+    def room(self, lane: Lane) -> int:
+        return lane.room() - self.taken.get(lane.name, 0)
+
+    def write_tally(self) -> None:
+        if not self.tally:
+            return
+        totals: dict[int, int] = {}
+        rows = []
+        for (class_id, status), n in self.tally.items():
+            if n:
+                rows.append((class_id, status, n))
+                totals[status] = totals.get(status, 0) + n
+        rows += [(0, status, n) for status, n in totals.items() if n]
+        self.run_many("add_tally", rows)
+
+    def committed(self) -> None:
+        """Take over into memory what the file holds now."""
+        memory = self.memory
+        for key, class_id in self.new_classes.items():
+            memory.class_ids[key] = class_id
+            memory.class_keys[class_id] = key
+        for name, n in self.taken.items():
+            memory.lanes[name].taken += n
+        for class_id in self.ready:
+            lane = memory.lane_for(class_id)
+            if lane is not None:
+                lane.ready.add(class_id)

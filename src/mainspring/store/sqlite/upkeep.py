@@ -1,0 +1,94 @@
+"""What time and death bring: delays that end, deadlines that pass, workers that are gone, tasks that grow old."""
+
+from __future__ import annotations
+
+from mainspring.config import StoreConfig
+from mainspring.store.base import CRASHED, MAX_CRASHES, SUSPECT, CrashEvidence
+from mainspring.store.sqlite import graph
+from mainspring.store.sqlite.transaction import Transaction
+from mainspring.tasks import ErrorInfo
+from mainspring.tasks.lifecycle import COMPLETED, FAILED, RUNNING, TIMEOUT
+
+STEP = 500
+"""Rows that one transaction moves for upkeep, so that it stays short."""
+_TOO_LATE = ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0)
+
+
+def promote(tx: Transaction) -> None:
+    """Delays and backoffs that are over: their tasks become ready."""
+    for seq, class_id in tx.run("due_now", tx.now_ms, STEP).fetchall():
+        tx.must_change("promote", tx.now_ms, seq)
+        tx.ready.add(class_id)
+
+
+def expire(tx: Transaction) -> None:
+    """Deadlines that passed before a start."""
+    for seq, class_id, *_ in tx.run("overdue", tx.now_ms, STEP).fetchall():
+        id = tx.cursor.execute("SELECT id FROM task WHERE seq = ?", (seq,)).fetchone()[0]
+        graph.end_task(tx, seq, class_id, id, TIMEOUT, _TOO_LATE)
+        graph.ended(tx, [(seq, TIMEOUT, id)])
+
+
+def next_event_ms(tx: Transaction) -> int | None:
+    """When the next delay ends or deadline passes."""
+    times = [row[0] for name in ("next_due", "next_deadline") if (row := tx.one(name)) is not None and row[0] is not None]
+    return min(times) if times else None
+
+
+def rescue(tx: Transaction, owner: int, evidence: CrashEvidence, process_lane: frozenset[str]) -> int:
+    """Take back what a dead worker held, a step at a time; returns how many there were.
+
+    What had not started is charged nothing. If one attempt alone ran in the process, it is charged the crash; of several,
+    each becomes a suspect and runs alone next. Attempts in child processes can't have killed their parent.
+    """
+    rows = tx.run("held_by", owner, STEP).fetchall()
+    # The marks are empty after a power cut, which was nobody's fault.
+    suspects = evidence.started
+    for seq, id, attempt, status, class_id, crashes, releases, _ in rows:
+        ran = (seq, attempt) in suspects
+        alone = ran and len(suspects) == 1
+        error = ErrorInfo(
+            type="ProcessingFailed",
+            message=f"worker {evidence.worker} (pid {evidence.pid}) died while it ran"
+            + (" alone" if alone else f" beside {len(suspects) - 1} others" if ran else ""),
+            attempts=attempt,
+        )
+        if alone and crashes + 1 >= MAX_CRASHES:
+            graph.end_task(tx, seq, class_id, id, FAILED, error)
+            graph.ended(tx, [(seq, FAILED, id)])
+        else:
+            tx.must_change("give_back", 0, int(alone), SUSPECT if ran else 0, seq)
+            tx.ready.add(class_id)
+        if ran or status == RUNNING:
+            tx.run(
+                "insert_attempt", seq, attempt, CRASHED, owner, None, tx.now_ms, None, None, None, None, 1, None, None,
+                graph.msgspec.msgpack.encode(error),
+            )  # fmt: skip
+    return len(rows)
+
+
+def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
+    """Remove ended tasks that are old enough, from a cursor on; returns the new cursor, 0 when the end was reached.
+
+    Parents of unfinished tasks stay, and so do tasks whose result another one stands for.
+    """
+    rows = tx.run("prunable", after, STEP).fetchall()
+    for seq, id, status, ended_ms in rows:
+        if status < COMPLETED:
+            continue
+        keep_s = config.keep_completed_s if status == COMPLETED else config.keep_failed_s
+        if ended_ms > tx.now_ms - keep_s * 1000:
+            continue
+        if tx.one("has_live_child", seq) is None and tx.one("is_stood_for", seq) is None:
+            _remove(tx, seq, id, status, ended_ms)
+    tx.run("drop_tombstones", int(tx.now_ms - config.keep_tombstones_s * 1000), STEP)
+    return int(rows[-1][0]) if len(rows) == STEP else 0
+
+
+def _remove(tx: Transaction, seq: int, id: bytes, status: int, ended_ms: int) -> None:
+    row = tx.one("prune_task", seq)
+    tx.count(row[0], status, -1)
+    tx.run("add_tombstone", id, status, ended_ms)
+    for name in ("attempts", "edges", "keys", "progress", "stands_for", "payload_blobs"):
+        tx.run(f"prune_{name}", seq)
+    tx.run("prune_retried", seq, seq)

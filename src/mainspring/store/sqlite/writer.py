@@ -1,0 +1,349 @@
+"""The one writing thread: whatever came in since the last commit goes into the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import apsw
+
+from mainspring.environment import Environment, Semaphore
+from mainspring.errors import StoreUnavailable, SubmitIndeterminate, TaskError
+from mainspring.store.base import FAILED, Accepted, Claimed, Ended, Finish, NewTask
+from mainspring.store.sqlite import claims, intake, outcomes, upkeep
+from mainspring.store.sqlite.transaction import Memory, Transaction
+from mainspring.tasks import ErrorInfo, TaskId
+from mainspring.tasks.codec import encode
+
+logger = logging.getLogger("mainspring.store")
+
+CHECKPOINT_PAGES = 4_000
+"""Pages of log after which the writer copies them into the file: about 16 MiB."""
+_OUTAGE = (apsw.FullError, apsw.IOError, apsw.BusyError, apsw.CantOpenError, apsw.LockedError, apsw.ReadOnlyError)
+
+
+class Submission:
+    __slots__ = ("error", "future", "result", "tasks")
+
+    def __init__(self, tasks: Sequence[NewTask], future: asyncio.Future[list[Accepted]]) -> None:
+        self.tasks = tasks
+        self.future = future
+        self.result: list[Accepted] | None = None
+        self.error: BaseException | None = None
+
+
+class Command:
+    """Anything else that has to be written: a function of the transaction."""
+
+    __slots__ = ("error", "future", "result", "run")
+
+    def __init__(self, run: Callable[[Transaction], Any], future: asyncio.Future[Any]) -> None:
+        self.run = run
+        self.future = future
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class Started:
+    __slots__ = ("claim", "started_ms")
+
+    def __init__(self, claim: Claimed, started_ms: int) -> None:
+        self.claim = claim
+        self.started_ms = started_ms
+
+
+Operation = Submission | Command | Finish | Started
+
+
+class Group:
+    """The operations of one commit, by kind. Ends come first, so that the room they make is there for what follows."""
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self.finishes = [op for op in operations if type(op) is Finish]
+        self.submissions = [op for op in operations if type(op) is Submission]
+        self.commands = [op for op in operations if type(op) is Command]
+        over = {id(finish.claim) for finish in self.finishes}
+        self.starts = [
+            (op.claim, op.started_ms) for op in operations if type(op) is Started and id(op.claim) not in over
+        ]
+
+    @property
+    def calls(self) -> list[Submission | Command]:
+        return [*self.submissions, *self.commands]
+
+
+Report = Callable[[Transaction, Group, int | None], None]
+"""Told after each commit: what happened, for whom, and when the next delay or deadline falls due."""
+
+
+class Writer:
+    """Runs operations in transactions. `put` may be called from the loop at any time; answers come through `report`."""
+
+    def __init__(
+        self,
+        connect: Callable[[], apsw.Connection],
+        memory: Memory,
+        now_ms: Callable[[], int],
+        env: Environment,
+        batch: int,
+        report: Report,
+        retry_later: Callable[[], None],
+    ) -> None:
+        self._connect = connect
+        self._memory = memory
+        self._now_ms = now_ms
+        self._env = env
+        self._batch = batch
+        self._report = report
+        self._retry_later = retry_later
+        self._inbox: deque[Operation] = deque()
+        self._signal = Semaphore(0)
+        self._kicked = False
+        self._stopping = False
+        self._seen_version = -1
+        self._wal_pages = 0
+        self._next_event: int | None = None
+        self.connection: apsw.Connection | None = None
+
+    def put(self, operation: Operation) -> None:
+        self._inbox.append(operation)
+        if not self._kicked:
+            self._kicked = True
+            self._signal.release()
+
+    def kick(self) -> None:
+        """Look again: a lane has room, or time has passed."""
+        if not self._kicked:
+            self._kicked = True
+            self._signal.release()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._signal.release()
+
+    def run(self) -> None:
+        """The thread's whole life; the connection must be open."""
+        while True:
+            self._signal.acquire()
+            self._kicked = False
+            operations = []
+            while self._inbox:
+                operations.append(self._inbox.popleft())
+            if self._stopping and not operations:
+                break
+            try:
+                self.commit(Group(operations))
+            except Exception:  # the boundary of the thread: a bug must not end it and hang every caller
+                logger.exception("the store's writer failed; please report this")
+                self._inbox.extend(op for op in operations if type(op) is Finish)
+        self.close()
+
+    def open(self) -> None:
+        self.connection = self._connect()
+        self.connection.set_wal_hook(self._note_pages)
+        self._seen_version = -1
+
+    def _note_pages(self, connection: apsw.Connection, name: str, pages: int) -> int:
+        self._wal_pages = pages
+        return 0
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def commit(self, group: Group) -> None:
+        """Run a group in one transaction; when one operation can't go with the others, each under its own savepoint."""
+        try:
+            if self.connection is None:
+                self.open()
+            tx = self._transact(group, self._together)
+        except _OUTAGE as exc:
+            self._outage(group, exc)
+            return
+        except (outcomes.Replay, TaskError, apsw.ConstraintError):
+            try:
+                tx = self._transact(group, self._one_by_one)
+            except _OUTAGE as exc:
+                self._outage(group, exc)
+                return
+        if self._wal_pages > CHECKPOINT_PAGES:
+            self._checkpoint()
+        tx.committed()
+        self._report(tx, group, self._next_event)
+
+    def _transact(self, group: Group, body: Callable[[Transaction, Group], None]) -> Transaction:
+        assert self.connection is not None
+        cursor = self.connection.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            tx = Transaction(cursor, self._memory, self._now_ms())
+            body(tx, group)
+            self._upkeep(tx)
+            if self._memory.lanes:
+                claims.claim(tx, self._batch)
+            tx.write_tally()
+        except BaseException:
+            if self.connection.in_transaction:
+                cursor.execute("ROLLBACK")
+            raise
+        try:
+            cursor.execute("COMMIT")
+        except apsw.Error as exc:
+            raise _CommitFailed from exc
+        return tx
+
+    def _upkeep(self, tx: Transaction) -> None:
+        version = tx.cursor.execute("PRAGMA data_version").fetchone()[0]
+        if version != self._seen_version:
+            self._seen_version = version
+            self._memory.pauses = frozenset(tx.run("pauses").fetchall())
+            claims.scan_ready(tx)
+        event = upkeep.next_event_ms(tx)
+        if event is not None and event <= tx.now_ms:
+            upkeep.promote(tx)
+            upkeep.expire(tx)
+            event = upkeep.next_event_ms(tx)
+        self._next_event = event
+
+    def _together(self, tx: Transaction, group: Group) -> None:
+        if group.finishes:
+            outcomes.finish_all(tx, group.finishes)
+        if group.starts:
+            outcomes.start(tx, group.starts)
+        if len(group.submissions) > 1:
+            tasks = [task for submission in group.submissions for task in submission.tasks]
+            accepted = intake.submit(tx, tasks)
+            at = 0
+            for submission in group.submissions:
+                submission.result = accepted[at : at + len(submission.tasks)]
+                at += len(submission.tasks)
+        elif group.submissions:
+            group.submissions[0].result = intake.submit(tx, group.submissions[0].tasks)
+        for command in group.commands:
+            command.result = command.run(tx)
+
+    def _one_by_one(self, tx: Transaction, group: Group) -> None:
+        for finish in group.finishes:
+            self._guarded_finish(tx, finish)
+        if group.starts:
+            outcomes.start(tx, group.starts)
+        for submission in group.submissions:
+            self._guarded(tx, submission, lambda part, s=submission: _submit_exactly(part, s.tasks))
+        for command in group.commands:
+            self._guarded(tx, command, command.run)
+
+    def _guarded(self, tx: Transaction, call: Submission | Command, run: Callable[[Transaction], Any]) -> None:
+        part = tx.part()
+        tx.cursor.execute("SAVEPOINT one")
+        try:
+            call.result = run(part)
+        except (TaskError, apsw.ConstraintError) as exc:
+            tx.cursor.execute("ROLLBACK TO one")
+            tx.cursor.execute("RELEASE one")
+            call.error = exc
+            return
+        tx.cursor.execute("RELEASE one")
+        tx.keep(part)
+
+    def _guarded_finish(self, tx: Transaction, finish: Finish) -> None:
+        """An outcome whose effects are refused becomes a failure: the attempt is over either way."""
+        part = tx.part()
+        tx.cursor.execute("SAVEPOINT one")
+        try:
+            outcomes.finish_one(part, finish)
+        except (TaskError, apsw.ConstraintError) as exc:
+            tx.cursor.execute("ROLLBACK TO one")
+            part = tx.part()
+            outcomes.finish_one(part, _refused(finish, exc))
+        tx.cursor.execute("RELEASE one")
+        tx.keep(part)
+
+    def _checkpoint(self) -> None:
+        assert self.connection is not None
+        try:
+            self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._wal_pages = 0
+        except apsw.Error as exc:  # everything committed is in the log; the next commit tries again
+            logger.warning("checkpoint failed: %s", exc)
+
+    def truncate_log(self) -> None:
+        """Give the log's space back; for quiet moments."""
+        assert self.connection is not None
+        try:
+            self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        except apsw.BusyError:
+            logger.debug("the log is in use; it is truncated later")
+
+    def _outage(self, group: Group, exc: BaseException) -> None:
+        """The store can't write now. Callers are told; outcomes are kept and tried again; the connection is made anew."""
+        logger.warning("the store can't be written: %s", exc)
+        in_doubt = isinstance(exc, _CommitFailed)
+        cause = exc.__cause__ if in_doubt else exc
+        self.close()
+        if in_doubt:
+            self._resolve(group)
+        error = StoreUnavailable(f"the store can't be written now ({cause}); nothing was stored, try again")
+        for call in group.calls:
+            if call.result is None and call.error is None:
+                call.error = error
+        self._inbox.extendleft(group.finishes)
+        tx = Transaction(None, self._memory, self._now_ms())  # type: ignore[arg-type]
+        self._report(tx, group, None)
+        self._retry_later()
+
+    def _resolve(self, group: Group) -> None:
+        """After a failed commit: open anew, read by id, answer truthfully."""
+        try:
+            self.open()
+            assert self.connection is not None
+            self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)  # what is read below is on the disk then
+            for submission in group.submissions:
+                there = [self._is_stored(task.id) for task in submission.tasks]
+                if all(there):
+                    submission.result = [Accepted(task.id, False) for task in submission.tasks]
+        except apsw.Error:
+            self.close()
+            for submission in group.submissions:
+                first = TaskId(submission.tasks[0].id)
+                submission.error = SubmitIndeterminate(
+                    f"the commit of task {first} failed and the store can't be read now; it may or may not be stored: "
+                    "look it up by its id later, or submit the same task again",
+                    task_id=first,
+                )
+
+    def _is_stored(self, id: bytes) -> bool:
+        assert self.connection is not None
+        return self.connection.execute("SELECT 1 FROM task WHERE id = ?", (id,)).fetchone() is not None
+
+
+class _CommitFailed(apsw.IOError):
+    """The commit itself failed: what was in it may or may not be stored."""
+
+
+def _submit_exactly(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:
+    return intake.submit_again(tx, tasks)
+
+
+def _refused(finish: Finish, exc: BaseException) -> Finish:
+    error = ErrorInfo(type=type(exc).__name__, message=str(exc), attempts=finish.claim.retry_count + 1)
+    return Finish(
+        finish.claim,
+        FAILED,
+        finish.ended_ms,
+        started_ms=finish.started_ms,
+        wait_ms=finish.wait_ms,
+        error=encode(error)[0],
+        duration_us=finish.duration_us,
+        cpu_us=finish.cpu_us,
+        memory=finish.memory,
+        network=finish.network,
+        batch=finish.batch,
+        lane=finish.lane,
+    )
+
+
+__all__ = ["Command", "Ended", "Group", "Operation", "Started", "Submission", "Writer"]
