@@ -1,0 +1,297 @@
+"""The program of a child process: receive work, find its handler, run it, report.
+
+The main thread runs handlers, one at a time; a reader thread hears what the parent says meanwhile.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import itertools
+import logging
+import os
+import queue
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, cast
+
+import msgspec
+
+from mainspring.children import BlockingPipe, Meter, Sample, die_with_parent, kill_own_group, take_pipe
+from mainspring.environment import SYSTEM
+from mainspring.errors import InvalidInput, TaskCancelled, from_info
+from mainspring.execution import places
+from mainspring.execution.base import Report, Work
+from mainspring.execution.child_frames import (
+    Finished,
+    Key,
+    Loading,
+    Note,
+    Prepare,
+    Ready,
+    Run,
+    Setup,
+    Stop,
+    Store,
+    Stored,
+    ToParent,
+    decode_to_child,
+    encode,
+)
+from mainspring.execution.encoding import failed, report
+from mainspring.processors.base import Item, failure
+from mainspring.processors.context import Child, Context, current, logger
+from mainspring.processors.custom import HandlerProcessor
+from mainspring.tasks import Log, Outcome, Progress, Signal, Started, Task, Usage, codec
+
+_PROGRESS_BURST, _PROGRESS_PER_S = 20.0, 100.0  # a loop that reports each of a million steps must not flood the parent
+
+
+def main() -> None:
+    """Work until the parent closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to decide about
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.enable()  # a segfault leaves the Python stack as evidence
+    cast(Any, sys.stdout).reconfigure(line_buffering=True)  # what was printed before a crash is seen
+    link = Link(BlockingPipe(take_pipe()))
+    setup = link.begin()
+    sys.argv = list(setup.arguments)
+    link.send(Ready(Meter.cpu_s()))
+    die_with_parent(setup.parent_pid)  # its import takes longer than the first work wants to wait
+    desk = Desk(link, setup.traceback_chars)
+    logger.addHandler(LogSignals(link))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    desk.serve()
+
+
+class Link:
+    """The pipe, and the thread that reads it."""
+
+    def __init__(self, pipe: BlockingPipe) -> None:
+        self._pipe = pipe
+        self._inbox: queue.SimpleQueue[tuple[Run, Context] | Prepare | None] = queue.SimpleQueue()
+        self._contexts: dict[Key, Context] = {}
+        self._answers: dict[int, queue.SimpleQueue[Stored]] = {}
+        self._numbers = itertools.count(1)
+        self._ended = False
+        self.busy = False
+
+    def send(self, frame: ToParent) -> None:
+        try:
+            self._pipe.send(encode(frame))
+        except OSError:  # the parent is gone, or the handler closed our pipe: whatever is computed here is lost
+            kill_own_group()
+
+    def begin(self) -> Setup:
+        """Return the first frame, and start to hear what follows."""
+        frames = self._pipe.receive()
+        if frames is None:
+            sys.exit(0)  # the parent is gone already
+        SYSTEM.start_thread("pipe", self._read, frames[1:])
+        return cast(Setup, decode_to_child(frames[0]))
+
+    def next(self) -> tuple[Run, Context] | Prepare | None:
+        """Block until there is something to do; None when there will be nothing any more."""
+        self.busy = False
+        taken = self._inbox.get()
+        self.busy = True
+        return None if self._ended else taken
+
+    def _read(self, frames: list[bytes] | None) -> None:
+        while frames is not None:
+            for frame in frames:
+                self._hear(frame)
+            frames = self._pipe.receive()
+        self._ended = True
+        if self.busy:  # nobody wants the result
+            kill_own_group()
+        self._inbox.put(None)
+
+    def _hear(self, data: bytes) -> None:
+        frame = decode_to_child(data)
+        if isinstance(frame, Run):
+            work = frame.work
+            context = self._contexts[work.id, work.attempt] = self._context(work)
+            self._inbox.put((frame, context))
+        elif isinstance(frame, Stop):
+            context_ = self._contexts.get((frame.id, frame.attempt))
+            if context_ is not None:
+                context_.cancel()
+        elif isinstance(frame, Stored):
+            self._answers[frame.number].put(frame)
+        elif isinstance(frame, Prepare):
+            self._inbox.put(frame)
+
+    def _context(self, work: Work) -> Context:
+        key = (work.id, work.attempt)
+        deadline = None if work.deadline_ms is None else datetime.fromtimestamp(work.deadline_ms / 1000, UTC)
+        return Context(
+            id=work.task_id,
+            attempt=work.attempt,
+            send=Signals(self, key).send,
+            submit=submitter(partial(self.store_now, key)),
+            deadline=deadline,
+            retry_count=work.retry_count,
+        )
+
+    def finished(self, key: Key, report: Report, resident_bytes: int | None) -> None:
+        """Report an attempt's end; a result that is too large for a frame becomes a failure."""
+        self._contexts.pop(key)
+        effects = codec.encode(report.effects)[0] if report.effects else None
+        report = msgspec.structs.replace(report, effects=())
+        cpu_s = Meter.cpu_s()
+        try:
+            self.send(Finished(*key, report, effects, cpu_s, resident_bytes))
+        except InvalidInput as exc:
+            self.send(Finished(*key, failed(failure(exc), report.usage), None, cpu_s, resident_bytes))
+
+    def store_now(self, key: Key, task: Task) -> None:
+        """Block until the parent has stored the task. Raises: what storing it raised there."""
+        number = next(self._numbers)
+        answer = self._answers[number] = queue.SimpleQueue()
+        self.send(Store(*key, number, codec.encode(task)[0]))
+        stored = answer.get()
+        del self._answers[number]
+        if stored.error is not None:
+            raise from_info(stored.error)
+
+
+def submitter(store_now: Callable[[Task], None]) -> Callable[..., Child] | None:
+    """Return what `ctx.submit` calls; `store_now` is for children that don't wait for the outcome."""
+    return None
+
+
+class Signals:
+    """An attempt's way to send signals. Fast progress is thinned out: after a burst, a hundred values a second are sent."""
+
+    def __init__(self, link: Link, key: Key) -> None:
+        self._link = link
+        self._key = key
+        self._credit = _PROGRESS_BURST
+        self._last_s = 0.0
+
+    def send(self, signal: Signal) -> None:
+        if isinstance(signal, Progress) and not self._has_credit():
+            return
+        self._link.send(Note(*self._key, signal))
+
+    def _has_credit(self) -> bool:
+        now = SYSTEM.monotonic()
+        self._credit = min(_PROGRESS_BURST, self._credit + (now - self._last_s) * _PROGRESS_PER_S)
+        self._last_s = now
+        if self._credit < 1:
+            return False
+        self._credit -= 1
+        return True
+
+
+class LogSignals(logging.Handler):
+    """Sends what a handler writes to `ctx.log`."""
+
+    def __init__(self, link: Link) -> None:
+        super().__init__()
+        self._link = link
+
+    def emit(self, record: logging.LogRecord) -> None:
+        context = current.get()
+        if context is not None:
+            self._link.send(Note(context.id.bytes, context.attempt, Log(record.levelno, self.format(record))))
+
+
+class Desk:
+    """Where the work is done."""
+
+    def __init__(self, link: Link, traceback_chars: int) -> None:
+        self._link = link
+        self._traceback_chars = traceback_chars
+        self._processors: dict[places.Place, HandlerProcessor] = {}
+        self._meter = Meter()
+        self._pid = os.getpid()
+
+    def serve(self) -> None:
+        while (taken := self._link.next()) is not None:
+            if isinstance(taken, Prepare):
+                self._prepare(taken.places)
+            else:
+                self._run(*taken)
+
+    def _prepare(self, wanted: Sequence[places.Place]) -> None:
+        for place in wanted:
+            try:
+                self._processor(place)
+            except BaseException:  # told when a task needs it
+                continue
+
+    def _processor(self, place: places.Place) -> HandlerProcessor:
+        processor = self._processors.get(place)
+        if processor is None:
+            processor = self._processors[place] = HandlerProcessor(places.load(place), self._traceback_chars)
+        return processor
+
+    def _run(self, frame: Run, context: Context) -> None:
+        work = frame.work
+        key = (work.id, work.attempt)
+        if frame.place not in self._processors:
+            self._link.send(Loading(*key))
+        resident_bytes = None
+        try:
+            processor, item = self._processor(frame.place), _item(work, context)
+        except BaseException as exc:  # the handler's module may raise anything, as may a broken payload
+            result = failed(failure(exc, self._traceback_chars), Usage())
+        else:
+            if context.cancelled:
+                stopped = failed(failure(TaskCancelled("asked to stop before it began")), Usage())
+                result = msgspec.structs.replace(stopped, unstarted=True)
+            else:
+                result, sample = self._measured(processor, item)
+                resident_bytes = sample.resident_bytes
+        self._link.finished(key, result, resident_bytes)
+
+    def _measured(self, processor: HandlerProcessor, item: Item) -> tuple[Report, Sample]:
+        context = item.context
+        token = current.set(context)
+        self._link.send(Note(context.id.bytes, context.attempt, Started()))
+        self._meter.start()
+        start = SYSTEM.monotonic()
+        try:
+            outcome = _outcome(processor, item)
+        except BaseException as exc:  # SystemExit and its like end the attempt, not the child
+            outcome = failure(exc, self._traceback_chars)
+        duration = SYSTEM.monotonic() - start
+        sample = self._meter.stop()
+        if os.getpid() != self._pid:  # a fork that the handler let escape: only the original reports
+            os._exit(0)
+        current.reset(token)
+        usage = Usage(duration, sample.cpu_s, sample.peak_bytes, context.network_bytes)
+        return report(outcome, usage), sample
+
+
+def _item(work: Work, context: Context) -> Item:
+    return Item(
+        task_id=work.task_id,
+        attempt=work.attempt,
+        input=codec.decode_input(work.input),
+        context=context,
+        model_id=work.model_id,
+        params=None if work.params is None else codec.decode(work.params),
+        namespace=work.namespace,
+    )
+
+
+def _outcome(processor: HandlerProcessor, item: Item) -> Outcome:
+    if not processor.handler.is_async:
+        return cast(Sequence[Outcome], processor.process([item]))[0]
+    import asyncio
+
+    return asyncio.run(_awaited(processor, item))
+
+
+async def _awaited(processor: HandlerProcessor, item: Item) -> Outcome:
+    try:
+        outcomes = processor.process([item])
+        return (outcomes if isinstance(outcomes, Sequence) else await outcomes)[0]
+    finally:
+        await item.context.close()

@@ -1,0 +1,221 @@
+"""The executor: knows every task type's processor and lane, checks tasks against them, and runs one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from mainspring.config import ExecutorConfig, TaskManagerConfig
+from mainspring.environment import SYSTEM, Environment, Lock
+from mainspring.errors import Conflict, InvalidInput, UnsupportedTaskType, invalid
+from mainspring.execution.base import Report, Runner, Work
+from mainspring.execution.loop import LoopRunner
+from mainspring.execution.threads import ThreadRunner
+from mainspring.processors.base import Lane, Processor
+from mainspring.processors.context import Child
+from mainspring.processors.custom import Handler, HandlerProcessor, check_importable
+from mainspring.tasks import (
+    Custom,
+    Retry,
+    Signal,
+    Task,
+    TaskMetrics,
+    TaskResult,
+    TaskStatus,
+)
+from mainspring.tasks.codec import convert, decode_output, encode_input
+
+_NO_RETRY_POLICY = Retry()
+
+
+class TaskExecutor:
+    """Processors and handlers by task type, and the lanes they run in.
+
+    The engine takes claimed tasks through it; `execute_task` runs a single one here and now, without any store.
+    """
+
+    def __init__(
+        self,
+        processors: Iterable[Processor] = (),
+        config: ExecutorConfig | None = None,
+        *,
+        slots: TaskManagerConfig | None = None,
+        env: Environment = SYSTEM,
+    ) -> None:
+        self.config = config or ExecutorConfig()
+        self._slots = slots or TaskManagerConfig()
+        self._env = env
+        self._processors: dict[str, Processor] = {}
+        self._handlers: dict[str, Handler] = {}
+        self._runners: dict[Lane, Runner] = {}
+        self._loaded: set[str] = set()
+        self._loading = Lock()
+        self.submit: Callable[..., Child] | None = None
+        self.store_now: Any = None
+        for processor in processors:
+            self._processors[processor.task_type] = processor
+
+    @property
+    def types(self) -> Mapping[str, Processor]:
+        return self._processors
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        return self._handlers
+
+    def register(self, handler: Handler) -> None:
+        """Add a handler. Raises Conflict for a second one of the same name."""
+        known = self._handlers.get(handler.task_type)
+        if known is not None and known.function is not handler.function:
+            raise Conflict(
+                f"a handler named {handler.name!r} is registered already ({known.function.__module__}."
+                f"{known.function.__qualname__}); pass name=... to one of them"
+            )
+        self._handlers[handler.task_type] = handler
+        self._processors[handler.task_type] = HandlerProcessor(handler, self.config.traceback_chars)
+        process = self._runners.get("process")
+        if process is not None and handler.lane == "process":
+            process.add(handler)  # type: ignore[attr-defined]
+
+    def lane_of(self, task_type: str) -> Lane:
+        return self._processors[task_type].lane
+
+    def types_by_lane(self) -> dict[Lane, frozenset[str]]:
+        lanes: dict[Lane, set[str]] = {}
+        for kind, processor in self._processors.items():
+            lanes.setdefault(processor.lane, set()).add(kind)
+        return {lane: frozenset(types) for lane, types in lanes.items()}
+
+    def retry_of(self, task_type: str) -> Retry:
+        handler = self._handlers.get(task_type)
+        return _NO_RETRY_POLICY if handler is None else handler.retry
+
+    def check(self, task: Task, *, has_refs: bool) -> None:
+        """Refuse a task that could never work. Values from parents are checked when they are known.
+
+        Raises: InvalidInput.
+        """
+        processor = self._processors.get(task.task_type)
+        if processor is None:
+            return  # served elsewhere; its worker checks it
+        handler = self._handlers.get(task.task_type)
+        if handler is None:
+            convert(task.params, processor.Params, "params")
+        elif not has_refs and isinstance(task.input, Custom) and isinstance(task.input.value, dict):
+            handler.check_arguments(task.input.value)
+        processor.check(task.input, task.model_id, task.params)
+
+    def runner(self, lane: Lane) -> Runner:
+        """Return the lane's runner, making it when it is first needed."""
+        if lane not in self._runners:
+            self._runners[lane] = self._make_runner(lane)
+        return self._runners[lane]
+
+    def _make_runner(self, lane: Lane) -> Runner:
+        if lane == "async":
+            return LoopRunner(self._processors, self.submit, self._env)
+        if lane == "thread":
+            return ThreadRunner(self._processors, self.load, self.submit, self._env, self._slots.thread_slots)
+        if lane == "process":
+            from mainspring.execution.processes import ProcessRunner
+
+            return ProcessRunner(
+                {kind: handler for kind, handler in self._handlers.items() if handler.lane == "process"},
+                slots=self._slots.process_slots,
+                config=self.config,
+                store_now=self.store_now,
+                environment=self._env,
+            )
+        raise invalid("lane", lane, "is unknown", "use async, thread or process")
+
+    def child_runner(self, task_type: str) -> Runner:
+        """Return the process lane's runner, ready to run this type although its own lane is another."""
+        runner = self.runner("process")
+        runner.add(self._handlers[task_type])  # type: ignore[attr-defined]
+        return runner
+
+    def can_run_in_child(self, task_type: str) -> bool:
+        """Whether a child process could import this type's handler."""
+        handler = self._handlers.get(task_type)
+        if handler is None:
+            return False
+        try:
+            check_importable(handler.function, handler.name)
+        except InvalidInput:
+            return False
+        return True
+
+    def load(self, task_type: str) -> None:
+        """Get a type's processor ready; the first call does it, others wait for it. Blocks."""
+        if task_type in self._loaded:
+            return
+        with self._loading:
+            if task_type not in self._loaded:
+                self._processors[task_type].load()
+                self._loaded.add(task_type)
+
+    async def execute_task(self, task: Task) -> TaskResult:
+        """Run one task here and now and return how it ended: one attempt, no store, no dependencies.
+
+        A failure is a result with its error, not an exception.
+
+        Raises: UnsupportedTaskType, InvalidInput: the task can't be run at all.
+        """
+        if task.task_type not in self._processors:
+            raise UnsupportedTaskType(
+                f"task_type = {str(task.task_type)!r}: not registered; registered are {', '.join(sorted(self._processors))}"
+            )
+        data, refs = encode_input(task.input)
+        if refs or task.dependencies:
+            raise invalid("dependencies", task.dependencies or refs, "need a store", "submit the task to an engine")
+        self.check(task, has_refs=False)
+        work = Work(
+            task.id.bytes,
+            1,
+            task.task_type,
+            data,
+            task.namespace,
+            task.model_id,
+            msgspec.msgpack.encode(task.params) if task.params else None,
+            task.retry_count,
+        )
+        lane = self.lane_of(task.task_type)
+        report = await self.runner(lane).run(work, _Unheard())
+        return self._result(task, report, lane)
+
+    def _result(self, task: Task, report: Report, lane: Lane) -> TaskResult:
+        usage = report.usage
+        failed = report.error is not None
+        return TaskResult(
+            task_id=task.id,
+            status=TaskStatus.FAILED if failed else TaskStatus.COMPLETED,
+            output=None if report.output is None else decode_output(report.output),
+            error=report.error,
+            metrics=TaskMetrics(
+                duration=usage.duration,
+                memory_bytes=usage.memory_bytes,
+                cpu_usage=None if usage.cpu_time is None or not usage.duration else usage.cpu_time / usage.duration,
+                network_bytes=usage.network_bytes,
+                retry_count=task.retry_count,
+                cpu_time=usage.cpu_time,
+                lane=lane,
+            ),
+            timestamp=datetime.fromtimestamp(self._env.wall_ms() / 1000, UTC),
+        )
+
+    async def close(self) -> None:
+        """Stop threads and children, close processors. Nothing runs any more when this is called."""
+        for runner in self._runners.values():
+            await runner.close()
+        self._runners.clear()
+        for kind in sorted(self._loaded):
+            self._processors[kind].close()
+        self._loaded.clear()
+
+
+class _Unheard:
+    def send(self, signal: Signal) -> None:
+        """Nobody listens to a task that runs outside a store."""

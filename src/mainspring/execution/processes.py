@@ -1,0 +1,353 @@
+"""The process lane: each attempt runs in a child process that can be killed without harm to anything else.
+
+One child more than there are slots is kept warm, so that a killed one is replaced at once. A child that dies costs its own
+attempt; the report says how it died.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from mainspring.children import Child, Exit, Spawner
+from mainspring.config import ExecutorConfig
+from mainspring.environment import SYSTEM, Environment
+from mainspring.errors import (
+    InternalError,
+    InvalidInput,
+    ProcessingFailed,
+    TaskCancelled,
+    TaskError,
+    UnsupportedTaskType,
+)
+from mainspring.execution.base import Channel, Report, Work
+from mainspring.execution.child_frames import (
+    Finished,
+    Key,
+    Loading,
+    Note,
+    Prepare,
+    Ready,
+    Run,
+    Setup,
+    Stop,
+    Store,
+    Stored,
+    ToChild,
+    decode_to_parent,
+    encode,
+)
+from mainspring.execution.encoding import failed
+from mainspring.execution.places import Place, place_of
+from mainspring.processors.base import failure
+from mainspring.processors.custom import Handler
+from mainspring.tasks import Effect, ErrorInfo, Failed, Started, Task, Usage, codec
+
+_PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from mainspring.execution.child_main import main; main()"
+_END_GRACE_S = 1.0  # for the clean-up of an idle child that is not needed any more
+
+
+class _Attempt:
+    """A `run` call."""
+
+    __slots__ = ("channel", "desk", "ended", "killed", "loading", "place", "started_s", "work")
+
+    def __init__(self, work: Work, channel: Channel, place: Place, ended: asyncio.Future[Report]) -> None:
+        self.work = work
+        self.channel = channel
+        self.place = place
+        self.ended = ended
+        self.desk: _Desk | None = None  # None while it waits for a child
+        self.loading = False  # its handler is being imported
+        self.started_s: float | None = None
+        self.killed = False  # by us
+
+    @property
+    def key(self) -> Key:
+        return (self.work.id, self.work.attempt)
+
+
+class _Desk:
+    """A child, and what it is doing."""
+
+    __slots__ = ("attempt", "child", "cpu_s", "patience", "ready", "tasks")
+
+    def __init__(self) -> None:
+        self.child: Child | None = None  # None until it is spawned
+        self.ready = False
+        self.patience: asyncio.TimerHandle | None = None  # how long it may take to become ready
+        self.attempt: _Attempt | None = None
+        self.tasks = 0
+        self.cpu_s = 0.0  # used before the attempt it has now
+
+    def send(self, frame: ToChild) -> None:
+        if self.child is not None:
+            self.child.send(encode(frame))
+
+
+class ProcessRunner:
+    """Runs handlers in child processes: `slots` at a time, one attempt in each child.
+
+    Children are started when there is work, and are replaced after `child_recycle_tasks` attempts or when they have grown
+    beyond `child_recycle_bytes`. Calls above `slots` wait for a child.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        *,
+        slots: int,
+        config: ExecutorConfig | None = None,
+        store_now: Callable[[Task], Awaitable[None]] | None = None,
+        environment: Environment = SYSTEM,
+    ) -> None:
+        self.store_now = store_now
+        self._slots = slots
+        self._config = config or ExecutorConfig()
+        self._environment = environment
+        self._places: dict[str, Place] = {}
+        self._proven: dict[Place, None] = {}  # imported without harm before
+        self._attempts: dict[Key, _Attempt] = {}
+        self._waiting: deque[_Attempt] = deque()
+        self._desks: set[_Desk] = set()
+        self._idle: list[_Desk] = []
+        self._background: set[asyncio.Task[Any]] = set()
+        self._wanted = 0  # children, the spare one included
+        self._spawner = Spawner()
+        self._closing = False
+        for handler in handlers.values():
+            self.add(handler)
+
+    def add(self, handler: Handler) -> None:
+        """Serve this handler from now on. Raises: InvalidInput: a child could not import it."""
+        self._places[handler.task_type] = place_of(handler)
+
+    async def run(self, work: Work, channel: Channel) -> Report:
+        """Run one attempt in a child. Never raises for what a handler does, nor for what becomes of the child.
+
+        A call that is cancelled kills its attempt.
+        """
+        place = self._places.get(work.task_type)
+        if place is None:
+            return _refused(UnsupportedTaskType(f"no handler for {work.task_type} in the process lane"))
+        if self._closing:
+            return _unstarted("the process lane is closed")
+        attempt = _Attempt(work, channel, place, asyncio.get_running_loop().create_future())
+        self._attempts[attempt.key] = attempt
+        self._waiting.append(attempt)
+        self._assign()
+        try:
+            return await attempt.ended
+        finally:
+            if attempt.ended.cancelled():
+                self.stop(work, hard=True)
+
+    def stop(self, work: Work, *, hard: bool) -> bool:
+        """Set the handler's `ctx.cancelled`; `hard` kills its child and all that it started."""
+        attempt = self._attempts.get((work.id, work.attempt))
+        if attempt is None:
+            return True
+        desk = attempt.desk
+        if desk is None:
+            self._waiting.remove(attempt)
+            self._settle(attempt, _unstarted("asked to stop before it began"))
+            return True
+        if hard and desk.child is not None:
+            attempt.killed = True
+            desk.child.kill()
+            return True
+        desk.send(Stop(*attempt.key))
+        return False
+
+    async def close(self) -> None:
+        """End all children. Attempts that still run are killed."""
+        self._closing = True
+        for attempt in list(self._attempts.values()):
+            self.stop(attempt.work, hard=True)
+        for desk in list(self._desks):
+            self._retire(desk)
+        while self._background:
+            await asyncio.wait(self._background)
+        self._spawner.close()
+
+    def _assign(self) -> None:
+        """Give waiting attempts to idle children, and see to it that there are enough of them."""
+        while self._waiting and self._idle and self._busy() < self._slots:
+            self._give(self._waiting.popleft(), self._idle.pop())
+        demand = min(self._slots, self._busy() + len(self._waiting))
+        self._wanted = max(self._wanted, demand + 1)  # and never fewer again: what was needed once is soon needed again
+        while len(self._desks) < self._wanted and not self._closing:
+            desk = _Desk()
+            self._desks.add(desk)
+            self._in_background(self._spawn(desk))
+
+    def _busy(self) -> int:
+        return sum(desk.attempt is not None for desk in self._desks)
+
+    def _give(self, attempt: _Attempt, desk: _Desk) -> None:
+        attempt.desk, desk.attempt = desk, attempt
+        desk.tasks += 1
+        try:
+            desk.send(Run(attempt.work, attempt.place))
+        except InvalidInput as exc:
+            self._settle(attempt, _refused(exc))
+            self._free(desk)
+
+    def _free(self, desk: _Desk) -> None:
+        desk.attempt = None
+        if desk.child is not None and desk.child.usable:
+            self._idle.append(desk)
+
+    def _settle(self, attempt: _Attempt, report: Report) -> None:
+        del self._attempts[attempt.key]  # before anybody can ask to stop it: its child may have other work by then
+        if not attempt.ended.done():
+            attempt.ended.set_result(report)
+
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # Children come ...
+
+    async def _spawn(self, desk: _Desk) -> None:
+        try:
+            desk.child = await self._spawner.spawn(
+                (sys.executable, "-P", "-c", _PROGRAM, *map(str, sys.path)),
+                on_frame=partial(self._hear, desk),
+                on_exit=partial(self._ended, desk),
+                keep_output=self._config.child_stderr_bytes,
+            )
+        except OSError as exc:
+            self._desks.discard(desk)
+            self._start_failed(f"could not be started: {exc}")
+            return
+        if self._closing:
+            await desk.child.end(_END_GRACE_S)
+            return
+        desk.patience = asyncio.get_running_loop().call_later(self._config.child_start_timeout_s, desk.child.kill)
+        desk.send(Setup(self._environment.pid(), tuple(sys.argv), self._config.traceback_chars))
+
+    def _ready(self, desk: _Desk, frame: Ready) -> None:
+        desk.ready = True
+        desk.cpu_s = frame.cpu_s
+        if desk.patience is not None:
+            desk.patience.cancel()
+        if self._proven:
+            desk.send(Prepare(tuple(self._proven)))
+        self._idle.insert(0, desk)  # those that have worked before are taken first
+        self._assign()
+
+    def _start_failed(self, how: str, output: str = "") -> None:
+        """Where no child is left, let the waiting attempts fail of it: a machine that can't start any isn't tried for ever."""
+        while self._waiting and not self._desks:
+            error = ErrorInfo(type="ProcessingFailed", message=f"a child process {how}", traceback=output or None)
+            self._settle(self._waiting.popleft(), Report(error=error))
+
+    # ... talk ...
+
+    def _hear(self, desk: _Desk, data: bytes) -> None:
+        try:
+            frame = decode_to_parent(data)
+        except msgspec.DecodeError:  # a handler wrote into our pipe: nothing that comes from there can be trusted
+            if desk.child is not None:
+                desk.child.kill()
+            return
+        attempt = desk.attempt
+        if isinstance(frame, Ready):
+            self._ready(desk, frame)
+        elif attempt is None or (frame.id, frame.attempt) != attempt.key:
+            return  # a thread that outlived its handler
+        elif isinstance(frame, Note):
+            if isinstance(frame.signal, Started):
+                attempt.started_s = self._environment.monotonic()
+                self._proven[attempt.place] = None
+            attempt.channel.send(frame.signal)
+        elif isinstance(frame, Finished):
+            self._finished(desk, attempt, frame)
+        elif isinstance(frame, Loading):
+            attempt.loading = True
+        else:
+            self._in_background(self._store(desk, frame))
+
+    def _finished(self, desk: _Desk, attempt: _Attempt, frame: Finished) -> None:
+        report = frame.report
+        if frame.effects is not None:
+            effects = codec.convert(codec.decode(frame.effects), tuple[Effect, ...], "effects")
+            report = msgspec.structs.replace(report, effects=effects)
+        self._settle(attempt, report)
+        desk.cpu_s = frame.cpu_s
+        self._free(desk)
+        too_large = (frame.resident_bytes or 0) > self._config.child_recycle_bytes
+        if too_large or desk.tasks >= self._config.child_recycle_tasks:
+            self._retire(desk)
+        self._assign()
+
+    async def _store(self, desk: _Desk, frame: Store) -> None:
+        try:
+            if self.store_now is None:
+                raise InternalError("nobody stores tasks here")
+            await self.store_now(codec.convert(codec.decode(frame.task), Task, "task"))
+        except Exception as exc:  # noqa: BLE001  the handler that waits for it gets it
+            desk.send(Stored(frame.number, failure(exc).error))
+        else:
+            desk.send(Stored(frame.number))
+
+    # ... and go
+
+    def _retire(self, desk: _Desk) -> None:
+        self._desks.discard(desk)
+        if desk in self._idle:
+            self._idle.remove(desk)
+        if desk.child is not None:
+            self._in_background(desk.child.end(_END_GRACE_S))
+
+    def _ended(self, desk: _Desk, exit: Exit) -> None:
+        """A child has ended, by itself or by us."""
+        self._desks.discard(desk)
+        if desk in self._idle:
+            self._idle.remove(desk)
+        if desk.patience is not None:
+            desk.patience.cancel()
+        attempt = desk.attempt
+        if attempt is not None:
+            desk.attempt = None
+            self._settle(attempt, self._death(desk, attempt, exit))
+            self._assign()
+        elif not desk.ready and not self._closing:
+            self._start_failed(f"{exit} before it was ready", exit.output)
+
+    def _death(self, desk: _Desk, attempt: _Attempt, exit: Exit) -> Report:
+        began = attempt.started_s is not None
+        if attempt.killed:
+            message = "its child process was killed on request"
+        else:
+            message = f"its child process {exit}" + (
+                " while it imported the handler" if attempt.loading and not began else ""
+            )
+        usage = Usage()
+        if attempt.started_s is not None:
+            cpu_time = None if exit.cpu_time is None else max(0.0, exit.cpu_time - desk.cpu_s)
+            duration = self._environment.monotonic() - attempt.started_s
+            usage = Usage(duration, cpu_time, exit.peak_bytes)
+        return Report(
+            error=ErrorInfo(type="ProcessingFailed", message=message, traceback=exit.output or None),
+            usage=usage,
+            crashed=not attempt.killed and (began or attempt.loading),
+            unstarted=not began and (attempt.killed or not attempt.loading),
+        )
+
+
+def _refused(exc: TaskError) -> Report:
+    return failed(failure(exc), Usage())
+
+
+def _unstarted(message: str) -> Report:
+    error = ErrorInfo(type=TaskCancelled.__name__, message=message)
+    return msgspec.structs.replace(failed(Failed(error), Usage()), unstarted=True)

@@ -1,0 +1,109 @@
+"""The thread lane: plain functions beside the loop. A thread can be asked to stop, never made to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mainspring.environment import Environment, Semaphore
+from mainspring.execution.base import Channel, Report, Work
+from mainspring.execution.encoding import failed, report
+from mainspring.execution.items import item_of
+from mainspring.processors.base import Item, Processor, failure
+from mainspring.processors.context import Child, current
+from mainspring.tasks import Outcome, Started, Usage
+
+_STARTED = Started()
+_Job = tuple[Work, Channel, "asyncio.Future[Report]"]
+
+
+class ThreadRunner:
+    """As many threads as there are slots; one that does not come back is replaced by whoever gives up on it."""
+
+    def __init__(
+        self,
+        processors: Mapping[str, Processor],
+        load: Callable[[str], None],
+        submit: Callable[..., Child] | None,
+        env: Environment,
+        slots: int,
+    ) -> None:
+        self._processors = processors
+        self._load = load
+        self._submit = submit
+        self._env = env
+        self._slots = slots
+        self._inbox: deque[_Job | None] = deque()
+        self._signal = Semaphore(0)
+        self._threads = 0
+        self._lost = 0
+        self._running: dict[bytes, Item] = {}
+
+    async def run(self, work: Work, channel: Channel) -> Report:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Report] = loop.create_future()
+        if self._threads < self._slots + self._lost:
+            self._threads += 1
+            self._env.start_thread(f"mainspring-thread-{self._threads}", self._work, loop)
+        self._inbox.append((work, channel, future))
+        self._signal.release()
+        return await future
+
+    def stop(self, work: Work, *, hard: bool) -> bool:
+        """Set the flag that a fair handler looks at. With `hard` the thread counts as lost, and another takes its place."""
+        item = self._running.get(work.id)
+        if item is not None:
+            item.context.cancel()
+            if hard:
+                self._lost += 1
+        return False
+
+    async def close(self) -> None:
+        for _ in range(self._threads):
+            self._inbox.append(None)
+            self._signal.release()
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        while True:
+            self._signal.acquire()
+            job = self._inbox.popleft()
+            if job is None:
+                return
+            work, channel, future = job
+            result = self._run(work, channel)
+            try:
+                loop.call_soon_threadsafe(_answer, future, result)
+            except RuntimeError:  # the loop was closed while a lost thread was still at it: nobody waits any more
+                return
+
+    def _run(self, work: Work, channel: Channel) -> Report:
+        env = self._env
+        try:
+            item = item_of(work, channel, self._submit)
+        except Exception as exc:  # a stored payload that does not decode is that attempt's failure
+            return failed(failure(exc), Usage())
+        self._running[work.id] = item
+        channel.send(_STARTED)
+        began, cpu = env.monotonic(), env.thread_cpu_ns()
+        try:
+            outcome = contextvars.copy_context().run(self._process, work.task_type, item)
+        except BaseException as exc:  # whatever a handler raises is its attempt's outcome, not the engine's end
+            outcome = failure(exc)
+        finally:
+            del self._running[work.id]
+        usage = Usage(env.monotonic() - began, (env.thread_cpu_ns() - cpu) / 1e9, None, item.context.network_bytes)
+        return report(outcome, usage)
+
+    def _process(self, task_type: str, item: Item) -> Outcome:
+        current.set(item.context)
+        self._load(task_type)
+        batch: Any = self._processors[task_type].process((item,))
+        return batch[0]  # type: ignore[no-any-return]
+
+
+def _answer(future: asyncio.Future[Report], result: Report) -> None:
+    if not future.done():
+        future.set_result(result)

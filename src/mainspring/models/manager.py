@@ -1,0 +1,350 @@
+"""All models of a process: found by id, loaded once, evicted under a budget of memory."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from mainspring.config import MIB, ModelConfig
+from mainspring.environment import SYSTEM, Environment, Lock
+from mainspring.errors import InvalidInput, ResourceLimitExceeded, invalid
+from mainspring.models.base import EmbeddingModel, Model, ModelInfo, Source
+from mainspring.models.fetch import ALL_MINILM_L6_V2, Progress
+from mainspring.models.sources import FolderSource, PinnedSource, source_of
+from mainspring.tasks import ModelInput
+
+_MODEL_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")  # no way out of a folder
+BUSY_RETRY_S = 1.0  # models in use are given back within a batch or so
+
+
+class _Slot:
+    """One registered model and, while it is loaded, the model itself."""
+
+    __slots__ = ("handed_out", "last_used", "loading", "memory_bytes", "model", "model_id", "pinned", "source", "users")
+
+    def __init__(self, model_id: str, source: Source) -> None:
+        self.model_id = model_id
+        self.source = source
+        self.model: Model | None = None
+        self.loading: Future[None] | None = None
+        self.memory_bytes = 0  # reserved while loading, taken while loaded
+        self.users = 0
+        self.pinned = False
+        self.handed_out = False
+        self.last_used = 0
+
+
+class ModelManager:
+    """Registry and cache of models.
+
+    Known from the start are the default sentence model and whatever lies in `config.folders` as
+    FOLDER/MODEL_ID/model.onnx. Every method may be called from any thread. Loads are single flight: however many callers
+    want a model, it is loaded once, and one model is loaded at a time.
+    """
+
+    def __init__(
+        self, config: ModelConfig | None = None, *, environment: Environment = SYSTEM, progress: Progress | None = None
+    ) -> None:
+        self.config = config or ModelConfig()
+        self._environment = environment
+        self._lock = Lock()  # guards the slots; held only for moments
+        self._load_lock = Lock()  # held while a model is brought into memory
+        self._slots: dict[str, _Slot] = {}
+        self._uses = 0
+        self._closed = False
+        self._pinned_source = PinnedSource(ALL_MINILM_L6_V2, self.config, progress)
+
+    def register(self, model_id: str, source: Any, *, memory_bytes: int | None = None) -> ModelInfo:
+        """Make a model known; nothing is loaded.
+
+        `source` is a folder or an .onnx file, "hf:org/name[@revision]", an `HttpEndpoint`, an object with
+        `infer(inputs)` or `embed(texts)`, or a function without parameters that makes one. `memory_bytes` is what such
+        an object takes, so that the budget knows.
+
+        Raises: InvalidInput: the source can't be a model, or the id is taken by a model in use.
+        """
+        _check_id(model_id)
+        slot = _Slot(model_id, source_of(model_id, source, self.config, memory_bytes))
+        with self._lock:
+            old = self._slots.get(model_id)
+            if old is not None and (old.users or old.loading is not None):
+                raise invalid("model_id", model_id, "is in use", "register the other model under another id")
+            self._slots[model_id] = slot
+        if old is not None:
+            _close(old)
+        return self._info_of(slot)
+
+    def known(self, model_id: str) -> bool:
+        """Whether the id is registered or found in a folder. Loads nothing."""
+        return self._find(model_id) is not None
+
+    def describe(self, model_id: str) -> ModelInfo:
+        """Return kind, digest and memory of a model without loading it.
+
+        The first call for a model in a folder reads its files once for the digest.
+
+        Raises: InvalidInput: unknown model; the message names those there are.
+        """
+        return self._info_of(self._slot(model_id))
+
+    def embeds(self, model_id: str) -> bool:
+        """Whether the model gives embeddings; True where only loading it could tell. Raises: InvalidInput: unknown."""
+        return self._slot(model_id).source.embeds is not False
+
+    def check(self, model_id: str, input: ModelInput, params: dict[str, Any]) -> None:
+        """Refuse at submit what the model can't read. Loads nothing. Raises: InvalidInput."""
+        self._slot(model_id).source.check(input, params)
+
+    def info(self) -> list[ModelInfo]:
+        """Return all known models, loaded or not, by id."""
+        return [self._describe_any(model_id) for model_id in self.ids()]
+
+    @property
+    def loaded_bytes(self) -> int:
+        """What the loaded models take, as far as it can be told."""
+        with self._lock:
+            return sum(slot.memory_bytes for slot in self._slots.values())
+
+    @contextmanager
+    def acquire(self, model_id: str) -> Iterator[Model]:
+        """Lend the model to this thread, loaded; it is not evicted meanwhile.
+
+        Raises: InvalidInput: unknown model. ResourceLimitExceeded: it does not fit the budget now, or ever.
+            ProcessingFailed: its files can't be had now.
+        """
+        slot = self._enter(model_id)
+        try:
+            yield cast(Model, slot.model)
+        finally:
+            with self._lock:
+                slot.users -= 1
+                orphan = slot.model if self._closed and not slot.users else None
+            if orphan is not None:
+                orphan.close()
+
+    @contextmanager
+    def acquire_embedding(self, model_id: str) -> Iterator[EmbeddingModel]:
+        """As `acquire`, for a model that gives embeddings. Raises InvalidInput for another."""
+        with self.acquire(model_id) as model:
+            if not hasattr(model, "embed"):
+                raise invalid("model_id", model_id, "gives no embeddings", f"use {self.config.default_embedding}")
+            yield cast(EmbeddingModel, model)
+
+    async def get_model(self, model_id: str) -> Model:
+        """Return the model, loaded. It stays usable as long as you hold it, even when it was evicted meanwhile.
+
+        Raises: as `acquire`.
+        """
+        slot = self._slot(model_id)
+        with self._lock:
+            ready = slot.model
+            slot.handed_out = True
+        if ready is None:
+            arrived: Future[Model] = Future()
+            # A thread of its own: a load must go on when the caller that began it is cancelled, others wait for it too.
+            self._environment.start_thread(f"load-{model_id}", self._load_for, model_id, arrived)
+            return await asyncio.wrap_future(arrived)
+        return ready
+
+    def _load_for(self, model_id: str, arrived: Future[Model]) -> None:
+        arrived.set_running_or_notify_cancel()
+        try:
+            with self.acquire(model_id) as model:
+                result = model
+        except Exception as exc:  # noqa: BLE001 - handed to whoever waits
+            arrived.set_exception(exc)
+        else:
+            arrived.set_result(result)
+
+    def warm(self, model_id: str) -> ModelInfo:
+        """Load the model now, if it isn't. Raises: as `acquire`."""
+        with self.acquire(model_id):
+            return self.describe(model_id)
+
+    def pin(self, model_id: str) -> None:
+        """Keep the model once it is loaded, whatever the budget needs. Loads nothing."""
+        slot = self._slot(model_id)
+        with self._lock:
+            slot.pinned = True
+
+    def unpin(self, model_id: str) -> None:
+        slot = self._slot(model_id)
+        with self._lock:
+            slot.pinned = False
+
+    def evict(self, model_id: str) -> bool:
+        """Free a model's memory. Returns False when it is in use or not loaded."""
+        slot = self._slot(model_id)
+        with self._lock:
+            free = slot.model is not None and not slot.users and slot.loading is None
+            evicted = self._detach(slot) if free else None
+        if evicted is not None:
+            evicted.close()
+        return free
+
+    def close(self) -> None:
+        """Free all models; nothing is loaded afterwards. Those still in use are freed by whoever uses them."""
+        with self._lock:
+            self._closed = True
+            slots, self._slots = list(self._slots.values()), {}
+        for slot in slots:
+            if not slot.users and slot.model is not None:
+                slot.model.close()
+
+    def ids(self) -> list[str]:
+        """Return the ids of all models that can be asked for, loaded or not."""
+        with self._lock:
+            ids = {*self._slots, ALL_MINILM_L6_V2.model_id}
+        for folder in self.config.folders:
+            ids.update(path.parent.name for path in folder.glob("*/model.onnx"))
+        return sorted(ids)
+
+    def _describe_any(self, model_id: str) -> ModelInfo:
+        try:
+            return self.describe(model_id)
+        except InvalidInput:
+            return ModelInfo(model_id, "broken")
+
+    def _find(self, model_id: str) -> _Slot | None:
+        with self._lock:
+            slot = self._slots.get(model_id)
+        if slot is not None or not _MODEL_ID.fullmatch(model_id):
+            return slot
+        source: Source | None = None
+        for folder in self.config.folders:
+            if (folder / model_id / "model.onnx").is_file():
+                source = FolderSource(model_id, Path(folder, model_id), self.config)
+                break
+        if source is None and model_id == ALL_MINILM_L6_V2.model_id:
+            source = self._pinned_source
+        if source is None:
+            return None
+        with self._lock:
+            return self._slots.setdefault(model_id, _Slot(model_id, source))
+
+    def _slot(self, model_id: str) -> _Slot:
+        slot = self._find(model_id)
+        if slot is None:
+            raise invalid(
+                "model_id",
+                model_id,
+                f"is not registered (known are {', '.join(self.ids())})",
+                "register it with models.register(model_id, source), or put it into a folder of ModelConfig.folders",
+            )
+        return slot
+
+    def _info_of(self, slot: _Slot) -> ModelInfo:
+        source = slot.source
+        with self._lock:
+            loaded, pinned, memory = slot.model is not None, slot.pinned, slot.memory_bytes
+        return ModelInfo(slot.model_id, source.kind, source.digest(), memory or source.memory_bytes(), loaded, pinned)
+
+    def _enter(self, model_id: str) -> _Slot:
+        """Return the slot with its model loaded and one more user."""
+        slot = self._slot(model_id)
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise InvalidInput("the model manager is closed", field="model_id")
+                if slot.model is not None:
+                    slot.users += 1
+                    self._uses += 1
+                    slot.last_used = self._uses
+                    return slot
+                loading, mine = slot.loading, slot.loading is None
+                if loading is None:
+                    loading = slot.loading = Future()
+            if mine:
+                self._load(slot, loading)
+            loading.result()
+
+    def _load(self, slot: _Slot, loading: Future[None]) -> None:
+        try:
+            slot.source.prepare()
+            with self._load_lock:
+                model = self._load_within_budget(slot)
+        except Exception as exc:  # noqa: BLE001 - reaches every caller that waits for this load
+            with self._lock:
+                slot.loading, slot.memory_bytes = None, 0
+            loading.set_exception(exc)
+            return
+        with self._lock:
+            slot.loading = None
+            closed = self._closed
+            if not closed:
+                slot.model = model
+                self._uses += 1
+                slot.last_used = self._uses
+        if closed:
+            model.close()
+        loading.set_result(None)
+
+    def _load_within_budget(self, slot: _Slot) -> Model:
+        wanted = slot.source.memory_bytes()
+        self._make_room(slot, wanted)
+        before = _resident_bytes()
+        model = slot.source.load(slot.model_id)
+        measured = max(wanted, _resident_bytes() - before) if wanted else 0
+        with self._lock:
+            slot.memory_bytes = measured
+        model.info = msgspec.structs.replace(model.info, memory_bytes=measured)
+        return model
+
+    def _make_room(self, slot: _Slot, wanted: int) -> None:
+        """Reserve `wanted` bytes for the slot, evicting what was not used for longest."""
+        budget = self.config.budget_bytes
+        if wanted > budget:
+            raise ResourceLimitExceeded(
+                f"model {slot.model_id} needs about {wanted // MIB} MiB and the budget for all models is "
+                f"{budget // MIB} MiB; raise ModelConfig.budget_bytes"
+            )
+        with self._lock:
+            others = list(self._slots.values())
+            free = budget - sum(other.memory_bytes for other in others)
+            idle = [other for other in others if other.model is not None and not (other.users or other.pinned)]
+            possible = free + sum(other.memory_bytes for other in idle) >= wanted
+            evicted: list[Model | None] = []
+            for other in sorted(idle, key=lambda other: other.last_used):
+                if possible and free < wanted:
+                    free += other.memory_bytes
+                    evicted.append(self._detach(other))
+            if possible:
+                slot.memory_bytes = wanted
+        for model in evicted:
+            if model is not None:
+                model.close()
+        if not possible:
+            raise ResourceLimitExceeded(
+                f"model {slot.model_id} needs about {wanted // MIB} MiB and models in use or pinned leave "
+                f"{max(free, 0) // MIB} MiB of the budget of {budget // MIB} MiB",
+                retry_after=BUSY_RETRY_S,
+            )
+
+    @staticmethod
+    def _detach(slot: _Slot) -> Model | None:
+        """Take the model out of its slot; returns it when nobody else can be using it, to be closed."""
+        model, slot.model, slot.memory_bytes = slot.model, None, 0
+        return None if slot.handed_out else model
+
+
+def _check_id(model_id: str) -> None:
+    if not _MODEL_ID.fullmatch(model_id):
+        raise invalid("model_id", model_id, "is no model id", "use letters, digits, . _ - and at most one /")
+
+
+def _close(slot: _Slot) -> None:
+    if slot.model is not None and not slot.handed_out:
+        slot.model.close()
+
+
+def _resident_bytes() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

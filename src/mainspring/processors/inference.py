@@ -1,0 +1,88 @@
+"""Model inference: whatever the named model reads and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from mainspring.errors import InvalidInput, TaskError
+from mainspring.models import ModelManager
+from mainspring.processors.base import Item, Lane, failure
+from mainspring.tasks import Done, ModelInput, ModelOutput, Outcome, TaskInput, TaskType
+from mainspring.tasks.codec import convert
+
+
+class InferenceProcessor:
+    """ModelInput in, ModelOutput out; which fields are read and what comes out is the model's kind to say.
+
+    - embedding: text → vector (dim,), list → (n, dim), pairs → cosines (n,); float32
+    - classification: text, list or pairs → labels with scores, best first
+    - token_classification: text or list → entities with their places
+    - onnx: arrays by name → arrays by name
+    - python: anything → whatever `infer` gives
+    - http: messages or text → generated text; or as embedding
+    """
+
+    task_type = TaskType.MODEL_INFERENCE
+    lane: Lane = "thread"
+
+    class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+        """Options; a model refuses those it does not read."""
+
+        top_k: int | None = None  # classification: labels returned
+        temperature: float | None = None  # generation
+        top_p: float | None = None  # generation
+        max_tokens: int | None = None  # generation: length of the answer
+        stop: list[str] | None = None  # generation: texts that end it
+        seed: int | None = None  # generation
+        options: dict[str, Any] = {}  # to a Python model as it is; into the request's body of an HTTP model
+
+    def __init__(self, models: ModelManager) -> None:
+        self._models = models
+
+    def check(self, input: TaskInput, model_id: str | None, params: dict[str, Any]) -> None:
+        options = self._options(params)
+        model = self._model_id(model_id)
+        self._models.check(model, input.as_model_input(), options)
+
+    def load(self) -> None:
+        """Models load when the first batch needs them."""
+
+    def close(self) -> None:
+        """The models belong to their manager."""
+
+    def process(self, batch: Sequence[Item]) -> Sequence[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        groups: dict[tuple[str, bytes], list[tuple[int, ModelInput]]] = {}
+        for index, item in enumerate(batch):
+            try:
+                options = msgspec.msgpack.encode(self._options(item.params))
+                key = self._model_id(item.model_id), options
+                groups.setdefault(key, []).append((index, item.input.as_model_input()))
+            except TaskError as exc:
+                outcomes[index] = failure(exc)
+        for (model_id, options), members in groups.items():
+            results = self._infer(model_id, msgspec.msgpack.decode(options), [input for _, input in members])
+            outcomes.update(zip((index for index, _ in members), results, strict=True))
+        return [outcomes[index] for index in range(len(batch))]
+
+    def _options(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Return the options that were given, checked."""
+        checked: InferenceProcessor.Params = convert(params, self.Params, "params")
+        return {name: value for name, value in msgspec.to_builtins(checked).items() if value is not None}
+
+    def _model_id(self, model_id: str | None) -> str:
+        if not model_id:
+            known = ", ".join(self._models.ids())
+            raise InvalidInput(f"model_id is missing: inference needs one; known are {known}", field="model_id")
+        return model_id
+
+    def _infer(self, model_id: str, options: dict[str, Any], inputs: list[ModelInput]) -> list[Outcome]:
+        try:
+            with self._models.acquire(model_id) as model:
+                answers = model.infer_batch(inputs, options)
+        except Exception as exc:  # noqa: BLE001 - the whole call failed: every item of it did
+            return [failure(exc)] * len(inputs)
+        return [Done(answer) if isinstance(answer, ModelOutput) else failure(answer) for answer in answers]

@@ -1,0 +1,61 @@
+"""Vectors from outside: checked, and brought to unit length, so that a dot product is a cosine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mainspring.errors import InvalidInput, invalid
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def unit_rows(named: Sequence[tuple[str, Any]]) -> NDArray[np.float32]:
+    """Return one unit-length row for each (name, vector); all must have the length of the first.
+
+    A vector is anything of shape (dim,) or (1, dim). The length is taken in double precision.
+
+    Returns: float32, shape (len(named), dim).
+    Raises: InvalidInput: names the vector that is not numbers, not finite, zero, or of another length.
+    """
+    import numpy as np
+
+    rows = [_row(name, value) for name, value in named]
+    dim = rows[0].size
+    for (name, _), row in zip(named, rows, strict=True):
+        if row.size != dim:
+            raise wrong_dimension(name, row.size, f"{named[0][0]} has {dim}")
+    matrix = np.stack(rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.einsum("ij,ij->i", matrix, matrix))
+    for (name, value), length in zip(named, lengths.tolist(), strict=True):
+        if not 0 < length < math.inf:
+            why = "has no length" if length == 0 else "is not finite"
+            raise invalid(name, value, f"{why} and points nowhere", "leave it out, or embed a text that says something")
+    units: NDArray[np.float32] = (matrix / lengths[:, None]).astype("<f4")
+    return units
+
+
+def wrong_dimension(name: str, dim: int, against: str) -> InvalidInput:
+    return InvalidInput(
+        f"{name} has {dim} dimensions but {against}; use vectors of the same model, or another collection",
+        field=name,
+        value=dim,
+    )
+
+
+def _row(name: str, value: Any) -> NDArray[np.float64]:
+    import numpy as np
+
+    try:
+        row = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as exc:
+        raise invalid(name, value, f"is no vector ({exc})", "pass numbers, shape (dim,)") from exc
+    if row.ndim == 2 and len(row) == 1:
+        row = row[0]  # what embedding a single text gives
+    if row.ndim != 1 or row.size == 0:
+        raise invalid(name, value, f"has the shape {row.shape}", "pass numbers, shape (dim,)")
+    return row

@@ -1,0 +1,144 @@
+"""Children and frames, without any handler."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from mainspring.children import Child, Exit, Spawner
+from mainspring.children.frames import Splitter, framed
+from mainspring.errors import InternalError, InvalidInput
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def spawner() -> Iterator[Spawner]:
+    made = Spawner()
+    yield made
+    made.close()
+
+
+class Ear:
+    """Hears one child."""
+
+    def __init__(self) -> None:
+        self.frames: asyncio.Queue[bytes] = asyncio.Queue()
+        self.exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    async def spawn(self, spawner: Spawner, code: str, keep: int = 1000) -> Child:
+        return await spawner.spawn(
+            (sys.executable, "-c", "import sys, os, time, signal, socket\nfrom mainspring.children import *\n" + code),
+            on_frame=self.frames.put_nowait,
+            on_exit=self.exit.set_result,
+            keep_output=keep,
+        )
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+
+
+def test_frames_survive_any_cut() -> None:
+    """However the stream is cut into pieces, the same frames come out."""
+    bodies = [b"", b"a", bytes(1000), b"xyz"]
+    stream = b"".join(framed(body) for body in bodies)
+    for size in (1, 2, 3, 5, 7, len(stream)):
+        splitter = Splitter()
+        got = [body for at in range(0, len(stream), size) for body in splitter.feed(stream[at : at + size])]
+        assert got == bodies
+
+
+def test_frames_are_limited() -> None:
+    """Too much is refused by the sender, and not believed by the receiver."""
+    with pytest.raises(InvalidInput):
+        framed(bytes(11), 10)
+    with pytest.raises(InternalError):
+        Splitter(10).feed(framed(bytes(11)))
+
+
+async def test_talk_and_exit(spawner: Spawner) -> None:
+    """Frames go both ways; the exit tells the code, and comes after the last frame."""
+    ear = Ear()
+    child = await ear.spawn(
+        spawner,
+        "pipe = BlockingPipe(take_pipe())\nfor body in pipe.receive(): pipe.send(body * 2)\nos._exit(3)",
+    )
+    child.send(b"ab" * 300_000)
+    ended = await ear.exit
+    assert ear.frames.get_nowait() == b"ab" * 600_000
+    assert (ended.code, ended.signal) == (3, None)
+    assert str(ended).startswith("exited with code 3")
+    assert ended.cpu_time is not None
+    assert ended.cpu_time > 0
+    assert not psutil.pid_exists(child.pid)
+    child.send(b"nobody hears this")
+    child.kill()
+
+
+async def test_only_the_tail_of_the_output_is_kept(spawner: Spawner) -> None:
+    """Evidence is bounded, and its end is what matters."""
+    ear = Ear()
+    await ear.spawn(spawner, "sys.stderr.write('x' * 300_000 + 'the end')", keep=10)
+    assert (await ear.exit).output == "xxxthe end"
+
+
+async def test_peak_memory_is_the_childs_own(spawner: Spawner) -> None:
+    """What the parent holds is not counted: the kernel starts a child's mark at the parent's."""
+    ears = Ear(), Ear()
+    await ears[0].spawn(spawner, "pass")
+    await ears[1].spawn(spawner, "x = b'1' * (1 << 30)")
+    small, large = [(await ear.exit).peak_bytes for ear in ears]
+    parent = psutil.Process().memory_info().rss
+    assert small is None or small < parent + (1 << 30)
+    assert large is not None
+    assert abs(large - (1 << 30)) < 100 << 20
+
+
+async def test_kill(spawner: Spawner) -> None:
+    """A kill is a kill, also for a stopped process."""
+    ear = Ear()
+    child = await ear.spawn(spawner, "BlockingPipe(take_pipe()).send(b'up')\nos.kill(os.getpid(), signal.SIGSTOP)")
+    assert await ear.frames.get() == b"up"
+    child.kill()
+    ended = await ear.exit
+    assert (ended.code, ended.signal) == (None, signal.SIGKILL)
+    assert "SIGKILL" in str(ended)
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        ("pipe.receive(); os._exit(4)", "exited with code 4"),
+        ("time.sleep(600)", "killed by SIGTERM"),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN); pipe.send(b''); time.sleep(600)", "killed by SIGKILL"),
+    ],
+)
+async def test_end_is_polite_first(spawner: Spawner, code: str, how: str) -> None:
+    """The closed pipe is enough for a child that listens; SIGTERM for one that sleeps; SIGKILL for one that won't."""
+    ear = Ear()
+    child = await ear.spawn(spawner, f"pipe = BlockingPipe(take_pipe()); pipe.send(b'up'); {code}")
+    assert await ear.frames.get() == b"up"
+    if "SIG_IGN" in code:
+        await ear.frames.get()
+    assert how in str(await child.end(20 if "exited" in how else 0.1))
+
+
+async def test_a_child_that_closes_its_pipe_is_killed(spawner: Spawner) -> None:
+    """It can't be told to stop any more."""
+    ear = Ear()
+    await ear.spawn(spawner, "take_pipe().close(); time.sleep(600)")
+    assert (await ear.exit).signal == signal.SIGKILL
+
+
+async def test_a_program_that_is_not_there(spawner: Spawner) -> None:
+    """Is an OSError, with nothing left open."""
+    with pytest.raises(FileNotFoundError):
+        await spawner.spawn(("/nonexistent",), on_frame=print, on_exit=print, keep_output=1)

@@ -1,0 +1,115 @@
+"""The monitor: figures of the container where it has limits, of the machine where not, at a bounded cost."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mainspring.config import cores
+from mainspring.environment import Environment
+from mainspring.errors import InvalidInput
+from mainspring.resources import Cgroup, CpuQuota, MemoryLimit, ResourceMonitor
+
+pytestmark = pytest.mark.anyio
+
+
+class Clock(Environment):
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Group(Cgroup):
+    """A control group whose figures a test sets."""
+
+    quota: CpuQuota | None = None
+    limit: MemoryLimit | None = None
+    reads = 0
+
+    def cpu(self) -> CpuQuota | None:
+        self.reads += 1
+        return self.quota
+
+    def memory(self) -> MemoryLimit | None:
+        return self.limit
+
+
+async def test_usage_of_this_machine(tmp_path: Path) -> None:
+    """Real figures, within what psutil and the disk tell at the same time."""
+    clock = Clock()
+    monitor = ResourceMonitor(tmp_path, env=clock)
+    usage = await monitor.current_usage()
+    assert usage.cpu_usage is None
+    assert 0 < usage.cpu_limit <= cores()
+    assert 0 < usage.memory_bytes < usage.memory_limit_bytes <= psutil.virtual_memory().total
+    assert usage.storage_limit_bytes == shutil.disk_usage(tmp_path).total
+    assert 0 < usage.storage_bytes <= usage.storage_limit_bytes
+    assert usage.network_bytes is None or usage.network_bytes >= 0
+    sum(math.sqrt(n) for n in range(1_000_000))  # so that CPU time passes
+    clock.now += 1
+    later = await monitor.current_usage()
+    assert later.cpu_usage is not None
+    assert 0 < later.cpu_usage <= 1
+
+
+def test_between_two_samples_asking_reads_nothing(tmp_path: Path) -> None:
+    clock, group = Clock(), Group()
+    monitor = ResourceMonitor(tmp_path, "500ms", cgroup=group, env=clock)
+    first = monitor.sample()
+    reads = group.reads
+    clock.now += 0.4
+    assert monitor.sample() is first
+    assert group.reads == reads
+    clock.now += 0.2
+    assert monitor.sample() is not first
+    assert group.reads > reads
+
+
+def test_cpu_usage_is_the_share_of_the_groups_quota(tmp_path: Path) -> None:
+    clock, group = Clock(), Group()
+    group.quota = CpuQuota(0.5, 10.0)
+    monitor = ResourceMonitor(tmp_path, 1, cgroup=group, env=clock)
+    assert monitor.sample().cpu_usage is None
+    assert monitor.sample().cpu_limit == 0.5
+    clock.now, group.quota = clock.now + 4, CpuQuota(0.5, 11.0)
+    assert monitor.sample().cpu_usage == pytest.approx(0.5)
+    clock.now, group.quota = clock.now + 2, CpuQuota(0.5, 12.0)
+    assert monitor.sample().cpu_usage == pytest.approx(1.0)
+
+
+def test_a_changed_quota_begins_again(tmp_path: Path) -> None:
+    """Figures of two limits say nothing together: unknown once, then of the new one."""
+    clock, group = Clock(), Group()
+    group.quota = CpuQuota(0.5, 10.0)
+    monitor = ResourceMonitor(tmp_path, 1, cgroup=group, env=clock)
+    clock.now, group.quota = clock.now + 2, CpuQuota(0.25, 10.5)
+    assert monitor.sample().cpu_usage is None
+    clock.now, group.quota = clock.now + 2, CpuQuota(0.25, 10.6)
+    assert monitor.sample().cpu_usage == pytest.approx(0.2)
+
+
+def test_a_quota_above_the_cores_is_no_limit(tmp_path: Path) -> None:
+    group = Group()
+    group.quota = CpuQuota(cores() + 1.0, 0.0)
+    assert ResourceMonitor(tmp_path, cgroup=group).sample().cpu_limit == cores()
+
+
+def test_memory_is_the_groups_where_it_is_limited(tmp_path: Path) -> None:
+    group = Group()
+    group.limit = MemoryLimit(4096, 1024)
+    usage = ResourceMonitor(tmp_path, cgroup=group).sample()
+    assert (usage.memory_bytes, usage.memory_limit_bytes) == (1024, 4096)
+    group.limit = MemoryLimit(1 << 62, 1024)
+    usage = ResourceMonitor(tmp_path, cgroup=group).sample()
+    assert usage.memory_limit_bytes == psutil.virtual_memory().total
+    assert usage.memory_bytes > 1024
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="nowhere"):
+        ResourceMonitor(tmp_path / "nowhere")
