@@ -1,0 +1,44 @@
+"""One claim on its way through a lane."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from mainspring.execution.base import StopCause, Work
+from mainspring.store.base import Claimed
+from mainspring.tasks import Progress, Signal, Started
+
+if TYPE_CHECKING:
+    from mainspring.dispatch.lane import LaneDesk
+
+
+class Attempt:
+    """What is known of a running claim; its handler's signals arrive here, from whatever thread."""
+
+    __slots__ = ("abandoned", "asked_at", "cause", "claim", "desk", "in_child", "recorded", "slot", "started_at", "started_ms", "task", "work")
+
+    def __init__(self, claim: Claimed, work: Work, desk: LaneDesk, slot: int) -> None:
+        self.claim = claim
+        self.work = work
+        self.desk = desk
+        self.slot = slot
+        self.started_at: float | None = None  # monotonic seconds
+        self.started_ms: int | None = None
+        self.in_child = False  # a suspect that runs in a child process
+        self.recorded = False  # the store has been told that it runs
+        self.cause: StopCause | None = None  # why it was asked to stop
+        self.asked_at = 0.0
+        self.task: asyncio.Task[None] | None = None  # the slot's
+        self.abandoned = False  # its slot was given up; whatever still comes is dropped
+
+    def send(self, signal: Signal) -> None:
+        if type(signal) is Started:
+            desk = self.desk
+            self.started_ms = desk.store.now_ms()
+            self.started_at = desk.env.monotonic()
+            if desk.marks:
+                desk.store.mark(self.slot, self.claim)
+        elif type(signal) is Progress and not self.abandoned:
+            self.desk.store.progress(self.claim, signal.done, signal.total)
+

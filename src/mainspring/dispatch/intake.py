@@ -1,0 +1,163 @@
+"""From a task as it was written to a task as it is stored: checked first, so that nothing wrong is ever half written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from mainspring.config import SchedulerConfig, seconds
+from mainspring.environment import Environment
+from mainspring.errors import UnsupportedTaskType, invalid
+from mainspring.execution.executor import TaskExecutor
+from mainspring.results.values import Values
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, POLICY_CODE, NewTask, Spec, Store
+from mainspring.tasks import Ref, Task, TaskId, TaskPriority, TaskType
+from mainspring.tasks.codec import encode_input
+
+_spec_encoder = msgspec.msgpack.Encoder()
+_MAX_NAME = 128
+_MAX_KEY = 512
+
+
+class Intake:
+    """Checks tasks and makes them ready for the store."""
+
+    def __init__(
+        self, executor: TaskExecutor, store: Store, values: Values, config: SchedulerConfig, env: Environment
+    ) -> None:
+        self._executor = executor
+        self._store = store
+        self._values = values
+        self._config = config
+        self._env = env
+        self._elsewhere: frozenset[str] = frozenset()
+
+    async def new_tasks(self, tasks: Sequence[Task]) -> list[NewTask]:
+        """Return the tasks in their stored form. Raises InvalidInput or UnsupportedTaskType for the first bad one."""
+        result = []
+        for task in tasks:
+            if task.task_type not in self._executor.types and task.task_type not in self._elsewhere:
+                await self._look_elsewhere(task.task_type)
+            data, refs = self._checked(task)
+            flags = HAS_REFS if refs else 0
+            if len(data) > 4096:
+                data, is_blob = await self._values.store(data, "input")
+                flags |= BLOB_INPUT if is_blob else 0
+            result.append(self._new_task(task, data, refs, flags))
+        return result
+
+    async def _look_elsewhere(self, kind: TaskType) -> None:
+        """A submitter need not have the code: some worker may have registered it in the store."""
+        self._elsewhere = frozenset(await self._store.registered_types())
+        if kind not in self._elsewhere:
+            known = ", ".join(sorted({*self._executor.types, *self._elsewhere}))
+            raise UnsupportedTaskType(f"task_type = {str(kind)!r}: nobody has registered it; registered are {known}")
+
+    def _checked(self, task: Task) -> tuple[bytes, tuple[TaskId, ...]]:
+        data, refs = encode_input(task.input)
+        self._executor.check(task, has_refs=bool(refs))
+        if task.timeout is not None and seconds(task.timeout, "timeout") == 0:
+            raise invalid("timeout", task.timeout, "leaves no time", "use a positive number of seconds, or None")
+        if task.max_retries < 0 or task.max_retries > 1_000_000:
+            raise invalid("max_retries", task.max_retries, "is out of range", "use 0 or more")
+        if task.cache is not None:
+            raise invalid("cache", task.cache, "results are not cached yet", "leave it out")
+        if task.resources is not None:
+            raise invalid("resources", task.resources, "are not reserved yet", "leave it out")
+        if len(task.namespace) > _MAX_NAME or not task.namespace:
+            raise invalid("namespace", task.namespace, f"is not 1 to {_MAX_NAME} characters", "use a short name")
+        if task.group is not None and (len(task.group) > _MAX_NAME or not task.group):
+            raise invalid("group", task.group, f"is not 1 to {_MAX_NAME} characters", "use a short label, or None")
+        if task.idempotency_key is not None and not 0 < len(task.idempotency_key) <= _MAX_KEY:
+            raise invalid("idempotency_key", task.idempotency_key, f"is not 1 to {_MAX_KEY} characters", "hash it")
+        if len(task.dependencies) > self._config.max_dependencies:
+            raise invalid(
+                "dependencies",
+                f"{len(task.dependencies)} parents",
+                f"are more than max_dependencies = {self._config.max_dependencies}",
+                "join them in steps",
+            )
+        if task.on_dependency_failure not in POLICY_CODE:
+            raise invalid(
+                "on_dependency_failure", task.on_dependency_failure, "is unknown", f"use one of {', '.join(POLICY_CODE)}"
+            )
+        return data, refs
+
+    def _new_task(self, task: Task, data: bytes, refs: Sequence[TaskId], flags: int) -> NewTask:
+        deadline_ms = not_before_ms = None
+        if task.deadline is not None:
+            deadline_ms = _ms(task.deadline, "deadline")
+            if deadline_ms <= self._env.wall_ms():
+                raise invalid("deadline", task.deadline.isoformat(), "has passed already", "use a later one, or None")
+        if task.not_before is not None:
+            not_before_ms = _ms(task.not_before, "not_before")
+            if deadline_ms is not None and not_before_ms >= deadline_ms:
+                raise invalid("not_before", task.not_before.isoformat(), "is not before the deadline", "swap them")
+        after: tuple[bytes, ...] = ()
+        if task.dependencies or refs:
+            after = tuple(dict.fromkeys(_id_of(item).bytes for item in (*task.dependencies, *refs)))
+        return NewTask(
+            task.id.bytes,
+            (task.namespace, task.task_type, task.group or ""),
+            data,
+            priority=int(TaskPriority(task.priority)),
+            max_retries=task.max_retries,
+            timeout_ms=None if task.timeout is None else max(1, int(task.timeout * 1000)),
+            deadline_ms=deadline_ms,
+            not_before_ms=not_before_ms,
+            flags=flags,
+            spec=self._spec(task),
+            key=task.idempotency_key,
+            after=after,
+            policy=POLICY_CODE[task.on_dependency_failure],
+        )
+
+    def _spec(self, task: Task) -> bytes | None:
+        if not (
+            task.params
+            or task.metadata
+            or task.model_id is not None
+            or task.idempotency_key is not None
+            or task.on_dependency_failure != "require"
+        ):
+            return None
+        for name, value in task.metadata.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise invalid("metadata", {name: value}, "is not text", "use str for names and values")
+        spec = Spec(
+            model_id=task.model_id,
+            metadata=task.metadata,
+            params=task.params,
+            on_dependency_failure=task.on_dependency_failure,
+            idempotency_key=task.idempotency_key,
+        )
+        raw = self._encode_spec(spec)
+        limit = self._config.max_metadata_bytes + self._config.max_params_bytes
+        if len(raw) > limit:
+            raise invalid("metadata and params", f"{len(raw)} bytes", f"are above {limit}", "put large values into the input")
+        return raw
+
+    def _encode_spec(self, spec: Spec) -> bytes:
+        try:
+            return _spec_encoder.encode(spec)
+        except (TypeError, ValueError, OverflowError) as exc:
+            raise invalid("params", spec.params, f"can't be stored ({exc})", "use JSON-like values") from exc
+
+
+def _id_of(item: Any) -> TaskId:
+    if isinstance(item, Ref):
+        return item.id
+    if isinstance(item, TaskId):
+        return item
+    return TaskId(item)
+
+
+def _ms(moment: datetime, field: str) -> int:
+    if moment.tzinfo is None:
+        raise invalid(field, moment, "has no time zone", "use datetime.now(UTC) + ...")
+    if not 1970 <= moment.year < 9000:
+        raise invalid(field, moment, "is out of range", "use a date of this age")
+    return int(moment.astimezone(UTC).timestamp() * 1000)

@@ -1,0 +1,144 @@
+"""A lane's desk: claims wait here in the one order, and slots take them as they fall free."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from mainspring.config import TaskManagerConfig, seconds
+from mainspring.dispatch.attempt import Attempt
+from mainspring.environment import Environment
+from mainspring.execution.base import Runner
+from mainspring.store.base import SUSPECT, Claimed, Lane, Store
+
+_RATE_WINDOW_S = 0.05
+
+
+class LaneDesk:
+    """Slots are asyncio tasks that live as long as the lane: none is made for a claim."""
+
+    def __init__(
+        self,
+        name: str,
+        slots: int,
+        runner: Callable[[], Runner],
+        store: Store,
+        config: TaskManagerConfig,
+        env: Environment,
+        serve: Callable[[LaneDesk, Claimed, int], Awaitable[bool]],
+        first_mark: int,
+    ) -> None:
+        self.port = Lane(name, 0)
+        self.store = store
+        self.env = env
+        self.marks = name in ("async", "thread")  # a crash in here is this process's crash
+        self.slots = slots
+        self.runner = runner
+        self.running: dict[bytes, Attempt] = {}
+        self._config = config
+        self._prefetch_s = seconds(config.prefetch_s, "prefetch_s")
+        self._serve = serve
+        self._queue: list[Claimed] = []
+        self._gone: set[int] = set()  # seqs of queued claims that were withdrawn
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._next_mark = first_mark
+        self._open = False
+        self._ended = 0
+        self._window_at = 0.0
+
+    def open(self) -> None:
+        self._open = True
+        self._window_at = self.env.monotonic()
+        self.port.limit = self.slots + min(self.slots, 8)
+        for _ in range(self.slots):
+            self.add_slot()
+
+    def add_slot(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._slot(self._next_mark), name=f"{self.port.name}-slot")
+        self._next_mark += 1
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def put(self, claims: list[Claimed]) -> None:
+        queue, idle = self._queue, self._idle
+        for claim in claims:
+            heapq.heappush(queue, claim)
+        for _ in range(min(len(claims), len(idle))):
+            waiting = idle.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+
+    def withdraw(self, seq: int) -> Claimed | None:
+        """Take a claim out that has not been given to a slot."""
+        for claim in self._queue:
+            if claim.seq == seq and seq not in self._gone:
+                self._gone.add(seq)
+                return claim
+        return None
+
+    def find(self, id: bytes) -> Claimed | None:
+        return next((claim for claim in self._queue if claim.id == id and claim.seq not in self._gone), None)
+
+    def take_all(self) -> list[Claimed]:
+        """Empty the queue: for a drain."""
+        claims = [claim for claim in self._queue if claim.seq not in self._gone]
+        self._queue.clear()
+        self._gone.clear()
+        return claims
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue) - len(self._gone)
+
+    async def _slot(self, mark: int) -> None:
+        queue, idle = self._queue, self._idle
+        loop = asyncio.get_running_loop()
+        while self._open:
+            if not queue:
+                waiting = loop.create_future()
+                idle.append(waiting)
+                await waiting
+                continue
+            claim = heapq.heappop(queue)
+            if self._gone and claim.seq in self._gone:
+                self._gone.discard(claim.seq)
+                continue
+            if not await self._serve(self, claim, mark):
+                return
+
+    def lose_slot(self, task: asyncio.Task[None] | None) -> None:
+        """Go on without a slot whose handler does not come back: another takes its place."""
+        if task is not None:
+            self._tasks.discard(task)
+        self.add_slot()
+
+    def freed(self, n: int = 1) -> None:
+        """Claims that are over make room; the limit follows the rate, so that only what starts soon is claimed ahead."""
+        self.port.released += n
+        self._ended += n
+        now = self.env.monotonic()
+        passed = now - self._window_at
+        if passed >= _RATE_WINDOW_S:
+            ahead = int(self._ended / passed * self._prefetch_s)
+            self.port.limit = self.slots + max(1, min(ahead, self._config.prefetch_max))
+            self._ended = 0
+            self._window_at = now
+
+    async def close(self) -> None:
+        self._open = False
+        self.port.limit = 0
+        for waiting in self._idle:
+            if not waiting.done():
+                waiting.set_result(None)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def is_suspect(claim: Claimed) -> bool:
+    """Whether it ran when its process died, so that it must run alone."""
+    return bool(claim.flags & SUSPECT)

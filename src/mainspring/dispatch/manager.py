@@ -1,0 +1,532 @@
+"""The manager: takes claims from the store, gives them to slots, and brings their outcomes back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Self
+
+import msgspec
+
+from mainspring.config import EngineConfig, SchedulerConfig, TaskManagerConfig, seconds
+from mainspring.dispatch.attempt import Attempt
+from mainspring.dispatch.exclusion import Exclusion
+from mainspring.dispatch.intake import Intake
+from mainspring.dispatch.lane import LaneDesk, is_suspect
+from mainspring.dispatch.verdict import Verdict, verdict
+from mainspring.dispatch.watch import Watch
+from mainspring.environment import SYSTEM, Environment
+from mainspring.errors import TaskError, from_info, invalid
+from mainspring.execution.base import Report, Work
+from mainspring.execution.executor import TaskExecutor
+from mainspring.dispatch.parts import Parts
+from mainspring.processors.base import failure
+from mainspring.processors.calls import submitter
+from mainspring.processors.custom import Handler
+from mainspring.results.values import Values
+from mainspring.results.waiters import Waiters, Waiting
+from mainspring.store.base import (
+    BLOB_OUTPUT,
+    COMPLETED,
+    FAILED,
+    RELEASED,
+    TIMEOUT,
+    Accepted,
+    Claimed,
+    Ended,
+    Finish,
+    HandlerRecord,
+    Lane,
+    Spec,
+)
+from mainspring.tasks import (
+    ChildTasks,
+    Effect,
+    ErrorInfo,
+    RunningTask,
+    Task,
+    TaskId,
+    TaskInfo,
+    TaskPriority,
+    TaskResult,
+    TaskType,
+)
+from mainspring.tasks.codec import json_schema, to_json
+from mainspring.tasks.lifecycle import CANCELLED as STATUS_CANCELLED
+from mainspring.tasks.lifecycle import COMPLETED as STATUS_COMPLETED
+
+logger = logging.getLogger("mainspring.dispatch")
+
+_RECORD_STARTS_S = 0.02
+"""A handler that is still running after this long is recorded as RUNNING; most have ended by then."""
+_CANCEL_WAIT_S = 2.0
+_MARKS_A_LANE = 1_000
+_error_encoder = msgspec.msgpack.Encoder()
+_spec_decoder = msgspec.msgpack.Decoder(Spec)
+_TOO_LATE = _error_encoder.encode(ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0))
+
+
+class TaskManager:
+    """Submits tasks, runs them as slots fall free, and knows how they end.
+
+    Without a store it makes a private one that goes with it. Use it as the engine's part, or by itself:
+
+        manager = await TaskManager.new(TaskManagerConfig())
+        task_id = await manager.submit_task(task)
+        result = await manager.get_task_result(task_id)
+        await manager.stop()
+    """
+
+    def __init__(
+        self,
+        config: TaskManagerConfig | None = None,
+        store: Parts | None = None,
+        *,
+        scheduler_config: SchedulerConfig | None = None,
+        env: Environment = SYSTEM,
+    ) -> None:
+        self.config = config or TaskManagerConfig()
+        self._owned = store is None
+        self.parts = store or Parts(":memory:", EngineConfig(manager=self.config), env=env)
+        self.store = self.parts.store
+        self.executor: TaskExecutor = self.parts.executor
+        self.values = Values(self.parts.blobs, self.parts.config.store)
+        self.waiters = Waiters(self.store)
+        self._env = env
+        self._intake = Intake(self.executor, self.store, self.values, scheduler_config or SchedulerConfig(), env)
+        self._desks: dict[str, LaneDesk] = {}
+        self._watch = Watch(self._attempts, self._give_up, seconds(self.config.grace_s, "grace_s"), env)
+        self._alone = Exclusion()
+        self._settling: set[asyncio.Task[Any]] = set()
+        self._starts: asyncio.TimerHandle | None = None
+        self._running = False
+        self._draining = False
+        self.lanes: dict[str, Lane] = {}
+
+    # Life
+
+    @classmethod
+    async def new(cls, config: TaskManagerConfig | None = None) -> Self:
+        """Return a started manager with a private store."""
+        manager = cls(config)
+        await manager.start()
+        return manager
+
+    async def start(self, *, work: bool = True) -> None:
+        """Open what is ours and, with `work`, begin to take tasks."""
+        if self._running:
+            return
+        self._loop = asyncio.get_running_loop()
+        if self._owned:
+            await self.parts.open()
+        self.executor.submit = submitter(self._store_now)
+        self.executor.store_now = self._store_child
+        self._running = True
+        self._draining = False
+        if work:
+            await self._start_work()
+
+    async def _start_work(self) -> None:
+        slots = {
+            "async": self.config.async_slots,
+            "thread": self.config.thread_slots,
+            "process": self.config.process_slots,
+        }
+        for number, (name, n) in enumerate(slots.items()):
+            self._desks[name] = LaneDesk(
+                name, n, partial(self.executor.runner, name), self.store, self.config, self._env, self._serve,
+                number * _MARKS_A_LANE,
+            )  # fmt: skip
+        self.lanes = {name: desk.port for name, desk in self._desks.items()}
+        for desk in self._desks.values():
+            desk.open()
+        await self._announce()
+
+    async def _announce(self) -> None:
+        """Tell the store, and through it the other processes, what is served here."""
+        types = self.executor.types_by_lane()
+        for name, port in self.lanes.items():
+            port.types = types.get(name, frozenset())
+        await self.store.register(list(self.executor.types), [_record_of(h) for h in self.executor.handlers.values()])
+        self.store.serve(self)
+
+    def refresh(self) -> None:
+        """A handler was registered: serve it too."""
+        if self._running and self.lanes:
+            self._later(self._announce())
+
+    def hurry(self) -> None:
+        """Wait no longer for running work: hand it back."""
+        for attempt in self._attempts():
+            self._watch.ask(attempt, "drain")
+
+    async def stop(self, *, drain_s: float | str | None = None) -> None:
+        """Take nothing new, let running work end within `drain_s`, hand back the rest, close what is ours.
+
+        The order matters: first no claim may come, then handlers end, then their outcomes are written, then lanes close.
+        """
+        if not self._running:
+            return
+        self._draining = True
+        limit = seconds(self.config.drain_s if drain_s is None else drain_s, "drain_s")
+        for desk in self._desks.values():
+            desk.port.limit = -1_000_000
+        await self._release_queued()
+        await self._until_quiet(limit)
+        for attempt in self._attempts():
+            self._watch.ask(attempt, "drain")
+        await self._until_quiet(2 * seconds(self.config.grace_s, "grace_s") + 1.0)
+        self.store.stop_serving()
+        self._watch.close()
+        if self._starts is not None:
+            self._starts.cancel()
+            self._starts = None
+        for desk in self._desks.values():
+            await desk.close()
+        if self._settling:
+            await asyncio.gather(*self._settling, return_exceptions=True)
+        self._running = False
+        if self._owned:
+            await self.parts.close()
+        else:
+            await self.executor.close()
+        self._desks.clear()
+        self.lanes = {}
+
+    async def _release_queued(self) -> None:
+        for desk in self._desks.values():
+            claims = desk.take_all()
+            now = self.store.now_ms()
+            for claim in claims:
+                self.store.finish(Finish(claim, RELEASED, now, flags=0))
+            desk.freed(len(claims))
+
+    async def _until_quiet(self, limit_s: float) -> None:
+        tasks = [attempt.task for attempt in self._attempts() if attempt.task is not None]
+        if not tasks:
+            return
+        quiet = self._alone.quiet()
+        try:
+            async with asyncio.timeout(limit_s):
+                await quiet
+        except TimeoutError:
+            return
+
+    # Submitting and asking
+
+    async def submit_task(self, task: Task) -> TaskId:
+        """Store a task; durable on return. Raises what `TaskScheduler.schedule_task` raises, but looks at no resources."""
+        return (await self.submit_tasks([task]))[0]
+
+    async def submit_tasks(self, tasks: Sequence[Task]) -> list[TaskId]:
+        """Store all of them or none; durable on return. Parents may stand in the same call, before their children."""
+        return [TaskId(accepted.id) for accepted in await self.accept(tasks)]
+
+    async def accept(self, tasks: Sequence[Task]) -> list[Accepted]:
+        return await self.store.submit(await self._intake.new_tasks(tasks))
+
+    async def get_task(self, task_id: TaskId) -> TaskInfo:
+        """Return all the store knows about a task. Raises TaskNotFound."""
+        return await self.store.info(task_id.bytes)
+
+    async def get_task_result(self, task_id: TaskId, timeout: float | None = None) -> TaskResult:
+        """Wait until the task has ended and return how; a failure is a result, not an exception.
+
+        Raises: TaskNotFound; TaskTimeout: not ended within `timeout` seconds (the task goes on).
+        """
+        await self.waiters.wait(self.waiters.find(task_id.bytes), timeout)
+        result = await self.store.result(task_id.bytes)
+        assert result is not None
+        return result
+
+    async def value(self, waiting: Waiting, timeout: float | None = None) -> Any:
+        """Wait for a task and return its plain value, or raise its error."""
+        ended = await self.waiters.wait(waiting, timeout)
+        return (await self.values.output(_completed(ended), self._value_of)).value
+
+    async def _value_of(self, task_id: TaskId) -> Any:
+        return await self.value(self.waiters.find(task_id.bytes))
+
+    async def cancel_task(self, task_id: TaskId) -> str:
+        """Answer `cancelled`: it never runs (again). `requested`: it runs and is asked to stop; nothing it still returns
+        is recorded. `already(STATUS)`: it had ended.
+
+        Raises: TaskNotFound.
+        """
+        waiting = self.waiters.find(task_id.bytes)
+        answer = await self.store.cancel(task_id.bytes)
+        if answer != "held":
+            return answer
+        if any(task_id.bytes in desk.running for desk in self._desks.values()):
+            return "requested"
+        try:  # some worker has claimed it; only that one knows whether it began
+            ended = await self.waiters.wait(waiting, _CANCEL_WAIT_S)
+        except TaskError:
+            return "requested"
+        return "cancelled" if ended.status == STATUS_CANCELLED else "requested"
+
+    async def retry_task(self, task_id: TaskId) -> TaskId:
+        """Make a new task of one that failed, timed out or was cancelled, with the descendants that failed for it."""
+        return TaskId(await self.store.retry(task_id.bytes))
+
+    async def pause(self, *, type: str = "", namespace: str = "", group: str = "") -> None:
+        """Start no more tasks of this kind, in any process; without arguments: of any kind."""
+        await self.store.pause(namespace=namespace, type=type, group=group)
+
+    async def resume(self, *, type: str = "", namespace: str = "", group: str = "") -> bool:
+        """Take back a pause with the same arguments; returns whether there was one."""
+        return bool(await self.store.resume(namespace=namespace, type=type, group=group))
+
+    def running_tasks(self) -> list[RunningTask]:
+        """Return what runs in this process now."""
+        return [
+            RunningTask(
+                task_id=TaskId(attempt.claim.id),
+                task_type=TaskType(attempt.claim.class_key[1]),
+                attempt=attempt.claim.attempt,
+                priority=TaskPriority(attempt.claim.priority),
+                start_time=datetime.fromtimestamp(attempt.started_ms / 1000, UTC),
+                worker_id=self.store.worker_id,
+                lane=attempt.desk.port.name,
+            )
+            for attempt in self._attempts()
+            if attempt.started_ms is not None
+        ]
+
+    async def stats(self) -> dict[str, Any]:
+        """Return counts by status, reason, type and lane."""
+        stats = await self.store.stats()
+        stats["lanes"] = {
+            name: {"slots": desk.slots, "running": len(desk.running), "claimed": desk.queued}
+            for name, desk in self._desks.items()
+        }
+        return stats
+
+    # The store's news (see WorkerPort)
+
+    def claimed(self, claims: list[Claimed]) -> None:
+        by_lane: dict[str, list[Claimed]] = {}
+        for claim in claims:
+            by_lane.setdefault(self.executor.lane_of(claim.class_key[1]), []).append(claim)
+        for lane, some in by_lane.items():
+            self._desks[lane].put(some)
+
+    def lost(self, finishes: list[Finish]) -> None:
+        for finish in finishes:
+            claim = finish.claim
+            logger.warning("task %s attempt %d was not ours any more; its outcome is dropped", TaskId(claim.id), claim.attempt)
+
+    def asked_to_stop(self, ids: list[bytes]) -> None:
+        for id in ids:
+            for desk in self._desks.values():
+                if (attempt := desk.running.get(id)) is not None:
+                    self._watch.ask(attempt, "cancel")
+                elif (claim := desk.find(id)) is not None and desk.withdraw(claim.seq) is not None:
+                    desk.freed()
+                    self._later(self.store.withdraw(claim))
+
+    def _later(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    # Running
+
+    def _attempts(self) -> list[Attempt]:
+        return [attempt for desk in self._desks.values() for attempt in desk.running.values()]
+
+    async def _serve(self, desk: LaneDesk, claim: Claimed, mark: int) -> bool:
+        """Run one claim in a slot, from claim to outcome. Returns whether the slot is still good."""
+        now_ms = self.store.now_ms()
+        if claim.deadline_ms is not None and now_ms > claim.deadline_ms:
+            self.store.finish(Finish(claim, TIMEOUT, now_ms, error=_TOO_LATE))
+            desk.freed()
+            return True
+        if desk.marks:
+            if is_suspect(claim):
+                return await self._serve_suspect(desk, claim, mark)
+            if self._alone.is_taken:
+                await self._alone.wait()
+        return await self._run(desk, claim, mark)
+
+    async def _serve_suspect(self, desk: LaneDesk, claim: Claimed, mark: int) -> bool:
+        """It may have killed its process: run it where it harms nobody, or at least with nobody beside it."""
+        if self.executor.can_run_in_child(claim.class_key[1]):
+            return await self._run(desk, claim, mark, in_child=True)
+        async with self._alone:
+            return await self._run(desk, claim, mark)
+
+    async def _run(self, desk: LaneDesk, claim: Claimed, mark: int, *, in_child: bool = False) -> bool:
+        try:
+            attempt = Attempt(claim, await self._work(claim), desk, mark)
+        except Exception as exc:  # an input that can't be put together is that attempt's failure
+            self._refuse(desk, claim, exc)
+            return True
+        attempt.task = asyncio.current_task()
+        attempt.in_child = in_child
+        desk.running[claim.id] = attempt
+        self._alone.enter()
+        self._watch.watch(attempt)
+        if self._starts is None:
+            self._starts = self._loop.call_later(_RECORD_STARTS_S, self._record_starts)
+        runner = self.executor.child_runner(claim.class_key[1]) if in_child else desk.runner()
+        try:
+            report = await runner.run(attempt.work, attempt)
+        except asyncio.CancelledError:
+            if not attempt.abandoned:
+                self._let_go(attempt)
+                raise
+            return False
+        if attempt.abandoned:
+            return False
+        self._let_go(attempt)
+        if report.effects or report.refs or (report.output is not None and len(report.output) > 4096):
+            await self._record_whole(attempt, report)
+        else:
+            self._record(attempt, report)
+        return True
+
+    def _let_go(self, attempt: Attempt) -> None:
+        desk = attempt.desk
+        del desk.running[attempt.claim.id]
+        if desk.marks:
+            self.store.mark(attempt.slot, None)
+        self._alone.leave()
+        desk.freed()
+
+    async def _work(self, claim: Claimed) -> Work:
+        data = claim.input
+        if claim.flags & 20 or claim.parents:  # refers to parents, or lies in a blob
+            data = await self.values.input(claim)
+        model_id, params = None, None
+        if claim.spec is not None:
+            spec = _spec_decoder.decode(claim.spec)
+            model_id = spec.model_id
+            params = _error_encoder.encode(spec.params) if spec.params else None
+        return Work(
+            claim.id, claim.attempt, claim.class_key[1], data, claim.class_key[0], model_id, params, claim.retry_count,
+            claim.deadline_ms,
+        )  # fmt: skip
+
+    def _refuse(self, desk: LaneDesk, claim: Claimed, exc: Exception) -> None:
+        failed = failure(exc)
+        error = ErrorInfo(type=failed.error.type, message=failed.error.message, attempts=claim.retry_count + 1)
+        now = self.store.now_ms()
+        self.store.finish(Finish(claim, FAILED, now, error=_error_encoder.encode(error), lane=desk.port.name))
+        desk.freed()
+
+    def _record_starts(self) -> None:
+        self._starts = None
+        waiting = False
+        for attempt in self._attempts():
+            if attempt.recorded:
+                continue
+            if attempt.started_ms is None:
+                waiting = True
+            else:
+                attempt.recorded = True
+                self.store.started(attempt.claim, attempt.started_ms)
+        if waiting:
+            self._starts = self._loop.call_later(_RECORD_STARTS_S, self._record_starts)
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """Record the end of an attempt whose handler does not come back, and replace its slot."""
+        attempt.abandoned = True
+        self._let_go(attempt)
+        task = attempt.task
+        attempt.desk.lose_slot(task)
+        if attempt.desk.port.name != "async" and task is not None:
+            task.cancel()
+        error = ErrorInfo(type="TaskTimeout", message="did not stop when asked")
+        self._record(attempt, Report(error=error, retryable=True))
+
+    def _record(
+        self, attempt: Attempt, report: Report, *, output: bytes | None = None, flags: int = 0,
+        blobs: tuple[str, ...] = (), effects: tuple[Effect, ...] = (), children: tuple[Any, ...] = (),
+        found: Verdict | None = None,
+    ) -> None:  # fmt: skip
+        claim, usage = attempt.claim, report.usage
+        retry = self.executor.retry_of(claim.class_key[1])
+        end = found or verdict(claim, report, attempt.cause, retry, self._env)
+        done = end.outcome == COMPLETED
+        started = attempt.started_ms
+        self.store.finish(
+            Finish(
+                claim,
+                end.outcome,
+                self.store.now_ms(),
+                started_ms=started,
+                wait_ms=None if started is None else max(0, started - claim.ready_ms),
+                output=(output or report.output) if done else None,
+                refs=report.refs if done else (),
+                error=None if end.error is None else _error_encoder.encode(end.error),
+                delay_ms=end.delay_ms,
+                effects=effects if done else (),
+                children=children if done else (),
+                flags=flags if done else 0,
+                blobs=blobs if done else (),
+                duration_us=int(usage.duration * 1e6),
+                cpu_us=None if usage.cpu_time is None else int(usage.cpu_time * 1e6),
+                memory=usage.memory_bytes,
+                network=usage.network_bytes,
+                batch=usage.batch_size,
+                lane="process" if attempt.in_child else attempt.desk.port.name,
+            )
+        )
+
+    async def _record_whole(self, attempt: Attempt, report: Report) -> None:
+        """Record an outcome that brings more than a small value: children, other effects, large output."""
+        effects = tuple(effect for effect in report.effects if not isinstance(effect, ChildTasks))
+        tasks = [task for effect in report.effects if isinstance(effect, ChildTasks) for task in effect.tasks]
+        try:
+            children = tuple(await self._intake.new_tasks(tasks)) if tasks else ()
+            output, flags, blobs = report.output, 0, ()
+            if output is not None:
+                output, is_blob = await self.values.store(output, "output")
+                if is_blob:
+                    flags, blobs = BLOB_OUTPUT, (output.decode(),)
+        except Exception as exc:  # what a handler hands over may be refused; that is its attempt's failure
+            failed = failure(exc)
+            self._record(attempt, Report(error=failed.error, retryable=failed.retryable, usage=report.usage))
+            return
+        self._record(attempt, report, output=output, flags=flags, blobs=blobs, effects=effects, children=children)
+
+    # Children that are stored at once
+
+    def _store_now(self, task: Task) -> Any:
+        """On the loop: something to await. In a thread: blocks until it is stored."""
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self._loop:
+            return asyncio.ensure_future(self._store_child(task))
+        asyncio.run_coroutine_threadsafe(self._store_child(task), self._loop).result()
+        return None
+
+    async def _store_child(self, task: Task) -> None:
+        await self.accept([task])
+
+
+def _record_of(handler: Handler) -> HandlerRecord:
+    """What submitters without the code need to know of a handler."""
+    options = {"max_retries": handler.retry.max_retries, "timeout": handler.timeout, "priority": int(handler.priority)}
+    return HandlerRecord(
+        type=str(handler.task_type),
+        version=handler.version,
+        lane=handler.lane,
+        options=to_json(options),
+        schema=to_json(json_schema(handler.params_type)),
+        source=handler.source_hash,
+    )
+
+
+def _completed(ended: Ended) -> Ended:
+    if ended.status == STATUS_COMPLETED:
+        return ended
+    if ended.error is None:
+        raise invalid("task", TaskId(ended.id), "ended without a recorded error", "please report this")
+    raise from_info(msgspec.msgpack.decode(ended.error, type=ErrorInfo))

@@ -1,0 +1,100 @@
+"""The parts that every way of using Mainspring puts together: the store, what commits with it, and what does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from mainspring.blobs.keys import SCHEMA as BLOB_SCHEMA
+from mainspring.blobs.keys import BlobKeys
+from mainspring.blobs.keys import apply_delete as delete_key
+from mainspring.blobs.keys import apply_ref as put_key
+from mainspring.blobs.local import LocalBlobStore
+from mainspring.config import EngineConfig
+from mainspring.environment import SYSTEM, Environment
+from mainspring.execution.executor import TaskExecutor
+from mainspring.models.base import EmbeddingModel
+from mainspring.models.manager import ModelManager
+from mainspring.processors.embedding import EmbeddingProcessor
+from mainspring.processors.inference import InferenceProcessor
+from mainspring.processors.retrieval import RetrievalProcessor
+from mainspring.processors.search import SearchProcessor
+from mainspring.processors.storage import StorageProcessor
+from mainspring.processors.text import TextProcessor
+from mainspring.store.sqlite.store import SqliteStore
+from mainspring.store.sqlite.transaction import Applier
+from mainspring.tasks import BlobDelete, BlobRef, VectorDelete, VectorUpsert
+from mainspring.vectors.appliers import SCHEMA as VECTOR_SCHEMA
+from mainspring.vectors.appliers import apply_delete as delete_vectors
+from mainspring.vectors.appliers import apply_upsert as upsert_vectors
+from mainspring.vectors.sqlite import SqliteVectorStore
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_APPLIERS: dict[type, Applier] = {
+    VectorUpsert: lambda cursor, effect, namespace, now: upsert_vectors(cursor, effect, now),
+    VectorDelete: lambda cursor, effect, namespace, now: delete_vectors(cursor, effect, now),
+    BlobRef: put_key,
+    BlobDelete: delete_key,
+}
+
+
+class Parts:
+    """Everything over one store's file. `path` ":memory:" keeps nothing."""
+
+    def __init__(self, path: str | Path, config: EngineConfig, *, env: Environment = SYSTEM) -> None:
+        self.config = config
+        self.store = SqliteStore(
+            path,
+            config.store,
+            blobs=lambda file: LocalBlobStore(file.with_name(file.name + "-blobs"), env=env),
+            env=env,
+            queue_size=config.manager.queue_size,
+            batch_size=config.manager.batch_size,
+            extra_schema=VECTOR_SCHEMA + BLOB_SCHEMA,
+            appliers=_APPLIERS,
+        )
+        self.blobs = self.store.blobs
+        self.keys = BlobKeys(self.store.path)
+        self.models = ModelManager(config.models, environment=env)
+        self.vectors = SqliteVectorStore(self.store.path, self._write, env=env)
+        self.executor = TaskExecutor(
+            (
+                TextProcessor(self._tokenizer),
+                EmbeddingProcessor(self.models),
+                InferenceProcessor(self.models),
+                SearchProcessor(self.vectors, self._embed),
+                StorageProcessor(self.blobs),
+                RetrievalProcessor(self.blobs, self.keys, self.vectors, config.retrieval),
+            ),
+            config.executor,
+            slots=config.manager,
+            env=env,
+        )
+
+    async def open(self) -> None:
+        await self.store.open()
+
+    async def close(self) -> None:
+        """Lanes must be at rest: first what they used is closed, then the store."""
+        await self.executor.close()
+        self.models.close()
+        self.vectors.close()
+        self.keys.close()
+        await self.store.close()
+
+    def _write(self, run: Callable[[apsw.Cursor], int]) -> int:
+        return self.store.write_from_thread(run)
+
+    def _tokenizer(self, model_id: str | None) -> EmbeddingModel:
+        with self.models.acquire_embedding(model_id or self.config.models.default_embedding) as model:
+            return model
+
+    def _embed(self, texts: Sequence[str], model_id: str | None) -> NDArray[Any]:
+        with self.models.acquire_embedding(model_id or self.config.models.default_embedding) as model:
+            return model.embed(texts)[0]
+

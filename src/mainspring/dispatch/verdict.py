@@ -1,0 +1,53 @@
+"""What an attempt's end means for its task. Pure: the same facts give the same verdict."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mainspring.environment import Environment
+from mainspring.execution.base import Report, StopCause
+from mainspring.config import seconds
+from mainspring.store.base import CANCELLED, COMPLETED, CRASHED, FAILED, RELEASED, RETRY, TIMEOUT, Claimed
+from mainspring.tasks import ErrorInfo, Retry
+
+
+class Verdict(NamedTuple):
+    outcome: int  # a code of store.base.OUTCOMES
+    error: ErrorInfo | None = None
+    delay_ms: int = 0
+
+
+def verdict(claim: Claimed, report: Report, cause: StopCause | None, retry: Retry, env: Environment) -> Verdict:
+    """Return how the attempt ended: what the engine asked for comes before what the handler says."""
+    tries = claim.retry_count + 1
+    limit_s = None if claim.timeout_ms is None else claim.timeout_ms / 1000
+    if cause == "cancel":
+        return Verdict(CANCELLED, ErrorInfo(type="TaskCancelled", message="cancelled while it ran", attempts=tries))
+    if cause == "timeout" or (limit_s is not None and report.usage.duration > limit_s):
+        error = ErrorInfo(type="TaskTimeout", message=f"attempt {tries} ran longer than {limit_s} s", attempts=tries)
+        return _again_or(TIMEOUT, claim, error, _backoff_ms(retry, claim.retry_count, env))
+    if report.unstarted or (cause == "drain" and report.output is None):
+        return Verdict(RELEASED)
+    if report.error is None:
+        return Verdict(COMPLETED)
+    error = ErrorInfo(
+        type=report.error.type, message=report.error.message, traceback=report.error.traceback, attempts=tries
+    )
+    if report.crashed:
+        return Verdict(CRASHED, error, _backoff_ms(retry, claim.crashes, env))
+    if not report.retryable:
+        return Verdict(FAILED, error)
+    delay = _backoff_ms(retry, claim.retry_count, env) if report.retry_after is None else int(report.retry_after * 1000)
+    return _again_or(TIMEOUT if error.type == "TaskTimeout" else FAILED, claim, error, delay)
+
+
+def _again_or(final: int, claim: Claimed, error: ErrorInfo, delay_ms: int) -> Verdict:
+    if claim.retry_count < claim.max_retries:
+        return Verdict(RETRY, error, delay_ms)
+    return Verdict(final, error)
+
+
+def _backoff_ms(retry: Retry, n: int, env: Environment) -> int:
+    """Exponential with full jitter. Source: see `Retry`."""
+    ceiling = min(seconds(retry.max_delay, "max_delay"), seconds(retry.delay, "delay") * retry.factor ** min(n, 64))
+    return int(env.uniform(0, ceiling) * 1000)

@@ -1,0 +1,308 @@
+"""The engine: one object that puts the parts together and gives them the face that users type. It owns no logic."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+
+from mainspring.blobs.base import BlobStore
+from mainspring.engine.operations import BUILDERS, Operations
+from mainspring.config import EngineConfig
+from mainspring.dispatch.manager import TaskManager
+from mainspring.dispatch.parts import Parts
+from mainspring.environment import SYSTEM, Environment
+from mainspring.errors import InternalError, InvalidInput, invalid
+from mainspring.execution.executor import TaskExecutor
+from mainspring.engine.handle import TaskHandle
+from mainspring.models.manager import ModelManager
+from mainspring.processors.base import Lane
+from mainspring.processors.calls import call_task
+from mainspring.processors.custom import Handler, handler_of
+from mainspring.resources.monitor import ResourceMonitor
+from mainspring.scheduling.scheduler import TaskScheduler
+from mainspring.tasks import Resources, Retry, Task, TaskId, TaskPriority
+from mainspring.vectors.base import VectorStore
+
+if TYPE_CHECKING:
+    from mainspring.engine.sync import SyncEngine
+
+F = TypeVar("F", bound=Callable[..., Any])
+_MAP_CHUNK = 1_000
+_MAP_AHEAD = 3
+
+
+class Engine(Operations):
+    """A durable task engine over one file.
+
+        engine = Engine("work.db")
+
+        @engine.task
+        async def fetch(url: str) -> str: ...
+
+        async with engine:
+            handle = await engine.submit(fetch, "https://example.org")
+            print(await handle.result())
+
+    Args:
+        store: path of the file, made when missing; ":memory:" keeps nothing.
+        config: all settings; each has a default.
+        worker: False only submits and looks; tasks run in other processes on the same file.
+
+    Raises (on entering): StoreNewer, StoreForeign, StoreReadOnly, StoreDamaged, StoreUnavailable.
+    """
+
+    def __init__(
+        self,
+        store: str | Path = ":memory:",
+        config: EngineConfig | None = None,
+        *,
+        worker: bool = True,
+        env: Environment = SYSTEM,
+    ) -> None:
+        if str(store).startswith(("postgres://", "postgresql://")):
+            raise invalid("store", store, "is a database server, which this version does not support", "name a file")
+        self.config = config or EngineConfig()
+        self._worker = worker
+        self._parts = Parts(store, self.config, env=env)
+        self.manager = TaskManager(self.config.manager, self._parts, scheduler_config=self.config.scheduler, env=env)
+        self.monitor = ResourceMonitor(self._parts.store.path.parent, env=env)
+        self.scheduler = TaskScheduler(self.manager, self.monitor, self.config.scheduler)
+        self._open = False
+
+    # The parts, by the names of the design
+
+    @property
+    def executor(self) -> TaskExecutor:
+        return self._parts.executor
+
+    @property
+    def models(self) -> ModelManager:
+        return self._parts.models
+
+    @property
+    def vectors(self) -> VectorStore:
+        return self._parts.vectors
+
+    @property
+    def blobs(self) -> BlobStore:
+        return self._parts.blobs
+
+    @property
+    def path(self) -> Path:
+        """Where the store's file is."""
+        return self._parts.store.path
+
+    @property
+    def sync(self) -> SyncEngine:
+        """The same engine for code without asyncio; see `SyncEngine`."""
+        from mainspring.engine.sync import SyncEngine
+
+        if not hasattr(self, "_sync"):
+            self._sync = SyncEngine(self)
+        return self._sync
+
+    # Life
+
+    async def start(self) -> Self:
+        """Open the store, take back what dead workers held, and begin to work."""
+        if "__mainspring_main__" in sys.modules:
+            raise InvalidInput(
+                "this script starts an engine while a child process imports it to find a handler; "
+                'put what starts it under `if __name__ == "__main__":`, or the handlers into a module of their own',
+                field="lane",
+            )
+        if not self._open:
+            await self._parts.open()
+            await self.manager.start(work=self._worker)
+            self._open = True
+        return self
+
+    async def stop(self, *, drain_s: float | str | None = None) -> None:
+        """Let running tasks end (at most `drain_s`, default from the config), hand back the rest, close the store."""
+        if self._open:
+            self._open = False
+            await self.manager.stop(drain_s=drain_s)
+            await self._parts.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    async def run(self) -> None:
+        """Work until SIGTERM or SIGINT, then drain; a second signal hands everything back at once."""
+        loop = asyncio.get_running_loop()
+        asked: asyncio.Queue[int] = asyncio.Queue()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, asked.put_nowait, number)
+        try:
+            await self.start()
+            await asked.get()
+            draining = asyncio.ensure_future(self.manager.stop())
+            again = asyncio.ensure_future(asked.get())
+            await asyncio.wait({draining, again}, return_when=asyncio.FIRST_COMPLETED)
+            again.cancel()
+            if not draining.done():
+                self.manager.hurry()
+            await draining
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+            await self.stop(drain_s=0)
+
+    # Handlers
+
+    @overload
+    def task(self, function: F) -> F: ...
+
+    @overload
+    def task(
+        self,
+        *,
+        name: str | None = None,
+        version: str = "1",
+        lane: Lane | None = None,
+        retry: Retry | int | None = None,
+        timeout: float | str | None = None,
+        priority: TaskPriority = TaskPriority.NORMAL,
+        resources: Resources | None = None,
+    ) -> Callable[[F], F]: ...
+
+    def task(self, function: F | None = None, **options: Any) -> F | Callable[[F], F]:
+        """Register a function as a handler; it stays an ordinary function.
+
+        Args:
+            name: in the store; default the function's own.
+            version: change it with the meaning of the code.
+            lane: "async" (default of `async def`), "thread" (default of `def`) or "process": a child that can be killed.
+            retry: how often and how soon a failed attempt is repeated; an int is `Retry(max_retries=...)`.
+            timeout: seconds or text, for one attempt.
+            priority: of its tasks, unless the call says another.
+
+        Raises: InvalidInput: options contradict each other or the function. Conflict: the name is taken.
+        """
+        if function is None:
+            return lambda decorated: self._register(decorated, options)
+        return self._register(function, options)
+
+    def _register(self, function: F, options: dict[str, Any]) -> F:
+        handler = Handler(function, **options)
+        self.executor.register(handler)
+        function.__mainspring__ = handler  # type: ignore[attr-defined]
+        self.manager.refresh()
+        return function
+
+    # Submitting
+
+    def build(self, function: Callable[..., Any] | Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
+        """Return the task that a call of `submit` stores."""
+        if isinstance(function, Task):
+            if args or kwargs:
+                raise invalid("submit", (args, kwargs), "can't be given beside a ready Task", "set its fields instead")
+            return function
+        builder = BUILDERS.get(getattr(function, "__func__", None))  # type: ignore[arg-type]
+        if builder is not None:
+            return builder(*args, **kwargs)
+        return call_task(handler_of(function), args, kwargs)
+
+    async def submit(self, function: Callable[..., Any] | Task, *args: Any, **kwargs: Any) -> TaskHandle:
+        """Store one task; durable on return.
+
+        Args:
+            function: a registered handler, a ready `Task`, or one of the engine's own operations, as `engine.embed`.
+            args, kwargs: its arguments; a handle among them, at any depth, is a dependency and becomes its result.
+                Options stand beside them: priority, deadline, delay, not_before, timeout, max_retries, key, metadata,
+                group, namespace, after, on_dependency_failure, task_id.
+
+        Raises: InvalidInput, UnsupportedTaskType, TaskNotFound (an unknown parent), Conflict, QueueFull,
+            InsufficientResources (storage), StoreUnavailable, SubmitIndeterminate.
+        """
+        task = self.build(function, args, kwargs)
+        waiting = self.manager.waiters.expect(task.id.bytes)
+        accepted = (await self._accept((task,)))[0]
+        if accepted.existed:
+            return self.handle(TaskId(accepted.id))
+        return TaskHandle(task.id, self, waiting)
+
+    async def submit_all(self, tasks: Sequence[Task]) -> list[TaskHandle]:
+        """Store all of them or none; parents may stand in the same list, before their children."""
+        waiting = [self.manager.waiters.expect(task.id.bytes) for task in tasks]
+        accepted = await self._accept(tasks)
+        return [
+            self.handle(TaskId(item.id)) if item.existed else TaskHandle(task.id, self, wait)
+            for item, task, wait in zip(accepted, tasks, waiting, strict=True)
+        ]
+
+    async def _accept(self, tasks: Sequence[Task]) -> Any:
+        if not self._open:
+            raise InternalError("the engine is not open; use `async with engine:` or `await engine.start()`")
+        self.scheduler.refuse_without_storage()
+        return await self.manager.accept(tasks)
+
+    async def map(self, function: Callable[..., Any], items: Iterable[Any], **options: Any) -> list[TaskHandle]:
+        """Store one task for each item, which becomes the function's first argument; returns their handles in order.
+
+        Stored in chunks: when one is refused, the error says how many were stored before it.
+        """
+        handles: list[TaskHandle] = []
+        pending: deque[asyncio.Task[list[TaskHandle]]] = deque()
+        chunk: list[Task] = []
+
+        async def settle(most: int) -> None:
+            while len(pending) > most:
+                handles.extend(await pending.popleft())
+
+        try:
+            for item in items:
+                chunk.append(self.build(function, (item,), dict(options)))
+                if len(chunk) == _MAP_CHUNK:
+                    pending.append(asyncio.ensure_future(self.submit_all(chunk)))
+                    chunk = []
+                    await settle(_MAP_AHEAD)
+                    await asyncio.sleep(0)
+            if chunk:
+                pending.append(asyncio.ensure_future(self.submit_all(chunk)))
+            await settle(0)
+        except Exception as exc:
+            done = await asyncio.gather(*pending, return_exceptions=True)
+            stored = len(handles) + sum(len(part) for part in done if isinstance(part, list))
+            exc.add_note(f"{stored} tasks of this map were stored before")
+            raise
+        return handles
+
+    # Results
+
+    def handle(self, task_id: TaskId | str) -> TaskHandle:
+        """Return a handle of any stored task. Whether it exists shows when the handle is used."""
+        task_id = TaskId(task_id)
+        return TaskHandle(task_id, self, self.manager.waiters.find(task_id.bytes))
+
+    async def as_completed(self, handles: Iterable[TaskHandle]) -> AsyncIterator[TaskHandle]:
+        """Yield the handles as their tasks end, however they end."""
+        handles = list(handles)
+        ready: asyncio.Queue[TaskHandle] = asyncio.Queue()
+        unknown = [handle for handle in handles if not handle.waiting.known and handle.waiting.ended is None]
+        if unknown:
+            by_id = {handle.id.bytes: handle for handle in unknown}
+            await self._parts.store.require(list(by_id))
+            for ended in await self._parts.store.ended(list(by_id)):
+                by_id[ended.id].waiting.settle(ended)
+        for handle in handles:
+            if handle.waiting.ended is not None:
+                ready.put_nowait(handle)
+            else:
+                handle.waiting.future().add_done_callback(lambda _, done=handle: ready.put_nowait(done))  # type: ignore[misc]
+        for _ in handles:
+            yield await ready.get()
+
+    async def gather(self, handles: Iterable[TaskHandle]) -> list[Any]:
+        """Return the results in the handles' order; raises the first error met in that order."""
+        return [await handle.result() for handle in handles]
+

@@ -1,0 +1,45 @@
+"""A handle: the submitter's view of one task."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mainspring.processors.context import current, waiting_inside
+from mainspring.tasks import Ref, TaskId, TaskInfo
+
+if TYPE_CHECKING:
+    from mainspring.engine.engine import Engine
+    from mainspring.results.waiters import Waiting
+
+
+class TaskHandle(Ref):
+    """Refers to a stored task. As an argument of another submit it is a dependency."""
+
+    __slots__ = ("_engine", "waiting")
+
+    def __init__(self, id: TaskId, engine: Engine, waiting: Waiting) -> None:
+        super().__init__(id)
+        self._engine = engine
+        self.waiting = waiting
+
+    async def result(self, timeout: float | None = None) -> Any:
+        """Wait for the task and return its plain value; where it returned handles, their values.
+
+        Raises: the task's error with its attempts: ProcessingFailed, TaskTimeout, TaskCancelled, DependencyNotMet,
+        InvalidInput; TaskTimeout also when it has not ended within `timeout` seconds (it goes on); TaskNotFound.
+        """
+        if current.get() is not None:
+            raise waiting_inside()
+        return await self._engine.manager.value(self.waiting, timeout)
+
+    async def info(self) -> TaskInfo:
+        """Return all the store knows about the task."""
+        return await self._engine.manager.get_task(self.id)
+
+    async def cancel(self) -> str:
+        """See `TaskManager.cancel_task`."""
+        return await self._engine.manager.cancel_task(self.id)
+
+    async def explain(self) -> str:
+        """Return one sentence that says why the task is not running, or how it ended."""
+        return await self._engine.scheduler.explain(self.id)

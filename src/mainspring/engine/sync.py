@@ -1,0 +1,134 @@
+"""The blocking face: the same engine for scripts, notebooks and web frameworks without asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from mainspring.environment import SYSTEM, ThreadEvent
+from mainspring.errors import InvalidInput
+from mainspring.engine.handle import TaskHandle
+from mainspring.tasks import Ref, TaskInfo
+
+if TYPE_CHECKING:
+    from mainspring.engine.engine import Engine
+
+T = TypeVar("T")
+
+
+class SyncHandle(Ref):
+    """Like `TaskHandle`; its methods block."""
+
+    __slots__ = ("_face", "_handle")
+
+    def __init__(self, handle: TaskHandle, face: SyncEngine) -> None:
+        super().__init__(handle.id)
+        self._handle = handle
+        self._face = face
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self._face.run(self._handle.result(timeout))
+
+    def info(self) -> TaskInfo:
+        return self._face.run(self._handle.info())
+
+    def cancel(self) -> str:
+        return self._face.run(self._handle.cancel())
+
+    def explain(self) -> str:
+        return self._face.run(self._handle.explain())
+
+
+class SyncEngine:
+    """Runs the engine on an event loop in a thread of its own.
+
+        with engine.sync as sync:
+            print(sync.submit(fetch, url).result())
+
+    Not for code that runs on an event loop already: use the engine itself there.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __enter__(self) -> Self:
+        if self._loop is None:
+            ready = ThreadEvent()
+            self._thread = SYSTEM.start_thread("mainspring-loop", self._run_loop, ready)
+            ready.wait()
+            try:
+                self.run(self._engine.start())
+            except BaseException:
+                self._end_loop()
+                raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drain and close, as leaving the `with` does."""
+        if self._loop is not None:
+            self.run(self._engine.stop())
+            self._end_loop()
+
+    def _end_loop(self) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop = None
+
+    def _run_loop(self, ready: Any) -> None:
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            self._loop = runner.get_loop()
+            self._loop.call_soon(ready.set)
+            self._loop.run_forever()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Block until a coroutine of the engine is done."""
+        if self._loop is None:
+            work.close()
+            raise InvalidInput("the engine is not open; use `with engine.sync as sync:`", field="engine.sync")
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+            return future.result()
+        work.close()
+        raise InvalidInput("engine.sync would block this event loop; use the engine itself with await", field="engine.sync")
+
+    def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> SyncHandle:
+        return SyncHandle(self.run(self._engine.submit(function, *args, **kwargs)), self)
+
+    def map(self, function: Callable[..., Any], items: Iterable[Any], **options: Any) -> list[SyncHandle]:
+        return [SyncHandle(handle, self) for handle in self.run(self._engine.map(function, items, **options))]
+
+    def as_completed(self, handles: Iterable[SyncHandle]) -> Iterator[SyncHandle]:
+        """Yield the handles as their tasks end."""
+        by_id = {handle.id: handle for handle in handles}
+        ended = self._engine.as_completed([handle._handle for handle in by_id.values()])
+        for _ in by_id:
+            yield by_id[self.run(_next(ended)).id]
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """text, embed, infer, search, store, upsert, delete, retrieve: as on the engine, blocking."""
+        if name not in ("text", "embed", "infer", "search", "store", "upsert", "delete", "retrieve"):
+            raise AttributeError(name)
+        operation = getattr(self._engine, name)
+        return lambda *args, **kwargs: self.run(operation(*args, **kwargs))
+
+
+async def _next(items: Any) -> Any:
+    return await anext(items)
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """Return an event loop, uvloop's where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

@@ -1,0 +1,80 @@
+"""Stored bytes to plain values: from blobs where they are large, with other tasks' results where they stand for those."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from mainspring.blobs.base import BlobStore
+from mainspring.config import StoreConfig
+from mainspring.errors import DependencyNotMet, invalid
+from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, STANDS_FOR, Claimed, Ended, ParentResult
+from mainspring.tasks import TaskId, TaskOutput
+from mainspring.tasks.codec import decode_input, decode_output, encode, refs_in
+from mainspring.tasks.lifecycle import COMPLETED
+
+
+class Values:
+    """Puts large payloads into the blob store and gets them back."""
+
+    def __init__(self, blobs: BlobStore, config: StoreConfig) -> None:
+        self._blobs = blobs
+        self._config = config
+
+    async def store(self, data: bytes, field: str) -> tuple[bytes, bool]:
+        """Return what goes into the column: the bytes, or the digest of the blob that holds them.
+
+        Raises: InvalidInput: above `max_payload_bytes`.
+        """
+        if len(data) <= self._config.inline_bytes:
+            return data, False
+        self.check_size(len(data), field)
+        blob = await asyncio.to_thread(self._blobs.put, data)
+        return blob.digest.encode(), True
+
+    def check_size(self, size: int, field: str) -> None:
+        limit = self._config.max_payload_bytes
+        if size > limit:
+            raise invalid(
+                field, f"{size} bytes", f"is above max_payload_bytes = {limit}", "store it with engine.store and pass its key"
+            )
+
+    async def load(self, data: bytes, is_blob: bool) -> bytes:
+        return await asyncio.to_thread(self._blobs.get, data.decode()) if is_blob else data
+
+    async def output(self, ended: Ended, wait: Callable[[TaskId], Awaitable[Any]]) -> TaskOutput:
+        """Return the output of a completed task; `wait` gives the plain result of a task that it stands for."""
+        assert ended.output is not None
+        data = await self.load(ended.output, bool(ended.flags & BLOB_OUTPUT))
+        if not ended.flags & STANDS_FOR:
+            return decode_output(data)
+        ids = refs_in(data)
+        values = await asyncio.gather(*(wait(id) for id in ids))
+        return decode_output(data, dict(zip(ids, values, strict=True)))
+
+    async def input(self, claim: Claimed) -> bytes:
+        """Return a claimed task's input with its parents' results in place. A parent that was allowed to fail is None.
+
+        Raises: DependencyNotMet: a result that it refers to is gone. InvalidInput: one does not fit there.
+        """
+        data = await self.load(claim.input, bool(claim.flags & BLOB_INPUT))
+        parents = claim.parents
+        if not parents:
+            return data
+        results: dict[TaskId, Any] = {}
+        for id in refs_in(data):
+            results[id] = await self._result_of(id, parents)
+        return encode(decode_input(data, results))[0]
+
+    async def _result_of(self, id: TaskId, parents: Mapping[bytes, ParentResult]) -> Any:
+        parent = parents.get(id.bytes)
+        if parent is None:
+            raise DependencyNotMet(f"the result of {id} is referred to, but that task is no parent of this one")
+        if parent.status != COMPLETED or parent.output is None:
+            return None
+        data = await self.load(parent.output, bool(parent.flags & BLOB_OUTPUT))
+        if not parent.flags & STANDS_FOR:
+            return decode_output(data).value
+        nested = {ref: await self._result_of(ref, parents) for ref in refs_in(data)}
+        return decode_output(data, nested).value

@@ -1,0 +1,44 @@
+"""Why a task is not running: one sentence, from what the store records."""
+
+from __future__ import annotations
+
+from mainspring.dispatch.manager import TaskManager
+from mainspring.store.base import Standing
+from mainspring.tasks import TaskId, TaskStatus
+
+
+async def explain(manager: TaskManager, task_id: TaskId) -> str:
+    """Return the cause with its figures. Raises TaskNotFound."""
+    standing = await manager.store.standing(task_id.bytes)
+    if standing.status is TaskStatus.RUNNING:
+        return f"It runs: attempt {standing.attempt}, on worker {standing.worker}."
+    if standing.status.is_final:
+        why = "" if standing.error is None else f" ({standing.error})"
+        return f"It ended as {standing.status.value}{why}."
+    return _PENDING[standing.reason or "ready"](standing)
+
+
+def _parents(standing: Standing) -> str:
+    shown = ", ".join(str(TaskId(id)) for id in standing.parents[:3])
+    more = "" if standing.parents_left <= len(standing.parents[:3]) else f" and {standing.parents_left - 3} more"
+    return f"It waits for {standing.parents_left} of its parents: {shown}{more}."
+
+
+def _claimed(standing: Standing) -> str:
+    return f"Worker {standing.worker} has claimed it and starts it when a slot falls free."
+
+
+def _ready(standing: Standing) -> str:
+    ahead = f"{standing.ahead:,}{'+' if standing.ahead_is_more else ''}"
+    return f"It is ready and {ahead} tasks of its kind go first; it starts when a slot falls free."
+
+
+_PENDING = {
+    "parents": _parents,
+    "claimed": _claimed,
+    "ready": _ready,
+    "delayed": lambda s: f"It is not to start before {s.due:%Y-%m-%d %H:%M:%S} UTC.",
+    "retry": lambda s: f"Attempt {s.attempt} failed ({s.error}); the next one comes at {s.due:%Y-%m-%d %H:%M:%S} UTC.",
+    "paused": lambda s: f"Its kind is paused ({s.pause}); `mainspring resume` lets it go on.",
+    "no_worker": lambda s: f"No living worker serves {s.type}; start one that registers it.",
+}
