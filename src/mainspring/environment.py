@@ -16,6 +16,28 @@ from typing import Any
 import uuid_utils
 
 Lock = threading.Lock
+
+
+class Signal:
+    """Wakes one thread; raised by one other. Raised many times before it looks, it wakes it once."""
+
+    __slots__ = ("_lock", "_raised")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._raised = False
+
+    def raise_(self) -> None:
+        if not self._raised:
+            self._raised = True
+            self._lock.release()
+
+    def wait(self) -> None:
+        self._lock.acquire()
+        self._raised = False
+
+
 Semaphore = threading.Semaphore
 ThreadEvent = threading.Event
 ThreadLocal = threading.local

@@ -7,6 +7,7 @@ import resource
 import stat
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -109,6 +110,26 @@ def test_delete_spares_what_was_put_again(tmp_path: Path) -> None:
     blobs.delete(digest, older_than_s=50)
     assert blobs.info(digest) is None
     assert list(blobs.digests()) == []
+
+
+def test_a_put_between_a_deletes_look_and_its_act_is_not_lost(tmp_path: Path) -> None:
+    """A put that comes while a collector decides about the same old blob waits for it and writes the blob again."""
+    clock = Clock()
+    blobs = LocalBlobStore(tmp_path, env=clock)
+    digest = blobs.put(b"old").digest
+    clock.now_ms += 100_000
+    putting = threading.Thread(target=blobs.put, args=(b"old",))
+
+    class Slow(LocalBlobStore):
+        def _age_s(self, path: Path) -> float:
+            age = super()._age_s(path)
+            putting.start()
+            putting.join(timeout=0.3)  # ends in vain, unless nothing holds the put back
+            return age
+
+    Slow(tmp_path, env=clock).delete(digest, older_than_s=50)
+    putting.join()
+    assert blobs.get(digest) == b"old"
 
 
 def test_threads_put_and_delete_the_same_content(blobs: LocalBlobStore) -> None:

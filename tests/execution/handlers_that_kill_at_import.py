@@ -1,4 +1,4 @@
-"""A module that takes the interpreter down while it is imported in a child; in the test's own process it is harmless."""
+"""A module that takes the interpreter down when a child imports it; harmless in the test's own process."""
 
 from __future__ import annotations
 

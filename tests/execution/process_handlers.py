@@ -9,16 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from mainspring.errors import Permanent
-from mainspring.execution import child_main
-from mainspring.processors.context import Child, Context
-from mainspring.tasks import Custom, Task, TaskType
+from mainspring.processors.context import Context
+from mainspring.processors.custom import Handler
 
 
 class Point(msgspec.Struct):
@@ -27,6 +25,9 @@ class Point(msgspec.Struct):
 
 def double(n: int) -> int:
     return 2 * n
+
+
+vars(double)["__mainspring__"] = Handler(double, lane="process")
 
 
 async def double_soon(n: int) -> int:
@@ -106,7 +107,8 @@ def leave_grandchild_and_spin(file: str) -> None:
 
 
 def fork_and_return() -> int:
-    os.fork()
+    if forked := os.fork():
+        os.waitpid(forked, 0)
     return os.getppid()
 
 
@@ -129,21 +131,10 @@ def close_everything() -> None:
     os.closerange(3, 256)
 
 
-def teach_submit() -> None:
-    """Give later attempts in this child a way to submit."""
-
-    def submitter(store_now: Callable[[Task], None]) -> Callable[..., Child]:
-        def submit(context: Context, function: Any, args: Any, options: Any, now: bool) -> Child:
-            task = Task(task_type=TaskType.custom(function.__name__), input=Custom(dict(options)))
-            if now:
-                store_now(task)
-            else:
-                context.children.append(task)
-            return Child(task.id)
-
-        return submit
-
-    child_main.submitter = submitter
+def submit_nonsense(ctx: Context, wrong_type: bool) -> Any:
+    if wrong_type:
+        return ctx.submit(double, 1, metadata={"a": [1]})
+    return ctx.submit(double, object())
 
 
 def submit(ctx: Context, n: int, now: bool) -> Any:

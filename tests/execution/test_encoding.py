@@ -36,7 +36,8 @@ def test_a_done_outcome_keeps_everything() -> None:
     assert got.refs == (ref.id.bytes,)
     assert got.effects == (ChildTasks((task,)),)
     assert got.usage is usage
-    assert decode_output(got.output or b"").value["a"][0] == ref
+    value: Any = decode_output(got.output or b"").value
+    assert value["a"][0] == ref
 
 
 def test_a_failure_keeps_how_to_go_on() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.execution import handlers_that_kill_at_import, process_handlers
 
 from mainspring.config import ExecutorConfig
 from mainspring.errors import invalid
@@ -23,11 +24,10 @@ from mainspring.execution.processes import ProcessRunner
 from mainspring.processors.custom import Handler
 from mainspring.tasks import ChildTasks, Custom, CustomOutput, Log, Progress, Signal, Started, Task, TaskId
 from mainspring.tasks.codec import decode_output, encode_input
-from tests.execution import handlers_that_kill_at_import, process_handlers
 
 pytestmark = pytest.mark.anyio
 
-HANDLERS = {
+HANDLERS: dict[str, Handler] = {
     handler.task_type: handler
     for function in [*vars(process_handlers).values(), handlers_that_kill_at_import.never]
     if getattr(function, "__module__", "") in (process_handlers.__name__, handlers_that_kill_at_import.__name__)
@@ -36,9 +36,9 @@ HANDLERS = {
 }
 
 
-@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"], scope="module")
-def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    return ("asyncio", {"use_uvloop": request.param})
+both_loops = pytest.mark.parametrize(
+    "anyio_backend", [("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})], ids=["asyncio", "uvloop"]
+)
 
 
 class Recorder:
@@ -76,7 +76,7 @@ def alive(pid: int) -> bool:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - other processes set no events
             await asyncio.sleep(0.005)
 
 
@@ -108,7 +108,7 @@ async def begin(it: ProcessRunner, job: Work) -> tuple[asyncio.Task[Report], Rec
 
 
 async def test_handlers_get_typed_arguments_and_their_context() -> None:
-    """Arguments are converted, the context names the attempt, stdin is empty, the folder is the parent's, async works."""
+    """Arguments are converted, the context names the attempt, stdin is empty, the folder is here."""
     async with runner() as it:
         job = work("describe", point={"x": 3})
         seen = value(await it.run(job, Recorder()))
@@ -119,6 +119,7 @@ async def test_handlers_get_typed_arguments_and_their_context() -> None:
         assert value(await call(it, "interrupt_self")) == "still here"
 
 
+@both_loops
 async def test_two_hundred_quick_ones() -> None:
     """More calls than slots wait for their turn, each gets its own result, and at most slots + 1 children exist."""
     async with runner() as it:
@@ -127,6 +128,7 @@ async def test_two_hundred_quick_ones() -> None:
         assert len(psutil.Process().children()) <= 3
 
 
+@both_loops
 async def test_hard_stop_kills_one_and_not_its_neighbour() -> None:
     """An endless loop ends within its kill, the neighbour in the other child goes on, and the slot works again."""
     async with runner() as it:
@@ -248,6 +250,7 @@ async def test_failures_tell_whether_to_try_again() -> None:
             assert (report.error.type, report.retryable) == (kind, False)
 
 
+@both_loops
 async def test_talkative_handlers_never_stand_still(capfd: pytest.CaptureFixture[str]) -> None:
     """Megabytes of output are drained while the handler writes, and reach this process's stderr."""
     async with runner(slots=1) as it:
@@ -310,9 +313,8 @@ async def test_signals_arrive_in_order() -> None:
 
 
 async def test_children_of_a_handler() -> None:
-    """They come with the outcome, or with now=True are stored while the handler waits; what storing raises reaches it."""
+    """They come with the outcome, or with now=True are stored meanwhile; what storing raises arrives."""
     async with runner(slots=1) as it:
-        await call(it, "teach_submit")
         report = await call(it, "submit", n=1, now=False)
         (effect,) = report.effects
         assert isinstance(effect, ChildTasks)
@@ -336,6 +338,17 @@ async def test_children_of_a_handler() -> None:
         assert (refused.error.type, refused.retryable) == ("InvalidInput", False)
 
 
+@pytest.mark.parametrize("wrong_type", [False, True])
+async def test_children_that_are_no_tasks(wrong_type: bool) -> None:
+    """What can't be stored, or is of a wrong type, fails the attempt that submits it, and does not kill its child."""
+    async with runner(slots=1) as it:
+        report = await call(it, "submit_nonsense", wrong_type=wrong_type)
+        assert report.error is not None
+        assert (report.error.type, report.retryable, report.crashed) == ("InvalidInput", False, False)
+        assert not report.effects
+
+
+@both_loops
 async def test_large_payloads_cross() -> None:
     """Frames far above a socket's buffer go both ways."""
     async with runner(slots=1) as it:
@@ -363,6 +376,7 @@ async def test_a_child_that_never_gets_ready_is_given_up(monkeypatch: pytest.Mon
         assert report.error.traceback == "no way\n"
 
 
+@both_loops
 async def test_without_a_descriptor_for_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the kernel has none, children are polled for: kills and deaths are seen all the same."""
     monkeypatch.delattr(os, "pidfd_open", raising=False)
@@ -386,8 +400,7 @@ SCRIPT = """
     print("imported as", __name__, flush=True)
 
     def busy() -> None:
-        while True:
-            pass
+        sum(range(10**15))  # in C, with the GIL: no other thread of the child can do anything
 
     def where() -> str:
         return __name__
@@ -452,5 +465,14 @@ def test_no_orphan_goes_on_computing(tmp_path: Path) -> None:
     finally:
         parent.kill()
         parent.communicate()
-    gone, left = psutil.wait_procs(children, timeout=10)
+    _, left = psutil.wait_procs(children, timeout=10)
+    for process in left:
+        process.kill()
     assert not left
+
+
+def test_a_child_loads_little_before_the_handler() -> None:
+    """The time until a child is ready is the time to replace a killed one: no event loop, no network, no store."""
+    code = "import mainspring.execution.child_main, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=_env()).stdout
+    assert not {"asyncio", "ssl", "subprocess", "ctypes", "apsw", "httpx", "numpy"} & set(loaded.split())

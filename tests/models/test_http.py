@@ -198,18 +198,21 @@ def test_the_key_is_never_shown(
 ) -> None:
     """Neither errors nor logs nor the settings' own text carry it; a missing variable is named."""
     caplog.set_level(logging.DEBUG)
-    endpoint = HttpEndpoint(base_url=server.url, model="m", api_key=lambda: KEY)
+    endpoint = HttpEndpoint(base_url=server.url, model="m", api_key=lambda: KEY + "\n")
     models.register("callable", endpoint)
-    server.reply = refuse(401)
+    server.reply = lambda path, body: (401, {}, f"wrong key {KEY}".encode())
     for model_id in ("chat", "callable"):
         (error,) = infer(models, model_id, ModelInput(text="x"))
+        assert "wrong key" in str(error)
         assert KEY not in str(error)
     assert [headers["authorization"] for _, headers, _ in server.requests] == [f"Bearer {KEY}"] * 2
     assert KEY not in caplog.text + repr(endpoint)
-    monkeypatch.delenv("TEST_MODEL_KEY")
-    (error,) = infer(models, "chat", ModelInput(text="x"))
-    assert isinstance(error, InvalidInput)
-    assert "TEST_MODEL_KEY" in str(error)
+    for broken in (None, f"{KEY}\nX-Other: 1", f"{KEY}é"):
+        monkeypatch.setenv("TEST_MODEL_KEY", broken) if broken else monkeypatch.delenv("TEST_MODEL_KEY")
+        (error,) = infer(models, "chat", ModelInput(text="x"))
+        assert isinstance(error, InvalidInput)
+        assert "TEST_MODEL_KEY" in str(error)
+        assert KEY not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +234,8 @@ def test_refused_at_submit(models: ModelManager, model_id: str, input: ModelInpu
 
 def test_contradictory_settings() -> None:
     """Two keys, or an address that is none, fail when the endpoint is declared."""
-    with pytest.raises(InvalidInput):
-        HttpEndpoint(base_url="ftp://x", model="m")
+    for address in ("ftp://x", "http://", "http://host:port", "https://user:secret@host/v1", "host/v1"):
+        with pytest.raises(InvalidInput):
+            HttpEndpoint(base_url=address, model="m")
     with pytest.raises(InvalidInput):
         HttpEndpoint(base_url="http://x", model="m", api_key_env="A", api_key=lambda: "b")

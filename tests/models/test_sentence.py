@@ -7,11 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from mainspring.config import ModelConfig
 from mainspring.errors import InvalidInput
 from mainspring.models import EmbeddingModel
 from mainspring.models.fetch import ALL_MINILM_L6_V2
 from mainspring.models.sources import digest_of
-from mainspring.config import ModelConfig
 from mainspring.tasks import ModelInput
 
 PAIRS = [
@@ -25,7 +25,9 @@ PAIRS = [
 def test_paraphrases_are_nearer_than_anything_else(minilm: EmbeddingModel) -> None:
     """Each sentence's nearest neighbour among the others is its paraphrase, with a clear distance to the rest."""
     vectors, truncated = minilm.embed([text for pair in PAIRS for text in pair])
-    assert (vectors.shape, vectors.dtype, truncated) == ((8, 384), np.float32, ())
+    assert vectors.shape == (8, 384)
+    assert vectors.dtype == np.float32
+    assert truncated == ()
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     cosines = vectors @ vectors.T
     own = [cosines[2 * number, 2 * number + 1] for number in range(4)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,12 @@ def infer(source: Any, inputs: list[ModelInput], **params: Any) -> list[Any]:
 
 class Shout:
     def infer(self, inputs: list[ModelInput]) -> list[Any]:
-        return [input.text.upper() for input in inputs]
+        return [str.upper(input.text) for input in inputs]  # type: ignore[arg-type]
 
 
 def test_an_object_and_what_makes_one() -> None:
     """An object, its class and a function that makes it are the same model."""
-    for source in (Shout(), Shout, lambda: Shout()):
+    for source in (Shout(), Shout, partial(Shout)):
         assert infer(source, [ModelInput(text="a"), ModelInput(text="b")]) == ["A", "B"]
 
 
@@ -41,7 +42,7 @@ def test_a_raising_item_fails_alone() -> None:
     """When a call for several raises, each is tried alone and only the bad one fails, with its own exception."""
     first, second, third = infer(Shout(), [ModelInput(text="a"), ModelInput(text=None), ModelInput(text="c")])
     assert (first, third) == ("A", "C")
-    assert isinstance(second, AttributeError)
+    assert isinstance(second, TypeError)
 
 
 def test_outcomes_may_be_exceptions_and_outputs() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mainspring.errors import TaskCancelled
@@ -37,8 +37,9 @@ def cut(text: str, size: int, overlap: int = 0) -> list[Chunk]:
 
 @settings(max_examples=300, deadline=None)
 @given(text=TEXTS, size=st.integers(1, 12), share=st.integers(0, 6), characters=st.booleans())
+@example(text="a    bcdefgh", size=4, share=2, characters=True)
 def test_every_text_is_covered_exactly(text: str, size: int, share: int, characters: bool) -> None:
-    """Chunks stand where they say, hold every character that is not white space, go forward and keep size and overlap."""
+    """Chunks stand where they say, hold every visible character, go forward and keep size and overlap."""
     overlap = min(share, size // 2)
     starts = range(len(text)) if characters else word_starts(text)
     found = chunks(text, starts, size, overlap, counted=True)
@@ -91,7 +92,7 @@ def test_a_character_of_many_tokens_stands_alone() -> None:
 
 
 def test_long_texts_are_read_in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tokenizer sees bounded pieces, cut at spaces, and the answer is the same as for the whole; markers don't count."""
+    """A tokenizer sees bounded pieces, cut at spaces; the answer is that for the whole, without markers."""
     text = "some words of a text that is read in parts " * 20
     model = WordModel()
     monkeypatch.setattr(split, "SEGMENT_CHARS", 50)

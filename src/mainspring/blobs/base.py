@@ -38,8 +38,8 @@ class BlobStore(Protocol):
 
     def info(self, digest: str) -> BlobInfo | None: ...
 
-    def delete(self, digest: str) -> None:
-        """Remove the blob; an unknown digest is no error."""
+    def delete(self, digest: str, *, older_than_s: float = 0.0) -> None:
+        """Remove the blob if nobody put it within the last `older_than_s` seconds; an unknown digest is no error."""
 
     def digests(self) -> Iterator[tuple[str, float]]:
-        """Yield digest and age in seconds of every blob, in no order."""
+        """Yield digest and age in seconds since the last `put` of every blob, in no order."""

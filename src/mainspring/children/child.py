@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from mainspring.children.frames import Pipe
 from mainspring.children.output import Output
+from mainspring.children.pipe import Pipe
 
 _MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 _POLL_S = 0.02  # where the kernel has no descriptor for a process
@@ -198,7 +198,7 @@ def _start(arguments: Sequence[str]) -> _Process:
         # What exec leaves as the child's peak is what this process had.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
         popen = subprocess.Popen(
-            arguments, stdin=theirs, stdout=printed, stderr=printed, close_fds=True, start_new_session=True
+            arguments, stdin=theirs.fileno(), stdout=printed, stderr=printed, close_fds=True, start_new_session=True
         )
     except BaseException:
         ours.close()

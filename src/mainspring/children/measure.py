@@ -18,9 +18,9 @@ class Sample(NamedTuple):
 class Meter:
     """Measures from `start` to `stop`; one piece of work at a time.
 
-    CPU is exact. The peak is the kernel's own high-water mark, reset at `start` (Linux, proc(5): writing 5 to clear_refs),
-    so it includes what the interpreter and its modules hold; it may lag by some pages per core. Memory of processes that
-    the work starts is not in it.
+    CPU is exact. The peak is the kernel's own high-water mark, reset at `start` (Linux; proc(5): writing 5 to
+    clear_refs), so it includes what the interpreter and its modules hold; it may lag by some pages per core. Memory of
+    processes that the work starts is not in it.
     """
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ def take_pipe() -> socket.socket:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent dies, however busy it is. Linux only; elsewhere the pipe tells."""
+    """Have the kernel kill this process when its parent dies, however busy it is; Linux only."""
     if sys.platform != "linux":
         return
     import ctypes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mainspring.execution.base import StopCause, Work
 from mainspring.store.base import Claimed
@@ -18,7 +18,7 @@ class Attempt:
 
     __slots__ = ("abandoned", "asked_at", "cause", "claim", "desk", "in_child", "recorded", "slot", "started_at", "started_ms", "task", "work")
 
-    def __init__(self, claim: Claimed, work: Work, desk: LaneDesk, slot: int) -> None:
+    def __init__(self, claim: Claimed, work: Work, desk: LaneDesk, slot: int, task: asyncio.Task[Any]) -> None:
         self.claim = claim
         self.work = work
         self.desk = desk
@@ -29,14 +29,14 @@ class Attempt:
         self.recorded = False  # the store has been told that it runs
         self.cause: StopCause | None = None  # why it was asked to stop
         self.asked_at = 0.0
-        self.task: asyncio.Task[None] | None = None  # the slot's
+        self.task = task  # the slot's
         self.abandoned = False  # its slot was given up; whatever still comes is dropped
 
     def send(self, signal: Signal) -> None:
         if type(signal) is Started:
             desk = self.desk
-            self.started_ms = desk.store.now_ms()
             self.started_at = desk.env.monotonic()
+            self.started_ms = desk.store.now_ms()
             if desk.marks:
                 desk.store.mark(self.slot, self.claim)
         elif type(signal) is Progress and not self.abandoned:

@@ -19,6 +19,7 @@ from mainspring.tasks.codec import encode_input
 
 _spec_encoder = msgspec.msgpack.Encoder()
 _MAX_NAME = 128
+_PRIORITIES = frozenset(TaskPriority)
 _MAX_KEY = 512
 
 
@@ -38,14 +39,15 @@ class Intake:
     async def new_tasks(self, tasks: Sequence[Task]) -> list[NewTask]:
         """Return the tasks in their stored form. Raises InvalidInput or UnsupportedTaskType for the first bad one."""
         result = []
+        served, inline = self._executor.types, self._values.inline_bytes
         for task in tasks:
-            if task.task_type not in self._executor.types and task.task_type not in self._elsewhere:
+            if task.task_type not in served and task.task_type not in self._elsewhere:
                 await self._look_elsewhere(task.task_type)
             data, refs = self._checked(task)
             flags = HAS_REFS if refs else 0
-            if len(data) > 4096:
-                data, is_blob = await self._values.store(data, "input")
-                flags |= BLOB_INPUT if is_blob else 0
+            if len(data) > inline:
+                data = await self._values.put(data, "input")
+                flags |= BLOB_INPUT
             result.append(self._new_task(task, data, refs, flags))
         return result
 
@@ -61,6 +63,8 @@ class Intake:
         self._executor.check(task, has_refs=bool(refs))
         if task.timeout is not None and seconds(task.timeout, "timeout") == 0:
             raise invalid("timeout", task.timeout, "leaves no time", "use a positive number of seconds, or None")
+        if task.priority not in _PRIORITIES:
+            raise invalid("priority", task.priority, "is unknown", "use a TaskPriority")
         if task.max_retries < 0 or task.max_retries > 1_000_000:
             raise invalid("max_retries", task.max_retries, "is out of range", "use 0 or more")
         if task.cache is not None:
@@ -103,7 +107,7 @@ class Intake:
             task.id.bytes,
             (task.namespace, task.task_type, task.group or ""),
             data,
-            priority=int(TaskPriority(task.priority)),
+            priority=int(task.priority),
             max_retries=task.max_retries,
             timeout_ms=None if task.timeout is None else max(1, int(task.timeout * 1000)),
             deadline_ms=deadline_ms,

@@ -6,6 +6,7 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from mainspring.config import TaskManagerConfig, seconds
 from mainspring.dispatch.attempt import Attempt
@@ -27,7 +28,7 @@ class LaneDesk:
         store: Store,
         config: TaskManagerConfig,
         env: Environment,
-        serve: Callable[[LaneDesk, Claimed, int], Awaitable[bool]],
+        serve: Callable[[LaneDesk, Claimed, int, asyncio.Task[Any]], Awaitable[bool]],
         first_mark: int,
     ) -> None:
         self.port = Lane(name, 0)
@@ -40,7 +41,7 @@ class LaneDesk:
         self._config = config
         self._prefetch_s = seconds(config.prefetch_s, "prefetch_s")
         self._serve = serve
-        self._queue: list[Claimed] = []
+        self._queue: list[tuple[int, int, Claimed]] = []
         self._gone: set[int] = set()  # seqs of queued claims that were withdrawn
         self._idle: deque[asyncio.Future[None]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,7 +66,7 @@ class LaneDesk:
     def put(self, claims: list[Claimed]) -> None:
         queue, idle = self._queue, self._idle
         for claim in claims:
-            heapq.heappush(queue, claim)
+            heapq.heappush(queue, (claim.rank, claim.seq, claim))
         for _ in range(min(len(claims), len(idle))):
             waiting = idle.popleft()
             if not waiting.done():
@@ -73,18 +74,18 @@ class LaneDesk:
 
     def withdraw(self, seq: int) -> Claimed | None:
         """Take a claim out that has not been given to a slot."""
-        for claim in self._queue:
+        for _, _, claim in self._queue:
             if claim.seq == seq and seq not in self._gone:
                 self._gone.add(seq)
                 return claim
         return None
 
     def find(self, id: bytes) -> Claimed | None:
-        return next((claim for claim in self._queue if claim.id == id and claim.seq not in self._gone), None)
+        return next((claim for _, _, claim in self._queue if claim.id == id and claim.seq not in self._gone), None)
 
     def take_all(self) -> list[Claimed]:
         """Empty the queue: for a drain."""
-        claims = [claim for claim in self._queue if claim.seq not in self._gone]
+        claims = [claim for _, _, claim in self._queue if claim.seq not in self._gone]
         self._queue.clear()
         self._gone.clear()
         return claims
@@ -96,17 +97,19 @@ class LaneDesk:
     async def _slot(self, mark: int) -> None:
         queue, idle = self._queue, self._idle
         loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
         while self._open:
             if not queue:
                 waiting = loop.create_future()
                 idle.append(waiting)
                 await waiting
                 continue
-            claim = heapq.heappop(queue)
+            claim = heapq.heappop(queue)[2]
             if self._gone and claim.seq in self._gone:
                 self._gone.discard(claim.seq)
                 continue
-            if not await self._serve(self, claim, mark):
+            if not await self._serve(self, claim, mark, task):
                 return
 
     def lose_slot(self, task: asyncio.Task[None] | None) -> None:

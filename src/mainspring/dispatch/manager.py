@@ -29,9 +29,11 @@ from mainspring.processors.custom import Handler
 from mainspring.results.values import Values
 from mainspring.results.waiters import Waiters, Waiting
 from mainspring.store.base import (
+    BLOB_INPUT,
     BLOB_OUTPUT,
     COMPLETED,
     FAILED,
+    HAS_REFS,
     RELEASED,
     TIMEOUT,
     Accepted,
@@ -174,7 +176,7 @@ class TaskManager:
         limit = seconds(self.config.drain_s if drain_s is None else drain_s, "drain_s")
         for desk in self._desks.values():
             desk.port.limit = -1_000_000
-        await self._release_queued()
+        self._release_queued()
         await self._until_quiet(limit)
         for attempt in self._attempts():
             self._watch.ask(attempt, "drain")
@@ -196,22 +198,20 @@ class TaskManager:
         self._desks.clear()
         self.lanes = {}
 
-    async def _release_queued(self) -> None:
+    def _release_queued(self) -> None:
         for desk in self._desks.values():
-            claims = desk.take_all()
-            now = self.store.now_ms()
-            for claim in claims:
-                self.store.finish(Finish(claim, RELEASED, now, flags=0))
-            desk.freed(len(claims))
+            self._release(desk.take_all())
+
+    def _release(self, claims: list[Claimed]) -> None:
+        """Hand back what has not begun, uncharged."""
+        now = self.store.now_ms()
+        for claim in claims:
+            self.store.finish(Finish(claim, RELEASED, now))
 
     async def _until_quiet(self, limit_s: float) -> None:
-        tasks = [attempt.task for attempt in self._attempts() if attempt.task is not None]
-        if not tasks:
-            return
-        quiet = self._alone.quiet()
         try:
             async with asyncio.timeout(limit_s):
-                await quiet
+                await self._alone.quiet()
         except TimeoutError:
             return
 
@@ -308,6 +308,9 @@ class TaskManager:
     # The store's news (see WorkerPort)
 
     def claimed(self, claims: list[Claimed]) -> None:
+        if self._draining:  # they were on their way when the drain began
+            self._release(claims)
+            return
         by_lane: dict[str, list[Claimed]] = {}
         for claim in claims:
             by_lane.setdefault(self.executor.lane_of(claim.class_key[1]), []).append(claim)
@@ -338,41 +341,43 @@ class TaskManager:
     def _attempts(self) -> list[Attempt]:
         return [attempt for desk in self._desks.values() for attempt in desk.running.values()]
 
-    async def _serve(self, desk: LaneDesk, claim: Claimed, mark: int) -> bool:
+    async def _serve(self, desk: LaneDesk, claim: Claimed, mark: int, task: asyncio.Task[Any]) -> bool:
         """Run one claim in a slot, from claim to outcome. Returns whether the slot is still good."""
-        now_ms = self.store.now_ms()
-        if claim.deadline_ms is not None and now_ms > claim.deadline_ms:
+        if claim.deadline_ms is not None and (now_ms := self.store.now_ms()) > claim.deadline_ms:
             self.store.finish(Finish(claim, TIMEOUT, now_ms, error=_TOO_LATE))
             desk.freed()
             return True
-        if desk.marks:
-            if is_suspect(claim):
-                return await self._serve_suspect(desk, claim, mark)
-            if self._alone.is_taken:
-                await self._alone.wait()
-        return await self._run(desk, claim, mark)
-
-    async def _serve_suspect(self, desk: LaneDesk, claim: Claimed, mark: int) -> bool:
-        """It may have killed its process: run it where it harms nobody, or at least with nobody beside it."""
-        if self.executor.can_run_in_child(claim.class_key[1]):
-            return await self._run(desk, claim, mark, in_child=True)
-        async with self._alone:
-            return await self._run(desk, claim, mark)
-
-    async def _run(self, desk: LaneDesk, claim: Claimed, mark: int, *, in_child: bool = False) -> bool:
         try:
-            attempt = Attempt(claim, await self._work(claim), desk, mark)
-        except Exception as exc:  # an input that can't be put together is that attempt's failure
+            data = claim.input
+            if claim.parents or claim.flags & (HAS_REFS | BLOB_INPUT):
+                data = await self.values.input(claim)
+            attempt = Attempt(claim, _work_of(claim, data), desk, mark, task)
+        except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
             self._refuse(desk, claim, exc)
             return True
-        attempt.task = asyncio.current_task()
-        attempt.in_child = in_child
+        if desk.marks:
+            if is_suspect(claim):
+                return await self._run_suspect(attempt)
+            if self._alone.is_taken:
+                await self._alone.wait()
+        return await self._run(attempt)
+
+    async def _run_suspect(self, attempt: Attempt) -> bool:
+        """It may have killed its process: run it where it harms nobody, or at least with nobody beside it."""
+        if self.executor.can_run_in_child(attempt.claim.class_key[1]):
+            attempt.in_child = True
+            return await self._run(attempt)
+        async with self._alone:
+            return await self._run(attempt)
+
+    async def _run(self, attempt: Attempt) -> bool:
+        desk, claim = attempt.desk, attempt.claim
         desk.running[claim.id] = attempt
         self._alone.enter()
         self._watch.watch(attempt)
         if self._starts is None:
             self._starts = self._loop.call_later(_RECORD_STARTS_S, self._record_starts)
-        runner = self.executor.child_runner(claim.class_key[1]) if in_child else desk.runner()
+        runner = self.executor.child_runner(claim.class_key[1]) if attempt.in_child else desk.runner()
         try:
             report = await runner.run(attempt.work, attempt)
         except asyncio.CancelledError:
@@ -383,7 +388,7 @@ class TaskManager:
         if attempt.abandoned:
             return False
         self._let_go(attempt)
-        if report.effects or report.refs or (report.output is not None and len(report.output) > 4096):
+        if report.effects or report.refs or (report.output is not None and len(report.output) > self.values.inline_bytes):
             await self._record_whole(attempt, report)
         else:
             self._record(attempt, report)
@@ -396,20 +401,6 @@ class TaskManager:
             self.store.mark(attempt.slot, None)
         self._alone.leave()
         desk.freed()
-
-    async def _work(self, claim: Claimed) -> Work:
-        data = claim.input
-        if claim.flags & 20 or claim.parents:  # refers to parents, or lies in a blob
-            data = await self.values.input(claim)
-        model_id, params = None, None
-        if claim.spec is not None:
-            spec = _spec_decoder.decode(claim.spec)
-            model_id = spec.model_id
-            params = _error_encoder.encode(spec.params) if spec.params else None
-        return Work(
-            claim.id, claim.attempt, claim.class_key[1], data, claim.class_key[0], model_id, params, claim.retry_count,
-            claim.deadline_ms,
-        )  # fmt: skip
 
     def _refuse(self, desk: LaneDesk, claim: Claimed, exc: Exception) -> None:
         failed = failure(exc)
@@ -436,10 +427,9 @@ class TaskManager:
         """Record the end of an attempt whose handler does not come back, and replace its slot."""
         attempt.abandoned = True
         self._let_go(attempt)
-        task = attempt.task
-        attempt.desk.lose_slot(task)
-        if attempt.desk.port.name != "async" and task is not None:
-            task.cancel()
+        attempt.desk.lose_slot(attempt.task)
+        if attempt.desk.port.name != "async":  # the slot itself only waits for the thread
+            attempt.task.cancel()
         error = ErrorInfo(type="TaskTimeout", message="did not stop when asked")
         self._record(attempt, Report(error=error, retryable=True))
 
@@ -449,8 +439,7 @@ class TaskManager:
         found: Verdict | None = None,
     ) -> None:  # fmt: skip
         claim, usage = attempt.claim, report.usage
-        retry = self.executor.retry_of(claim.class_key[1])
-        end = found or verdict(claim, report, attempt.cause, retry, self._env)
+        end = found or verdict(claim, report, attempt.cause, self.executor.retry_of(claim.class_key[1]), self._env)
         done = end.outcome == COMPLETED
         started = attempt.started_ms
         self.store.finish(
@@ -484,10 +473,9 @@ class TaskManager:
         try:
             children = tuple(await self._intake.new_tasks(tasks)) if tasks else ()
             output, flags, blobs = report.output, 0, ()
-            if output is not None:
-                output, is_blob = await self.values.store(output, "output")
-                if is_blob:
-                    flags, blobs = BLOB_OUTPUT, (output.decode(),)
+            if output is not None and len(output) > self.values.inline_bytes:
+                output = await self.values.put(output, "output")
+                flags, blobs = BLOB_OUTPUT, (output.decode(),)
         except Exception as exc:  # what a handler hands over may be refused; that is its attempt's failure
             failed = failure(exc)
             self._record(attempt, Report(error=failed.error, retryable=failed.retryable, usage=report.usage))
@@ -509,6 +497,15 @@ class TaskManager:
 
     async def _store_child(self, task: Task) -> None:
         await self.accept([task])
+
+
+def _work_of(claim: Claimed, data: bytes) -> Work:
+    namespace, kind, _ = claim.class_key
+    if claim.spec is None:
+        return Work(claim.id, claim.attempt, kind, data, namespace, None, None, claim.retry_count, claim.deadline_ms)
+    spec = _spec_decoder.decode(claim.spec)
+    params = _error_encoder.encode(spec.params) if spec.params else None
+    return Work(claim.id, claim.attempt, kind, data, namespace, spec.model_id, params, claim.retry_count, claim.deadline_ms)
 
 
 def _record_of(handler: Handler) -> HandlerRecord:

@@ -17,8 +17,13 @@ class Verdict(NamedTuple):
     delay_ms: int = 0
 
 
+_COMPLETED = Verdict(COMPLETED)
+
+
 def verdict(claim: Claimed, report: Report, cause: StopCause | None, retry: Retry, env: Environment) -> Verdict:
     """Return how the attempt ended: what the engine asked for comes before what the handler says."""
+    if cause is None and report.error is None and claim.timeout_ms is None:
+        return _COMPLETED
     tries = claim.retry_count + 1
     limit_s = None if claim.timeout_ms is None else claim.timeout_ms / 1000
     if cause == "cancel":
@@ -29,7 +34,7 @@ def verdict(claim: Claimed, report: Report, cause: StopCause | None, retry: Retr
     if report.unstarted or (cause == "drain" and report.output is None):
         return Verdict(RELEASED)
     if report.error is None:
-        return Verdict(COMPLETED)
+        return _COMPLETED
     error = ErrorInfo(
         type=report.error.type, message=report.error.message, traceback=report.error.traceback, attempts=tries
     )

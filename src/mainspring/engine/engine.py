@@ -73,6 +73,7 @@ class Engine(Operations):
         self.monitor = ResourceMonitor(self._parts.store.path.parent, env=env)
         self.scheduler = TaskScheduler(self.manager, self.monitor, self.config.scheduler)
         self._open = False
+        self._closed = False
 
     # The parts, by the names of the design
 
@@ -116,6 +117,8 @@ class Engine(Operations):
                 'put what starts it under `if __name__ == "__main__":`, or the handlers into a module of their own',
                 field="lane",
             )
+        if self._closed:
+            raise InvalidInput("this engine was closed and can't be opened again; make a new Engine", field="engine")
         if not self._open:
             await self._parts.open()
             await self.manager.start(work=self._worker)
@@ -125,7 +128,7 @@ class Engine(Operations):
     async def stop(self, *, drain_s: float | str | None = None) -> None:
         """Let running tasks end (at most `drain_s`, default from the config), hand back the rest, close the store."""
         if self._open:
-            self._open = False
+            self._open, self._closed = False, True
             await self.manager.stop(drain_s=drain_s)
             await self._parts.close()
 
@@ -203,6 +206,9 @@ class Engine(Operations):
 
     def build(self, function: Callable[..., Any] | Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
         """Return the task that a call of `submit` stores."""
+        handler = getattr(function, "__mainspring__", None)
+        if handler is not None:
+            return call_task(handler, args, kwargs)
         if isinstance(function, Task):
             if args or kwargs:
                 raise invalid("submit", (args, kwargs), "can't be given beside a ready Task", "set its fields instead")
@@ -228,6 +234,7 @@ class Engine(Operations):
         waiting = self.manager.waiters.expect(task.id.bytes)
         accepted = (await self._accept((task,)))[0]
         if accepted.existed:
+            waiting.known = False  # it may have ended before
             return self.handle(TaskId(accepted.id))
         return TaskHandle(task.id, self, waiting)
 
@@ -235,6 +242,9 @@ class Engine(Operations):
         """Store all of them or none; parents may stand in the same list, before their children."""
         waiting = [self.manager.waiters.expect(task.id.bytes) for task in tasks]
         accepted = await self._accept(tasks)
+        for item, wait in zip(accepted, waiting, strict=True):
+            if item.existed:
+                wait.known = False  # it may have ended before
         return [
             self.handle(TaskId(item.id)) if item.existed else TaskHandle(task.id, self, wait)
             for item, task, wait in zip(accepted, tasks, waiting, strict=True)

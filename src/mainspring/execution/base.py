@@ -12,7 +12,7 @@ import msgspec
 from mainspring.tasks import Effect, ErrorInfo, Signal, TaskId, Usage
 
 
-class Work(msgspec.Struct, frozen=True, array_like=True):
+class Work(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One attempt, ready to run: self-contained, so that it can cross a pipe."""
 
     id: bytes
@@ -30,7 +30,7 @@ class Work(msgspec.Struct, frozen=True, array_like=True):
         return TaskId(self.id)
 
 
-class Report(msgspec.Struct, frozen=True, array_like=True):
+class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How an attempt ended where it ran. Exactly one of `output` and `error` is there."""
 
     output: bytes | None = None  # MessagePack of a TaskOutput

@@ -5,6 +5,7 @@ The main thread runs handlers, one at a time; a reader thread hears what the par
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import itertools
 import logging
@@ -12,18 +13,19 @@ import os
 import queue
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
 import msgspec
 
-from mainspring.children import BlockingPipe, Meter, Sample, die_with_parent, kill_own_group, take_pipe
+from mainspring.children.frames import BlockingPipe
+from mainspring.children.measure import Meter, Sample
+from mainspring.children.parent import die_with_parent, kill_own_group, take_pipe
 from mainspring.environment import SYSTEM
-from mainspring.errors import InvalidInput, TaskCancelled, from_info
+from mainspring.errors import TaskCancelled, from_info
 from mainspring.execution import places
-from mainspring.execution.base import Report, Work
+from mainspring.execution.base import Report
 from mainspring.execution.child_frames import (
     Finished,
     Key,
@@ -41,12 +43,14 @@ from mainspring.execution.child_frames import (
     encode,
 )
 from mainspring.execution.encoding import failed, report
+from mainspring.execution.items import item_of
 from mainspring.processors.base import Item, failure
-from mainspring.processors.context import Child, Context, current, logger
+from mainspring.processors.calls import submitter
+from mainspring.processors.context import Context, current, logger
 from mainspring.processors.custom import HandlerProcessor
 from mainspring.tasks import Log, Outcome, Progress, Signal, Started, Task, Usage, codec
 
-_PROGRESS_BURST, _PROGRESS_PER_S = 20.0, 100.0  # a loop that reports each of a million steps must not flood the parent
+_PROGRESS_BURST, _PROGRESS_PER_S = 20.0, 100.0  # a million steps must not flood the parent
 
 
 def main() -> None:
@@ -72,8 +76,9 @@ class Link:
 
     def __init__(self, pipe: BlockingPipe) -> None:
         self._pipe = pipe
-        self._inbox: queue.SimpleQueue[tuple[Run, Context] | Prepare | None] = queue.SimpleQueue()
-        self._contexts: dict[Key, Context] = {}
+        self._inbox: queue.SimpleQueue[Run | Prepare | None] = queue.SimpleQueue()
+        self._context: Context | None = None  # of the attempt that the main thread has
+        self._stopped: set[Key] = set()
         self._answers: dict[int, queue.SimpleQueue[Stored]] = {}
         self._numbers = itertools.count(1)
         self._ended = False
@@ -93,7 +98,7 @@ class Link:
         SYSTEM.start_thread("pipe", self._read, frames[1:])
         return cast(Setup, decode_to_child(frames[0]))
 
-    def next(self) -> tuple[Run, Context] | Prepare | None:
+    def next(self) -> Run | Prepare | None:
         """Block until there is something to do; None when there will be nothing any more."""
         self.busy = False
         taken = self._inbox.get()
@@ -112,40 +117,34 @@ class Link:
 
     def _hear(self, data: bytes) -> None:
         frame = decode_to_child(data)
-        if isinstance(frame, Run):
-            work = frame.work
-            context = self._contexts[work.id, work.attempt] = self._context(work)
-            self._inbox.put((frame, context))
+        if isinstance(frame, Run | Prepare):
+            self._inbox.put(frame)
         elif isinstance(frame, Stop):
-            context_ = self._contexts.get((frame.id, frame.attempt))
-            if context_ is not None:
-                context_.cancel()
+            self._stopped.add((frame.id, frame.attempt))
+            if (context := self._context) is not None:
+                self._cancel_if_stopped(context)
         elif isinstance(frame, Stored):
             self._answers[frame.number].put(frame)
-        elif isinstance(frame, Prepare):
-            self._inbox.put(frame)
 
-    def _context(self, work: Work) -> Context:
-        key = (work.id, work.attempt)
-        deadline = None if work.deadline_ms is None else datetime.fromtimestamp(work.deadline_ms / 1000, UTC)
-        return Context(
-            id=work.task_id,
-            attempt=work.attempt,
-            send=Signals(self, key).send,
-            submit=submitter(partial(self.store_now, key)),
-            deadline=deadline,
-            retry_count=work.retry_count,
-        )
+    def _cancel_if_stopped(self, context: Context) -> None:
+        if (context.id.bytes, context.attempt) in self._stopped:
+            context.cancel()
+
+    def taken_up(self, context: Context) -> None:
+        """From now on the parent's stop reaches this context; one that came before does so now."""
+        self._context = context
+        self._cancel_if_stopped(context)
 
     def finished(self, key: Key, report: Report, resident_bytes: int | None) -> None:
-        """Report an attempt's end; a result that is too large for a frame becomes a failure."""
-        self._contexts.pop(key)
-        effects = codec.encode(report.effects)[0] if report.effects else None
-        report = msgspec.structs.replace(report, effects=())
+        """Report an attempt's end; what can't be sent, as too large a result, becomes a failure."""
+        self._context = None
+        self._stopped.discard(key)
         cpu_s = Meter.cpu_s()
         try:
-            self.send(Finished(*key, report, effects, cpu_s, resident_bytes))
-        except InvalidInput as exc:
+            effects = codec.encode(report.effects)[0] if report.effects else None
+            bare = msgspec.structs.replace(report, effects=()) if effects else report
+            self.send(Finished(*key, bare, effects, cpu_s, resident_bytes))
+        except Exception as exc:  # noqa: BLE001 - values' own methods run when a child task is encoded
             self.send(Finished(*key, failed(failure(exc), report.usage), None, cpu_s, resident_bytes))
 
     def store_now(self, key: Key, task: Task) -> None:
@@ -159,13 +158,8 @@ class Link:
             raise from_info(stored.error)
 
 
-def submitter(store_now: Callable[[Task], None]) -> Callable[..., Child] | None:
-    """Return what `ctx.submit` calls; `store_now` is for children that don't wait for the outcome."""
-    return None
-
-
 class Signals:
-    """An attempt's way to send signals. Fast progress is thinned out: after a burst, a hundred values a second are sent."""
+    """An attempt's way to send signals. Fast progress is thinned out to a hundred values a second."""
 
     def __init__(self, link: Link, key: Key) -> None:
         self._link = link
@@ -216,14 +210,12 @@ class Desk:
             if isinstance(taken, Prepare):
                 self._prepare(taken.places)
             else:
-                self._run(*taken)
+                self._run(taken)
 
     def _prepare(self, wanted: Sequence[places.Place]) -> None:
         for place in wanted:
-            try:
+            with contextlib.suppress(BaseException):  # told when a task needs it
                 self._processor(place)
-            except BaseException:  # told when a task needs it
-                continue
 
     def _processor(self, place: places.Place) -> HandlerProcessor:
         processor = self._processors.get(place)
@@ -231,18 +223,20 @@ class Desk:
             processor = self._processors[place] = HandlerProcessor(places.load(place), self._traceback_chars)
         return processor
 
-    def _run(self, frame: Run, context: Context) -> None:
+    def _run(self, frame: Run) -> None:
         work = frame.work
         key = (work.id, work.attempt)
         if frame.place not in self._processors:
             self._link.send(Loading(*key))
         resident_bytes = None
         try:
-            processor, item = self._processor(frame.place), _item(work, context)
-        except BaseException as exc:  # the handler's module may raise anything, as may a broken payload
+            processor = self._processor(frame.place)
+            item = item_of(work, Signals(self._link, key), submitter(partial(self._link.store_now, key)))
+        except BaseException as exc:  # noqa: BLE001 - the handler's module may raise anything, as may a broken payload
             result = failed(failure(exc, self._traceback_chars), Usage())
         else:
-            if context.cancelled:
+            self._link.taken_up(item.context)
+            if item.context.cancelled:
                 stopped = failed(failure(TaskCancelled("asked to stop before it began")), Usage())
                 result = msgspec.structs.replace(stopped, unstarted=True)
             else:
@@ -258,7 +252,7 @@ class Desk:
         start = SYSTEM.monotonic()
         try:
             outcome = _outcome(processor, item)
-        except BaseException as exc:  # SystemExit and its like end the attempt, not the child
+        except BaseException as exc:  # noqa: BLE001 - SystemExit and its like end the attempt, not the child
             outcome = failure(exc, self._traceback_chars)
         duration = SYSTEM.monotonic() - start
         sample = self._meter.stop()
@@ -267,18 +261,6 @@ class Desk:
         current.reset(token)
         usage = Usage(duration, sample.cpu_s, sample.peak_bytes, context.network_bytes)
         return report(outcome, usage), sample
-
-
-def _item(work: Work, context: Context) -> Item:
-    return Item(
-        task_id=work.task_id,
-        attempt=work.attempt,
-        input=codec.decode_input(work.input),
-        context=context,
-        model_id=work.model_id,
-        params=None if work.params is None else codec.decode(work.params),
-        namespace=work.namespace,
-    )
 
 
 def _outcome(processor: HandlerProcessor, item: Item) -> Outcome:

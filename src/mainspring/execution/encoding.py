@@ -10,7 +10,6 @@ from mainspring.processors.base import failure
 from mainspring.tasks import Done, Failed, Outcome, TaskOutput, Usage
 from mainspring.tasks.codec import encode
 
-
 _OUTPUTS = frozenset(typing.get_args(TaskOutput))
 
 
@@ -22,9 +21,7 @@ def report(outcome: Outcome, usage: Usage) -> Report:
     if type(outcome) is Done:
         try:
             output, refs = _encoded(outcome.output)
-        except (
-            Exception
-        ) as exc:  # a value's own methods run in there and may raise anything: it is the attempt's failure
+        except Exception as exc:  # noqa: BLE001 - a value's own methods run in there and may raise anything
             return failed(failure(_unstorable(exc)), usage)
         return Report(output=output, refs=refs, effects=outcome.effects, usage=usage)
     if type(outcome) is Failed:

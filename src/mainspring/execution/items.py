@@ -34,6 +34,6 @@ def item_of(work: Work, channel: Channel, submit: Callable[..., Child] | None) -
         input=decode_input(work.input),
         context=context,
         model_id=work.model_id,
-        params=None if work.params is None else _params.decode(work.params),
+        params={} if work.params is None else _params.decode(work.params),
         namespace=work.namespace,
     )

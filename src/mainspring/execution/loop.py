@@ -15,7 +15,7 @@ from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
 from mainspring.processors.base import Processor, failure
 from mainspring.processors.context import Child, Context, current
-from mainspring.tasks import Outcome, Started, Usage
+from mainspring.tasks import Done, Outcome, Started, Usage
 
 _STARTED = Started()
 
@@ -29,7 +29,7 @@ class LoopRunner:
         self._processors = processors
         self._submit = submit
         self._env = env
-        self._running: dict[bytes, tuple[asyncio.Task[Any], Context]] = {}
+        self._running: dict[tuple[bytes, int], _Drive] = {}  # an attempt that was given up may outlive the next one
 
     async def run(self, work: Work, channel: Channel) -> Report:
         env = self._env
@@ -37,76 +37,101 @@ class LoopRunner:
             item = item_of(work, channel, self._submit)
         except Exception as exc:  # a stored payload that does not decode is that attempt's failure
             return failed(failure(exc), Usage())
-        task = asyncio.current_task()
-        assert task is not None
-        self._running[work.id] = (task, item.context)
+        context = item.context
+        key = (work.id, work.attempt)
+        drive = self._running[key] = _Drive(context, env)
         channel.send(_STARTED)
-        meter = _Meter(env)
         began = env.monotonic()
         outcome: Outcome
         try:
             batch = self._processors[work.task_type].process((item,))
-            outcome = (await _drive(batch, item.context, meter))[0]  # type: ignore[arg-type]
-        except asyncio.CancelledError:
-            if task.cancelling():
-                task.uncancel()
-            outcome = failure(TaskCancelled("stopped while it ran"))
-        except BaseException as exc:  # whatever a handler raises is its attempt's outcome, not the engine's end
+            outcome = (await drive.through(batch))[0]  # type: ignore[arg-type]
+        except asyncio.CancelledError as exc:
+            if not drive.stopping and _is_cancelled_from_outside():
+                raise
+            outcome = failure(TaskCancelled("stopped while it ran") if drive.stopping else exc)
+        except BaseException as exc:  # noqa: BLE001 - whatever a handler raises is its attempt's outcome, not our end
             outcome = failure(exc)
         finally:
-            del self._running[work.id]
-        if item.context.network_bytes is not None:
-            await item.context.close()
-        duration = env.monotonic() - began
-        return report(outcome, Usage(duration, meter.cpu_ns / 1e9, None, item.context.network_bytes))
+            del self._running[key]
+        if context.storing:
+            outcome = await _stored(context.storing, outcome)
+        network = context.network_bytes
+        if network is not None:
+            await context.close()
+        return report(outcome, Usage(env.monotonic() - began, drive.cpu_ns / 1e9, None, network))
 
     def stop(self, work: Work, *, hard: bool) -> bool:
-        running = self._running.get(work.id)
-        if running is not None:
-            task, context = running
-            context.cancel()
-            task.cancel()
+        drive = self._running.get((work.id, work.attempt))
+        if drive is not None:
+            drive.stop()
         return False  # a coroutine may swallow its cancellation
 
     async def close(self) -> None:
         """Nothing was taken."""
 
 
-class _Meter:
-    __slots__ = ("cpu_ns", "env")
+async def _stored(storing: Sequence[Awaitable[Any]], outcome: Outcome) -> Outcome:
+    """Wait for children that the handler did not wait for: its result may refer to them."""
+    for result in await asyncio.gather(*storing, return_exceptions=True):
+        if isinstance(result, BaseException) and isinstance(outcome, Done):
+            outcome = failure(result)
+    return outcome
 
-    def __init__(self, env: Environment) -> None:
-        self.env = env
-        self.cpu_ns = 0
+
+def _is_cancelled_from_outside() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
-@types.coroutine
-def _drive(
-    awaitable: Awaitable[Sequence[Outcome]], context: Context, meter: _Meter
-) -> Generator[Any, Any, Sequence[Outcome]]:
-    """Step a coroutine in a context of its own and count the CPU time of each step.
+class _Drive:
+    """Steps a coroutine in a context of its own, counts the CPU time of each step, and can cancel it.
 
-    So a handler's context variables end with it, and time spent waiting is not charged.
+    So a handler's context variables end with it, time spent waiting is not charged, and a stop reaches the handler alone,
+    not the slot that runs it.
     """
-    inner = contextvars.copy_context()
-    inner.run(current.set, context)
-    steps = awaitable.__await__()
-    cpu = meter.env.thread_cpu_ns
-    value: Any = None
-    error: BaseException | None = None
-    while True:
-        began = cpu()
-        try:
-            if error is None:
-                yielded = inner.run(steps.send, value)
-            else:
-                yielded = inner.run(steps.throw, error)  # type: ignore[attr-defined]
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
-        finally:
-            meter.cpu_ns += cpu() - began
-        value = error = None
-        try:
-            value = yield yielded
-        except BaseException as exc:
-            error = exc
+
+    __slots__ = ("_context", "_env", "_throw", "_waits_for", "cpu_ns", "stopping")
+
+    def __init__(self, context: Context, env: Environment) -> None:
+        self._context = context
+        self._env = env
+        self._waits_for: Any = None
+        self.cpu_ns = 0
+        self.stopping = False
+        self._throw = False  # at the next step
+
+    def stop(self) -> None:
+        """Raise CancelledError where the coroutine waits, or at its next step where it does not."""
+        self._context.cancel()
+        self.stopping = True
+        self._throw = self._waits_for is None or not self._waits_for.cancel()
+
+    @types.coroutine
+    def through(self, awaitable: Awaitable[Sequence[Outcome]]) -> Generator[Any, Any, Sequence[Outcome]]:
+        inner = contextvars.copy_context()
+        inner.run(current.set, self._context)
+        steps: Any = awaitable.__await__()
+        cpu = self._env.thread_cpu_ns
+        value: Any = None
+        error: BaseException | None = None
+        while True:
+            began = cpu()
+            try:
+                if error is None:
+                    waits_for = inner.run(steps.send, value)
+                else:
+                    waits_for = inner.run(steps.throw, error)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            finally:
+                self.cpu_ns += cpu() - began
+            value = error = None
+            self._waits_for = waits_for
+            try:
+                value = yield waits_for
+            except BaseException as exc:  # noqa: BLE001 - handed on to the coroutine, as Python itself would
+                error = exc
+            if self._throw:
+                self._throw = False
+                error = asyncio.CancelledError()

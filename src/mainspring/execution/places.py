@@ -28,7 +28,8 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
 def place_of(handler: Handler) -> Place:
     """Return where a child finds the handler. Raises: InvalidInput: nowhere."""
     function = handler.function
-    module, script = function.__module__, None
+    module: str = function.__module__
+    script: str | None = None
     if module == "__main__":
         main = sys.modules["__main__"]
         if main.__spec__ is not None:  # python -m NAME
@@ -37,7 +38,7 @@ def place_of(handler: Handler) -> Place:
             script = os.path.abspath(str(main.__file__))
         else:
             raise invalid("lane", "process", f"{handler.name} was not defined in a file", "put it into a module")
-    return Place(module, function.__qualname__, handler.name, handler.version, script)
+    return Place(module, function.__qualname__, str(handler.name), handler.version, script)
 
 
 def load(place: Place) -> Handler:

@@ -1,7 +1,7 @@
 """The process lane: each attempt runs in a child process that can be killed without harm to anything else.
 
-One child more than there are slots is kept warm, so that a killed one is replaced at once. A child that dies costs its own
-attempt; the report says how it died.
+One child more than there are slots is kept warm, so that a killed one is replaced at once. A child that dies costs its
+own attempt; the report says how it died.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from typing import Any
 
 import msgspec
 
-from mainspring.children import Child, Exit, Spawner
+from mainspring.children.child import Child, Exit, Spawner
 from mainspring.config import ExecutorConfig
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import (
     InternalError,
     InvalidInput,
-    ProcessingFailed,
     TaskCancelled,
     TaskError,
     UnsupportedTaskType,
@@ -94,8 +93,8 @@ class _Desk:
 class ProcessRunner:
     """Runs handlers in child processes: `slots` at a time, one attempt in each child.
 
-    Children are started when there is work, and are replaced after `child_recycle_tasks` attempts or when they have grown
-    beyond `child_recycle_bytes`. Calls above `slots` wait for a child.
+    Children are started when there is work, and are replaced after `child_recycle_tasks` attempts or when they have
+    grown beyond `child_recycle_bytes`. Calls above `slots` wait for a child.
     """
 
     def __init__(
@@ -245,7 +244,7 @@ class ProcessRunner:
         self._assign()
 
     def _start_failed(self, how: str, output: str = "") -> None:
-        """Where no child is left, let the waiting attempts fail of it: a machine that can't start any isn't tried for ever."""
+        """Where no child is left, the waiting attempts fail of it: nothing is tried for ever."""
         while self._waiting and not self._desks:
             error = ErrorInfo(type="ProcessingFailed", message=f"a child process {how}", traceback=output or None)
             self._settle(self._waiting.popleft(), Report(error=error))
@@ -277,11 +276,7 @@ class ProcessRunner:
             self._in_background(self._store(desk, frame))
 
     def _finished(self, desk: _Desk, attempt: _Attempt, frame: Finished) -> None:
-        report = frame.report
-        if frame.effects is not None:
-            effects = codec.convert(codec.decode(frame.effects), tuple[Effect, ...], "effects")
-            report = msgspec.structs.replace(report, effects=effects)
-        self._settle(attempt, report)
+        self._settle(attempt, frame.report if frame.effects is None else _with_effects(frame.report, frame.effects))
         desk.cpu_s = frame.cpu_s
         self._free(desk)
         too_large = (frame.resident_bytes or 0) > self._config.child_recycle_bytes
@@ -294,7 +289,7 @@ class ProcessRunner:
             if self.store_now is None:
                 raise InternalError("nobody stores tasks here")
             await self.store_now(codec.convert(codec.decode(frame.task), Task, "task"))
-        except Exception as exc:  # noqa: BLE001  the handler that waits for it gets it
+        except Exception as exc:  # noqa: BLE001 - the handler that waits for it gets it
             desk.send(Stored(frame.number, failure(exc).error))
         else:
             desk.send(Stored(frame.number))
@@ -342,6 +337,14 @@ class ProcessRunner:
             crashed=not attempt.killed and (began or attempt.loading),
             unstarted=not began and (attempt.killed or not attempt.loading),
         )
+
+
+def _with_effects(report: Report, data: bytes) -> Report:
+    try:
+        effects: tuple[Effect, ...] = codec.convert(codec.decode(data), tuple[Effect, ...], "effects")
+    except InvalidInput as exc:  # the handler submitted what is no task
+        return failed(failure(exc), report.usage)
+    return msgspec.structs.replace(report, effects=effects)
 
 
 def _refused(exc: TaskError) -> Report:

@@ -40,7 +40,7 @@ class ThreadRunner:
         self._signal = Semaphore(0)
         self._threads = 0
         self._lost = 0
-        self._running: dict[bytes, Item] = {}
+        self._running: dict[tuple[bytes, int], Item] = {}  # an attempt that was given up may outlive the next one
 
     async def run(self, work: Work, channel: Channel) -> Report:
         loop = asyncio.get_running_loop()
@@ -54,7 +54,7 @@ class ThreadRunner:
 
     def stop(self, work: Work, *, hard: bool) -> bool:
         """Set the flag that a fair handler looks at. With `hard` the thread counts as lost, and another takes its place."""
-        item = self._running.get(work.id)
+        item = self._running.get((work.id, work.attempt))
         if item is not None:
             item.context.cancel()
             if hard:
@@ -85,7 +85,8 @@ class ThreadRunner:
             item = item_of(work, channel, self._submit)
         except Exception as exc:  # a stored payload that does not decode is that attempt's failure
             return failed(failure(exc), Usage())
-        self._running[work.id] = item
+        key = (work.id, work.attempt)
+        self._running[key] = item
         channel.send(_STARTED)
         began, cpu = env.monotonic(), env.thread_cpu_ns()
         try:
@@ -93,7 +94,7 @@ class ThreadRunner:
         except BaseException as exc:  # whatever a handler raises is its attempt's outcome, not the engine's end
             outcome = failure(exc)
         finally:
-            del self._running[work.id]
+            del self._running[key]
         usage = Usage(env.monotonic() - began, (env.thread_cpu_ns() - cpu) / 1e9, None, item.context.network_bytes)
         return report(outcome, usage)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mainspring.errors import InvalidInput
 from mainspring.models.base import BlockingModel, ModelInfo
@@ -32,7 +32,8 @@ def sigmoid(logits: NDArray[Any]) -> NDArray[Any]:
 class _Classifier(BlockingModel):
     """Reads texts or pairs; the logits of all items of a batch are computed together."""
 
-    reads: frozenset[str] = frozenset()
+    accepts: ClassVar[tuple[str, ...]] = ("text", "pairs")
+    reads: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, info: ModelInfo, layout: Layout, *, threads: int = 1, max_batch_tokens: int = 512) -> None:
         assert layout.tokenizer is not None
@@ -44,7 +45,7 @@ class _Classifier(BlockingModel):
 
     def check(self, input: ModelInput, params: dict[str, Any]) -> None:
         check_params(self.info.model_id, params, self.reads)
-        check_texts(self.info.model_id, input)
+        check_texts(self.info.model_id, input, self.accepts)
 
     def infer_batch(self, inputs: Sequence[ModelInput], params: dict[str, Any]) -> list[ModelOutput | Exception]:
         read = each(inputs, self._items)
@@ -62,7 +63,7 @@ class _Classifier(BlockingModel):
         return answers
 
     def _items(self, input: ModelInput) -> list[Any]:
-        if field_of(self.info.model_id, input, ("text", "pairs")) == "text":
+        if field_of(self.info.model_id, input, self.accepts) == "text":
             return list(texts_of(input.text))
         return list(pairs_of(input.pairs))
 
@@ -101,9 +102,7 @@ class TokenClassifier(_Classifier):
     mean. `start` and `end` count characters. Text past the model's length is not looked at.
     """
 
-    def check(self, input: ModelInput, params: dict[str, Any]) -> None:
-        super().check(input, params)
-        field_of(self.info.model_id, input, ("text",))
+    accepts = ("text",)
 
     def _answers(self, items: list[Any], params: dict[str, Any]) -> list[Any]:
         encodings = self._encoder.cut.encode_batch(items)

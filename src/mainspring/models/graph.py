@@ -182,8 +182,7 @@ def external_files(path: Path, graph: Graph, root: Path | None = None) -> tuple[
     found = []
     for name in graph.external:
         file = folder / name
-        plain = not Path(name).is_absolute() and ".." not in Path(name).parts
-        if not plain or not file.resolve().is_relative_to(allowed):
+        if not file.resolve().is_relative_to(allowed):
             raise invalid("model", str(path), f"wants weights from {name!r}, outside its folder", "don't use this file")
         if not file.is_file():
             raise invalid("model", str(path), f"its weights {name!r} are missing", "copy that file beside it")

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -37,18 +38,30 @@ class HttpEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int = 64  # texts of one embeddings request
 
     def __post_init__(self) -> None:
-        if not self.base_url.startswith(("http://", "https://")):
-            raise invalid("base_url", self.base_url, "is no http(s) address", "use one like https://host/v1")
+        if not _is_address(self.base_url):
+            remedy = "use one like https://host/v1, and api_key_env for the key"
+            raise invalid("base_url", self.base_url, "is no plain http(s) address", remedy)
         if self.api_key is not None and self.api_key_env is not None:
             raise invalid("api_key_env", self.api_key_env, "and api_key are both given", "give one of them")
 
-    def headers(self) -> dict[str, str]:
-        key = self.api_key() if self.api_key is not None else None
-        if self.api_key_env is not None:
-            key = os.environ.get(self.api_key_env)
-            if not key:
-                raise invalid("api_key_env", self.api_key_env, "is not set here", "set that environment variable")
-        return {"Authorization": f"Bearer {key}"} if key else {}
+    def key(self) -> str | None:
+        """Return the key as it is now. Raises InvalidInput, without showing it, where it can't be a key."""
+        if self.api_key is None and self.api_key_env is None:
+            return None
+        found = self.api_key() if self.api_key is not None else os.environ.get(str(self.api_key_env), "")
+        key = found.strip()  # keys read from files end in a newline
+        if not (key and key.isascii() and key.isprintable()):
+            field = "api_key" if self.api_key_env is None else "api_key_env"
+            raise invalid(field, self.api_key_env, "holds no key", "set it to the key of that server")
+        return key
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None and parts.port != 0
+    except ValueError:
+        return False
 
 
 class _Connection:
@@ -64,14 +77,15 @@ class _Connection:
         import httpx
 
         url = f"{self.endpoint.base_url.rstrip('/')}/{path}"
+        key = self.endpoint.key()
         try:
-            response = self._client.post(url, json=body, headers=self.endpoint.headers())
+            response = self._client.post(url, json=body, headers={"Authorization": f"Bearer {key}"} if key else {})
         except httpx.TimeoutException as exc:
             raise TaskTimeout(f"{url} did not answer within {self.endpoint.timeout_s} s") from exc
         except httpx.HTTPError as exc:
             raise ResourceLimitExceeded(f"{url} can't be reached: {exc}") from exc
         if not response.is_success:
-            raise _refusal(url, response)
+            raise _refusal(url, response, key)
         try:
             return msgspec.json.decode(response.content)
         except msgspec.DecodeError as exc:
@@ -81,8 +95,9 @@ class _Connection:
         self._client.close()
 
 
-def _refusal(url: str, response: httpx.Response) -> TaskError:
-    message = f"{url} answered {response.status_code}: {response.text[:300]}"
+def _refusal(url: str, response: httpx.Response, key: str | None) -> TaskError:
+    said = response.text.replace(key, "...") if key else response.text  # some servers repeat it
+    message = f"{url} answered {response.status_code}: {said[:300]}"
     if response.status_code in _TRY_LATER or response.status_code >= 500:
         return ResourceLimitExceeded(message, retry_after=_retry_after(response.headers.get("retry-after")))
     return InvalidInput(message, field="input")

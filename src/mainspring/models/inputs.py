@@ -56,9 +56,9 @@ def has_ref(value: Any) -> bool:
     return isinstance(value, Ref)
 
 
-def check_texts(model_id: str, input: ModelInput) -> None:
-    """Refuse what a model of texts and pairs can't read."""
-    field = field_of(model_id, input, ("text", "pairs"))
+def check_texts(model_id: str, input: ModelInput, accepted: Sequence[str] = ("text", "pairs")) -> None:
+    """Refuse what a model of texts, of pairs or of both can't read."""
+    field = field_of(model_id, input, accepted)
     value = getattr(input, field)
     if not has_ref(value):
         texts_of(value) if field == "text" else pairs_of(value)

@@ -45,8 +45,8 @@ class ModelManager:
     """Registry and cache of models.
 
     Known from the start are the default sentence model and whatever lies in `config.folders` as
-    FOLDER/MODEL_ID/model.onnx. Every method may be called from any thread. Loads are single flight: however many callers
-    want a model, it is loaded once, and one model is loaded at a time.
+    FOLDER/MODEL_ID/model.onnx. Every method may be called from any thread. Loads are single flight: however many
+    callers want a model, it is loaded once, and one model is loaded at a time.
     """
 
     def __init__(
@@ -148,13 +148,14 @@ class ModelManager:
             slot.handed_out = True
         if ready is None:
             arrived: Future[Model] = Future()
-            # A thread of its own: a load must go on when the caller that began it is cancelled, others wait for it too.
+            # A thread of its own: a load must go on when its caller is cancelled, because others wait for it too.
             self._environment.start_thread(f"load-{model_id}", self._load_for, model_id, arrived)
             return await asyncio.wrap_future(arrived)
         return ready
 
     def _load_for(self, model_id: str, arrived: Future[Model]) -> None:
-        arrived.set_running_or_notify_cancel()
+        if not arrived.set_running_or_notify_cancel():
+            return
         try:
             with self.acquire(model_id) as model:
                 result = model
@@ -193,10 +194,10 @@ class ModelManager:
         """Free all models; nothing is loaded afterwards. Those still in use are freed by whoever uses them."""
         with self._lock:
             self._closed = True
-            slots, self._slots = list(self._slots.values()), {}
-        for slot in slots:
-            if not slot.users and slot.model is not None:
-                slot.model.close()
+            idle = [slot.model for slot in self._slots.values() if slot.model is not None and not slot.users]
+            self._slots = {}
+        for model in idle:
+            model.close()
 
     def ids(self) -> list[str]:
         """Return the ids of all models that can be asked for, loaded or not."""
@@ -270,7 +271,7 @@ class ModelManager:
             slot.source.prepare()
             with self._load_lock:
                 model = self._load_within_budget(slot)
-        except Exception as exc:  # noqa: BLE001 - reaches every caller that waits for this load
+        except BaseException as exc:  # noqa: BLE001 - reaches every caller that waits, this one first
             with self._lock:
                 slot.loading, slot.memory_bytes = None, 0
             loading.set_exception(exc)

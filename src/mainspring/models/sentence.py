@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mainspring.errors import InvalidInput, invalid
 from mainspring.models.base import BlockingModel, ModelInfo
@@ -27,11 +27,13 @@ def unit(vectors: NDArray[Any]) -> NDArray[Any]:
 class Embedding(BlockingModel):
     """Gives an embedding model its answers to `ModelInput`: vectors of texts, cosines of pairs."""
 
+    accepts: ClassVar[tuple[str, ...]] = ("text", "pairs")
+    reads: ClassVar[frozenset[str]] = frozenset()
     info: ModelInfo
 
     def check(self, input: ModelInput, params: dict[str, Any]) -> None:
-        check_params(self.info.model_id, params, frozenset())
-        check_texts(self.info.model_id, input)
+        check_params(self.info.model_id, params, self.reads)
+        check_texts(self.info.model_id, input, self.accepts)
 
     def embed(
         self, texts: Sequence[str], *, normalize: bool = True, on_batch: Callable[[int], None] | None = None
@@ -54,7 +56,7 @@ class Embedding(BlockingModel):
         return answers
 
     def _texts(self, input: ModelInput) -> list[str]:
-        if field_of(self.info.model_id, input, ("text", "pairs")) == "text":
+        if field_of(self.info.model_id, input, self.accepts) == "text":
             return texts_of(input.text)
         return [text for pair in pairs_of(input.pairs) for text in pair]
 
@@ -62,7 +64,7 @@ class Embedding(BlockingModel):
 def _answer(input: ModelInput, vectors: NDArray[Any]) -> NDArray[Any]:
     if input.pairs is not None:
         return (vectors[::2] * vectors[1::2]).sum(axis=1)  # type: ignore[no-any-return]
-    return vectors[0] if isinstance(input.text, str) else vectors  # type: ignore[no-any-return]
+    return vectors[0] if isinstance(input.text, str) else vectors
 
 
 class SentenceModel(Embedding):
@@ -115,7 +117,7 @@ class SentenceModel(Embedding):
         if states.ndim == 2:
             return states
         if self._pooling == "cls":
-            return states[:, 0]  # type: ignore[no-any-return]
+            return states[:, 0]
         weights = mask[:, :, None].astype(states.dtype)
         pooled: NDArray[Any] = (states * weights).sum(axis=1) / weights.sum(axis=1)
         return pooled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from mainspring.models import fetch
 from mainspring.models.base import Model, ModelInfo, Source
 from mainspring.models.classify import TextClassifier, TokenClassifier
 from mainspring.models.http import HttpEndpoint, HttpSource
-from mainspring.models.inputs import check_params, check_texts, field_of
+from mainspring.models.inputs import check_params, check_texts
 from mainspring.models.layout import Layout, read_layout
 from mainspring.models.onnx import OnnxGraph, check_arrays
 from mainspring.models.python import READS, PythonEmbedding, PythonModel, check_object
@@ -22,6 +22,12 @@ from mainspring.tasks import ModelInput
 
 RUNTIME_BYTES = 64 * MIB  # onnxruntime's own libraries and a session's buffers, as measured
 WEIGHT_FACTOR = 1.3  # memory of loaded weights by the bytes of their files, as measured
+
+_TEXT_MODELS: dict[str, type[SentenceModel] | type[TextClassifier] | type[TokenClassifier]] = {
+    "embedding": SentenceModel,
+    "classification": TextClassifier,
+    "token_classification": TokenClassifier,
+}
 
 _hashes: dict[tuple[str, int, int], bytes] = {}
 _hashes_lock = Lock()
@@ -76,10 +82,9 @@ class FolderSource:
         if self.kind == "onnx":
             check_arrays(self._model_id, self.layout.graph, input, params)
             return
-        check_params(self._model_id, params, frozenset(("top_k",)) if self.kind == "classification" else frozenset())
-        check_texts(self._model_id, input)
-        if self.kind == "token_classification":
-            field_of(self._model_id, input, ("text",))
+        model = _TEXT_MODELS[self.kind]
+        check_params(self._model_id, params, model.reads)
+        check_texts(self._model_id, input, model.accepts)
 
     def prepare(self) -> None:
         """The files are here."""
@@ -89,12 +94,7 @@ class FolderSource:
         threads, tokens = self._config.threads_per_call, self._config.max_batch_tokens
         if self.kind == "onnx":
             return OnnxGraph(info, self.layout.graph_file, self.layout.graph, threads)
-        makers: dict[str, Callable[..., Model]] = {
-            "embedding": SentenceModel,
-            "classification": TextClassifier,
-            "token_classification": TokenClassifier,
-        }
-        return makers[self.kind](info, self.layout, threads=threads, max_batch_tokens=tokens)
+        return _TEXT_MODELS[self.kind](info, self.layout, threads=threads, max_batch_tokens=tokens)
 
 
 class PinnedSource:

@@ -8,40 +8,29 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Awaitable, Sequence
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from mainspring.errors import Permanent, ResourceLimitExceeded, RetryAfter, TaskError
+from mainspring.config import seconds
+from mainspring.errors import InvalidInput, Permanent, ResourceLimitExceeded, RetryAfter, TaskError
 from mainspring.processors.context import Context
 from mainspring.tasks import ErrorInfo, Failed, Outcome, TaskId, TaskInput, TaskType
 
 Lane: TypeAlias = Literal["async", "thread", "process", "ray"]
+_MESSAGE_CHARS = 4_000
 
 
-class Item:
+class Item(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One attempt's payload, with parents' results already in place of references."""
 
-    __slots__ = ("attempt", "context", "input", "model_id", "namespace", "params", "task_id")
-
-    def __init__(
-        self,
-        *,
-        task_id: TaskId,
-        attempt: int,
-        input: TaskInput,
-        context: Context,
-        model_id: str | None = None,
-        params: dict[str, Any] | None = None,
-        namespace: str = "default",
-    ) -> None:
-        self.task_id = task_id
-        self.attempt = attempt
-        self.input = input
-        self.context = context
-        self.model_id = model_id
-        self.params = params or {}
-        self.namespace = namespace
+    task_id: TaskId
+    attempt: int
+    input: TaskInput
+    context: Context
+    model_id: str | None = None
+    params: dict[str, Any] = {}
+    namespace: str = "default"
 
 
 class Processor(Protocol):
@@ -53,8 +42,10 @@ class Processor(Protocol):
 
     task_type: TaskType
     lane: Lane
-    Params: ClassVar[type[msgspec.Struct]]
-    """The options of this type; `task.params` must convert to it, checked at submit."""
+
+    @property
+    def Params(self) -> type[msgspec.Struct]:
+        """The options of this type; `task.params` must convert to it, checked at submit. A nested class will do."""
 
     def check(self, input: TaskInput, model_id: str | None, params: dict[str, Any]) -> None:
         """Refuse at submit what could never work. Values that come from parents are not known yet (they are `Ref`).
@@ -74,9 +65,14 @@ class Processor(Protocol):
 def failure(exc: BaseException, traceback_chars: int = 4_000) -> Failed:
     """Return the stored form of an exception: its type, message, the traceback's tail, and whether to try again.
 
-    Unknown exceptions are worth a retry; ours say it themselves.
+    Unknown exceptions are worth a retry; ours say it themselves. A text that is too long or no Unicode is made to fit.
     """
-    tail = "".join(traceback.format_exception(exc))[-traceback_chars:]
+    if isinstance(exc, RetryAfter):
+        try:
+            seconds(exc.seconds, "RetryAfter.seconds")
+        except InvalidInput as wrong:
+            exc = wrong
+    tail = _storable("".join(traceback.format_exception(exc))[-traceback_chars:])
     retry_after: float | None = None
     retryable = True
     if isinstance(exc, Permanent):
@@ -87,5 +83,10 @@ def failure(exc: BaseException, traceback_chars: int = 4_000) -> Failed:
         retryable = exc.is_retryable
         if isinstance(exc, ResourceLimitExceeded):
             retry_after = exc.retry_after
-    error = ErrorInfo(type=type(exc).__name__, message=str(exc), traceback=tail)
+    error = ErrorInfo(type=type(exc).__name__, message=_storable(str(exc)[:_MESSAGE_CHARS]), traceback=tail)
     return Failed(error, retryable=retryable, retry_after=retry_after)
+
+
+def _storable(text: str) -> str:
+    """File names that are no Unicode bring lone surrogates into messages; no store takes those."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -11,18 +11,18 @@ from mainspring.config import seconds
 from mainspring.environment import SYSTEM
 from mainspring.errors import InvalidInput, invalid
 from mainspring.processors.context import Child, Context
-from mainspring.processors.custom import OPTION_NAMES, Handler, handler_of
-from mainspring.tasks import Custom, Ref, Task, TaskId, TaskInput, TaskPriority, TaskType
+from mainspring.processors.custom import OPTION_NAMES, Handler, handler_of, priority_of
+from mainspring.tasks import Custom, Ref, Task, TaskId, TaskInput, TaskType
 
 
 def split_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take the submit options out of a call's keyword arguments and return them."""
-    return {name: kwargs.pop(name) for name in OPTION_NAMES & kwargs.keys()} if kwargs else {}
+    return {name: kwargs.pop(name) for name in OPTION_NAMES & kwargs.keys()}
 
 
 def call_task(handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any], *, id: TaskId | None = None) -> Task:
     """Return the task that calls a handler. Raises InvalidInput for arguments or options that don't fit."""
-    options = split_options(kwargs)
+    options = split_options(kwargs) if kwargs else None
     bound = Custom(handler.bind(args, kwargs))
     if not options:
         return Task(
@@ -56,7 +56,7 @@ def typed_task(
         if options.get(name) is not None:
             fields[name] = options[name]
     if options.get("priority") is not None:
-        fields["priority"] = _priority(options["priority"])
+        fields["priority"] = priority_of(options["priority"])
     if options.get("timeout") is not None:
         fields["timeout"] = seconds(options["timeout"], "timeout")
     if options.get("key") is not None:
@@ -83,14 +83,6 @@ def typed_task(
     )
 
 
-def _priority(value: Any) -> TaskPriority:
-    try:
-        return TaskPriority[value.upper()] if isinstance(value, str) else TaskPriority(value)
-    except (KeyError, ValueError):
-        names = ", ".join(item.name for item in TaskPriority)
-        raise invalid("priority", value, "is unknown", f"use one of {names}") from None
-
-
 def moment(value: datetime | float | str | timedelta, field: str) -> datetime:
     """Return a point in time given as such or as a duration from now."""
     if isinstance(value, datetime):
@@ -102,7 +94,9 @@ def moment(value: datetime | float | str | timedelta, field: str) -> datetime:
 
 
 def _ids(after: Any) -> tuple[TaskId, ...]:
-    items: Iterable[Any] = (after,) if isinstance(after, (TaskId, Ref)) else after
+    items: Iterable[Any] = (after,) if isinstance(after, (TaskId, Ref, str)) else after
+    if not isinstance(items, Iterable):
+        raise invalid("after", after, "is no task", "pass a handle, an id, or a list of those")
     return tuple(item.id if isinstance(item, Ref) else TaskId(item) for item in items)
 
 
@@ -121,13 +115,17 @@ StoreNow = Callable[[Task], Any]
 
 def submitter(store_now: StoreNow) -> Callable[..., Child]:
     """Return what `Context.submit` calls."""
-    calls: dict[TaskId, int] = {}
 
     def submit(context: Context, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], now: bool) -> Child:
-        n = calls[context.id] = calls.get(context.id, -1) + 1
-        task = call_task(handler_of(function), args, kwargs, id=child_id(context.id, n) if now else None)
+        context.calls += 1
+        task = call_task(handler_of(function), args, kwargs, id=child_id(context.id, context.calls) if now else None)
         if now:
-            return Child(task.id, store_now(task))
+            stored = store_now(task)
+            if stored is not None:
+                context.storing = [*context.storing, stored]
+            return Child(task.id, stored)
+        if context.children is None:
+            context.children = []
         context.children.append(task)
         return Child(task.id)
 

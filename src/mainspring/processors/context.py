@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections.abc import Callable, Generator
+import math
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from mainspring.errors import InvalidInput
+from mainspring.errors import InvalidInput, invalid
 from mainspring.tasks import Progress, Ref, Signal, Task, TaskId
 
 if TYPE_CHECKING:
@@ -53,7 +54,12 @@ class Context:
     Everything it writes is fenced: once the attempt is lost, nothing arrives.
     """
 
-    __slots__ = ("_cancelled", "_http", "_log", "_send", "_submit", "attempt", "children", "deadline", "id", "retry_count")
+    children: list[Task] | None = None  # made by the first submit
+    calls = 0  # of submit
+    storing: Sequence[Awaitable[Any]] = ()  # children on their way into the store: the attempt ends after them
+    _cancelled = False
+    _http: Any = None
+    _log: logging.LoggerAdapter[logging.Logger] | None = None
 
     def __init__(
         self,
@@ -69,12 +75,8 @@ class Context:
         self.attempt = attempt
         self.deadline = deadline
         self.retry_count = retry_count
-        self.children: list[Task] = []
         self._send = send
         self._submit = submit
-        self._cancelled = False
-        self._http: Any = None
-        self._log: logging.LoggerAdapter[logging.Logger] | None = None
 
     @property
     def cancelled(self) -> bool:
@@ -87,7 +89,10 @@ class Context:
 
     def progress(self, done: float, total: float = 1.0) -> None:
         """Tell how far this attempt is. Cheap; only the newest value is kept."""
-        self._send(Progress(float(done), float(total)))
+        done, total = float(done), float(total)
+        if not (math.isfinite(done) and math.isfinite(total)):
+            raise invalid("progress", (done, total), "is not finite", "pass numbers")
+        self._send(Progress(done, total))
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

@@ -31,7 +31,7 @@ from mainspring.tasks import (
     TaskPriority,
     TaskType,
 )
-from mainspring.tasks.codec import convert
+from mainspring.tasks.codec import convert, decode, encode, json_schema
 
 LANES: tuple[Lane, ...] = ("async", "thread", "process")
 
@@ -63,6 +63,7 @@ class Handler:
     """A registered function with its declared options. `@engine.task` makes one; the function itself stays as it was."""
 
     __slots__ = (
+        "accepted",
         "context_parameter",
         "convert_input",
         "convert_output",
@@ -107,7 +108,7 @@ class Handler:
         self.lane = lane or ("async" if self.is_async else "thread")
         self.retry = Retry(max_retries=retry) if isinstance(retry, int) else retry or Retry()
         self.timeout = None if timeout is None else seconds(timeout, "timeout")
-        self.priority = TaskPriority(priority)
+        self.priority = priority_of(priority)
         self.resources = resources
         self.source_hash = _source_hash(function)
         self._read_signature()
@@ -153,8 +154,18 @@ class Handler:
                 fields.append((parameter.name, hint, msgspec.field(default_factory=_constant(parameter.default))))
         self.parameters = tuple(names)
         self.required = frozenset(required)
+        self.accepted = frozenset(names)
         self.params_type = msgspec.defstruct(f"{self.name.replace('.', '_')}_input", fields, kw_only=True)
         self.convert_input = typed
+        try:
+            json_schema(self.params_type)
+        except (TypeError, ValueError, RuntimeError) as exc:
+            raise invalid(
+                "handler",
+                f"{self.name}{signature}",
+                f"a parameter's type can't be converted ({exc})",
+                "annotate it with JSON-like types, bytes, arrays, structs, dataclasses or models, or with Any",
+            ) from exc
         output = hints.get("return", Any)
         self.convert_output = None if output in (Any, None, inspect.Signature.empty) else output
 
@@ -169,12 +180,16 @@ class Handler:
             check_importable(self.function, self.name)
         if self.retry.max_retries < 0:
             raise invalid("retry.max_retries", self.retry.max_retries, "is negative", "use 0 for no retry")
+        if not 1 <= self.retry.factor <= 1_000:
+            raise invalid("retry.factor", self.retry.factor, "is not between 1 and 1000", "use about 2")
         seconds(self.retry.delay, "retry.delay")
         seconds(self.retry.max_delay, "retry.max_delay")
 
     def bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the call's arguments by name, as they are stored. Raises InvalidInput for what does not fit."""
         parameters = self.parameters
+        if len(args) == len(parameters) and not kwargs:
+            return dict(zip(parameters, args, strict=True))
         if len(args) > len(parameters):
             raise invalid(
                 "arguments", args, f"{self.name} takes {len(parameters)} of them", f"it wants ({', '.join(parameters)})"
@@ -192,8 +207,22 @@ class Handler:
 
     def check_arguments(self, bound: dict[str, Any]) -> None:
         """Refuse arguments of the wrong type. Only for calls without references: those are checked when they are known."""
-        if self.convert_input:
-            convert(bound, self.params_type, f"arguments of {self.name}")
+        if not self.convert_input:
+            return
+        field = f"arguments of {self.name}"
+        try:
+            convert(bound, self.params_type, field)
+        except InvalidInput:  # numbers of numpy fit once they are stored as plain ones
+            convert(decode(encode(bound)[0]), self.params_type, field)
+
+
+def priority_of(value: Any) -> TaskPriority:
+    """Return a priority given as such, as its number or by its name. Raises InvalidInput."""
+    try:
+        return TaskPriority[value.upper()] if isinstance(value, str) else TaskPriority(value)
+    except (KeyError, ValueError):
+        names = ", ".join(item.name for item in TaskPriority)
+        raise invalid("priority", value, "is unknown", f"use one of {names}") from None
 
 
 def _constant(value: Any) -> Callable[[], Any]:
@@ -248,7 +277,8 @@ class HandlerProcessor:
     def check(self, input: TaskInput, model_id: str | None, params: dict[str, Any]) -> None:
         if not isinstance(input, Custom) or not isinstance(input.value, dict):
             raise invalid("input", input, "is not Custom with the arguments by name", f"use engine.submit({self.handler.name}, ...)")
-        self.handler.bind((), input.value)
+        if not self.handler.required <= input.value.keys() <= self.handler.accepted:
+            self.handler.bind((), input.value)
 
     def load(self) -> None:
         """Nothing to load: the function is there."""
@@ -257,9 +287,9 @@ class HandlerProcessor:
         """Nothing was taken."""
 
     def process(self, batch: Sequence[Item]) -> Sequence[Outcome] | Awaitable[Sequence[Outcome]]:
-        return self._process_async(batch) if self.handler.is_async else [self._call(item) for item in batch]
+        return self._await_all(batch) if self.handler.is_async else [self._call(item) for item in batch]
 
-    async def _process_async(self, batch: Sequence[Item]) -> Sequence[Outcome]:
+    async def _await_all(self, batch: Sequence[Item]) -> Sequence[Outcome]:
         return [await self._await(item) for item in batch]
 
     async def _await(self, item: Item) -> Outcome:

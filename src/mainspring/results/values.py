@@ -21,24 +21,23 @@ class Values:
     def __init__(self, blobs: BlobStore, config: StoreConfig) -> None:
         self._blobs = blobs
         self._config = config
+        self.inline_bytes = config.inline_bytes  # above it a payload becomes a blob
 
-    async def store(self, data: bytes, field: str) -> tuple[bytes, bool]:
-        """Return what goes into the column: the bytes, or the digest of the blob that holds them.
+    async def put(self, data: bytes, field: str) -> bytes:
+        """Store bytes that are too many for a column as a blob; returns its digest, which goes there instead.
 
         Raises: InvalidInput: above `max_payload_bytes`.
         """
-        if len(data) <= self._config.inline_bytes:
-            return data, False
-        self.check_size(len(data), field)
-        blob = await asyncio.to_thread(self._blobs.put, data)
-        return blob.digest.encode(), True
-
-    def check_size(self, size: int, field: str) -> None:
         limit = self._config.max_payload_bytes
-        if size > limit:
+        if len(data) > limit:
             raise invalid(
-                field, f"{size} bytes", f"is above max_payload_bytes = {limit}", "store it with engine.store and pass its key"
+                field,
+                f"{len(data)} bytes",
+                f"is above max_payload_bytes = {limit}",
+                "store it in parts, or raise StoreConfig.max_payload_bytes",
             )
+        blob = await asyncio.to_thread(self._blobs.put, data)
+        return blob.digest.encode()
 
     async def load(self, data: bytes, is_blob: bool) -> bytes:
         return await asyncio.to_thread(self._blobs.get, data.decode()) if is_blob else data

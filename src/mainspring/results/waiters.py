@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Awaitable
 from itertools import islice
 from typing import Protocol
-from weakref import WeakValueDictionary
+from weakref import ref
 
+from mainspring.config import seconds
 from mainspring.errors import TaskTimeout
 from mainspring.store.base import Ended, Store
 from mainspring.tasks import TaskId
@@ -16,27 +17,35 @@ from mainspring.tasks import TaskId
 class Waiting:
     """A place where the end of one task arrives. It is kept only as long as somebody holds it."""
 
-    __slots__ = ("__weakref__", "_future", "ended", "id", "known")
+    __slots__ = ("__weakref__", "_futures", "_registry", "ended", "id", "known")
 
-    def __init__(self, id: bytes, *, known: bool) -> None:
+    def __init__(self, id: bytes, registry: dict[bytes, ref[Waiting]], *, known: bool) -> None:
         self.id = id
+        self._registry = registry
         self.known = known  # submitted here: its end can't have been missed
         self.ended: Ended | None = None
-        self._future: asyncio.Future[None] | None = None
+        self._futures: list[asyncio.Future[None]] = []  # one for each who waits: cancelling one leaves the others
+
+    def __del__(self) -> None:
+        known = self._registry.get(self.id)
+        if known is not None and known() is self:
+            del self._registry[self.id]
 
     @property
     def is_awaited(self) -> bool:
-        return self._future is not None and self.ended is None
+        return bool(self._futures) and self.ended is None
 
     def settle(self, ended: Ended) -> None:
         self.ended = ended
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+        for future in self._futures:
+            if not future.done():
+                future.set_result(None)
 
     def future(self) -> asyncio.Future[None]:
-        if self._future is None:
-            self._future = asyncio.get_running_loop().create_future()
-        return self._future
+        """Return a future of one's own that is done when the task has ended."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._futures.append(future)
+        return future
 
 
 class Waiters:
@@ -44,27 +53,33 @@ class Waiters:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._waiting: WeakValueDictionary[bytes, Waiting] = WeakValueDictionary()
+        self._waiting: dict[bytes, ref[Waiting]] = {}
         self._turn = 0
         store.listen(self)
 
     def expect(self, id: bytes) -> Waiting:
         """Call it before the task is submitted: then its end needs no look into the store."""
-        waiting = self._waiting[id] = Waiting(id, known=True)
+        before = self._waiting.get(id)
+        if before is not None and (waiting := before()) is not None:
+            return waiting  # submitted again: who waits already goes on
+        waiting = Waiting(id, self._waiting, known=True)
+        self._waiting[id] = ref(waiting)
         return waiting
 
     def find(self, id: bytes) -> Waiting:
-        waiting = self._waiting.get(id)
+        known = self._waiting.get(id)
+        waiting = None if known is None else known()
         if waiting is None:
-            waiting = self._waiting[id] = Waiting(id, known=False)
+            waiting = Waiting(id, self._waiting, known=False)
+            self._waiting[id] = ref(waiting)
         return waiting
 
-    async def wait(self, waiting: Waiting, timeout: float | None = None) -> Ended:
+    async def wait(self, waiting: Waiting, timeout: float | str | None = None) -> Ended:
         """Return how the task ended. Raises TaskTimeout after `timeout` seconds, TaskNotFound for an unknown id."""
         if waiting.ended is None and not waiting.known:
             await self._look(waiting)
         if waiting.ended is None:
-            await _within(asyncio.shield(waiting.future()), timeout, waiting.id)
+            await _within(waiting.future(), timeout, waiting.id)
         assert waiting.ended is not None
         return waiting.ended
 
@@ -77,19 +92,18 @@ class Waiters:
             waiting.known = True
 
     def ended(self, tasks: list[Ended]) -> None:
-        waiting = self._waiting
-        if not waiting:
-            return
-        get = waiting.get
+        pop = self._waiting.pop
         for task in tasks:
-            if (found := get(task.id)) is not None:
-                found.settle(task)
+            known = pop(task.id, None)
+            if known is not None and (waiting := known()) is not None:
+                waiting.settle(task)
 
     def wants(self, id: bytes) -> bool:
         return id in self._waiting
 
     def awaited(self, most: int) -> list[bytes]:
-        waiting = [item.id for item in list(self._waiting.values()) if item.is_awaited]
+        live = [known() for known in list(self._waiting.values())]
+        waiting = [item.id for item in live if item is not None and item.is_awaited]
         if not waiting:
             return []
         start = self._turn % len(waiting)
@@ -97,10 +111,11 @@ class Waiters:
         return list(islice(waiting[start:] + waiting[:start], most))
 
 
-async def _within(waited: Awaitable[None], timeout: float | None, id: bytes) -> None:
+async def _within(waited: Awaitable[None], timeout: float | str | None, id: bytes) -> None:
     if timeout is None:
         await waited
         return
+    timeout = seconds(timeout, "timeout")
     try:
         async with asyncio.timeout(timeout):
             await waited

@@ -21,7 +21,6 @@ from mainspring.tasks import (
     OnDependencyFailure,
     Reason,
     Resources,
-    Retry,
     TaskId,
     TaskInfo,
     TaskResult,
@@ -58,59 +57,24 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     resources: Resources | None = None
     on_dependency_failure: OnDependencyFailure = "require"
     idempotency_key: str | None = None
-    retry: Retry | None = None
-    version: str | None = None  # of the handler at submit
 
 
-class NewTask:
+class NewTask(msgspec.Struct, gc=False):
     """A task as it enters the store."""
 
-    __slots__ = (
-        "after",
-        "class_key",
-        "deadline_ms",
-        "flags",
-        "id",
-        "input",
-        "key",
-        "max_retries",
-        "not_before_ms",
-        "policy",
-        "priority",
-        "spec",
-        "timeout_ms",
-    )
-
-    def __init__(
-        self,
-        id: bytes,
-        class_key: tuple[str, str, str],
-        input: bytes,
-        *,
-        priority: int = 1,
-        max_retries: int = 3,
-        timeout_ms: int | None = None,
-        deadline_ms: int | None = None,
-        not_before_ms: int | None = None,
-        flags: int = 0,
-        spec: bytes | None = None,
-        key: str | None = None,
-        after: Sequence[bytes] = (),
-        policy: int = 0,
-    ) -> None:
-        self.id = id
-        self.class_key = class_key  # namespace, type, group ('' for none)
-        self.input = input  # or the digest of a blob, when flagged so
-        self.priority = priority
-        self.max_retries = max_retries
-        self.timeout_ms = timeout_ms
-        self.deadline_ms = deadline_ms
-        self.not_before_ms = not_before_ms
-        self.flags = flags
-        self.spec = spec
-        self.key = key
-        self.after = after  # ids of parents
-        self.policy = policy
+    id: bytes
+    class_key: tuple[str, str, str]  # namespace, type, group ('' for none)
+    input: bytes  # or the digest of a blob, when flagged so
+    priority: int = 1
+    max_retries: int = 3
+    timeout_ms: int | None = None
+    deadline_ms: int | None = None
+    not_before_ms: int | None = None
+    flags: int = 0
+    spec: bytes | None = None
+    key: str | None = None  # idempotency key
+    after: Sequence[bytes] = ()  # ids of parents
+    policy: int = 0  # what a parent's failure means, by POLICY_CODE
 
 
 class HandlerRecord(NamedTuple):
@@ -137,140 +101,51 @@ class ParentResult(NamedTuple):
     flags: int
 
 
-class Claimed:
+class Claimed(msgspec.Struct, gc=False):
     """The right to finish one attempt, with all that is needed to run it."""
 
-    __slots__ = (
-        "attempt",
-        "class_key",
-        "crashes",
-        "deadline_ms",
-        "flags",
-        "id",
-        "input",
-        "max_retries",
-        "owner",
-        "parents",
-        "priority",
-        "rank",
-        "ready_ms",
-        "releases",
-        "retry_count",
-        "seq",
-        "spec",
-        "timeout_ms",
-    )
-
-    def __init__(
-        self,
-        seq: int,
-        id: bytes,
-        attempt: int,
-        owner: int,
-        class_key: tuple[str, str, str],
-        rank: int,
-        flags: int,
-        priority: int,
-        retry_count: int,
-        max_retries: int,
-        crashes: int,
-        releases: int,
-        ready_ms: int,
-        deadline_ms: int | None,
-        timeout_ms: int | None,
-        input: bytes,
-        spec: bytes | None,
-    ) -> None:
-        self.seq = seq
-        self.id = id
-        self.attempt = attempt
-        self.owner = owner
-        self.class_key = class_key
-        self.rank = rank
-        self.flags = flags
-        self.priority = priority
-        self.retry_count = retry_count
-        self.max_retries = max_retries
-        self.crashes = crashes
-        self.releases = releases
-        self.ready_ms = ready_ms
-        self.deadline_ms = deadline_ms
-        self.timeout_ms = timeout_ms
-        self.input = input
-        self.spec = spec
-        self.parents: dict[bytes, ParentResult] | None = None
-
-    def __lt__(self, other: Claimed) -> bool:
-        return (self.rank, self.seq) < (other.rank, other.seq)
+    seq: int
+    id: bytes
+    attempt: int
+    owner: int
+    class_key: tuple[str, str, str]
+    rank: int
+    flags: int
+    priority: int
+    retry_count: int
+    max_retries: int
+    crashes: int
+    releases: int
+    ready_ms: int
+    deadline_ms: int | None
+    timeout_ms: int | None
+    input: bytes
+    spec: bytes | None
+    parents: dict[bytes, ParentResult] | None = None  # for an input that refers to them
 
 
-class Finish:
+class Finish(msgspec.Struct, gc=False):
     """How an attempt ended, on its way into the store."""
 
-    __slots__ = (
-        "batch",
-        "blobs",
-        "claim",
-        "cpu_us",
-        "delay_ms",
-        "duration_us",
-        "effects",
-        "ended_ms",
-        "error",
-        "flags",
-        "lane",
-        "memory",
-        "network",
-        "outcome",
-        "output",
-        "refs",
-        "started_ms",
-        "wait_ms",
-        "children",
-    )
-
-    def __init__(
-        self,
-        claim: Claimed,
-        outcome: int,
-        ended_ms: int,
-        *,
-        started_ms: int | None = None,
-        wait_ms: int | None = None,
-        output: bytes | None = None,
-        refs: tuple[bytes, ...] = (),
-        error: bytes | None = None,
-        delay_ms: int = 0,
-        effects: tuple[Effect, ...] = (),
-        children: tuple[NewTask, ...] = (),
-        flags: int = 0,
-        blobs: tuple[str, ...] = (),
-        duration_us: int | None = None,
-        cpu_us: int | None = None,
-        memory: int | None = None,
-        network: int | None = None,
-        batch: int = 1,
-        lane: str | None = None,
-    ) -> None:
-        self.claim = claim
-        self.outcome = outcome  # a code of OUTCOMES
-        self.ended_ms = ended_ms
-        self.started_ms = started_ms
-        self.wait_ms = wait_ms
-        self.output = output
-        self.refs = refs  # tasks that the output stands for
-        self.error = error  # MessagePack of an ErrorInfo
-        self.delay_ms = delay_ms  # of a retry
-        self.effects = effects
-        self.children = children
-        self.flags = flags  # added to the task's
-        self.blobs = blobs  # digests that the output lives in
-        self.duration_us = duration_us
-        self.cpu_us = cpu_us
-        self.memory = memory
-        self.network = network
-        self.batch = batch
-        self.lane = lane
+    claim: Claimed
+    outcome: int  # a code of OUTCOMES
+    ended_ms: int
+    started_ms: int | None = None
+    wait_ms: int | None = None
+    output: bytes | None = None
+    refs: tuple[bytes, ...] = ()  # tasks that the output stands for
+    error: bytes | None = None  # MessagePack of an ErrorInfo
+    delay_ms: int = 0  # of a retry
+    effects: tuple[Effect, ...] = ()
+    children: tuple[NewTask, ...] = ()
+    flags: int = 0  # added to the task's
+    blobs: tuple[str, ...] = ()  # digests that the output lives in
+    duration_us: int | None = None
+    cpu_us: int | None = None
+    memory: int | None = None
+    network: int | None = None
+    batch: int = 1
+    lane: str | None = None
 
 
 class Standing(NamedTuple):

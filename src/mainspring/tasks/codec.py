@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from mainspring.errors import InternalError, invalid
+from mainspring.errors import InternalError, InvalidInput, invalid
 from mainspring.tasks.identity import TaskId, TaskType
 from mainspring.tasks.payloads import Ref, TaskInput, TaskOutput
 
@@ -90,17 +90,27 @@ def encode(value: Any) -> tuple[bytes, tuple[TaskId, ...]]:
     try:
         return _encoder.encode(value), _NO_REFS
     except _FoundRef:
-        pass
+        return _encode_with_refs(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise invalid("payload", value, f"can't be stored ({exc})", "pass JSON-like values, bytes or arrays") from exc
+        raise _unstorable(value, exc) from exc
+
+
+def _encode_with_refs(value: Any) -> tuple[bytes, tuple[TaskId, ...]]:
     refs: dict[TaskId, None] = {}
 
     def keep(ref: Ref) -> msgspec.msgpack.Ext:
         refs[ref.id] = None
         return _kept(ref)
 
-    data = msgspec.msgpack.Encoder(enc_hook=lambda item: _plain(item, keep), decimal_format="string").encode(value)
-    return data, tuple(refs)
+    encoder = msgspec.msgpack.Encoder(enc_hook=lambda item: _plain(item, keep), decimal_format="string")
+    try:
+        return encoder.encode(value), tuple(refs)
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise _unstorable(value, exc) from exc
+
+
+def _unstorable(value: Any, exc: Exception) -> InvalidInput:
+    return invalid("payload", value, f"can't be stored ({exc})", "pass JSON-like values, bytes or arrays")
 
 
 def _unpack(code: int, data: memoryview) -> Any:

@@ -56,7 +56,7 @@ class ChildTasks(msgspec.Struct, frozen=True, tag="child_tasks"):
 Effect: TypeAlias = VectorUpsert | VectorDelete | BlobRef | BlobDelete | ChildTasks
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """What an attempt used, as far as its lane can tell; None is unknown."""
 
     duration: float = 0.0  # seconds
@@ -66,7 +66,7 @@ class Usage(msgspec.Struct, frozen=True):
     batch_size: int = 1
 
 
-class Done(msgspec.Struct, frozen=True, tag="done"):
+class Done(msgspec.Struct, frozen=True, tag="done", gc=False):
     """The attempt worked."""
 
     output: TaskOutput

@@ -21,15 +21,18 @@ class TaskId:
     __slots__ = ("bytes",)
 
     def __init__(self, value: bytes | str | TaskId | None = None) -> None:
+        if type(value) is bytes and len(value) == 16:
+            self.bytes: bytes = value
+            return
         if value is None:
             value = SYSTEM.new_id()
         elif isinstance(value, str):
             value = _parse_uuid(value)
         elif isinstance(value, TaskId):
             value = value.bytes
-        elif not isinstance(value, bytes) or len(value) != 16:
+        else:
             raise invalid("task id", value, "is not 16 bytes or a UUID's text", "pass a TaskId, its text or its bytes")
-        self.bytes: bytes = value
+        self.bytes = value
 
     @classmethod
     def new(cls) -> TaskId:

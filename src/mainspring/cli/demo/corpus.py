@@ -19,9 +19,12 @@ MARKER = ".mainspring-corpus"
 """Name of the file that says: this folder was made by `write_corpus`."""
 
 LARGE_TOPICS = frozenset(
-    {"specialnames", "compound", "types", "formatstrings", "string-methods", "typesseq", "debugger"}
+    """
+    attribute-access compound debugger execmodel formatstrings numeric-types sequence-types specialnames string-methods
+    types typesmapping typesseq
+    """.split()
 )
-"""Topics of 20,000 characters and more: collections of others, or of what docstrings say. Only in `full`."""
+"""Long chapters of the reference manual, or collections of other topics: 270,000 characters. Only in `full`."""
 
 
 def documents(*, full: bool = False) -> list[Document]:
@@ -33,7 +36,7 @@ def documents(*, full: bool = False) -> list[Document]:
     Raises: InvalidInput: Python runs with `-OO`, which removes all docstrings.
     """
     if sys.flags.optimize >= 2:
-        raise invalid("python -OO", sys.flags.optimize, "removes the docstrings the demo searches", "run it without -OO")
+        raise invalid("python -OO", sys.flags.optimize, "removes the docstrings it searches", "run it without -OO")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated modules and names say so when touched
         found = [*of_modules(load_modules(full=full)), *_topics(full=full)]

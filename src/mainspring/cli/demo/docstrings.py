@@ -41,14 +41,13 @@ class _Elided:
 def of_modules(modules: Mapping[str, ModuleType]) -> Iterator[Document]:
     """Yield a document for each module, public class, function, method and property with a docstring of its own.
 
-    Modules come in the order given. Of several names for one object the one in the module that stands first wins, and
-    there the one that the object calls itself.
+    Modules come in the order given. Of several names for one object the one in the module that stands first wins: there
+    a name outside of classes, and of those the one that the object calls itself.
     """
-    named = _canonical_names(modules)
-    seen = {id(_function(thing)) for things in named.values() for thing in things.values()}
-    for module, things in named.items():
-        yield from _document(module, module, "module", "", modules[module].__doc__)
-        for attribute, thing in things.items():
+    seen: set[int] = set()
+    for module, content in modules.items():
+        yield from _document(module, module, "module", "", content.__doc__)
+        for attribute, thing in _unseen(_public(module, content), seen).items():
             name = f"{module}.{attribute}"
             if inspect.isclass(thing):
                 yield from _of_class(name, module, thing, seen)
@@ -58,39 +57,37 @@ def of_modules(modules: Mapping[str, ModuleType]) -> Iterator[Document]:
                 yield from _document(name, module, "object", "", thing.__doc__)
 
 
-def _canonical_names(modules: Mapping[str, ModuleType]) -> dict[str, dict[str, Any]]:
-    """Return for each module the public things that are called by its name: alphabetically, but aliases last."""
-    taken: set[int] = set()
-    named: dict[str, dict[str, Any]] = {}
-    for module, content in modules.items():
-        public = _public(module, content)
-        named[module] = {}
-        for name in sorted(public, key=lambda name: (name != getattr(public[name], "__name__", None), name)):
-            function = _function(public[name])
-            if id(function) not in taken:
-                taken.add(id(function))
-                named[module][name] = public[name]
-    return named
+def _unseen(things: Mapping[str, Any], seen: set[int]) -> dict[str, Any]:
+    """Return the things that were not seen yet under one name each, alphabetically but aliases last, and mark them."""
+    fresh: dict[str, Any] = {}
+    for name in sorted(things, key=lambda name: (name != getattr(things[name], "__name__", None), name)):
+        function = _function(things[name])
+        if id(function) not in seen:
+            seen.add(id(function))
+            fresh[name] = things[name]
+    return fresh
 
 
 def _public(module: str, content: ModuleType) -> dict[str, Any]:
-    if hasattr(content, "__all__"):
-        things = {name: getattr(content, name, None) for name in content.__all__}
-    else:
-        things = {name: thing for name, thing in vars(content).items() if not name.startswith("_")}
+    listed = getattr(content, "__all__", None)
+    names = listed if listed is not None else [name for name in vars(content) if not name.startswith("_")]
+    things = {name: _original(content, name) for name in names}
+    if listed is None and module != "builtins":  # where all belongs together: open() says that it lives in io
         homes = (module, f"_{module}")  # the C half of sqlite3 is _sqlite3
-        if module != "builtins":  # where all belongs together: open() says that it lives in io
-            things = {name: thing for name, thing in things.items() if getattr(thing, "__module__", None) in homes}
+        things = {name: thing for name, thing in things.items() if getattr(thing, "__module__", None) in homes}
     return {name: thing for name, thing in things.items() if thing is not None and not inspect.ismodule(thing)}
 
 
+def _original(content: ModuleType, name: str) -> Any:
+    """Return what the module has by that name; a hook, say sys.excepthook, as it was before a program set its own."""
+    found = getattr(content, name, None)
+    return getattr(content, f"__{name}__", found) if name.endswith("hook") else found
+
+
 def _of_class(name: str, module: str, cls: type, seen: set[int]) -> Iterator[Document]:
-    docs = [cls.__doc__, *(vars(cls)[name].__doc__ for name in ("__init__",) if name in vars(cls))]
+    docs = [cls.__doc__, vars(cls)["__init__"].__doc__ if "__init__" in vars(cls) else None]
     yield from _document(name, module, "class", _signature(cls), "\n\n".join(filter(None, map(_cleaned, docs))))
-    for attribute, thing in sorted(_members(cls).items()):
-        if attribute.startswith("_") or id(_function(thing)) in seen:
-            continue
-        seen.add(id(_function(thing)))
+    for attribute, thing in _unseen(_members(cls), seen).items():
         if isinstance(thing, (property, functools.cached_property, GetSetDescriptorType, MemberDescriptorType)):
             yield from _document(f"{name}.{attribute}", module, "property", "", thing.__doc__)
         elif inspect.isroutine(thing):
@@ -101,7 +98,8 @@ def _of_class(name: str, module: str, cls: type, seen: set[int]) -> Iterator[Doc
 def _members(cls: type) -> dict[str, Any]:
     """Return what the class defines, also in bases that nobody can name: most of socket.socket is in _socket.socket."""
     hidden = [base for base in cls.__bases__ if any(part.startswith("_") for part in base.__module__.split("."))]
-    return {name: thing for owner in (*hidden, cls) for name, thing in vars(owner).items()}
+    found = {name: thing for owner in (*hidden, cls) for name, thing in vars(owner).items()}
+    return {name: thing for name, thing in found.items() if not name.startswith("_")}
 
 
 def _function(thing: Any) -> Any:
@@ -143,5 +141,5 @@ def _document(name: str, module: str, kind: Kind, signature: str, doc: object) -
 
 
 def layout(name: str, signature: str, body: str) -> str:
-    """Return the text that is indexed for a document."""
-    return f"{name}\n{name}{signature}\n\n{body}\n"
+    """Return the text that is indexed for a document: a question must meet the name in it (see docs/demo-data.md)."""
+    return "\n".join(filter(None, (name, signature))) + f"\n\n{body}\n"

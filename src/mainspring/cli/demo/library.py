@@ -30,8 +30,8 @@ MODULES: tuple[str, ...] = tuple(
 )
 """The default corpus: what scripts, services and their tests are written with.
 
-Left to `full`: machinery that few call by hand (ssl, importlib.abc, xml.sax and xml.dom, parts of packages), debuggers,
-other protocols (ftplib, imaplib, xmlrpc), rarer compressions and encodings, single-system modules (curses) and build tools.
+Left to `full`: machinery that few call by hand (ssl, importlib.abc, xml.sax, xml.dom, parts of packages), debuggers,
+other protocols (ftplib, imaplib, xmlrpc), rarer compressions and encodings, what one system alone has, build tools.
 Of two names for one object the one in the module that stands first here wins, hence `builtins` leads.
 """
 
@@ -73,7 +73,7 @@ def load_modules(*, full: bool) -> dict[str, ModuleType]:
 
 
 def _import(name: str) -> ModuleType | None:
-    """Import a module of this interpreter's own library; None where it is missing here or shadowed by a foreign file."""
+    """Import a module of this interpreter's own library; None where it is missing or a foreign file takes its place."""
     try:
         spec = importlib.util.find_spec(name)
         if spec is None or not _comes_with_python(spec.origin):
@@ -84,7 +84,9 @@ def _import(name: str) -> ModuleType | None:
 
 
 def _comes_with_python(origin: str | None) -> bool:
-    if origin in (None, "built-in", "frozen"):
+    if origin is None:  # a folder without __init__.py
+        return False
+    if origin in ("built-in", "frozen"):
         return True
     path = Path(origin).resolve()
     packages = {"site-packages", "dist-packages"}

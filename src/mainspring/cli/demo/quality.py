@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mainspring.cli.demo.docstrings import Document
 from mainspring.errors import InvalidInput
 
-_WORD = r"[^\W_]+"
+_WORD = r"[^\W_]{2,}"
 """A word for the baseline; "read_text" is two, or a question in plain words would never meet it."""
 
 
@@ -76,7 +77,7 @@ def _keyword_search(documents: Sequence[Document], queries: Sequence[str]) -> di
     except ImportError as error:
         raise InvalidInput("the keyword baseline needs bm25s: pip install 'mainspring[demo]'") from error
 
-    def tokens(texts: Iterable[str]):
+    def tokens(texts: Iterable[str]) -> Any:
         return bm25s.tokenize(
             list(texts), token_pattern=_WORD, stopwords="en", stemmer=Stemmer.Stemmer("english"), show_progress=False
         )

@@ -78,11 +78,11 @@ class StripHtml(Step, frozen=True, tag="strip_html"):
 class Extract(Step, frozen=True, tag="extract"):
     """The text of a document's bytes (or of HTML or Markdown given as text). Only as the first step."""
 
-    document: extract.Kind | None = None  # None: told from the content, else from the end of `name`
+    kind: extract.Kind | None = None  # None: told from the content, else from the end of `name`
     name: str | None = None  # appears in errors
 
     def run(self, text: str | bytes, job: Job) -> str:
-        return extract.extract(text, self.document, self.name, job.look)
+        return extract.extract(text, self.kind, self.name, job.look)
 
 
 class Redact(Step, frozen=True, tag="redact"):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import heapq
 from itertools import islice
+from typing import Any
+
+import apsw
 
 from mainspring.store.base import HAS_REFS, Claimed, Lane, ParentResult
 from mainspring.store.sqlite.transaction import Transaction
@@ -35,28 +38,35 @@ def _claim_for(tx: Transaction, lane: Lane, room: int) -> None:
     classes = _classes(tx, lane)
     if not classes:
         return
+    if len(classes) == 1:
+        taken = _take(tx, lane, tx.run("claim_of_class", tx.memory.owner, classes[0], room))
+        if taken < room:
+            _nothing_left(tx, lane, classes[0])
+        return
     heads = {class_id: tx.run("heads", class_id, room).fetchall() for class_id in classes}
     best = list(islice(heapq.merge(*heads.values()), room))
     if best:
-        owner = tx.memory.owner
-        taken = [_from_row(tx, row, owner) for row in tx.run_many("claim", ((owner, seq) for _, seq in best))]
-        tx.taken[lane.name] = tx.taken.get(lane.name, 0) + len(taken)
-        tx.claims += taken
+        _take(tx, lane, tx.run("claim", tx.memory.owner, str([seq for _, seq in best])))
     for class_id, rows in heads.items():
-        if len(rows) < room:
-            _note_left(tx, lane, class_id, rows, best)
+        if len(rows) < room and (not rows or rows[-1] <= best[-1]):
+            _nothing_left(tx, lane, class_id)
 
 
-def _note_left(
-    tx: Transaction, lane: Lane, class_id: int, rows: list[tuple[int, int]], best: list[tuple[int, int]]
-) -> None:
-    """Forget a class of which nothing is left, so that the next claim does not look at it."""
-    if not rows or not best or rows[-1] <= best[-1]:
-        lane.ready.discard(class_id)
-        tx.ready.discard(class_id)
+def _take(tx: Transaction, lane: Lane, rows: apsw.Cursor) -> int:
+    owner = tx.memory.owner
+    taken = [_from_row(tx, row, owner) for row in rows.fetchall()]
+    tx.taken[lane.name] = tx.taken.get(lane.name, 0) + len(taken)
+    tx.claims += taken
+    return len(taken)
 
 
-def _from_row(tx: Transaction, row: tuple, owner: int) -> Claimed:  # type: ignore[type-arg]
+def _nothing_left(tx: Transaction, lane: Lane, class_id: int) -> None:
+    """Forget a class that has no ready tasks any more, so that the next claim does not look at it."""
+    lane.ready.discard(class_id)
+    tx.ready.discard(class_id)
+
+
+def _from_row(tx: Transaction, row: tuple[Any, ...], owner: int) -> Claimed:
     (
         seq, id, attempt, class_id, rank, flags, priority, retry_count, max_retries, crashes, releases, ready_ms,
         deadline_ms, timeout_ms, input, spec,
@@ -66,13 +76,5 @@ def _from_row(tx: Transaction, row: tuple, owner: int) -> Claimed:  # type: igno
         releases, ready_ms, deadline_ms, timeout_ms, input, spec,
     )  # fmt: skip
     if flags & HAS_REFS:
-        cursor = tx.cursor.connection.cursor()
-        claimed.parents = {
-            parent: ParentResult(status, output, parent_flags)
-            for parent, status, output, parent_flags in cursor.execute(_PARENTS, (seq,))
-        }
+        claimed.parents = {parent[0]: ParentResult(*parent[1:]) for parent in tx.run("parent_results", seq)}
     return claimed
-
-
-_PARENTS = """SELECT task.id, task.status, task.output, task.flags FROM edge JOIN task ON task.seq = edge.parent
-WHERE edge.child = ? ORDER BY edge.n"""

@@ -60,9 +60,14 @@ def withdraw(tx: Transaction, claim: Claimed) -> bool:
     row = tx.one("held", claim.seq, claim.attempt, claim.owner)
     if row is None:
         return False
-    graph.end_task(tx, claim.seq, row[1], claim.id, CANCELLED, _CANCELLED)
-    graph.ended(tx, [(claim.seq, CANCELLED, claim.id)])
+    cancel_held(tx, claim.seq, row[1], claim.id)
     return True
+
+
+def cancel_held(tx: Transaction, seq: int, class_id: int, id: bytes) -> None:
+    """End a held task whose holder lets go of it."""
+    graph.end_task(tx, seq, class_id, id, CANCELLED, _CANCELLED)
+    graph.ended(tx, [(seq, CANCELLED, id)])
 
 
 def retry(tx: Transaction, id: bytes, new_id: bytes) -> bytes:
@@ -167,6 +172,7 @@ def register(tx: Transaction, types: Sequence[str], handlers: Sequence[HandlerRe
 
 def pause(tx: Transaction, namespace: str, kind: str, group: str) -> None:
     tx.run("add_pause", namespace, kind, group, tx.now_ms)
+    tx.memory.pauses = frozenset(tx.run("pauses").fetchall())  # nothing of it may be claimed in this transaction already
     audit(tx, "pause", namespace=namespace, type=kind, group=group)
 
 

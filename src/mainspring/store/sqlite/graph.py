@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.store.base import STANDS_FOR, Ended
 from mainspring.store.sqlite.transaction import Transaction
 from mainspring.tasks import ErrorInfo, TaskId
@@ -157,13 +158,19 @@ def end_task(tx: Transaction, seq: int, class_id: int, id: bytes, status: int, e
 
 
 def stand_for(tx: Transaction, seq: int, refs: Sequence[bytes]) -> None:
-    """Record that a task's output stands for other tasks, and make its dependents wait for those too."""
+    """Record that a task's output stands for other tasks, and make its dependents wait for those too.
+
+    Raises: TaskNotFound, InvalidInput: the result could never be resolved.
+    """
     targets = []
     for n, id in enumerate(refs):
         row = tx.one("task_by_id", id)
-        if row is not None:
-            targets.append((int(row[0]), int(row[1]), id))
-            tx.run("add_stands_for", seq, n, row[0])
+        if row is None:
+            raise TaskNotFound(f"the result refers to task {TaskId(id)}, which is not in this store")
+        targets.append((int(row[0]), int(row[1]), id))
+        tx.run("add_stands_for", seq, n, row[0])
+    if any(edge.parent == seq for edge in link(tx, 0, targets, REQUIRE)):
+        raise InvalidInput("the result stands, through others or at once, for the task itself", field="output")
     for child, policy in tx.run("all_children_of", seq).fetchall():
         last = tx.one("last_edge", child)[0]
         known = {row[0] for row in tx.run("parents_of", child)}

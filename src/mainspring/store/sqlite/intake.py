@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import apsw
+import msgspec
 
 from mainspring.errors import Conflict, QueueFull, TaskNotFound, invalid
-from mainspring.store.base import Accepted, Claimed, Lane, NewTask
+from mainspring.store.base import BLOB_INPUT, Accepted, Claimed, Lane, NewTask, Spec
 from mainspring.store.sqlite.graph import first_unfinished, fail_child, link, raise_parents
-from mainspring.store.sqlite.transaction import Transaction
-from mainspring.tasks import TaskId, TaskType
+from mainspring.store.sqlite.transaction import ClassKey, Transaction
+from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import CLAIMED, DELAYED, PARENTS, READY
 
 
@@ -30,7 +30,6 @@ def rank_of(task: NewTask, now_ms: int, ageing_ms: int) -> int:
 
 def submit(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:
     """Store the tasks; those with a key or an id that exist already are recognised. All or none."""
-    _refuse_overflow(tx, len(tasks))
     accepted: list[Accepted] = []
     fresh: list[NewTask] = []
     for task in tasks:
@@ -45,6 +44,7 @@ def submit(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:
             _insert_linked(tx, task) if task.after else _insert(tx, [task])
         accepted.append(found or Accepted(task.id, False))
     _insert(tx, fresh)
+    _refuse_overflow(tx)
     return accepted
 
 
@@ -57,21 +57,29 @@ def submit_again(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:
     return accepted
 
 
-def _refuse_overflow(tx: Transaction, n: int) -> None:
+def _refuse_overflow(tx: Transaction) -> None:
+    """Judge by what the transaction would leave behind: repeated submits add nothing, and ends in it make room."""
     limit = tx.memory.queue_size
     if limit is None:
         return
     unfinished = tx.one("unfinished")[0] + sum(count for (_, status), count in tx.tally.items() if status == 0)
-    if unfinished + n > limit:
+    if unfinished > limit:
         raise QueueFull(
-            f"{unfinished} tasks are unfinished and {n} more would exceed queue_size = {limit}; "
+            f"{unfinished} tasks would be unfinished, more than queue_size = {limit}; nothing was stored: "
             "wait for some to end, or raise queue_size",
             retry_after=1.0,
         )
 
 
 def _same_payload(tx: Transaction, row: Any, task: NewTask) -> bool:
-    return tx.class_key(row[2])[1] == task.class_key[1] and row[3] == task.input
+    """The same type, input, model and params; other options may differ."""
+    same_input = tx.class_key(row[2])[1] == task.class_key[1] and row[3] == task.input
+    return same_input and (row[5] == task.spec or _work_of(row[5]) == _work_of(task.spec))
+
+
+def _work_of(raw: bytes | None) -> tuple[str | None, dict[str, Any]]:
+    spec = Spec() if raw is None else msgspec.msgpack.decode(raw, type=Spec)
+    return spec.model_id, spec.params
 
 
 def _existing_key(tx: Transaction, task: NewTask) -> Accepted | None:
@@ -80,13 +88,13 @@ def _existing_key(tx: Transaction, task: NewTask) -> Accepted | None:
     row = tx.one("find_key", namespace, task.key)
     if row is None:
         return None
-    stored = tx.cursor.execute("SELECT seq, status, class, input, flags, id FROM task WHERE seq = ?", row).fetchone()
+    stored = tx.cursor.execute("SELECT seq, status, class, input, flags, spec, id FROM task WHERE seq = ?", row).fetchone()
     if not _same_payload(tx, stored, task):
         raise Conflict(
-            f"idempotency key {task.key!r} of namespace {namespace!r} belongs to task {TaskId(stored[5])} with another "
+            f"idempotency key {task.key!r} of namespace {namespace!r} belongs to task {TaskId(stored[6])} with another "
             "payload; use another key, or submit the same payload"
         )
-    return Accepted(stored[5], True)
+    return Accepted(stored[6], True)
 
 
 def _existing_id(tx: Transaction, task: NewTask) -> Accepted | None:
@@ -111,52 +119,68 @@ def _insert(tx: Transaction, tasks: Sequence[NewTask]) -> None:
     ageing = memory.ageing_ms
     ranks = [rank_of(task, now, ageing) for task in tasks]
     in_order = all(a <= b for a, b in zip(ranks, ranks[1:], strict=False))
-    rooms: dict[int, tuple[Lane | None, int]] = {}
+    doors: dict[ClassKey, _Door] = {}
     seq = _next_seq(tx)
     owner = memory.owner
     rows: list[tuple[Any, ...]] = []
+    marked = False
     for task, rank in zip(tasks, ranks, strict=True):
-        class_id = tx.class_id(task.class_key)
-        reason, due, held = READY, None, None
+        door = doors.get(task.class_key)
+        if door is None:
+            door = doors[task.class_key] = _door(tx, task.class_key, len(tasks), in_order)
+        reason, attempt, due, held = READY, 0, None, None
         if task.not_before_ms is not None and task.not_before_ms > now:
             reason, due = DELAYED, task.not_before_ms
+        elif door.lane is not None and tx.taken.get(door.lane.name, 0) < door.room:
+            tx.taken[door.lane.name] = tx.taken.get(door.lane.name, 0) + 1
+            reason, attempt, held = CLAIMED, 1, owner
+            tx.claims.append(_claimed(task, seq, rank, owner, now))
         else:
-            if class_id not in rooms:
-                rooms[class_id] = _direct_room(tx, class_id, len(tasks), in_order)
-            lane, room = rooms[class_id]
-            if lane is not None and tx.taken.get(lane.name, 0) < room:
-                tx.taken[lane.name] = tx.taken.get(lane.name, 0) + 1
-                reason, held = CLAIMED, owner
-                tx.claims.append(_claimed(task, seq, rank, owner, now))
-            else:
-                tx.ready.add(class_id)
+            tx.ready.add(door.class_id)
         rows.append(
-            (seq, task.id, class_id, rank, reason, 0 if held is None else 1, held, task.flags, task.priority,
-             task.max_retries, now, now, task.not_before_ms, due, task.deadline_ms, task.timeout_ms, None, None,
-             task.input, task.spec)
+            (seq, task.id, door.class_id, rank, reason, attempt, held, task.flags, task.priority, task.max_retries, now,
+             now, task.not_before_ms, due, task.deadline_ms, task.timeout_ms, None, None, task.input, task.spec)
         )  # fmt: skip
-        tx.count(class_id, 0)
+        door.entered += 1
+        marked = marked or task.key is not None or task.flags & BLOB_INPUT != 0
         seq += 1
-    tx.run_many("insert_task", rows)
-    for task, row in zip(tasks, rows, strict=True):
-        if task.key is not None:
-            tx.run("add_key", task.class_key[0], task.key, row[0])
-        if task.flags & 16:
-            tx.run("add_payload_blob", task.input.decode(), row[0])
+    tx.run_wide("insert_task", rows)
+    for door in doors.values():
+        tx.count(door.class_id, 0, door.entered)
+    if marked:
+        for task, row in zip(tasks, rows, strict=True):
+            _note(tx, task, row[0])
 
 
-def _direct_room(tx: Transaction, class_id: int, n: int, in_order: bool) -> tuple[Lane | None, int]:
-    """Return the lane that may take new tasks of a class past the ready index, and up to what count of this transaction.
+def _note(tx: Transaction, task: NewTask, seq: int) -> None:
+    if task.key is not None:
+        tx.run("add_key", task.class_key[0], task.key, seq)
+    if task.flags & BLOB_INPUT:
+        tx.run("add_payload_blob", task.input.decode(), seq)
 
-    Only when nothing waits for that lane, so that the order stays the one order.
-    """
+
+class _Door:
+    """How new tasks of a class enter: with a lane, up to `room` claims of this transaction go straight to it."""
+
+    __slots__ = ("class_id", "entered", "lane", "room")
+
+    def __init__(self, class_id: int, lane: Lane | None, room: int) -> None:
+        self.class_id = class_id
+        self.lane = lane
+        self.room = room
+        self.entered = 0
+
+
+def _door(tx: Transaction, class_key: ClassKey, n: int, in_order: bool) -> _Door:
+    """Past the ready index only when nothing waits for the lane, so that the order stays the one order."""
+    class_id = tx.class_id(class_key)
     lane = tx.lane_for(class_id)
     if lane is None or lane.ready or any(tx.lane_for(ready) is lane for ready in tx.ready):
-        return None, 0
+        return _Door(class_id, None, 0)
     room = lane.room()
     if n > room - tx.taken.get(lane.name, 0) and not in_order:
-        return None, 0
-    return lane, room
+        return _Door(class_id, None, 0)
+    return _Door(class_id, lane, room)
 
 
 def _claimed(task: NewTask, seq: int, rank: int, owner: int, now: int) -> Claimed:
@@ -185,12 +209,9 @@ def _insert_linked(tx: Transaction, task: NewTask) -> None:
         "insert_task", seq, task.id, class_id, rank, reason, 0, None, task.flags, task.priority, task.max_retries, now,
         now, task.not_before_ms, due, task.deadline_ms, task.timeout_ms, waits_for, waits_at, task.input, task.spec,
     )  # fmt: skip
-    tx.run_many("insert_edge", ((seq, edge.n, edge.parent, edge.policy) for edge in edges))
+    tx.run_wide("insert_edge", [(seq, edge.n, edge.parent, edge.policy) for edge in edges])
     tx.count(class_id, 0)
-    if task.key is not None:
-        tx.run("add_key", task.class_key[0], task.key, seq)
-    if task.flags & 16:
-        tx.run("add_payload_blob", task.input.decode(), seq)
+    _note(tx, task, seq)
     if failed is not None:
         fail_child(tx, seq, failed)
     elif reason == READY:
@@ -219,9 +240,3 @@ def _parents(tx: Transaction, task: NewTask) -> list[tuple[int, int, bytes]]:
         found.append((int(row[0]), int(row[1]), id))
     return found
 
-
-def type_of(task: NewTask) -> TaskType:
-    return TaskType(task.class_key[1])
-
-
-__all__ = ["apsw", "rank_of", "submit", "submit_again", "type_of"]

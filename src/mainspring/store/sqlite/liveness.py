@@ -38,6 +38,7 @@ class LifeFile:
         """A forked child must not keep its parent's lock alive."""
         with contextlib.suppress(OSError):
             os.close(self._fd)
+        self._marks.close()  # it holds the file open too
 
     def mark(self, slot: int, seq: int, attempt: int) -> None:
         _MARK.pack_into(self._marks, slot % SLOTS * _MARK.size, seq, attempt)
@@ -81,6 +82,7 @@ class LeaderLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "leader.lock"
         self._fd = -1
+        os.register_at_fork(after_in_child=self.close)  # a forked child must not go on leading for its parent
 
     def hold(self) -> bool:
         """Return whether this process is the leader, trying to become it."""

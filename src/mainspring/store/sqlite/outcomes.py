@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,17 @@ import msgspec
 
 from mainspring.errors import InternalError
 from mainspring.store.base import (
+    CANCEL_ASKED,
     CANCELLED,
     COMPLETED,
+    CRASHED,
     FAILED,
+    MAX_CRASHES,
     MAX_RELEASES,
     RELEASED,
     RETRY,
     STANDS_FOR,
+    SUSPECT,
     TIMEOUT,
     Claimed,
     Ended,
@@ -56,21 +61,19 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
         return
     connection = tx.cursor.connection
     before = connection.total_changes()
-    tx.run_many(
-        "complete",
+    tx.run_wide(
+        "complete_many",
         [(f.ended_ms, f.output, f.flags, f.claim.seq, f.claim.attempt, f.claim.owner) for f in plain],
     )
     if connection.total_changes() - before != len(plain):
         raise Replay
-    tx.run_many("insert_attempt", [_attempt_row(f, COMPLETED) for f in plain])
-    ids = tx.memory.class_ids
+    tx.run_wide("insert_attempt", [_attempt_row(f, COMPLETED) for f in plain])
     completed = _STATUS[COMPLETED]
-    for f in plain:
-        claim = f.claim
-        class_id = ids.get(claim.class_key) or tx.class_id(claim.class_key)
-        tx.count(class_id, 0, -1)
-        tx.count(class_id, completed)
-        tx.ended.append(Ended(claim.id, completed, f.output, f.flags, None))
+    for class_key, n in Counter([f.claim.class_key for f in plain]).items():
+        class_id = tx.class_id(class_key)
+        tx.count(class_id, 0, -n)
+        tx.count(class_id, completed, n)
+    tx.ended += [Ended(f.claim.id, completed, f.output, f.flags, None) for f in plain]
     graph.ended(tx, [(f.claim.seq, completed, f.claim.id) for f in plain])
 
 
@@ -91,14 +94,14 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
         if ended is not None:  # told again: a commit in doubt may have gone through without its waiters hearing of it
             tx.ended.append(Ended(*ended))
         return
-    class_id, asked, retry_count = row[1], row[2] & 1, row[4]
+    class_id, asked, crashes = row[1], row[2] & CANCEL_ASKED, row[6]
     outcome = finish.outcome
-    if asked and outcome != FAILED:
+    if asked:  # whatever the attempt says: somebody was told that it ends so
         outcome = CANCELLED
-    elif asked:
-        outcome = CANCELLED if finish.delay_ms else outcome
-    if outcome == RETRY:
-        outcome = _again(tx, finish, class_id, retry_count)
+    elif outcome == CRASHED and crashes + 1 >= MAX_CRASHES:
+        outcome = FAILED
+    if outcome in (RETRY, CRASHED):
+        outcome = _again(tx, finish, outcome)
     elif outcome == RELEASED:
         _release(tx, finish, class_id, row[7])
     if outcome in _STATUS:
@@ -107,15 +110,18 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
         tx.run("insert_attempt", *_attempt_row(finish, outcome))
 
 
-def _again(tx: Transaction, finish: Finish, class_id: int, retry_count: int) -> int:
+def _again(tx: Transaction, finish: Finish, outcome: int) -> int:
     """Put the task back for another try, unless its deadline would pass before."""
     claim = finish.claim
     due = tx.now_ms + finish.delay_ms
     if claim.deadline_ms is not None and due > claim.deadline_ms:
         finish.error = _timed_out(finish.error, "deadline would pass before the next try")
         return TIMEOUT
-    tx.must_change("again", due, finish.error, claim.seq)
-    return RETRY
+    if outcome == CRASHED:
+        tx.must_change("again_after_crash", due, finish.error, SUSPECT, claim.seq)
+    else:
+        tx.must_change("again", due, finish.error, claim.seq)
+    return outcome
 
 
 def _timed_out(raw: bytes | None, why: str) -> bytes:
@@ -147,13 +153,23 @@ def _end(tx: Transaction, finish: Finish, class_id: int, outcome: int) -> None:
         if finish.refs:
             graph.stand_for(tx, claim.seq, finish.refs)
     else:
-        if outcome == CANCELLED and error is None:
-            error = msgspec.msgpack.encode(ErrorInfo(type="TaskCancelled", message="cancelled", attempts=claim.attempt))
+        if outcome == CANCELLED:
+            error = _cancelled(finish)
         tx.must_change("end", status, finish.ended_ms, error, claim.seq)
         tx.ended.append(Ended(claim.id, status, None, 0, error))
     tx.count(class_id, 0, -1)
     tx.count(class_id, status)
     graph.ended(tx, [(claim.seq, status, claim.id)])
+
+
+def _cancelled(finish: Finish) -> bytes:
+    """A cancelled task reads as one, also where its attempt ended with an error of its own."""
+    last = None if finish.error is None else msgspec.msgpack.decode(finish.error, type=ErrorInfo)
+    if last is not None and last.type == "TaskCancelled":
+        return msgspec.msgpack.encode(last)
+    why = "" if last is None else f"; its last attempt ended with {last.type}: {last.message}"
+    tries = finish.claim.retry_count + 1
+    return msgspec.msgpack.encode(ErrorInfo(type="TaskCancelled", message=f"cancelled{why}", attempts=tries))
 
 
 def _apply(tx: Transaction, finish: Finish) -> None:

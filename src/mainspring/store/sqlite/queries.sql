@@ -11,7 +11,7 @@ VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 SELECT seq FROM sqlite_sequence WHERE name = 'task';
 
 -- name: task_by_id
-SELECT seq, status, class, input, flags FROM task WHERE id = ?;
+SELECT seq, status, class, input, flags, spec FROM task WHERE id = ?;
 
 -- name: tombstone_by_id
 SELECT status FROM tombstone WHERE id = ?;
@@ -50,7 +50,15 @@ SELECT class FROM task WHERE class > ? AND reason = 0 ORDER BY class LIMIT 1;
 
 -- name: claim
 -- PENDING (ready) -> PENDING (claimed)
-UPDATE task SET reason = 4, owner = ?, attempt = attempt + 1 WHERE seq = ? AND reason = 0
+UPDATE task SET reason = 4, owner = ?, attempt = attempt + 1
+WHERE seq IN (SELECT value FROM json_each(?)) AND reason = 0
+RETURNING seq, id, attempt, class, rank, flags, priority, retry_count, max_retries, crashes, releases, ready_ms,
+    deadline_ms, timeout_ms, input, spec;
+
+-- name: claim_of_class
+-- The same for the best of one class.
+UPDATE task SET reason = 4, owner = ?, attempt = attempt + 1
+WHERE seq IN (SELECT seq FROM task WHERE class = ? AND reason = 0 ORDER BY rank, seq LIMIT ?)
 RETURNING seq, id, attempt, class, rank, flags, priority, retry_count, max_retries, crashes, releases, ready_ms,
     deadline_ms, timeout_ms, input, spec;
 
@@ -62,6 +70,13 @@ UPDATE task SET status = 1, reason = NULL WHERE seq = ? AND attempt = ? AND owne
 -- PENDING (claimed) or RUNNING -> COMPLETED, unless somebody asked for a cancel
 UPDATE task SET status = 2, reason = NULL, owner = NULL, ended_ms = ?, output = ?, flags = flags | ?, error = NULL
 WHERE seq = ? AND attempt = ? AND owner = ? AND flags & 1 = 0;
+
+-- name: complete_many
+-- The same for many at once.
+UPDATE task SET status = 2, reason = NULL, owner = NULL, ended_ms = v.column1, output = v.column2,
+    flags = flags | v.column3, error = NULL
+FROM (VALUES (?, ?, ?, ?, ?, ?)) AS v
+WHERE task.seq = v.column4 AND task.attempt = v.column5 AND task.owner = v.column6 AND task.flags & 1 = 0;
 
 -- name: held
 -- What a finish may change: the row as it is, if this claim still holds it.
@@ -80,6 +95,11 @@ UPDATE task SET status = 0, reason = 3, owner = NULL, due_ms = ?, retry_count = 
     flags = flags & ~2
 WHERE seq = ?;
 
+-- name: again_after_crash
+-- PENDING (claimed) or RUNNING -> PENDING (retry), charged as a crash; it runs where it harms nobody from then on
+UPDATE task SET status = 0, reason = 3, owner = NULL, due_ms = ?, crashes = crashes + 1, error = ?, flags = flags | ?
+WHERE seq = ?;
+
 -- name: give_back
 -- PENDING (claimed) or RUNNING -> PENDING (ready), uncharged; its rank stays
 UPDATE task SET status = 0, reason = 0, owner = NULL, releases = releases + ?, crashes = crashes + ?, flags = flags | ?
@@ -89,6 +109,9 @@ WHERE seq = ?;
 INSERT INTO attempt (task, number, outcome, owner, started_ms, ended_ms, duration_us, cpu_us, memory, network, batch,
     wait_ms, lane, error)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: attempt_is_there
+SELECT 1 FROM attempt WHERE task = ? AND number = ?;
 
 -- name: any_waiting
 SELECT 1 FROM task WHERE waits_for IS NOT NULL LIMIT 1;

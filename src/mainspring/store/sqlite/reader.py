@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from mainspring.environment import Environment, Semaphore
+from mainspring.environment import Environment, Signal
 
 T = TypeVar("T")
 _Job = tuple[Callable[[apsw.Connection], Any], Callable[[Any], None] | None, asyncio.Future[Any] | None]
@@ -22,7 +22,7 @@ class Reader:
         self._connect = connect
         self._env = env
         self._inbox: deque[_Job | None] = deque()
-        self._signal = Semaphore(0)
+        self._signal = Signal()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -31,34 +31,43 @@ class Reader:
     def put(self, run: Callable[[apsw.Connection], T], then: Callable[[T], None]) -> None:
         """Run a function; its answer goes to `then`, on the loop."""
         self._inbox.append((run, then, None))
-        self._signal.release()
+        self._signal.raise_()
 
     async def run(self, run: Callable[[apsw.Connection], T]) -> T:
         future: asyncio.Future[T] = self._loop.create_future()
         self._inbox.append((run, None, future))
-        self._signal.release()
+        self._signal.raise_()
         return await future
 
     def stop(self) -> None:
         self._inbox.append(None)
-        self._signal.release()
+        self._signal.raise_()
         self._thread.join()
 
     def _work(self) -> None:
         connection = self._connect()
         while True:
-            self._signal.acquire()
-            job = self._inbox.popleft()
-            if job is None:
-                break
-            run, then, future = job
-            try:
-                answer = run(connection)
-            except BaseException as exc:
-                self._loop.call_soon_threadsafe(_give_up, future, exc)
-            else:
-                self._loop.call_soon_threadsafe(_answer, then, future, answer)
-        connection.close()
+            self._signal.wait()
+            while self._inbox:
+                job = self._inbox.popleft()
+                if job is None:
+                    connection.close()
+                    return
+                self._do(connection, *job)
+
+    def _do(
+        self,
+        connection: apsw.Connection,
+        run: Callable[[apsw.Connection], Any],
+        then: Callable[[Any], None] | None,
+        future: asyncio.Future[Any] | None,
+    ) -> None:
+        try:
+            answer = run(connection)
+        except BaseException as exc:  # whoever asked gets it
+            self._loop.call_soon_threadsafe(_give_up, future, exc)
+        else:
+            self._loop.call_soon_threadsafe(_answer, then, future, answer)
 
 
 def _answer(then: Callable[[Any], None] | None, future: asyncio.Future[Any] | None, answer: Any) -> None:

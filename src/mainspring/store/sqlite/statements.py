@@ -20,5 +20,19 @@ def _load(text: str) -> dict[str, str]:
     }
 
 
+_ROW = re.compile(r"(?<=VALUES )\([?, 0-9]+\)")
+_WIDTHS = (128, 32, 8, 1)
+
+
+def widened(name: str) -> tuple[tuple[int, str], ...]:
+    """Return a statement over one row of values as statements over many, widest first.
+
+    One step of a wide statement leaves the interpreter to other threads for as long as many steps of a narrow one, which
+    would each have to win it back: beside a busy event loop that is twice as fast.
+    """
+    return tuple((n, _ROW.sub(lambda match: ", ".join([match[0]] * n), SQL[name])) for n in _WIDTHS)
+
+
 SCHEMA = _read("schema.sql")
 SQL = _load(_read("queries.sql"))
+WIDE = {name: widened(name) for name in ("insert_task", "complete_many", "insert_attempt", "insert_edge", "add_tally")}

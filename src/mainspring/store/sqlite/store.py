@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 import socket
@@ -16,8 +17,9 @@ import apsw
 from mainspring.blobs.base import BlobStore
 from mainspring.config import MIB, StoreConfig
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import StoreUnavailable, TaskNotFound
+from mainspring.errors import StoreUnavailable, TaskError, TaskNotFound
 from mainspring.store.base import (
+    CANCEL_ASKED,
     Accepted,
     Claimed,
     Ended,
@@ -38,6 +40,7 @@ from mainspring.store.sqlite.transaction import Applier, Memory, Transaction
 from mainspring.store.sqlite.writer import Command, Group, Started, Submission, Writer
 from mainspring.tasks import TaskId, TaskInfo, TaskResult, TaskStatus
 
+logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
 _CHECK_LIMIT = 256 * MIB
 _LOOK_IDS = 2_000
@@ -145,11 +148,15 @@ class SqliteStore:
 
     async def close(self) -> None:
         """Sign off and release the file. Whatever is still held is handed back first."""
+        self.stop_serving()
         await self._caretaker.stop()
         if self._timer is not None:
             self._timer.cancel()
         owner = self._memory.owner
-        await self.write(lambda tx: _sign_off(tx, owner))
+        try:
+            await self.write(lambda tx: _sign_off(tx, owner))
+        except TaskError as exc:  # whoever has the file open next finds the lock free and takes back what was held
+            logger.warning("worker %s could not sign off: %s", self.worker_id, exc)
         self._bell.close()
         self._writer.stop()
         await asyncio.to_thread(self._thread.join)
@@ -182,7 +189,8 @@ class SqliteStore:
 
     async def read(self, run: Callable[[apsw.Connection], T]) -> T:
         """Run a function on the reading connection, in its thread."""
-        return await self._reader.run(run)
+        with our_errors(self.path):
+            return await self._reader.run(run)
 
     async def cancel(self, id: bytes) -> str:
         return await self.write(lambda tx: commands.cancel(tx, id))
@@ -371,9 +379,12 @@ class SqliteStore:
 
 def _sign_off(tx: Transaction, owner: int) -> None:
     while rows := tx.run("held_by", owner, 500).fetchall():
-        for seq, *_, class_id, _, _, _ in rows:
-            tx.must_change("give_back", 0, 0, 0, seq)
-            tx.ready.add(class_id)
+        for seq, id, _, _, class_id, _, _, flags in rows:
+            if flags & CANCEL_ASKED:
+                commands.cancel_held(tx, seq, class_id, id)
+            else:
+                tx.must_change("give_back", 0, 0, 0, seq)
+                tx.ready.add(class_id)
     tx.run("clear_serves", owner)
     tx.run("end_worker", tx.now_ms, owner)
 

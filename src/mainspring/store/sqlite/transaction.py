@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import apsw
@@ -10,7 +11,7 @@ import apsw
 from mainspring.config import StoreConfig
 from mainspring.errors import InternalError
 from mainspring.store.base import Claimed, Ended, Finish, Lane
-from mainspring.store.sqlite.statements import SQL
+from mainspring.store.sqlite.statements import SQL, WIDE
 
 ClassKey = tuple[str, str, str]
 Applier = Callable[[apsw.Cursor, Any, str, int], Any]
@@ -78,6 +79,7 @@ class Transaction:
     def part(self) -> Transaction:
         """Begin a part that may be thrown away."""
         part = Transaction(self.cursor, self.memory, self.now_ms)
+        part.tally = dict(self.tally)
         part.new_classes = dict(self.new_classes)
         part.taken = dict(self.taken)
         part.ready = set(self.ready)
@@ -88,8 +90,7 @@ class Transaction:
         self.ended += part.ended
         self.lost += part.lost
         self.stop_asked += part.stop_asked
-        for key, n in part.tally.items():
-            self.tally[key] = self.tally.get(key, 0) + n
+        self.tally = part.tally
         self.new_classes = part.new_classes
         self.taken = part.taken
         self.ready = part.ready
@@ -99,6 +100,16 @@ class Transaction:
 
     def run_many(self, name: str, rows: Iterable[tuple[Any, ...]]) -> apsw.Cursor:
         return self.cursor.executemany(SQL[name], rows)
+
+    def run_wide(self, name: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Run a statement for many rows in as few steps as there can be."""
+        at, left = 0, len(rows)
+        execute = self.cursor.execute
+        for width, sql in WIDE[name]:
+            while left >= width:
+                execute(sql, tuple(chain.from_iterable(rows[at : at + width])))
+                at += width
+                left -= width
 
     def one(self, name: str, *values: Any) -> Any:
         """Return the first row, or None."""
@@ -161,7 +172,7 @@ class Transaction:
                 rows.append((class_id, status, n))
                 totals[status] = totals.get(status, 0) + n
         rows += [(0, status, n) for status, n in totals.items() if n]
-        self.run_many("add_tally", rows)
+        self.run_wide("add_tally", rows)
 
     def committed(self) -> None:
         """Take over into memory what the file holds now."""
@@ -170,8 +181,9 @@ class Transaction:
             memory.class_ids[key] = class_id
             memory.class_keys[class_id] = key
         for name, n in self.taken.items():
-            memory.lanes[name].taken += n
+            lane = memory.lanes.get(name)
+            if lane is not None:  # serving may have stopped meanwhile
+                lane.taken += n
         for class_id in self.ready:
-            lane = memory.lane_for(class_id)
-            if lane is not None:
+            if (lane := memory.lane_for(class_id)) is not None:
                 lane.ready.add(class_id)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from mainspring.config import StoreConfig
-from mainspring.store.base import CRASHED, MAX_CRASHES, SUSPECT, CrashEvidence
+from mainspring.store.base import CANCEL_ASKED, CRASHED, MAX_CRASHES, SUSPECT, CrashEvidence
 from mainspring.store.sqlite import graph
 from mainspring.store.sqlite.transaction import Transaction
 from mainspring.tasks import ErrorInfo
-from mainspring.tasks.lifecycle import COMPLETED, FAILED, RUNNING, TIMEOUT
+from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, RUNNING, TIMEOUT
 
 STEP = 500
 """Rows that one transaction moves for upkeep, so that it stays short."""
 _TOO_LATE = ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0)
+_CANCELLED = ErrorInfo(type="TaskCancelled", message="cancelled; its worker died before it could stop", attempts=0)
 
 
 def promote(tx: Transaction) -> None:
@@ -24,7 +25,9 @@ def promote(tx: Transaction) -> None:
 def expire(tx: Transaction) -> None:
     """Deadlines that passed before a start."""
     for seq, class_id, *_ in tx.run("overdue", tx.now_ms, STEP).fetchall():
-        id = tx.cursor.execute("SELECT id FROM task WHERE seq = ?", (seq,)).fetchone()[0]
+        id, status = tx.cursor.execute("SELECT id, status FROM task WHERE seq = ?", (seq,)).fetchone()
+        if status >= COMPLETED:  # a parent that is overdue too has just taken it along
+            continue
         graph.end_task(tx, seq, class_id, id, TIMEOUT, _TOO_LATE)
         graph.ended(tx, [(seq, TIMEOUT, id)])
 
@@ -44,7 +47,7 @@ def rescue(tx: Transaction, owner: int, evidence: CrashEvidence, process_lane: f
     rows = tx.run("held_by", owner, STEP).fetchall()
     # The marks are empty after a power cut, which was nobody's fault.
     suspects = evidence.started
-    for seq, id, attempt, status, class_id, crashes, releases, _ in rows:
+    for seq, id, attempt, status, class_id, crashes, _, flags in rows:
         ran = (seq, attempt) in suspects
         alone = ran and len(suspects) == 1
         error = ErrorInfo(
@@ -53,7 +56,10 @@ def rescue(tx: Transaction, owner: int, evidence: CrashEvidence, process_lane: f
             + (" alone" if alone else f" beside {len(suspects) - 1} others" if ran else ""),
             attempts=attempt,
         )
-        if alone and crashes + 1 >= MAX_CRASHES:
+        if flags & CANCEL_ASKED:
+            graph.end_task(tx, seq, class_id, id, CANCELLED, _CANCELLED)
+            graph.ended(tx, [(seq, CANCELLED, id)])
+        elif alone and crashes + 1 >= MAX_CRASHES:
             graph.end_task(tx, seq, class_id, id, FAILED, error)
             graph.ended(tx, [(seq, FAILED, id)])
         else:

@@ -10,10 +10,11 @@ from typing import Any
 
 import apsw
 
-from mainspring.environment import Environment, Semaphore
-from mainspring.errors import StoreUnavailable, SubmitIndeterminate, TaskError
-from mainspring.store.base import FAILED, Accepted, Claimed, Ended, Finish, NewTask
+from mainspring.environment import Environment, Signal
+from mainspring.errors import InternalError, StoreUnavailable, SubmitIndeterminate, TaskError
+from mainspring.store.base import FAILED, RELEASED, Accepted, Claimed, Ended, Finish, NewTask
 from mainspring.store.sqlite import claims, intake, outcomes, upkeep
+from mainspring.store.sqlite.statements import SQL
 from mainspring.store.sqlite.transaction import Memory, Transaction
 from mainspring.tasks import ErrorInfo, TaskId
 from mainspring.tasks.codec import encode
@@ -100,9 +101,9 @@ class Writer:
         self._report = report
         self._retry_later = retry_later
         self._inbox: deque[Operation] = deque()
-        self._signal = Semaphore(0)
-        self._kicked = False
+        self._signal = Signal()
         self._stopping = False
+        self._more = False  # the last commit handed over as much as one may: there can be more
         self._seen_version = -1
         self._wal_pages = 0
         self._next_event: int | None = None
@@ -110,35 +111,29 @@ class Writer:
 
     def put(self, operation: Operation) -> None:
         self._inbox.append(operation)
-        if not self._kicked:
-            self._kicked = True
-            self._signal.release()
+        self._signal.raise_()
 
     def kick(self) -> None:
         """Look again: a lane has room, or time has passed."""
-        if not self._kicked:
-            self._kicked = True
-            self._signal.release()
+        self._signal.raise_()
 
     def stop(self) -> None:
         self._stopping = True
-        self._signal.release()
+        self._signal.raise_()
 
     def run(self) -> None:
         """The thread's whole life; the connection must be open."""
         while True:
-            self._signal.acquire()
-            self._kicked = False
+            if not self._more:
+                self._signal.wait()
+            self._more = False
             operations = []
             while self._inbox:
                 operations.append(self._inbox.popleft())
-            if self._stopping and not operations:
-                break
-            try:
+            if operations or not self._stopping:
                 self.commit(Group(operations))
-            except Exception:  # the boundary of the thread: a bug must not end it and hang every caller
-                logger.exception("the store's writer failed; please report this")
-                self._inbox.extend(op for op in operations if type(op) is Finish)
+            if self._stopping and (not self._inbox or self.connection is None):
+                break
         self.close()
 
     def open(self) -> None:
@@ -160,19 +155,30 @@ class Writer:
         try:
             if self.connection is None:
                 self.open()
+        except Exception as exc:  # noqa: BLE001 - whatever keeps the file from opening: callers are told
+            self._outage(group, exc)
+            return
+        try:
             tx = self._transact(group, self._together)
         except _OUTAGE as exc:
             self._outage(group, exc)
             return
-        except (outcomes.Replay, TaskError, apsw.ConstraintError):
+        except Exception as exc:  # noqa: BLE001 - the replay finds out whose it is and tells that one alone
+            if not isinstance(exc, (outcomes.Replay, TaskError, apsw.ConstraintError)):
+                logger.exception("a group commit failed; its operations are run one by one")
             try:
                 tx = self._transact(group, self._one_by_one)
-            except _OUTAGE as exc:
+            except Exception as exc:  # noqa: BLE001 - the boundary of the thread: nobody may hang for it
                 self._outage(group, exc)
                 return
+        self._told(tx, group)
+
+    def _told(self, tx: Transaction, group: Group) -> None:
+        """It is committed: take over what it means, and report it."""
         if self._wal_pages > CHECKPOINT_PAGES:
             self._checkpoint()
         tx.committed()
+        self._more = any(n >= self._batch for n in tx.taken.values())
         self._report(tx, group, self._next_event)
 
     def _transact(self, group: Group, body: Callable[[Transaction, Group], None]) -> Transaction:
@@ -181,33 +187,41 @@ class Writer:
         cursor.execute("BEGIN IMMEDIATE")
         try:
             tx = Transaction(cursor, self._memory, self._now_ms())
+            self._catch_up(tx)
             body(tx, group)
-            self._upkeep(tx)
+            self._next_event = upkeep.next_event_ms(tx)
+            self._let_time_pass(tx)
             if self._memory.lanes:
                 claims.claim(tx, self._batch)
+            for class_id in tx.ready:
+                tx.class_key(class_id)  # known to memory from the commit on, also where another process made it
             tx.write_tally()
         except BaseException:
+            self._seen_version = -1  # what memory took over from this transaction is read anew
             if self.connection.in_transaction:
                 cursor.execute("ROLLBACK")
             raise
         try:
             cursor.execute("COMMIT")
         except apsw.Error as exc:
-            raise _CommitFailed from exc
+            raise _CommitFailed(tx) from exc
         return tx
 
-    def _upkeep(self, tx: Transaction) -> None:
+    def _catch_up(self, tx: Transaction) -> None:
+        """What others committed and what time brought comes first, so that nothing new is handed over before it."""
         version = tx.cursor.execute("PRAGMA data_version").fetchone()[0]
         if version != self._seen_version:
             self._seen_version = version
             self._memory.pauses = frozenset(tx.run("pauses").fetchall())
             claims.scan_ready(tx)
-        event = upkeep.next_event_ms(tx)
-        if event is not None and event <= tx.now_ms:
+            self._next_event = upkeep.next_event_ms(tx)
+        self._let_time_pass(tx)
+
+    def _let_time_pass(self, tx: Transaction) -> None:
+        if self._next_event is not None and self._next_event <= tx.now_ms:
             upkeep.promote(tx)
             upkeep.expire(tx)
-            event = upkeep.next_event_ms(tx)
-        self._next_event = event
+            self._next_event = upkeep.next_event_ms(tx)
 
     def _together(self, tx: Transaction, group: Group) -> None:
         if group.finishes:
@@ -241,10 +255,12 @@ class Writer:
         tx.cursor.execute("SAVEPOINT one")
         try:
             call.result = run(part)
-        except (TaskError, apsw.ConstraintError) as exc:
+        except _OUTAGE:
+            raise
+        except Exception as exc:  # noqa: BLE001 - the boundary: whoever asked gets it
             tx.cursor.execute("ROLLBACK TO one")
             tx.cursor.execute("RELEASE one")
-            call.error = exc
+            call.error = exc if isinstance(exc, TaskError) else _bug(exc)
             return
         tx.cursor.execute("RELEASE one")
         tx.keep(part)
@@ -255,7 +271,9 @@ class Writer:
         tx.cursor.execute("SAVEPOINT one")
         try:
             outcomes.finish_one(part, finish)
-        except (TaskError, apsw.ConstraintError) as exc:
+        except _OUTAGE:
+            raise
+        except Exception as exc:  # noqa: BLE001 - the boundary: it becomes the attempt's recorded failure
             tx.cursor.execute("ROLLBACK TO one")
             part = tx.part()
             outcomes.finish_one(part, _refused(finish, exc))
@@ -281,47 +299,74 @@ class Writer:
     def _outage(self, group: Group, exc: BaseException) -> None:
         """The store can't write now. Callers are told; outcomes are kept and tried again; the connection is made anew."""
         logger.warning("the store can't be written: %s", exc)
-        in_doubt = isinstance(exc, _CommitFailed)
-        cause = exc.__cause__ if in_doubt else exc
         self.close()
-        if in_doubt:
-            self._resolve(group)
-        error = StoreUnavailable(f"the store can't be written now ({cause}); nothing was stored, try again")
+        if isinstance(exc, _CommitFailed) and self._resolve(exc.tx, group):
+            self._told(exc.tx, group)
+            return
+        cause = exc.__cause__ or exc
         for call in group.calls:
-            if call.result is None and call.error is None:
-                call.error = error
-        self._inbox.extendleft(group.finishes)
-        tx = Transaction(None, self._memory, self._now_ms())  # type: ignore[arg-type]
-        self._report(tx, group, None)
+            call.result = None  # what was found before the rollback is void
+            if call.error is None:
+                call.error = StoreUnavailable(f"the store can't be written now ({cause}); nothing was stored, try again")
+        self._inbox.extendleft(reversed(group.finishes))
+        self._inbox.extend(Started(claim, started_ms) for claim, started_ms in group.starts)
+        self._report(Transaction(None, self._memory, self._now_ms()), group, None)  # type: ignore[arg-type]
         self._retry_later()
 
-    def _resolve(self, group: Group) -> None:
-        """After a failed commit: open anew, read by id, answer truthfully."""
+    def _resolve(self, tx: Transaction, group: Group) -> bool:
+        """After a failed commit: open anew and look whether it is there after all."""
+        found: bool | None = None
         try:
             self.open()
             assert self.connection is not None
             self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)  # what is read below is on the disk then
-            for submission in group.submissions:
-                there = [self._is_stored(task.id) for task in submission.tasks]
-                if all(there):
-                    submission.result = [Accepted(task.id, False) for task in submission.tasks]
-        except apsw.Error:
+            found = self._is_stored(tx, group)
+        except (apsw.Error, TaskError):
             self.close()
-            for submission in group.submissions:
-                first = TaskId(submission.tasks[0].id)
-                submission.error = SubmitIndeterminate(
-                    f"the commit of task {first} failed and the store can't be read now; it may or may not be stored: "
-                    "look it up by its id later, or submit the same task again",
-                    task_id=first,
-                )
+        if found is None:
+            for call in group.calls:
+                call.error = call.error or _indeterminate(call)
+        return found is True
 
-    def _is_stored(self, id: bytes) -> bool:
+    def _is_stored(self, tx: Transaction, group: Group) -> bool | None:
+        """Whether a transaction is in the file, judged by one of its rows: all of it is there, or nothing."""
         assert self.connection is not None
-        return self.connection.execute("SELECT 1 FROM task WHERE id = ?", (id,)).fetchone() is not None
+        fresh = [new.id for submission in group.submissions for new in submission.result or () if not new.existed]
+        if fresh:
+            row = self.connection.execute("SELECT 1 FROM task WHERE id = ?", (fresh[0],)).fetchone()
+        elif tx.claims:
+            claim = tx.claims[0]
+            row = self.connection.execute(SQL["held"], (claim.seq, claim.attempt, claim.owner)).fetchone()
+        elif finished := [op for op in group.finishes if op.outcome != RELEASED and not any(op is lost for lost in tx.lost)]:
+            row = self.connection.execute(SQL["attempt_is_there"], (finished[0].claim.seq, finished[0].claim.attempt)).fetchone()
+        else:
+            return None
+        return row is not None
 
 
 class _CommitFailed(apsw.IOError):
     """The commit itself failed: what was in it may or may not be stored."""
+
+    def __init__(self, tx: Transaction) -> None:
+        super().__init__("the commit failed")
+        self.tx = tx
+
+
+def _indeterminate(call: Submission | Command) -> TaskError:
+    if isinstance(call, Command):
+        return StoreUnavailable("the commit failed; the call may or may not have been carried out: look, then try again")
+    first = TaskId(call.tasks[0].id)
+    return SubmitIndeterminate(
+        f"the commit of task {first} failed and the store can't be read now; it may or may not be stored: "
+        "look it up by its id later, or submit the same task again",
+        task_id=first,
+    )
+
+
+def _bug(exc: Exception) -> InternalError:
+    error = InternalError(f"the store failed with {type(exc).__name__}: {exc}; nothing was stored, please report this")
+    error.__cause__ = exc
+    return error
 
 
 def _submit_exactly(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:

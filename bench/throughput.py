@@ -1,0 +1,135 @@
+"""Durable no-op tasks a second, from submit to the known result, with `synchronous=FULL` and every default.
+
+    python -m bench.throughput                        10,000 and 100,000 tasks, three runs each
+    python -m bench.throughput --n 2000 --runs 1      a quick look
+
+Three ways in: `map`; 64 coroutines that each await a result before the next submit; and both again with the worker in a
+second process on the same file. How to read it: bench/README.md.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from bench.harness import (
+    PEER_RATE,
+    SUBMITTERS,
+    Report,
+    Row,
+    Sample,
+    Stopwatch,
+    by_map,
+    by_submitters,
+    cpu_of,
+    latencies_ms,
+    opened,
+    options,
+    percentile,
+    row_of,
+    run,
+    scratch,
+)
+from bench.worker import worker_beside
+from mainspring import Engine
+
+Way = Callable[[Engine, int], Awaitable[None]]
+_WAYS: dict[str, Way] = {"map": by_map, f"{SUBMITTERS} submitters": by_submitters}
+_LIMITS = {"map": (8.0, 15.0), f"{SUBMITTERS} submitters": (5.0, 10.0)}
+_TWO_PROCESSES = (3.0, 5.0)
+_WARM_UP = 200
+_LATENCIES = 300
+_AGAINST = f"the recorded {PEER_RATE:,.0f} tasks/s of the best durable peers, measured on another day"
+
+
+async def one_process(path: Path, way: Way, n: int) -> Sample:
+    """Time n tasks through a fresh store."""
+    async with opened(path) as engine:
+        await way(engine, min(n, _WARM_UP))
+        with Stopwatch() as watch:
+            await way(engine, n)
+    return watch.sample(n)
+
+
+async def two_processes(path: Path, way: Way, n: int, loop: str) -> tuple[Sample, float]:
+    """Time n tasks with the worker in another process; also return that one's CPU microseconds a task."""
+    async with worker_beside(path, loop) as pid, opened(path, worker=False) as engine:
+        await way(engine, min(n, _WARM_UP))
+        before = cpu_of([pid])
+        with Stopwatch() as watch:
+            await way(engine, n)
+        spent = cpu_of([pid]) - before
+    return watch.sample(n, ours_elsewhere_s=spent), spent / n * 1e6
+
+
+async def latency(path: Path, loop: str | None, n: int) -> list[float]:
+    """Return milliseconds from submit to known result on an idle system; with a loop, the worker is another process."""
+    if loop is None:
+        async with opened(path) as engine:
+            await latencies_ms(engine, min(n, 20))
+            return (await latencies_ms(engine, n))[1]
+    async with worker_beside(path, loop), opened(path, worker=False) as engine:
+        await latencies_ms(engine, min(n, 20))
+        return (await latencies_ms(engine, n))[1]
+
+
+def _throughput(report: Report, folder: Path, counts: Sequence[int], runs: int, loop: str) -> None:
+    for n in counts:
+        for name, way in _WAYS.items():
+            samples = []
+            for turn in range(runs):
+                samples.append(run(lambda way=way, n=n, turn=turn: one_process(folder / f"one-{turn}.db", way, n), loop))  # type: ignore[misc]
+                _clear(folder)
+            report.add(_row(f"{name}, one process", samples, {}, _LIMITS[name]))
+        for name, way in _WAYS.items():
+            pairs = []
+            for turn in range(runs):
+                pairs.append(run(lambda way=way, n=n, turn=turn: two_processes(folder / f"two-{turn}.db", way, n, loop), loop))  # type: ignore[misc]
+                _clear(folder)
+            worker = {"worker": [spent for _, spent in pairs]}
+            report.add(_row(f"{name}, two processes", [sample for sample, _ in pairs], worker, _TWO_PROCESSES))
+
+
+def _row(what: str, samples: list[Sample], elsewhere: dict[str, list[float]], limits: tuple[float, float]) -> Row:
+    ratio = statistics.median(sample.rate for sample in samples) / PEER_RATE
+    return row_of(what, samples, elsewhere, ratio=ratio, against=_AGAINST, floor=limits[0], goal=limits[1])
+
+
+def _clear(folder: Path) -> None:
+    """Throw the stores of the last run away, so that their pages are not written back during the next one."""
+    import shutil
+
+    for entry in folder.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+def _latency(report: Report, folder: Path, n: int, loop: str) -> None:
+    here = run(lambda: latency(folder / "here.db", None, n), loop)
+    there = run(lambda: latency(folder / "there.db", loop, n), loop)
+    report.add(Row(what="latency p50, one process", n=n, values=[percentile(here, 0.5)], unit="ms"))
+    ratio = percentile(there, 0.5) / percentile(here, 0.5)
+    report.add(
+        Row(
+            what="latency p50, two processes", n=n, values=[percentile(there, 0.5)], unit="ms", ratio=ratio,
+            against="one process (latency)", goal=2.0, lower_is_better=True,
+            note=f"p99 {percentile(there, 0.99):.2f} ms; one process {percentile(here, 0.99):.2f} ms",
+        )
+    )  # fmt: skip
+
+
+def main() -> None:
+    given = options("Durable no-op tasks a second.", n="10000,100000").parse_args()
+    with scratch(given.folder) as folder:
+        report = Report("throughput", "Durable no-op tasks: submit to known result", folder, given.loop, given.out)
+        report.remarks.append(
+            "The ratio is against a recorded figure, good for orientation only; `python -m bench.peers` measures peers "
+            "and us in one run."
+        )
+        _throughput(report, folder, given.n, given.runs, given.loop)
+        _latency(report, folder, min(_LATENCIES, *given.n), given.loop)
+        report.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""`models` and `collections`: what tasks can use."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mainspring.cli.lookup import when
+from mainspring.cli.opening import opened, run
+from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath
+from mainspring.cli.screen import Screen, local, size, table
+
+if TYPE_CHECKING:
+    from mainspring.models import ModelInfo
+
+_DIGEST_CHARS = 12
+_HUB = "hf:"
+
+models = typer.Typer()
+
+
+@models.callback(invoke_without_command=True)
+def list_models(context: typer.Context, as_json: AsJson = False) -> None:
+    """List the models that workers find on this machine; `models pull` brings them here.
+
+    Models that a worker's own module registers are not among them. Models belong to the machine: there is no --store.
+    """
+    if context.invoked_subcommand is None:
+        from mainspring.models import ModelManager
+
+        _show_models(ModelManager().info(), Screen(as_json))
+
+
+@models.command()
+def pull(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="An id, or hf:ORG/NAME; default: the sentence model.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a model's files onto this machine, if they are not here, and load it once to see that it works."""
+    from mainspring.models import ModelManager
+
+    screen = Screen(as_json)
+    manager = ModelManager(progress=screen.note)
+    model_id = model or manager.config.default_embedding
+    if model_id.startswith(_HUB):
+        source, model_id = model_id, model_id.removeprefix(_HUB).partition("@")[0]
+        manager.register(model_id, source)
+    _show_models([manager.warm(model_id)], screen)
+    manager.close()
+
+
+def _show_models(found: list[ModelInfo], screen: Screen) -> None:
+    if screen.as_json:
+        screen.document(found)
+        return
+    rows = [
+        (
+            info.model_id,
+            info.kind,
+            (info.digest or "")[:_DIGEST_CHARS],
+            size(info.memory_bytes),
+            "yes" if info.loaded else "no",
+        )
+        for info in found
+    ]
+    screen.draw(table(("model", "kind", "digest", "memory", "loaded"), rows, right=("memory",)))
+
+
+def collections(store: StorePath = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """List the collections of vectors."""
+    run(_collections(store, Screen(as_json)))
+
+
+async def _collections(store: str, screen: Screen) -> None:
+    async with opened(store) as engine:
+        found = await asyncio.to_thread(engine.vectors.collections)
+    if screen.as_json:
+        screen.document(
+            [
+                {"name": c.name, "count": c.count, "dim": c.dim, "model_id": c.model_id, "updated": when(c.updated_ms)}
+                for c in found
+            ]
+        )
+        return
+    rows = [(c.name, f"{c.count:,}", str(c.dim), c.model_id or "", local(when(c.updated_ms))) for c in found]
+    screen.draw(
+        table(("collection", "records", "dimensions", "model", "updated"), rows, right=("records", "dimensions"))
+    )
+
+
+__all__ = ["collections", "models"]

@@ -1,0 +1,44 @@
+"""`mainspring demo`: the main job, on documents that every Python has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mainspring.cli.exits import NOT_COMPLETED, OK
+from mainspring.cli.opening import run
+from mainspring.cli.options import AsJson
+from mainspring.cli.screen import Screen
+
+
+def demo(
+    store: Annotated[
+        Path, typer.Option("--store", metavar="FOLDER", help="Folder for the documents and the store.")
+    ] = Path("mainspring-demo"),
+    full: Annotated[
+        bool, typer.Option("--full", help="Index the whole standard library, more than twice as much.")
+    ] = False,
+    as_json: AsJson = False,
+) -> int:
+    """Index the documentation of this Python, ask questions meanwhile and after, and measure it all.
+
+    Takes about a minute and a half on two cores. Stop it when you like: the next start goes on, and computes nothing twice.
+    """
+    from mainspring.cli.demo.report import show
+    from mainspring.cli.demo.run import Demo
+    from mainspring.cli.session import INTERRUPTED
+
+    screen = Screen(as_json)
+    report = run(Demo(store.absolute(), full=full, screen=screen).run())
+    if as_json:
+        screen.document(report)
+    else:
+        show(report, screen)
+    again = f"mainspring demo --store {store}"
+    if report.quality is None:
+        screen.note(f"stopped; `{again}{' --full' if full else ''}` goes on from here")
+        return INTERRUPTED
+    screen.note(f'ask your own: mainspring search "how do I ..." --store {report.store}')
+    return NOT_COMPLETED if report.index.failed else OK

@@ -1,0 +1,151 @@
+"""`worker`: a process that runs tasks until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mainspring.cli.opening import is_missing, run
+from mainspring.cli.options import DEFAULT_STORE, AsJson
+from mainspring.cli.screen import Screen
+from mainspring.environment import SYSTEM
+from mainspring.errors import InvalidInput, TaskError, invalid
+
+if TYPE_CHECKING:
+    from mainspring.engine import Engine
+
+_Target = Annotated[
+    str | None,
+    typer.Argument(metavar="MODULE:ENGINE", help="Where the engine is, as mymodule:engine or app.py:engine."),
+]
+_Store = Annotated[
+    str | None,
+    typer.Option(
+        "--store", envvar="MAINSPRING_STORE", metavar="PATH", help="Work on this file instead of the engine's own."
+    ),
+]
+
+
+def worker(
+    target: _Target = None,
+    builtin: Annotated[
+        bool, typer.Option("--builtin", help="Serve the built-in types alone, without a module.")
+    ] = False,
+    store: _Store = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run tasks until Ctrl-C or SIGTERM, then let the running ones end; a second signal hands them back at once."""
+    screen = Screen(as_json)
+    if builtin == (target is not None):
+        raise invalid(
+            "MODULE:ENGINE", target, "is one of two ways", "name the module that holds your engine, or give --builtin"
+        )
+    engine = _built_in(store) if target is None else _placed(load(target), store)
+    if is_missing(str(engine.path)):
+        screen.note(f"makes a new store at {engine.path}")
+    run(_work(engine, screen))
+
+
+async def _work(engine: Engine, screen: Screen) -> None:
+    await engine.start()
+    # The engine is open, so run() first gives way when its signal handlers stand: only then is it said to be ready.
+    asyncio.get_running_loop().call_soon(_ready, engine, screen)
+    await engine.run()
+    if screen.as_json:
+        screen.document({"event": "stopped"})
+    screen.note("stopped; what had not ended is back in the queue")
+
+
+def _ready(engine: Engine, screen: Screen) -> None:
+    types = sorted(map(str, engine.executor.types))
+    worker_id, pid = engine.manager.store.worker_id, SYSTEM.pid()
+    if screen.as_json:
+        screen.document({"event": "ready", "worker": worker_id, "pid": pid, "store": str(engine.path), "types": types})
+    own = ", ".join(kind for kind in types if kind.startswith("custom:"))
+    screen.note(f"worker {worker_id} (pid {pid}) serves {own or 'the built-in types'} on {engine.path}")
+    screen.note("Ctrl-C lets running tasks end, a second one hands them back")
+
+
+def _built_in(store: str | None) -> Engine:
+    from mainspring.engine import Engine
+
+    return Engine(store or DEFAULT_STORE)
+
+
+def _placed(engine: Engine, store: str | None) -> Engine:
+    """Return the user's engine, made to work, and on another file if one is named.
+
+    It stays the same object, because handlers may use it; its parts are made anew, because they know their file.
+    """
+    from mainspring.engine import Engine
+
+    is_lasting = engine.manager.store._private is None
+    own = str(engine.path) if is_lasting else DEFAULT_STORE  # nobody else could submit to ":memory:"
+    fresh = Engine(store or own, engine.config)
+    for handler in engine.executor.handlers.values():
+        fresh.executor.register(handler)
+    fresh.models._slots.update(engine.models._slots)
+    vars(engine).update(vars(fresh))
+    return engine
+
+
+def load(target: str) -> Engine:
+    """Import a module or a file and return the engine in it.
+
+    Raises: InvalidInput: no such module, it can't be imported, or there is no engine of that name.
+    """
+    from mainspring.engine import Engine
+
+    where, _, name = target.partition(":")
+    module = _imported(where, target)
+    found = getattr(module, name or "engine", None)
+    if not isinstance(found, Engine):
+        engines = ", ".join(key for key, value in vars(module).items() if isinstance(value, Engine))
+        raise invalid(
+            "MODULE:ENGINE",
+            target,
+            f"{name or 'engine'} is not an Engine there",
+            f"use {where}:NAME with one of: {engines}" if engines else "make one: engine = Engine()",
+        )
+    return found
+
+
+def _imported(where: str, target: str) -> ModuleType:
+    """Import by name, from the working folder too, or by path. Child processes get the same search path."""
+    path = Path(where).absolute()
+    is_file = where.endswith(".py")
+    if is_file and not path.is_file():
+        raise invalid("MODULE:ENGINE", target, f"there is no file {path}", "check the path")
+    name = path.stem if is_file else where
+    folder = str(path.parent if is_file else Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(name)
+    except TaskError:
+        raise
+    except Exception as exc:  # whatever a user's module raises is told to its author
+        raise InvalidInput(f"{where} can't be imported: {_where(exc)}", field="MODULE:ENGINE", value=target) from exc
+    if is_file and Path(module.__file__ or "").resolve() != path.resolve():
+        raise invalid(
+            "MODULE:ENGINE", target, f"another module is called {name!r} ({module.__file__})", "rename the file"
+        )
+    return module
+
+
+def _where(exc: Exception) -> str:
+    """Return what was raised and at which line of the user's, or some library's, code."""
+    own = (__file__, importlib.__file__)
+    frames = [f for f in traceback.extract_tb(exc.__traceback__) if f.filename not in own and f.filename[:1] != "<"]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(exc).__name__}: {exc}{place}"
+
+
+__all__ = ["worker"]

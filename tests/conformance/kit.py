@@ -1,0 +1,287 @@
+"""What the conformance tests stand on: a clock that stands still, a worker that is the test itself, builders of tasks.
+
+Nothing in here knows a particular store but the factories at the end: what they add to the contract (dying, pruning,
+counting afresh) every store can do, each in its own way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import apsw
+import msgspec
+
+from mainspring.blobs.local import LocalBlobStore
+from mainspring.config import StoreConfig
+from mainspring.environment import Environment
+from mainspring.errors import InvalidInput
+from mainspring.store.base import COMPLETED, FAILED, Claimed, Ended, Finish, Lane, NewTask, Store
+from mainspring.store.sqlite import upkeep
+from mainspring.store.sqlite.store import SqliteStore
+from mainspring.store.sqlite.transaction import Applier
+from mainspring.tasks import ErrorInfo, Text, TextOutput, TaskId, TaskStatus
+from mainspring.tasks.codec import encode
+from mainspring.tasks.lifecycle import STATUS_OF, STORED_REASONS, State
+
+WORK, OTHER = "custom:work", "custom:other"
+AGEING_MS = 60_000
+OUTPUT = encode(TextOutput("done"))[0]
+NOBODY = Claimed(-1, bytes(16), 1, -1, ("default", WORK, ""), 0, 0, 1, 0, 0, 0, 0, 0, None, None, b"", None)
+
+
+class Clock(Environment):
+    """Time stands still until the test moves it."""
+
+    def __init__(self) -> None:
+        self._now = 1_800_000_000.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def wall_ms(self) -> int:
+        return round(self._now * 1000)
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+
+
+class Note(msgspec.Struct, frozen=True):
+    """An effect of the tests: one line in a table beside the tasks."""
+
+    text: str
+    then: str = "keep"  # or "refuse", or "break": written first, then the applier raises
+
+
+def new(text: str = "", *, type: str = WORK, namespace: str = "default", group: str = "", **options: Any) -> NewTask:
+    """A task as the store gets it."""
+    id = options.pop("id", None) or TaskId().bytes
+    return NewTask(id, (namespace, type, group), encode(Text(text))[0], **options)
+
+
+def error(message: str = "no", type: str = "ValueError") -> bytes:
+    return msgspec.msgpack.encode(ErrorInfo(type=type, message=message))
+
+
+class Port:
+    """A worker and a listener: holds what it is handed until the test ends it by hand."""
+
+    def __init__(self, store: Store, room: int = 0, *types: str, **lanes: Sequence[str]) -> None:
+        self.store = store
+        self.lanes = {name: Lane(name, room) for name in (lanes or {"async": ()})}
+        for name, kinds in (lanes or {"async": types or (WORK, OTHER)}).items():
+            self.lanes[name].types = frozenset(kinds)
+        self.held: dict[bytes, Claimed] = {}
+        self.order: list[Claimed] = []
+        self.missed: list[Finish] = []
+        self.asked: list[bytes] = []
+        self.ends: list[Ended] = []
+        self.overdrawn: list[str] = []  # lanes that were handed more than they had room for
+        store.listen(self)
+
+    # What the store tells
+
+    def claimed(self, claims: list[Claimed]) -> None:
+        self.order += sorted(claims, key=lambda claim: (claim.rank, claim.seq))  # one hand-over has no order of its own
+        self.held.update((claim.id, claim) for claim in claims)
+        self.overdrawn += [name for name, lane in self.lanes.items() if lane.limit >= 0 and lane.room() < 0]
+
+    def lost(self, finishes: list[Finish]) -> None:
+        self.missed += finishes
+
+    def asked_to_stop(self, ids: list[bytes]) -> None:
+        self.asked += ids
+
+    def ended(self, tasks: list[Ended]) -> None:
+        self.ends += tasks
+
+    def wants(self, id: bytes) -> bool:
+        return True
+
+    def awaited(self, most: int) -> list[bytes]:
+        return []
+
+    # What the test does
+
+    async def serve(self) -> None:
+        await self.store.register([kind for lane in self.lanes.values() for kind in lane.types], [])
+        self.store.serve(self)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Return when all that was given to the store before is committed and told."""
+        await self.store.withdraw(NOBODY)
+
+    async def room(self, n: int, lane: str = "async") -> list[Claimed]:
+        """Have room for n more; returns what is handed over for it."""
+        before = len(self.order)
+        self.lanes[lane].limit += n
+        self.store.demand()
+        await self.settle()
+        return self.order[before:]
+
+    async def take(self) -> Claimed:
+        """Have room for one more, and return it."""
+        (claim,) = await self.room(1)
+        return claim
+
+    def end(self, claim: Claimed, outcome: int = COMPLETED, *, lane: str = "async", **fields: Any) -> Finish:
+        """End an attempt; its room is free from then on."""
+        self.held.pop(claim.id, None)
+        self.lanes[lane].released += 1
+        if outcome == COMPLETED:
+            fields.setdefault("output", OUTPUT)
+        elif outcome == FAILED:
+            fields.setdefault("error", error())
+        finish = Finish(claim, outcome, self.store.now_ms(), lane=lane, **fields)
+        self.store.finish(finish)
+        return finish
+
+    async def finish(self, claim: Claimed, outcome: int = COMPLETED, **fields: Any) -> None:
+        """End an attempt and take no other for it."""
+        self.lanes["async"].limit -= 1
+        self.end(claim, outcome, **fields)
+        await self.settle()
+
+    async def run_all(self) -> list[Claimed]:
+        """Complete whatever is handed over until nothing is; returns it in that order."""
+        before = len(self.order)
+        await self.settle()
+        while self.held:
+            for claim in list(self.held.values()):
+                self.end(claim)
+            await self.settle()
+        return self.order[before:]
+
+    def ended_as(self) -> dict[bytes, int]:
+        return {ended.id: ended.status for ended in self.ends}
+
+
+async def submit(store: Store, *tasks: NewTask) -> list[bytes]:
+    return [accepted.id for accepted in await store.submit(tasks)]
+
+
+async def state(store: Store, id: bytes) -> State:
+    info = await store.info(id)
+    return State(info.status, info.reason)
+
+
+async def status(store: Store, id: bytes) -> TaskStatus:
+    return (await store.info(id)).status
+
+
+async def statuses(store: Store, ids: Iterable[bytes]) -> list[str]:
+    return [(await status(store, id)).value for id in ids]
+
+
+class Factory(Protocol):
+    """Opens stores on one and the same place, and does to them what no contract offers."""
+
+    clock: Clock
+
+    def make(self, *, queue_size: int | None = None, **config: Any) -> Any:
+        """Return a store that is not yet open."""
+
+    async def die(self, store: Any) -> None:
+        """End a store as a killed process would: nothing is signed off."""
+
+    async def prune(self, store: Any) -> None:
+        """Let retention go over the whole store once."""
+
+    def recount(self) -> Counter[tuple[str, str]]:
+        """Count tasks afresh by (type, status)."""
+
+    def notes(self) -> list[str]:
+        """Return the lines that effects have left."""
+
+    def durable_status(self, id: bytes) -> int:
+        """Return what another connection reads now."""
+
+    def states(self) -> dict[bytes, State]:
+        """Return the state of every task."""
+
+
+def _write_note(cursor: apsw.Cursor, note: Note, namespace: str, now_ms: int) -> None:
+    cursor.execute("INSERT INTO note VALUES (?)", (note.text,))
+    if note.then == "refuse":
+        raise InvalidInput("note = 'x': is refused; leave it out", field="note")
+    if note.then == "break":
+        raise KeyError("a mistake of the applier")
+
+
+class SqliteFactory:
+    """Stores on one file."""
+
+    appliers: dict[type, Applier] = {Note: _write_note}
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "work.db"
+        self.clock = Clock()
+
+    def make(self, *, queue_size: int | None = None, **config: Any) -> SqliteStore:
+        return SqliteStore(
+            self.path,
+            StoreConfig(ageing_s=AGEING_MS / 1000, **config),
+            blobs=lambda file: LocalBlobStore(file.with_name(file.name + "-blobs")),
+            env=self.clock,
+            queue_size=queue_size,
+            extra_schema="CREATE TABLE IF NOT EXISTS note (text TEXT NOT NULL) STRICT;",
+            appliers=self.appliers,
+        )
+
+    async def die(self, store: SqliteStore) -> None:
+        await store._caretaker.stop()
+        store._bell.close()
+        store._writer.stop()
+        await asyncio.to_thread(store._thread.join)
+        await asyncio.to_thread(store._reader.stop)
+        assert store._life is not None
+        store._life._marks.close()
+        os.close(store._life._fd)
+        store._life._fd = -1
+        store._caretaker.release()
+
+    async def prune(self, store: SqliteStore) -> None:
+        cursor = -1
+        while cursor:
+            cursor = await store.write(lambda tx, at=max(cursor, 0): upkeep.prune(tx, at, store.config))
+
+    def _rows(self, sql: str, *values: Any) -> list[Any]:
+        connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            return connection.execute(sql, values).fetchall()
+        finally:
+            connection.close()
+
+    def recount(self) -> Counter[tuple[str, str]]:
+        rows = self._rows(
+            "SELECT type, status, count(*) FROM task JOIN class ON class.id = task.class GROUP BY type, status"
+        )
+        return Counter({(kind, STATUS_OF[code].value): n for kind, code, n in rows})
+
+    def notes(self) -> list[str]:
+        return [row[0] for row in self._rows("SELECT text FROM note ORDER BY rowid")]
+
+    def durable_status(self, id: bytes) -> int:
+        return int(self._rows("SELECT status FROM task WHERE id = ?", id)[0][0])
+
+    def states(self) -> dict[bytes, State]:
+        rows = self._rows("SELECT id, status, reason FROM task")
+        return {id: State(STATUS_OF[code], None if reason is None else STORED_REASONS[reason]) for id, code, reason in rows}
+
+
+FACTORIES: dict[str, type[SqliteFactory]] = {"sqlite": SqliteFactory}
+
+
+@asynccontextmanager
+async def opened(store: Any) -> AsyncIterator[Any]:
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()

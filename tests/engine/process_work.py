@@ -1,0 +1,98 @@
+"""Handlers for the process lane: importable, each good or bad in one way."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mainspring import Context, Permanent
+
+
+def double(n: int) -> int:
+    return 2 * n
+
+
+def where() -> int:
+    return os.getpid()
+
+
+def spin(mark: str) -> None:
+    """CPU-bound Python that never looks up."""
+    Path(mark).touch()
+    while True:
+        pass
+
+
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+def leave(code: int) -> None:
+    print("last words", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def leave_once(mark: str) -> str:
+    """Dies the first time."""
+    if not os.path.exists(mark):
+        Path(mark).touch()
+        os._exit(3)
+    return "second time"
+
+
+def until_asked(ctx: Context, mark: str) -> str:
+    Path(mark).touch()
+    while not ctx.cancelled:
+        time.sleep(0.002)
+    return "heard it"
+
+
+def fail(times: int, ctx: Context) -> int:
+    if ctx.attempt <= times:
+        raise ValueError(f"attempt {ctx.attempt}")
+    return ctx.attempt
+
+
+def refuse() -> None:
+    raise Permanent("never works")
+
+
+def leave_by(kind: str) -> None:
+    raise {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt, "GeneratorExit": GeneratorExit}[kind]("out")
+
+
+def parent(ctx: Context, n: int) -> list[Any]:
+    """Returns handles of its children, some of them stored at once."""
+    return [ctx.submit(double, i, now=bool(i % 2)) for i in range(n)]
+
+
+def burn(seconds: float) -> None:
+    start = time.process_time()
+    while time.process_time() - start < seconds:
+        pass
+
+
+def nap(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def allocate(megabytes: int) -> int:
+    return len(bytearray(os.urandom(1)) * (megabytes << 20))
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+def open_file() -> Any:
+    return open(os.devnull)  # noqa: SIM115
+
+
+def progress(ctx: Context, mark: str) -> None:
+    ctx.progress(3, 4)
+    while not os.path.exists(mark):
+        time.sleep(0.002)

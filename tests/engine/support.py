@@ -1,0 +1,50 @@
+"""What the tests of engine and dispatch share: quick settings, fixed chance, and waiting for a condition."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mainspring import Engine, EngineConfig, ExecutorConfig, Retry, StoreConfig, TaskHandle, TaskManagerConfig
+from mainspring.environment import Environment
+
+SOON = Retry(max_retries=3, delay="2ms", max_delay="5ms")
+"""Retries that cost a test no time."""
+LIMIT_S = 20.0
+"""How long a test waits for what should come at once: a hang becomes a failure with its place."""
+
+
+class FullJitter(Environment):
+    """The real machine, but chance always gives the upper bound and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, float]] = []
+
+    def uniform(self, low: float, high: float) -> float:
+        self.asked.append((low, high))
+        return high
+
+
+def quick(store: StoreConfig | None = None, executor: ExecutorConfig | None = None, **manager: Any) -> EngineConfig:
+    """Settings with a short grace and few slots."""
+    chosen: dict[str, Any] = {"grace_s": 0.1, "thread_slots": 2, "process_slots": 2, "drain_s": 5.0, **manager}
+    return EngineConfig(
+        manager=TaskManagerConfig(**chosen), store=store or StoreConfig(), executor=executor or ExecutorConfig()
+    )
+
+
+def engine_on(path: str | Path = ":memory:", *, worker: bool = True, **manager: Any) -> Engine:
+    return Engine(path, quick(**manager), worker=worker)
+
+
+async def value(handle: TaskHandle) -> Any:
+    return await handle.result(timeout=LIMIT_S)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what no event tells: something in another thread or process."""
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
