@@ -1,6 +1,6 @@
 """What a long queue costs: submit, claim and memory with 1,000 and with 1,000,000 tasks queued or paused ahead.
 
-    python -m bench.backlog                    about ten minutes, a GiB of disk
+    python -m bench.backlog                    minutes, a GiB of disk
     python -m bench.backlog --n 1000,100000    a tenth of that
 
 Each length is measured in fresh processes (memory is a process's), over the public API alone:
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
 from bench.harness import PAYLOAD, SUBMITTERS, Report, Row, Stopwatch, latencies_ms, noop, opened, options, run, scratch
+
 from mainspring import Engine
 
 _PIECE = 50_000
@@ -62,7 +62,7 @@ def _register(engine: Engine) -> None:
     engine.task(timeout=30)(queued)
 
 
-# --- What runs in a process of its own; each returns figures for the report ------------------------------------------------
+# --- What runs in a process of its own; each returns figures for the report ------------------------------------------
 
 
 async def fill(path: Path, n: int) -> dict[str, float]:
@@ -108,7 +108,13 @@ async def flow(path: Path, n: int) -> dict[str, float]:
                 fed += more
                 await engine.map(queued, [PAYLOAD] * more)
     sample = watch.sample(fed)
-    return {"rate": sample.rate, "cpu_us": sample.cpu_us, "others": sample.others, "opening_ms": opening_ms, "rss": _rss()}
+    return {
+        "rate": sample.rate,
+        "cpu_us": sample.cpu_us,
+        "others": sample.others,
+        "opening_ms": opening_ms,
+        "rss": _rss(),
+    }
 
 
 async def paused(path: Path, n: int) -> dict[str, float]:
@@ -141,11 +147,23 @@ def _rss() -> float:
 _STEPS = {"fill": fill, "submit": submit, "flow": flow, "paused": paused}
 
 
-# --- The report --------------------------------------------------------------------------------------------------------
+# --- The report ------------------------------------------------------------------------------------------------------
 
 
 def _in_child(step: str, path: Path, n: int, loop: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "bench.backlog", "--step", step, "--file", str(path), "--n", str(n), "--loop", loop]
+    command = [
+        sys.executable,
+        "-m",
+        "bench.backlog",
+        "--step",
+        step,
+        "--file",
+        str(path),
+        "--n",
+        str(n),
+        "--loop",
+        loop,
+    ]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout))
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from bench.harness import Report, Sample, Stopwatch, by_map, opened, options, row_of, run, scratch
+
 from mainspring import Engine, Task
 from mainspring.tasks import Ref
 
@@ -88,10 +90,10 @@ def _measure(report: Report, folder: Path, n: int, runs: int, loop: str) -> None
     for turn in range(runs):  # shapes and no-ops take turns, so that a loaded minute hits both
         for count in (n, 10 * n):
             path = folder / f"plain-{turn}-{count}.db"
-            timed.setdefault(("", count), []).append(run(lambda p=path, c=count: _timed(p, by_map, c), loop))  # type: ignore[misc]
+            timed.setdefault(("", count), []).append(run(partial(_timed, path, by_map, count), loop))
         for number, (name, (shape, count, _)) in enumerate(shapes.items()):
             path = folder / f"{turn}-{number}.db"
-            sample = run(lambda p=path, s=shape, c=count: _timed(p, s, c), loop)  # type: ignore[misc]
+            sample = run(partial(_timed, path, shape, count), loop)
             timed.setdefault((name, count), []).append(sample)
     for count in (n, 10 * n):
         report.add(row_of("no dependencies, map", timed["", count]))

@@ -21,12 +21,12 @@ from typing import Any, TypeVar
 
 import msgspec
 import psutil
+from bench.machine import describe, filesystem_of, uvloop_of
+from bench.plot import draw
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.machine import describe, filesystem_of, uvloop_of
-from bench.plot import draw
 from mainspring import Engine, EngineConfig, TaskManagerConfig
 
 OUT = Path(__file__).resolve().parent / "out"
@@ -307,7 +307,9 @@ class Report:
         console.print(self._table())
         for remark in self.remarks:
             console.print(remark, highlight=False)
-        console.print(" | ".join(f"{name} {value}" for name, value in self.machine.items()), style="dim", highlight=False)
+        console.print(
+            " | ".join(f"{name} {value}" for name, value in self.machine.items()), style="dim", highlight=False
+        )
         self._out.mkdir(parents=True, exist_ok=True)
         path = self._out / f"{self.name}.json"
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self.as_json())) + b"\n")
@@ -352,7 +354,9 @@ def _cells(row: Row) -> list[str]:
         f"{row.n:,}",
         f"{_figure(row.median)} {row.unit}",
         f"{_figure(min(row.values))}-{_figure(max(row.values))}",
-        "\n".join(f"{name} {value:.1f}" if len(row.cpu_us) > 1 else f"{value:.1f}" for name, value in row.cpu_us.items()),
+        "\n".join(
+            f"{name} {value:.1f}" if len(row.cpu_us) > 1 else f"{value:.1f}" for name, value in row.cpu_us.items()
+        ),
         "" if row.ratio is None else f"{row.ratio:.2f}",
         _wanted(row),
         f"[{style}]{row.verdict}[/{style}]" if style else "",
@@ -362,7 +366,9 @@ def _cells(row: Row) -> list[str]:
 
 def _wanted(row: Row) -> str:
     sign = "≤" if row.lower_is_better else "≥"
-    limits = [f"{name} {sign} {limit:g}" for name, limit in (("floor", row.floor), ("goal", row.goal)) if limit is not None]
+    limits = [
+        f"{name} {sign} {limit:g}" for name, limit in (("floor", row.floor), ("goal", row.goal)) if limit is not None
+    ]
     return ", ".join(limits)
 
 

@@ -2,13 +2,14 @@
 
     python -m bench.latency
 
-One at a time, judged by what the disk itself takes: two commits can't be faster than two syncs. Syncs are measured right
-before and after each run, in the same folder.
+One at a time, judged by what the disk itself takes: two commits can't be faster than two syncs. Syncs are measured
+right before and after each run, in the same folder.
 """
 
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from pathlib import Path
 
 from bench.harness import Report, Row, Stopwatch, latencies_ms, opened, options, percentile, run, scratch
@@ -35,7 +36,7 @@ def _measure(report: Report, folder: Path, n: int, runs: int, loop: str) -> None
     p50, p99, durable50, cpu, budgets = [], [], [], [], []
     before = report.sync_ms
     for turn in range(runs):
-        durable, known, cpu_us = run(lambda turn=turn: measured(folder / f"{turn}.db", n), loop)  # type: ignore[misc]
+        durable, known, cpu_us = run(partial(measured, folder / f"{turn}.db", n), loop)
         after = report.resync()
         budgets.append(2 * (before + after) / 2 + _ENGINE_MS)
         before = after
@@ -62,12 +63,14 @@ def _measure(report: Report, folder: Path, n: int, runs: int, loop: str) -> None
         ratio = statistics.median(p50) / _BEST_PEER_MS
         report.add(
             Row(
-                what="submit to result, p50, beside a peer", n=n, values=p50, unit="ms", lower_is_better=True, goal=0.75,
-                ratio=ratio, against=f"the best peer's recorded {_BEST_PEER_MS} ms, from another day (peer)",
+                what="submit to result, p50, beside a peer", n=n, values=p50, unit="ms", lower_is_better=True,
+                ratio=ratio, goal=0.75, against=f"the best peer's recorded {_BEST_PEER_MS} ms, from another day (peer)",
             )
         )  # fmt: skip
     else:
-        report.remarks.append(f"A sync takes more than {_QUICK_DISK_MS} ms here: not compared with a peer that makes none.")
+        report.remarks.append(
+            f"A sync takes more than {_QUICK_DISK_MS} ms here: not compared with a peer that makes none."
+        )
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
     python -m bench.reference
 
-Nothing here is a task system. `asyncio` only calls coroutines and forgets them; `sqlite` writes the three steps of a task
-(stored, claimed, finished) to a table with one index, by one thread, in batches, with no checks, attempts or waiters.
+Nothing here is a task system. `asyncio` only calls coroutines and forgets them; `sqlite` writes the three steps of a
+task (stored, claimed, finished) to a table with one index, by one thread, in batches, with no checks, attempts or
+waiters.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import apsw
-
 from bench.harness import PAYLOAD, Report, Row, Sample, Stopwatch, by_map, noop, opened, options, row_of, run, scratch
 
 _BATCHES = (1, 64, 256, 1024)
@@ -85,15 +86,15 @@ def _measure(report: Report, folder: Path, n: int, runs: int, loop: str) -> None
         ceilings.setdefault(name, []).append(timed())
 
     for turn in range(runs):
-        engine.append(run(lambda turn=turn: _engine(folder / f"engine-{turn}.db", n), loop))  # type: ignore[misc]
-        ceiling("asyncio: tasks gathered, memory only", lambda: run(lambda: _gathered(n), loop))
-        ceiling(f"thread pool of {_THREADS}, memory only", lambda: _threads(n))
+        engine.append(run(partial(_engine, folder / f"engine-{turn}.db", n), loop))
+        ceiling("asyncio: tasks gathered, memory only", partial(run, partial(_gathered, n), loop))
+        ceiling(f"thread pool of {_THREADS}, memory only", partial(_threads, n))
         for synchronous in ("full", "normal"):
             for batch in _BATCHES:
                 count = min(n, _SINGLE_AT_MOST) if batch == 1 else n
                 path = folder / f"{synchronous}-{batch}-{turn}.db"
                 name = f"sqlite {synchronous}, {batch} a commit"
-                ceiling(name, lambda p=path, s=synchronous, c=count, b=batch: sqlite_steps(p, s, c, b))  # type: ignore[misc]
+                ceiling(name, partial(sqlite_steps, path, synchronous, count, batch))
     report.add(row_of("engine, map", engine))
     ours = statistics.median(sample.rate for sample in engine)
     for name, samples in ceilings.items():

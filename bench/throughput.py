@@ -9,8 +9,10 @@ second process on the same file. How to read it: bench/README.md.
 
 from __future__ import annotations
 
+import shutil
 import statistics
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 from bench.harness import (
@@ -32,6 +34,7 @@ from bench.harness import (
     scratch,
 )
 from bench.worker import worker_beside
+
 from mainspring import Engine
 
 Way = Callable[[Engine, int], Awaitable[None]]
@@ -74,21 +77,20 @@ async def latency(path: Path, loop: str | None, n: int) -> list[float]:
         return (await latencies_ms(engine, n))[1]
 
 
-def _throughput(report: Report, folder: Path, counts: Sequence[int], runs: int, loop: str) -> None:
-    for n in counts:
-        for name, way in _WAYS.items():
-            samples = []
-            for turn in range(runs):
-                samples.append(run(lambda way=way, n=n, turn=turn: one_process(folder / f"one-{turn}.db", way, n), loop))  # type: ignore[misc]
-                _clear(folder)
-            report.add(_row(f"{name}, one process", samples, {}, _LIMITS[name]))
-        for name, way in _WAYS.items():
-            pairs = []
-            for turn in range(runs):
-                pairs.append(run(lambda way=way, n=n, turn=turn: two_processes(folder / f"two-{turn}.db", way, n, loop), loop))  # type: ignore[misc]
-                _clear(folder)
-            worker = {"worker": [spent for _, spent in pairs]}
-            report.add(_row(f"{name}, two processes", [sample for sample, _ in pairs], worker, _TWO_PROCESSES))
+def _throughput(report: Report, folder: Path, n: int, runs: int, loop: str) -> None:
+    for name, way in _WAYS.items():
+        samples = []
+        for turn in range(runs):
+            samples.append(run(partial(one_process, folder / f"one-{turn}.db", way, n), loop))
+            _clear(folder)
+        report.add(_row(f"{name}, one process", samples, {}, _LIMITS[name]))
+    for name, way in _WAYS.items():
+        pairs = []
+        for turn in range(runs):
+            pairs.append(run(partial(two_processes, folder / f"two-{turn}.db", way, n, loop), loop))
+            _clear(folder)
+        worker = {"worker": [spent for _, spent in pairs]}
+        report.add(_row(f"{name}, two processes", [sample for sample, _ in pairs], worker, _TWO_PROCESSES))
 
 
 def _row(what: str, samples: list[Sample], elsewhere: dict[str, list[float]], limits: tuple[float, float]) -> Row:
@@ -98,15 +100,13 @@ def _row(what: str, samples: list[Sample], elsewhere: dict[str, list[float]], li
 
 def _clear(folder: Path) -> None:
     """Throw the stores of the last run away, so that their pages are not written back during the next one."""
-    import shutil
-
     for entry in folder.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def _latency(report: Report, folder: Path, n: int, loop: str) -> None:
-    here = run(lambda: latency(folder / "here.db", None, n), loop)
-    there = run(lambda: latency(folder / "there.db", loop, n), loop)
+    here = run(partial(latency, folder / "here.db", None, n), loop)
+    there = run(partial(latency, folder / "there.db", loop, n), loop)
     report.add(Row(what="latency p50, one process", n=n, values=[percentile(here, 0.5)], unit="ms"))
     ratio = percentile(there, 0.5) / percentile(here, 0.5)
     report.add(
@@ -126,7 +126,8 @@ def main() -> None:
             "The ratio is against a recorded figure, good for orientation only; `python -m bench.peers` measures peers "
             "and us in one run."
         )
-        _throughput(report, folder, given.n, given.runs, given.loop)
+        for n in given.n:
+            _throughput(report, folder, n, given.runs, given.loop)
         _latency(report, folder, min(_LATENCIES, *given.n), given.loop)
         report.finish()
 

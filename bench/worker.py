@@ -15,19 +15,17 @@ from pathlib import Path
 from bench.harness import opened, run
 
 _ROOT = Path(__file__).resolve().parent.parent
-_PACKAGE = _ROOT / "src"
 _STOP_WITHIN_S = 30.0
 
 
 @contextlib.asynccontextmanager
 async def worker_beside(path: Path, loop: str) -> AsyncIterator[int]:
     """Run a worker on the same file while the block runs; it is ready when the block begins."""
-    paths = [str(_ROOT), str(_PACKAGE), os.environ.get("PYTHONPATH", "")]
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.worker", str(path), loop,
+        sys.executable, "-m", "bench.worker", os.path.abspath(path), loop,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        cwd=_ROOT,
     )  # fmt: skip
     assert child.stdin is not None
     assert child.stdout is not None

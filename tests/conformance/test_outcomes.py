@@ -50,7 +50,8 @@ async def test_ends_without_a_result(store: Any, port: Port, outcome: int, ends:
     (id,) = await submit(store, new())
     await port.finish(await port.take(), outcome, error=error("why"))
     result = await store.result(id)
-    assert (result.status.value, result.output, result.error.message) == (ends, None, "why")
+    assert (result.status.value, result.output) == (ends, None)
+    assert "why" in result.error.message
     assert await port.room(3) == []
     assert [(ended.id, ended.output) for ended in port.ends] == [(id, None)]
 
@@ -104,11 +105,7 @@ async def test_released_is_uncharged_and_bounded(store: Any, port: Port) -> None
     await port.finish(await port.take(), RELEASED)
     assert await status(store, id) is TaskStatus.FAILED
     assert port.ended_as() == {id: 3}
-    assert factory_free(await store.stats())
-
-
-def factory_free(stats: dict[str, Any]) -> bool:
-    return stats["pending"] == 0 and stats["running"] == 0
+    assert (await store.stats())["pending"] == 0
 
 
 async def test_a_crash_is_charged_as_a_crash(factory: Factory, store: Any, port: Port) -> None:

@@ -300,8 +300,7 @@ async def test_a_type_that_cannot_be_converted_is_refused_when_declared(engine: 
     async def strange(thing):
         return thing
 
-    for hint in (np.ndarray | Person, dict[Point, int]):
-        strange.__annotations__ = {"thing": hint}
-        with pytest.raises(InvalidInput, match="thing"):
-            engine.task(strange)
+    strange.__annotations__ = {"thing": np.ndarray | Person}
+    with pytest.raises(InvalidInput, match="thing"):
+        engine.task(strange)
     assert len(engine.executor.handlers) == count

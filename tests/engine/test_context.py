@@ -251,7 +251,10 @@ async def test_a_circle_of_results_is_an_error(engine: Engine) -> None:
     handles = [await engine.submit(circle, n, task_id=ids[n]) for n in (0, 1)]
     await engine.manager.resume(type="custom:circle")
     results = await asyncio.gather(*(value(handle) for handle in handles), return_exceptions=True)
-    assert all(isinstance(result, Exception) and "circle" in str(result) or "ended as" in str(result) for result in results)
+    assert [type(result) for result in results] == [InvalidInput, InvalidInput]
+    assert all("the task itself" in str(result) for result in results)
+    statuses = {(await handle.info()).status for handle in handles}
+    assert statuses == {TaskStatus.COMPLETED, TaskStatus.FAILED}
 
 
 async def test_children_of_a_failed_attempt_never_exist(engine: Engine, double: Any) -> None:

@@ -22,7 +22,7 @@ from mainspring.environment import SYSTEM
 from mainspring.errors import TaskError, invalid
 from mainspring.tasks import TaskId, TaskStatus
 
-_AT_ONCE = 512
+_AT_ONCE = 256
 """Documents on their way through the store: enough to keep all slots busy, few enough to keep memory flat."""
 _TOGETHER = 32
 """Documents of one submit, hence of one commit."""
@@ -53,7 +53,7 @@ class Indexer:
         self._pipeline = Pipeline(collection=collection, model_id=engine.config.models.default_embedding)
         self._watcher = watcher
         self._room = asyncio.Semaphore(_AT_ONCE)
-        self._began = SYSTEM.monotonic()
+        self._began = self._ended = SYSTEM.monotonic()
         self._changes = Changes(todo=[], unchanged=0, removed=[])
         self._chunks: dict[str, int] = {}  # of what was indexed, by source
         self._failures = list(listing.failures)
@@ -68,17 +68,19 @@ class Indexer:
 
         Raises: InvalidInput: the collection was made by another model. What submitting raises.
         """
-        turns = await self._plan()
-        self._watcher.planned(self._changes)
-        await self._remove()
         try:
+            turns = await self._plan()
+            self._watcher.planned(self._changes)
+            await self._remove()
             async with asyncio.TaskGroup() as following:
                 for start in range(0, len(turns), _TOGETHER):
                     for document, ids, handle in await self._submit(turns[start : start + _TOGETHER]):
                         following.create_task(self._follow(document, ids, handle))
+            self._is_whole = True
         except ExceptionGroup as several:
             raise several.exceptions[0] from several
-        self._is_whole = True
+        finally:
+            self._ended = SYSTEM.monotonic()
 
     def report(self) -> IndexReport:
         """Return what was reached so far."""
@@ -93,7 +95,7 @@ class Indexer:
             removed=self._removed,
             skipped=self._listing.skipped,
             failed=sorted(self._failures, key=lambda failure: failure.source),
-            seconds=round(SYSTEM.monotonic() - self._began, 3),
+            seconds=round(self._ended - self._began, 3),
             interrupted=not self._is_whole,
         )
 

@@ -12,9 +12,10 @@ from mainspring.config import SchedulerConfig, seconds
 from mainspring.environment import Environment
 from mainspring.errors import UnsupportedTaskType, invalid
 from mainspring.execution.executor import TaskExecutor
+from mainspring.processors.calls import id_of
 from mainspring.results.values import Values
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, POLICY_CODE, NewTask, Spec, Store
-from mainspring.tasks import Ref, Task, TaskId, TaskPriority, TaskType
+from mainspring.tasks import Task, TaskId, TaskPriority, TaskType
 from mainspring.tasks.codec import encode_input
 
 _spec_encoder = msgspec.msgpack.Encoder()
@@ -65,18 +66,20 @@ class Intake:
             raise invalid("timeout", task.timeout, "leaves no time", "use a positive number of seconds, or None")
         if task.priority not in _PRIORITIES:
             raise invalid("priority", task.priority, "is unknown", "use a TaskPriority")
-        if task.max_retries < 0 or task.max_retries > 1_000_000:
+        if type(task.max_retries) is not int or not 0 <= task.max_retries <= 1_000_000:
             raise invalid("max_retries", task.max_retries, "is out of range", "use 0 or more")
         if task.cache is not None:
             raise invalid("cache", task.cache, "results are not cached yet", "leave it out")
         if task.resources is not None:
             raise invalid("resources", task.resources, "are not reserved yet", "leave it out")
-        if len(task.namespace) > _MAX_NAME or not task.namespace:
-            raise invalid("namespace", task.namespace, f"is not 1 to {_MAX_NAME} characters", "use a short name")
-        if task.group is not None and (len(task.group) > _MAX_NAME or not task.group):
-            raise invalid("group", task.group, f"is not 1 to {_MAX_NAME} characters", "use a short label, or None")
-        if task.idempotency_key is not None and not 0 < len(task.idempotency_key) <= _MAX_KEY:
-            raise invalid("idempotency_key", task.idempotency_key, f"is not 1 to {_MAX_KEY} characters", "hash it")
+        if task.namespace != "default":
+            _check_name("namespace", task.namespace, _MAX_NAME)
+        if task.group is not None:
+            _check_name("group", task.group, _MAX_NAME)
+        if task.idempotency_key is not None:
+            _check_name("idempotency_key", task.idempotency_key, _MAX_KEY)
+        if not isinstance(task.dependencies, Sequence) or isinstance(task.dependencies, str):
+            raise invalid("dependencies", task.dependencies, "is no sequence of tasks", "pass a tuple of ids")
         if len(task.dependencies) > self._config.max_dependencies:
             raise invalid(
                 "dependencies",
@@ -84,7 +87,7 @@ class Intake:
                 f"are more than max_dependencies = {self._config.max_dependencies}",
                 "join them in steps",
             )
-        if task.on_dependency_failure not in POLICY_CODE:
+        if not isinstance(task.on_dependency_failure, str) or task.on_dependency_failure not in POLICY_CODE:
             raise invalid(
                 "on_dependency_failure", task.on_dependency_failure, "is unknown", f"use one of {', '.join(POLICY_CODE)}"
             )
@@ -100,16 +103,19 @@ class Intake:
             not_before_ms = _ms(task.not_before, "not_before")
             if deadline_ms is not None and not_before_ms >= deadline_ms:
                 raise invalid("not_before", task.not_before.isoformat(), "is not before the deadline", "swap them")
+        timeout = task.timeout
+        if timeout is None and (handler := self._executor.handlers.get(task.task_type)) is not None:
+            timeout = handler.timeout
         after: tuple[bytes, ...] = ()
         if task.dependencies or refs:
-            after = tuple(dict.fromkeys(_id_of(item).bytes for item in (*task.dependencies, *refs)))
+            after = tuple(dict.fromkeys(id_of(item).bytes for item in (*task.dependencies, *refs)))
         return NewTask(
             task.id.bytes,
             (task.namespace, task.task_type, task.group or ""),
             data,
             priority=int(task.priority),
             max_retries=task.max_retries,
-            timeout_ms=None if task.timeout is None else max(1, int(task.timeout * 1000)),
+            timeout_ms=None if timeout is None else max(1, int(seconds(timeout, "timeout") * 1000)),
             deadline_ms=deadline_ms,
             not_before_ms=not_before_ms,
             flags=flags,
@@ -128,6 +134,8 @@ class Intake:
             or task.on_dependency_failure != "require"
         ):
             return None
+        if not isinstance(task.metadata, dict):
+            raise invalid("metadata", task.metadata, "is no mapping", "use a dict of str to str")
         for name, value in task.metadata.items():
             if not isinstance(name, str) or not isinstance(value, str):
                 raise invalid("metadata", {name: value}, "is not text", "use str for names and values")
@@ -148,18 +156,21 @@ class Intake:
         try:
             return _spec_encoder.encode(spec)
         except (TypeError, ValueError, OverflowError) as exc:
-            raise invalid("params", spec.params, f"can't be stored ({exc})", "use JSON-like values") from exc
+            raise invalid("metadata and params", spec.params, f"can't be stored ({exc})", "use JSON-like values") from exc
 
 
-def _id_of(item: Any) -> TaskId:
-    if isinstance(item, Ref):
-        return item.id
-    if isinstance(item, TaskId):
-        return item
-    return TaskId(item)
+def _check_name(field: str, value: Any, most: int) -> None:
+    if not isinstance(value, str) or not 0 < len(value) <= most:
+        raise invalid(field, value, f"is no text of 1 to {most} characters", "use a shorter one, or a hash")
+    try:
+        value.encode()
+    except UnicodeEncodeError as exc:
+        raise invalid(field, value, "is no valid Unicode", "use other characters") from exc
 
 
 def _ms(moment: datetime, field: str) -> int:
+    if not isinstance(moment, datetime):
+        raise invalid(field, moment, "is no datetime", "use datetime.now(UTC) + ...")
     if moment.tzinfo is None:
         raise invalid(field, moment, "has no time zone", "use datetime.now(UTC) + ...")
     if not 1970 <= moment.year < 9000:

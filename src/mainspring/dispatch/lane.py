@@ -15,6 +15,7 @@ from mainspring.execution.base import Runner
 from mainspring.store.base import SUSPECT, Claimed, Lane, Store
 
 _RATE_WINDOW_S = 0.05
+_SLICE_S = 0.005
 
 
 class LaneDesk:
@@ -47,12 +48,16 @@ class LaneDesk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_mark = first_mark
         self._open = False
-        self._ended = 0
+        self._taking = True
+        self._ended = 0  # in this window
         self._window_at = 0.0
+        self._at_rest = 0.0  # seconds of this window in which nothing ran
+        self._rests_since: float | None = None
+        self._now = 0.0  # as of the last end
 
     def open(self) -> None:
         self._open = True
-        self._window_at = self.env.monotonic()
+        self._window_at = self._now = self._rests_since = self.env.monotonic()
         self.port.limit = self.slots + min(self.slots, 8)
         for _ in range(self.slots):
             self.add_slot()
@@ -67,6 +72,9 @@ class LaneDesk:
         queue, idle = self._queue, self._idle
         for claim in claims:
             heapq.heappush(queue, (claim.rank, claim.seq, claim))
+        if self._rests_since is not None:
+            self._at_rest += self.env.monotonic() - self._rests_since
+            self._rests_since = None
         for _ in range(min(len(claims), len(idle))):
             waiting = idle.popleft()
             if not waiting.done():
@@ -99,11 +107,19 @@ class LaneDesk:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
+        slice_at = self._now
         while self._open:
             if not queue:
                 waiting = loop.create_future()
                 idle.append(waiting)
+                if not self.running and self._rests_since is None:
+                    self._rests_since = self.env.monotonic()
                 await waiting
+                slice_at = self._now
+                continue
+            if self._now - slice_at > _SLICE_S:  # handlers that never wait must not keep the loop to themselves
+                await asyncio.sleep(0)
+                slice_at = self._now
                 continue
             claim = heapq.heappop(queue)[2]
             if self._gone and claim.seq in self._gone:
@@ -122,17 +138,24 @@ class LaneDesk:
         """Claims that are over make room; the limit follows the rate, so that only what starts soon is claimed ahead."""
         self.port.released += n
         self._ended += n
-        now = self.env.monotonic()
+        now = self._now = self.env.monotonic()
         passed = now - self._window_at
-        if passed >= _RATE_WINDOW_S:
-            ahead = int(self._ended / passed * self._prefetch_s)
+        if passed >= _RATE_WINDOW_S and self._taking:
+            busy = max(passed - self._at_rest, 1e-6)
+            ahead = int(self._ended / busy * self._prefetch_s)
             self.port.limit = self.slots + max(1, min(ahead, self._config.prefetch_max))
             self._ended = 0
+            self._at_rest = 0.0
             self._window_at = now
 
+    def shut(self) -> None:
+        """Take no more claims; those that are here go on."""
+        self._taking = False
+        self.port.limit = -1_000_000_000
+
     async def close(self) -> None:
+        self.shut()
         self._open = False
-        self.port.limit = 0
         for waiting in self._idle:
             if not waiting.done():
                 waiting.set_result(None)

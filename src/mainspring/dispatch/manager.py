@@ -175,7 +175,7 @@ class TaskManager:
         self._draining = True
         limit = seconds(self.config.drain_s if drain_s is None else drain_s, "drain_s")
         for desk in self._desks.values():
-            desk.port.limit = -1_000_000
+            desk.shut()
         self._release_queued()
         await self._until_quiet(limit)
         for attempt in self._attempts():

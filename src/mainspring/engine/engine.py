@@ -218,7 +218,7 @@ class Engine(Operations):
             return builder(*args, **kwargs)
         return call_task(handler_of(function), args, kwargs)
 
-    async def submit(self, function: Callable[..., Any] | Task, *args: Any, **kwargs: Any) -> TaskHandle:
+    async def submit(self, function: Callable[..., Any] | Task, /, *args: Any, **kwargs: Any) -> TaskHandle:
         """Store one task; durable on return.
 
         Args:
@@ -256,7 +256,7 @@ class Engine(Operations):
         self.scheduler.refuse_without_storage()
         return await self.manager.accept(tasks)
 
-    async def map(self, function: Callable[..., Any], items: Iterable[Any], **options: Any) -> list[TaskHandle]:
+    async def map(self, function: Callable[..., Any], items: Iterable[Any], /, **options: Any) -> list[TaskHandle]:
         """Store one task for each item, which becomes the function's first argument; returns their handles in order.
 
         Stored in chunks: when one is refused, the error says how many were stored before it.

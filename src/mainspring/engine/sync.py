@@ -100,10 +100,10 @@ class SyncEngine:
         work.close()
         raise InvalidInput("engine.sync would block this event loop; use the engine itself with await", field="engine.sync")
 
-    def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> SyncHandle:
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> SyncHandle:
         return SyncHandle(self.run(self._engine.submit(function, *args, **kwargs)), self)
 
-    def map(self, function: Callable[..., Any], items: Iterable[Any], **options: Any) -> list[SyncHandle]:
+    def map(self, function: Callable[..., Any], items: Iterable[Any], /, **options: Any) -> list[SyncHandle]:
         return [SyncHandle(handle, self) for handle in self.run(self._engine.map(function, items, **options))]
 
     def as_completed(self, handles: Iterable[SyncHandle]) -> Iterator[SyncHandle]:

@@ -74,7 +74,7 @@ def typed_task(
     elif options.get("not_before") is not None:
         fields["not_before"] = moment(options["not_before"], "not_before")
     return Task(
-        id=id or options.get("task_id") or TaskId(),
+        id=id or TaskId(options.get("task_id")),
         task_type=task_type,
         input=input,
         params=params or {},
@@ -97,7 +97,16 @@ def _ids(after: Any) -> tuple[TaskId, ...]:
     items: Iterable[Any] = (after,) if isinstance(after, (TaskId, Ref, str)) else after
     if not isinstance(items, Iterable):
         raise invalid("after", after, "is no task", "pass a handle, an id, or a list of those")
-    return tuple(item.id if isinstance(item, Ref) else TaskId(item) for item in items)
+    return tuple(id_of(item) for item in items)
+
+
+def id_of(item: Any) -> TaskId:
+    """Return the id that a handle, an id or its text stands for. Raises InvalidInput."""
+    if isinstance(item, Ref):
+        return item.id
+    if item is None:
+        raise invalid("task id", item, "is no task", "pass a handle or an id")
+    return TaskId(item)
 
 
 def child_id(parent: TaskId, call: int) -> TaskId:

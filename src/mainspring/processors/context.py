@@ -119,7 +119,7 @@ class Context:
         if self._http is not None:
             await self._http.aclose()
 
-    def submit(self, function: Callable[..., Any], *args: Any, now: bool = False, **options: Any) -> Child:
+    def submit(self, function: Callable[..., Any], /, *args: Any, now: bool = False, **options: Any) -> Child:
         """Submit a child task.
 
         It is stored together with this attempt's outcome, so that an attempt that fails leaves no children behind. With

@@ -101,13 +101,19 @@ class Handler:
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
         self.name = name or getattr(function, "__name__", "")
+        if inspect.ismethod(function) or inspect.isbuiltin(function):
+            raise invalid("handler", function, "is a bound method or a builtin", "wrap it in a function of your own")
         if self.name == "<lambda>":
             raise invalid("handler", function, "a lambda has no name to find it by", "pass name=... or use def")
         self.task_type = TaskType.custom(self.name)
         self.version = version
+        if not isinstance(version, str) or not version:
+            raise invalid("version", version, "is no text", 'use one such as "2"')
         self.lane = lane or ("async" if self.is_async else "thread")
-        self.retry = Retry(max_retries=retry) if isinstance(retry, int) else retry or Retry()
+        self.retry = Retry() if retry is None else Retry(max_retries=retry) if isinstance(retry, int) else retry
         self.timeout = None if timeout is None else seconds(timeout, "timeout")
+        if self.timeout == 0:
+            raise invalid("timeout", timeout, "leaves no time", "use a positive duration, or None")
         self.priority = priority_of(priority)
         self.resources = resources
         self.source_hash = _source_hash(function)
@@ -128,7 +134,7 @@ class Handler:
         typed = False
         for parameter in signature.parameters.values():
             hint = hints.get(parameter.name, Any)
-            if hint is Context:
+            if hint is Context or hint == Context | None:
                 self.context_parameter = parameter.name
                 continue
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
@@ -138,7 +144,7 @@ class Handler:
                     f"parameter {parameter.name} can't be named in a stored task",
                     "use ordinary parameters: inputs are stored by name",
                 )
-            if parameter.name in OPTION_NAMES:
+            if parameter.name in OPTION_NAMES or parameter.name == "now":
                 raise invalid(
                     "handler",
                     f"{self.name}{signature}",
@@ -178,9 +184,11 @@ class Handler:
             raise invalid("lane", self.lane, f"{self.name} is async and belongs on the loop", "leave lane out, or use def")
         if self.lane == "process":
             check_importable(self.function, self.name)
-        if self.retry.max_retries < 0:
-            raise invalid("retry.max_retries", self.retry.max_retries, "is negative", "use 0 for no retry")
-        if not 1 <= self.retry.factor <= 1_000:
+        if not isinstance(self.retry, Retry):
+            raise invalid("retry", self.retry, "is no retry policy", "use Retry(...), or the number of retries")
+        if not isinstance(self.retry.max_retries, int) or self.retry.max_retries < 0:
+            raise invalid("retry.max_retries", self.retry.max_retries, "is no count", "use 0 for no retry")
+        if not isinstance(self.retry.factor, (int, float)) or not 1 <= self.retry.factor <= 1_000:
             raise invalid("retry.factor", self.retry.factor, "is not between 1 and 1000", "use about 2")
         seconds(self.retry.delay, "retry.delay")
         seconds(self.retry.max_delay, "retry.max_delay")

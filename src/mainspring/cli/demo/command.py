@@ -24,7 +24,8 @@ def demo(
 ) -> int:
     """Index the documentation of this Python, ask questions meanwhile and after, and measure it all.
 
-    Takes about a minute and a half on two cores. Stop it when you like: the next start goes on, and computes nothing twice.
+    Takes about a minute and a half on two cores. Stop it when you like: the next start goes on and computes nothing
+    twice.
     """
     from mainspring.cli.demo.report import show
     from mainspring.cli.demo.run import Demo

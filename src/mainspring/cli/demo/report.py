@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mainspring.cli.demo.quality import Quality
-    from mainspring.cli.demo.run import Answer, DemoReport, Meanwhile
+    from mainspring.cli.demo.run import Answer, DemoReport, Found, Meanwhile
     from mainspring.cli.ledger import TypeFigures
 
-_SNIPPET = 100  # characters of an answer
+_SNIPPET = 80  # characters of an answer
 
 
 def show(report: DemoReport, screen: Screen) -> None:
@@ -24,8 +24,9 @@ def show(report: DemoReport, screen: Screen) -> None:
         screen.text("\nAsked at high priority while the index was being made:")
         screen.draw(_meanwhile_table(report.meanwhile))
     if report.answers:
-        screen.text("\nSome answers from the whole collection:")
-        screen.draw(_answer_table(report.answers))
+        screen.text("\nSome answers from the whole collection (* marks what the label names):")
+        for answer in report.answers:
+            screen.text("\n".join(_answer_lines(answer)))
     if report.quality is not None:
         screen.text(f"\n{report.quality.n} labelled questions, answered together in {report.search_seconds:.1f} s:")
         screen.draw(_quality_table(report.quality, report.baseline))
@@ -55,20 +56,28 @@ def _index_lines(report: DemoReport) -> list[str]:
 
 
 def _meanwhile_table(asked: list[Meanwhile]) -> Table:
-    rows = [(*_cells(one.answer), f"{one.seconds * 1000:.0f} ms", f"{one.waiting:,}") for one in asked]
-    return table(
-        ("question", "best answer", "score", "latency", "tasks waiting"), rows, right=("latency", "tasks waiting")
-    )
+    rows = [
+        (one.answer.question, _named(best), f"{best.score:.2f}", f"{one.seconds * 1000:.0f} ms", f"{one.waiting:,}")
+        for one in asked
+        for best in one.answer.found[:1]
+    ]
+    right = ("score", "latency", "tasks waiting")
+    return table(("question", "best answer", *right), rows, right=right)
 
 
-def _answer_table(answers: list[Answer]) -> Table:
-    rows = [(*_cells(answer), answer.source, " ".join(answer.text.split())[:_SNIPPET]) for answer in answers]
-    return table(("question", "best answer", "score", "source", "text"), rows)
+def _answer_lines(answer: Answer) -> list[str]:
+    found = [f"    {one.score:.2f}  {_named(one)}  {_snippet(one)}\n          {one.source}" for one in answer.found]
+    return [f"  {answer.question}", *found]
 
 
-def _cells(answer: Answer) -> tuple[str, str, str]:
-    mark = "" if answer.is_right else " (not the labelled one)"
-    return answer.question, f"{answer.name}{mark}", f"{answer.score:.2f}"
+def _named(found: Found) -> str:
+    return f"{found.name}{'*' if found.is_right else ''}"
+
+
+def _snippet(found: Found) -> str:
+    """Return the beginning of the text, without the name that a document begins with."""
+    text = " ".join(found.text.removeprefix(found.name).split())
+    return text if len(text) <= _SNIPPET else f"{text[: _SNIPPET - 3]}..."
 
 
 def _quality_table(quality: Quality, baseline: Quality | None) -> Table:

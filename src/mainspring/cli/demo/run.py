@@ -1,8 +1,9 @@
-"""The demo's run: the running Python's documentation through the engine, questions meanwhile and after, and the figures."""
+"""The demo's run: the documentation of this Python through the engine, questions meanwhile and after, and figures."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import platform
 import resource
 import sys
@@ -29,17 +30,22 @@ from mainspring.tasks import SearchHit
 COLLECTION = "python-docs"
 _ASKED_MEANWHILE = 8
 _SHOWN_ANSWERS = 4
+_SHOWN_DOCUMENTS = 3
 _TOP_K = 20
 """Chunks asked for: a document may have several, and ten documents are looked at."""
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    question: str
-    name: str  # of the best document
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    name: str  # of the document
     score: float  # cosine similarity, -1..1
     source: str
     text: str
-    is_right: bool  # it is one of those that the question's label names
+    is_right: bool  # the question's label names this document
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    question: str
+    found: list[Found]  # the best documents, best first
 
 
 class Meanwhile(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,16 +157,18 @@ class Demo:
         self._search_seconds = SYSTEM.monotonic() - began
 
     def _answer(self, question: Question, hits: Sequence[SearchHit]) -> Answer:
-        best = hits[0]
-        name = self._name(best)
-        return Answer(
-            question=question.text,
-            name=name,
-            score=best.score,
-            source=best.metadata["source"],
-            text=best.text or "",
-            is_right=name in question.answers,
-        )
+        best = {self._name(hit): hit for hit in reversed(hits)}
+        found = [
+            Found(
+                name=name,
+                score=hit.score,
+                source=hit.metadata["source"],
+                text=hit.text or "",
+                is_right=name in question.answers,
+            )
+            for name, hit in reversed(best.items())
+        ]
+        return Answer(question=question.text, found=sorted(found, key=lambda one: -one.score)[:_SHOWN_DOCUMENTS])
 
     def _name(self, hit: SearchHit) -> str:
         return self._by_file[Path(hit.metadata["source"]).name].name
@@ -181,6 +189,7 @@ class Demo:
     def _baseline(self) -> Quality | None:
         if not self._found:
             return None
+        logging.getLogger("bm25s").propagate = False  # it tells of each step
         try:
             return baseline(self._documents, self._questions)
         except InvalidInput as exc:

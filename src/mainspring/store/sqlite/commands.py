@@ -98,7 +98,7 @@ def _descendants(tx: Transaction, seq: int) -> list[int]:
         """WITH RECURSIVE below(seq) AS (
                VALUES (?) UNION SELECT edge.child FROM below JOIN edge ON edge.parent = below.seq
                JOIN task ON task.seq = edge.child
-               WHERE task.status IN (3, 4) AND task.attempt = 0 AND task.error IS NOT NULL)
+               WHERE (task.status = 3 OR task.status = 4 AND edge.policy = 2) AND task.attempt = 0 AND task.error IS NOT NULL)
            SELECT seq FROM below WHERE seq <> ?1 ORDER BY seq""",
         (seq,),
     ).fetchall()

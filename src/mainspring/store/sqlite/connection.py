@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import apsw
 
-from mainspring.config import StoreConfig
+from mainspring.config import MIB, StoreConfig
 from mainspring.environment import SYSTEM
 from mainspring.errors import (
     StoreDamaged,
@@ -26,6 +26,7 @@ APPLICATION_ID = 0x4D53_5052  # "MSPR"
 SCHEMA_VERSION = 1
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "ceph"})
 _CACHE_KIB = 64 * 1024
+_CHECK_LIMIT = 256 * MIB
 
 
 @contextmanager
@@ -56,6 +57,7 @@ def open_writer(path: Path, config: StoreConfig, *, extra_schema: str = "", vola
     """
     _refuse_unfit(path)
     with our_errors(path):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # the log gets the rights that the file has when it begins
         connection = apsw.Connection(os.fspath(path), statementcachesize=400)
         try:
             connection.set_busy_handler(_patience(config.lock_timeout_s))
@@ -114,12 +116,15 @@ def _refuse_unfit(path: Path) -> None:
         raise StoreRefused(f"{path} lies on {kind}, where locks and shared memory don't work; use a local disk or Postgres")
     if not path.exists() or path.stat().st_size == 0:
         return
+    # Without a log nobody has it open, and a look that takes no locks leaves no files of its own beside it.
+    mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "mode=ro&immutable=1"
     try:
-        peek = apsw.Connection(f"file:{quote(os.fspath(path))}?mode=ro", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        peek = apsw.Connection(f"file:{quote(os.fspath(path))}?{mode}", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
     except apsw.CantOpenError as exc:
         raise StoreReadOnly(f"{path} can't be opened ({exc}); check its rights") from exc
     try:
         _refuse_foreign(path, peek)
+        _refuse_damaged(path, peek)
     except apsw.NotADBError as exc:
         raise StoreForeign(f"{path} is no SQLite file; it was left as it is: name another file") from exc
     except apsw.CorruptError as exc:
@@ -131,7 +136,7 @@ def _refuse_unfit(path: Path) -> None:
 def _refuse_foreign(path: Path, peek: apsw.Connection) -> None:
     application, version = peek.pragma("application_id"), peek.pragma("user_version")
     tables = peek.execute("SELECT count(*) FROM sqlite_schema").get
-    if application != APPLICATION_ID and tables:
+    if application != APPLICATION_ID and (application or version or tables):
         raise StoreForeign(f"{path} is another program's database; it was left as it is: name another file")
     if application == APPLICATION_ID and int(version or 0) > SCHEMA_VERSION:
         raise StoreNewer(
@@ -139,14 +144,21 @@ def _refuse_foreign(path: Path, peek: apsw.Connection) -> None:
         )
 
 
-def check_whole(connection: apsw.Connection, path: Path, limit_bytes: int) -> None:
-    """Look for damage after an unclean stop; files above the limit are left to `doctor`. Raises StoreDamaged."""
-    if path.stat().st_size > limit_bytes:
+def _refuse_damaged(path: Path, peek: apsw.Connection) -> None:
+    """Look for damage before anything is written: for missing pages always, for the rest after an unclean stop.
+
+    Files above the limit are left to `doctor`.
+    """
+    pages, size, on_disk = peek.pragma("page_count"), peek.pragma("page_size"), path.stat().st_size
+    if pages * size > on_disk and not path.with_name(path.name + "-wal").exists():
+        raise StoreDamaged(f"{path} is damaged: {on_disk} of {pages * size} bytes are left; restore a backup")
+    if peek.pragma("user_version") == 0 or on_disk > _CHECK_LIMIT:
         return
-    with our_errors(path):
-        found = connection.pragma("quick_check", 1)
+    if peek.execute("SELECT 1 FROM worker WHERE ended_ms IS NULL LIMIT 1").fetchone() is None:
+        return
+    found = peek.pragma("quick_check", 1)
     if found != "ok":
-        raise StoreDamaged(f"{path} is damaged ({found}); restore a backup, or move it away to start anew")
+        raise StoreDamaged(f"{path} is damaged ({found}); it was left as it is: restore a backup, or move it away")
 
 
 _MIGRATIONS: dict[int, Callable[[apsw.Connection], None]] = {}

@@ -171,22 +171,27 @@ def stand_for(tx: Transaction, seq: int, refs: Sequence[bytes]) -> None:
         tx.run("add_stands_for", seq, n, row[0])
     if any(edge.parent == seq for edge in link(tx, 0, targets, REQUIRE)):
         raise InvalidInput("the result stands, through others or at once, for the task itself", field="output")
-    for child, policy in tx.run("all_children_of", seq).fetchall():
+    above = {row[0] for row in tx.run("waited_for_by", str([target for target, _, _ in targets]))}
+    for child, policy, rank in tx.run("all_children_of", seq).fetchall():
+        if child in above:
+            raise InvalidInput(
+                "the result stands for a task that waits for a dependent of this one: neither would ever end; "
+                "leave one of the two dependencies out",
+                field="output",
+            )
         last = tx.one("last_edge", child)[0]
         known = {row[0] for row in tx.run("parents_of", child)}
         edges = [edge for edge in link(tx, child, targets, policy, last + 1) if edge.parent not in known]
         tx.run_many("insert_edge", ((child, edge.n, edge.parent, edge.policy) for edge in edges))
+        raise_parents(tx, [edge.parent for edge in edges if edge.unfinished], rank)
 
 
 def go_on(tx: Transaction) -> bool:
     """Work on the list of ends that have not reached all descendants. Returns whether there may be more."""
-    row = tx.one("next_cascade")
-    if row is None:
-        return False
-    tx.run("drop_cascade", row[0])
-    status, id = tx.cursor.execute("SELECT status, id FROM task WHERE seq = ?", row).fetchone()
-    ended(tx, [(row[0], status, id)])
-    return True
+    found = tx.run("next_cascade", CASCADE_LIMIT).fetchall()
+    tx.run_many("drop_cascade", ((seq,) for seq, _, _ in found))
+    ended(tx, [(seq, status, id) for seq, status, id in found if id is not None])
+    return bool(found)
 
 
 __all__ = ["STANDS_FOR", "Edge", "end_task", "ended", "fail_child", "first_unfinished", "go_on", "link", "raise_parents", "stand_for"]

@@ -131,6 +131,8 @@ def _insert(tx: Transaction, tasks: Sequence[NewTask]) -> None:
         reason, attempt, due, held = READY, 0, None, None
         if task.not_before_ms is not None and task.not_before_ms > now:
             reason, due = DELAYED, task.not_before_ms
+        elif task.deadline_ms is not None and task.deadline_ms <= now:
+            tx.ready.add(door.class_id)  # it ends with this transaction
         elif door.lane is not None and tx.taken.get(door.lane.name, 0) < door.room:
             tx.taken[door.lane.name] = tx.taken.get(door.lane.name, 0) + 1
             reason, attempt, held = CLAIMED, 1, owner

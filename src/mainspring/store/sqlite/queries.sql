@@ -141,7 +141,16 @@ SELECT edge.child, edge.policy, task.class FROM edge JOIN task ON task.seq = edg
 WHERE edge.parent = ? AND task.reason = 1;
 
 -- name: all_children_of
-SELECT child, policy FROM edge WHERE parent = ?;
+SELECT edge.child, edge.policy, task.rank FROM edge JOIN task ON task.seq = edge.child WHERE edge.parent = ?;
+
+-- name: waited_for_by
+-- The unfinished tasks that any of these waits for, at whatever distance.
+WITH RECURSIVE above(seq) AS (
+    SELECT task.seq FROM json_each(?) JOIN task ON task.seq = json_each.value WHERE task.status < 2
+    UNION
+    SELECT task.seq FROM above JOIN edge ON edge.child = above.seq JOIN task ON task.seq = edge.parent
+    WHERE task.status < 2)
+SELECT seq FROM above;
 
 -- name: last_edge
 SELECT max(n) FROM edge WHERE child = ?;
@@ -170,7 +179,7 @@ INSERT OR IGNORE INTO cascade (task) VALUES (?);
 DELETE FROM cascade WHERE task = ?;
 
 -- name: next_cascade
-SELECT task FROM cascade LIMIT 1;
+SELECT cascade.task, task.status, task.id FROM cascade LEFT JOIN task ON task.seq = cascade.task LIMIT ?;
 
 -- name: due_now
 SELECT seq, class FROM task WHERE due_ms <= ? ORDER BY due_ms LIMIT ?;

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import apsw
 
 from mainspring.blobs.base import BlobStore
-from mainspring.config import MIB, StoreConfig
+from mainspring.config import StoreConfig
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import StoreUnavailable, TaskError, TaskNotFound
 from mainspring.store.base import (
@@ -33,7 +33,7 @@ from mainspring.store.base import (
 from mainspring.store.sqlite import commands, reads
 from mainspring.store.sqlite.bell import ENDED, HELLO, LOOK, STOP, Bell, split_ids
 from mainspring.store.sqlite.caretaker import Caretaker
-from mainspring.store.sqlite.connection import check_whole, open_reader, open_writer, our_errors
+from mainspring.store.sqlite.connection import open_reader, open_writer, our_errors
 from mainspring.store.sqlite.liveness import LifeFile
 from mainspring.store.sqlite.reader import Reader
 from mainspring.store.sqlite.transaction import Applier, Memory, Transaction
@@ -42,7 +42,6 @@ from mainspring.tasks import TaskId, TaskInfo, TaskResult, TaskStatus
 
 logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
-_CHECK_LIMIT = 256 * MIB
 _LOOK_IDS = 2_000
 
 
@@ -68,6 +67,8 @@ class SqliteStore:
         self._env = env
         self._private = tempfile.mkdtemp(prefix="mainspring-", dir=_memory_folder()) if str(path) == ":memory:" else None
         self.path = Path(self._private or "", "work.db") if self._private else Path(path).absolute()
+        if not self.path.parent.is_dir():  # blobs would make it
+            raise StoreUnavailable(f"the folder {self.path.parent} does not exist; create it first")
         self.blobs = blobs(self.path)
         self.worker_id = os.urandom(6).hex()
         self._extra_schema = extra_schema
@@ -134,10 +135,7 @@ class SqliteStore:
         self._writer.run()
 
     def _join(self, connection: apsw.Connection) -> None:
-        """Register this process; after an unclean stop look for damage first."""
-        unclean = connection.execute("SELECT 1 FROM worker WHERE ended_ms IS NULL LIMIT 1").fetchone()
-        if unclean is not None:
-            check_whole(connection, self.path, _CHECK_LIMIT)
+        """Register this process."""
         self._life = LifeFile(self._folder, self.worker_id)
         cursor = connection.cursor()
         cursor.execute("BEGIN IMMEDIATE")
@@ -158,9 +156,9 @@ class SqliteStore:
         except TaskError as exc:  # whoever has the file open next finds the lock free and takes back what was held
             logger.warning("worker %s could not sign off: %s", self.worker_id, exc)
         self._bell.close()
-        self._writer.stop()
-        await asyncio.to_thread(self._thread.join)
         await asyncio.to_thread(self._reader.stop)
+        self._writer.stop()  # last: only a writing connection can fold the log into the file when it closes
+        await asyncio.to_thread(self._thread.join)
         if self._life is not None:
             self._life.close()
         self._caretaker.release()

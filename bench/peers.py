@@ -1,0 +1,225 @@
+"""The best durable peers and us, beside each other in one run.
+
+    python -m bench.peers --install      dramatiq and pgqueuer, each into an environment of its own, once
+    python -m bench.peers                needs redis-server and postgresql, as Debian calls the packages
+
+The servers are started for the run, on 127.0.0.1 and on a free port, with their data on the same disk as our file. What
+is missing is named and left out; without any peer the ratio is against a figure recorded on another day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import venv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from bench.harness import (
+    OUT,
+    PEER_RATE,
+    SUBMITTERS,
+    Report,
+    Row,
+    Sample,
+    Stopwatch,
+    by_map,
+    by_submitters,
+    cpu_of,
+    options,
+    row_of,
+    run,
+    scratch,
+)
+from bench.servers import postgres, postgres_folder, redis, redis_program
+from bench.throughput import one_process
+
+_HERE = Path(__file__).resolve().parent
+_WARM_UP = 200
+_WAYS = {"map": (by_map, 8.0, 15.0), f"{SUBMITTERS} submitters": (by_submitters, 5.0, 10.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """How a peer is installed, what it stands on, and how its workers are started."""
+
+    name: str
+    packages: list[str]
+    server: Callable[[Path], contextlib.AbstractContextManager[tuple[str, int]]]
+    has_server: Callable[[], object]
+    program: Path
+    workers: Callable[[Path], list[list[str]]]  # commands, from the environment's folder of programs
+    prepare: Callable[[Path, str], list[str]] | None = None
+    note: str
+
+    def missing(self, folder: Path) -> str | None:
+        """Return what keeps this peer from running."""
+        if not self.python(folder).exists():
+            return "it is not installed (python -m bench.peers --install)"
+        return None if self.has_server() else "its server is not installed"
+
+    def python(self, folder: Path) -> Path:
+        return folder / self.name / "bin" / "python"
+
+
+_DRAMATIQ = Peer(
+    name="dramatiq",
+    packages=["dramatiq[redis]==2.2.1", "hiredis"],
+    server=redis,
+    has_server=redis_program,
+    program=_HERE / "peer_dramatiq.py",
+    workers=lambda bin: [[str(bin / "dramatiq"), "peer_dramatiq", "--processes", "2", "--threads", "8"]],
+    note="2 x 8 threads; Redis syncs once a second",
+)
+_PGQUEUER = Peer(
+    name="pgqueuer",
+    packages=["pgqueuer[asyncpg,cli]==1.6.0"],
+    server=postgres,
+    has_server=postgres_folder,
+    program=_HERE / "peer_pgqueuer.py",
+    workers=lambda bin: [[str(bin / "python"), str(_HERE / "peer_pgqueuer.py"), "work"]] * 2,
+    prepare=lambda bin, address: [str(bin / "pgq"), "--pg-dsn", address, "install"],
+    note="2 workers, bulk submit, no results; every commit synced",
+)
+PEERS = (_DRAMATIQ, _PGQUEUER)
+
+
+def install(folder: Path) -> None:
+    """Make each peer's environment anew, with what its own package requires."""
+    for peer in PEERS:
+        print(f"installing {', '.join(peer.packages)} into {folder / peer.name}", flush=True)
+        venv.create(folder / peer.name, clear=True, with_pip=True)
+        subprocess.run([peer.python(folder), "-m", "pip", "install", "-q", *peer.packages], check=True)
+
+
+@contextlib.contextmanager
+def _running(peer: Peer, venvs: Path, folder: Path) -> Iterator[Callable[[int], tuple[Sample, float, float]]]:
+    """Start server, workers and submitter; give what times n tasks: a sample, CPU µs of the workers, of the server."""
+    bin = peer.python(venvs).parent
+    with peer.server(folder) as (address, server), contextlib.ExitStack() as stack:
+        environment = os.environ | {"BENCH_SERVER": address, "PYTHONPATH": str(_HERE)}
+        if peer.prepare is not None:
+            subprocess.run(peer.prepare(bin, address), check=True, stdout=subprocess.DEVNULL, env=environment)
+        log = stack.enter_context((folder / "workers.log").open("wb"))
+        workers = [
+            stack.enter_context(_stopped(subprocess.Popen(command, env=environment, stdout=log, stderr=log)))
+            for command in peer.workers(bin)
+        ]
+        submitter = stack.enter_context(
+            _stopped(
+                subprocess.Popen(
+                    [peer.python(venvs), peer.program], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                )
+            )
+        )
+
+        def timed(n: int) -> tuple[Sample, float, float]:
+            pids = [worker.pid for worker in workers]
+            before = cpu_of(pids), cpu_of([server])
+            with Stopwatch() as watch:
+                answer = _ask(submitter, n)
+            spent = cpu_of(pids) - before[0], cpu_of([server]) - before[1]
+            others = watch.sample(n, ours_elsewhere_s=answer["cpu_s"] + sum(spent)).others
+            sample = Sample(n=n, wall_s=answer["wall_s"], cpu_s=answer["cpu_s"], others=others)
+            return sample, spent[0] / n * 1e6, spent[1] / n * 1e6
+
+        yield timed
+
+
+def _ask(submitter: subprocess.Popen[bytes], n: int) -> dict[str, float]:
+    assert submitter.stdin is not None
+    assert submitter.stdout is not None
+    submitter.stdin.write(b"%d\n" % n)
+    submitter.stdin.flush()
+    answer = submitter.stdout.readline()
+    if not answer:
+        raise RuntimeError("the submitter ended; its error stands above")
+    return dict(json.loads(answer))
+
+
+@contextlib.contextmanager
+def _stopped(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _measure(report: Report, folder: Path, venvs: Path, n: int, runs: int, loop: str) -> None:
+    peers = []
+    for peer in PEERS:
+        if (lack := peer.missing(venvs)) is None:
+            peers.append(peer)
+        else:
+            report.remarks.append(f"{peer.name} is left out: {lack}.")
+    theirs: dict[str, list[tuple[Sample, float, float]]] = {peer.name: [] for peer in peers}
+    ours: dict[str, list[Sample]] = {name: [] for name in _WAYS}
+    for turn in range(runs):  # all take turns, so that a loaded minute hits everyone
+        for peer in peers:
+            place = folder / f"{peer.name}-{turn}"
+            place.mkdir()
+            place.chmod(0o755)
+            with _running(peer, venvs, place) as timed:
+                timed(_WARM_UP)
+                theirs[peer.name].append(timed(n))
+        for name, (way, _, _) in _WAYS.items():
+            ours[name].append(run(partial(one_process, folder / f"{name}-{turn}.db", way, n), loop))
+    _report(report, peers, theirs, ours, runs)
+
+
+def _report(
+    report: Report,
+    peers: list[Peer],
+    theirs: dict[str, list[tuple[Sample, float, float]]],
+    ours: dict[str, list[Sample]],
+    runs: int,
+) -> None:
+    for peer in peers:
+        found = theirs[peer.name]
+        spent = {"workers": [one[1] for one in found], "server": [one[2] for one in found]}
+        report.add(row_of(peer.name, [one[0] for one in found], spent, note=peer.note))
+    best = [max((theirs[peer.name][turn][0].rate for peer in peers), default=PEER_RATE) for turn in range(runs)]
+    against = "the best peer of the same turn"
+    if not peers:
+        against = f"the recorded {PEER_RATE:,.0f} tasks/s of the best durable peers"
+        report.remarks.append("No peer ran: the ratio is against a figure from another day, good for orientation only.")
+    for name, (_, floor, goal) in _WAYS.items():
+        ratio = statistics.median(sample.rate / rate for sample, rate in zip(ours[name], best, strict=True))
+        report.add(row_of(f"ours, {name}", ours[name], ratio=ratio, against=against, floor=floor, goal=goal))
+    report.add(Row(what="fdatasync of 4 KiB, p50", n=len(report.syncs), values=[report.sync_ms], unit="ms"))
+
+
+def _parsed() -> argparse.Namespace:
+    parser = options("The best durable peers and us in one run.", n="10000")
+    parser.add_argument("--venvs", default=OUT / "peers", type=Path, help="where the peers' environments are")
+    parser.add_argument("--install", action="store_true", help="make these environments, and end")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = _parsed()
+    if given.install:
+        install(given.venvs)
+        return
+    with scratch(given.folder) as folder:
+        folder.chmod(0o711)  # Postgres runs as a user of its own below it
+        report = Report("peers", "Durable no-op tasks: peers and us in one run", folder, given.loop, given.out)
+        for n in given.n:
+            _measure(report, folder, given.venvs.resolve(), n, given.runs, given.loop)
+        report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""The benchmarks run at a tiny size and leave what they promise, so that they never rot. No figure is judged here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(name: str, folder: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark as its users do."""
+    command = [sys.executable, "-m", f"bench.{name}", "--folder", str(folder), "--out", str(out), *arguments]
+    paths = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(ROOT / "src")]))
+    environment = os.environ | {"PYTHONPATH": paths}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def ran(name: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    """Run a benchmark that must succeed, and return the report that it left."""
+    done = start(name, folder, folder / "out", *arguments)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "CPU" in done.stdout
+    return dict(json.loads((folder / "out" / f"{name}.json").read_bytes()))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """A folder that benchmarks accept: not in memory."""
+    from bench.machine import filesystem_of
+
+    if filesystem_of(tmp_path)[0] == "tmpfs":
+        pytest.skip("the temporary folder of the tests is in memory, which benchmarks refuse")
+    return tmp_path
+
+
+def rows_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {f"{row['what']} / {row['n']}": row for row in report["rows"]}
+
+
+def test_throughput(disk: Path) -> None:
+    """All ways in are measured in one and in two processes, with CPU time for each process."""
+    rows = rows_of(ran("throughput", disk, "--n", "64", "--runs", "1"))
+    assert {
+        "map, one process / 64", "64 submitters, one process / 64", "map, two processes / 64",
+        "64 submitters, two processes / 64", "latency p50, one process / 64", "latency p50, two processes / 64",
+    } == rows.keys()  # fmt: skip
+
+    assert rows["map, two processes / 64"]["cpu_us"].keys() == {"here", "worker"}
+
+
+def test_latency(disk: Path) -> None:
+    """Latency is set against syncs of the same run, on the plain event loop too."""
+    report = ran("latency", disk, "--n", "5", "--runs", "2", "--loop", "asyncio")
+    assert report["fdatasync_ms"]["p50"] > 0
+    assert report["machine"]["loop"] == "asyncio"
+    row = rows_of(report)["submit to result, p50 / 5"]
+    assert row["ratio"] > 0
+    assert len(row["values"]) == 2
+
+
+def test_dependencies(disk: Path) -> None:
+    """Every shape gives right results, and its ratio to plain tasks."""
+    rows = rows_of(ran("dependencies", disk, "--n", "20", "--runs", "1"))
+    assert rows["2 chains of 10, one call / 20"]["ratio"] > 0
+    assert rows["200 into 1 / 200"]["ratio"] > 0
+
+
+def test_backlog(disk: Path) -> None:
+    """Two lengths are measured in processes of their own, the second against the first."""
+    rows = rows_of(ran("backlog", disk, "--n", "300,600", "--share", "20"))
+    for what in ("submit", "flow", "flow past paused ones", "memory of the worker"):
+        assert rows[f"{what} / 300"]["ratio"] is None
+        assert rows[f"{what} / 600"]["ratio"] is not None
+
+
+def test_reference(disk: Path) -> None:
+    """Ceilings stand beside the engine's own rate."""
+    rows = rows_of(ran("reference", disk, "--n", "50", "--runs", "1"))
+    assert rows["engine, map / 50"]["median"] > 0
+    assert rows["sqlite full, 64 a commit / 50"]["ratio"] > 0
+
+
+def test_peers_without_peers(disk: Path) -> None:
+    """Without installed peers the program says so, and that its ratio is against a figure of another day."""
+    report = ran("peers", disk, "--n", "50", "--runs", "1", "--venvs", str(disk / "none"))
+    said = " ".join(report["remarks"])
+    assert "dramatiq is left out" in said
+    assert "pgqueuer is left out" in said
+    assert "another day" in said
+    assert rows_of(report)["ours, map / 50"]["ratio"] > 0
+
+
+def test_memory_is_no_disk(tmp_path: Path) -> None:
+    """A folder in memory is refused: there would be no sync to pay for."""
+    from bench.machine import filesystem_of
+
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or filesystem_of(memory)[0] != "tmpfs":
+        pytest.skip("there is no file system in memory here")
+    done = start("latency", memory, tmp_path, "--n", "1")
+    assert done.returncode != 0
+    assert "real disk" in done.stderr

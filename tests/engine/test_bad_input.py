@@ -1,0 +1,406 @@
+"""Bad input: each refused by a typed error that names field, value and remedy, before anything is written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.engine.support import engine_on, quick, value
+
+from mainspring import (
+    Binary,
+    Conflict,
+    Context,
+    Custom,
+    Engine,
+    InvalidInput,
+    ModelInput,
+    QueueFull,
+    Resources,
+    Retry,
+    SearchQuery,
+    StoreConfig,
+    Task,
+    TaskId,
+    TaskManagerConfig,
+    TaskNotFound,
+    TaskStatus,
+    TaskType,
+    Text,
+    UnsupportedTaskType,
+)
+
+pytestmark = pytest.mark.anyio
+NAN = float("nan")
+PAST = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+async def engine(anyio_backend: str) -> AsyncIterator[Engine]:
+    async with engine_on() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def echo(engine: Engine) -> Any:
+    @engine.task
+    async def echo(x: int) -> int:
+        return x
+
+    return echo
+
+
+async def stored(engine: Engine) -> int:
+    return sum(n for kind in (await engine.manager.stats())["types"].values() for n in kind.values())
+
+
+OPTIONS = [
+    ("timeout", -1), ("timeout", 0), ("timeout", NAN), ("timeout", 1e300), ("timeout", "soon"), ("timeout", "-5s"),
+    ("timeout", True), ("timeout", b"5s"), ("timeout", [1]),
+    ("deadline", PAST), ("deadline", datetime(2099, 1, 1)), ("deadline", -5), ("deadline", "yesterday"),  # noqa: DTZ001
+    ("deadline", NAN), ("deadline", datetime(9999, 12, 31, tzinfo=UTC)),
+    ("delay", -1), ("delay", NAN), ("delay", "later"), ("delay", timedelta(days=-1)), ("delay", 1e12),
+    ("not_before", datetime(2099, 1, 1)), ("not_before", "tomorrow"), ("not_before", object()),  # noqa: DTZ001
+    ("priority", NAN), ("priority", "urgent"), ("priority", 7), ("priority", -1), ("priority", 1.5), ("priority", [1]),
+    ("max_retries", -1), ("max_retries", 10**9), ("max_retries", NAN), ("max_retries", "3"), ("max_retries", 1.5),
+    ("metadata", {"a": 1}), ("metadata", {1: "a"}), ("metadata", "text"), ("metadata", ["a"]), ("metadata", {"a": None}),
+    ("metadata", {"a": "x" * 200_000}), ("metadata", {"a": "\udcff"}),
+    ("key", ""), ("key", "x" * 600), ("key", 5), ("key", b"bytes"), ("key", "\udcff"),
+    ("group", ""), ("group", "x" * 200), ("group", 5), ("group", "\udcff"),
+    ("namespace", ""), ("namespace", "x" * 200), ("namespace", 5), ("namespace", "\udcff"),
+    ("after", 5), ("after", [5]), ("after", "no id"), ("after", [None]),
+    ("on_dependency_failure", "ignore"), ("on_dependency_failure", 3), ("on_dependency_failure", ["skip"]),
+    ("task_id", "no id"), ("task_id", 5),
+    ("cache", "7d"), ("resources", Resources(cpu=1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "bad"), OPTIONS, ids=lambda item: str(item)[:30])
+async def test_options(engine: Engine, echo: Any, field: str, bad: Any) -> None:
+    """Every option of submit, with values that can't work: InvalidInput at once, nothing stored, others go on."""
+    before = await stored(engine)
+    async with asyncio.timeout(5):
+        with pytest.raises(InvalidInput) as caught:
+            await engine.submit(echo, 1, **{field: bad})
+    named = {"after": "task id|after", "task_id": "task id|task_id", "key": "key", "delay": "delay|not_before"}.get(field, field)
+    assert any(word in str(caught.value) for word in named.split("|")), str(caught.value)
+    assert ";" in str(caught.value)
+    assert await stored(engine) == before
+    assert await value(await engine.submit(echo, 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        ("timeout", "30s x"), ("timeout", -1), ("priority", 99), ("priority", NAN), ("max_retries", -5),
+        ("max_retries", "many"), ("deadline", datetime(2099, 1, 1)), ("deadline", "soon"), ("not_before", 5),  # noqa: DTZ001
+        ("metadata", {"a": 5}), ("namespace", None), ("params", {"a": object()}), ("dependencies", ("x",)),
+        ("dependencies", None), ("idempotency_key", 5), ("task_type", "nonsense"), ("input", None), ("input", {"x": 1}),
+    ],
+    ids=lambda item: str(item)[:30],
+)  # fmt: skip
+async def test_fields_of_a_ready_task(engine: Engine, echo: Any, field: str, bad: Any) -> None:
+    """A Task made by hand is checked like a call."""
+    before = await stored(engine)
+    fields: dict[str, Any] = {"task_type": TaskType.custom("echo"), "input": Custom({"x": 1}), field: bad}
+    async with asyncio.timeout(5):
+        with pytest.raises((InvalidInput, UnsupportedTaskType)):
+            await engine.submit(Task(**fields))
+    assert await stored(engine) == before
+    assert await value(await engine.submit(echo, 2)) == 2
+
+
+async def test_a_ready_task_may_say_durations_as_text(engine: Engine, echo: Any) -> None:
+    """`timeout="30s"` means the same there."""
+    task = Task(task_type=TaskType.custom("echo"), input=Custom({"x": 1}), timeout="30s")  # type: ignore[arg-type]
+    handle = await engine.submit(task)
+    assert (await handle.info()).task.timeout == 30.0
+
+
+async def test_a_ready_task_has_its_handlers_limit(engine: Engine) -> None:
+    """Where the task says none, the handler's own time limit holds."""
+
+    @engine.task(timeout="20ms", retry=0)
+    async def limited() -> None:
+        await asyncio.sleep(3600)
+
+    handle = await engine.submit(Task(task_type=TaskType.custom("limited"), input=Custom({}), max_retries=0))
+    with pytest.raises(Exception, match="ran longer"):
+        await handle.result(timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (((), {}), "misses x"),
+        (((1, 2), {}), "takes 1"),
+        (((1,), {"x": 2}), "given twice"),
+        (((), {"x": 1, "y": 2}), "no parameter"),
+        (((), {"x": 1, "prioriti": 2}), "options"),
+        ((("one",), {}), "int"),
+        (((None,), {}), "int"),
+    ],
+)
+async def test_arguments_that_do_not_fit(engine: Engine, echo: Any, arguments: Any, named: str) -> None:
+    """As Python itself would refuse the call, before anything is stored."""
+    before = await stored(engine)
+    args, kwargs = arguments
+    with pytest.raises(InvalidInput, match=named):
+        await engine.submit(echo, *args, **kwargs)
+    assert await stored(engine) == before
+
+
+async def test_unknown_types_and_handlers(engine: Engine, echo: Any) -> None:
+    """Named with what there is."""
+    with pytest.raises(UnsupportedTaskType, match="custom:ghost.*registered are.*custom:echo"):
+        await engine.submit(Task(task_type=TaskType.custom("ghost"), input=Custom({})))
+    with pytest.raises(InvalidInput, match="is no task type"):
+        TaskType("ghost")
+    for bad in ("", "a b", "x" * 200, "ünï", "-x", "a/b"):
+        with pytest.raises(InvalidInput):
+            TaskType.custom(bad)
+
+    def stranger() -> None: ...
+
+    for thing in (stranger, lambda: 1, 5, "echo", None, partial(stranger)):
+        with pytest.raises(InvalidInput, match=r"@engine\.task"):
+            await engine.submit(thing)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="beside a ready Task"):
+        await engine.submit(Task(task_type=TaskType.custom("echo"), input=Custom({"x": 1})), priority="high")
+
+
+async def test_unknown_models_and_collections(engine: Engine) -> None:
+    """An unknown model or collection is named."""
+    for call in (engine.embed("x", model_id="no-such-model"), engine.infer("no-such-model", "x")):
+        with pytest.raises((InvalidInput, UnsupportedTaskType), match="no-such-model"):
+            await call
+    with pytest.raises(InvalidInput, match="no-such-collection"):
+        await engine.search(np.ones(3, np.float32), collection="no-such-collection")
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (TaskType.TEXT_PROCESSING, ModelInput(text="x")),
+        (TaskType.TEXT_PROCESSING, SearchQuery(text="x")),
+        (TaskType.EMBEDDING_GENERATION, Binary(b"x")),
+        (TaskType.VECTOR_SEARCH, Text("x")),
+        (TaskType.MODEL_INFERENCE, Text("x")),
+        (TaskType.DATA_STORAGE, SearchQuery(text="x")),
+        (TaskType.DATA_RETRIEVAL, Binary(b"x")),
+        (TaskType.custom("echo"), Text("x")),
+        (TaskType.custom("echo"), Custom([1])),
+        (TaskType.custom("echo"), Custom({"y": 1})),
+    ],
+    ids=str,
+)
+async def test_the_wrong_kind_of_input(engine: Engine, echo: Any, kind: TaskType, wrong: Any) -> None:
+    """Refused at submit, for every type."""
+    before = await stored(engine)
+    with pytest.raises(InvalidInput):
+        await engine.submit(Task(task_type=kind, input=wrong))
+    assert await stored(engine) == before
+
+
+async def test_missing_parents(engine: Engine, echo: Any) -> None:
+    """An unknown parent is named, as an argument, in `after`, and in a ready task; nothing is stored."""
+    ghost, before = TaskId(), await stored(engine)
+    for call in (
+        engine.submit(echo, engine.handle(ghost)),
+        engine.submit(echo, 1, after=ghost),
+        engine.submit(Task(task_type=TaskType.custom("echo"), input=Custom({"x": 1}), dependencies=(ghost,))),
+    ):
+        with pytest.raises(TaskNotFound, match=str(ghost)):
+            await call
+    assert await stored(engine) == before
+
+
+def test_declarations() -> None:
+    """Contradictory declarations fail there and then, naming what to change; nothing is registered."""
+    engine = engine_on()
+
+    async def coroutine() -> None: ...
+
+    def plain() -> None: ...
+
+    def stars(*args: int) -> None: ...
+
+    def named_stars(**kwargs: int) -> None: ...
+
+    def by_place(x: int, /) -> None: ...
+
+    def option(priority: int) -> None: ...
+
+    def other_option(x: int, timeout: float = 1) -> None: ...
+
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (coroutine, {"lane": "thread"}, "lane"),
+        (plain, {"lane": "async"}, "lane"),
+        (plain, {"lane": "gpu"}, "lane"),
+        (stars, {}, "args"),
+        (named_stars, {}, "kwargs"),
+        (by_place, {}, "parameter x"),
+        (option, {}, "priority"),
+        (other_option, {}, "timeout"),
+        (lambda: 1, {}, "lambda"),
+        (5, {}, "callable"),
+        (partial(plain), {}, "name|task_type"),
+        (plain, {"name": "a b"}, "a b"),
+        (plain, {"timeout": -1}, "timeout"),
+        (plain, {"timeout": 0}, "timeout"),
+        (plain, {"timeout": NAN}, "timeout"),
+        (plain, {"retry": -1}, "retry"),
+        (plain, {"retry": Retry(max_retries=-1)}, "max_retries"),
+        (plain, {"retry": Retry(max_retries="three")}, "max_retries"),  # type: ignore[arg-type]
+        (plain, {"retry": Retry(factor=NAN)}, "factor"),
+        (plain, {"retry": Retry(factor=1e9)}, "factor"),
+        (plain, {"retry": Retry(delay=-1)}, "delay"),
+        (plain, {"retry": "often"}, "retry"),
+        (plain, {"priority": "urgent"}, "priority"),
+        (plain, {"priority": NAN}, "priority"),
+        (plain, {"version": 2}, "version"),
+    ]
+    for function, options, named in cases:
+        with pytest.raises(InvalidInput) as caught:
+            engine.task(**options)(function)
+        assert any(word in str(caught.value) for word in named.split("|")), (options, str(caught.value))
+    assert engine.executor.handlers == {}
+    assert not hasattr(plain, "__mainspring__")
+
+
+def test_one_name_for_two_handlers() -> None:
+    """Conflict, naming both ways out; the first one stays. The same function may be declared again."""
+    engine = engine_on()
+
+    def twin() -> int:
+        return 1
+
+    first = twin
+    engine.task(first)
+
+    def other() -> int:
+        return 2
+
+    with pytest.raises(Conflict, match="name="):
+        engine.task(name="twin")(other)
+    assert engine.executor.handlers["custom:twin"].function is first
+    assert engine.task(first) is first
+
+
+class Machine:
+    def method(self) -> None: ...
+
+
+def test_what_cannot_carry_its_registration() -> None:
+    """A bound method or a builtin can't be marked as a handler: refused, and nothing is registered."""
+    engine = engine_on()
+    for thing in (Machine().method, max):
+        with pytest.raises(InvalidInput):
+            engine.task(thing)
+    assert engine.executor.handlers == {}
+
+
+async def test_too_large(anyio_backend: str) -> None:
+    """Above max_payload_bytes: an input is refused at submit, an output fails its attempt, both with the figures."""
+    config = quick(store=StoreConfig(inline_bytes=1_000, max_payload_bytes=100_000))
+    async with Engine(config=config) as engine:
+
+        @engine.task
+        async def grow(text: str, times: int = 1) -> str:
+            return text * times
+
+        with pytest.raises(InvalidInput, match="max_payload_bytes = 100000"):
+            await engine.submit(grow, "x" * 200_000)
+        handle = await engine.submit(grow, "x" * 50_000, 3)
+        with pytest.raises(InvalidInput, match="max_payload_bytes = 100000") as caught:
+            await value(handle)
+        assert caught.value.attempts == 1
+        assert len(await value(await engine.submit(grow, "x" * 30_000, 3))) == 90_000
+        parts = [await engine.submit(grow, "x" * 60_000) for _ in range(2)]
+
+        @engine.task
+        async def both(texts: list[str]) -> int:
+            return sum(map(len, texts))
+
+        assert await value(await engine.submit(both, parts)) == 120_000
+
+
+async def test_a_full_queue() -> None:
+    """queue_size unfinished tasks are the limit; a refused call stores nothing, and room comes back."""
+    async with engine_on(queue_size=10) as engine:
+
+        @engine.task
+        async def idle(n: int) -> int:
+            return n
+
+        await engine.manager.pause()
+        handles = [await engine.submit(idle, n) for n in range(8)]
+        with pytest.raises(QueueFull, match="queue_size = 10") as caught:
+            await engine.submit_all([engine.build(idle, (n,), {}) for n in range(3)])
+        assert caught.value.retry_after is not None
+        assert await stored(engine) == 8
+        handles += [await engine.submit(idle, n) for n in (8, 9)]
+        with pytest.raises(QueueFull):
+            await engine.submit(idle, 10)
+        await engine.manager.resume()
+        assert await engine.gather(handles) == list(range(10))
+        assert await value(await engine.submit(idle, 11)) == 11
+
+
+async def test_stores_that_are_not_files(tmp_path: Any) -> None:
+    """A server's address, a folder and a foreign file are refused with a typed error."""
+    with pytest.raises(InvalidInput, match="postgresql"):
+        Engine("postgresql://localhost/x")
+    (tmp_path / "text.db").write_text("this is no database " * 100)
+    for path in (tmp_path, tmp_path / "text.db", tmp_path / "text.db" / "x.db"):
+        with pytest.raises(Exception, match=r".") as caught:
+            await Engine(path).start()
+        assert type(caught.value).__module__ == "mainspring.errors", caught.value
+    assert (tmp_path / "text.db").read_text().startswith("this is no database")
+
+
+def test_settings() -> None:
+    """Bad settings fail when they are made."""
+    for name, bad in (("async_slots", 0), ("queue_size", 0), ("grace_s", -1), ("drain_s", NAN), ("processing_interval", 0)):
+        with pytest.raises(InvalidInput, match=name):
+            TaskManagerConfig(**{name: bad})
+
+
+async def test_many_bad_ones_among_good_ones(engine: Engine, echo: Any) -> None:
+    """Bad submits in the same moment harm none of the good ones."""
+    calls = [
+        engine.submit(echo, n) if n % 3 else engine.submit(echo, n, after=TaskId()) if n % 2 else engine.submit(echo, "x")
+        for n in range(60)
+    ]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    good = [result for result in results if not isinstance(result, BaseException)]
+    assert await engine.gather(good) == [n for n in range(60) if n % 3]
+    for handle in good:
+        assert (await handle.info()).status is TaskStatus.COMPLETED
+
+
+async def test_an_optional_context(engine: Engine) -> None:
+    """`ctx: Context | None = None` is the context too: the function can be called without one."""
+
+    @engine.task
+    async def maybe(x: int, ctx: Context | None = None) -> list[Any]:
+        return [x, ctx is not None]
+
+    assert await maybe(1) == [1, False]
+    assert await value(await engine.submit(maybe, 1)) == [1, True]
+
+
+async def test_parameters_named_like_our_own(engine: Engine) -> None:
+    """`function`, `items` and `self` are ordinary names for a handler's parameters."""
+
+    @engine.task
+    async def awkward(function: str, items: int = 0, task: int = 0) -> str:
+        return function
+
+    assert await value(await engine.submit(awkward, function="a", items=1, task=2)) == "a"
+    assert await value((await engine.map(awkward, ["b"], items=1))[0]) == "b"

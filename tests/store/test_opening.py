@@ -1,0 +1,313 @@
+"""Only what is ours, whole and not newer is opened; anything else is refused by name and left as it is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+import pytest
+
+from mainspring.errors import (
+    StoreDamaged,
+    StoreForeign,
+    StoreNewer,
+    StoreReadOnly,
+    StoreRefused,
+    StoreUnavailable,
+    TaskError,
+    TaskNotFound,
+)
+from mainspring.store.sqlite.connection import APPLICATION_ID, SCHEMA_VERSION
+from tests.conformance.kit import SqliteFactory, new, opened, submit
+
+pytestmark = pytest.mark.anyio
+
+
+async def made(folder: Path, tasks: int = 200) -> Path:
+    """A store with some tasks, closed well."""
+    factory = SqliteFactory(folder)
+    async with opened(factory.make()) as store:
+        await submit(store, *(new("x" * 500) for _ in range(tasks)))
+    return factory.path
+
+
+async def died(folder: Path, tasks: int = 200) -> Path:
+    """A store whose process died; its log is folded into the file, as it would be by the next one to open it."""
+    factory = SqliteFactory(folder)
+    store = factory.make()
+    await store.open()
+    await submit(store, *(new("x" * 500) for _ in range(tasks)))
+    await factory.die(store)
+    apsw.Connection(str(factory.path)).wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+    return factory.path
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    """All there is beside the file, but the places of live processes."""
+    return {item.name: item.read_bytes() for item in path.parent.iterdir() if item.is_file()}
+
+
+async def refused(path: Path, error: type[TaskError]) -> str:
+    """Opening raises this error and changes nothing on the disk; returns what it says."""
+    before = contents(path)
+    with pytest.raises(error) as caught:
+        await SqliteFactory(path.parent).make().open()
+    assert contents(path) == before
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+async def test_a_newer_file(tmp_path: Path) -> None:
+    """A schema that this version does not know is left alone."""
+    path = await made(tmp_path)
+    connection = apsw.Connection(str(path))
+    connection.pragma("user_version", SCHEMA_VERSION + 1)
+    connection.close()
+    assert "update mainspring" in await refused(path, StoreNewer)
+
+
+def another_database(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.execute("CREATE TABLE mine (x); INSERT INTO mine VALUES (1)")
+    connection.close()
+
+
+def another_database_in_wal_mode(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.pragma("journal_mode", "wal")
+    connection.execute("CREATE TABLE mine (x); INSERT INTO mine VALUES (1)")
+    connection.close()
+
+
+def an_empty_database_of_another_program(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.pragma("application_id", 4711)
+    connection.close()
+
+
+def an_empty_database_with_a_version(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.pragma("user_version", 1)
+    connection.close()
+
+
+def a_text(path: Path) -> None:
+    path.write_text("not a database\n" * 10)
+
+
+def a_long_text(path: Path) -> None:
+    path.write_text("not a database\n" * 1000)
+
+
+def a_picture(path: Path) -> None:
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        another_database,
+        another_database_in_wal_mode,
+        an_empty_database_of_another_program,
+        an_empty_database_with_a_version,
+        a_text,
+        a_long_text,
+        a_picture,
+    ],
+)
+async def test_a_foreign_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """Whatever is not ours is named as such, and stays byte for byte as it was."""
+    path = tmp_path / "work.db"
+    make(path)
+    await refused(path, StoreForeign)
+
+
+async def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
+    """A folder is no store."""
+    (tmp_path / "work.db").mkdir()
+    with pytest.raises(StoreForeign, match="folder"):
+        await SqliteFactory(tmp_path).make().open()
+
+
+async def test_an_empty_file_is_a_new_store(tmp_path: Path) -> None:
+    """A file without a byte in it, as `mktemp` leaves, may be used."""
+    factory = SqliteFactory(tmp_path)
+    factory.path.touch()
+    async with opened(factory.make()) as store:
+        await submit(store, new())
+    assert len(factory.states()) == 1
+
+
+async def test_a_missing_folder(tmp_path: Path) -> None:
+    """A folder that is not there is not made: a slip of the keyboard makes no store."""
+    factory = SqliteFactory(tmp_path / "missing")
+    with pytest.raises(StoreUnavailable, match="missing"):
+        async with opened(factory.make()):
+            pass
+    assert not (tmp_path / "missing").exists()
+
+
+def flip(path: Path, at: int, n: int = 2000) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at : at + n] = bytes(byte ^ 0xFF for byte in raw[at : at + n])
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+async def test_damage_is_found_after_an_unclean_stop(tmp_path: Path, share: float) -> None:
+    """When the last process did not sign off the file is checked; damage is told, and nothing is written."""
+    path = await died(tmp_path)
+    flip(path, int(path.stat().st_size * share))
+    assert "damaged" in await refused(path, StoreDamaged)
+
+
+@pytest.mark.parametrize("stop", [made, died])
+@pytest.mark.parametrize("left", [0.4, 0.9])
+async def test_a_file_that_is_cut_short(tmp_path: Path, stop: Callable[..., object], left: float) -> None:
+    """Missing pages are found at once, however the last process ended."""
+    path: Path = await stop(tmp_path)  # type: ignore[misc]
+    os.truncate(path, int(path.stat().st_size * left))
+    await refused(path, StoreDamaged)
+
+
+@pytest.mark.parametrize("at", [0, 20, 100])
+async def test_a_damaged_first_page(tmp_path: Path, at: int) -> None:
+    """Without its first page a file can't be told from somebody else's; it's refused either way and not touched."""
+    path = await made(tmp_path)
+    flip(path, at, 60)
+    await refused(path, StoreRefused)
+
+
+async def test_damage_that_shows_later_is_told(tmp_path: Path) -> None:
+    """Damage in a file that was closed well may be met only at work: whoever asks gets an error of ours, and does not hang."""
+    path = await made(tmp_path, tasks=2000)
+    size = path.stat().st_size
+    for share in range(20, 100, 5):
+        flip(path, size * share // 100, 4096)
+    async with asyncio.timeout(20):
+        with pytest.raises(TaskError):
+            async with opened(SqliteFactory(tmp_path).make()) as store:
+                await store.list_tasks(limit=2000)
+        with pytest.raises(TaskError):
+            async with opened(SqliteFactory(tmp_path).make()) as store:
+                await store.submit([new() for _ in range(2000)])
+
+
+AS_SOMEBODY_ELSE = """
+import asyncio, os, sys, tempfile
+from pathlib import Path
+from tests.conformance.kit import SqliteFactory
+
+async def opens(folder):
+    store = SqliteFactory(Path(folder)).make()
+    await store.open()
+    await store.close()
+
+with tempfile.TemporaryDirectory() as folder:
+    asyncio.run(opens(folder))  # loads all there is to load while it may still be read
+os.setgid(65534), os.setuid(65534)
+try:
+    asyncio.run(opens(sys.argv[1]))
+except Exception as exc:
+    print(type(exc).__name__, exc)
+else:
+    print("opened")
+"""
+
+
+def open_as_somebody_else(folder: Path) -> str:
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else; root itself may write everything")
+    done = subprocess.run(
+        [sys.executable, "-c", AS_SOMEBODY_ELSE, str(folder)], capture_output=True, text=True, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def reachable(folder: Path) -> None:
+    for item in (folder, *folder.parents):
+        if item == Path("/tmp"):
+            break
+        item.chmod(item.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+async def test_a_file_that_may_not_be_written(tmp_path: Path, what: str) -> None:
+    """Without the right to write the file, or beside it, the store is refused as read-only and left as it is."""
+    path = await made(tmp_path)
+    reachable(tmp_path)
+    if what == "file":
+        tmp_path.chmod(0o777)
+        path.chmod(0o444)
+    else:
+        tmp_path.chmod(0o555)
+        path.chmod(0o666)
+    before = path.read_bytes()
+    said = open_as_somebody_else(tmp_path)
+    assert said.startswith("StoreReadOnly"), said
+    assert path.read_bytes() == before
+
+
+async def test_read_only_is_told_to_its_owner_too(tmp_path: Path) -> None:
+    """The same for a user without special rights; root passes all such checks, so it's another test's."""
+    if os.geteuid() == 0:
+        pytest.skip("root may write everything")
+    path = await made(tmp_path)
+    path.chmod(0o444)
+    await refused(path, StoreReadOnly)
+
+
+async def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
+    """Nobody else can read tasks or reach the places of live processes."""
+    old = os.umask(0)
+    try:
+        path = await made(tmp_path)
+        async with opened(SqliteFactory(tmp_path).make()):
+            shared = [
+                item for item in tmp_path.rglob("*")
+                if not item.is_socket() and item.stat().st_mode & 0o077 and "blobs" not in str(item)
+            ]  # fmt: skip
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert shared == []
+
+
+async def test_a_good_file_opens_again(tmp_path: Path) -> None:
+    """It is marked as ours, and what it holds is there the next time."""
+    path = await made(tmp_path, tasks=3)
+    connection = apsw.Connection(str(path))
+    assert connection.pragma("application_id") == APPLICATION_ID
+    assert connection.pragma("user_version") == SCHEMA_VERSION
+    assert connection.pragma("integrity_check") == "ok"
+    connection.close()
+    async with opened(SqliteFactory(tmp_path).make()) as store:
+        assert len(await store.list_tasks()) == 3
+
+
+async def test_a_memory_store_vanishes(tmp_path: Path) -> None:
+    """What is put into ":memory:" is known to that store alone, and nothing is left of it."""
+    from mainspring.blobs.local import LocalBlobStore
+    from mainspring.store.sqlite.store import SqliteStore
+
+    def make() -> SqliteStore:
+        return SqliteStore(":memory:", blobs=lambda file: LocalBlobStore(file.with_name("blobs")))
+
+    first = make()
+    async with opened(first), opened(make()) as second:
+        (id,) = await submit(first, new())
+        assert (await first.info(id)).task.id.bytes == id
+        with pytest.raises(TaskNotFound):
+            await second.info(id)
+        folder = first.path.parent
+        assert folder.exists()
+    assert not folder.exists()
+    async with opened(make()) as third:
+        with pytest.raises(TaskNotFound):
+            await third.info(id)

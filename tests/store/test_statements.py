@@ -1,0 +1,147 @@
+"""The SQL itself: it parses, the hot part stands on indexes, and illegal rows are refused by the file."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+
+from mainspring.store.sqlite.statements import SCHEMA, SQL
+from mainspring.tasks.lifecycle import (
+    CLAIMED,
+    DELAYED,
+    PARENTS,
+    RETRY,
+    RUNNING,
+    SAME_WORK,
+    STATUS_CODE,
+    STATUS_OF,
+    STORED_REASONS,
+    TRANSITIONS,
+)
+
+PACKAGE = Path(__file__).parents[2] / "src" / "mainspring" / "store" / "sqlite"
+HOT = (
+    "insert_task last_seq task_by_id insert_edge find_class find_key add_key add_tally unfinished heads next_ready_class "
+    "claim claim_of_class start complete complete_many held end again again_after_crash give_back insert_attempt "
+    "any_waiting waiting_on parents_after wait_on release_child delay_child children_of all_children_of raise_rank "
+    "parents_of parent_results stands_for due_now promote next_due overdue next_deadline state_by_id outcome_by_id "
+    "held_by put_progress has_live_child is_stood_for prune_task prunable prune_attempts prune_edges prune_keys "
+    "prune_progress prune_stands_for prune_payload_blobs prune_retried blob_in_use whole_task attempts_of parents_ids "
+    "retry_links waited_for_by next_cascade"
+).split()
+
+
+@pytest.fixture
+def connection() -> Iterator[apsw.Connection]:
+    connection = apsw.Connection(":memory:")
+    connection.execute(SCHEMA)
+    yield connection
+    connection.close()
+
+
+def plan(connection: apsw.Connection, name: str) -> list[str]:
+    sql = SQL[name]
+    numbers = {int(n) for n in re.findall(r"\?(\d+)", sql)}
+    count = max(numbers) if numbers else sql.count("?")
+    return [row[3] for row in connection.execute("EXPLAIN QUERY PLAN " + sql, (None,) * count)]
+
+
+@pytest.mark.parametrize("name", SQL)
+def test_every_statement_fits_the_schema(connection: apsw.Connection, name: str) -> None:
+    """Each named statement compiles against the schema that new files get."""
+    plan(connection, name)
+
+
+def test_every_statement_is_used() -> None:
+    """A statement that nobody names is dead weight."""
+    code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py"))
+    # prune_* are named by their ending
+    unused = {name for name in SQL if f'"{name}"' not in code and f'"{name.removeprefix("prune_")}"' not in code}
+    assert unused == set()
+
+
+@pytest.mark.parametrize("name", [name for name in HOT if name in SQL])
+def test_hot_statements_stand_on_indexes(connection: apsw.Connection, name: str) -> None:
+    """Nothing that runs for each task, claim or end looks at all rows or sorts: its cost doesn't grow with the queue."""
+    steps = plan(connection, name)
+    big = r"\bSCAN (task|edge|attempt|idempotency|tombstone|stands_for|retried|payload_blob)\b"
+    whole = [step for step in steps if re.search(big, step) and not re.search(r"USING (COVERING )?INDEX", step)]
+    assert whole == []
+    assert not [step for step in steps if "TEMP B-TREE" in step and "json_each" not in SQL[name]]
+
+
+def test_the_hot_list_is_current() -> None:
+    """It names statements that exist."""
+    assert set(HOT) - set(SQL) == set()
+
+
+def test_claims_and_looks_use_partial_indexes(connection: apsw.Connection) -> None:
+    """The ready index serves the claim, the due and deadline indexes the clock, the waiting index the ends of parents."""
+    for name, index in {
+        "heads": "task_ready",
+        "next_ready_class": "task_ready",
+        "claim_of_class": "task_ready",
+        "due_now": "task_due",
+        "next_due": "task_due",
+        "overdue": "task_deadline",
+        "next_deadline": "task_deadline",
+        "waiting_on": "task_waits",
+        "any_waiting": "task_waits",
+        "held_by": "task_held",
+    }.items():
+        assert any(index in step for step in plan(connection, name)), name
+
+
+# The CHECKs against the lifecycle table
+
+LEGAL = {
+    (None if state.reason is None else STORED_REASONS.index(state.reason), STATUS_CODE[state.status])
+    for item in TRANSITIONS
+    for state in (item.after,)
+} | {(SAME_WORK, 0)}
+
+
+def row_is_legal(status: int, reason: int | None, held: bool, due: bool, waits: bool, ended: bool, output: bool) -> bool:
+    """What the lifecycle table means for the columns."""
+    return (
+        (reason, status) in LEGAL
+        and held == (status == RUNNING or reason == CLAIMED)
+        and due == (reason in (DELAYED, RETRY))
+        and waits == (reason == PARENTS)
+        and ended == STATUS_OF[status].is_final
+        and output == (STATUS_OF[status].value == "completed")
+    )
+
+
+def test_the_file_takes_legal_rows_only(connection: apsw.Connection) -> None:
+    """Of all combinations of status, reason, holder, due time, awaited parent, end and output, the file takes exactly
+    those that the lifecycle table knows."""
+    insert = """INSERT INTO task (id, class, rank, status, reason, owner, due_ms, waits_for, ended_ms, output, priority,
+        max_retries, submitted_ms, ready_ms, input) VALUES (randomblob(16), 1, 0, ?, ?, ?, ?, ?, ?, ?, 1, 3, 0, 0, x'')"""
+    for status, reason, *flags in itertools.product(range(6), [None, *range(6)], *([[False, True]] * 5)):
+        held, due, waits, ended, output = flags
+        values = (status, reason, 1 if held else None, 5 if due else None, 7 if waits else None, 9 if ended else None,
+                  b"x" if output else None)  # fmt: skip
+        try:
+            connection.execute(insert, values)
+            taken = True
+        except apsw.ConstraintError:
+            taken = False
+        assert taken == row_is_legal(status, reason, *flags), (status, reason, flags)
+
+
+@pytest.mark.parametrize("column", ["status", "reason", "priority"])
+def test_unknown_codes_are_refused(connection: apsw.Connection, column: str) -> None:
+    """A code that no version has given a meaning can't be written."""
+    connection.execute(
+        "INSERT INTO task (id, class, rank, status, reason, priority, max_retries, submitted_ms, ready_ms, input) "
+        "VALUES (randomblob(16), 1, 0, 0, 0, 1, 3, 0, 0, x'')"
+    )
+    for value in (-1, 17):
+        with pytest.raises(apsw.ConstraintError):
+            connection.execute(f"UPDATE task SET {column} = {value}")
