@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from bench.harness import PAYLOAD, SUBMITTERS, Report, Row, Stopwatch, latencies_ms, noop, opened, options, run, scratch
+from bench.harness import Stopwatch, options, run, scratch
+from bench.report import Report, Row
+from bench.subject import PAYLOAD, SUBMITTERS, latencies_ms, noop, opened
 
 from mainspring import Engine
 

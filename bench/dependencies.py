@@ -13,7 +13,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
-from bench.harness import Report, Sample, Stopwatch, by_map, opened, options, row_of, run, scratch
+from bench.harness import Sample, Stopwatch, options, run, scratch
+from bench.report import Report, row_of
+from bench.subject import by_map, opened
 
 from mainspring import Engine, Task
 from mainspring.tasks import Ref

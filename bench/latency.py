@@ -12,7 +12,9 @@ import statistics
 from functools import partial
 from pathlib import Path
 
-from bench.harness import Report, Row, Stopwatch, latencies_ms, opened, options, percentile, run, scratch
+from bench.harness import Stopwatch, options, percentile, run, scratch
+from bench.report import Report, Row
+from bench.subject import latencies_ms, opened
 
 _WARM_UP = 50
 _ENGINE_MS = 0.6

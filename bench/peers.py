@@ -15,34 +15,19 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import venv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.harness import (
-    OUT,
-    PEER_RATE,
-    SUBMITTERS,
-    Report,
-    Row,
-    Sample,
-    Stopwatch,
-    by_map,
-    by_submitters,
-    cpu_of,
-    options,
-    row_of,
-    run,
-    scratch,
-)
+from bench.harness import OUT, PEER_RATE, Sample, Stopwatch, cpu_of, options, run, scratch
+from bench.report import Report, Row, row_of
 from bench.servers import postgres, postgres_folder, redis, redis_program
+from bench.subject import SUBMITTERS, by_map, by_submitters
 from bench.throughput import one_process
 
 _HERE = Path(__file__).resolve().parent
-_WARM_UP = 200
 _WAYS = {"map": (by_map, 8.0, 15.0), f"{SUBMITTERS} submitters": (by_submitters, 5.0, 10.0)}
 
 
@@ -172,7 +157,7 @@ def _measure(report: Report, folder: Path, venvs: Path, n: int, runs: int, loop:
             place.mkdir()
             place.chmod(0o755)
             with _running(peer, venvs, place) as timed:
-                timed(_WARM_UP)
+                timed(n)  # not counted: their workers come fresh from a start, and take long to reach their speed
                 theirs[peer.name].append(timed(n))
         for name, (way, _, _) in _WAYS.items():
             ours[name].append(run(partial(one_process, folder / f"{name}-{turn}.db", way, n), loop))
@@ -222,4 +207,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

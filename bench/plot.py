@@ -54,8 +54,9 @@ def _panel(axis: Any, unit: str, rows: list[dict[str, Any]]) -> None:
     axis.set_xlabel(unit)
     for place, row in enumerate(rows):
         ratio = "" if row["ratio"] is None else f"  ({row['ratio']:.2f} x)"
-        axis.annotate(f" {row['median']:,.4g}{ratio}", (row["median"], place), va="center", fontsize=7)
-    axis.margins(x=0.18)
+        figure = f"{row['median']:,.0f}" if row["median"] >= 100 else f"{row['median']:.2f}"
+        axis.annotate(f"  {figure}{ratio}", (max(row["values"]), place), va="center", fontsize=7)
+    axis.margins(x=0.2)
 
 
 if __name__ == "__main__":

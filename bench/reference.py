@@ -18,7 +18,9 @@ from functools import partial
 from pathlib import Path
 
 import apsw
-from bench.harness import PAYLOAD, Report, Row, Sample, Stopwatch, by_map, noop, opened, options, row_of, run, scratch
+from bench.harness import Sample, Stopwatch, options, run, scratch
+from bench.report import Report, Row, row_of
+from bench.subject import PAYLOAD, by_map, noop, opened
 
 _BATCHES = (1, 64, 256, 1024)
 _SINGLE_AT_MOST = 2_000

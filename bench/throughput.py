@@ -15,24 +15,9 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
-from bench.harness import (
-    PEER_RATE,
-    SUBMITTERS,
-    Report,
-    Row,
-    Sample,
-    Stopwatch,
-    by_map,
-    by_submitters,
-    cpu_of,
-    latencies_ms,
-    opened,
-    options,
-    percentile,
-    row_of,
-    run,
-    scratch,
-)
+from bench.harness import PEER_RATE, Sample, Stopwatch, cpu_of, options, percentile, run, scratch
+from bench.report import Report, Row, row_of
+from bench.subject import SUBMITTERS, by_map, by_submitters, latencies_ms, opened
 from bench.worker import worker_beside
 
 from mainspring import Engine

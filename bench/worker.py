@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from bench.harness import opened, run
+from bench.harness import run
+from bench.subject import opened
 
 _ROOT = Path(__file__).resolve().parent.parent
 _STOP_WITHIN_S = 30.0
@@ -22,7 +22,7 @@ _STOP_WITHIN_S = 30.0
 async def worker_beside(path: Path, loop: str) -> AsyncIterator[int]:
     """Run a worker on the same file while the block runs; it is ready when the block begins."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.worker", os.path.abspath(path), loop,
+        sys.executable, "-m", "bench.worker", str(path), loop,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=_ROOT,

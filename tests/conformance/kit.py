@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,8 +24,8 @@ from mainspring.errors import InvalidInput
 from mainspring.store.base import COMPLETED, FAILED, Claimed, Ended, Finish, Lane, NewTask, Store
 from mainspring.store.sqlite import upkeep
 from mainspring.store.sqlite.store import SqliteStore
-from mainspring.store.sqlite.transaction import Applier
-from mainspring.tasks import ErrorInfo, Text, TextOutput, TaskId, TaskStatus
+from mainspring.store.sqlite.transaction import Applier, Transaction
+from mainspring.tasks import ErrorInfo, TaskId, TaskStatus, Text, TextOutput
 from mainspring.tasks.codec import encode
 from mainspring.tasks.lifecycle import STATUS_OF, STORED_REASONS, State
 
@@ -73,7 +73,7 @@ class Port:
 
     def __init__(self, store: Store, room: int = 0, *types: str, **lanes: Sequence[str]) -> None:
         self.store = store
-        self.lanes = {name: Lane(name, room) for name in (lanes or {"async": ()})}
+        self.lanes: Mapping[str, Lane] = {name: Lane(name, room) for name in (lanes or {"async": ()})}
         for name, kinds in (lanes or {"async": types or (WORK, OTHER)}).items():
             self.lanes[name].types = frozenset(kinds)
         self.held: dict[bytes, Claimed] = {}
@@ -82,6 +82,7 @@ class Port:
         self.asked: list[bytes] = []
         self.ends: list[Ended] = []
         self.overdrawn: list[str] = []  # lanes that were handed more than they had room for
+        self._news = asyncio.Event()
         store.listen(self)
 
     # What the store tells
@@ -90,15 +91,19 @@ class Port:
         self.order += sorted(claims, key=lambda claim: (claim.rank, claim.seq))  # one hand-over has no order of its own
         self.held.update((claim.id, claim) for claim in claims)
         self.overdrawn += [name for name, lane in self.lanes.items() if lane.limit >= 0 and lane.room() < 0]
+        self._news.set()
 
     def lost(self, finishes: list[Finish]) -> None:
         self.missed += finishes
+        self._news.set()
 
     def asked_to_stop(self, ids: list[bytes]) -> None:
         self.asked += ids
+        self._news.set()
 
     def ended(self, tasks: list[Ended]) -> None:
         self.ends += tasks
+        self._news.set()
 
     def wants(self, id: bytes) -> bool:
         return True
@@ -116,6 +121,13 @@ class Port:
     async def settle(self) -> None:
         """Return when all that was given to the store before is committed and told."""
         await self.store.withdraw(NOBODY)
+
+    async def until(self, done: Callable[[], object]) -> None:
+        """Wait for the store to tell what makes this true."""
+        async with asyncio.timeout(60):
+            while not done():
+                self._news.clear()
+                await self._news.wait()
 
     async def room(self, n: int, lane: str = "async") -> list[Claimed]:
         """Have room for n more; returns what is handed over for it."""
@@ -247,9 +259,12 @@ class SqliteFactory:
         store._caretaker.release()
 
     async def prune(self, store: SqliteStore) -> None:
-        cursor = -1
-        while cursor:
-            cursor = await store.write(lambda tx, at=max(cursor, 0): upkeep.prune(tx, at, store.config))
+        def step(tx: Transaction) -> int:
+            return upkeep.prune(tx, cursor, store.config)
+
+        cursor = 0
+        while cursor := await store.write(step):
+            pass
 
     def _rows(self, sql: str, *values: Any) -> list[Any]:
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
@@ -272,7 +287,8 @@ class SqliteFactory:
 
     def states(self) -> dict[bytes, State]:
         rows = self._rows("SELECT id, status, reason FROM task")
-        return {id: State(STATUS_OF[code], None if reason is None else STORED_REASONS[reason]) for id, code, reason in rows}
+        reasons = (*STORED_REASONS, None)
+        return {id: State(STATUS_OF[code], reasons[-1 if at is None else at]) for id, code, at in rows}
 
 
 FACTORIES: dict[str, type[SqliteFactory]] = {"sqlite": SqliteFactory}

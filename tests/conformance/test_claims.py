@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.conformance.kit import AGEING_MS, FACTORIES, OTHER, WORK, Factory, Port, new, opened, state, submit
 
 from mainspring.store.base import COMPLETED, RELEASED, NewTask
-from tests.conformance.kit import AGEING_MS, FACTORIES, OTHER, WORK, Factory, Port, new, opened, state, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -91,7 +91,8 @@ STEPS = st.sampled_from([0, 1, 1000, AGEING_MS - 1, AGEING_MS, AGEING_MS + 1, 3 
 async def test_claims_come_in_the_documented_order(
     kind: str, tasks: list[Any], rooms: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Whatever is submitted when, in whatever classes, and however much room there is at a time: the order is the documented key."""
+    """Whatever is submitted when, in whatever classes, and however much room there is at a time: the order is the
+    documented key."""
     factory = FACTORIES[kind](Path(tmp_path_factory.mktemp("order")))
     async with opened(factory.make()) as store:
         port = Port(store)
@@ -222,7 +223,8 @@ async def test_no_claims_after_stop_serving(store: Any, port: Port) -> None:
     "what", [{"type": WORK}, {"namespace": "default"}, {"group": "g"}, {}, {"type": WORK, "namespace": "default"}]
 )
 async def test_what_is_paused_stays(store: Any, port: Port, what: dict[str, str]) -> None:
-    """A pause holds back what it names, whatever else there is; resume lets it go in order and says that there was a pause."""
+    """A pause holds back what it names, whatever else there is; resume lets it go in order and says that there was
+    a pause."""
     await store.pause(**what)
     first, second = await submit(store, new(group="g"), new(group="g"))
     (beside,) = await submit(store, new(type=OTHER, namespace="n", group="h"))
@@ -249,7 +251,8 @@ async def test_a_pause_holds_from_its_own_commit_on(store: Any, port: Port) -> N
 
 
 async def test_a_pause_holds_for_other_processes(factory: Factory, store: Any, port: Port) -> None:
-    """It is a fact of the store: a process that hears of nothing obeys it with its next transaction, direct hand-over included."""
+    """It is a fact of the store: a process that hears of nothing obeys it with its next transaction, direct
+    hand-over included."""
     await port.room(5)
     async with opened(factory.make()) as other:
         await other.pause(type=WORK)
@@ -282,7 +285,7 @@ async def test_a_claim_brings_all_that_is_needed(store: Any, port: Port) -> None
 
 async def test_direct_and_indexed_claims_are_alike(store: Any, port: Port) -> None:
     """A claim handed over with the submit has the same fields as one taken from the queue."""
-    (id,) = await submit(store, new("a", priority=2, group="g", timeout_ms=5))
+    await submit(store, new("a", priority=2, group="g", timeout_ms=5))
     queued = await port.take()
     await port.room(1)
     await submit(store, new("a", priority=2, group="g", timeout_ms=5))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.conformance.kit import AGEING_MS, OUTPUT, Factory, Port, error, new, opened, state, status, statuses, submit
 
 from mainspring.errors import TaskNotFound
 from mainspring.store.base import CANCELLED, COMPLETED, FAILED, HAS_REFS, RETRY, STANDS_FOR, TIMEOUT
 from mainspring.tasks import TaskStatus
-from tests.conformance.kit import AGEING_MS, OUTPUT, Factory, Port, error, new, opened, state, status, statuses, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -75,7 +75,11 @@ async def test_fan_in_of_a_thousand(store: Any, port: Port, backwards: bool) -> 
 @pytest.mark.parametrize("ends", FAILURES)
 @pytest.mark.parametrize(
     ("policy", "state_then", "error_type"),
-    [(REQUIRE, "FAILED", "DependencyNotMet"), (ALLOW_FAILURE, "PENDING (ready)", None), (SKIP, "CANCELLED", "TaskCancelled")],
+    [
+        (REQUIRE, "FAILED", "DependencyNotMet"),
+        (ALLOW_FAILURE, "PENDING (ready)", None),
+        (SKIP, "CANCELLED", "TaskCancelled"),
+    ],
 )
 async def test_policies(
     store: Any, port: Port, when: str, ends: str, policy: int, state_then: str, error_type: str | None
@@ -112,7 +116,8 @@ async def test_a_failure_travels_at_once(store: Any, port: Port) -> None:
 
 @pytest.mark.parametrize("shape", ["wide", "deep", "bushy"])
 async def test_a_failure_reaches_thousands(factory: Factory, store: Any, port: Port, shape: str) -> None:
-    """All descendants end, however many: more than one transaction may move go on as a list that outlives the process."""
+    """All descendants end, however many: more than one transaction may move go on as a list that outlives the
+    process."""
     root = new()
     tasks = [root]
     for n in range(2500):
@@ -120,17 +125,9 @@ async def test_a_failure_reaches_thousands(factory: Factory, store: Any, port: P
         tasks.append(new(after=[above.id]))
     await store.submit(tasks)
     await port.finish(await port.take(), FAILED)
-    await all_ended(port, len(tasks))
+    await port.until(lambda: len(port.ended_as()) == len(tasks))
     assert set((await store.stats())["types"]["custom:work"].items()) >= {("failed", 2501)}
     assert port.ended_as().keys() == {task.id for task in tasks}
-
-
-async def all_ended(port: Port, n: int) -> None:
-    import asyncio
-
-    async with asyncio.timeout(20):
-        while len(port.ended_as()) < n:
-            await asyncio.sleep(0.01)  # the upkeep has a beat of its own
 
 
 async def test_a_cascade_survives_the_process(factory: Factory) -> None:
@@ -149,7 +146,7 @@ async def test_a_cascade_survives_the_process(factory: Factory) -> None:
     left = sum(state.status is TaskStatus.PENDING for state in factory.states().values())
     async with opened(factory.make()) as second:
         port = Port(second)
-        await all_ended(port, left)
+        await port.until(lambda: len(port.ended_as()) == left)
     assert {state.status for state in factory.states().values()} == {TaskStatus.FAILED}
 
 
@@ -311,7 +308,9 @@ async def test_children_submitted_by_an_attempt_may_depend_on_each_other(store: 
     a, side = new(), new()
     b = new(after=[a.id, side.id])
     await port.finish(await port.take(), children=(a, side, b), refs=(b.id,))
-    assert [str(await state(store, task.id)) for task in (a, side, b)] == ["PENDING (ready)"] * 2 + ["PENDING (parents)"]
+    assert [str(await state(store, task.id)) for task in (a, side, b)] == ["PENDING (ready)"] * 2 + [
+        "PENDING (parents)"
+    ]
     await port.room(2)
     assert ids(await port.run_all())[-2:] == [b.id, child]
     assert await statuses(store, [parent, a.id, side.id, b.id, child]) == ["completed"] * 5
@@ -403,7 +402,12 @@ async def test_retry_brings_back_what_failed_for_it(store: Any, port: Port) -> N
     await port.finish(claims[new_child])
     await port.finish(claims[new_skipped])
     assert new_strict in ids(await port.room(5))
-    assert await statuses(store, [root.id, child.id, skipped.id, strict.id]) == ["failed", "failed", "cancelled", "failed"]
+    assert await statuses(store, [root.id, child.id, skipped.id, strict.id]) == [
+        "failed",
+        "failed",
+        "cancelled",
+        "failed",
+    ]
 
 
 async def test_retry_below_a_failed_parent_fails_at_once(store: Any, port: Port) -> None:

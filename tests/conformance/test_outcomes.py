@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.conformance.kit import Factory, Note, Port, error, new, opened, state, status, submit
 
 from mainspring.errors import InvalidInput
 from mainspring.store.base import (
@@ -21,7 +22,6 @@ from mainspring.store.base import (
     TIMEOUT,
 )
 from mainspring.tasks import ErrorInfo, TaskStatus
-from tests.conformance.kit import Factory, Note, Port, error, new, opened, state, status, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -57,7 +57,8 @@ async def test_ends_without_a_result(store: Any, port: Port, outcome: int, ends:
 
 
 async def test_retry_waits_for_its_backoff(factory: Factory, store: Any, port: Port) -> None:
-    """A failed try is charged, its error kept, and the next one comes when the backoff is over, with the next number."""
+    """A failed try is charged, its error kept, and the next one comes when the backoff is over, with the next
+    number."""
     (id,) = await submit(store, new())
     await port.finish(await port.take(), RETRY, error=error("first"), delay_ms=5_000)
     info = await store.info(id)
@@ -204,7 +205,8 @@ async def test_a_rescued_claim_is_lost(factory: Factory) -> None:
 
 
 async def test_two_outcomes_in_one_commit(store: Any, port: Port) -> None:
-    """Of two outcomes for one claim given at once the first is recorded and the second lost; neighbours are untouched."""
+    """Of two outcomes for one claim given at once the first is recorded and the second lost; neighbours are
+    untouched."""
     ids = await submit(store, *(new() for _ in range(3)))
     claims = await port.room(3)
     port.lanes["async"].limit = 0
@@ -425,7 +427,7 @@ async def test_what_listeners_are_told_is_what_is_stored(store: Any, port: Port)
     await port.finish(claims[2], FAILED)
     told = {ended.id: ended for ended in port.ends}
     assert {ended.id: ended for ended in await store.ended(sent)} == told
-    assert msgspec.msgpack.decode(told[sent[3]].error, type=ErrorInfo).type == "DependencyNotMet"
+    assert msgspec.msgpack.decode(told[sent[3]].error or b"", type=ErrorInfo).type == "DependencyNotMet"
 
 
 async def test_retry_of_what_has_not_failed_is_refused(store: Any, port: Port) -> None:

@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from tests.conformance.kit import OTHER, WORK, Factory, Port, new, opened, state, submit
 
 from mainspring.errors import Conflict, InvalidInput, QueueFull, TaskNotFound
 from mainspring.store.base import FAILED, Accepted
 from mainspring.tasks import TaskId, TaskStatus
-from tests.conformance.kit import OTHER, WORK, Factory, Port, new, opened, state, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +55,8 @@ async def test_same_id_and_payload_is_the_same_task(factory: Factory, store: Any
 
 
 async def test_same_id_with_another_payload_is_a_conflict(store: Any) -> None:
-    """An id names one task for ever: other input or another type under it is refused and nothing else of that call is kept."""
+    """An id names one task for ever: other input or another type under it is refused and nothing else of that call
+    is kept."""
     task = new("a")
     await store.submit([task])
     for other in (new("b", id=task.id), new("a", id=task.id, type=OTHER)):
@@ -177,7 +178,8 @@ async def test_the_stored_task_is_the_submitted_one(store: Any) -> None:
 
 
 async def test_a_payload_in_a_blob_keeps_its_reference(factory: Factory, store: Any, port: Port) -> None:
-    """A claim of a task whose input lies in a blob brings the digest and says so; so does the end of one with such output."""
+    """A claim of a task whose input lies in a blob brings the digest and says so; so does the end of one with such
+    output."""
     blob = store.blobs.put(b"x" * 100_000)
     task = new()
     task.input, task.flags = blob.digest.encode(), 16
@@ -190,7 +192,8 @@ async def test_a_payload_in_a_blob_keeps_its_reference(factory: Factory, store: 
 
 
 async def test_what_can_not_be_stored_is_refused_with_an_error_of_ours(factory: Factory, store: Any) -> None:
-    """A task that breaks the store's own rules is refused by a TaskError, never by a driver's, and the store goes on."""
+    """A task that breaks the store's own rules is refused by a TaskError, never by a driver's, and the store goes
+    on."""
     from mainspring.errors import TaskError
 
     with pytest.raises(TaskError):

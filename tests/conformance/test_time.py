@@ -7,11 +7,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from tests.conformance.kit import OTHER, WORK, Factory, Port, error, new, opened, state, status, statuses, submit
 
 from mainspring.errors import TaskNotFound
 from mainspring.store.base import COMPLETED, FAILED, RETRY
 from mainspring.tasks import TaskId, TaskStatus
-from tests.conformance.kit import OTHER, WORK, Factory, Port, error, new, opened, state, status, statuses, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -46,9 +46,7 @@ async def test_time_wakes_the_store_by_itself(factory: Factory, store: Any, port
         soon = live.now_ms() + 30
         (late,) = await submit(live, new(not_before_ms=soon))
         (gone,) = await submit(live, new(type=OTHER, deadline_ms=soon))
-        async with asyncio.timeout(10):
-            while not (port.order and port.ends):
-                await asyncio.sleep(0.001)
+        await port.until(lambda: port.order and port.ends)
         assert [claim.id for claim in port.order] == [late]
         assert port.ended_as() == {gone: 5}
         assert live.now_ms() >= soon
@@ -61,9 +59,7 @@ async def test_many_delays_end_together(factory: Factory, store: Any, port: Port
     factory.clock.advance(1)
     port.lanes["async"].limit = 2_000
     store.demand()
-    async with asyncio.timeout(10):
-        while len(port.order) < len(sent):
-            await asyncio.sleep(0.001)
+    await port.until(lambda: len(port.order) == len(sent))
     assert [claim.id for claim in port.order] == sent
 
 
@@ -176,7 +172,7 @@ async def test_progress_is_shown_while_it_runs(store: Any, port: Port) -> None:
     store.progress(claim, 1, 10)
     store.progress(claim, 3, 10)
     async with asyncio.timeout(10):
-        while (await store.info(id)).progress is None:
+        while (await store.info(id)).progress is None:  # noqa: ASYNC110 - nobody is told of progress: it's looked up
             await asyncio.sleep(0.01)
     assert (await store.info(id)).progress == (3, 10)
     await port.finish(claim, RETRY, error=error())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.engine import process_work
-from tests.engine.support import SOON, engine_on, until, value
+from tests.engine.support import SOON, engine_on, shows, until, value
 
 from mainspring import (
     Engine,
@@ -130,9 +129,7 @@ async def test_progress_comes_from_the_child(engine: Engine, tmp_path: Path) -> 
     """`ctx.progress` shows in info while the child runs."""
     mark = tmp_path / "go"
     handle = await engine.submit(process_work.progress, str(mark))
-    async with asyncio.timeout(20):
-        while (await handle.info()).progress != (3.0, 4.0):
-            await asyncio.sleep(0.01)
+    await shows(handle, progress=(3.0, 4.0))
     mark.touch()
     await value(handle)
 

@@ -79,7 +79,7 @@ async def test_no_retry(engine: Engine, where: str) -> None:
         runs.append(1)
         raise ValueError
 
-    retry = {"decorator": Retry(max_retries=0), "number": 0, "call": SOON}[where]
+    retry: Retry | int = SOON if where == "call" else 0 if where == "number" else Retry(max_retries=0)
     handler = engine.task(name=f"once_{where}", retry=retry)(once)
     options = {"max_retries": 0} if where == "call" else {}
     with pytest.raises(ProcessingFailed):
@@ -177,7 +177,10 @@ async def test_timeouts_are_retried_and_end_as_timeout(engine: Engine) -> None:
             await asyncio.sleep(3600)
         raise ValueError("bad")
 
-    for last, status, error in (("slow", TaskStatus.TIMEOUT, TaskTimeout), ("bad", TaskStatus.FAILED, ProcessingFailed)):
+    for last, status, error in (
+        ("slow", TaskStatus.TIMEOUT, TaskTimeout),
+        ("bad", TaskStatus.FAILED, ProcessingFailed),
+    ):
         handle = await engine.submit(slow_then_bad, last, max_retries=1)
         with pytest.raises(error) as caught:
             await value(handle)
@@ -195,7 +198,9 @@ async def test_a_backoff_beyond_the_deadline_is_not_waited_for(engine: Engine) -
         raise RetryAfter(1800, "come back later")
 
     handle = await engine.submit(fails_early, deadline=60)
-    with pytest.raises(TaskTimeout, match=r"deadline would pass before the next try; the last error was come back later"):
+    with pytest.raises(
+        TaskTimeout, match=r"deadline would pass before the next try; the last error was come back later"
+    ):
         await value(handle)
 
 
@@ -213,7 +218,7 @@ async def test_a_failed_task_can_be_retried_by_hand(engine: Engine) -> None:
     async def below(n: int) -> int:
         return n + 1
 
-    parent = await engine.submit(mendable, 1, key="mend")
+    parent = await engine.submit(mendable, 1, idempotency_key="mend")
     child = await engine.submit(below, parent)
     for handle in (parent, child):
         with pytest.raises(Exception, match=r"."):
@@ -226,7 +231,7 @@ async def test_a_failed_task_can_be_retried_by_hand(engine: Engine) -> None:
     new_child = (await child.info()).retried_as
     assert new_child is not None
     assert await value(engine.handle(new_child)) == 2
-    assert (await engine.submit(mendable, 1, key="mend")).id == again.id
+    assert (await engine.submit(mendable, 1, idempotency_key="mend")).id == again.id
     for id in (again.id, parent.id):
         with pytest.raises(InvalidInput, match="retried"):
             await engine.manager.retry_task(id)
@@ -237,9 +242,9 @@ async def test_a_failed_task_can_be_retried_by_hand(engine: Engine) -> None:
 
 def claim(**fields: Any) -> Claimed:
     known: dict[str, Any] = {
-        "seq": 1, "id": bytes(16), "attempt": 1, "owner": 1, "class_key": ("default", "custom:f", ""), "rank": 0, "flags": 0,
-        "priority": 1, "retry_count": 0, "max_retries": 3, "crashes": 0, "releases": 0, "ready_ms": 0, "deadline_ms": None,
-        "timeout_ms": None, "input": b"", "spec": None,
+        "seq": 1, "id": bytes(16), "attempt": 1, "owner": 1, "class_key": ("default", "custom:f", ""), "rank": 0,
+        "flags": 0, "priority": 1, "retry_count": 0, "max_retries": 3, "crashes": 0, "releases": 0, "ready_ms": 0,
+        "deadline_ms": None, "timeout_ms": None, "input": b"", "spec": None,
     }  # fmt: skip
     return Claimed(**{**known, **fields})
 

@@ -66,7 +66,9 @@ def refuse() -> None:
 
 
 def leave_by(kind: str) -> None:
-    raise {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt, "GeneratorExit": GeneratorExit}[kind]("out")
+    raise {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt, "GeneratorExit": GeneratorExit}[kind](
+        "out"
+    )
 
 
 def parent(ctx: Context, n: int) -> list[Any]:
@@ -93,7 +95,7 @@ def same(value: Any) -> Any:
 
 
 def open_file() -> Any:
-    return open(os.devnull)  # noqa: SIM115
+    return open(os.devnull)
 
 
 def progress(ctx: Context, mark: str) -> None:

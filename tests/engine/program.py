@@ -20,7 +20,7 @@ engine = Engine(store, EngineConfig(manager=TaskManagerConfig(async_slots=4, gra
 async def hold(name: str) -> int:
     """Runs until a file says that it may end."""
     (folder / f"{name}.started").touch()
-    while not (folder / f"{name}.go").exists():
+    while not (folder / f"{name}.go").exists():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     return os.getpid()
 

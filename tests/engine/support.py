@@ -43,6 +43,16 @@ async def value(handle: TaskHandle) -> Any:
     return await handle.result(timeout=LIMIT_S)
 
 
+async def shows(handle: TaskHandle, **wanted: Any) -> None:
+    """Wait until the task's info has these values: `status`, `reason`, `progress` ..."""
+    async with asyncio.timeout(LIMIT_S):
+        while True:
+            info = await handle.info()
+            if all(getattr(info, name) == value for name, value in wanted.items()):
+                return
+            await asyncio.sleep(0.005)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what no event tells: something in another thread or process."""
     async with asyncio.timeout(LIMIT_S):

@@ -67,17 +67,12 @@ def kinds(engine: Engine, hint: Any, default: Any = ...) -> tuple[Any, list[Any]
     got: list[Any] = []
     number = len(engine.executor.handlers)
 
-    if default is ...:
+    async def handler(thing):
+        got.append(thing)
+        return thing
 
-        async def handler(thing):
-            got.append(thing)
-            return thing
-    else:
-
-        async def handler(thing=default):
-            got.append(thing)
-            return thing
-
+    if default is not ...:
+        handler.__defaults__ = (default,)
     handler.__annotations__ = {"thing": hint}
     engine.task(name=f"kind_{number}")(handler)
     return handler, got
@@ -201,7 +196,7 @@ async def test_defaults(engine: Engine) -> None:
     ids=str,
 )
 async def test_what_does_not_fit_is_refused(engine: Engine, same: Any, hint: Any, given: Any, named: str) -> None:
-    """At submit where the value is known; as a failed task, without a retry and without a call, where a parent brings it."""
+    """At submit where the value is known; as a failed task, without a call or a retry, where a parent brings it."""
     handler, got = kinds(engine, hint)
     with pytest.raises(InvalidInput, match=named):
         await engine.submit(handler, given)
@@ -244,9 +239,9 @@ async def test_results_are_plain_values(engine: Engine) -> None:
 )
 async def test_what_cannot_be_stored(engine: Engine, same: Any, bad: Any) -> None:
     """As an argument it is refused at submit; as a result it fails the attempt at once, saying what can be returned."""
-    with pytest.raises(InvalidInput, match="payload|stored"):
+    with pytest.raises(InvalidInput, match=r"payload|stored"):
         await engine.submit(same, bad)
-    with pytest.raises(InvalidInput, match="payload|stored"):
+    with pytest.raises(InvalidInput, match=r"payload|stored"):
         await engine.submit(same, [await engine.submit(same, 1), bad])
 
     @engine.task(name=f"gives_{len(engine.executor.handlers)}")

@@ -68,9 +68,9 @@ OPTIONS = [
     ("not_before", datetime(2099, 1, 1)), ("not_before", "tomorrow"), ("not_before", object()),  # noqa: DTZ001
     ("priority", NAN), ("priority", "urgent"), ("priority", 7), ("priority", -1), ("priority", 1.5), ("priority", [1]),
     ("max_retries", -1), ("max_retries", 10**9), ("max_retries", NAN), ("max_retries", "3"), ("max_retries", 1.5),
-    ("metadata", {"a": 1}), ("metadata", {1: "a"}), ("metadata", "text"), ("metadata", ["a"]), ("metadata", {"a": None}),
-    ("metadata", {"a": "x" * 200_000}), ("metadata", {"a": "\udcff"}),
-    ("key", ""), ("key", "x" * 600), ("key", 5), ("key", b"bytes"), ("key", "\udcff"),
+    ("metadata", {"a": 1}), ("metadata", {1: "a"}), ("metadata", "text"), ("metadata", ["a"]),
+    ("metadata", {"a": None}), ("metadata", {"a": "x" * 200_000}), ("metadata", {"a": "\udcff"}),
+    ("idempotency_key", ""), ("idempotency_key", "x" * 600), ("idempotency_key", 5), ("idempotency_key", b"bytes"), ("idempotency_key", "\udcff"),
     ("group", ""), ("group", "x" * 200), ("group", 5), ("group", "\udcff"),
     ("namespace", ""), ("namespace", "x" * 200), ("namespace", 5), ("namespace", "\udcff"),
     ("after", 5), ("after", [5]), ("after", "no id"), ("after", [None]),
@@ -87,7 +87,9 @@ async def test_options(engine: Engine, echo: Any, field: str, bad: Any) -> None:
     async with asyncio.timeout(5):
         with pytest.raises(InvalidInput) as caught:
             await engine.submit(echo, 1, **{field: bad})
-    named = {"after": "task id|after", "task_id": "task id|task_id", "key": "key", "delay": "delay|not_before"}.get(field, field)
+    named = {"after": "task id|after", "task_id": "task id|task_id", "idempotency_key": "key", "delay": "delay|not_before"}.get(
+        field, field
+    )
     assert any(word in str(caught.value) for word in named.split("|")), str(caught.value)
     assert ";" in str(caught.value)
     assert await stored(engine) == before
@@ -157,7 +159,7 @@ async def test_arguments_that_do_not_fit(engine: Engine, echo: Any, arguments: A
 
 async def test_unknown_types_and_handlers(engine: Engine, echo: Any) -> None:
     """Named with what there is."""
-    with pytest.raises(UnsupportedTaskType, match="custom:ghost.*registered are.*custom:echo"):
+    with pytest.raises(UnsupportedTaskType, match=r"custom:ghost.*registered are.*custom:echo"):
         await engine.submit(Task(task_type=TaskType.custom("ghost"), input=Custom({})))
     with pytest.raises(InvalidInput, match="is no task type"):
         TaskType("ghost")
@@ -366,15 +368,25 @@ async def test_stores_that_are_not_files(tmp_path: Any) -> None:
 
 def test_settings() -> None:
     """Bad settings fail when they are made."""
-    for name, bad in (("async_slots", 0), ("queue_size", 0), ("grace_s", -1), ("drain_s", NAN), ("processing_interval", 0)):
+    for name, bad in (
+        ("async_slots", 0),
+        ("queue_size", 0),
+        ("grace_s", -1),
+        ("drain_s", NAN),
+        ("processing_interval", 0),
+    ):
         with pytest.raises(InvalidInput, match=name):
-            TaskManagerConfig(**{name: bad})
+            TaskManagerConfig(**{name: bad})  # type: ignore[arg-type]
 
 
 async def test_many_bad_ones_among_good_ones(engine: Engine, echo: Any) -> None:
     """Bad submits in the same moment harm none of the good ones."""
     calls = [
-        engine.submit(echo, n) if n % 3 else engine.submit(echo, n, after=TaskId()) if n % 2 else engine.submit(echo, "x")
+        engine.submit(echo, n)
+        if n % 3
+        else engine.submit(echo, n, after=TaskId())
+        if n % 2
+        else engine.submit(echo, "x")
         for n in range(60)
     ]
     results = await asyncio.gather(*calls, return_exceptions=True)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.engine.support import LIMIT_S, SOON, engine_on, value
+from tests.engine.support import SOON, engine_on, shows, value
 
 from mainspring import (
     Context,
@@ -105,9 +105,7 @@ async def test_progress_shows_in_info(engine: Engine, lane: str) -> None:
         asyncio.run_coroutine_threadsafe(go.wait(), loop).result()
 
     handle = await engine.submit(engine.task(name=f"steps_{lane}")(steps_async if lane == "async" else steps))
-    async with asyncio.timeout(LIMIT_S):
-        while (await handle.info()).progress != (3.0, 4.0):
-            await asyncio.sleep(0.01)
+    await shows(handle, progress=(3.0, 4.0))
     go.set()
     await value(handle)
 
@@ -130,9 +128,7 @@ async def test_nonsense_progress_fails_its_attempt_alone(engine: Engine, double:
         await go.wait()
 
     handle = await engine.submit(after)
-    async with asyncio.timeout(5):
-        while (await handle.info()).progress != (1.0, 2.0):
-            await asyncio.sleep(0.01)
+    await shows(handle, progress=(1.0, 2.0))
     go.set()
     await value(handle)
 
@@ -333,7 +329,7 @@ async def test_a_child_stored_now_runs_before_its_parent_ends(engine: Engine) ->
 
 @pytest.mark.parametrize("how", ["result", "handle", "gather", "await"])
 async def test_waiting_for_a_task_inside_a_handler_is_refused(engine: Engine, double: Any, how: str) -> None:
-    """It would hold its slot: InvalidInput that names the way out. Awaiting the handle itself only awaits acceptance."""
+    """It would hold its slot: InvalidInput names the way out. Awaiting the handle only awaits acceptance."""
 
     @engine.task(name=f"impatient_{how}", retry=0)
     async def impatient(ctx: Context) -> Any:
@@ -445,3 +441,35 @@ async def test_children_of_a_cancelled_attempt_never_exist(engine: Engine) -> No
         await value(handle)
     with pytest.raises(TaskNotFound):
         await engine.handle(children[0].id).info()
+
+
+async def test_http_counts_its_bytes(engine: Engine) -> None:
+    """`ctx.http` is an ordinary client; what the attempt moved through it is in its metrics."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5000\r\nconnection: close\r\n\r\n" + b"x" * 5000)
+        await writer.drain()
+        writer.close()
+
+    @engine.task(retry=0)
+    async def download(url: str, ctx: Context) -> int:
+        return len((await ctx.http.get(url)).content)
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        handle = await engine.submit(download, f"http://127.0.0.1:{port}/")
+        assert await value(handle) == 5000
+    moved = (await engine.manager.get_task_result(handle.id)).metrics.network_bytes
+    assert moved is not None
+    assert moved >= 5000
+
+
+async def test_built_in_operations_as_children(engine: Engine) -> None:
+    """`ctx.submit` takes what `engine.submit` takes: a built-in operation and its options."""
+
+    @engine.task(retry=0)
+    async def tidy(text: str, ctx: Context) -> Any:
+        return ctx.submit(engine.text, text, "normalize")
+
+    assert await value(await engine.submit(tidy, " a   b ")) == "a b"

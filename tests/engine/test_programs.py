@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.engine.support import LIMIT_S, engine_on, until, value
+from tests.engine.support import LIMIT_S, engine_on, shows, until, value
 
 import mainspring
 from mainspring import (
@@ -35,8 +35,8 @@ PROGRAM = Path(__file__).with_name("program.py")
 PATHS = {"PYTHONPATH": os.pathsep.join([str(Path(mainspring.__file__).parents[1]), *sys.path])}
 
 
-def call(name: str, **arguments: Any) -> Task:
-    return Task(task_type=TaskType.custom(name), input=Custom(arguments))
+def call(kind: str, /, **arguments: Any) -> Task:
+    return Task(task_type=TaskType.custom(kind), input=Custom(arguments))
 
 
 class Programs:
@@ -83,15 +83,9 @@ async def client(programs: Programs, anyio_backend: str) -> AsyncIterator[Engine
     await programs.running()
     async with engine_on(programs.store, worker=False) as engine:
         async with asyncio.timeout(LIMIT_S):
-            while "custom:hold" not in await engine.manager.store.registered_types():
+            while "custom:hold" not in await engine.manager.store.registered_types():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         yield engine
-
-
-async def status(engine: Engine, handle: Any, wanted: TaskStatus) -> None:
-    async with asyncio.timeout(LIMIT_S):
-        while (await handle.info()).status is not wanted:
-            await asyncio.sleep(0.01)
 
 
 async def test_one_submits_and_another_works(client: Engine, programs: Programs) -> None:
@@ -111,7 +105,7 @@ async def test_cancel_across_processes(client: Engine, programs: Programs) -> No
     """What runs elsewhere is asked to stop, what waits is cancelled at once, what ended says so."""
     running = await client.submit(call("hold", name="a"))
     await until(programs.mark("a.started").exists)
-    await status(client, running, TaskStatus.RUNNING)
+    await shows(running, status=TaskStatus.RUNNING)
     waiting = await client.submit(call("step", n=running))
     assert await waiting.cancel() == "cancelled"
     assert await running.cancel() in ("requested", "cancelled")
@@ -132,7 +126,7 @@ async def test_sigterm_drains(client: Engine, programs: Programs) -> None:
     queued = [await client.submit(call("step", n=n)) for n in range(30)]
     program.send_signal(signal.SIGTERM)
     async with asyncio.timeout(LIMIT_S):
-        while any((await handle.info()).reason == "claimed" for handle in queued):
+        while "claimed" in [(await handle.info()).reason for handle in queued]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert program.poll() is None
     for n in range(4):
@@ -234,7 +228,7 @@ async def test_a_file_keeps_everything(tmp_path: Path) -> None:
 
     engine, keep = open_one()
     async with engine:
-        done = await engine.submit(keep, 1, key="once")
+        done = await engine.submit(keep, 1, idempotency_key="once")
         assert await value(done) == 10
         await engine.manager.pause(group="later")
         held = await engine.submit(keep, 2, group="later")
@@ -243,7 +237,7 @@ async def test_a_file_keeps_everything(tmp_path: Path) -> None:
     engine, keep = open_one()
     async with engine:
         assert await value(engine.handle(done.id)) == 10
-        assert (await engine.submit(keep, 1, key="once")).id == done.id
+        assert (await engine.submit(keep, 1, idempotency_key="once")).id == done.id
         assert await value(engine.handle(child.id)) == 300
         info = await engine.handle(child.id).info()
         assert (info.task.metadata, info.task.dependencies) == ({"a": "b"}, (delayed.id,))
@@ -307,9 +301,14 @@ def script(code: str, tmp_path: Path, expect: int = 0) -> str:
     path = tmp_path / "script.py"
     path.write_text(textwrap.dedent(code))
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(path)], env={**os.environ, **PATHS}, capture_output=True, text=True, timeout=60,
-        cwd=tmp_path, check=False,
-    )  # fmt: skip
+        [sys.executable, "-W", "error", str(path)],
+        env={**os.environ, **PATHS},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert done.returncode == expect, done.stderr
     return done.stdout + done.stderr
 
@@ -383,9 +382,8 @@ async def test_sync_refuses_to_block_a_loop() -> None:
     @engine.task
     async def nothing() -> None: ...
 
-    with pytest.raises(InvalidInput, match="with await"):
-        with engine.sync:
-            pass
+    with pytest.raises(InvalidInput, match="with await"), engine.sync:
+        pass
     with pytest.raises(InvalidInput, match="not open"):
         engine.sync.submit(nothing)
 

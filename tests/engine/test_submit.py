@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engine.support import LIMIT_S, engine_on, until, value
+from tests.engine.support import engine_on, shows, until, value
 
 from mainspring import (
     Conflict,
@@ -189,17 +189,20 @@ async def test_gather_raises_the_first_error_in_order(engine: Engine, add: Any, 
 async def test_a_result_can_be_asked_for_again_and_by_id(engine: Engine, add: Any) -> None:
     """As often as one likes, at the same time, and through another handle made from the id's text."""
     handle = await engine.submit(add, 5)
-    assert await asyncio.gather(value(handle), value(handle), value(engine.handle(str(handle.id)))) == [15, 15, 15]
+    waits = (value(handle), value(handle), value(engine.handle(str(handle.id))))
+    assert list(await asyncio.gather(*waits)) == [15, 15, 15]
 
 
 async def test_waiting_has_its_own_limit(engine: Engine, add: Any) -> None:
     """`result(timeout=)` gives up the wait, not the task; the limit is a duration like all others."""
     handle = await engine.submit(add, 1, delay=3600)
-    for limit in (0.01, "10ms", 0):
+    limits: list[Any] = [0.01, "10ms", 0]
+    for limit in limits:
         with pytest.raises(TaskTimeout, match="it goes on"):
             await handle.result(timeout=limit)
     assert (await handle.info()).status is TaskStatus.PENDING
-    for wrong in (-1, float("nan"), "soon"):
+    nonsense: list[Any] = [-1, float("nan"), "soon"]
+    for wrong in nonsense:
         with pytest.raises(InvalidInput, match="timeout"):
             await handle.result(timeout=wrong)
     assert await handle.cancel() == "cancelled"
@@ -220,7 +223,7 @@ async def test_unknown_ids(engine: Engine, same: Any) -> None:
 
 
 async def test_submitting_the_same_task_again_is_harmless(engine: Engine, add: Any) -> None:
-    """The same id and payload is stored once: while it is waiting, and after it has ended. All handles get the result."""
+    """The same id and payload is stored once, while it waits and after it has ended; all handles get the result."""
     runs: list[int] = []
 
     @engine.task
@@ -231,8 +234,7 @@ async def test_submitting_the_same_task_again_is_harmless(engine: Engine, add: A
     task = engine.build(counted, (4,), {"delay": "20ms"})
     first = await engine.submit(task)
     second = await engine.submit(task)
-    waiting = asyncio.gather(value(first), value(second))
-    assert await waiting == [4, 4]
+    assert list(await asyncio.gather(value(first), value(second))) == [4, 4]
     third = await engine.submit(task)
     assert await value(third) == 4
     assert [await value(handle) for handle in await engine.submit_all([task])] == [4]
@@ -249,17 +251,17 @@ async def test_one_id_for_two_payloads_is_a_conflict(engine: Engine, add: Any) -
 
 async def test_idempotency_key(engine: Engine, add: Any, same: Any) -> None:
     """The same key and payload is the same task, before and after its end; another payload or type is a Conflict."""
-    first = await engine.submit(add, 1, key="k1", delay="20ms")
-    again = await engine.submit(add, 1, key="k1")
+    first = await engine.submit(add, 1, idempotency_key="k1", delay="20ms")
+    again = await engine.submit(add, 1, idempotency_key="k1")
     assert again.id == first.id
-    assert await asyncio.gather(value(first), value(again)) == [11, 11]
-    late = await engine.submit(add, 1, key="k1")
+    assert list(await asyncio.gather(value(first), value(again))) == [11, 11]
+    late = await engine.submit(add, 1, idempotency_key="k1")
     assert (late.id, await value(late)) == (first.id, 11)
     with pytest.raises(Conflict, match="'k1'"):
-        await engine.submit(add, 2, key="k1")
+        await engine.submit(add, 2, idempotency_key="k1")
     with pytest.raises(Conflict, match="'k1'"):
-        await engine.submit(same, 1, key="k1")
-    other = await engine.submit(add, 2, key="k1", namespace="elsewhere")
+        await engine.submit(same, 1, idempotency_key="k1")
+    other = await engine.submit(add, 2, idempotency_key="k1", namespace="elsewhere")
     assert other.id != first.id
     assert await value(other) == 12
     assert (await other.info()).task.idempotency_key == "k1"
@@ -267,24 +269,24 @@ async def test_idempotency_key(engine: Engine, add: Any, same: Any) -> None:
 
 async def test_a_key_covers_the_options_of_the_work(engine: Engine) -> None:
     """Other steps over the same text under the same key are another payload."""
-    first = await engine.submit(engine.text, " Ünï ", "normalize", key="steps")
-    assert (await engine.submit(engine.text, " Ünï ", "normalize", key="steps")).id == first.id
+    first = await engine.submit(engine.text, " Ünï ", "normalize", idempotency_key="steps")
+    assert (await engine.submit(engine.text, " Ünï ", "normalize", idempotency_key="steps")).id == first.id
     with pytest.raises(Conflict, match="'steps'"):
-        await engine.submit(engine.text, " Ünï ", "fix", key="steps")
+        await engine.submit(engine.text, " Ünï ", "fix", idempotency_key="steps")
 
 
 async def test_two_at_the_same_time_under_one_key(engine: Engine, add: Any) -> None:
     """Of simultaneous submits with one key, one makes the task and all get it."""
-    handles = await asyncio.gather(*(engine.submit(add, 7, key="race") for _ in range(20)))
+    handles = await asyncio.gather(*(engine.submit(add, 7, idempotency_key="race") for _ in range(20)))
     assert len({handle.id for handle in handles}) == 1
     assert await engine.gather(handles) == [17] * 20
 
 
 async def test_a_conflict_harms_no_neighbour(engine: Engine, add: Any) -> None:
     """Submits that share a commit succeed or fail each by itself."""
-    await engine.submit(add, 1, key="taken")
+    await engine.submit(add, 1, idempotency_key="taken")
     results = await asyncio.gather(
-        *(engine.submit(add, i, key="taken" if i == 5 else None) for i in range(10)), return_exceptions=True
+        *(engine.submit(add, i, idempotency_key="taken" if i == 5 else None) for i in range(10)), return_exceptions=True
     )
     assert [type(result).__name__ for result in results].count("Conflict") == 1
     assert await engine.gather([handle for handle in results if not isinstance(handle, BaseException)]) == [
@@ -400,9 +402,7 @@ async def test_running_tasks_and_stats(engine: Engine) -> None:
     running = {task.task_id: task for task in engine.manager.running_tasks()}
     assert running[handle.id].lane == "async"
     assert running[handle.id].priority is TaskPriority.HIGH
-    async with asyncio.timeout(LIMIT_S):
-        while (await handle.info()).status is not TaskStatus.RUNNING:
-            await asyncio.sleep(0.005)
+    await shows(handle, status=TaskStatus.RUNNING)
     stats = await engine.manager.stats()
     assert stats["running"] == 1
     assert stats["lanes"]["async"]["running"] == 1
@@ -458,3 +458,11 @@ async def test_handlers_may_be_registered_while_running(engine: Engine) -> None:
 
     assert await value(await engine.submit(late)) == "here"
     await until(lambda: "custom:late" in engine.executor.types)
+
+
+async def test_built_in_operations_take_every_option(engine: Engine) -> None:
+    """Storing and retrieving too can be given an idempotency key, beside the name that things are stored under."""
+    first = await engine.submit(engine.store, b"x", "name", idempotency_key="once")
+    assert (await engine.submit(engine.store, b"x", "name", idempotency_key="once")).id == first.id
+    await value(first)
+    assert await value(await engine.submit(engine.retrieve, "name", idempotency_key="read once")) == b"x"

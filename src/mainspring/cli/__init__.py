@@ -9,9 +9,12 @@ from __future__ import annotations
 
 def main() -> int:
     """Run the command of this process's arguments and return its exit code; `docs/cli.md` lists the codes."""
-    from mainspring.cli.app import run
+    try:
+        from mainspring.cli.app import run
 
-    return run()
+        return run()
+    except KeyboardInterrupt:  # while something is imported; a running command ends in order
+        return 130
 
 
 __all__ = ["main"]

@@ -15,6 +15,9 @@ from mainspring.cli import exits
 from mainspring.errors import TaskError
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo.command", "Index this Python's documentation and search it"),
+    "index": ("indexing_command", "Index a folder for search"),
+    "search": ("indexing_command", "Answer a question from what is indexed"),
     "worker": ("worker", "Run tasks until told to stop"),
     "submit": ("submit", "Store a task and print its id"),
     "ps": ("listing", "List tasks, the newest first"),

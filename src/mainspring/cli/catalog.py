@@ -13,6 +13,7 @@ from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath
 from mainspring.cli.screen import Screen, local, size, table
 
 if TYPE_CHECKING:
+    from mainspring.config import ModelConfig
     from mainspring.models import ModelInfo
 
 _DIGEST_CHARS = 12
@@ -30,7 +31,8 @@ def list_models(context: typer.Context, as_json: AsJson = False) -> None:
     if context.invoked_subcommand is None:
         from mainspring.models import ModelManager
 
-        _show_models(ModelManager().info(), Screen(as_json))
+        manager = ModelManager()
+        _show_models(manager.info(), manager.config, Screen(as_json))
 
 
 @models.command()
@@ -49,13 +51,25 @@ def pull(
     if model_id.startswith(_HUB):
         source, model_id = model_id, model_id.removeprefix(_HUB).partition("@")[0]
         manager.register(model_id, source)
-    _show_models([manager.warm(model_id)], screen)
+    _show_models([manager.warm(model_id)], manager.config, screen)
     manager.close()
 
 
-def _show_models(found: list[ModelInfo], screen: Screen) -> None:
+def _show_models(found: list[ModelInfo], config: ModelConfig, screen: Screen) -> None:
+    here = {info.model_id: _is_here(info, config) for info in found}
     if screen.as_json:
-        screen.document(found)
+        screen.document(
+            [
+                {
+                    "model_id": info.model_id,
+                    "kind": info.kind,
+                    "digest": info.digest,
+                    "memory_bytes": info.memory_bytes,
+                    "on_this_machine": here[info.model_id],
+                }
+                for info in found
+            ]
+        )
         return
     rows = [
         (
@@ -63,11 +77,20 @@ def _show_models(found: list[ModelInfo], screen: Screen) -> None:
             info.kind,
             (info.digest or "")[:_DIGEST_CHARS],
             size(info.memory_bytes),
-            "yes" if info.loaded else "no",
+            "yes" if here[info.model_id] else "no",
         )
         for info in found
     ]
-    screen.draw(table(("model", "kind", "digest", "memory", "loaded"), rows, right=("memory",)))
+    screen.draw(table(("model", "kind", "digest", "memory", "here"), rows, right=("memory",)))
+
+
+def _is_here(info: ModelInfo, config: ModelConfig) -> bool:
+    """Whether the files are on this machine: of the models known beforehand only the pinned one may be missing."""
+    from mainspring.models.fetch import ALL_MINILM_L6_V2, is_complete
+
+    return info.model_id != ALL_MINILM_L6_V2.model_id or is_complete(
+        ALL_MINILM_L6_V2, config.cache_folder / info.model_id
+    )
 
 
 def collections(store: StorePath = DEFAULT_STORE, as_json: AsJson = False) -> None:

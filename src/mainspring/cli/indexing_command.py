@@ -101,7 +101,7 @@ async def _search(
 ) -> tuple[SearchHit, ...]:
     """Ask in this process and store no task: no worker need be alive, and none loses work to this process."""
     from mainspring.cli.session import fetch_model
-    from mainspring.engine.operations import search_task
+    from mainspring.processors.operations import search_task
 
     async with opened(store) as engine:
         fetch_model(engine.config.models, screen)

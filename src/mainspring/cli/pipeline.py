@@ -30,12 +30,12 @@ class Pipeline(msgspec.Struct, frozen=True, kw_only=True):
         return f"{VERSION}/{self.model_id}"
 
     def step_ids(self, document: Document, turn: int) -> list[TaskId]:
-        """Return the ids of the document's steps: the same for the same content, so that no work is stored twice.
+        """Return the ids of the document's steps: the same for the same file as it is, so that no work is stored twice.
 
         `turn` tells repetitions apart: a file that is edited back, or is tried again after a failure.
         """
-        named = (self.collection, document.source, document.digest, self.version, str(turn))
-        return [_id_of("\0".join((*named, step))) for step in STEPS]
+        named = "\0".join(map(str, (self.collection, self.version, *msgspec.structs.astuple(document), turn)))
+        return [_id_of(f"{named}\0{step}") for step in STEPS]
 
     def tasks(self, document: Document, turn: int) -> list[Task]:
         """Return the document's tasks, parents first. The last one's result counts the chunks."""

@@ -39,6 +39,11 @@ if TYPE_CHECKING:
     from mainspring.tasks import TaskResult
 
 _STDIN = "-"
+_OF_TEXT: dict[str, Callable[[str], TaskInput]] = {
+    TaskType.VECTOR_SEARCH: SearchQuery,
+    TaskType.MODEL_INFERENCE: ModelInput,
+}
+"""What --text becomes for the types that don't read a Text."""
 _Time = "a local time, or a duration from now."
 
 
@@ -100,7 +105,7 @@ def submit(
         "delay": duration(delay, "delay"),
         "timeout": duration(timeout, "timeout"),
         "max_retries": max_retries,
-        "key": key,
+        "idempotency_key": key,
         "metadata": _labels(metadata or []),
         "group": group,
         "namespace": namespace,
@@ -189,8 +194,7 @@ def _input(task_type: TaskType, input: str | None, text: str | None, file: Path 
     if sum(given is not None for given in (input, text, file)) != 1:
         raise invalid("input", input, "is not the only one, or missing", "give one of INPUT, --text and --file")
     if text is not None:
-        kind = {TaskType.VECTOR_SEARCH: SearchQuery, TaskType.MODEL_INFERENCE: ModelInput}.get(task_type, Text)
-        return kind(text)
+        return _OF_TEXT.get(task_type, Text)(text)
     if file is not None:
         try:
             return Binary(file.read_bytes())

@@ -72,12 +72,7 @@ class Intake:
             raise invalid("cache", task.cache, "results are not cached yet", "leave it out")
         if task.resources is not None:
             raise invalid("resources", task.resources, "are not reserved yet", "leave it out")
-        if task.namespace != "default":
-            _check_name("namespace", task.namespace, _MAX_NAME)
-        if task.group is not None:
-            _check_name("group", task.group, _MAX_NAME)
-        if task.idempotency_key is not None:
-            _check_name("idempotency_key", task.idempotency_key, _MAX_KEY)
+        _check_names(task)
         if not isinstance(task.dependencies, Sequence) or isinstance(task.dependencies, str):
             raise invalid("dependencies", task.dependencies, "is no sequence of tasks", "pass a tuple of ids")
         if len(task.dependencies) > self._config.max_dependencies:
@@ -157,6 +152,15 @@ class Intake:
             return _spec_encoder.encode(spec)
         except (TypeError, ValueError, OverflowError) as exc:
             raise invalid("metadata and params", spec.params, f"can't be stored ({exc})", "use JSON-like values") from exc
+
+
+def _check_names(task: Task) -> None:
+    if task.namespace != "default":
+        _check_name("namespace", task.namespace, _MAX_NAME)
+    if task.group is not None:
+        _check_name("group", task.group, _MAX_NAME)
+    if task.idempotency_key is not None:
+        _check_name("idempotency_key", task.idempotency_key, _MAX_KEY)
 
 
 def _check_name(field: str, value: Any, most: int) -> None:

@@ -62,6 +62,10 @@ class LaneDesk:
         for _ in range(self.slots):
             self.add_slot()
 
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
     def add_slot(self) -> None:
         task = asyncio.get_running_loop().create_task(self._slot(self._next_mark), name=f"{self.port.name}-slot")
         self._next_mark += 1

@@ -232,7 +232,7 @@ class TaskManager:
         """Return all the store knows about a task. Raises TaskNotFound."""
         return await self.store.info(task_id.bytes)
 
-    async def get_task_result(self, task_id: TaskId, timeout: float | None = None) -> TaskResult:
+    async def get_task_result(self, task_id: TaskId, timeout: float | str | None = None) -> TaskResult:
         """Wait until the task has ended and return how; a failure is a result, not an exception.
 
         Raises: TaskNotFound; TaskTimeout: not ended within `timeout` seconds (the task goes on).
@@ -242,7 +242,7 @@ class TaskManager:
         assert result is not None
         return result
 
-    async def value(self, waiting: Waiting, timeout: float | None = None) -> Any:
+    async def value(self, waiting: Waiting, timeout: float | str | None = None) -> Any:
         """Wait for a task and return its plain value, or raise its error."""
         ended = await self.waiters.wait(waiting, timeout)
         return (await self.values.output(_completed(ended), self._value_of)).value
@@ -380,11 +380,15 @@ class TaskManager:
         runner = self.executor.child_runner(claim.class_key[1]) if attempt.in_child else desk.runner()
         try:
             report = await runner.run(attempt.work, attempt)
-        except asyncio.CancelledError:
-            if not attempt.abandoned:
+        except asyncio.CancelledError as exc:
+            if attempt.abandoned:
+                return False
+            if not desk.is_open:
                 self._let_go(attempt)
                 raise
-            return False
+            while attempt.task.uncancel():  # the handler cancelled the asyncio task that it runs in
+                pass
+            report = Report(error=failure(exc).error)
         if attempt.abandoned:
             return False
         self._let_go(attempt)

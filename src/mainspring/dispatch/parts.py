@@ -12,6 +12,7 @@ from mainspring.blobs.keys import SCHEMA as BLOB_SCHEMA
 from mainspring.blobs.keys import BlobKeys
 from mainspring.blobs.keys import apply_delete as delete_key
 from mainspring.blobs.keys import apply_ref as put_key
+from mainspring.blobs.keys import named as named_blobs
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.config import EngineConfig
 from mainspring.environment import SYSTEM, Environment
@@ -57,6 +58,7 @@ class Parts:
             batch_size=config.manager.batch_size,
             extra_schema=VECTOR_SCHEMA + BLOB_SCHEMA,
             appliers=_APPLIERS,
+            named_blobs=named_blobs,
         )
         self.blobs = self.store.blobs
         self.keys = BlobKeys(self.store.path)

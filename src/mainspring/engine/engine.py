@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from mainspring.blobs.base import BlobStore
-from mainspring.engine.operations import BUILDERS, Operations
+from mainspring.engine.operations import Operations
 from mainspring.config import EngineConfig
 from mainspring.dispatch.manager import TaskManager
 from mainspring.dispatch.parts import Parts
@@ -21,7 +21,7 @@ from mainspring.execution.executor import TaskExecutor
 from mainspring.engine.handle import TaskHandle
 from mainspring.models.manager import ModelManager
 from mainspring.processors.base import Lane
-from mainspring.processors.calls import call_task
+from mainspring.processors.calls import task_of
 from mainspring.processors.custom import Handler, handler_of
 from mainspring.resources.monitor import ResourceMonitor
 from mainspring.scheduling.scheduler import TaskScheduler
@@ -206,17 +206,11 @@ class Engine(Operations):
 
     def build(self, function: Callable[..., Any] | Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
         """Return the task that a call of `submit` stores."""
-        handler = getattr(function, "__mainspring__", None)
-        if handler is not None:
-            return call_task(handler, args, kwargs)
-        if isinstance(function, Task):
-            if args or kwargs:
-                raise invalid("submit", (args, kwargs), "can't be given beside a ready Task", "set its fields instead")
-            return function
-        builder = BUILDERS.get(getattr(function, "__func__", None))  # type: ignore[arg-type]
-        if builder is not None:
-            return builder(*args, **kwargs)
-        return call_task(handler_of(function), args, kwargs)
+        if not isinstance(function, Task):
+            return task_of(function, args, kwargs)
+        if args or kwargs:
+            raise invalid("submit", (args, kwargs), "can't be given beside a ready Task", "set its fields instead")
+        return function
 
     async def submit(self, function: Callable[..., Any] | Task, /, *args: Any, **kwargs: Any) -> TaskHandle:
         """Store one task; durable on return.
@@ -224,8 +218,8 @@ class Engine(Operations):
         Args:
             function: a registered handler, a ready `Task`, or one of the engine's own operations, as `engine.embed`.
             args, kwargs: its arguments; a handle among them, at any depth, is a dependency and becomes its result.
-                Options stand beside them: priority, deadline, delay, not_before, timeout, max_retries, key, metadata,
-                group, namespace, after, on_dependency_failure, task_id.
+                Options stand beside them: priority, deadline, delay, not_before, timeout, max_retries, idempotency_key,
+                metadata, group, namespace, after, on_dependency_failure, task_id.
 
         Raises: InvalidInput, UnsupportedTaskType, TaskNotFound (an unknown parent), Conflict, QueueFull,
             InsufficientResources (storage), StoreUnavailable, SubmitIndeterminate.

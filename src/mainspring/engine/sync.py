@@ -28,7 +28,7 @@ class SyncHandle(Ref):
         self._handle = handle
         self._face = face
 
-    def result(self, timeout: float | None = None) -> Any:
+    def result(self, timeout: float | str | None = None) -> Any:
         return self._face.run(self._handle.result(timeout))
 
     def info(self) -> TaskInfo:

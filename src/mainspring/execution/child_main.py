@@ -265,7 +265,10 @@ class Desk:
 
 def _outcome(processor: HandlerProcessor, item: Item) -> Outcome:
     if not processor.handler.is_async:
-        return cast(Sequence[Outcome], processor.process([item]))[0]
+        try:
+            return cast(Sequence[Outcome], processor.process([item]))[0]
+        finally:
+            item.context.close_blocking()
     import asyncio
 
     return asyncio.run(_awaited(processor, item))

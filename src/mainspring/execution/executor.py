@@ -116,9 +116,9 @@ class TaskExecutor:
 
     def _make_runner(self, lane: Lane) -> Runner:
         if lane == "async":
-            return LoopRunner(self._processors, self.submit, self._env)
+            return LoopRunner(self._processors, self._submit_child, self._env)
         if lane == "thread":
-            return ThreadRunner(self._processors, self.load, self.submit, self._env, self._slots.thread_slots)
+            return ThreadRunner(self._processors, self.load, self._submit_child, self._env, self._slots.thread_slots)
         if lane == "process":
             from mainspring.execution.processes import ProcessRunner
 
@@ -126,10 +126,21 @@ class TaskExecutor:
                 {kind: handler for kind, handler in self._handlers.items() if handler.lane == "process"},
                 slots=self._slots.process_slots,
                 config=self.config,
-                store_now=self.store_now,
+                store_now=self._store_child,
                 environment=self._env,
             )
         raise invalid("lane", lane, "is unknown", "use async, thread or process")
+
+    def _submit_child(self, *args: Any) -> Child:
+        """Runners may be made before a manager says how children are stored."""
+        if self.submit is None:
+            raise InvalidInput("ctx.submit works only in a handler that the engine runs", field="ctx")
+        return self.submit(*args)
+
+    async def _store_child(self, task: Task) -> None:
+        if self.store_now is None:
+            raise InvalidInput("ctx.submit works only in a handler that the engine runs", field="ctx")
+        await self.store_now(task)
 
     def child_runner(self, task_type: str) -> Runner:
         """Return the process lane's runner, ready to run this type although its own lane is another."""

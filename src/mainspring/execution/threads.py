@@ -95,6 +95,7 @@ class ThreadRunner:
             outcome = failure(exc)
         finally:
             del self._running[key]
+        item.context.close_blocking()
         usage = Usage(env.monotonic() - began, (env.thread_cpu_ns() - cpu) / 1e9, None, item.context.network_bytes)
         return report(outcome, usage)
 

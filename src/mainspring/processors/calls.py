@@ -41,6 +41,17 @@ def call_task(handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any], *
     return typed_task(handler.task_type, bound, options, id=id)
 
 
+def task_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
+    """Return the task that a call of a handler or of a built-in operation stands for. Raises InvalidInput."""
+    handler = getattr(function, "__mainspring__", None)
+    if handler is not None:
+        return call_task(handler, args, kwargs)
+    builder = getattr(function, "__mainspring_builds__", None)
+    if builder is not None:
+        return builder(*args, **kwargs)  # type: ignore[no-any-return]
+    return call_task(handler_of(function), args, kwargs)
+
+
 def typed_task(
     task_type: TaskType,
     input: TaskInput,
@@ -59,8 +70,8 @@ def typed_task(
         fields["priority"] = priority_of(options["priority"])
     if options.get("timeout") is not None:
         fields["timeout"] = seconds(options["timeout"], "timeout")
-    if options.get("key") is not None:
-        fields["idempotency_key"] = options["key"]
+    if options.get("idempotency_key") is not None:
+        fields["idempotency_key"] = options["idempotency_key"]
     if options.get("metadata"):
         fields["metadata"] = options["metadata"]
     if options.get("after"):
@@ -127,7 +138,9 @@ def submitter(store_now: StoreNow) -> Callable[..., Child]:
 
     def submit(context: Context, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], now: bool) -> Child:
         context.calls += 1
-        task = call_task(handler_of(function), args, kwargs, id=child_id(context.id, context.calls) if now else None)
+        if now:
+            kwargs["task_id"] = child_id(context.id, context.calls)
+        task = task_of(function, args, kwargs)
         if now:
             stored = store_now(task)
             if stored is not None:
@@ -140,5 +153,3 @@ def submitter(store_now: StoreNow) -> Callable[..., Child]:
 
     return submit
 
-
-__all__ = ["InvalidInput", "StoreNow", "call_task", "child_id", "moment", "split_options", "submitter", "typed_task"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 import math
@@ -13,7 +14,7 @@ from mainspring.errors import InvalidInput, invalid
 from mainspring.tasks import Progress, Ref, Signal, Task, TaskId
 
 if TYPE_CHECKING:
-    import httpx
+    from mainspring.processors.http import Traffic
 
 logger = logging.getLogger("mainspring.handler")
 
@@ -59,6 +60,7 @@ class Context:
     storing: Sequence[Awaitable[Any]] = ()  # children on their way into the store: the attempt ends after them
     _cancelled = False
     _http: Any = None
+    _traffic: Traffic | None = None
     _log: logging.LoggerAdapter[logging.Logger] | None = None
 
     def __init__(
@@ -102,22 +104,37 @@ class Context:
         return self._log
 
     @property
-    def http(self) -> httpx.AsyncClient:
-        """An HTTP client that counts this attempt's bytes into its metrics."""
-        if self._http is None:
-            from mainspring.processors.http import counted_client
+    def http(self) -> Any:
+        """An HTTP client that counts this attempt's bytes into its metrics.
 
-            self._http = counted_client()
-        return self._http  # type: ignore[no-any-return]
+        In an `async def` handler an `httpx.AsyncClient`, elsewhere an `httpx.Client`; it is closed when the attempt ends.
+        """
+        if self._http is None:
+            from mainspring.processors import http
+
+            self._traffic = http.Traffic()
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                self._http = http.blocking_client(self._traffic)
+            else:
+                self._http = http.async_client(self._traffic)
+        return self._http
 
     @property
     def network_bytes(self) -> int | None:
         """Bytes moved through `http`; None where it was not used."""
-        return None if self._http is None else int(self._http.counted_bytes)
+        return None if self._traffic is None else self._traffic.bytes
 
     async def close(self) -> None:
+        """Close what an `async def` handler used."""
         if self._http is not None:
             await self._http.aclose()
+
+    def close_blocking(self) -> None:
+        """Close what a plain handler used."""
+        if self._http is not None:
+            self._http.close()
 
     def submit(self, function: Callable[..., Any], /, *args: Any, now: bool = False, **options: Any) -> Child:
         """Submit a child task.

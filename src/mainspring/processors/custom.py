@@ -45,7 +45,7 @@ class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True):
     not_before: Any = None  # aware datetime
     timeout: float | str | None = None  # of one attempt
     max_retries: int | None = None
-    key: str | None = None  # idempotency key
+    idempotency_key: str | None = None  # one task per (namespace, key)
     metadata: dict[str, str] | None = None
     group: str | None = None
     namespace: str | None = None
@@ -144,7 +144,7 @@ class Handler:
                     f"parameter {parameter.name} can't be named in a stored task",
                     "use ordinary parameters: inputs are stored by name",
                 )
-            if parameter.name in OPTION_NAMES or parameter.name == "now":
+            if parameter.name in OPTION_NAMES:
                 raise invalid(
                     "handler",
                     f"{self.name}{signature}",

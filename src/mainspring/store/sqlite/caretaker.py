@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import apsw
 
+from mainspring.blobs.base import BlobStore
 from mainspring.errors import StoreUnavailable
 from mainspring.store.base import CrashEvidence
-from mainspring.store.sqlite import graph, upkeep
+from mainspring.store.sqlite import graph, reads, upkeep
 from mainspring.store.sqlite.liveness import LeaderLock, if_dead
 from mainspring.store.sqlite.transaction import Transaction
 
@@ -23,7 +25,11 @@ logger = logging.getLogger("mainspring.store")
 TICK_S = 0.25
 """How soon a dead worker is noticed."""
 _SWEEP_TICKS = 40
-"""Retention takes a step this often while there is something to look at."""
+"""Retention begins a sweep through the tasks this often,"""
+_SWEEP_STEPS = 8
+"""and takes at most this many steps of it a tick."""
+_COLLECT_TICKS = 2_400
+_BLOB_AGE_S = 86_400.0
 
 
 class Caretaker:
@@ -35,7 +41,7 @@ class Caretaker:
         self._ticks = 0
 
     async def start(self) -> None:
-        self._lock = LeaderLock(self._store._folder)
+        self._lock = LeaderLock(self._store.folder)
         if self._lock.hold():
             await self.rescue_dead()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="caretaker")
@@ -71,34 +77,49 @@ class Caretaker:
         await self.rescue_dead()
         while await store.read(_has_cascade):
             await store.write(graph.go_on)
-        if self._ticks % _SWEEP_TICKS == 0:
+        if self._cursor or self._ticks % _SWEEP_TICKS == 0:
+            await self._sweep()
+        if self._ticks % _COLLECT_TICKS == 0:
+            await self._collect_blobs()
+
+    async def _sweep(self) -> None:
+        """Prune some steps; the next tick goes on where this one ended."""
+        store = self._store
+        for _ in range(_SWEEP_STEPS):
             self._cursor = await store.write(lambda tx: upkeep.prune(tx, self._cursor, store.config))
+            if not self._cursor:
+                return
+
+    async def _collect_blobs(self) -> None:
+        """Remove blobs that nothing refers to. A young one may belong to a task that is being submitted: it stays."""
+        store = self._store
+        old = await asyncio.to_thread(_old_blobs, store.blobs)
+        for at in range(0, len(old), upkeep.STEP):
+            some = old[at : at + upkeep.STEP]
+            for digest in await store.read(partial(store.unused_blobs, digests=some)):
+                await asyncio.to_thread(store.blobs.delete, digest, older_than_s=_BLOB_AGE_S)
 
     async def rescue_dead(self) -> None:
         """Take back at once what workers held that live no more."""
-        store = self._store
-        others = await store.write(_open_workers) if self._ticks == 0 else await store.read(_open_workers_read)
-        for owner, name, pid in others:
-            if name == store.worker_id:
-                continue
-            with if_dead(Path(store._folder, f"{name}.life")) as started:
-                if started is None:
-                    continue
-                evidence = CrashEvidence(name, pid, started)
-                n = total = await store.write(lambda tx, o=owner, e=evidence: upkeep.rescue(tx, o, e, frozenset()))
-                while n == upkeep.STEP:
-                    n = await store.write(lambda tx, o=owner, e=evidence: upkeep.rescue(tx, o, e, frozenset()))
-                    total += n
-                await store.write(lambda tx, o=owner: _bury(tx, o))
-                logger.warning("worker %s (pid %d) is gone; %d of its claims were taken back", name, pid, total)
+        for owner, name, pid in await self._store.read(reads.open_workers):
+            if name != self._store.worker_id:
+                with if_dead(Path(self._store.folder, f"{name}.life")) as started:
+                    if started is not None:
+                        await self._rescue(owner, CrashEvidence(name, pid, started))
+
+    async def _rescue(self, owner: int, evidence: CrashEvidence) -> None:
+        total, n = 0, upkeep.STEP
+        while n == upkeep.STEP:
+            n = await self._store.write(lambda tx: upkeep.rescue(tx, owner, evidence))
+            total += n
+        await self._store.write(lambda tx: _bury(tx, owner))
+        logger.warning(
+            "worker %s (pid %d) is gone; %d of its claims were taken back", evidence.worker, evidence.pid, total
+        )
 
 
-def _open_workers(tx: Transaction) -> list[tuple[int, str, int]]:
-    return [(row[0], row[1], row[2]) for row in tx.run("open_workers")]
-
-
-def _open_workers_read(connection: apsw.Connection) -> list[tuple[int, str, int]]:
-    return connection.execute("SELECT id, name, pid FROM worker WHERE ended_ms IS NULL").fetchall()
+def _old_blobs(blobs: BlobStore) -> list[str]:
+    return [digest for digest, age_s in blobs.digests() if age_s > _BLOB_AGE_S]
 
 
 def _has_cascade(connection: apsw.Connection) -> bool:

@@ -57,7 +57,7 @@ def open_writer(path: Path, config: StoreConfig, *, extra_schema: str = "", vola
     """
     _refuse_unfit(path)
     with our_errors(path):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # the log gets the rights that the file has when it begins
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # the log takes over the rights that the file has now
         connection = apsw.Connection(os.fspath(path), statementcachesize=400)
         try:
             connection.set_busy_handler(_patience(config.lock_timeout_s))
@@ -103,7 +103,8 @@ def open_reader(path: Path) -> apsw.Connection:
         return connection
 
 
-def _refuse_unfit(path: Path) -> None:
+def refuse_unreachable(path: Path) -> None:
+    """Raises StoreUnavailable, StoreForeign or StoreReadOnly where no store can be at this path."""
     folder = path.parent
     if not folder.is_dir():
         raise StoreUnavailable(f"the folder {folder} does not exist; create it first")
@@ -111,7 +112,11 @@ def _refuse_unfit(path: Path) -> None:
         raise StoreForeign(f"{path} is a folder; name a file")
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise StoreReadOnly(f"{path} or its folder can't be written; check the rights")
-    kind = _filesystem(folder)
+
+
+def _refuse_unfit(path: Path) -> None:
+    refuse_unreachable(path)
+    kind = _filesystem(path.parent)
     if kind in _NETWORK_FILESYSTEMS:
         raise StoreRefused(f"{path} lies on {kind}, where locks and shared memory don't work; use a local disk or Postgres")
     if not path.exists() or path.stat().st_size == 0:
@@ -119,7 +124,8 @@ def _refuse_unfit(path: Path) -> None:
     # Without a log nobody has it open, and a look that takes no locks leaves no files of its own beside it.
     mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "mode=ro&immutable=1"
     try:
-        peek = apsw.Connection(f"file:{quote(os.fspath(path))}?{mode}", flags=apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI)
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+        peek = apsw.Connection(f"file:{quote(os.fspath(path))}?{mode}", flags=flags)
     except apsw.CantOpenError as exc:
         raise StoreReadOnly(f"{path} can't be opened ({exc}); check its rights") from exc
     try:

@@ -244,6 +244,15 @@ def stats(connection: apsw.Connection) -> dict[str, Any]:
     return {"pending": totals.get(0, 0) - running, "running": running, **status, "types": types}
 
 
+def open_workers(connection: apsw.Connection) -> list[tuple[int, str, int]]:
+    return [(row[0], row[1], row[2]) for row in connection.execute(SQL["open_workers"])]
+
+
+def without_payload(connection: apsw.Connection, digests: Sequence[str]) -> list[str]:
+    """Return those blobs that no task's payload refers to."""
+    return [digest for digest in digests if one(connection, "blob_in_use", digest) is None]
+
+
 def missing(connection: apsw.Connection, ids: Sequence[bytes]) -> list[bytes]:
     """Return those of the ids that the store does not know."""
     cursor = connection.cursor()

@@ -33,7 +33,7 @@ from mainspring.store.base import (
 from mainspring.store.sqlite import commands, reads
 from mainspring.store.sqlite.bell import ENDED, HELLO, LOOK, STOP, Bell, split_ids
 from mainspring.store.sqlite.caretaker import Caretaker
-from mainspring.store.sqlite.connection import open_reader, open_writer, our_errors
+from mainspring.store.sqlite.connection import open_reader, open_writer, our_errors, refuse_unreachable
 from mainspring.store.sqlite.liveness import LifeFile
 from mainspring.store.sqlite.reader import Reader
 from mainspring.store.sqlite.transaction import Applier, Memory, Transaction
@@ -62,25 +62,26 @@ class SqliteStore:
         batch_size: int = 512,
         extra_schema: str = "",
         appliers: Mapping[type, Applier] | None = None,
+        named_blobs: Callable[[apsw.Connection, Sequence[str]], set[str]] | None = None,
     ) -> None:
         self.config = config or StoreConfig()
         self._env = env
         self._private = tempfile.mkdtemp(prefix="mainspring-", dir=_memory_folder()) if str(path) == ":memory:" else None
         self.path = Path(self._private or "", "work.db") if self._private else Path(path).absolute()
-        if not self.path.parent.is_dir():  # blobs would make it
-            raise StoreUnavailable(f"the folder {self.path.parent} does not exist; create it first")
+        refuse_unreachable(self.path)  # before the blobs make folders beside it
         self.blobs = blobs(self.path)
         self.worker_id = os.urandom(6).hex()
         self._extra_schema = extra_schema
+        self._named_blobs = named_blobs
         self._memory = Memory(self.config)
         self._memory.queue_size = queue_size
         self._memory.appliers = dict(appliers or {})
-        self._folder = self.path.with_name(self.path.name + "-live")
+        self.folder = self.path.with_name(self.path.name + "-live")
         self._writer = Writer(
             self._connect, self._memory, self.now_ms, env, batch_size, self._committed_soon, self._retry_soon
         )
         self._reader = Reader(lambda: open_reader(self.path), env)
-        self._bell = Bell(self._folder, self.worker_id, self._heard)
+        self._bell = Bell(self.folder, self.worker_id, self._heard)
         self._caretaker = Caretaker(self)
         self._life: LifeFile | None = None
         self._port: WorkerPort | None = None
@@ -136,7 +137,7 @@ class SqliteStore:
 
     def _join(self, connection: apsw.Connection) -> None:
         """Register this process."""
-        self._life = LifeFile(self._folder, self.worker_id)
+        self._life = LifeFile(self.folder, self.worker_id)
         cursor = connection.cursor()
         cursor.execute("BEGIN IMMEDIATE")
         tx = Transaction(cursor, self._memory, self.now_ms())
@@ -167,6 +168,12 @@ class SqliteStore:
     def _remove_private(self) -> None:
         if self._private is not None:
             shutil.rmtree(self._private, ignore_errors=True)
+
+    def unused_blobs(self, connection: apsw.Connection, digests: Sequence[str]) -> list[str]:
+        """Return those blobs that neither a task's payload nor a name refers to."""
+        unused = reads.without_payload(connection, digests)
+        named = self._named_blobs(connection, unused) if self._named_blobs is not None else set()
+        return [digest for digest in unused if digest not in named]
 
     # Calls
 
@@ -376,6 +383,7 @@ class SqliteStore:
 
 
 def _sign_off(tx: Transaction, owner: int) -> None:
+    rows: list[Any]
     while rows := tx.run("held_by", owner, 500).fetchall():
         for seq, id, _, _, class_id, _, _, flags in rows:
             if flags & CANCEL_ASKED:

@@ -38,7 +38,7 @@ def next_event_ms(tx: Transaction) -> int | None:
     return min(times) if times else None
 
 
-def rescue(tx: Transaction, owner: int, evidence: CrashEvidence, process_lane: frozenset[str]) -> int:
+def rescue(tx: Transaction, owner: int, evidence: CrashEvidence) -> int:
     """Take back what a dead worker held, a step at a time; returns how many there were.
 
     What had not started is charged nothing. If one attempt alone ran in the process, it is charged the crash; of several,
@@ -79,11 +79,14 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
     Parents of unfinished tasks stay, and so do tasks whose result another one stands for.
     """
     rows = tx.run("prunable", after, STEP).fetchall()
+    surplus = dict(tx.run("totals").fetchall()).get(COMPLETED, 0) - config.max_completed
     for seq, id, status, ended_ms in rows:
         if status < COMPLETED:
             continue
         keep_s = config.keep_completed_s if status == COMPLETED else config.keep_failed_s
-        if ended_ms > tx.now_ms - keep_s * 1000:
+        if status == COMPLETED and surplus > 0:
+            surplus -= 1
+        elif ended_ms > tx.now_ms - keep_s * 1000:
             continue
         if tx.one("has_live_child", seq) is None and tx.one("is_stood_for", seq) is None:
             _remove(tx, seq, id, status, ended_ms)

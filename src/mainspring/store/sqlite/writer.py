@@ -288,14 +288,6 @@ class Writer:
         except apsw.Error as exc:  # everything committed is in the log; the next commit tries again
             logger.warning("checkpoint failed: %s", exc)
 
-    def truncate_log(self) -> None:
-        """Give the log's space back; for quiet moments."""
-        assert self.connection is not None
-        try:
-            self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-        except apsw.BusyError:
-            logger.debug("the log is in use; it is truncated later")
-
     def _outage(self, group: Group, exc: BaseException) -> None:
         """The store can't write now. Callers are told; outcomes are kept and tried again; the connection is made anew."""
         logger.warning("the store can't be written: %s", exc)
@@ -307,7 +299,7 @@ class Writer:
         for call in group.calls:
             call.result = None  # what was found before the rollback is void
             if call.error is None:
-                call.error = StoreUnavailable(f"the store can't be written now ({cause}); nothing was stored, try again")
+                call.error = StoreUnavailable(f"the store can't be written now ({cause}); nothing was stored: try again")
         self._inbox.extendleft(reversed(group.finishes))
         self._inbox.extend(Started(claim, started_ms) for claim, started_ms in group.starts)
         self._report(Transaction(None, self._memory, self._now_ms()), group, None)  # type: ignore[arg-type]
@@ -337,8 +329,9 @@ class Writer:
         elif tx.claims:
             claim = tx.claims[0]
             row = self.connection.execute(SQL["held"], (claim.seq, claim.attempt, claim.owner)).fetchone()
-        elif finished := [op for op in group.finishes if op.outcome != RELEASED and not any(op is lost for lost in tx.lost)]:
-            row = self.connection.execute(SQL["attempt_is_there"], (finished[0].claim.seq, finished[0].claim.attempt)).fetchone()
+        elif recorded := [f.claim for f in group.finishes if f.outcome != RELEASED and all(f is not lost for lost in tx.lost)]:
+            claim = recorded[0]
+            row = self.connection.execute(SQL["attempt_is_there"], (claim.seq, claim.attempt)).fetchone()
         else:
             return None
         return row is not None
@@ -354,7 +347,7 @@ class _CommitFailed(apsw.IOError):
 
 def _indeterminate(call: Submission | Command) -> TaskError:
     if isinstance(call, Command):
-        return StoreUnavailable("the commit failed; the call may or may not have been carried out: look, then try again")
+        return StoreUnavailable("the commit failed; the call may or may not have been carried out: look before a new try")
     first = TaskId(call.tasks[0].id)
     return SubmitIndeterminate(
         f"the commit of task {first} failed and the store can't be read now; it may or may not be stored: "

@@ -1,0 +1,52 @@
+"""A user's module, as `mainspring worker` imports it. Its engine names no file and works on the default one."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from mainspring import Context, Engine, Permanent
+
+engine = Engine()
+
+
+class Parrot:
+    """A model that a user registers."""
+
+    def infer(self, inputs: Any) -> Any:
+        return inputs.text
+
+
+engine.models.register("parrot", Parrot())
+
+
+@engine.task(timeout="1h", retry=7)
+async def resize(width: int, height: int = 3) -> dict[str, int]:
+    return {"area": width * height}
+
+
+@engine.task
+async def hold(until: str, ctx: Context) -> str:
+    """Run until a file appears."""
+    ctx.progress(3, 4)
+    while not Path(until).exists():
+        await asyncio.sleep(0.01)
+    return "let go"
+
+
+@engine.task
+def refuse(why: str) -> None:
+    raise Permanent(why)
+
+
+@engine.task
+def give(kind: str) -> Any:
+    import numpy as np
+
+    return {"bytes": b"\x00\xff", "array": np.arange(3, dtype="float32"), "text": "plain"}[kind]
+
+
+@engine.task(lane="process")
+def in_child(n: int) -> int:
+    return n + 1

@@ -1,0 +1,162 @@
+"""`mainspring worker`: which engine it runs, on which file, and how it stops."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import SHOP, Worker, finished, started
+
+from mainspring.cli.worker import load
+from mainspring.errors import Conflict, InvalidInput
+
+
+def hold(call, worker: Worker) -> str:
+    """Submit a task that runs until the file `go` appears, and return its id once it runs."""
+    submitted = call("submit", "custom:hold", json.dumps({"until": str(worker.folder / "go")}), "--json")
+    id: str = submitted.json["id"]
+    while call("show", id, "--json").json["progress"] is None:
+        pass
+    return id
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_running_tasks_end(call, worker: Worker, number: int) -> None:
+    """It takes nothing new, the running task completes, and the exit code is 0."""
+    id = hold(call, worker)
+    worker.signal(number)
+    later = call("submit", "custom:resize", '{"width": 1}', "--json").json["id"]
+    (worker.folder / "go").touch()
+    answer = worker.end()
+    assert (answer.code, answer.lines) == (0, [{"event": "stopped"}])
+    told = call("show", id, "--json").json
+    assert (told["status"], told["attempt"]) == ("completed", 1)
+    assert call("show", later, "--json").json["status"] == "pending"
+    assert "No living worker serves custom:resize" in call("why", later).out
+
+
+def test_a_second_signal_hands_back_at_once(call, worker: Worker) -> None:
+    """The task does not end; it is ready again, uncharged, and the next worker runs it."""
+    id = hold(call, worker)
+    worker.signal(signal.SIGTERM)
+    worker.signal(signal.SIGINT)
+    assert worker.end().code == 0
+    told = call("show", id, "--json").json
+    assert (told["status"], told["reason"], told["retry_count"]) == ("pending", "ready", 0)
+    assert [item["outcome"] for item in told["attempts"]] == ["released"]
+    (worker.folder / "go").touch()
+    again = Worker(worker.folder, f"{SHOP}:engine")
+    assert call("wait", id).code == 0
+    again.signal(signal.SIGTERM)
+    assert again.end().code == 0
+
+
+def test_a_killed_worker_loses_no_task(call, worker: Worker) -> None:
+    """The next command takes back what it held, and says so on stderr."""
+    id = hold(call, worker)
+    worker.process.kill()
+    worker.end()
+    answer = call("show", id, "--json")
+    assert answer.json["status"] == "pending"
+    (worker.folder / "go").touch()
+    again = Worker(worker.folder, f"{SHOP}:engine")
+    assert call("wait", id).code == 0
+    again.signal(signal.SIGTERM)
+    assert again.end().code == 0
+
+
+def test_the_store_can_be_named(call, tmp_path: Path) -> None:
+    """--store and the environment go before the engine's own file; handlers and models come along."""
+    store = tmp_path / "named.db"
+    named = Worker(tmp_path, f"{SHOP}:engine", "--store", str(store))
+    assert named.ready["store"] == str(store)
+    answer = call(
+        *("submit", "model_inference", "--text", "hello", "--model", "parrot", "--wait", "--json"),
+        *("--store", str(store)),
+    )
+    named.signal(signal.SIGTERM)
+    assert named.end().code == 0
+    assert answer.lines[1]["value"] == "hello"
+    assert [path.name for path in tmp_path.glob("*.db")] == ["named.db"]
+
+
+def test_built_in_types_need_no_module(call, tmp_path: Path) -> None:
+    """`--builtin` serves them alone, on the store of the environment."""
+    process = started("worker", "--builtin", "--json", folder=tmp_path, MAINSPRING_STORE=str(tmp_path / "env.db"))
+    assert process.stdout is not None
+    ready = json.loads(process.stdout.readline())
+    assert ready["store"] == str(tmp_path / "env.db")
+    assert not [kind for kind in ready["types"] if kind.startswith("custom:")]
+    answer = call("submit", "text_processing", "--text", "a  b", "--wait", "--store", "env.db")
+    process.send_signal(signal.SIGTERM)
+    assert finished(process).code == 0
+    assert answer.out == "a b\n"
+
+
+def test_an_engine_with_a_file_of_its_own_works_there(tmp_path: Path) -> None:
+    """Also one that is made only to submit: a worker works. A module is found in the working folder."""
+    (tmp_path / "own_file.py").write_text(
+        "from mainspring import Engine\nengine = Engine('own.db', worker=False)\n@engine.task\ndef f() -> int: return 1\n"
+    )
+    own = Worker(tmp_path, "own_file:engine")
+    assert own.ready["store"] == str(tmp_path / "own.db")
+    own.signal(signal.SIGTERM)
+    assert own.end().code == 0
+
+
+MODULES = {
+    "no engine": ("x = 1", "engine is not an Engine there; make one: engine = Engine()"),
+    "another name": ("from mainspring import Engine\nshop = Engine()", "use broken.py:NAME with one of: shop"),
+    "syntax": ("def", "SyntaxError"),
+    "raises": ("x = 1\nraise RuntimeError('boom')", "RuntimeError: boom ("),
+}
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a user's module goes; it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "modules", {name: found for name, found in sys.modules.items() if name != "broken"})
+    return tmp_path / "broken.py"
+
+
+@pytest.mark.parametrize(("source", "why"), MODULES.values(), ids=MODULES)
+def test_a_module_that_is_no_use_is_told_to_its_author(module: Path, source: str, why: str) -> None:
+    """In one line: what is wrong, and at which line of whose file."""
+    module.write_text(source)
+    with pytest.raises(InvalidInput) as told:
+        load("broken.py:engine")
+    assert why in str(told.value)
+    if "raise" in source:
+        assert f"{module}, line 2" in str(told.value)
+
+
+def test_a_wrong_declaration_keeps_its_own_error(module: Path) -> None:
+    """What the engine says about a handler is not wrapped."""
+    module.write_text(
+        "from mainspring import Engine\nengine = Engine()\n"
+        "for _ in range(2):\n    @engine.task(name='twice')\n    def f() -> int: return 1\n"
+    )
+    with pytest.raises(Conflict, match="twice"):
+        load("broken.py:engine")
+
+
+def test_a_file_hidden_behind_a_module_is_refused(module: Path) -> None:
+    """`json.py` would not be imported, the standard library's would."""
+    (module.parent / "json.py").write_text("from mainspring import Engine\nengine = Engine()")
+    with pytest.raises(InvalidInput, match="rename the file"):
+        load("json.py:engine")
+
+
+def test_the_package_runs_as_a_module() -> None:
+    """`python -m mainspring` is the command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mainspring", "--help"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0
+    assert "worker" in done.stdout

@@ -1,0 +1,103 @@
+"""A process of its own on a store, led by a test through lines of text: python process.py PATH WHAT [ARGUMENT].
+
+Says `open NAME`, then does WHAT:
+work ROOM    completes all it is handed, and notes each in a ledger beside the store
+hold ROOM    holds all it is handed, says `held N` for each hand-over; `run N` marks the first N as running handlers
+submit N     submits N tasks at each `go`, and says `sent` when they are durable
+lead         nothing but look after the file
+fork         becomes leader, forks a child that stays (`child PID`), and holds what it is handed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.conformance.kit import Port, new
+
+from mainspring.blobs.local import LocalBlobStore
+from mainspring.store.base import Claimed
+from mainspring.store.sqlite.store import SqliteStore
+
+
+def say(*words: object) -> None:
+    print(*words, flush=True)
+
+
+def real_store(path: Path) -> SqliteStore:
+    """As the engine opens it: real clock, real folder."""
+    return SqliteStore(path, blobs=lambda file: LocalBlobStore(file.with_name(file.name + "-blobs")))
+
+
+class Worker(Port):
+    def __init__(self, store: Any, room: int, path: Path) -> None:
+        super().__init__(store, room)
+        self.ledger = os.open(path.with_name("ledger"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def claimed(self, claims: list[Claimed]) -> None:
+        super().claimed(claims)
+        lines = "".join(f"{claim.id.hex()} {claim.attempt} {os.getpid()}\n" for claim in claims)
+        os.write(self.ledger, lines.encode())
+        for claim in claims:
+            self.end(claim)
+        self.store.demand()
+
+
+class Holder(Port):
+    def claimed(self, claims: list[Claimed]) -> None:
+        super().claimed(claims)
+        say("held", len(self.held), time.monotonic())
+
+
+async def lines() -> Any:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while line := await reader.readline():
+        yield line.decode().split()
+
+
+async def main(path: Path, what: str, argument: int) -> None:
+    store = real_store(path)
+    await store.open()
+    port: Port | None = None
+    if what == "work":
+        port = Worker(store, argument, path)
+    elif what in ("hold", "fork"):
+        port = Holder(store, argument)
+    if what == "fork" and (pid := fork()):
+        say("child", pid)
+    say("open", store.worker_id)
+    if port is not None:
+        await port.serve()
+    async for word, *more in lines():
+        if word == "run":
+            assert port is not None
+            for slot, claim in enumerate(list(port.held.values())[: int(more[0])]):
+                store.mark(slot, claim)
+                store.started(claim, store.now_ms())
+            await port.settle()
+            say("running")
+        elif word == "go":
+            await store.submit([new() for _ in range(argument)])
+            say("sent", time.monotonic())
+        elif word == "end":
+            break
+    await store.close()
+
+
+def fork() -> int:
+    pid = os.fork()
+    if pid == 0:
+        for standard in range(3):
+            os.close(standard)  # the test waits for the end of these
+        time.sleep(60)
+        os._exit(0)
+    return pid
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 0))

@@ -1,0 +1,384 @@
+"""When the disk fails: every answer is true, outcomes are kept until they can be written, and nobody hangs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from tests.conformance.kit import Port, SqliteFactory, new, opened, status, submit
+
+from mainspring.errors import StoreUnavailable, SubmitIndeterminate, TaskError
+from mainspring.store.base import FAILED
+from mainspring.tasks import TaskId, TaskStatus
+
+pytestmark = pytest.mark.anyio
+REAL = apsw.vfs_names()[0]
+
+
+class Disk:
+    """What the file system does from now on: the test decides, operation by operation."""
+
+    def __init__(self) -> None:
+        self.error: type[apsw.Error] | None = None
+        self.operations = 0
+        self.fails: Callable[[int], bool] = lambda n: False
+
+    def touch(self, path: str) -> None:
+        if self.error is None or not path.endswith(("work.db", "work.db-wal")):
+            return
+        self.operations += 1
+        if self.fails(self.operations):
+            raise self.error
+
+    def break_(self, error: type[apsw.Error], fails: Callable[[int], bool] = lambda n: True) -> None:
+        self.error, self.fails, self.operations = error, fails, 0
+
+    def heal(self) -> None:
+        self.error = None
+
+
+class File(apsw.VFSFile):
+    def __init__(self, disk: Disk, name: Any, flags: list[int]) -> None:
+        self.disk = disk
+        self.path = name.filename() if isinstance(name, apsw.URIFilename) else str(name or "")
+        super().__init__(REAL, name, flags)
+
+    def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802
+        self.disk.touch(self.path)
+        super().xWrite(data, offset)
+
+    def xLock(self, level: int) -> None:  # noqa: N802
+        try:
+            super().xLock(level)
+        except apsw.IOError:  # a reader that closes last tries to write-lock what it has open for reading
+            raise apsw.BusyError from None
+
+    def xSync(self, flags: int) -> None:  # noqa: N802
+        self.disk.touch(self.path)
+        super().xSync(flags)
+
+    def xTruncate(self, size: int) -> None:  # noqa: N802
+        self.disk.touch(self.path)
+        super().xTruncate(size)
+
+
+class FileSystem(apsw.VFS):
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        super().__init__("faulty", REAL, makedefault=True)
+
+    def xOpen(self, name: Any, flags: list[int]) -> File:  # noqa: N802
+        return File(self.disk, name, flags)
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    disk = Disk()
+    system = FileSystem(disk)
+    yield disk
+    system.unregister()
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> SqliteFactory:
+    return SqliteFactory(tmp_path)
+
+
+@pytest.fixture
+async def store(disk: Disk, factory: SqliteFactory) -> AsyncIterator[Any]:
+    async with opened(factory.make()) as store:
+        yield store
+        disk.heal()
+
+
+async def outcome(work: Any) -> Any:
+    """The answer or the error; whoever gets neither in time hangs."""
+    async with asyncio.timeout(20):
+        try:
+            return await work
+        except TaskError as exc:
+            return exc
+
+
+@pytest.mark.parametrize("error", [apsw.FullError, apsw.IOError])
+async def test_a_broken_disk_is_told(disk: Disk, factory: SqliteFactory, store: Any, error: type[apsw.Error]) -> None:
+    """A submit that can't be written is refused, nothing is stored, and the next one after the disk is well again
+    works."""
+    disk.break_(error)
+    task = new()
+    assert isinstance(await outcome(store.submit([task])), (StoreUnavailable, SubmitIndeterminate))
+    assert isinstance(await outcome(store.pause(type="custom:x")), StoreUnavailable)
+    disk.heal()
+    assert factory.states() == {}
+    assert await submit(store, task) == [task.id]
+
+
+@pytest.mark.parametrize("error", [apsw.FullError, apsw.IOError])
+async def test_outcomes_wait_for_the_disk(disk: Disk, store: Any, error: type[apsw.Error]) -> None:
+    """What attempts ended with while the disk was broken is recorded when it's well, once, without being asked
+    again."""
+    port = Port(store)
+    await port.serve()
+    sent = await submit(store, *(new() for _ in range(3)))
+    claims = await port.room(3)
+    port.lanes["async"].limit = 0
+    disk.break_(error)
+    port.end(claims[0])
+    port.end(claims[1], FAILED)
+    assert isinstance(await outcome(submit(store, new())), TaskError)
+    assert port.ends == []
+    disk.heal()
+    await port.until(lambda: len(port.ends) >= 2)
+    assert port.ended_as() == {sent[0]: 2, sent[1]: 3}
+    assert len(port.ends) == 2
+    assert port.missed == []
+    await port.finish(claims[2])
+    assert await status(store, sent[2]) is TaskStatus.COMPLETED
+
+
+@pytest.mark.parametrize("error", [apsw.FullError, apsw.IOError])
+@pytest.mark.parametrize("lasting", [False, True])
+async def test_every_answer_is_true_wherever_it_breaks(
+    disk: Disk, factory: SqliteFactory, store: Any, error: type[apsw.Error], lasting: bool
+) -> None:
+    """One failure at each single write and sync of a commit in turn, alone or with all that follow: who is told that a
+    task is stored finds it, who is told that it's not does not, and it can be submitted again either way."""
+    port = Port(store)
+    await port.serve()
+    for n in range(1, 40):
+        before = set(factory.states())
+        disk.break_(error, (lambda i, n=n: i >= n) if lasting else (lambda i, n=n: i == n))  # type: ignore[misc]
+        tasks = [new("x" * 3000) for _ in range(3)]
+        answers = await asyncio.gather(*(outcome(store.submit([task])) for task in tasks))
+        reached = disk.operations
+        disk.heal()
+        stored = set(factory.states()) - before
+        for task, answer in zip(tasks, answers, strict=True):
+            if isinstance(answer, list):
+                assert task.id in stored
+            elif not isinstance(answer, SubmitIndeterminate):
+                assert isinstance(answer, StoreUnavailable)
+                assert task.id not in stored
+        await submit(store, *tasks)
+        assert set(factory.states()) - before == {task.id for task in tasks}
+        if reached < n:
+            break
+    else:
+        raise AssertionError("no commit came through whole")
+    connection = apsw.Connection(str(factory.path))
+    assert connection.pragma("integrity_check") == "ok"
+    connection.close()
+    assert (await store.stats())["pending"] == len(factory.states())
+
+
+async def test_close_does_not_hang_on_a_broken_disk(disk: Disk, factory: SqliteFactory) -> None:
+    """A process can leave when nothing can be written; what it held is taken back by the next one."""
+    store = factory.make()
+    await store.open()
+    port = Port(store)
+    await port.serve()
+    (id,) = await submit(store, new())
+    claim = await port.take()
+    disk.break_(apsw.FullError)
+    port.end(claim)
+    async with asyncio.timeout(20):
+        await store.close()
+    disk.heal()
+    async with opened(factory.make()) as heir:
+        port = Port(heir)
+        await port.serve()
+        claim = await port.take()
+        assert (claim.id, claim.attempt, claim.crashes) == (id, 2, 0)
+
+
+async def test_a_locked_file_is_told_and_waited_for(tmp_path: Path) -> None:
+    """While another program holds the write lock too long callers are told to try again; outcomes come through
+    later."""
+    factory = SqliteFactory(tmp_path)
+    async with opened(factory.make(lock_timeout_s=0.05)) as store:
+        port = Port(store)
+        await port.serve()
+        (id,) = await submit(store, new())
+        claim = await port.take()
+        rival = apsw.Connection(str(factory.path))
+        rival.execute("BEGIN IMMEDIATE")
+        port.lanes["async"].limit = 0
+        port.end(claim)
+        refused = await outcome(submit(store, new()))
+        assert isinstance(refused, StoreUnavailable)
+        assert "locked" in str(refused)
+        rival.execute("ROLLBACK")
+        rival.close()
+        await port.until(lambda: port.ends)
+        assert await status(store, id) is TaskStatus.COMPLETED
+        assert len(factory.states()) == 1
+
+
+# Commits whose fate is unknown
+
+
+class Doubtful:
+    """A connection whose next commit is reported as failed, carried out or not."""
+
+    def __init__(self, real: Any, plan: dict[str, Any]) -> None:
+        self.__dict__.update(_real=real, _plan=plan)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def cursor(self) -> Any:
+        return DoubtfulCursor(self._real.cursor(), self)
+
+
+class DoubtfulCursor:
+    def __init__(self, real: Any, connection: Doubtful) -> None:
+        self._real = real
+        self.connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._real)
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        plan = self.connection._plan
+        if sql == "COMMIT" and plan.get("next"):
+            self._real.execute("COMMIT" if plan.pop("next") == "carried out" else "ROLLBACK")
+            raise apsw.IOError("the commit is in doubt")
+        self._real.execute(sql, *values)
+        return self
+
+    def executemany(self, sql: str, rows: Any) -> Any:
+        self._real.executemany(sql, rows)
+        return self
+
+
+@pytest.fixture
+def plan() -> dict[str, Any]:
+    return {}
+
+
+@pytest.fixture
+async def doubtful(factory: SqliteFactory, plan: dict[str, Any]) -> AsyncIterator[Any]:
+    store = factory.make()
+    connect = store._writer._connect
+
+    def connect_doubtfully() -> Any:
+        if plan.get("unreachable"):
+            raise StoreUnavailable("the disk is away")
+        return Doubtful(connect(), plan)
+
+    store._writer._connect = connect_doubtfully
+    async with opened(store):
+        yield store
+        plan.clear()
+
+
+@pytest.mark.parametrize("fate", ["carried out", "rolled back"])
+async def test_a_commit_in_doubt_is_looked_up(
+    doubtful: Any, plan: dict[str, Any], factory: SqliteFactory, fate: str
+) -> None:
+    """A commit that is reported as failed may have been carried out: the answer is what is in the file afterwards."""
+    plan["next"] = fate
+    tasks = [new() for _ in range(3)]
+    answers = await asyncio.gather(*(outcome(doubtful.submit([task])) for task in tasks))
+    for task, answer in zip(tasks, answers, strict=True):
+        if fate == "carried out":
+            assert [accepted.id for accepted in answer] == [task.id]
+        else:
+            assert isinstance(answer, StoreUnavailable)
+    assert len(factory.states()) == (3 if fate == "carried out" else 0)
+
+
+@pytest.mark.parametrize("fate", ["carried out", "rolled back"])
+async def test_a_commit_in_doubt_with_a_key(doubtful: Any, plan: dict[str, Any], fate: str) -> None:
+    """The same for a call of which a part existed already under its key."""
+    (known,) = await submit(doubtful, new("a", key="k"))
+    plan["next"] = fate
+    fresh = new()
+    answer = await outcome(doubtful.submit([new("a", key="k"), fresh]))
+    if fate == "carried out":
+        assert [tuple(accepted) for accepted in answer] == [(known, True), (fresh.id, False)]
+    else:
+        assert isinstance(answer, StoreUnavailable)
+
+
+@pytest.mark.parametrize("fate", ["carried out", "rolled back"])
+async def test_claims_and_outcomes_of_a_commit_in_doubt(doubtful: Any, plan: dict[str, Any], fate: str) -> None:
+    """Whatever its fate, no claim is lost that was taken in it, and no outcome that was given with it."""
+    port = Port(doubtful)
+    await port.serve()
+    sent = await submit(doubtful, new(), new())
+    first = await port.take()
+    plan["next"] = fate
+    port.end(first)  # its room goes to the second one, in the commit in doubt
+    await port.until(lambda: port.ends and len(port.order) == 2)
+    assert port.ended_as() == {sent[0]: 2}
+    assert port.order[1].id == sent[1]
+    await port.finish(port.order[1])
+    assert port.missed == []
+    assert await status(doubtful, sent[1]) is TaskStatus.COMPLETED
+
+
+async def test_doubt_that_can_not_be_cleared_is_named(
+    doubtful: Any, plan: dict[str, Any], factory: SqliteFactory
+) -> None:
+    """If the file can't be read either, the error says that the task may be stored, and under which id; submitting it
+    again is safe."""
+    plan.update({"next": "carried out", "unreachable": True})
+    task = new()
+    answer = await outcome(doubtful.submit([task]))
+    assert isinstance(answer, SubmitIndeterminate)
+    assert answer.task_id == TaskId(task.id)
+    assert isinstance(await outcome(doubtful.submit([new()])), StoreUnavailable)
+    plan.clear()
+    assert [tuple(accepted) for accepted in await doubtful.submit([task])] == [(task.id, True)]
+    assert len(factory.states()) == 1
+
+
+async def test_a_mistake_in_one_call_harms_no_other(factory: SqliteFactory) -> None:
+    """A function that raises whatever it likes in the writer's thread fails its own caller; all others of the
+    commit go on."""
+
+    def wrong(tx: Any) -> None:
+        tx.cursor.execute("INSERT INTO note VALUES ('half')")
+        raise ZeroDivisionError
+
+    async with opened(factory.make()) as store:
+        answers = await asyncio.gather(
+            outcome(store.submit([new()])), outcome(store.write(wrong)), outcome(store.submit([new()]))
+        )
+        assert [type(answer).__name__ for answer in answers] == ["list", "InternalError", "list"]
+        assert factory.notes() == []
+        assert len(factory.states()) == 2
+
+
+async def test_room_is_filled_without_a_safety_look(factory: SqliteFactory) -> None:
+    """A lane with more room than one commit hands over gets all there is at once."""
+    async with opened(factory.make()) as store:
+        port = Port(store)
+        await port.serve()
+        await store._caretaker.stop()
+        await submit(store, *(new() for _ in range(2000)))
+        port.lanes["async"].limit = 2000
+        store.demand()
+        await port.until(lambda: len(port.order) == 2000)
+
+
+async def test_stopping_with_work_in_hand(factory: SqliteFactory) -> None:
+    """A close right behind a finish ends, and the outcome is in the file."""
+    for _ in range(20):
+        store = factory.make()
+        await store.open()
+        port = Port(store)
+        await port.serve()
+        (id,) = await submit(store, new())
+        port.end(await port.take())
+        async with asyncio.timeout(20):
+            await store.close()
+        assert factory.durable_status(id) == 2
