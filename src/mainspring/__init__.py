@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         ErrorInfo,
         ModelInput,
         ModelOutput,
+        Ref,
         Resources,
         Retry,
         RunningTask,
@@ -88,13 +89,17 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "blobs": "BlobInfo BlobStore",
-    "config": "EngineConfig ExecutorConfig ModelConfig RetrievalConfig SchedulerConfig StoreConfig TaskManagerConfig",
+    "config": (
+        "EngineConfig ExecutorConfig ModelConfig RetrievalConfig SchedulerConfig StoreConfig "
+        "TaskManagerConfig"
+    ),
     "dispatch.manager": "TaskManager",
     "engine": "Engine SyncEngine SyncHandle TaskHandle",
     "errors": (
-        "ClaimLost Conflict DependencyNotMet InsufficientResources InternalError InvalidInput Permanent ProcessingFailed "
-        "QueueFull ResourceLimitExceeded RetryAfter StoreDamaged StoreForeign StoreNewer StoreReadOnly StoreRefused "
-        "StoreUnavailable SubmitIndeterminate TaskCancelled TaskError TaskNotFound TaskTimeout UnsupportedTaskType"
+        "ClaimLost Conflict DependencyNotMet InsufficientResources InternalError InvalidInput Permanent "
+        "ProcessingFailed QueueFull ResourceLimitExceeded RetryAfter StoreDamaged StoreForeign StoreNewer "
+        "StoreReadOnly StoreRefused StoreUnavailable SubmitIndeterminate TaskCancelled TaskError TaskNotFound "
+        "TaskTimeout UnsupportedTaskType"
     ),
     "execution.executor": "TaskExecutor",
     "models": "Model ModelInfo ModelManager",
@@ -103,16 +108,96 @@ _HOMES = {
     "resources": "ResourceMonitor ResourceUsage",
     "scheduling": "TaskScheduler",
     "tasks": (
-        "Attempt Binary BinaryOutput Chunk Custom CustomOutput EmbeddingOutput ErrorInfo ModelInput ModelOutput Resources "
-        "Retry RunningTask SearchHit SearchQuery SearchResults StoredRef Task TaskId TaskInfo TaskInput TaskMetrics "
-        "TaskOutput TaskPriority TaskResult TaskStatus TaskType Text TextOutput VectorRecord"
+        "Attempt Binary BinaryOutput Chunk Custom CustomOutput EmbeddingOutput ErrorInfo ModelInput "
+        "ModelOutput Ref Resources Retry RunningTask SearchHit SearchQuery SearchResults StoredRef Task "
+        "TaskId TaskInfo TaskInput TaskMetrics TaskOutput TaskPriority TaskResult TaskStatus TaskType Text "
+        "TextOutput VectorRecord"
     ),
     "vectors": "Collection VectorStore",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = [  # noqa: PLE0604, PLE0605 - the names stand in one table above
-    *sorted(_HOME)
+__all__ = [
+    "Attempt",
+    "Binary",
+    "BinaryOutput",
+    "BlobInfo",
+    "BlobStore",
+    "Chunk",
+    "ClaimLost",
+    "Collection",
+    "Conflict",
+    "Context",
+    "Custom",
+    "CustomOutput",
+    "DependencyNotMet",
+    "EmbeddingOutput",
+    "Engine",
+    "EngineConfig",
+    "ErrorInfo",
+    "ExecutorConfig",
+    "InsufficientResources",
+    "InternalError",
+    "InvalidInput",
+    "Item",
+    "Model",
+    "ModelConfig",
+    "ModelInfo",
+    "ModelInput",
+    "ModelManager",
+    "ModelOutput",
+    "Permanent",
+    "ProcessingFailed",
+    "Processor",
+    "QueueFull",
+    "Ref",
+    "ResourceLimitExceeded",
+    "ResourceMonitor",
+    "ResourceUsage",
+    "Resources",
+    "RetrievalConfig",
+    "Retry",
+    "RetryAfter",
+    "RunningTask",
+    "SchedulerConfig",
+    "SearchHit",
+    "SearchQuery",
+    "SearchResults",
+    "StoreConfig",
+    "StoreDamaged",
+    "StoreForeign",
+    "StoreNewer",
+    "StoreReadOnly",
+    "StoreRefused",
+    "StoreUnavailable",
+    "StoredRef",
+    "SubmitIndeterminate",
+    "SyncEngine",
+    "SyncHandle",
+    "Task",
+    "TaskCancelled",
+    "TaskError",
+    "TaskExecutor",
+    "TaskHandle",
+    "TaskId",
+    "TaskInfo",
+    "TaskInput",
+    "TaskManager",
+    "TaskManagerConfig",
+    "TaskMetrics",
+    "TaskNotFound",
+    "TaskOutput",
+    "TaskPriority",
+    "TaskResult",
+    "TaskScheduler",
+    "TaskStatus",
+    "TaskTimeout",
+    "TaskType",
+    "Text",
+    "TextOutput",
+    "UnsupportedTaskType",
+    "VectorRecord",
+    "VectorStore",
 ]
 
 

@@ -28,6 +28,8 @@ def seconds(value: float | str | timedelta, field: str) -> float:
 
     Raises: InvalidInput: not a duration, negative, not a number, or longer than ten years.
     """
+    if type(value) is float and 0 <= value <= MAX_DURATION_S:
+        return value
     if isinstance(value, timedelta):
         result = value.total_seconds()
     elif isinstance(value, str):

@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from mainspring import Context, Engine, Permanent
+from mainspring import Context, Engine, ModelInput, ModelOutput, Permanent
 
 engine = Engine()
 
@@ -19,6 +19,14 @@ class Parrot:
 
 
 engine.models.register("parrot", Parrot())
+
+
+@engine.task
+def ask(text: str) -> Any:
+    """Use what belongs to the module's own engine."""
+    with engine.models.acquire("parrot") as model:
+        (answer,) = model.infer_batch([ModelInput(text=text)], {})
+    return answer.outputs if isinstance(answer, ModelOutput) else str(answer)
 
 
 @engine.task(timeout="1h", retry=7)

@@ -50,7 +50,7 @@ async def test_priorities_and_deadlines(engine: Engine, number: int) -> None:
 
 
 async def test_critical_overtakes_a_long_queue(engine: Engine) -> None:
-    """A CRITICAL task behind 5,000 LOW ones starts before 3 % more of them have."""
+    """A CRITICAL task behind 5,000 LOW ones starts before a tenth of them has."""
     record, order = recorder(engine)
     await engine.manager.pause()
     await engine.map(record, range(5_000), priority=TaskPriority.LOW)

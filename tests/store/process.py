@@ -77,7 +77,7 @@ async def main(path: Path, what: str, argument: int) -> None:
         if word == "run":
             assert port is not None
             for slot, claim in enumerate(list(port.held.values())[: int(more[0])]):
-                store.mark(slot, claim)
+                store.mark(slot, claim.seq, claim.attempt)
                 store.started(claim, store.now_ms())
             await port.settle()
             say("running")

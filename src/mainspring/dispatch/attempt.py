@@ -36,9 +36,9 @@ class Attempt:
         if type(signal) is Started:
             desk = self.desk
             self.started_at = desk.env.monotonic()
-            self.started_ms = desk.store.now_ms()
-            if desk.marks:
-                desk.store.mark(self.slot, self.claim)
+            self.started_ms = desk.store.ms_at(self.started_at)
+            if desk.mark is not None:
+                desk.mark(self.slot, self.claim.seq, self.claim.attempt)
         elif type(signal) is Progress and not self.abandoned:
             self.desk.store.progress(self.claim, signal.done, signal.total)
 

@@ -73,7 +73,7 @@ class Intake:
         if task.resources is not None:
             raise invalid("resources", task.resources, "are not reserved yet", "leave it out")
         _check_names(task)
-        if not isinstance(task.dependencies, Sequence) or isinstance(task.dependencies, str):
+        if type(task.dependencies) is not tuple and not isinstance(task.dependencies, list):
             raise invalid("dependencies", task.dependencies, "is no sequence of tasks", "pass a tuple of ids")
         if len(task.dependencies) > self._config.max_dependencies:
             raise invalid(
@@ -82,7 +82,7 @@ class Intake:
                 f"are more than max_dependencies = {self._config.max_dependencies}",
                 "join them in steps",
             )
-        if not isinstance(task.on_dependency_failure, str) or task.on_dependency_failure not in POLICY_CODE:
+        if type(task.on_dependency_failure) is not str or task.on_dependency_failure not in POLICY_CODE:
             raise invalid(
                 "on_dependency_failure", task.on_dependency_failure, "is unknown", f"use one of {', '.join(POLICY_CODE)}"
             )

@@ -35,7 +35,7 @@ class LaneDesk:
         self.port = Lane(name, 0)
         self.store = store
         self.env = env
-        self.marks = name in ("async", "thread")  # a crash in here is this process's crash
+        self.mark = store.mark if name in ("async", "thread") else None  # a crash in here is this process's crash
         self.slots = slots
         self.runner = runner
         self.running: dict[bytes, Attempt] = {}

@@ -320,6 +320,8 @@ class TaskManager:
     def lost(self, finishes: list[Finish]) -> None:
         for finish in finishes:
             claim = finish.claim
+            if finish.outcome == RELEASED:  # what was to be handed back is handed back
+                continue
             logger.warning("task %s attempt %d was not ours any more; its outcome is dropped", TaskId(claim.id), claim.attempt)
 
     def asked_to_stop(self, ids: list[bytes]) -> None:
@@ -355,7 +357,7 @@ class TaskManager:
         except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
             self._refuse(desk, claim, exc)
             return True
-        if desk.marks:
+        if desk.mark is not None:
             if is_suspect(claim):
                 return await self._run_suspect(attempt)
             if self._alone.is_taken:
@@ -374,7 +376,8 @@ class TaskManager:
         desk, claim = attempt.desk, attempt.claim
         desk.running[claim.id] = attempt
         self._alone.enter()
-        self._watch.watch(attempt)
+        if claim.timeout_ms is not None:
+            self._watch.watch(attempt)
         if self._starts is None:
             self._starts = self._loop.call_later(_RECORD_STARTS_S, self._record_starts)
         runner = self.executor.child_runner(claim.class_key[1]) if attempt.in_child else desk.runner()
@@ -401,8 +404,8 @@ class TaskManager:
     def _let_go(self, attempt: Attempt) -> None:
         desk = attempt.desk
         del desk.running[attempt.claim.id]
-        if desk.marks:
-            self.store.mark(attempt.slot, None)
+        if desk.mark is not None:
+            desk.mark(attempt.slot, 0, 0)
         self._alone.leave()
         desk.freed()
 
@@ -450,7 +453,7 @@ class TaskManager:
             Finish(
                 claim,
                 end.outcome,
-                self.store.now_ms(),
+                self.store.now_ms() if started is None else started + int(usage.duration * 1000),
                 started_ms=started,
                 wait_ms=None if started is None else max(0, started - claim.ready_ms),
                 output=(output or report.output) if done else None,

@@ -298,19 +298,20 @@ class HandlerProcessor:
         return self._await_all(batch) if self.handler.is_async else [self._call(item) for item in batch]
 
     async def _await_all(self, batch: Sequence[Item]) -> Sequence[Outcome]:
-        return [await self._await(item) for item in batch]
-
-    async def _await(self, item: Item) -> Outcome:
-        try:
-            value = await self.handler.function(**self._arguments(item))
-        except Exception as exc:
-            return failure(exc, self._traceback_chars)
-        return self._done(item, value)
+        outcomes: list[Outcome] = []
+        for item in batch:
+            try:
+                value = await self.handler.function(**self._arguments(item))
+            except Exception as exc:  # noqa: BLE001 - what a handler raises is its attempt's recorded failure
+                outcomes.append(failure(exc, self._traceback_chars))
+            else:
+                outcomes.append(self._done(item, value))
+        return outcomes
 
     def _call(self, item: Item) -> Outcome:
         try:
             value = self.handler.function(**self._arguments(item))
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - what a handler raises is its attempt's recorded failure
             return failure(exc, self._traceback_chars)
         return self._done(item, value)
 
@@ -328,5 +329,3 @@ class HandlerProcessor:
         children = item.context.children
         return Done(CustomOutput(value), (ChildTasks(tuple(children)),) if children else ())
 
-
-__all__ = ["Handler", "HandlerProcessor", "Permanent", "SubmitOptions", "check_importable", "functools", "handler_of"]

@@ -267,8 +267,11 @@ class Store(Protocol):
     def started(self, claim: Claimed, started_ms: int) -> None:
         """Record that a handler runs, with the next commit."""
 
-    def mark(self, slot: int, claim: Claimed | None) -> None:
-        """Note in this process's life file what runs in a slot, for whoever has to judge after a crash."""
+    def ms_at(self, monotonic: float) -> int:
+        """The store's clock at a moment of the monotonic one."""
+
+    def mark(self, slot: int, seq: int, attempt: int) -> None:
+        """Note what runs in a slot (0, 0: nothing), for whoever has to judge after a crash of this process."""
 
     def progress(self, claim: Claimed, done: float, total: float) -> None: ...
 

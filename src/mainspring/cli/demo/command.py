@@ -17,9 +17,7 @@ def demo(
     store: Annotated[
         Path, typer.Option("--store", metavar="FOLDER", help="Folder for the documents and the store.")
     ] = Path("mainspring-demo"),
-    full: Annotated[
-        bool, typer.Option("--full", help="Index the whole standard library, more than twice as much.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Index the whole standard library, half as much again.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Index the documentation of this Python, ask questions meanwhile and after, and measure it all.

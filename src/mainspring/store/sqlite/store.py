@@ -97,6 +97,9 @@ class SqliteStore:
     def now_ms(self) -> int:
         return self._wall_ms + int((self._env.monotonic() - self._started) * 1000)
 
+    def ms_at(self, monotonic: float) -> int:
+        return self._wall_ms + int((monotonic - self._started) * 1000)
+
     def _set_clock(self, connection: apsw.Connection) -> None:
         newest = connection.execute("SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1").fetchone()
         self._started = self._env.monotonic()
@@ -249,12 +252,10 @@ class SqliteStore:
     def started(self, claim: Claimed, started_ms: int) -> None:
         self._writer.put(Started(claim, started_ms))
 
-    def mark(self, slot: int, claim: Claimed | None) -> None:
+    @property
+    def mark(self) -> Callable[[int, int, int], None]:
         assert self._life is not None
-        if claim is None:
-            self._life.mark(slot, 0, 0)
-        else:
-            self._life.mark(slot, claim.seq, claim.attempt)
+        return self._life.mark
 
     def progress(self, claim: Claimed, done: float, total: float) -> None:
         """Keep the newest value; the caretaker writes it with the next tick."""
