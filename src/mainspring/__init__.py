@@ -89,10 +89,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "blobs": "BlobInfo BlobStore",
-    "config": (
-        "EngineConfig ExecutorConfig ModelConfig RetrievalConfig SchedulerConfig StoreConfig "
-        "TaskManagerConfig"
-    ),
+    "config": ("EngineConfig ExecutorConfig ModelConfig RetrievalConfig SchedulerConfig StoreConfig TaskManagerConfig"),
     "dispatch.manager": "TaskManager",
     "engine": "Engine SyncEngine SyncHandle TaskHandle",
     "errors": (

@@ -73,7 +73,9 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     lock_timeout_s: float = 10.0  # how long a write waits for another process's
 
     def __post_init__(self) -> None:
-        _check(self.durability in ("full", "relaxed"), "durability", self.durability, "is unknown", "use full or relaxed")
+        _check(
+            self.durability in ("full", "relaxed"), "durability", self.durability, "is unknown", "use full or relaxed"
+        )
         _check(
             0 < self.inline_bytes <= self.max_payload_bytes,
             "inline_bytes",
@@ -101,7 +103,11 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _check(
-            self.queue_size is None or self.queue_size > 0, "queue_size", self.queue_size, "is not positive", "use None for unbounded"
+            self.queue_size is None or self.queue_size > 0,
+            "queue_size",
+            self.queue_size,
+            "is not positive",
+            "use None for unbounded",
         )
         for name in ("batch_size", "async_slots", "thread_slots", "process_slots", "prefetch_max"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "is not positive", "use 1 or more")
@@ -148,7 +154,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     default_embedding: str = "all-MiniLM-L6-v2"
     folders: tuple[Path, ...] = ()  # looked through first: FOLDER/MODEL_ID/model.onnx
     cache_folder: Path = msgspec.field(
-        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mainspring" / "models"
+        default_factory=lambda: (
+            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mainspring" / "models"
+        )
     )
     budget_bytes: int = 4 * GIB  # least recently used models are evicted above this
     max_batch_tokens: int = 512  # padded tokens of one call: on CPUs larger batches are slower

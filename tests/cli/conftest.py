@@ -40,13 +40,17 @@ def started(*arguments: str, folder: Path, stdout: int = subprocess.PIPE, **envi
     return subprocess.Popen(
         [*COMMAND, *arguments],
         cwd=folder,
-        env={name: value for name, value in os.environ.items() if name != "MAINSPRING_STORE"} | environment,
+        env={name: value for name, value in os.environ.items() if name != "MAINSPRING_STORE"} | (environment or {}),
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=_take_ctrl_c,  # noqa: PLW1509 - it takes no lock
     )
+
+
+def _take_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def finished(process: subprocess.Popen[str], timeout: float = 60.0) -> Answer:
@@ -96,7 +100,7 @@ def run(tmp_path: Path) -> Callable[..., Answer]:
     """Run a command as a process of its own to its end."""
 
     def run(*arguments: str, folder: Path = tmp_path, **environment: str) -> Answer:
-        return finished(started(*arguments, folder=folder, **environment))
+        return finished(started(*arguments, folder=folder, environment=environment))
 
     return run
 

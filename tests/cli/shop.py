@@ -14,8 +14,8 @@ engine = Engine()
 class Parrot:
     """A model that a user registers."""
 
-    def infer(self, inputs: Any) -> Any:
-        return inputs.text
+    def infer(self, inputs: list[ModelInput]) -> list[Any]:
+        return [item.text for item in inputs]
 
 
 engine.models.register("parrot", Parrot())
@@ -38,7 +38,7 @@ async def resize(width: int, height: int = 3) -> dict[str, int]:
 async def hold(until: str, ctx: Context) -> str:
     """Run until a file appears."""
     ctx.progress(3, 4)
-    while not Path(until).exists():
+    while not Path(until).exists():  # noqa: ASYNC110, ASYNC240 - another process makes it
         await asyncio.sleep(0.01)
     return "let go"
 

@@ -179,10 +179,9 @@ def test_bytes_go_through_a_pipe_untouched(here: Run, shop: Worker) -> None:
     """Without --out the bytes are on stdout, and nothing else."""
     id = submitted(here, "custom:give", '{"kind": "bytes"}')
     assert here("wait", id).code == 0
-    command = started("result", id, folder=shop.folder)
-    assert command.stdout is not None
-    assert command.stdout.buffer.read() == b"\x00\xff"
-    assert finished(command).code == 0
+    with (shop.folder / "piped").open("wb") as piped:
+        assert finished(started("result", id, folder=shop.folder, stdout=piped.fileno())).code == 0
+    assert (shop.folder / "piped").read_bytes() == b"\x00\xff"
 
 
 def test_a_result_that_is_not_there_yet_is_not_waited_for(here: Run, held: str) -> None:
@@ -308,7 +307,9 @@ def test_stats_count_tasks_and_living_workers(here: Run, shop: Worker) -> None:
 def test_watch_shows_progress_on_a_terminal_until_ctrl_c(shop: Worker, held: str) -> None:
     """On a terminal the table may have colours; Ctrl-C gives the terminal back."""
     ours, theirs = pty.openpty()
-    watching = started("ps", "--watch", "--status", "running", folder=shop.folder, stdout=theirs, TERM="xterm")
+    watching = started(
+        "ps", "--watch", "--status", "running", folder=shop.folder, stdout=theirs, environment={"TERM": "xterm"}
+    )
     os.close(theirs)
     seen = b""
     while b"75%" not in seen:

@@ -76,7 +76,7 @@ def test_the_store_can_be_named(call, tmp_path: Path) -> None:
 
 def test_built_in_types_need_no_module(call, tmp_path: Path) -> None:
     """`--builtin` serves them alone, on the store of the environment."""
-    process = started("worker", "--builtin", "--json", folder=tmp_path, MAINSPRING_STORE=str(tmp_path / "env.db"))
+    process = started("worker", "--builtin", "--json", folder=tmp_path, environment={"MAINSPRING_STORE": "env.db"})
     assert process.stdout is not None
     ready = json.loads(process.stdout.readline())
     assert ready["store"] == str(tmp_path / "env.db")
@@ -90,7 +90,7 @@ def test_built_in_types_need_no_module(call, tmp_path: Path) -> None:
 def test_an_engine_with_a_file_of_its_own_works_there(tmp_path: Path) -> None:
     """Also one that is made only to submit: a worker works. A module is found in the working folder."""
     (tmp_path / "own_file.py").write_text(
-        "from mainspring import Engine\nengine = Engine('own.db', worker=False)\n@engine.task\ndef f() -> int: return 1\n"
+        "from mainspring import Engine\nengine = Engine('own.db', worker=False)\n@engine.task\ndef f(): return 1\n"
     )
     own = Worker(tmp_path, "own_file:engine")
     assert own.ready["store"] == str(tmp_path / "own.db")

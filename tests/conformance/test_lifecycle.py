@@ -243,7 +243,7 @@ async def prune_nothing(s: Scene) -> None:
 async def die(s: Scene) -> None:
     """The process dies, with this task's handler as the only one that runs, if it does; another comes."""
     if s.claim is not None:
-        s.store.mark(0, s.claim)
+        s.store.mark(0, s.claim.seq, s.claim.attempt)
     await s.factory.die(s.store)
     s.store = s.factory.make(durability="relaxed")
     await s.store.open()

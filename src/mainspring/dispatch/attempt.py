@@ -16,7 +16,20 @@ if TYPE_CHECKING:
 class Attempt:
     """What is known of a running claim; its handler's signals arrive here, from whatever thread."""
 
-    __slots__ = ("abandoned", "asked_at", "cause", "claim", "desk", "in_child", "recorded", "slot", "started_at", "started_ms", "task", "work")
+    __slots__ = (
+        "abandoned",
+        "asked_at",
+        "cause",
+        "claim",
+        "desk",
+        "in_child",
+        "recorded",
+        "slot",
+        "started_at",
+        "started_ms",
+        "task",
+        "work",
+    )
 
     def __init__(self, claim: Claimed, work: Work, desk: LaneDesk, slot: int, task: asyncio.Task[Any]) -> None:
         self.claim = claim
@@ -41,4 +54,3 @@ class Attempt:
                 desk.mark(self.slot, self.claim.seq, self.claim.attempt)
         elif type(signal) is Progress and not self.abandoned:
             self.desk.store.progress(self.claim, signal.done, signal.total)
-

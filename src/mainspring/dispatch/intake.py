@@ -84,7 +84,10 @@ class Intake:
             )
         if type(task.on_dependency_failure) is not str or task.on_dependency_failure not in POLICY_CODE:
             raise invalid(
-                "on_dependency_failure", task.on_dependency_failure, "is unknown", f"use one of {', '.join(POLICY_CODE)}"
+                "on_dependency_failure",
+                task.on_dependency_failure,
+                "is unknown",
+                f"use one of {', '.join(POLICY_CODE)}",
             )
         return data, refs
 
@@ -144,14 +147,18 @@ class Intake:
         raw = self._encode_spec(spec)
         limit = self._config.max_metadata_bytes + self._config.max_params_bytes
         if len(raw) > limit:
-            raise invalid("metadata and params", f"{len(raw)} bytes", f"are above {limit}", "put large values into the input")
+            raise invalid(
+                "metadata and params", f"{len(raw)} bytes", f"are above {limit}", "put large values into the input"
+            )
         return raw
 
     def _encode_spec(self, spec: Spec) -> bytes:
         try:
             return _spec_encoder.encode(spec)
         except (TypeError, ValueError, OverflowError) as exc:
-            raise invalid("metadata and params", spec.params, f"can't be stored ({exc})", "use JSON-like values") from exc
+            raise invalid(
+                "metadata and params", spec.params, f"can't be stored ({exc})", "use JSON-like values"
+            ) from exc
 
 
 def _check_names(task: Task) -> None:

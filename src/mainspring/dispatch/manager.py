@@ -16,13 +16,13 @@ from mainspring.dispatch.attempt import Attempt
 from mainspring.dispatch.exclusion import Exclusion
 from mainspring.dispatch.intake import Intake
 from mainspring.dispatch.lane import LaneDesk, is_suspect
+from mainspring.dispatch.parts import Parts
 from mainspring.dispatch.verdict import Verdict, verdict
 from mainspring.dispatch.watch import Watch
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import TaskError, from_info, invalid
 from mainspring.execution.base import Report, Work
 from mainspring.execution.executor import TaskExecutor
-from mainspring.dispatch.parts import Parts
 from mainspring.processors.base import failure
 from mainspring.processors.calls import submitter
 from mainspring.processors.custom import Handler
@@ -322,7 +322,9 @@ class TaskManager:
             claim = finish.claim
             if finish.outcome == RELEASED:  # what was to be handed back is handed back
                 continue
-            logger.warning("task %s attempt %d was not ours any more; its outcome is dropped", TaskId(claim.id), claim.attempt)
+            logger.warning(
+                "task %s attempt %d was not ours any more; its outcome is dropped", TaskId(claim.id), claim.attempt
+            )
 
     def asked_to_stop(self, ids: list[bytes]) -> None:
         for id in ids:
@@ -395,7 +397,11 @@ class TaskManager:
         if attempt.abandoned:
             return False
         self._let_go(attempt)
-        if report.effects or report.refs or (report.output is not None and len(report.output) > self.values.inline_bytes):
+        if (
+            report.effects
+            or report.refs
+            or (report.output is not None and len(report.output) > self.values.inline_bytes)
+        ):
             await self._record_whole(attempt, report)
         else:
             self._record(attempt, report)
@@ -512,7 +518,9 @@ def _work_of(claim: Claimed, data: bytes) -> Work:
         return Work(claim.id, claim.attempt, kind, data, namespace, None, None, claim.retry_count, claim.deadline_ms)
     spec = _spec_decoder.decode(claim.spec)
     params = _error_encoder.encode(spec.params) if spec.params else None
-    return Work(claim.id, claim.attempt, kind, data, namespace, spec.model_id, params, claim.retry_count, claim.deadline_ms)
+    return Work(
+        claim.id, claim.attempt, kind, data, namespace, spec.model_id, params, claim.retry_count, claim.deadline_ms
+    )
 
 
 def _record_of(handler: Handler) -> HandlerRecord:

@@ -99,4 +99,3 @@ class Parts:
     def _embed(self, texts: Sequence[str], model_id: str | None) -> NDArray[Any]:
         with self.models.acquire_embedding(model_id or self.config.models.default_embedding) as model:
             return model.embed(texts)[0]
-

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from mainspring.config import seconds
 from mainspring.environment import Environment
 from mainspring.execution.base import Report, StopCause
-from mainspring.config import seconds
 from mainspring.store.base import CANCELLED, COMPLETED, CRASHED, FAILED, RELEASED, RETRY, TIMEOUT, Claimed
 from mainspring.tasks import ErrorInfo, Retry
 

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from mainspring.blobs.base import BlobStore
-from mainspring.engine.operations import Operations
 from mainspring.config import EngineConfig
 from mainspring.dispatch.manager import TaskManager
 from mainspring.dispatch.parts import Parts
+from mainspring.engine.handle import TaskHandle
+from mainspring.engine.operations import Operations
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import InternalError, InvalidInput, invalid
 from mainspring.execution.executor import TaskExecutor
-from mainspring.engine.handle import TaskHandle
 from mainspring.models.manager import ModelManager
 from mainspring.processors.base import Lane
 from mainspring.processors.calls import task_of
-from mainspring.processors.custom import Handler, handler_of
+from mainspring.processors.custom import Handler
 from mainspring.resources.monitor import ResourceMonitor
 from mainspring.scheduling.scheduler import TaskScheduler
 from mainspring.tasks import Resources, Retry, Task, TaskId, TaskPriority
@@ -309,4 +309,3 @@ class Engine(Operations):
     async def gather(self, handles: Iterable[TaskHandle]) -> list[Any]:
         """Return the results in the handles' order; raises the first error met in that order."""
         return [await handle.result() for handle in handles]
-

@@ -65,12 +65,16 @@ class Operations:
 
     @_submits(operations.search_task)
     async def search(
-        self, query: Any, *, collection: str = "default", top_k: int = 10, filter: dict[str, Any] | None = None, **options: Any
+        self,
+        query: Any,
+        *,
+        collection: str = "default",
+        top_k: int = 10,
+        filter: dict[str, Any] | None = None,
+        **options: Any,
     ) -> list[SearchHit]:
         """Return the records nearest to a text or a vector, best first. Its default priority is HIGH."""
-        return list(
-            await self._value(self.search, query, collection=collection, top_k=top_k, filter=filter, **options)
-        )
+        return list(await self._value(self.search, query, collection=collection, top_k=top_k, filter=filter, **options))
 
     @_submits(operations.store_task)
     async def store(self, data: Any, key: str | None = None, *, if_absent: bool = False, **options: Any) -> StoredRef:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from mainspring.engine.handle import TaskHandle
 from mainspring.environment import SYSTEM, ThreadEvent
 from mainspring.errors import InvalidInput
-from mainspring.engine.handle import TaskHandle
 from mainspring.tasks import Ref, TaskInfo
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ class SyncEngine:
             future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
             return future.result()
         work.close()
-        raise InvalidInput("engine.sync would block this event loop; use the engine itself with await", field="engine.sync")
+        raise InvalidInput(
+            "engine.sync would block this event loop; use the engine itself with await", field="engine.sync"
+        )
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> SyncHandle:
         return SyncHandle(self.run(self._engine.submit(function, *args, **kwargs)), self)

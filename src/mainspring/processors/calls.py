@@ -9,7 +9,7 @@ from typing import Any
 
 from mainspring.config import seconds
 from mainspring.environment import SYSTEM
-from mainspring.errors import InvalidInput, invalid
+from mainspring.errors import invalid
 from mainspring.processors.context import Child, Context
 from mainspring.processors.custom import OPTION_NAMES, Handler, handler_of, priority_of
 from mainspring.tasks import Custom, Ref, Task, TaskId, TaskInput, TaskType
@@ -136,7 +136,9 @@ StoreNow = Callable[[Task], Any]
 def submitter(store_now: StoreNow) -> Callable[..., Child]:
     """Return what `Context.submit` calls."""
 
-    def submit(context: Context, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], now: bool) -> Child:
+    def submit(
+        context: Context, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], now: bool
+    ) -> Child:
         context.calls += 1
         if now:
             kwargs["task_id"] = child_id(context.id, context.calls)
@@ -152,4 +154,3 @@ def submitter(store_now: StoreNow) -> Callable[..., Child]:
         return Child(task.id)
 
     return submit
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import inspect
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 import msgspec
 
 from mainspring.config import seconds
-from mainspring.errors import InvalidInput, Permanent, invalid
+from mainspring.errors import InvalidInput, invalid
 from mainspring.processors.base import Item, Lane, failure
 from mainspring.processors.context import Context
 from mainspring.tasks import (
@@ -25,7 +24,6 @@ from mainspring.tasks import (
     Outcome,
     Resources,
     Retry,
-    Task,
     TaskId,
     TaskInput,
     TaskPriority,
@@ -179,9 +177,13 @@ class Handler:
         if self.lane not in LANES:
             raise invalid("lane", self.lane, "is unknown", f"use one of {', '.join(LANES)}")
         if self.lane == "async" and not self.is_async:
-            raise invalid("lane", self.lane, f"{self.name} is a plain function and would block the loop", "use lane='thread'")
+            raise invalid(
+                "lane", self.lane, f"{self.name} is a plain function and would block the loop", "use lane='thread'"
+            )
         if self.lane == "thread" and self.is_async:
-            raise invalid("lane", self.lane, f"{self.name} is async and belongs on the loop", "leave lane out, or use def")
+            raise invalid(
+                "lane", self.lane, f"{self.name} is async and belongs on the loop", "leave lane out, or use def"
+            )
         if self.lane == "process":
             check_importable(self.function, self.name)
         if not isinstance(self.retry, Retry):
@@ -206,7 +208,9 @@ class Handler:
         for name, value in kwargs.items():
             if name not in parameters or name in bound:
                 why = "is given twice" if name in bound else f"is no parameter of {self.name}"
-                raise invalid(name, value, why, f"it takes ({', '.join(parameters)}) and options {sorted(OPTION_NAMES)}")
+                raise invalid(
+                    name, value, why, f"it takes ({', '.join(parameters)}) and options {sorted(OPTION_NAMES)}"
+                )
             bound[name] = value
         if len(bound) < len(parameters) and not self.required <= bound.keys():
             missing = ", ".join(sorted(self.required - bound.keys()))
@@ -258,7 +262,10 @@ def check_importable(function: Callable[..., Any], name: str) -> None:
     module = sys.modules.get(getattr(function, "__module__", ""))
     if module is None or not (getattr(module, "__file__", None) or getattr(module, "__spec__", None)):
         raise invalid(
-            "lane", "process", f"{name} was not defined in a file that a child process can import", "put it into a module"
+            "lane",
+            "process",
+            f"{name} was not defined in a file that a child process can import",
+            "put it into a module",
         )
 
 
@@ -284,7 +291,12 @@ class HandlerProcessor:
 
     def check(self, input: TaskInput, model_id: str | None, params: dict[str, Any]) -> None:
         if not isinstance(input, Custom) or not isinstance(input.value, dict):
-            raise invalid("input", input, "is not Custom with the arguments by name", f"use engine.submit({self.handler.name}, ...)")
+            raise invalid(
+                "input",
+                input,
+                "is not Custom with the arguments by name",
+                f"use engine.submit({self.handler.name}, ...)",
+            )
         if not self.handler.required <= input.value.keys() <= self.handler.accepted:
             self.handler.bind((), input.value)
 
@@ -328,4 +340,3 @@ class HandlerProcessor:
     def _done(self, item: Item, value: Any) -> Outcome:
         children = item.context.children
         return Done(CustomOutput(value), (ChildTasks(tuple(children)),) if children else ())
-

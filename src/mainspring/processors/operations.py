@@ -24,7 +24,9 @@ def text_task(text: Any, *steps: str | dict[str, Any], model_id: str | None = No
     return typed_task(TaskType.TEXT_PROCESSING, data, chosen, params=params, model_id=model_id)
 
 
-def embed_task(text: Any, *, model_id: str | None = None, normalize: bool = True, truncate: bool = True, **options: Any) -> Task:
+def embed_task(
+    text: Any, *, model_id: str | None = None, normalize: bool = True, truncate: bool = True, **options: Any
+) -> Task:
     chosen = split_options(options)
     _no_more(options, "embed")
     params: dict[str, Any] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from itertools import islice
-from typing import Protocol
 from weakref import ref
 
 from mainspring.config import seconds

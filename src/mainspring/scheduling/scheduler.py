@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from mainspring.config import SchedulerConfig
 from mainspring.dispatch.manager import TaskManager
 from mainspring.errors import InsufficientResources
-from mainspring.scheduling.explain import explain
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
+from mainspring.scheduling.explain import explain
 from mainspring.tasks import Task, TaskId
 
 _SHARE = 0.95

@@ -130,9 +130,7 @@ class TaskType(str):
         if type(text) is cls:
             return text
         if text not in _BUILT_IN and not (text.startswith("custom:") and _CUSTOM_NAME.fullmatch(text, 7)):
-            raise invalid(
-                "task_type", text, "is no task type", f"use one of {', '.join(_BUILT_IN)} or custom:NAME"
-            )
+            raise invalid("task_type", text, "is no task type", f"use one of {', '.join(_BUILT_IN)} or custom:NAME")
         return super().__new__(cls, text)
 
     @classmethod

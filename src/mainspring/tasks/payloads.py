@@ -100,7 +100,7 @@ class Binary(_Payload, frozen=True, tag="binary"):
 class SearchQuery(_Payload, frozen=True, tag="query"):
     """What to look for. A text is embedded with the collection's model; with both, the vector is used as it is."""
 
-    text: str | None | Any = None
+    text: str | Any | None = None
     vector: Any = None  # float32, shape (dim,)
     collection: str = "default"
     top_k: int = 10  # 1..1000
@@ -113,10 +113,10 @@ class SearchQuery(_Payload, frozen=True, tag="query"):
 class ModelInput(_Payload, frozen=True, tag="model_input"):
     """Fields a model may want; each backend says which it reads."""
 
-    text: str | list[str] | None | Any = None
-    pairs: list[tuple[str, str]] | None | Any = None  # for pair scoring
-    messages: list[dict[str, str]] | None | Any = None  # for chat generation
-    arrays: dict[str, Any] | None | Any = None  # named inputs of a graph, numpy or nested lists
+    text: str | list[str] | Any | None = None
+    pairs: list[tuple[str, str]] | Any | None = None  # for pair scoring
+    messages: list[dict[str, str]] | Any | None = None  # for chat generation
+    arrays: dict[str, Any] | Any | None = None  # named inputs of a graph, numpy or nested lists
 
     def as_model_input(self) -> ModelInput:
         return self

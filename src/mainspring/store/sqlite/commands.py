@@ -81,7 +81,9 @@ def retry(tx: Transaction, id: bytes, new_id: bytes) -> bytes:
             f"task {TaskId(id)} is {STATUS_OF[status].value}: only failed, timed out and cancelled tasks can be retried",
             field="task_id",
         )
-    again = tx.cursor.execute("SELECT t.id FROM retried r JOIN task t ON t.seq = r.again WHERE r.task = ?", (seq,)).fetchone()
+    again = tx.cursor.execute(
+        "SELECT t.id FROM retried r JOIN task t ON t.seq = r.again WHERE r.task = ?", (seq,)
+    ).fetchone()
     if again is not None:
         raise InvalidInput(f"task {TaskId(id)} was retried already, as {TaskId(again[0])}", field="task_id")
     audit(tx, "retry", task=str(TaskId(id)), again=str(TaskId(new_id)))
@@ -118,7 +120,8 @@ def _error_type(tx: Transaction, seq: int) -> str:
 def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, int]) -> None:
     """Insert a copy of an ended task. References to renewed parents, in edges and input, become the new ones."""
     (class_id, priority, max_retries, timeout_ms, input, spec, flags, not_before) = tx.cursor.execute(
-        "SELECT class, priority, max_retries, timeout_ms, input, spec, flags, not_before_ms FROM task WHERE seq = ?", (old,)
+        "SELECT class, priority, max_retries, timeout_ms, input, spec, flags, not_before_ms FROM task WHERE seq = ?",
+        (old,),
     ).fetchone()
     new = int(tx.one("last_seq")[0]) + 1
     new_id = new_id or TaskId.new().bytes
@@ -145,7 +148,9 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
         tx.now_ms, not_before, due, None, timeout_ms, waits.parent if waits else None, waits.n if waits else None, input, spec,
     )  # fmt: skip
     tx.run_many("insert_edge", ((new, edge.n, edge.parent, edge.policy) for edge in edges))
-    tx.cursor.execute("INSERT INTO payload_blob (digest, task) SELECT digest, ? FROM payload_blob WHERE task = ?", (new, old))
+    tx.cursor.execute(
+        "INSERT INTO payload_blob (digest, task) SELECT digest, ? FROM payload_blob WHERE task = ?", (new, old)
+    )
     tx.run("add_retried", old, new)
     tx.run("move_key", new, old)
     tx.count(class_id, 0)
@@ -165,18 +170,21 @@ def register(tx: Transaction, types: Sequence[str], handlers: Sequence[HandlerRe
         known = tx.one("handler_source", handler.type, handler.version)
         if known is not None and known[0] and handler.source and known[0] != handler.source:
             logger.warning(
-                "handler %s changed its source but not its version %s; give it a new version", handler.type, handler.version
+                "handler %s changed its source but not its version %s; give it a new version",
+                handler.type,
+                handler.version,
             )
         tx.run("put_handler", *handler, tx.now_ms)
 
 
 def pause(tx: Transaction, namespace: str, kind: str, group: str) -> None:
     tx.run("add_pause", namespace, kind, group, tx.now_ms)
-    tx.memory.pauses = frozenset(tx.run("pauses").fetchall())  # nothing of it may be claimed in this transaction already
+    tx.memory.pauses = frozenset(
+        tx.run("pauses").fetchall()
+    )  # nothing of it may be claimed in this transaction already
     audit(tx, "pause", namespace=namespace, type=kind, group=group)
 
 
 def resume(tx: Transaction, namespace: str, kind: str, group: str) -> int:
     audit(tx, "resume", namespace=namespace, type=kind, group=group)
     return tx.changed("drop_pause", namespace, kind, group)
-

@@ -118,7 +118,9 @@ def _refuse_unfit(path: Path) -> None:
     refuse_unreachable(path)
     kind = _filesystem(path.parent)
     if kind in _NETWORK_FILESYSTEMS:
-        raise StoreRefused(f"{path} lies on {kind}, where locks and shared memory don't work; use a local disk or Postgres")
+        raise StoreRefused(
+            f"{path} lies on {kind}, where locks and shared memory don't work; use a local disk or Postgres"
+        )
     if not path.exists() or path.stat().st_size == 0:
         return
     # Without a log nobody has it open, and a look that takes no locks leaves no files of its own beside it.

@@ -41,7 +41,9 @@ class Edge(NamedTuple):
         return self.status > COMPLETED and self.policy != ALLOW_FAILURE
 
 
-def link(tx: Transaction, child: int, parents: Iterable[tuple[int, int, bytes]], policy: int, first: int = 0) -> list[Edge]:
+def link(
+    tx: Transaction, child: int, parents: Iterable[tuple[int, int, bytes]], policy: int, first: int = 0
+) -> list[Edge]:
     """Return the edges of a child; a completed parent whose output stands for other tasks adds edges to those."""
     edges: dict[int, Edge] = {}
     queue = deque(parents)
@@ -194,4 +196,15 @@ def go_on(tx: Transaction) -> bool:
     return bool(found)
 
 
-__all__ = ["STANDS_FOR", "Edge", "end_task", "ended", "fail_child", "first_unfinished", "go_on", "link", "raise_parents", "stand_for"]
+__all__ = [
+    "STANDS_FOR",
+    "Edge",
+    "end_task",
+    "ended",
+    "fail_child",
+    "first_unfinished",
+    "go_on",
+    "link",
+    "raise_parents",
+    "stand_for",
+]

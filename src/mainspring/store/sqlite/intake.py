@@ -9,7 +9,7 @@ import msgspec
 
 from mainspring.errors import Conflict, QueueFull, TaskNotFound, invalid
 from mainspring.store.base import BLOB_INPUT, Accepted, Claimed, Lane, NewTask, Spec
-from mainspring.store.sqlite.graph import first_unfinished, fail_child, link, raise_parents
+from mainspring.store.sqlite.graph import fail_child, first_unfinished, link, raise_parents
 from mainspring.store.sqlite.transaction import ClassKey, Transaction
 from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import CLAIMED, DELAYED, PARENTS, READY
@@ -88,7 +88,9 @@ def _existing_key(tx: Transaction, task: NewTask) -> Accepted | None:
     row = tx.one("find_key", namespace, task.key)
     if row is None:
         return None
-    stored = tx.cursor.execute("SELECT seq, status, class, input, flags, spec, id FROM task WHERE seq = ?", row).fetchone()
+    stored = tx.cursor.execute(
+        "SELECT seq, status, class, input, flags, spec, id FROM task WHERE seq = ?", row
+    ).fetchone()
     if not _same_payload(tx, stored, task):
         raise Conflict(
             f"idempotency key {task.key!r} of namespace {namespace!r} belongs to task {TaskId(stored[6])} with another "
@@ -102,7 +104,9 @@ def _existing_id(tx: Transaction, task: NewTask) -> Accepted | None:
     if row is None:
         return None
     if not _same_payload(tx, row, task):
-        raise Conflict(f"task {TaskId(task.id)} exists already with another payload; leave the id out, or use a fresh one")
+        raise Conflict(
+            f"task {TaskId(task.id)} exists already with another payload; leave the id out, or use a fresh one"
+        )
     return Accepted(task.id, True)
 
 
@@ -241,4 +245,3 @@ def _parents(tx: Transaction, task: NewTask) -> list[tuple[int, int, bytes]]:
             )
         found.append((int(row[0]), int(row[1]), id))
     return found
-

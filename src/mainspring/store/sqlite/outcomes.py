@@ -133,7 +133,9 @@ def _timed_out(raw: bytes | None, why: str) -> bytes:
 def _release(tx: Transaction, finish: Finish, class_id: int, releases: int) -> None:
     if releases + 1 > MAX_RELEASES:
         error = ErrorInfo(
-            type="InternalError", message=f"was handed back unfinished {MAX_RELEASES} times", attempts=finish.claim.attempt
+            type="InternalError",
+            message=f"was handed back unfinished {MAX_RELEASES} times",
+            attempts=finish.claim.attempt,
         )
         graph.end_task(tx, finish.claim.seq, class_id, finish.claim.id, _STATUS[FAILED], error)
         graph.ended(tx, [(finish.claim.seq, _STATUS[FAILED], finish.claim.id)])

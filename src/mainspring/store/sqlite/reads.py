@@ -232,7 +232,9 @@ def stats(connection: apsw.Connection) -> dict[str, Any]:
     """Count by what is kept in step with every write; nothing here looks at each task but the unfinished ones."""
     with connection:
         totals = dict(connection.execute("SELECT status, n FROM tally WHERE class = 0").fetchall())
-        held = connection.execute("SELECT status, count(*) FROM task WHERE owner IS NOT NULL GROUP BY status").fetchall()
+        held = connection.execute(
+            "SELECT status, count(*) FROM task WHERE owner IS NOT NULL GROUP BY status"
+        ).fetchall()
         kinds = connection.execute(SQL["tallies"]).fetchall()
     running = dict(held).get(1, 0)
     status = {STATUS_OF[code].value: n for code, n in totals.items() if code > 1}

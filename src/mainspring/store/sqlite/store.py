@@ -66,7 +66,9 @@ class SqliteStore:
     ) -> None:
         self.config = config or StoreConfig()
         self._env = env
-        self._private = tempfile.mkdtemp(prefix="mainspring-", dir=_memory_folder()) if str(path) == ":memory:" else None
+        self._private = (
+            tempfile.mkdtemp(prefix="mainspring-", dir=_memory_folder()) if str(path) == ":memory:" else None
+        )
         self.path = Path(self._private or "", "work.db") if self._private else Path(path).absolute()
         refuse_unreachable(self.path)  # before the blobs make folders beside it
         self.blobs = blobs(self.path)
@@ -365,7 +367,9 @@ class SqliteStore:
         """Raises TaskNotFound for the first id that the store does not know."""
         unknown = await self.read(lambda connection: reads.missing(connection, ids))
         if unknown:
-            raise TaskNotFound(f"there is no task {TaskId(unknown[0])} in this store; check the id and the store's path")
+            raise TaskNotFound(
+                f"there is no task {TaskId(unknown[0])} in this store; check the id and the store's path"
+            )
 
     async def list_tasks(
         self,

@@ -34,9 +34,7 @@ class Memory:
 
     def is_paused(self, key: ClassKey) -> bool:
         namespace, kind, group = key
-        return any(
-            a in ("", namespace) and b in ("", kind) and c in ("", group) for a, b, c in self.pauses
-        )
+        return any(a in ("", namespace) and b in ("", kind) and c in ("", group) for a, b, c in self.pauses)
 
     def lane_for(self, class_id: int) -> Lane | None:
         """The lane that may take from this class now."""

@@ -34,7 +34,9 @@ def expire(tx: Transaction) -> None:
 
 def next_event_ms(tx: Transaction) -> int | None:
     """When the next delay ends or deadline passes."""
-    times = [row[0] for name in ("next_due", "next_deadline") if (row := tx.one(name)) is not None and row[0] is not None]
+    times = [
+        row[0] for name in ("next_due", "next_deadline") if (row := tx.one(name)) is not None and row[0] is not None
+    ]
     return min(times) if times else None
 
 

@@ -163,7 +163,7 @@ class Writer:
         except _OUTAGE as exc:
             self._outage(group, exc)
             return
-        except Exception as exc:  # noqa: BLE001 - the replay finds out whose it is and tells that one alone
+        except Exception as exc:
             if not isinstance(exc, (outcomes.Replay, TaskError, apsw.ConstraintError)):
                 logger.exception("a group commit failed; its operations are run one by one")
             try:
@@ -299,7 +299,9 @@ class Writer:
         for call in group.calls:
             call.result = None  # what was found before the rollback is void
             if call.error is None:
-                call.error = StoreUnavailable(f"the store can't be written now ({cause}); nothing was stored: try again")
+                call.error = StoreUnavailable(
+                    f"the store can't be written now ({cause}); nothing was stored: try again"
+                )
         self._inbox.extendleft(reversed(group.finishes))
         self._inbox.extend(Started(claim, started_ms) for claim, started_ms in group.starts)
         self._report(Transaction(None, self._memory, self._now_ms()), group, None)  # type: ignore[arg-type]
@@ -329,7 +331,9 @@ class Writer:
         elif tx.claims:
             claim = tx.claims[0]
             row = self.connection.execute(SQL["held"], (claim.seq, claim.attempt, claim.owner)).fetchone()
-        elif recorded := [f.claim for f in group.finishes if f.outcome != RELEASED and all(f is not lost for lost in tx.lost)]:
+        elif recorded := [
+            f.claim for f in group.finishes if f.outcome != RELEASED and all(f is not lost for lost in tx.lost)
+        ]:
             claim = recorded[0]
             row = self.connection.execute(SQL["attempt_is_there"], (claim.seq, claim.attempt)).fetchone()
         else:
@@ -347,7 +351,9 @@ class _CommitFailed(apsw.IOError):
 
 def _indeterminate(call: Submission | Command) -> TaskError:
     if isinstance(call, Command):
-        return StoreUnavailable("the commit failed; the call may or may not have been carried out: look before a new try")
+        return StoreUnavailable(
+            "the commit failed; the call may or may not have been carried out: look before a new try"
+        )
     first = TaskId(call.tasks[0].id)
     return SubmitIndeterminate(
         f"the commit of task {first} failed and the store can't be read now; it may or may not be stored: "
