@@ -1,7 +1,7 @@
 """The only door to time, chance, identity and threads.
 
-Engine code asks an `Environment`; tests and the simulator hand in another one. Nothing else in the package imports `time`,
-`random`, `uuid` or `threading` (the linter keeps it so; `children/` may, because it deals with processes).
+Engine code asks an `Environment`; tests and the simulator hand in another one. Nothing else in the package imports
+`time`, `random`, `uuid` or `threading` (the linter keeps it so; `children/` may, because it deals with processes).
 """
 
 from __future__ import annotations

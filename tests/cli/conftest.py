@@ -35,7 +35,9 @@ class Answer(NamedTuple):
         return [json.loads(line) for line in self.out.splitlines()]
 
 
-def started(*arguments: str, folder: Path, stdout: int = subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
+def started(
+    *arguments: str, folder: Path, stdout: int = subprocess.PIPE, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start a command in a folder of its own. Ctrl-C reaches it also where the test runner ignores it."""
     return subprocess.Popen(
         [*COMMAND, *arguments],

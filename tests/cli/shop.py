@@ -29,6 +29,12 @@ def ask(text: str) -> Any:
     return answer.outputs if isinstance(answer, ModelOutput) else str(answer)
 
 
+@engine.task
+def where() -> str:
+    """The file that the module's own engine works on."""
+    return str(engine.path)
+
+
 @engine.task(timeout="1h", retry=7)
 async def resize(width: int, height: int = 3) -> dict[str, int]:
     return {"area": width * height}

@@ -27,7 +27,7 @@ def test_version_and_help_load_neither_engine_nor_commands(run) -> None:
     for answer in (told, overview):
         loaded = set(re.findall(r"\| +([\w.]+)$", answer.err, re.MULTILINE))
         assert "mainspring.cli.app" in loaded
-        assert not loaded & {"mainspring.engine", "mainspring.store", "mainspring.cli.worker", "apsw", "rich", "numpy"}
+        assert not loaded & {"mainspring.engine", "mainspring.store", "mainspring.cli.opening", "apsw", "rich", "numpy"}
 
 
 def test_help_lists_every_command(call) -> None:

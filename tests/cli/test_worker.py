@@ -63,14 +63,15 @@ def test_a_killed_worker_loses_no_task(call, worker: Worker) -> None:
 
 
 def test_the_store_can_be_named(call, tmp_path: Path) -> None:
-    """--store and the environment go before the engine's own file; handlers and models come along."""
+    """It goes before the engine's own file; the module's engine is there too, with its handlers and models."""
     store = tmp_path / "named.db"
     named = Worker(tmp_path, f"{SHOP}:engine", "--store", str(store))
     assert named.ready["store"] == str(store)
     answer = call("submit", "custom:ask", '{"text": "hello"}', "--wait", "--store", str(store))
+    where = call("submit", "custom:where", "--wait", "--store", str(store))
     named.signal(signal.SIGTERM)
     assert named.end().code == 0
-    assert answer.out == "hello\n"
+    assert (answer.out, where.out) == ("hello\n", f"{store}\n")
     assert [path.name for path in tmp_path.glob("*.db")] == ["named.db"]
 
 

@@ -70,7 +70,8 @@ OPTIONS = [
     ("max_retries", -1), ("max_retries", 10**9), ("max_retries", NAN), ("max_retries", "3"), ("max_retries", 1.5),
     ("metadata", {"a": 1}), ("metadata", {1: "a"}), ("metadata", "text"), ("metadata", ["a"]),
     ("metadata", {"a": None}), ("metadata", {"a": "x" * 200_000}), ("metadata", {"a": "\udcff"}),
-    ("idempotency_key", ""), ("idempotency_key", "x" * 600), ("idempotency_key", 5), ("idempotency_key", b"bytes"), ("idempotency_key", "\udcff"),
+    ("idempotency_key", ""), ("idempotency_key", "x" * 600), ("idempotency_key", 5), ("idempotency_key", b"bytes"),
+    ("idempotency_key", "\udcff"),
     ("group", ""), ("group", "x" * 200), ("group", 5), ("group", "\udcff"),
     ("namespace", ""), ("namespace", "x" * 200), ("namespace", 5), ("namespace", "\udcff"),
     ("after", 5), ("after", [5]), ("after", "no id"), ("after", [None]),
@@ -87,9 +88,12 @@ async def test_options(engine: Engine, echo: Any, field: str, bad: Any) -> None:
     async with asyncio.timeout(5):
         with pytest.raises(InvalidInput) as caught:
             await engine.submit(echo, 1, **{field: bad})
-    named = {"after": "task id|after", "task_id": "task id|task_id", "idempotency_key": "key", "delay": "delay|not_before"}.get(
-        field, field
-    )
+    named = {
+        "after": "task id|after",
+        "task_id": "task id|task_id",
+        "idempotency_key": "key",
+        "delay": "delay|not_before",
+    }.get(field, field)
     assert any(word in str(caught.value) for word in named.split("|")), str(caught.value)
     assert ";" in str(caught.value)
     assert await stored(engine) == before

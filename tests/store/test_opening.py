@@ -7,7 +7,8 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
@@ -233,26 +234,22 @@ def open_as_somebody_else(folder: Path) -> str:
     return done.stdout + done.stderr
 
 
-def reachable(folder: Path) -> None:
-    for item in (folder, *folder.parents):
-        if item == Path("/tmp"):
-            break
-        item.chmod(item.stat().st_mode | stat.S_IXOTH | stat.S_IROTH)
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that others can get at, unlike those that pytest makes."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
 
 
-@pytest.mark.parametrize("what", ["file", "folder"])
-async def test_a_file_that_may_not_be_written(tmp_path: Path, what: str) -> None:
-    """Without the right to write the file, or beside it, the store is refused as read-only and left as it is."""
-    path = await made(tmp_path)
-    reachable(tmp_path)
-    if what == "file":
-        os.chmod(tmp_path, 0o777)
-        os.chmod(path, 0o444)
-    else:
-        os.chmod(tmp_path, 0o555)
-        os.chmod(path, 0o666)
+@pytest.mark.parametrize("what", ["file", "folder", "way"])
+async def test_a_file_that_may_not_be_written(folder: Path, what: str) -> None:
+    """Without the right to write the file or beside it, or to get there, the store is refused and left as it is."""
+    path = await made(folder)
+    os.chmod(folder, {"file": 0o777, "folder": 0o555, "way": 0o700}[what])
+    os.chmod(path, 0o444 if what == "file" else 0o666)
     before = contents(path)
-    said = open_as_somebody_else(tmp_path)
+    said = open_as_somebody_else(folder)
     assert said.startswith("StoreReadOnly"), said
     assert contents(path) == before
 

@@ -1,4 +1,4 @@
-"""From a task as it was written to a task as it is stored: checked first, so that nothing wrong is ever half written."""
+"""From a task as it was written to a task as it is stored: checked first, so that nothing wrong is half written."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class LaneDesk:
         self.add_slot()
 
     def freed(self, n: int = 1) -> None:
-        """Claims that are over make room; the limit follows the rate, so that only what starts soon is claimed ahead."""
+        """Claims that are over make room; the limit follows the rate: only what starts soon is claimed ahead."""
         self.port.released += n
         self._ended += n
         now = self._now = self.env.monotonic()

@@ -17,7 +17,7 @@ from mainspring.dispatch.exclusion import Exclusion
 from mainspring.dispatch.intake import Intake
 from mainspring.dispatch.lane import LaneDesk, is_suspect
 from mainspring.dispatch.parts import Parts
-from mainspring.dispatch.verdict import Verdict, verdict
+from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.watch import Watch
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import TaskError, from_info, invalid
@@ -30,12 +30,8 @@ from mainspring.results.values import Values
 from mainspring.results.waiters import Waiters, Waiting
 from mainspring.store.base import (
     BLOB_INPUT,
-    BLOB_OUTPUT,
-    COMPLETED,
-    FAILED,
     HAS_REFS,
     RELEASED,
-    TIMEOUT,
     Accepted,
     Claimed,
     Ended,
@@ -45,8 +41,6 @@ from mainspring.store.base import (
     Spec,
 )
 from mainspring.tasks import (
-    ChildTasks,
-    Effect,
     ErrorInfo,
     RunningTask,
     Task,
@@ -66,9 +60,8 @@ _RECORD_STARTS_S = 0.02
 """A handler that is still running after this long is recorded as RUNNING; most have ended by then."""
 _CANCEL_WAIT_S = 2.0
 _MARKS_A_LANE = 1_000
-_error_encoder = msgspec.msgpack.Encoder()
+_encoder = msgspec.msgpack.Encoder()
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
-_TOO_LATE = _error_encoder.encode(ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0))
 
 
 class TaskManager:
@@ -99,6 +92,7 @@ class TaskManager:
         self.waiters = Waiters(self.store)
         self._env = env
         self._intake = Intake(self.executor, self.store, self.values, scheduler_config or SchedulerConfig(), env)
+        self._recorder = Recorder(self.store, self.executor, self.values, self._intake, env)
         self._desks: dict[str, LaneDesk] = {}
         self._watch = Watch(self._attempts, self._give_up, seconds(self.config.grace_s, "grace_s"), env)
         self._alone = Exclusion()
@@ -168,7 +162,7 @@ class TaskManager:
     async def stop(self, *, drain_s: float | str | None = None) -> None:
         """Take nothing new, let running work end within `drain_s`, hand back the rest, close what is ours.
 
-        The order matters: first no claim may come, then handlers end, then their outcomes are written, then lanes close.
+        The order matters: first no claim may come, then handlers end, then outcomes are written, then lanes close.
         """
         if not self._running:
             return
@@ -218,7 +212,7 @@ class TaskManager:
     # Submitting and asking
 
     async def submit_task(self, task: Task) -> TaskId:
-        """Store a task; durable on return. Raises what `TaskScheduler.schedule_task` raises, but looks at no resources."""
+        """Store a task; durable on return. Raises what `TaskScheduler.schedule_task` does; looks at no resources."""
         return (await self.submit_tasks([task]))[0]
 
     async def submit_tasks(self, tasks: Sequence[Task]) -> list[TaskId]:
@@ -251,8 +245,8 @@ class TaskManager:
         return await self.value(self.waiters.find(task_id.bytes))
 
     async def cancel_task(self, task_id: TaskId) -> str:
-        """Answer `cancelled`: it never runs (again). `requested`: it runs and is asked to stop; nothing it still returns
-        is recorded. `already(STATUS)`: it had ended.
+        """Answer `cancelled`: it never runs (again). `requested`: it runs and is asked to stop; nothing it still
+        returns is recorded. `already(STATUS)`: it had ended.
 
         Raises: TaskNotFound.
         """
@@ -348,7 +342,7 @@ class TaskManager:
     async def _serve(self, desk: LaneDesk, claim: Claimed, mark: int, task: asyncio.Task[Any]) -> bool:
         """Run one claim in a slot, from claim to outcome. Returns whether the slot is still good."""
         if claim.deadline_ms is not None and (now_ms := self.store.now_ms()) > claim.deadline_ms:
-            self.store.finish(Finish(claim, TIMEOUT, now_ms, error=_TOO_LATE))
+            self._recorder.too_late(claim, now_ms)
             desk.freed()
             return True
         try:
@@ -357,7 +351,8 @@ class TaskManager:
                 data = await self.values.input(claim)
             attempt = Attempt(claim, _work_of(claim, data), desk, mark, task)
         except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
-            self._refuse(desk, claim, exc)
+            self._recorder.refuse(claim, exc, desk.port.name)
+            desk.freed()
             return True
         if desk.mark is not None:
             if is_suspect(claim):
@@ -402,9 +397,9 @@ class TaskManager:
             or report.refs
             or (report.output is not None and len(report.output) > self.values.inline_bytes)
         ):
-            await self._record_whole(attempt, report)
+            await self._recorder.record_whole(attempt, report)
         else:
-            self._record(attempt, report)
+            self._recorder.record(attempt, report)
         return True
 
     def _let_go(self, attempt: Attempt) -> None:
@@ -413,13 +408,6 @@ class TaskManager:
         if desk.mark is not None:
             desk.mark(attempt.slot, 0, 0)
         self._alone.leave()
-        desk.freed()
-
-    def _refuse(self, desk: LaneDesk, claim: Claimed, exc: Exception) -> None:
-        failed = failure(exc)
-        error = ErrorInfo(type=failed.error.type, message=failed.error.message, attempts=claim.retry_count + 1)
-        now = self.store.now_ms()
-        self.store.finish(Finish(claim, FAILED, now, error=_error_encoder.encode(error), lane=desk.port.name))
         desk.freed()
 
     def _record_starts(self) -> None:
@@ -444,56 +432,7 @@ class TaskManager:
         if attempt.desk.port.name != "async":  # the slot itself only waits for the thread
             attempt.task.cancel()
         error = ErrorInfo(type="TaskTimeout", message="did not stop when asked")
-        self._record(attempt, Report(error=error, retryable=True))
-
-    def _record(
-        self, attempt: Attempt, report: Report, *, output: bytes | None = None, flags: int = 0,
-        blobs: tuple[str, ...] = (), effects: tuple[Effect, ...] = (), children: tuple[Any, ...] = (),
-        found: Verdict | None = None,
-    ) -> None:  # fmt: skip
-        claim, usage = attempt.claim, report.usage
-        end = found or verdict(claim, report, attempt.cause, self.executor.retry_of(claim.class_key[1]), self._env)
-        done = end.outcome == COMPLETED
-        started = attempt.started_ms
-        self.store.finish(
-            Finish(
-                claim,
-                end.outcome,
-                self.store.now_ms() if started is None else started + int(usage.duration * 1000),
-                started_ms=started,
-                wait_ms=None if started is None else max(0, started - claim.ready_ms),
-                output=(output or report.output) if done else None,
-                refs=report.refs if done else (),
-                error=None if end.error is None else _error_encoder.encode(end.error),
-                delay_ms=end.delay_ms,
-                effects=effects if done else (),
-                children=children if done else (),
-                flags=flags if done else 0,
-                blobs=blobs if done else (),
-                duration_us=int(usage.duration * 1e6),
-                cpu_us=None if usage.cpu_time is None else int(usage.cpu_time * 1e6),
-                memory=usage.memory_bytes,
-                network=usage.network_bytes,
-                batch=usage.batch_size,
-                lane="process" if attempt.in_child else attempt.desk.port.name,
-            )
-        )
-
-    async def _record_whole(self, attempt: Attempt, report: Report) -> None:
-        """Record an outcome that brings more than a small value: children, other effects, large output."""
-        effects = tuple(effect for effect in report.effects if not isinstance(effect, ChildTasks))
-        tasks = [task for effect in report.effects if isinstance(effect, ChildTasks) for task in effect.tasks]
-        try:
-            children = tuple(await self._intake.new_tasks(tasks)) if tasks else ()
-            output, flags, blobs = report.output, 0, ()
-            if output is not None and len(output) > self.values.inline_bytes:
-                output = await self.values.put(output, "output")
-                flags, blobs = BLOB_OUTPUT, (output.decode(),)
-        except Exception as exc:  # what a handler hands over may be refused; that is its attempt's failure
-            failed = failure(exc)
-            self._record(attempt, Report(error=failed.error, retryable=failed.retryable, usage=report.usage))
-            return
-        self._record(attempt, report, output=output, flags=flags, blobs=blobs, effects=effects, children=children)
+        self._recorder.record(attempt, Report(error=error, retryable=True))
 
     # Children that are stored at once
 
@@ -517,7 +456,7 @@ def _work_of(claim: Claimed, data: bytes) -> Work:
     if claim.spec is None:
         return Work(claim.id, claim.attempt, kind, data, namespace, None, None, claim.retry_count, claim.deadline_ms)
     spec = _spec_decoder.decode(claim.spec)
-    params = _error_encoder.encode(spec.params) if spec.params else None
+    params = _encoder.encode(spec.params) if spec.params else None
     return Work(
         claim.id, claim.attempt, kind, data, namespace, spec.model_id, params, claim.retry_count, claim.deadline_ms
     )

@@ -1,4 +1,4 @@
-"""The parts that every way of using Mainspring puts together: the store, what commits with it, and what does the work."""
+"""The parts that every way of using Mainspring puts together: the store, what commits with it, what does the work."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ class Engine(Operations):
         Args:
             name: in the store; default the function's own.
             version: change it with the meaning of the code.
-            lane: "async" (default of `async def`), "thread" (default of `def`) or "process": a child that can be killed.
+            lane: "async" (default of `async def`), "thread" (of `def`) or "process": a child that can be killed.
             retry: how often and how soon a failed attempt is repeated; an int is `Retry(max_retries=...)`.
             timeout: seconds or text, for one attempt.
             priority: of its tasks, unless the call says another.

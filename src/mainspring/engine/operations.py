@@ -24,8 +24,8 @@ def _submits(builder: Callable[..., Task]) -> Callable[[F], F]:
 class Operations:
     """The operations that need no handler. Each submits a task, awaits it and returns its plain value.
 
-    All take the options of `submit`. To have the handle instead, as an argument of another task or to wait later, submit
-    the operation: `await engine.submit(engine.embed, text)`.
+    All take the options of `submit`. To have the handle instead, as an argument of another task or to wait later,
+    submit the operation: `await engine.submit(engine.embed, text)`.
     """
 
     async def _value(self: Any, operation: Any, *args: Any, **kwargs: Any) -> Any:
@@ -84,8 +84,8 @@ class Operations:
 
     @_submits(operations.upsert_task)
     async def upsert(self, collection: str, vectors: Any, **options: Any) -> StoredRef:
-        """Insert or replace records of a collection: `vectors` (n, dim) with ids or id_prefix, texts, metadata, model_id;
-        `replace` is a filter of what to delete in the same commit."""
+        """Insert or replace records of a collection: `vectors` (n, dim) with ids or id_prefix, texts, metadata,
+        model_id; `replace` is a filter of what to delete in the same commit."""
         ref: StoredRef = await self._value(self.upsert, collection, vectors, **options)
         return ref
 

@@ -60,8 +60,8 @@ class Runner(Protocol):
     async def run(self, work: Work, channel: Channel) -> Report:
         """Run one attempt to its end. Does not raise for anything a handler does.
 
-        Sends `Started` exactly when the handler's code is about to begin. An attempt that was stopped returns whatever it
-        came to; the caller knows that it asked for the stop and why.
+        Sends `Started` exactly when the handler's code is about to begin. An attempt that was stopped returns whatever
+        it came to; the caller knows that it asked for the stop and why.
         """
 
     def stop(self, work: Work, *, hard: bool) -> bool:

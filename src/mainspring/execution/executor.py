@@ -176,9 +176,8 @@ class TaskExecutor:
         Raises: UnsupportedTaskType, InvalidInput: the task can't be run at all.
         """
         if task.task_type not in self._processors:
-            raise UnsupportedTaskType(
-                f"task_type = {str(task.task_type)!r}: not registered; registered are {', '.join(sorted(self._processors))}"
-            )
+            known = ", ".join(sorted(self._processors))
+            raise UnsupportedTaskType(f"task_type = {str(task.task_type)!r}: not registered; registered are {known}")
         data, refs = encode_input(task.input)
         if refs or task.dependencies:
             raise invalid("dependencies", task.dependencies or refs, "need a store", "submit the task to an engine")

@@ -35,7 +35,7 @@ class LoopRunner:
         env = self._env
         try:
             item = item_of(work, channel, self._submit)
-        except Exception as exc:  # a stored payload that does not decode is that attempt's failure
+        except Exception as exc:  # noqa: BLE001 - a stored payload that does not decode is that attempt's failure
             return failed(failure(exc), Usage())
         context = item.context
         key = (work.id, work.attempt)
@@ -87,8 +87,8 @@ def _is_cancelled_from_outside() -> bool:
 class _Drive:
     """Steps a coroutine in a context of its own, counts the CPU time of each step, and can cancel it.
 
-    So a handler's context variables end with it, time spent waiting is not charged, and a stop reaches the handler alone,
-    not the slot that runs it.
+    So a handler's context variables end with it, time spent waiting is not charged, and a stop reaches the handler
+    alone, not the slot that runs it.
     """
 
     __slots__ = ("_context", "_env", "_throw", "_waits_for", "cpu_ns", "stopping")
@@ -118,10 +118,7 @@ class _Drive:
         while True:
             began = cpu()
             try:
-                if error is None:
-                    waits_for = inner.run(steps.send, value)
-                else:
-                    waits_for = inner.run(steps.throw, error)
+                waits_for = inner.run(steps.send, value) if error is None else inner.run(steps.throw, error)
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
             finally:

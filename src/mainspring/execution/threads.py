@@ -53,7 +53,7 @@ class ThreadRunner:
         return await future
 
     def stop(self, work: Work, *, hard: bool) -> bool:
-        """Set the flag that a fair handler looks at. With `hard` the thread counts as lost, and another takes its place."""
+        """Set the flag that a fair handler looks at. With `hard` the thread is given up and another takes its place."""
         item = self._running.get((work.id, work.attempt))
         if item is not None:
             item.context.cancel()
@@ -83,7 +83,7 @@ class ThreadRunner:
         env = self._env
         try:
             item = item_of(work, channel, self._submit)
-        except Exception as exc:  # a stored payload that does not decode is that attempt's failure
+        except Exception as exc:  # noqa: BLE001 - a stored payload that does not decode is that attempt's failure
             return failed(failure(exc), Usage())
         key = (work.id, work.attempt)
         self._running[key] = item
@@ -91,7 +91,7 @@ class ThreadRunner:
         began, cpu = env.monotonic(), env.thread_cpu_ns()
         try:
             outcome = contextvars.copy_context().run(self._process, work.task_type, item)
-        except BaseException as exc:  # whatever a handler raises is its attempt's outcome, not the engine's end
+        except BaseException as exc:  # noqa: BLE001 - whatever a handler raises is its attempt's outcome, not our end
             outcome = failure(exc)
         finally:
             del self._running[key]

@@ -36,15 +36,15 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Processor(Protocol):
     """What runs a task type.
 
-    `process` may be a plain function (it runs in a thread or a child process) or a coroutine (it runs on the event loop).
-    It may raise: then every item of the batch fails with that error.
+    `process` may be a plain function (it runs in a thread or a child process) or a coroutine (it runs on the event
+    loop). It may raise: then every item of the batch fails with that error.
     """
 
     task_type: TaskType
     lane: Lane
 
     @property
-    def Params(self) -> type[msgspec.Struct]:
+    def Params(self) -> type[msgspec.Struct]:  # noqa: N802 - most processors nest a class of this name
         """The options of this type; `task.params` must convert to it, checked at submit. A nested class will do."""
 
     def check(self, input: TaskInput, model_id: str | None, params: dict[str, Any]) -> None:

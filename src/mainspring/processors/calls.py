@@ -62,36 +62,40 @@ def typed_task(
     id: TaskId | None = None,
 ) -> Task:
     """Return a task of any type from the options that submit calls take."""
-    fields: dict[str, Any] = {}
-    for name in ("max_retries", "group", "namespace", "on_dependency_failure", "resources", "cache"):
-        if options.get(name) is not None:
-            fields[name] = options[name]
-    if options.get("priority") is not None:
-        fields["priority"] = priority_of(options["priority"])
-    if options.get("timeout") is not None:
-        fields["timeout"] = seconds(options["timeout"], "timeout")
-    if options.get("idempotency_key") is not None:
-        fields["idempotency_key"] = options["idempotency_key"]
-    if options.get("metadata"):
-        fields["metadata"] = options["metadata"]
-    if options.get("after"):
-        fields["dependencies"] = _ids(options["after"])
-    if options.get("deadline") is not None:
-        fields["deadline"] = moment(options["deadline"], "deadline")
-    if options.get("delay") is not None and options.get("not_before") is not None:
-        raise invalid("delay", options["delay"], "and not_before say the same", "give one of them")
-    if (start := options.get("delay", None)) is not None:
-        fields["not_before"] = moment(start, "delay")
-    elif options.get("not_before") is not None:
-        fields["not_before"] = moment(options["not_before"], "not_before")
     return Task(
         id=id or TaskId(options.get("task_id")),
         task_type=task_type,
         input=input,
         params=params or {},
         model_id=model_id,
-        **fields,
+        **_fields(options),
     )
+
+
+_AS_GIVEN = ("max_retries", "group", "namespace", "on_dependency_failure", "resources", "cache", "idempotency_key")
+_CONVERTED: dict[str, Callable[[Any], Any]] = {
+    "priority": priority_of,
+    "timeout": lambda value: seconds(value, "timeout"),
+    "deadline": lambda value: moment(value, "deadline"),
+}
+
+
+def _fields(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the task's fields that these options set. Raises InvalidInput."""
+    fields = {name: options[name] for name in _AS_GIVEN if options.get(name) is not None}
+    for name, converted in _CONVERTED.items():
+        if options.get(name) is not None:
+            fields[name] = converted(options[name])
+    if options.get("metadata"):
+        fields["metadata"] = options["metadata"]
+    if options.get("after"):
+        fields["dependencies"] = _ids(options["after"])
+    given = [name for name in ("delay", "not_before") if options.get(name) is not None]
+    if len(given) > 1:
+        raise invalid("delay", options["delay"], "and not_before say the same", "give one of them")
+    for name in given:
+        fields["not_before"] = moment(options[name], name)
+    return fields
 
 
 def moment(value: datetime | float | str | timedelta, field: str) -> datetime:

@@ -43,8 +43,8 @@ class Child(Ref):
 
 def waiting_inside() -> InvalidInput:
     return InvalidInput(
-        "waiting for a task inside a handler would hold its slot until that task ends, and for ever when no slot is left; "
-        "return the handle instead: whoever depends on this task then gets that task's result",
+        "waiting for a task inside a handler would hold its slot until that task ends, and for ever when no slot is "
+        "left; return the handle instead: whoever depends on this task then gets that task's result",
         field="result",
     )
 
@@ -107,7 +107,8 @@ class Context:
     def http(self) -> Any:
         """An HTTP client that counts this attempt's bytes into its metrics.
 
-        In an `async def` handler an `httpx.AsyncClient`, elsewhere an `httpx.Client`; it is closed when the attempt ends.
+        In an `async def` handler an `httpx.AsyncClient`, elsewhere an `httpx.Client`; it is closed when the attempt
+        ends.
         """
         if self._http is None:
             from mainspring.processors import http
@@ -140,8 +141,8 @@ class Context:
         """Submit a child task.
 
         It is stored together with this attempt's outcome, so that an attempt that fails leaves no children behind. With
-        `now=True` it is stored at once, under an id derived from this task and the number of the call: a repeated attempt
-        finds it again instead of doubling it.
+        `now=True` it is stored at once, under an id derived from this task and the number of the call: a repeated
+        attempt finds it again instead of doubling it.
 
         Returns: a handle to return or to pass on. Awaiting the handle waits until the child is accepted.
         """

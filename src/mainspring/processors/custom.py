@@ -58,7 +58,7 @@ OPTION_NAMES = frozenset(SubmitOptions.__struct_fields__)
 
 
 class Handler:
-    """A registered function with its declared options. `@engine.task` makes one; the function itself stays as it was."""
+    """A registered function with its declared options. `@engine.task` makes one; the function itself stays as it is."""
 
     __slots__ = (
         "accepted",
@@ -218,7 +218,7 @@ class Handler:
         return bound
 
     def check_arguments(self, bound: dict[str, Any]) -> None:
-        """Refuse arguments of the wrong type. Only for calls without references: those are checked when they are known."""
+        """Refuse arguments of the wrong type, in calls without references: those are checked when they are known."""
         if not self.convert_input:
             return
         field = f"arguments of {self.name}"

@@ -9,7 +9,7 @@ import httpx
 
 
 class Traffic:
-    """Bytes of heads and bodies in both directions, as they are on the wire before encryption; handshakes are not seen."""
+    """Bytes of heads and bodies in both directions, as on the wire before encryption; handshakes are not seen."""
 
     __slots__ = ("bytes",)
 

@@ -1,4 +1,4 @@
-"""Stored bytes to plain values: from blobs where they are large, with other tasks' results where they stand for those."""
+"""Stored bytes to plain values: from blobs where they are large, with other tasks' results where they stand for such."""
 
 from __future__ import annotations
 

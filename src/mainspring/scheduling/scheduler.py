@@ -62,7 +62,8 @@ class TaskScheduler:
         config = self._config
         if config.max_cpu_usage is not None and usage.cpu_usage is not None and usage.cpu_usage > config.max_cpu_usage:
             raise InsufficientResources(
-                f"CPU usage is {usage.cpu_usage:.0%}, above max_cpu_usage = {config.max_cpu_usage:.0%}; try again later",
+                f"CPU usage is {usage.cpu_usage:.0%}, above max_cpu_usage = {config.max_cpu_usage:.0%}; "
+                "try again later",
                 retry_after=_RETRY_AFTER_S,
             )
         _refuse("memory", usage.memory_bytes, config.max_memory_bytes, usage.memory_limit_bytes)

@@ -1,8 +1,9 @@
 """The contract of a store: where tasks live, and the only place that knows the truth.
 
-A store serves one process. Submitting and looking are calls; work is a stream: a worker says how many claims each of its
-lanes can take (`Lane.room`), the store hands them over through `WorkerPort.claimed`, and takes outcomes back by `finish`.
-Everything that is given in between two commits goes into one transaction; whatever is reported was committed before.
+A store serves one process. Submitting and looking are calls; work is a stream: a worker says how many claims each of
+its lanes can take (`Lane.room`), the store hands them over through `WorkerPort.claimed`, and takes outcomes back by
+`finish`. Everything that is given in between two commits goes into one transaction; whatever is reported was committed
+before.
 
 A claim (task, attempt, owner) is the only key: a write for an attempt that is not held any more changes nothing.
 """

@@ -1,7 +1,7 @@
 """Inputs and outputs: two tagged unions, each declared once for validation, codec and JSON Schema.
 
-An input may hold a `Ref` (a task handle is one) wherever a value may stand: the task then depends on that task, and finds
-its plain result there when it runs.
+An input may hold a `Ref` (a task handle is one) wherever a value may stand: the task then depends on that task, and
+finds its plain result there when it runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Wake-ups between processes on one file: a datagram is a hint, never the truth. Whoever misses one looks again soon."""
+"""Wake-ups between processes on one file: a datagram is a hint, never the truth; whoever misses one looks again."""
 
 from __future__ import annotations
 

@@ -78,7 +78,8 @@ def retry(tx: Transaction, id: bytes, new_id: bytes) -> bytes:
     seq, status, *_ = state(tx, id)
     if status <= COMPLETED:
         raise InvalidInput(
-            f"task {TaskId(id)} is {STATUS_OF[status].value}: only failed, timed out and cancelled tasks can be retried",
+            f"task {TaskId(id)} is {STATUS_OF[status].value}: "
+            "only failed, timed out and cancelled tasks can be retried",
             field="task_id",
         )
     again = tx.cursor.execute(
@@ -100,7 +101,8 @@ def _descendants(tx: Transaction, seq: int) -> list[int]:
         """WITH RECURSIVE below(seq) AS (
                VALUES (?) UNION SELECT edge.child FROM below JOIN edge ON edge.parent = below.seq
                JOIN task ON task.seq = edge.child
-               WHERE (task.status = 3 OR task.status = 4 AND edge.policy = 2) AND task.attempt = 0 AND task.error IS NOT NULL)
+               WHERE (task.status = 3 OR task.status = 4 AND edge.policy = 2)
+               AND task.attempt = 0 AND task.error IS NOT NULL)
            SELECT seq FROM below WHERE seq <> ?1 ORDER BY seq""",
         (seq,),
     ).fetchall()
@@ -145,7 +147,8 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
     reason = 1 if waits else DELAYED if due else READY
     tx.run(
         "insert_task", new, new_id, class_id, rank, reason, 0, None, flags & (4 | 16), priority, max_retries, tx.now_ms,
-        tx.now_ms, not_before, due, None, timeout_ms, waits.parent if waits else None, waits.n if waits else None, input, spec,
+        tx.now_ms, not_before, due, None, timeout_ms, waits.parent if waits else None, waits.n if waits else None,
+        input, spec,
     )  # fmt: skip
     tx.run_many("insert_edge", ((new, edge.n, edge.parent, edge.policy) for edge in edges))
     tx.cursor.execute(

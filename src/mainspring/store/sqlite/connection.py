@@ -106,10 +106,13 @@ def open_reader(path: Path) -> apsw.Connection:
 def refuse_unreachable(path: Path) -> None:
     """Raises StoreUnavailable, StoreForeign or StoreReadOnly where no store can be at this path."""
     folder = path.parent
-    if not folder.is_dir():
-        raise StoreUnavailable(f"the folder {folder} does not exist; create it first")
-    if path.is_dir():
-        raise StoreForeign(f"{path} is a folder; name a file")
+    try:
+        if not folder.is_dir():
+            raise StoreUnavailable(f"the folder {folder} does not exist; create it first")
+        if path.is_dir():
+            raise StoreForeign(f"{path} is a folder; name a file")
+    except PermissionError as exc:
+        raise StoreReadOnly(f"{path} can't be reached ({exc}); check the rights of the folders above") from exc
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise StoreReadOnly(f"{path} or its folder can't be written; check the rights")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -18,8 +19,8 @@ from mainspring.tasks.lifecycle import CLAIMED, DELAYED, PARENTS, READY
 def rank_of(task: NewTask, now_ms: int, ageing_ms: int) -> int:
     """Return the place in the one order of ready tasks: smaller goes first, ties by sequence.
 
-    It is constant, so that an index serves it. A step of priority is worth `ageing_ms` of waiting, a deadline counts as if
-    the task had waited until one step before it, and nothing is worth more than four steps: starvation is bounded.
+    It is constant, so that an index serves it. A step of priority is worth `ageing_ms` of waiting, a deadline counts as
+    if the task had waited until one step before it, and nothing is worth more than four steps: starvation is bounded.
     """
     base = now_ms if task.not_before_ms is None else max(now_ms, task.not_before_ms)
     rank = base - task.priority * ageing_ms
@@ -122,7 +123,7 @@ def _insert(tx: Transaction, tasks: Sequence[NewTask]) -> None:
     now, memory = tx.now_ms, tx.memory
     ageing = memory.ageing_ms
     ranks = [rank_of(task, now, ageing) for task in tasks]
-    in_order = all(a <= b for a, b in zip(ranks, ranks[1:], strict=False))
+    in_order = all(a <= b for a, b in pairwise(ranks))
     doors: dict[ClassKey, _Door] = {}
     seq = _next_seq(tx)
     owner = memory.owner

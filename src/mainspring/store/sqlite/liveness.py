@@ -1,8 +1,8 @@
 """Who lives: each process holds an OS lock on its own file beside the store. The lock is free exactly when it is dead.
 
-A silent process is not a dead one: a handler that keeps the interpreter busy stops every heartbeat, but no lock. The file
-also says which handlers run, in shared memory that outlives a killed process: whoever rescues its tasks reads there which
-of them can have caused the death.
+A silent process is not a dead one: a handler that keeps the interpreter busy stops every heartbeat, but no lock. The
+file also says which handlers run, in shared memory that outlives a killed process: whoever rescues its tasks reads
+there which of them can have caused the death.
 """
 
 from __future__ import annotations

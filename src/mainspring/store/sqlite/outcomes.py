@@ -29,8 +29,8 @@ from mainspring.store.base import (
 from mainspring.store.sqlite import graph
 from mainspring.store.sqlite.intake import submit_again
 from mainspring.store.sqlite.transaction import Transaction
-from mainspring.tasks import ErrorInfo
-from mainspring.tasks.lifecycle import STATUS_CODE, TaskStatus
+from mainspring.tasks import ErrorInfo, TaskStatus
+from mainspring.tasks.lifecycle import STATUS_CODE
 
 _STATUS = {
     COMPLETED: STATUS_CODE[TaskStatus.COMPLETED],
@@ -79,8 +79,8 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
 
 def _attempt_row(f: Finish, outcome: int) -> tuple[Any, ...]:
     return (
-        f.claim.seq, f.claim.attempt, outcome, f.claim.owner, f.started_ms, f.ended_ms, f.duration_us, f.cpu_us, f.memory,
-        f.network, f.batch, f.wait_ms, f.lane, f.error,
+        f.claim.seq, f.claim.attempt, outcome, f.claim.owner, f.started_ms, f.ended_ms, f.duration_us, f.cpu_us,
+        f.memory, f.network, f.batch, f.wait_ms, f.lane, f.error,
     )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
         _release(tx, finish, class_id, row[7])
     if outcome in _STATUS:
         _end(tx, finish, class_id, outcome)
-    if finish.started_ms is not None or outcome not in (RELEASED,):
+    if finish.started_ms is not None or outcome != RELEASED:
         tx.run("insert_attempt", *_attempt_row(finish, outcome))
 
 

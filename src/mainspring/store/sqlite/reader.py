@@ -64,7 +64,7 @@ class Reader:
     ) -> None:
         try:
             answer = run(connection)
-        except BaseException as exc:  # whoever asked gets it
+        except BaseException as exc:  # noqa: BLE001 - whoever asked gets it
             self._loop.call_soon_threadsafe(_give_up, future, exc)
         else:
             self._loop.call_soon_threadsafe(_answer, then, future, answer)

@@ -27,10 +27,14 @@ _WIDTHS = (128, 32, 8, 1)
 def widened(name: str) -> tuple[tuple[int, str], ...]:
     """Return a statement over one row of values as statements over many, widest first.
 
-    One step of a wide statement leaves the interpreter to other threads for as long as many steps of a narrow one, which
-    would each have to win it back: beside a busy event loop that is twice as fast.
+    One step of a wide statement leaves the interpreter to other threads for as long as many steps of a narrow one,
+    which would each have to win it back: beside a busy event loop that is twice as fast.
     """
-    return tuple((n, _ROW.sub(lambda match: ", ".join([match[0]] * n), SQL[name])) for n in _WIDTHS)
+    return tuple((n, _with_rows(SQL[name], n)) for n in _WIDTHS)
+
+
+def _with_rows(sql: str, n: int) -> str:
+    return _ROW.sub(lambda match: ", ".join([match[0]] * n), sql)
 
 
 SCHEMA = _read("schema.sql")

@@ -133,7 +133,7 @@ class SqliteStore:
                 assert connection is not None
                 self._set_clock(connection)
                 self._join(connection)
-        except BaseException as exc:
+        except BaseException as exc:  # noqa: BLE001 - whoever opens the store gets it
             self._writer.close()
             self._loop.call_soon_threadsafe(_fail, opened, exc)
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from mainspring.config import StoreConfig
 from mainspring.store.base import CANCEL_ASKED, CRASHED, MAX_CRASHES, SUSPECT, CrashEvidence
 from mainspring.store.sqlite import graph
@@ -43,8 +45,8 @@ def next_event_ms(tx: Transaction) -> int | None:
 def rescue(tx: Transaction, owner: int, evidence: CrashEvidence) -> int:
     """Take back what a dead worker held, a step at a time; returns how many there were.
 
-    What had not started is charged nothing. If one attempt alone ran in the process, it is charged the crash; of several,
-    each becomes a suspect and runs alone next. Attempts in child processes can't have killed their parent.
+    What had not started is charged nothing. If one attempt alone ran in the process, it is charged the crash; of
+    several, each becomes a suspect and runs alone next. Attempts in child processes can't have killed their parent.
     """
     rows = tx.run("held_by", owner, STEP).fetchall()
     # The marks are empty after a power cut, which was nobody's fault.
@@ -70,7 +72,7 @@ def rescue(tx: Transaction, owner: int, evidence: CrashEvidence) -> int:
         if ran or status == RUNNING:
             tx.run(
                 "insert_attempt", seq, attempt, CRASHED, owner, None, tx.now_ms, None, None, None, None, 1, None, None,
-                graph.msgspec.msgpack.encode(error),
+                msgspec.msgpack.encode(error),
             )  # fmt: skip
     return len(rows)
 

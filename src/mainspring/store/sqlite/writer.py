@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import apsw
@@ -246,7 +247,7 @@ class Writer:
         if group.starts:
             outcomes.start(tx, group.starts)
         for submission in group.submissions:
-            self._guarded(tx, submission, lambda part, s=submission: _submit_exactly(part, s.tasks))
+            self._guarded(tx, submission, partial(_submit_exactly, tasks=submission.tasks))
         for command in group.commands:
             self._guarded(tx, command, command.run)
 
@@ -289,7 +290,7 @@ class Writer:
             logger.warning("checkpoint failed: %s", exc)
 
     def _outage(self, group: Group, exc: BaseException) -> None:
-        """The store can't write now. Callers are told; outcomes are kept and tried again; the connection is made anew."""
+        """The store can't write now. Callers are told, outcomes kept and tried again, the connection made anew."""
         logger.warning("the store can't be written: %s", exc)
         self.close()
         if isinstance(exc, _CommitFailed) and self._resolve(exc.tx, group):

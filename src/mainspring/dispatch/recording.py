@@ -1,0 +1,91 @@
+"""Outcomes on their way to the store: what an attempt came to, and what goes down with it in the same commit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mainspring.dispatch.attempt import Attempt
+from mainspring.dispatch.intake import Intake
+from mainspring.dispatch.verdict import verdict
+from mainspring.environment import Environment
+from mainspring.execution.base import Report
+from mainspring.execution.executor import TaskExecutor
+from mainspring.processors.base import failure
+from mainspring.results.values import Values
+from mainspring.store.base import BLOB_OUTPUT, COMPLETED, FAILED, TIMEOUT, Claimed, Finish, Store
+from mainspring.tasks import ChildTasks, Effect, ErrorInfo
+
+_encoder = msgspec.msgpack.Encoder()
+_TOO_LATE = _encoder.encode(ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0))
+
+
+class Recorder:
+    """Gives outcomes to the store, which writes them with its next commit."""
+
+    def __init__(self, store: Store, executor: TaskExecutor, values: Values, intake: Intake, env: Environment) -> None:
+        self._store = store
+        self._executor = executor
+        self._values = values
+        self._intake = intake
+        self._env = env
+
+    def too_late(self, claim: Claimed, now_ms: int) -> None:
+        """Record that the deadline passed before the start."""
+        self._store.finish(Finish(claim, TIMEOUT, now_ms, error=_TOO_LATE))
+
+    def refuse(self, claim: Claimed, exc: Exception, lane: str) -> None:
+        """Record that an attempt could not begin."""
+        failed = failure(exc)
+        error = ErrorInfo(type=failed.error.type, message=failed.error.message, attempts=claim.retry_count + 1)
+        self._store.finish(Finish(claim, FAILED, self._store.now_ms(), error=_encoder.encode(error), lane=lane))
+
+    def record(
+        self, attempt: Attempt, report: Report, *, output: bytes | None = None, flags: int = 0,
+        blobs: tuple[str, ...] = (), effects: tuple[Effect, ...] = (), children: tuple[Any, ...] = (),
+    ) -> None:  # fmt: skip
+        """Record how an attempt ended; what it brings counts only when it completed."""
+        claim, usage = attempt.claim, report.usage
+        end = verdict(claim, report, attempt.cause, self._executor.retry_of(claim.class_key[1]), self._env)
+        done = end.outcome == COMPLETED
+        started = attempt.started_ms
+        self._store.finish(
+            Finish(
+                claim,
+                end.outcome,
+                self._store.now_ms() if started is None else started + int(usage.duration * 1000),
+                started_ms=started,
+                wait_ms=None if started is None else max(0, started - claim.ready_ms),
+                output=(output or report.output) if done else None,
+                refs=report.refs if done else (),
+                error=None if end.error is None else _encoder.encode(end.error),
+                delay_ms=end.delay_ms,
+                effects=effects if done else (),
+                children=children if done else (),
+                flags=flags if done else 0,
+                blobs=blobs if done else (),
+                duration_us=int(usage.duration * 1e6),
+                cpu_us=None if usage.cpu_time is None else int(usage.cpu_time * 1e6),
+                memory=usage.memory_bytes,
+                network=usage.network_bytes,
+                batch=usage.batch_size,
+                lane="process" if attempt.in_child else attempt.desk.port.name,
+            )
+        )
+
+    async def record_whole(self, attempt: Attempt, report: Report) -> None:
+        """Record an outcome that brings more than a small value: children, other effects, large output."""
+        effects = tuple(effect for effect in report.effects if not isinstance(effect, ChildTasks))
+        tasks = [task for effect in report.effects if isinstance(effect, ChildTasks) for task in effect.tasks]
+        try:
+            children = tuple(await self._intake.new_tasks(tasks)) if tasks else ()
+            output, flags, blobs = report.output, 0, ()
+            if output is not None and len(output) > self._values.inline_bytes:
+                output = await self._values.put(output, "output")
+                flags, blobs = BLOB_OUTPUT, (output.decode(),)
+        except Exception as exc:  # noqa: BLE001 - what a handler hands over may be refused; that is its attempt's failure
+            failed = failure(exc)
+            self.record(attempt, Report(error=failed.error, retryable=failed.retryable, usage=report.usage))
+            return
+        self.record(attempt, report, output=output, flags=flags, blobs=blobs, effects=effects, children=children)
