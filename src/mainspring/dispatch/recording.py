@@ -80,7 +80,8 @@ class Recorder:
         tasks = [task for effect in report.effects if isinstance(effect, ChildTasks) for task in effect.tasks]
         try:
             children = tuple(await self._intake.new_tasks(tasks)) if tasks else ()
-            output, flags, blobs = report.output, 0, ()
+            output, flags = report.output, 0
+            blobs: tuple[str, ...] = ()
             if output is not None and len(output) > self._values.inline_bytes:
                 output = await self._values.put(output, "output")
                 flags, blobs = BLOB_OUTPUT, (output.decode(),)

@@ -83,8 +83,8 @@ class TaskExecutor:
     def lane_of(self, task_type: str) -> Lane:
         return self._processors[task_type].lane
 
-    def types_by_lane(self) -> dict[Lane, frozenset[str]]:
-        lanes: dict[Lane, set[str]] = {}
+    def types_by_lane(self) -> dict[str, frozenset[str]]:
+        lanes: dict[str, set[str]] = {}
         for kind, processor in self._processors.items():
             lanes.setdefault(processor.lane, set()).add(kind)
         return {lane: frozenset(types) for lane, types in lanes.items()}

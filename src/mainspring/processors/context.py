@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import logging
 import math
@@ -111,6 +110,8 @@ class Context:
         ends.
         """
         if self._http is None:
+            import asyncio
+
             from mainspring.processors import http
 
             self._traffic = http.Traffic()

@@ -64,8 +64,6 @@ class Handler:
         "accepted",
         "context_parameter",
         "convert_input",
-        "convert_output",
-        "defaults",
         "function",
         "is_async",
         "lane",
@@ -98,7 +96,7 @@ class Handler:
             raise invalid("handler", function, "is not callable", "decorate a function")
         self.function = function
         self.is_async = inspect.iscoroutinefunction(function)
-        self.name = name or getattr(function, "__name__", "")
+        self.name = name or str(getattr(function, "__name__", ""))
         if inspect.ismethod(function) or inspect.isbuiltin(function):
             raise invalid("handler", function, "is a bound method or a builtin", "wrap it in a function of your own")
         if self.name == "<lambda>":
@@ -170,8 +168,6 @@ class Handler:
                 f"a parameter's type can't be converted ({exc})",
                 "annotate it with JSON-like types, bytes, arrays, structs, dataclasses or models, or with Any",
             ) from exc
-        output = hints.get("return", Any)
-        self.convert_output = None if output in (Any, None, inspect.Signature.empty) else output
 
     def _check(self) -> None:
         if self.lane not in LANES:
@@ -331,7 +327,7 @@ class HandlerProcessor:
         handler = self.handler
         arguments = item.input.value  # type: ignore[union-attr]
         if handler.convert_input:
-            typed = convert(arguments, handler.params_type, f"arguments of {handler.name}")
+            typed: Any = convert(arguments, handler.params_type, f"arguments of {handler.name}")
             arguments = {name: getattr(typed, name) for name in handler.parameters}
         if handler.context_parameter is not None:
             arguments = {**arguments, handler.context_parameter: item.context}

@@ -1,4 +1,4 @@
-"""Stored bytes to plain values: from blobs where they are large, with other tasks' results where they stand for such."""
+"""Stored bytes to plain values: out of blobs where they are large, other tasks' results where they stand for those."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mainspring.dispatch.manager import TaskManager
 from mainspring.store.base import Standing
 from mainspring.tasks import TaskId, TaskStatus
@@ -33,7 +35,7 @@ def _ready(standing: Standing) -> str:
     return f"It is ready and {ahead} tasks of its kind go first; it starts when a slot falls free."
 
 
-_PENDING = {
+_PENDING: dict[str, Callable[[Standing], str]] = {
     "parents": _parents,
     "claimed": _claimed,
     "ready": _ready,

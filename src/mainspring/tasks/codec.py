@@ -152,7 +152,7 @@ def _from_plain(wanted: Any, value: Any) -> Any:
 def convert(value: Any, wanted: type[T] | Any, field: str = "input", *, strict: bool = True) -> T:
     """Return `value` as the wanted type. Raises InvalidInput that names the path within the field."""
     try:
-        return msgspec.convert(value, wanted, dec_hook=_from_plain, strict=strict)  # type: ignore[no-any-return]
+        return msgspec.convert(value, wanted, dec_hook=_from_plain, strict=strict)
     except (msgspec.ValidationError, TypeError) as exc:
         name = getattr(wanted, "__name__", str(wanted))
         raise invalid(field, value, str(exc), f"pass what fits {name}") from exc
@@ -164,8 +164,8 @@ def encode_input(value: TaskInput) -> tuple[bytes, tuple[TaskId, ...]]:
     return encode(value)
 
 
-_input_decoder = msgspec.msgpack.Decoder(TaskInput, ext_hook=_unpack)
-_output_decoder = msgspec.msgpack.Decoder(TaskOutput, ext_hook=_unpack)
+_input_decoder: msgspec.msgpack.Decoder[TaskInput] = msgspec.msgpack.Decoder(TaskInput, ext_hook=_unpack)
+_output_decoder: msgspec.msgpack.Decoder[TaskOutput] = msgspec.msgpack.Decoder(TaskOutput, ext_hook=_unpack)
 
 
 def decode_input(data: bytes, results: Mapping[TaskId, Any] | None = None) -> TaskInput:
@@ -195,7 +195,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 
 def from_json(text: str | bytes, wanted: type[T] | Any = Any, field: str = "input") -> T:
     try:
-        return msgspec.json.decode(text, type=wanted, dec_hook=_from_plain)  # type: ignore[no-any-return]
+        return msgspec.json.decode(text, type=wanted, dec_hook=_from_plain)
     except msgspec.DecodeError as exc:
         raise invalid(field, text, str(exc), "pass valid JSON") from exc
 

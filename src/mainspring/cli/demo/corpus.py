@@ -18,13 +18,8 @@ from mainspring.errors import invalid
 MARKER = ".mainspring-corpus"
 """Name of the file that says: this folder was made by `write_corpus`."""
 
-LARGE_TOPICS = frozenset(
-    """
-    attribute-access compound debugger execmodel formatstrings numeric-types sequence-types specialnames string-methods
-    types typesmapping typesseq
-    """.split()
-)
-"""Long chapters of the reference manual, or collections of other topics: 270,000 characters. Only in `full`."""
+LONGEST_TOPIC = 4_000
+"""In characters. Longer topics are chapters of the reference manual, or collections of others; only in `full`."""
 
 
 def documents(*, full: bool = False) -> list[Document]:
@@ -47,7 +42,7 @@ def _topics(*, full: bool) -> Iterator[Document]:
     from pydoc_data.topics import topics
 
     for label, text in sorted(topics.items()):
-        if full or label not in LARGE_TOPICS:
+        if full or len(text) <= LONGEST_TOPIC:
             name = f"topic:{label}"
             yield Document(name=name, module="pydoc_data.topics", kind="topic", text=layout(name, "", text.strip()))
 

@@ -13,25 +13,25 @@ from types import ModuleType
 MODULES: tuple[str, ...] = tuple(
     """
     builtins
-    string re difflib textwrap struct codecs base64
+    string re textwrap struct base64
     datetime zoneinfo calendar collections collections.abc heapq bisect weakref types copy pprint enum graphlib
-    math decimal fractions random statistics itertools functools operator
-    pathlib os.path os fileinput filecmp tempfile glob fnmatch linecache shutil io
-    pickle shelve sqlite3 zlib gzip zipfile tarfile csv configparser tomllib json
-    hashlib hmac secrets time argparse getpass platform logging logging.handlers
-    threading multiprocessing concurrent.futures subprocess sched queue contextvars asyncio socket select signal
-    email email.message email.utils html html.parser mimetypes xml.etree.ElementTree
-    urllib.request urllib.parse urllib.error http http.client http.server http.cookies
-    smtplib uuid ipaddress webbrowser colorsys gettext locale shlex
-    typing unittest unittest.mock timeit cProfile tracemalloc faulthandler
-    sys sysconfig warnings dataclasses contextlib abc atexit traceback gc inspect
-    pkgutil importlib importlib.metadata importlib.resources ast keyword dis
+    math fractions random statistics itertools functools operator
+    pathlib os.path os filecmp tempfile glob fnmatch linecache shutil
+    pickle shelve sqlite3 zlib gzip zipfile csv tomllib json
+    hashlib hmac secrets time argparse getpass platform logging
+    threading multiprocessing concurrent.futures subprocess sched queue contextvars asyncio signal
+    html html.parser mimetypes urllib.request urllib.parse urllib.error uuid webbrowser
+    colorsys gettext locale shlex
+    typing timeit cProfile tracemalloc
+    sys sysconfig warnings dataclasses contextlib abc atexit traceback gc keyword
     """.split()
 )
-"""The default corpus: what scripts, services and their tests are written with.
+"""The default corpus: what scripts and services are written with.
 
-Left to `full`: machinery that few call by hand (ssl, importlib.abc, xml.sax, xml.dom, parts of packages), debuggers,
-other protocols (ftplib, imaplib, xmlrpc), rarer compressions and encodings, what one system alone has, build tools.
+Left to `full`: protocols and servers (socket, http, smtplib, email, ssl, ftplib), what lies below `open` (io, codecs),
+tools that read code (inspect, ast, dis, importlib), test frameworks (unittest), larger or rarer formats (tarfile, xml,
+configparser), large modules for one purpose (decimal, difflib, ipaddress, logging.handlers), debuggers, build tools,
+what one system alone has.
 Of two names for one object the one in the module that stands first here wins, hence `builtins` leads.
 """
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import heapq
 from itertools import islice
-from typing import Any
-
-import apsw
 
 from mainspring.store.base import HAS_REFS, Claimed, Lane, ParentResult
-from mainspring.store.sqlite.transaction import Transaction
+from mainspring.store.sqlite.transaction import Row, Rows, Transaction
 
 
 def scan_ready(tx: Transaction) -> None:
@@ -52,7 +49,7 @@ def _claim_for(tx: Transaction, lane: Lane, room: int) -> None:
             _nothing_left(tx, lane, class_id)
 
 
-def _take(tx: Transaction, lane: Lane, rows: apsw.Cursor) -> int:
+def _take(tx: Transaction, lane: Lane, rows: Rows) -> int:
     owner = tx.memory.owner
     taken = [_from_row(tx, row, owner) for row in rows.fetchall()]
     tx.taken[lane.name] = tx.taken.get(lane.name, 0) + len(taken)
@@ -66,7 +63,7 @@ def _nothing_left(tx: Transaction, lane: Lane, class_id: int) -> None:
     tx.ready.discard(class_id)
 
 
-def _from_row(tx: Transaction, row: tuple[Any, ...], owner: int) -> Claimed:
+def _from_row(tx: Transaction, row: Row, owner: int) -> Claimed:
     (
         seq, id, attempt, class_id, rank, flags, priority, retry_count, max_retries, crashes, releases, ready_ms,
         deadline_ms, timeout_ms, input, spec,

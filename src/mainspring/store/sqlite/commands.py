@@ -10,7 +10,7 @@ import msgspec
 from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.store.base import CANCEL_ASKED, Claimed, HandlerRecord
 from mainspring.store.sqlite import graph
-from mainspring.store.sqlite.transaction import Transaction
+from mainspring.store.sqlite.transaction import Transaction, first
 from mainspring.tasks import ErrorInfo, TaskId
 from mainspring.tasks.lifecycle import CANCELLED, CLAIMED, COMPLETED, DELAYED, PENDING, READY, STATUS_OF
 
@@ -82,9 +82,7 @@ def retry(tx: Transaction, id: bytes, new_id: bytes) -> bytes:
             "only failed, timed out and cancelled tasks can be retried",
             field="task_id",
         )
-    again = tx.cursor.execute(
-        "SELECT t.id FROM retried r JOIN task t ON t.seq = r.again WHERE r.task = ?", (seq,)
-    ).fetchone()
+    again = tx.ask("SELECT t.id FROM retried r JOIN task t ON t.seq = r.again WHERE r.task = ?", seq).fetchone()
     if again is not None:
         raise InvalidInput(f"task {TaskId(id)} was retried already, as {TaskId(again[0])}", field="task_id")
     audit(tx, "retry", task=str(TaskId(id)), again=str(TaskId(new_id)))
@@ -97,50 +95,49 @@ def retry(tx: Transaction, id: bytes, new_id: bytes) -> bytes:
 
 def _descendants(tx: Transaction, seq: int) -> list[int]:
     """Return the tasks below that never ran because of it, parents first."""
-    rows = tx.cursor.execute(
+    rows = tx.ask(
         """WITH RECURSIVE below(seq) AS (
                VALUES (?) UNION SELECT edge.child FROM below JOIN edge ON edge.parent = below.seq
                JOIN task ON task.seq = edge.child
                WHERE (task.status = 3 OR task.status = 4 AND edge.policy = 2)
                AND task.attempt = 0 AND task.error IS NOT NULL)
            SELECT seq FROM below WHERE seq <> ?1 ORDER BY seq""",
-        (seq,),
+        seq,
     ).fetchall()
     return [
         row[0]
         for row in rows
-        if tx.cursor.execute("SELECT 1 FROM retried WHERE task = ?", row).fetchone() is None
+        if tx.ask("SELECT 1 FROM retried WHERE task = ?", *row).fetchone() is None
         and _error_type(tx, row[0]) in ("DependencyNotMet", "TaskCancelled")
     ]
 
 
 def _error_type(tx: Transaction, seq: int) -> str:
-    raw = tx.cursor.execute("SELECT error FROM task WHERE seq = ?", (seq,)).fetchone()[0]
+    raw = first(tx.ask("SELECT error FROM task WHERE seq = ?", seq))[0]
     return msgspec.msgpack.decode(raw, type=ErrorInfo).type
 
 
 def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, int]) -> None:
     """Insert a copy of an ended task. References to renewed parents, in edges and input, become the new ones."""
-    (class_id, priority, max_retries, timeout_ms, input, spec, flags, not_before) = tx.cursor.execute(
-        "SELECT class, priority, max_retries, timeout_ms, input, spec, flags, not_before_ms FROM task WHERE seq = ?",
-        (old,),
-    ).fetchone()
+    class_id, priority, max_retries, timeout_ms, input, spec, flags, not_before = first(
+        tx.ask(
+            "SELECT class, priority, max_retries, timeout_ms, input, spec, flags, not_before_ms "
+            "FROM task WHERE seq = ?",
+            old,
+        )
+    )
     new = int(tx.one("last_seq")[0]) + 1
     new_id = new_id or TaskId.new().bytes
     for before, after in renewed.items():
-        ids = [tx.cursor.execute("SELECT id FROM task WHERE seq = ?", (seq,)).fetchone()[0] for seq in (before, after)]
+        ids = [first(tx.ask("SELECT id FROM task WHERE seq = ?", seq))[0] for seq in (before, after)]
         input = input.replace(b"\xd8\x01" + ids[0], b"\xd8\x01" + ids[1])
     rank = tx.now_ms - priority * tx.memory.ageing_ms
-    parents = [
-        (renewed.get(parent, parent), policy) for parent, policy in tx.cursor.execute(
-            "SELECT parent, policy FROM edge WHERE child = ? ORDER BY n", (old,)
-        ).fetchall()
-    ]  # fmt: skip
-    rows = [
-        (seq, *tx.cursor.execute("SELECT status, id FROM task WHERE seq = ?", (seq,)).fetchone(), policy)
-        for seq, policy in parents
+    found: list[tuple[int, int]] = tx.ask("SELECT parent, policy FROM edge WHERE child = ? ORDER BY n", old).fetchall()
+    parents = [(renewed.get(parent, parent), policy) for parent, policy in found]
+    edges = [
+        graph.Edge(n, seq, policy, *first(tx.ask("SELECT status, id FROM task WHERE seq = ?", seq)))
+        for n, (seq, policy) in enumerate(parents)
     ]
-    edges = [graph.Edge(n, seq, policy, status, id) for n, (seq, status, id, policy) in enumerate(rows)]
     waits, broken = graph.first_unfinished(edges)
     waits = None if broken else waits
     due = not_before if waits is None and not_before is not None and not_before > tx.now_ms else None

@@ -14,7 +14,7 @@ import msgspec
 
 from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.store.base import STANDS_FOR, Ended
-from mainspring.store.sqlite.transaction import Transaction
+from mainspring.store.sqlite.transaction import Transaction, first
 from mainspring.tasks import ErrorInfo, TaskId
 from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED
 
@@ -62,7 +62,7 @@ def _stood_for(tx: Transaction, seq: int) -> list[tuple[int, int, bytes]]:
     return [
         (ref, row[0], row[1])
         for ref in refs
-        for row in tx.cursor.execute("SELECT status, id FROM task WHERE seq = ?", (ref,)).fetchall()
+        for row in tx.ask("SELECT status, id FROM task WHERE seq = ?", ref).fetchall()
     ]
 
 
@@ -96,8 +96,8 @@ def ended(tx: Transaction, tasks: Sequence[tuple[int, int, bytes]]) -> None:
             return
         seq, status, id = queue.popleft()
         if status != COMPLETED:
-            for child in _break_children(tx, seq, status, id):
-                queue.append(child)
+            for broken_child in _break_children(tx, seq, status, id):
+                queue.append(broken_child)
                 travelled += 1
         for child, at, class_id, not_before in tx.run("waiting_on", seq).fetchall():
             broken = _advance(tx, child, at, class_id, not_before)
@@ -143,7 +143,7 @@ def fail_child(tx: Transaction, child: int, edge: Edge, *, travel: bool = True) 
         message=f"parent {TaskId(edge.parent_id)} ended as {how}",
         attempts=0,
     )
-    row = tx.cursor.execute("SELECT class, id FROM task WHERE seq = ?", (child,)).fetchone()
+    row = first(tx.ask("SELECT class, id FROM task WHERE seq = ?", child))
     end_task(tx, child, row[0], row[1], status, error)
     if travel:
         ended(tx, [(child, status, row[1])])

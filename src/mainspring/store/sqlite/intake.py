@@ -11,7 +11,7 @@ import msgspec
 from mainspring.errors import Conflict, QueueFull, TaskNotFound, invalid
 from mainspring.store.base import BLOB_INPUT, Accepted, Claimed, Lane, NewTask, Spec
 from mainspring.store.sqlite.graph import fail_child, first_unfinished, link, raise_parents
-from mainspring.store.sqlite.transaction import ClassKey, Transaction
+from mainspring.store.sqlite.transaction import ClassKey, Transaction, first
 from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import CLAIMED, DELAYED, PARENTS, READY
 
@@ -89,9 +89,7 @@ def _existing_key(tx: Transaction, task: NewTask) -> Accepted | None:
     row = tx.one("find_key", namespace, task.key)
     if row is None:
         return None
-    stored = tx.cursor.execute(
-        "SELECT seq, status, class, input, flags, spec, id FROM task WHERE seq = ?", row
-    ).fetchone()
+    stored = first(tx.ask("SELECT seq, status, class, input, flags, spec, id FROM task WHERE seq = ?", *row))
     if not _same_payload(tx, stored, task):
         raise Conflict(
             f"idempotency key {task.key!r} of namespace {namespace!r} belongs to task {TaskId(stored[6])} with another "

@@ -13,6 +13,7 @@ from mainspring.blobs.base import BlobStore
 from mainspring.errors import TaskNotFound
 from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, CANCEL_ASKED, OUTCOMES, Ended, Spec, Standing
 from mainspring.store.sqlite.statements import SQL
+from mainspring.store.sqlite.transaction import Row
 from mainspring.tasks import (
     Attempt,
     ErrorInfo,
@@ -50,6 +51,10 @@ def _payload(raw: bytes, is_blob: bool, blobs: BlobStore) -> bytes:
 
 def one(connection: apsw.Connection, name: str, *values: Any) -> Any:
     return connection.execute(SQL[name], values).fetchone()
+
+
+def rows(connection: apsw.Connection, sql: str) -> list[Row]:
+    return connection.execute(sql).fetchall()
 
 
 def not_found(connection: apsw.Connection, id: bytes) -> TaskNotFound:
@@ -170,8 +175,11 @@ def _metrics(row: Any, retry_count: int) -> TaskMetrics:
 def ended(connection: apsw.Connection, ids: Sequence[bytes]) -> list[Ended]:
     """Return those of the tasks that have ended."""
     cursor = connection.cursor()
+    found: list[Ended] = []
     with connection:
-        return [Ended(*row) for id in ids for row in cursor.execute(SQL["outcome_by_id"], (id,))]
+        for id in ids:
+            found += (Ended(*row) for row in cursor.execute(SQL["outcome_by_id"], (id,)))
+    return found
 
 
 def asked_to_stop(connection: apsw.Connection, owner: int) -> list[bytes]:
@@ -224,19 +232,18 @@ def _pause_of(connection: apsw.Connection, namespace: str, kind: str, group: str
 
 
 def registered_types(connection: apsw.Connection) -> list[str]:
-    rows = connection.execute("SELECT type FROM handler UNION SELECT type FROM serves")
-    return [row[0] for row in rows]
+    return [row[0] for row in rows(connection, "SELECT type FROM handler UNION SELECT type FROM serves")]
 
 
 def stats(connection: apsw.Connection) -> dict[str, Any]:
     """Count by what is kept in step with every write; nothing here looks at each task but the unfinished ones."""
     with connection:
-        totals = dict(connection.execute("SELECT status, n FROM tally WHERE class = 0").fetchall())
-        held = connection.execute(
-            "SELECT status, count(*) FROM task WHERE owner IS NOT NULL GROUP BY status"
-        ).fetchall()
-        kinds = connection.execute(SQL["tallies"]).fetchall()
-    running = dict(held).get(1, 0)
+        totals: dict[int, int] = dict(rows(connection, "SELECT status, n FROM tally WHERE class = 0"))
+        held: dict[int, int] = dict(
+            rows(connection, "SELECT status, count(*) FROM task WHERE owner IS NOT NULL GROUP BY status")
+        )
+        kinds = rows(connection, SQL["tallies"])
+    running = held.get(1, 0)
     status = {STATUS_OF[code].value: n for code, n in totals.items() if code > 1}
     types: dict[str, dict[str, int]] = {}
     for _, kind, _, code, n in kinds:

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -69,6 +70,8 @@ class SqliteStore:
         self._private = (
             tempfile.mkdtemp(prefix="mainspring-", dir=_memory_folder()) if str(path) == ":memory:" else None
         )
+        if self._private is not None:  # goes with the store, opened or not
+            weakref.finalize(self, shutil.rmtree, self._private, ignore_errors=True)
         self.path = Path(self._private or "", "work.db") if self._private else Path(path).absolute()
         refuse_unreachable(self.path)  # before the blobs make folders beside it
         self.blobs = blobs(self.path)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import apsw
 
@@ -16,6 +16,24 @@ from mainspring.store.sqlite.statements import SQL, WIDE
 ClassKey = tuple[str, str, str]
 Applier = Callable[[apsw.Cursor, Any, str, int], Any]
 """Writes an effect: (cursor, effect, namespace, now in ms)."""
+
+Row: TypeAlias = tuple[Any, ...]
+
+
+class Rows(Protocol):
+    """What a statement finds. The driver types a value as anything SQLite can hold; the schema says what it is."""
+
+    def __iter__(self) -> Iterator[Row]: ...
+    def fetchone(self) -> Row | None: ...
+    def fetchall(self) -> list[Row]: ...
+
+
+def first(rows: Rows) -> Row:
+    """Return the first row of a statement that always finds one."""
+    row = rows.fetchone()
+    if row is None:
+        raise InternalError("a row that must be in the store is missing; please report this")
+    return row
 
 
 class Memory:
@@ -93,8 +111,12 @@ class Transaction:
         self.taken = part.taken
         self.ready = part.ready
 
-    def run(self, name: str, *values: Any) -> apsw.Cursor:
+    def run(self, name: str, *values: Any) -> Rows:
         return self.cursor.execute(SQL[name], values)
+
+    def ask(self, sql: str, *values: Any) -> Rows:
+        """Run a statement that only one place needs and that has no name."""
+        return self.cursor.execute(sql, values)
 
     def run_many(self, name: str, rows: Iterable[tuple[Any, ...]]) -> apsw.Cursor:
         return self.cursor.executemany(SQL[name], rows)

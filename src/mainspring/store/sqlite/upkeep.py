@@ -7,7 +7,7 @@ import msgspec
 from mainspring.config import StoreConfig
 from mainspring.store.base import CANCEL_ASKED, CRASHED, MAX_CRASHES, SUSPECT, CrashEvidence
 from mainspring.store.sqlite import graph
-from mainspring.store.sqlite.transaction import Transaction
+from mainspring.store.sqlite.transaction import Transaction, first
 from mainspring.tasks import ErrorInfo
 from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, RUNNING, TIMEOUT
 
@@ -27,7 +27,7 @@ def promote(tx: Transaction) -> None:
 def expire(tx: Transaction) -> None:
     """Deadlines that passed before a start."""
     for seq, class_id, *_ in tx.run("overdue", tx.now_ms, STEP).fetchall():
-        id, status = tx.cursor.execute("SELECT id, status FROM task WHERE seq = ?", (seq,)).fetchone()
+        id, status = first(tx.ask("SELECT id, status FROM task WHERE seq = ?", seq))
         if status >= COMPLETED:  # a parent that is overdue too has just taken it along
             continue
         graph.end_task(tx, seq, class_id, id, TIMEOUT, _TOO_LATE)
@@ -83,7 +83,8 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
     Parents of unfinished tasks stay, and so do tasks whose result another one stands for.
     """
     rows = tx.run("prunable", after, STEP).fetchall()
-    surplus = dict(tx.run("totals").fetchall()).get(COMPLETED, 0) - config.max_completed
+    totals: dict[int, int] = dict(tx.run("totals").fetchall())
+    surplus = totals.get(COMPLETED, 0) - config.max_completed
     for seq, id, status, ended_ms in rows:
         if status < COMPLETED:
             continue

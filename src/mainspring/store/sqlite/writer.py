@@ -33,7 +33,7 @@ class Submission:
     def __init__(self, tasks: Sequence[NewTask], future: asyncio.Future[list[Accepted]]) -> None:
         self.tasks = tasks
         self.future = future
-        self.result: list[Accepted] | None = None
+        self.result: Any = None  # list[Accepted] once it ran
         self.error: BaseException | None = None
 
 
@@ -210,7 +210,7 @@ class Writer:
 
     def _catch_up(self, tx: Transaction) -> None:
         """What others committed and what time brought comes first, so that nothing new is handed over before it."""
-        version = tx.cursor.execute("PRAGMA data_version").fetchone()[0]
+        version = tx.cursor.execute("PRAGMA data_version").get
         if version != self._seen_version:
             self._seen_version = version
             self._memory.pauses = frozenset(tx.run("pauses").fetchall())
