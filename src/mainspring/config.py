@@ -95,7 +95,9 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
     async_slots: int = 64  # handlers awaiting at once on the event loop
     thread_slots: int = msgspec.field(default_factory=lambda: max(2, cores()))  # numeric libraries release the GIL
     process_slots: int = msgspec.field(default_factory=cores)  # child processes, started when first needed
-    prefetch_s: float = 0.05  # claim ahead what starts within this time
+    prefetch_s: float = (
+        0.02  # claim ahead what starts within this time: longer delays urgent work, shorter starves slots
+    )
     prefetch_max: int = 2048  # and never more than this, a lane
     grace_s: float = 2.0  # between asking a handler to stop and giving its slot up
     drain_s: float = 30.0  # how long stop() lets running work finish before releasing it

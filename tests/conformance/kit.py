@@ -101,6 +101,9 @@ class Port:
         self.asked += ids
         self._news.set()
 
+    def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
+        """Nothing waits here: claims are held until the test finishes them."""
+
     def ended(self, tasks: list[Ended]) -> None:
         self.ends += tasks
         self._news.set()

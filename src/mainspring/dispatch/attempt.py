@@ -22,6 +22,7 @@ class Attempt:
         "cause",
         "claim",
         "desk",
+        "ended",
         "in_child",
         "recorded",
         "slot",
@@ -43,6 +44,7 @@ class Attempt:
         self.cause: StopCause | None = None  # why it was asked to stop
         self.asked_at = 0.0
         self.task = task  # the slot's
+        self.ended = False  # its handler returned; only the record is missing
         self.abandoned = False  # its slot was given up; whatever still comes is dropped
 
     def send(self, signal: Signal) -> None:

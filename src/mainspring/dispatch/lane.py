@@ -30,6 +30,7 @@ class LaneDesk:
         config: TaskManagerConfig,
         env: Environment,
         serve: Callable[[LaneDesk, Claimed, int, asyncio.Task[Any]], Awaitable[bool]],
+        broken: Callable[[LaneDesk, Claimed, Exception], None],
         first_mark: int,
     ) -> None:
         self.port = Lane(name, 0)
@@ -42,6 +43,7 @@ class LaneDesk:
         self._config = config
         self._prefetch_s = seconds(config.prefetch_s, "prefetch_s")
         self._serve = serve
+        self._broken = broken
         self._queue: list[tuple[int, int, Claimed]] = []
         self._gone: set[int] = set()  # seqs of queued claims that were withdrawn
         self._idle: deque[asyncio.Future[None]] = deque()
@@ -95,12 +97,28 @@ class LaneDesk:
     def find(self, id: bytes) -> Claimed | None:
         return next((claim for _, _, claim in self._queue if claim.id == id and claim.seq not in self._gone), None)
 
-    def take_all(self) -> list[Claimed]:
-        """Empty the queue: for a drain."""
-        claims = [claim for _, _, claim in self._queue if claim.seq not in self._gone]
-        self._queue.clear()
+    def take(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
+        """Take claims that have not been given to a slot out of the queue."""
+        kept: list[tuple[int, int, Claimed]] = []
+        taken: list[tuple[int, int, Claimed]] = []
+        for item in self._queue:
+            if item[2].seq in self._gone:
+                continue
+            (taken if is_wanted(item[2]) else kept).append(item)
         self._gone.clear()
-        return claims
+        heapq.heapify(kept)
+        self._queue[:] = kept
+        return [claim for _, _, claim in taken]
+
+    def take_surplus(self) -> list[Claimed]:
+        """Take out what will not start soon after all: the tasks at hand are slower than those before them."""
+        self._pace(self.env.monotonic())
+        surplus = self.queued - 2 * max(self.slots, self.port.limit - self.slots)
+        if surplus <= 0:
+            return []
+        last = heapq.nlargest(surplus, self._queue)
+        seqs = {seq for _, seq, _ in last}
+        return self.take(lambda claim: claim.seq in seqs)
 
     @property
     def queued(self) -> int:
@@ -129,7 +147,12 @@ class LaneDesk:
             if self._gone and claim.seq in self._gone:
                 self._gone.discard(claim.seq)
                 continue
-            if not await self._serve(self, claim, mark, task):
+            try:
+                is_good = await self._serve(self, claim, mark, task)
+            except Exception as exc:  # noqa: BLE001 - the boundary: a bug may cost a task, never its slot
+                self._broken(self, claim, exc)
+                continue
+            if not is_good:
                 return
 
     def lose_slot(self, task: asyncio.Task[None] | None) -> None:
@@ -143,6 +166,10 @@ class LaneDesk:
         self.port.released += n
         self._ended += n
         now = self._now = self.env.monotonic()
+        self._pace(now)
+
+    def _pace(self, now: float) -> None:
+        """Set the limit by the rate of the time in which something ran."""
         passed = now - self._window_at
         if passed >= _RATE_WINDOW_S and self._taking:
             busy = max(passed - self._at_rest, 1e-6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self
@@ -20,7 +20,7 @@ from mainspring.dispatch.parts import Parts
 from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.watch import Watch
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import TaskError, from_info, invalid
+from mainspring.errors import InternalError, TaskError, from_info, invalid
 from mainspring.execution.base import Report, Work
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import Lane as LaneName
@@ -31,6 +31,7 @@ from mainspring.results.values import Values
 from mainspring.results.waiters import Waiters, Waiting
 from mainspring.store.base import (
     BLOB_INPUT,
+    CANCELLED,
     HAS_REFS,
     RELEASED,
     Accepted,
@@ -61,6 +62,7 @@ _RECORD_STARTS_S = 0.02
 """A handler that is still running after this long is recorded as RUNNING; most have ended by then."""
 _CANCEL_WAIT_S = 2.0
 _MARKS_A_LANE = 1_000
+_PACE_S = 0.25
 _encoder = msgspec.msgpack.Encoder()
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
 
@@ -96,11 +98,13 @@ class TaskManager:
         self._recorder = Recorder(self.store, self.executor, self.values, self._intake, env)
         self._desks: dict[str, LaneDesk] = {}
         self._watch = Watch(self._attempts, self._give_up, seconds(self.config.grace_s, "grace_s"), env)
-        self._alone = Exclusion()
+        self._any = Exclusion()  # whoever runs
+        self._alone = Exclusion()  # who runs within this process and could harm it
         self._settling: set[asyncio.Task[Any]] = set()
         self._starts: asyncio.TimerHandle | None = None
         self._running = False
         self._draining = False
+        self._pacer: asyncio.Task[None] | None = None
         self.lanes: Mapping[str, Lane] = {}
 
     # Life
@@ -135,11 +139,12 @@ class TaskManager:
         for number, (name, n) in enumerate(slots.items()):
             self._desks[name] = LaneDesk(
                 name, n, partial(self.executor.runner, name), self.store, self.config, self._env, self._serve,
-                number * _MARKS_A_LANE,
+                self._broken, number * _MARKS_A_LANE,
             )  # fmt: skip
         self.lanes = {name: desk.port for name, desk in self._desks.items()}
         for desk in self._desks.values():
             desk.open()
+        self._pacer = self._loop.create_task(self._keep_pace(), name="pacer")
         await self._announce()
 
     async def _announce(self) -> None:
@@ -169,6 +174,8 @@ class TaskManager:
             return
         self._draining = True
         limit = seconds(self.config.drain_s if drain_s is None else drain_s, "drain_s")
+        if self._pacer is not None:
+            self._pacer.cancel()
         for desk in self._desks.values():
             desk.shut()
         self._release_queued()
@@ -188,6 +195,7 @@ class TaskManager:
         self._running = False
         if self._owned:
             await self.parts.close()
+            self.waiters.close()
         else:
             await self.executor.close()
         self._desks.clear()
@@ -195,18 +203,36 @@ class TaskManager:
 
     def _release_queued(self) -> None:
         for desk in self._desks.values():
-            self._release(desk.take_all())
+            self._release(desk.take(lambda claim: True))
 
-    def _release(self, claims: list[Claimed]) -> None:
+    def _release(self, claims: list[Claimed], *, is_counted: bool = True) -> None:
         """Hand back what has not begun, uncharged."""
         now = self.store.now_ms()
         for claim in claims:
-            self.store.finish(Finish(claim, RELEASED, now))
+            self.store.finish(Finish(claim, RELEASED, now, is_counted=is_counted))
+
+    def _hand_back(self, desk: LaneDesk, claims: list[Claimed]) -> None:
+        """Give claims to whoever may start them sooner; that says nothing about the tasks and is not counted."""
+        if claims:
+            desk.port.released += len(claims)
+            self._release(claims, is_counted=False)
+
+    async def _keep_pace(self) -> None:
+        """Look at intervals whether more is claimed than starts soon."""
+        while True:
+            await asyncio.sleep(_PACE_S)
+            for desk in self._desks.values():
+                if desk.queued > desk.slots:
+                    self._hand_back(desk, desk.take_surplus())
+
+    def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
+        for desk in self._desks.values():
+            self._hand_back(desk, desk.take(lambda claim: is_paused(claim.class_key)))
 
     async def _until_quiet(self, limit_s: float) -> None:
         try:
             async with asyncio.timeout(limit_s):
-                await self._alone.quiet()
+                await self._any.quiet()
         except TimeoutError:
             return
 
@@ -327,8 +353,8 @@ class TaskManager:
                 if (attempt := desk.running.get(id)) is not None:
                     self._watch.ask(attempt, "cancel")
                 elif (claim := desk.find(id)) is not None and desk.withdraw(claim.seq) is not None:
-                    desk.freed()
-                    self._later(self.store.withdraw(claim))
+                    desk.port.released += 1
+                    self.store.finish(Finish(claim, CANCELLED, self.store.now_ms()))
 
     def _later(self, work: Any) -> None:
         task = self._loop.create_task(work)
@@ -343,8 +369,8 @@ class TaskManager:
     async def _serve(self, desk: LaneDesk, claim: Claimed, mark: int, task: asyncio.Task[Any]) -> bool:
         """Run one claim in a slot, from claim to outcome. Returns whether the slot is still good."""
         if claim.deadline_ms is not None and (now_ms := self.store.now_ms()) > claim.deadline_ms:
+            desk.freed()  # before the record, whose commit looks for room
             self._recorder.too_late(claim, now_ms)
-            desk.freed()
             return True
         try:
             data = claim.input
@@ -352,8 +378,8 @@ class TaskManager:
                 data = await self.values.input(claim)
             attempt = Attempt(claim, _work_of(claim, data), desk, mark, task)
         except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
-            self._recorder.refuse(claim, exc, desk.port.name)
             desk.freed()
+            self._recorder.refuse(claim, exc, desk.port.name)
             return True
         if desk.mark is not None:
             if is_suspect(claim):
@@ -361,6 +387,19 @@ class TaskManager:
             if self._alone.is_taken:
                 await self._alone.wait()
         return await self._run(attempt)
+
+    def _broken(self, desk: LaneDesk, claim: Claimed, exc: Exception) -> None:
+        """Something of ours failed around an attempt: record that, so that nobody waits for ever."""
+        logger.error(
+            "task %s attempt %d broke its slot; please report this", TaskId(claim.id), claim.attempt, exc_info=exc
+        )
+        attempt = desk.running.get(claim.id)
+        if attempt is None or not attempt.ended:
+            desk.freed()
+        if attempt is not None and attempt.claim is claim:
+            self._let_go(attempt)
+        error = InternalError(f"the engine failed around it with {type(exc).__name__}: {exc}; please report this")
+        self._recorder.refuse(claim, error, desk.port.name)
 
     async def _run_suspect(self, attempt: Attempt) -> bool:
         """It may have killed its process: run it where it harms nobody, or at least with nobody beside it."""
@@ -373,7 +412,9 @@ class TaskManager:
     async def _run(self, attempt: Attempt) -> bool:
         desk, claim = attempt.desk, attempt.claim
         desk.running[claim.id] = attempt
-        self._alone.enter()
+        self._any.enter()
+        if desk.mark is not None and not attempt.in_child:
+            self._alone.enter()
         if claim.timeout_ms is not None:
             self._watch.watch(attempt)
         if self._starts is None:
@@ -385,6 +426,7 @@ class TaskManager:
             if attempt.abandoned:
                 return False
             if not desk.is_open:
+                desk.freed()
                 self._let_go(attempt)
                 raise
             while attempt.task.uncancel():  # the handler cancelled the asyncio task that it runs in
@@ -392,7 +434,8 @@ class TaskManager:
             report = Report(error=failure(exc).error)
         if attempt.abandoned:
             return False
-        self._let_go(attempt)
+        attempt.ended = True
+        desk.freed()
         if (
             report.effects
             or report.refs
@@ -401,6 +444,7 @@ class TaskManager:
             await self._recorder.record_whole(attempt, report)
         else:
             self._recorder.record(attempt, report)
+        self._let_go(attempt)  # last: a drain waits for it, and what is not recorded by then would be lost
         return True
 
     def _let_go(self, attempt: Attempt) -> None:
@@ -408,8 +452,12 @@ class TaskManager:
         del desk.running[attempt.claim.id]
         if desk.mark is not None:
             desk.mark(attempt.slot, 0, 0)
-        self._alone.leave()
-        desk.freed()
+        self._leave(attempt)
+
+    def _leave(self, attempt: Attempt) -> None:
+        self._any.leave()
+        if attempt.desk.mark is not None and not attempt.in_child:
+            self._alone.leave()
 
     def _record_starts(self) -> None:
         self._starts = None
@@ -428,6 +476,7 @@ class TaskManager:
     def _give_up(self, attempt: Attempt) -> None:
         """Record the end of an attempt whose handler does not come back, and replace its slot."""
         attempt.abandoned = True
+        attempt.desk.freed()
         self._let_go(attempt)
         attempt.desk.lose_slot(attempt.task)
         if attempt.desk.port.name != "async":  # the slot itself only waits for the thread

@@ -37,7 +37,7 @@ class Watch:
 
     def ask(self, attempt: Attempt, cause: StopCause) -> None:
         """Ask an attempt to stop; a child process that ran out of time is killed at once, others get their grace."""
-        if attempt.cause is not None:
+        if attempt.cause is not None or attempt.ended:
             return
         attempt.cause = cause
         attempt.asked_at = self._env.monotonic()
@@ -58,6 +58,8 @@ class Watch:
         self._timer, self._due = None, float("inf")
         now = self._env.monotonic()
         for attempt in list(self._running()):
+            if attempt.ended:
+                continue
             if attempt.cause is not None:
                 self._press(attempt, now)
             elif attempt.claim.timeout_ms is not None:

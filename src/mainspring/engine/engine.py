@@ -131,6 +131,7 @@ class Engine(Operations):
             self._open, self._closed = False, True
             await self.manager.stop(drain_s=drain_s)
             await self._parts.close()
+            self.manager.waiters.close()
 
     async def __aenter__(self) -> Self:
         return await self.start()

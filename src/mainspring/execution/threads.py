@@ -39,13 +39,13 @@ class ThreadRunner:
         self._inbox: deque[_Job | None] = deque()
         self._signal = Semaphore(0)
         self._threads = 0
-        self._lost = 0
+        self._lost: set[tuple[bytes, int]] = set()  # attempts whose threads were given up
         self._running: dict[tuple[bytes, int], Item] = {}  # an attempt that was given up may outlive the next one
 
     async def run(self, work: Work, channel: Channel) -> Report:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Report] = loop.create_future()
-        if self._threads < self._slots + self._lost:
+        if self._threads < self._slots + len(self._lost):
             self._threads += 1
             self._env.start_thread(f"mainspring-thread-{self._threads}", self._work, loop)
         self._inbox.append((work, channel, future))
@@ -58,7 +58,7 @@ class ThreadRunner:
         if item is not None:
             item.context.cancel()
             if hard:
-                self._lost += 1
+                self._lost.add((work.id, work.attempt))
         return False
 
     async def close(self) -> None:
@@ -74,10 +74,17 @@ class ThreadRunner:
                 return
             work, channel, future = job
             result = self._run(work, channel)
+            if (work.id, work.attempt) in self._lost:  # it came back, but another thread has its place
+                loop.call_soon_threadsafe(self._gone, (work.id, work.attempt))
+                return
             try:
                 loop.call_soon_threadsafe(_answer, future, result)
             except RuntimeError:  # the loop was closed while a lost thread was still at it: nobody waits any more
                 return
+
+    def _gone(self, key: tuple[bytes, int]) -> None:
+        self._lost.discard(key)
+        self._threads -= 1
 
     def _run(self, work: Work, channel: Channel) -> Report:
         env = self._env

@@ -67,22 +67,20 @@ def failure(exc: BaseException, traceback_chars: int = 4_000) -> Failed:
 
     Unknown exceptions are worth a retry; ours say it themselves. A text that is too long or no Unicode is made to fit.
     """
+    retry_after: float | None = None
     if isinstance(exc, RetryAfter):
         try:
-            seconds(exc.seconds, "RetryAfter.seconds")
+            retry_after = seconds(exc.seconds, "RetryAfter.seconds")
         except InvalidInput as wrong:
             exc = wrong
     tail = _storable("".join(traceback.format_exception(exc))[-traceback_chars:])
-    retry_after: float | None = None
     retryable = True
     if isinstance(exc, Permanent):
         retryable = False
-    elif isinstance(exc, RetryAfter):
-        retry_after = exc.seconds
     elif isinstance(exc, TaskError):
         retryable = exc.is_retryable
-        if isinstance(exc, ResourceLimitExceeded):
-            retry_after = exc.retry_after
+        if isinstance(exc, ResourceLimitExceeded) and exc.retry_after is not None:
+            retry_after = seconds(exc.retry_after, "retry_after")
     error = ErrorInfo(type=type(exc).__name__, message=_storable(str(exc)[:_MESSAGE_CHARS]), traceback=tail)
     return Failed(error, retryable=retryable, retry_after=retry_after)
 

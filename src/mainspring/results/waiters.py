@@ -8,7 +8,7 @@ from itertools import islice
 from weakref import ref
 
 from mainspring.config import seconds
-from mainspring.errors import TaskTimeout
+from mainspring.errors import StoreUnavailable, TaskTimeout
 from mainspring.store.base import Ended, Store
 from mainspring.tasks import TaskId
 
@@ -40,6 +40,11 @@ class Waiting:
             if not future.done():
                 future.set_result(None)
 
+    def give_up(self) -> None:
+        for future in self._futures:
+            if not future.done():
+                future.set_exception(_closed(self.id))
+
     def future(self) -> asyncio.Future[None]:
         """Return a future of one's own that is done when the task has ended."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -54,6 +59,7 @@ class Waiters:
         self._store = store
         self._waiting: dict[bytes, ref[Waiting]] = {}
         self._turn = 0
+        self._closed = False
         store.listen(self)
 
     def expect(self, id: bytes) -> Waiting:
@@ -77,6 +83,8 @@ class Waiters:
         """Return how the task ended. Raises TaskTimeout after `timeout` seconds, TaskNotFound for an unknown id."""
         if waiting.ended is None and not waiting.known:
             await self._look(waiting)
+        if waiting.ended is None and self._closed:
+            raise _closed(waiting.id)
         if waiting.ended is None:
             await _within(waiting.future(), timeout, waiting.id)
         assert waiting.ended is not None
@@ -97,6 +105,14 @@ class Waiters:
             if known is not None and (waiting := known()) is not None:
                 waiting.settle(task)
 
+    def close(self) -> None:
+        """Nobody will be told any more: say so to those who wait."""
+        self._closed = True
+        for known in list(self._waiting.values()):
+            if (waiting := known()) is not None:
+                waiting.give_up()
+        self._waiting.clear()
+
     def wants(self, id: bytes) -> bool:
         return id in self._waiting
 
@@ -108,6 +124,10 @@ class Waiters:
         start = self._turn % len(waiting)
         self._turn = start + most
         return list(islice(waiting[start:] + waiting[:start], most))
+
+
+def _closed(id: bytes) -> StoreUnavailable:
+    return StoreUnavailable(f"the engine was closed before task {TaskId(id)} ended; ask again with a new engine")
 
 
 async def _within(waited: Awaitable[None], timeout: float | str | None, id: bytes) -> None:

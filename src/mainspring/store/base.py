@@ -10,7 +10,7 @@ A claim (task, attempt, owner) is the only key: a write for an attempt that is n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -147,6 +147,8 @@ class Finish(msgspec.Struct, gc=False):
     network: int | None = None
     batch: int = 1
     lane: str | None = None
+    is_counted: bool = True  # a release counts towards the limit of those
+    is_repeated: bool = False  # its first commit failed, with its fate unknown
 
 
 class Standing(NamedTuple):
@@ -206,6 +208,9 @@ class WorkerPort(Protocol):
 
     def asked_to_stop(self, ids: list[bytes]) -> None:
         """Somebody asked for these tasks to be cancelled."""
+
+    def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
+        """What may start has changed; tells for a class (namespace, type, group) whether it may not."""
 
 
 class CrashEvidence(NamedTuple):

@@ -34,8 +34,8 @@ def test_every_right_answer_is_a_document(questions: list[Question], texts: dict
 
 
 def test_questions_are_many_and_spread(questions: list[Question]) -> None:
-    """At least 120 different questions over at least 60 modules, few answers each."""
-    assert len({question.text for question in questions}) == len(questions) >= 120
+    """At least 150 different questions over at least 60 modules, few answers each."""
+    assert len({question.text for question in questions}) == len(questions) >= 150
     first_parts = {name.split(".")[0].split(":")[0] for question in questions for name in question.answers}
     assert len(first_parts) >= 60
     assert all(1 <= len(question.answers) <= 10 for question in questions)

@@ -18,7 +18,7 @@ from mainspring.errors import invalid
 MARKER = ".mainspring-corpus"
 """Name of the file that says: this folder was made by `write_corpus`."""
 
-LONGEST_TOPIC = 4_000
+LONGEST_TOPIC = 4_500
 """In characters. Longer topics are chapters of the reference manual, or collections of others; only in `full`."""
 
 

@@ -60,17 +60,25 @@ class Caretaker:
         while True:
             await asyncio.sleep(TICK_S)
             self._ticks += 1
-            try:
-                await self._tick()
-            except StoreUnavailable as exc:
-                logger.warning("upkeep waits: %s", exc)
+            for duty in (self._look, self._note_progress, self._lead):
+                try:
+                    await duty()
+                except StoreUnavailable as exc:
+                    logger.warning("upkeep waits: %s", exc)
+                except Exception:
+                    logger.exception("upkeep failed; it is tried again")
 
-    async def _tick(self) -> None:
-        store = self._store
+    async def _look(self) -> None:
         if self._ticks % 4 == 0:
-            store.look()
-        if progress := store.take_progress():
-            await store.write(lambda tx: _write_progress(tx, progress))
+            self._store.look()
+
+    async def _note_progress(self) -> None:
+        if progress := self._store.take_progress():
+            await self._store.write(lambda tx: _write_progress(tx, progress))
+
+    async def _lead(self) -> None:
+        """What one process does for all."""
+        store = self._store
         assert self._lock is not None
         if not self._lock.hold():
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ def open_writer(path: Path, config: StoreConfig, *, extra_schema: str = "", vola
     """
     _refuse_unfit(path)
     with our_errors(path):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # the log takes over the rights that the file has now
+        _create(path)
         connection = apsw.Connection(os.fspath(path), statementcachesize=400)
         try:
             connection.set_busy_handler(_patience(config.lock_timeout_s))
@@ -92,6 +93,17 @@ def _patience(limit_s: float) -> Callable[[int], bool]:
         return True
 
     return wait
+
+
+def _create(path: Path) -> None:
+    """Make the file with its owner's rights alone: the log takes over the rights that the file has when it begins.
+
+    An existing file is never opened but by SQLite: closing any descriptor of it drops all locks of this process, and
+    another program could then take the log for abandoned and delete it.
+    """
+    if not path.exists():
+        with contextlib.suppress(FileExistsError):  # another process was quicker
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def open_reader(path: Path) -> apsw.Connection:

@@ -29,7 +29,7 @@ def rank_of(task: NewTask, now_ms: int, ageing_ms: int) -> int:
     return max(base - 4 * ageing_ms, rank)
 
 
-def submit(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:
+def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True) -> list[Accepted]:
     """Store the tasks; those with a key or an id that exist already are recognised. All or none."""
     accepted: list[Accepted] = []
     fresh: list[NewTask] = []
@@ -45,16 +45,17 @@ def submit(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:
             _insert_linked(tx, task) if task.after else _insert(tx, [task])
         accepted.append(found or Accepted(task.id, False))
     _insert(tx, fresh)
-    _refuse_overflow(tx)
+    if is_limited:
+        _refuse_overflow(tx)
     return accepted
 
 
-def submit_again(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:
+def submit_again(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True) -> list[Accepted]:
     """Like `submit`, for tasks of which some may be stored already under the same id."""
     accepted = []
     for task in tasks:
         known = _existing_id(tx, task)
-        accepted.append(known or submit(tx, [task])[0])
+        accepted.append(known or submit(tx, [task], is_limited=is_limited)[0])
     return accepted
 
 

@@ -90,9 +90,8 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
     row = tx.one("held", claim.seq, claim.attempt, claim.owner)
     if row is None:
         tx.lost.append(finish)
-        ended = tx.one("outcome_by_id", claim.id)
-        if ended is not None:  # told again: a commit in doubt may have gone through without its waiters hearing of it
-            tx.ended.append(Ended(*ended))
+        if finish.is_repeated and (ended := tx.one("outcome_by_id", claim.id)) is not None:
+            tx.ended.append(Ended(*ended))  # the commit went through, and nobody heard of it
         return
     class_id, asked, crashes = row[1], row[2] & CANCEL_ASKED, row[6]
     outcome = finish.outcome
@@ -106,7 +105,7 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
         _release(tx, finish, class_id, row[7])
     if outcome in _STATUS:
         _end(tx, finish, class_id, outcome)
-    if finish.started_ms is not None or outcome != RELEASED:
+    if finish.started_ms is not None or outcome not in (RELEASED, CANCELLED):
         tx.run("insert_attempt", *_attempt_row(finish, outcome))
 
 
@@ -131,7 +130,7 @@ def _timed_out(raw: bytes | None, why: str) -> bytes:
 
 
 def _release(tx: Transaction, finish: Finish, class_id: int, releases: int) -> None:
-    if releases + 1 > MAX_RELEASES:
+    if finish.is_counted and releases + 1 > MAX_RELEASES:
         error = ErrorInfo(
             type="InternalError",
             message=f"was handed back unfinished {MAX_RELEASES} times",
@@ -140,7 +139,7 @@ def _release(tx: Transaction, finish: Finish, class_id: int, releases: int) -> N
         graph.end_task(tx, finish.claim.seq, class_id, finish.claim.id, _STATUS[FAILED], error)
         graph.ended(tx, [(finish.claim.seq, _STATUS[FAILED], finish.claim.id)])
         return
-    tx.must_change("give_back", 1, 0, 0, finish.claim.seq)
+    tx.must_change("give_back", int(finish.is_counted), 0, 0, finish.claim.seq)
     tx.ready.add(class_id)
 
 
@@ -170,7 +169,7 @@ def _cancelled(finish: Finish) -> bytes:
     if last is not None and last.type == "TaskCancelled":
         return msgspec.msgpack.encode(last)
     why = "" if last is None else f"; its last attempt ended with {last.type}: {last.message}"
-    tries = finish.claim.retry_count + 1
+    tries = finish.claim.retry_count + (finish.started_ms is not None)
     return msgspec.msgpack.encode(ErrorInfo(type="TaskCancelled", message=f"cancelled{why}", attempts=tries))
 
 
@@ -178,7 +177,7 @@ def _apply(tx: Transaction, finish: Finish) -> None:
     """Write what commits with the outcome: effects, children, references to blobs."""
     namespace = finish.claim.class_key[0]
     if finish.children:
-        submit_again(tx, finish.children)
+        submit_again(tx, finish.children, is_limited=False)  # the work that made them is done: it must not be lost
     for effect in finish.effects:
         applier = tx.memory.appliers.get(type(effect))
         if applier is None:

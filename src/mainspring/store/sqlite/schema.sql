@@ -115,6 +115,8 @@ CREATE TABLE tombstone (
     ended_ms INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX tombstone_ended ON tombstone (ended_ms);
+
 -- How many tasks a class has in each status; class 0 is all of them.
 CREATE TABLE tally (
     class  INTEGER NOT NULL,

@@ -90,6 +90,8 @@ class SqliteStore:
         self._caretaker = Caretaker(self)
         self._life: LifeFile | None = None
         self._port: WorkerPort | None = None
+        self._closed = False
+        self._told_pauses: frozenset[tuple[str, str, str]] = frozenset()
         self._listener: Listener | None = None
         self._progress: dict[int, tuple[Claimed, float, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -164,6 +166,7 @@ class SqliteStore:
             await self.write(lambda tx: _sign_off(tx, owner))
         except TaskError as exc:  # whoever has the file open next finds the lock free and takes back what was held
             logger.warning("worker %s could not sign off: %s", self.worker_id, exc)
+        self._closed = True
         self._bell.close()
         await asyncio.to_thread(self._reader.stop)
         self._writer.stop()  # last: only a writing connection can fold the log into the file when it closes
@@ -185,13 +188,19 @@ class SqliteStore:
 
     # Calls
 
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("the store is closed; open it again with a new engine")
+
     async def submit(self, tasks: Sequence[NewTask]) -> list[Accepted]:
+        self._refuse_closed()
         submission = Submission(tasks, self._loop.create_future())
         self._writer.put(submission)
         return await submission.future
 
     async def write(self, run: Callable[[Transaction], T]) -> T:
         """Run a function in the next transaction; for the rooms that own tables beside the tasks'."""
+        self._refuse_closed()
         command = Command(run, self._loop.create_future())
         self._writer.put(command)
         return await command.future  # type: ignore[no-any-return]
@@ -202,6 +211,7 @@ class SqliteStore:
 
     async def read(self, run: Callable[[apsw.Connection], T]) -> T:
         """Run a function on the reading connection, in its thread."""
+        self._refuse_closed()
         with our_errors(self.path):
             return await self._reader.run(run)
 
@@ -287,17 +297,24 @@ class SqliteStore:
             else:
                 call.future.set_result(call.result)
         if self._port is not None:
-            if tx.claims:
-                self._port.claimed(tx.claims)
-            if tx.lost:
-                self._port.lost(tx.lost)
-            if tx.stop_asked:
-                self._port.asked_to_stop(tx.stop_asked)
+            self._tell_worker(self._port, tx)
         if tx.ended and self._listener is not None:
             self._listener.ended(tx.ended)
         if self._bell.has_peers:
             self._ring(tx)
         self._arm(next_event_ms)
+
+    def _tell_worker(self, port: WorkerPort, tx: Transaction) -> None:
+        if tx.claims:
+            port.claimed(tx.claims)
+        if tx.lost:
+            port.lost(tx.lost)
+        if tx.stop_asked:
+            port.asked_to_stop(tx.stop_asked)
+        if self._memory.pauses is not self._told_pauses:
+            self._told_pauses = self._memory.pauses
+            if self._told_pauses:
+                port.paused(self._memory.is_paused)
 
     def _ring(self, tx: Transaction) -> None:
         if tx.ready:

@@ -95,7 +95,8 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
             continue
         if tx.one("has_live_child", seq) is None and tx.one("is_stood_for", seq) is None:
             _remove(tx, seq, id, status, ended_ms)
-    tx.run("drop_tombstones", int(tx.now_ms - config.keep_tombstones_s * 1000), STEP)
+    if after == 0:
+        tx.run("drop_tombstones", int(tx.now_ms - config.keep_tombstones_s * 1000), STEP)
     return int(rows[-1][0]) if len(rows) == STEP else 0
 
 

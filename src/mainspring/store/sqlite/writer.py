@@ -303,6 +303,8 @@ class Writer:
                 call.error = StoreUnavailable(
                     f"the store can't be written now ({cause}); nothing was stored: try again"
                 )
+        for finish in group.finishes:
+            finish.is_repeated = True
         self._inbox.extendleft(reversed(group.finishes))
         self._inbox.extend(Started(claim, started_ms) for claim, started_ms in group.starts)
         self._report(Transaction(None, self._memory, self._now_ms()), group, None)  # type: ignore[arg-type]
