@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from mainspring.execution.base import StopCause, Work
-from mainspring.store.base import Claimed
+from mainspring.store.base import Claimed, Spec
 from mainspring.tasks import Progress, Signal, Started
 
 if TYPE_CHECKING:
     from mainspring.dispatch.lane import LaneDesk
+
+_encoder = msgspec.msgpack.Encoder()
+_spec_decoder = msgspec.msgpack.Decoder(Spec)
 
 
 class Attempt:
@@ -56,3 +61,15 @@ class Attempt:
                 desk.mark(self.slot, self.claim.seq, self.claim.attempt)
         elif type(signal) is Progress and not self.abandoned:
             self.desk.store.progress(self.claim, signal.done, signal.total)
+
+
+def work_of(claim: Claimed, data: bytes) -> Work:
+    """Return what a runner needs of a claim; `data` is its input with parents' results in place."""
+    namespace, kind, _ = claim.class_key
+    if claim.spec is None:
+        return Work(claim.id, claim.attempt, kind, data, namespace, None, None, claim.retry_count, claim.deadline_ms)
+    spec = _spec_decoder.decode(claim.spec)
+    params = _encoder.encode(spec.params) if spec.params else None
+    return Work(
+        claim.id, claim.attempt, kind, data, namespace, spec.model_id, params, claim.retry_count, claim.deadline_ms
+    )

@@ -9,25 +9,23 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self
 
-import msgspec
-
 from mainspring.config import EngineConfig, SchedulerConfig, TaskManagerConfig, seconds
-from mainspring.dispatch.attempt import Attempt
+from mainspring.dispatch.attempt import Attempt, work_of
 from mainspring.dispatch.exclusion import Exclusion
 from mainspring.dispatch.intake import Intake
 from mainspring.dispatch.lane import LaneDesk, is_suspect
 from mainspring.dispatch.parts import Parts
 from mainspring.dispatch.recording import Recorder
+from mainspring.dispatch.registry import record_of
 from mainspring.dispatch.watch import Watch
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import InternalError, TaskError, from_info, invalid
-from mainspring.execution.base import Report, Work
+from mainspring.errors import InternalError, TaskError
+from mainspring.execution.base import Report
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import Lane as LaneName
 from mainspring.processors.base import failure
 from mainspring.processors.calls import submitter
-from mainspring.processors.custom import Handler
-from mainspring.results.values import Values
+from mainspring.results.values import Values, completed
 from mainspring.results.waiters import Waiters, Waiting
 from mainspring.store.base import (
     BLOB_INPUT,
@@ -36,11 +34,8 @@ from mainspring.store.base import (
     RELEASED,
     Accepted,
     Claimed,
-    Ended,
     Finish,
-    HandlerRecord,
     Lane,
-    Spec,
 )
 from mainspring.tasks import (
     ErrorInfo,
@@ -52,9 +47,7 @@ from mainspring.tasks import (
     TaskResult,
     TaskType,
 )
-from mainspring.tasks.codec import json_schema, to_json
 from mainspring.tasks.lifecycle import CANCELLED as STATUS_CANCELLED
-from mainspring.tasks.lifecycle import COMPLETED as STATUS_COMPLETED
 
 logger = logging.getLogger("mainspring.dispatch")
 
@@ -63,8 +56,6 @@ _RECORD_STARTS_S = 0.02
 _CANCEL_WAIT_S = 2.0
 _MARKS_A_LANE = 1_000
 _PACE_S = 0.25
-_encoder = msgspec.msgpack.Encoder()
-_spec_decoder = msgspec.msgpack.Decoder(Spec)
 
 
 class TaskManager:
@@ -152,7 +143,7 @@ class TaskManager:
         types = self.executor.types_by_lane()
         for name, port in self.lanes.items():
             port.types = types.get(name, frozenset())
-        await self.store.register(list(self.executor.types), [_record_of(h) for h in self.executor.handlers.values()])
+        await self.store.register(list(self.executor.types), [record_of(h) for h in self.executor.handlers.values()])
         self.store.serve(self)
 
     def refresh(self) -> None:
@@ -266,7 +257,7 @@ class TaskManager:
     async def value(self, waiting: Waiting, timeout: float | str | None = None) -> Any:
         """Wait for a task and return its plain value, or raise its error."""
         ended = await self.waiters.wait(waiting, timeout)
-        return (await self.values.output(_completed(ended), self._value_of)).value
+        return (await self.values.output(completed(ended), self._value_of)).value
 
     async def _value_of(self, task_id: TaskId) -> Any:
         return await self.value(self.waiters.find(task_id.bytes))
@@ -376,7 +367,7 @@ class TaskManager:
             data = claim.input
             if claim.parents or claim.flags & (HAS_REFS | BLOB_INPUT):
                 data = await self.values.input(claim)
-            attempt = Attempt(claim, _work_of(claim, data), desk, mark, task)
+            attempt = Attempt(claim, work_of(claim, data), desk, mark, task)
         except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
             desk.freed()
             self._recorder.refuse(claim, exc, desk.port.name)
@@ -499,35 +490,3 @@ class TaskManager:
 
     async def _store_child(self, task: Task) -> None:
         await self.accept([task])
-
-
-def _work_of(claim: Claimed, data: bytes) -> Work:
-    namespace, kind, _ = claim.class_key
-    if claim.spec is None:
-        return Work(claim.id, claim.attempt, kind, data, namespace, None, None, claim.retry_count, claim.deadline_ms)
-    spec = _spec_decoder.decode(claim.spec)
-    params = _encoder.encode(spec.params) if spec.params else None
-    return Work(
-        claim.id, claim.attempt, kind, data, namespace, spec.model_id, params, claim.retry_count, claim.deadline_ms
-    )
-
-
-def _record_of(handler: Handler) -> HandlerRecord:
-    """What submitters without the code need to know of a handler."""
-    options = {"max_retries": handler.retry.max_retries, "timeout": handler.timeout, "priority": int(handler.priority)}
-    return HandlerRecord(
-        type=str(handler.task_type),
-        version=handler.version,
-        lane=handler.lane,
-        options=to_json(options),
-        schema=to_json(json_schema(handler.params_type)),
-        source=handler.source_hash,
-    )
-
-
-def _completed(ended: Ended) -> Ended:
-    if ended.status == STATUS_COMPLETED:
-        return ended
-    if ended.error is None:
-        raise invalid("task", TaskId(ended.id), "ended without a recorded error", "please report this")
-    raise from_info(msgspec.msgpack.decode(ended.error, type=ErrorInfo))

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from mainspring.blobs.base import BlobStore
 from mainspring.config import StoreConfig
-from mainspring.errors import DependencyNotMet, invalid
+from mainspring.errors import DependencyNotMet, from_info, invalid
 from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, STANDS_FOR, Claimed, Ended, ParentResult
-from mainspring.tasks import TaskId, TaskOutput
+from mainspring.tasks import ErrorInfo, TaskId, TaskOutput
 from mainspring.tasks.codec import decode_input, decode_output, encode, refs_in
 from mainspring.tasks.lifecycle import COMPLETED
 
@@ -77,3 +79,12 @@ class Values:
             return decode_output(data).value
         nested = {ref: await self._result_of(ref, parents) for ref in refs_in(data)}
         return decode_output(data, nested).value
+
+
+def completed(ended: Ended) -> Ended:
+    """Return a completed task's end; raise the error of any other."""
+    if ended.status == COMPLETED:
+        return ended
+    if ended.error is None:
+        raise invalid("task", TaskId(ended.id), "ended without a recorded error", "please report this")
+    raise from_info(msgspec.msgpack.decode(ended.error, type=ErrorInfo))

@@ -1,0 +1,20 @@
+"""What this process serves, as submitters without its code learn of it through the store."""
+
+from __future__ import annotations
+
+from mainspring.processors.custom import Handler
+from mainspring.store.base import HandlerRecord
+from mainspring.tasks.codec import json_schema, to_json
+
+
+def record_of(handler: Handler) -> HandlerRecord:
+    """What submitters without the code need to know of a handler."""
+    options = {"max_retries": handler.retry.max_retries, "timeout": handler.timeout, "priority": int(handler.priority)}
+    return HandlerRecord(
+        type=str(handler.task_type),
+        version=handler.version,
+        lane=handler.lane,
+        options=to_json(options),
+        schema=to_json(json_schema(handler.params_type)),
+        source=handler.source_hash,
+    )
