@@ -17,12 +17,12 @@ def demo(
     store: Annotated[
         Path, typer.Option("--store", metavar="FOLDER", help="Folder for the documents and the store.")
     ] = Path("mainspring-demo"),
-    full: Annotated[bool, typer.Option("--full", help="Index the whole standard library, half as much again.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Index the whole standard library, twice as much.")] = False,
     as_json: AsJson = False,
 ) -> int:
     """Index the documentation of this Python, ask questions meanwhile and after, and measure it all.
 
-    Takes about a minute and a half on two cores. Stop it when you like: the next start goes on and computes nothing
+    Takes a little more than a minute on two cores. Stop it when you like: the next start goes on and computes nothing
     twice.
     """
     from mainspring.cli.demo.report import show
