@@ -101,7 +101,6 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
     prefetch_max: int = 2048  # and never more than this, a lane
     grace_s: float = 2.0  # between asking a handler to stop and giving its slot up
     drain_s: float = 30.0  # how long stop() lets running work finish before releasing it
-    stall_s: float = 600.0  # a living worker silent for longer loses its attempts
 
     def __post_init__(self) -> None:
         _check(
@@ -113,7 +112,7 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
         )
         for name in ("batch_size", "async_slots", "thread_slots", "process_slots", "prefetch_max"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "is not positive", "use 1 or more")
-        for name in ("processing_interval", "grace_s", "drain_s", "stall_s", "prefetch_s"):
+        for name in ("processing_interval", "grace_s", "drain_s", "prefetch_s"):
             seconds(getattr(self, name), name)
         _check(
             seconds(self.processing_interval, "processing_interval") > 0,

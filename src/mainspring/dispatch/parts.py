@@ -14,7 +14,7 @@ from mainspring.blobs.keys import apply_delete as delete_key
 from mainspring.blobs.keys import apply_ref as put_key
 from mainspring.blobs.keys import named as named_blobs
 from mainspring.blobs.local import LocalBlobStore
-from mainspring.config import EngineConfig
+from mainspring.config import EngineConfig, seconds
 from mainspring.environment import SYSTEM, Environment
 from mainspring.execution.executor import TaskExecutor
 from mainspring.models.base import EmbeddingModel
@@ -56,6 +56,7 @@ class Parts:
             env=env,
             queue_size=config.manager.queue_size,
             batch_size=config.manager.batch_size,
+            look_s=seconds(config.manager.processing_interval, "processing_interval"),
             extra_schema=VECTOR_SCHEMA + BLOB_SCHEMA,
             appliers=_APPLIERS,
             named_blobs=named_blobs,

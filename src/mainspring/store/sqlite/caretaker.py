@@ -33,8 +33,9 @@ _BLOB_AGE_S = 86_400.0
 
 
 class Caretaker:
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, store: SqliteStore, look_s: float) -> None:
         self._store = store
+        self._look_ticks = max(1, round(look_s / TICK_S))
         self._lock: LeaderLock | None = None
         self._task: asyncio.Task[None] | None = None
         self._cursor = 0
@@ -65,11 +66,11 @@ class Caretaker:
                     await duty()
                 except StoreUnavailable as exc:
                     logger.warning("upkeep waits: %s", exc)
-                except Exception:
+                except Exception:  # the boundary: one duty that fails must not end the others; it is logged
                     logger.exception("upkeep failed; it is tried again")
 
     async def _look(self) -> None:
-        if self._ticks % 4 == 0:
+        if self._ticks % self._look_ticks == 0:
             self._store.look()
 
     async def _note_progress(self) -> None:

@@ -61,6 +61,7 @@ class SqliteStore:
         env: Environment = SYSTEM,
         queue_size: int | None = None,
         batch_size: int = 512,
+        look_s: float = 1.0,
         extra_schema: str = "",
         appliers: Mapping[type, Applier] | None = None,
         named_blobs: Callable[[apsw.Connection, Sequence[str]], set[str]] | None = None,
@@ -87,7 +88,7 @@ class SqliteStore:
         )
         self._reader = Reader(lambda: open_reader(self.path), env)
         self._bell = Bell(self.folder, self.worker_id, self._heard)
-        self._caretaker = Caretaker(self)
+        self._caretaker = Caretaker(self, look_s)
         self._life: LifeFile | None = None
         self._port: WorkerPort | None = None
         self._closed = False
