@@ -25,7 +25,7 @@ from mainspring.errors import (
     TaskError,
     TaskNotFound,
 )
-from mainspring.store.sqlite.connection import APPLICATION_ID, SCHEMA_VERSION
+from mainspring.store.sqlite.connection import APPLICATION_ID, SCHEMA_VERSION, refuse_unfit
 
 pytestmark = pytest.mark.anyio
 
@@ -314,3 +314,29 @@ async def test_a_memory_store_vanishes(tmp_path: Path) -> None:
     async with opened(make()) as third:
         with pytest.raises(TaskNotFound):
             await third.info(id)
+
+
+_MAKE_MANY = """
+import sys
+from pathlib import Path
+from mainspring.config import StoreConfig
+from mainspring.store.sqlite.connection import open_writer
+for n in range(int(sys.argv[2])):
+    open_writer(Path(sys.argv[1], f"{n}.db"), StoreConfig()).close()
+"""
+
+
+def test_a_file_in_the_making_is_no_foreign_one(tmp_path: Path) -> None:
+    """Whoever looks at a store that another process creates, opens or closes at that moment takes it for what it is."""
+    many = 100
+    looks, at = 0, 0
+    with subprocess.Popen([sys.executable, "-c", _MAKE_MANY, str(tmp_path), str(many)]) as maker:
+        while maker.poll() is None:
+            path = tmp_path / f"{at}.db"
+            if (tmp_path / f"{at + 1}.db").exists():
+                at += 1
+            elif path.exists():
+                refuse_unfit(path)
+                looks += 1
+    assert maker.returncode == 0
+    assert looks > many

@@ -28,6 +28,8 @@ SCHEMA_VERSION = 1
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "ceph"})
 _CACHE_KIB = 64 * 1024
 _CHECK_LIMIT = 256 * MIB
+_PEEK_MS = 5_000
+_LOOKS, _LOOK_AGAIN_S = 5, 0.05
 
 
 @contextmanager
@@ -56,7 +58,7 @@ def open_writer(path: Path, config: StoreConfig, *, extra_schema: str = "", vola
 
     Raises: StoreNewer, StoreForeign, StoreReadOnly, StoreDamaged, StoreUnavailable.
     """
-    _refuse_unfit(path)
+    refuse_unfit(path)
     with our_errors(path):
         _create(path)
         connection = apsw.Connection(os.fspath(path), statementcachesize=400)
@@ -129,13 +131,31 @@ def refuse_unreachable(path: Path) -> None:
         raise StoreReadOnly(f"{path} or its folder can't be written; check the rights")
 
 
-def _refuse_unfit(path: Path) -> None:
+def refuse_unfit(path: Path) -> None:
+    """Raises StoreRefused for a file that is no store, damaged, newer, or where no store can be; changes nothing."""
     refuse_unreachable(path)
     kind = _filesystem(path.parent)
     if kind in _NETWORK_FILESYSTEMS:
         raise StoreRefused(
             f"{path} lies on {kind}, where locks and shared memory don't work; use a local disk or Postgres"
         )
+    for _ in range(_LOOKS):
+        try:
+            _look(path)
+            return
+        except StoreRefused:
+            if not _is_fresh(path):
+                raise
+        SYSTEM.sleep(_LOOK_AGAIN_S)
+    _look(path)
+
+
+def _is_fresh(path: Path) -> bool:
+    """Whether somebody may be making or closing the file just now: a look without locks is no verdict then."""
+    return abs(SYSTEM.wall_ms() - path.stat().st_mtime_ns // 1_000_000) < _LOOKS * _LOOK_AGAIN_S * 1000
+
+
+def _look(path: Path) -> None:
     if not path.exists() or path.stat().st_size == 0:
         return
     # Without a log nobody has it open, and a look that takes no locks leaves no files of its own beside it.
@@ -146,6 +166,8 @@ def _refuse_unfit(path: Path) -> None:
     except apsw.CantOpenError as exc:
         raise StoreReadOnly(f"{path} can't be opened ({exc}); check its rights") from exc
     try:
+        peek.set_busy_timeout(_PEEK_MS)
+        peek.execute("BEGIN")  # all is of one moment
         _refuse_foreign(path, peek)
         _refuse_damaged(path, peek)
     except apsw.NotADBError as exc:
