@@ -32,7 +32,7 @@ from mainspring.tasks.lifecycle import STATUS_OF, STORED_REASONS, State
 WORK, OTHER = "custom:work", "custom:other"
 AGEING_MS = 60_000
 OUTPUT = encode(TextOutput("done"))[0]
-NOBODY = Claimed(-1, bytes(16), 1, -1, ("default", WORK, ""), 0, 0, 1, 0, 0, 0, 0, 0, None, None, b"", None)
+NOBODY = Claimed(bytes(16), 1, WORK, b"", seq=-1, owner=-1, class_key=("default", WORK, ""))
 
 
 class Clock(Environment):
@@ -256,7 +256,7 @@ class SqliteFactory:
         await asyncio.to_thread(store._thread.join)
         await asyncio.to_thread(store._reader.stop)
         assert store._life is not None
-        store._life._marks.close()
+        store._life._unmap()
         os.close(store._life._fd)
         store._life._fd = -1
         store._caretaker.release()

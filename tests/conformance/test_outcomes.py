@@ -21,7 +21,7 @@ from mainspring.store.base import (
     SUSPECT,
     TIMEOUT,
 )
-from mainspring.tasks import ErrorInfo, TaskStatus
+from mainspring.tasks import ErrorInfo, TaskStatus, Usage
 
 pytestmark = pytest.mark.anyio
 
@@ -32,8 +32,8 @@ async def test_completed(store: Any, port: Port) -> None:
     """The result is there with its output and what the attempt cost; the listener heard of it."""
     (id,) = await submit(store, new())
     claim = await port.take()
-    await port.finish(claim, duration_us=2_000_000, cpu_us=500_000, memory=9, batch=4, wait_ms=3,
-                      started_ms=store.now_ms())  # fmt: skip
+    usage = Usage(duration=2.0, cpu_time=0.5, memory_bytes=9, batch_size=4)
+    await port.finish(claim, usage=usage, started_ms=claim.ready_ms + 3)
     result = await store.result(id)
     assert (result.status, result.output.text, result.error) == (TaskStatus.COMPLETED, "done", None)
     metrics = result.metrics

@@ -447,3 +447,39 @@ async def test_neighbours_on_the_loop_are_not_charged_for_each_other(engine: Eng
     assert cpu[1] is not None
     assert cpu[0] < 0.04
     assert cpu[1] >= 0.08
+
+
+async def test_a_cancelled_slot_serves_on() -> None:
+    """A handler that cancels the asyncio task it runs in and returns at once harms no slot and no other handler."""
+    async with engine_on(async_slots=1) as engine:
+
+        @engine.task(retry=0)
+        async def rude(n: int) -> int:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            return n
+
+        @engine.task(retry=0)
+        async def waits(n: int) -> int:
+            await asyncio.sleep(0.001)
+            return n
+
+        for _ in range(3):
+            handles = [await engine.submit(function, n) for n in range(4) for function in (rude, waits)]
+            assert [await value(handle) for handle in handles] == [0, 0, 1, 1, 2, 2, 3, 3]
+        await asyncio.sleep(0.01)  # the slot has gone to rest meanwhile
+        assert await value(await engine.submit(waits, 5)) == 5
+
+
+async def test_slots_wake_each_other() -> None:
+    """Handlers that wait for one another all begin, however few claims arrive in one go."""
+    async with engine_on(async_slots=16) as engine:
+        barrier = asyncio.Barrier(16)
+
+        @engine.task(retry=0, timeout=LIMIT_S)
+        async def meets(n: int) -> int:
+            await barrier.wait()
+            return n
+
+        assert await engine.gather(await engine.map(meets, range(16))) == list(range(16))

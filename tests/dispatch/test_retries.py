@@ -242,9 +242,8 @@ async def test_a_failed_task_can_be_retried_by_hand(engine: Engine) -> None:
 
 def claim(**fields: Any) -> Claimed:
     known: dict[str, Any] = {
-        "seq": 1, "id": bytes(16), "attempt": 1, "owner": 1, "class_key": ("default", "custom:f", ""), "rank": 0,
-        "flags": 0, "priority": 1, "retry_count": 0, "max_retries": 3, "crashes": 0, "releases": 0, "ready_ms": 0,
-        "deadline_ms": None, "timeout_ms": None, "input": b"", "spec": None,
+        "seq": 1, "id": bytes(16), "attempt": 1, "task_type": "custom:f", "input": b"", "owner": 1, "max_retries": 3,
+        "class_key": ("default", "custom:f", ""),
     }  # fmt: skip
     return Claimed(**{**known, **fields})
 

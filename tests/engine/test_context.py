@@ -377,7 +377,7 @@ async def test_bad_children_fail_their_parent(engine: Engine, double: Any) -> No
 
 async def test_a_plain_call_of_a_handler_with_a_context(engine: Engine) -> None:
     """Outside of the engine there is nothing to submit to, and the context says so."""
-    context = Context(id=TaskId(), attempt=1, send=lambda signal: None)
+    context = Context(id=TaskId().bytes, attempt=1, send=lambda signal: None)
 
     def plain() -> None: ...
 

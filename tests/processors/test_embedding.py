@@ -58,8 +58,8 @@ def processor(models: ModelManager) -> EmbeddingProcessor:
 def item(input: TaskInput, signals: list[Signal] | None = None, model_id: str | None = None, **params: Any) -> Item:
     id = TaskId()
     sent: list[Signal] = [] if signals is None else signals
-    context = Context(id=id, attempt=1, send=sent.append)
-    return Item(task_id=id, attempt=1, input=input, context=context, model_id=model_id, params=params)
+    context = Context(id=id.bytes, attempt=1, send=sent.append)
+    return Item(input=input, context=context, model_id=model_id, params=params)
 
 
 def output(outcome: Outcome) -> EmbeddingOutput:

@@ -64,8 +64,8 @@ def processor(models: ModelManager) -> InferenceProcessor:
 
 def item(input: TaskInput, model_id: str | None, **params: Any) -> Item:
     id = TaskId()
-    context = Context(id=id, attempt=1, send=lambda signal: None)
-    return Item(task_id=id, attempt=1, input=input, context=context, model_id=model_id, params=params)
+    context = Context(id=id.bytes, attempt=1, send=lambda signal: None)
+    return Item(input=input, context=context, model_id=model_id, params=params)
 
 
 def value(outcome: Outcome) -> Any:

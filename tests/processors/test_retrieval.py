@@ -52,8 +52,8 @@ class Place:
     def run(self, input: Any, **params: Any) -> Outcome:
         id = TaskId()
         input = input if isinstance(input, (Text, Binary)) else Custom(input)
-        context = Context(id=id, attempt=1, send=lambda _: None)
-        item = Item(task_id=id, attempt=1, input=input, params=params, context=context)
+        context = Context(id=id.bytes, attempt=1, send=lambda _: None)
+        item = Item(input=input, params=params, context=context)
         return self.processor.process([item])[0]
 
     def get(self, input: Any, **params: Any) -> Any:

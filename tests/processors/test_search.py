@@ -59,8 +59,8 @@ def run(
 ) -> list[Outcome]:
     def item(query: SearchQuery | Text) -> Item:
         id = TaskId()
-        context = Context(id=id, attempt=1, send=lambda signal: None)
-        return Item(task_id=id, attempt=1, input=query, context=context, model_id=model_id)
+        context = Context(id=id.bytes, attempt=1, send=lambda signal: None)
+        return Item(input=query, context=context, model_id=model_id)
 
     return list(SearchProcessor(store, embed).process([item(query) for query in queries]))
 

@@ -32,8 +32,8 @@ def processor(blobs: LocalBlobStore) -> StorageProcessor:
 def item(input: Any, **params: Any) -> Item:
     id = TaskId()
     through_the_store = decode_input(encode_input(input)[0])
-    context = Context(id=id, attempt=1, send=lambda _: None)
-    return Item(task_id=id, attempt=1, input=through_the_store, params=params, context=context)
+    context = Context(id=id.bytes, attempt=1, send=lambda _: None)
+    return Item(input=through_the_store, params=params, context=context)
 
 
 def done(outcome: Outcome) -> tuple[StoredRef, Any]:

@@ -52,9 +52,7 @@ def processor(model: TrainedModel) -> TextProcessor:
 def item(input: Any, steps: Sequence[Any] | None) -> Item:
     id = TaskId()
     params = {} if steps is None else {"steps": list(steps)}
-    return Item(
-        task_id=id, attempt=1, input=input, params=params, context=Context(id=id, attempt=1, send=lambda _: None)
-    )
+    return Item(input=input, params=params, context=Context(id=id.bytes, attempt=1, send=lambda _: None))
 
 
 def value(outcome: Outcome) -> Any:
@@ -89,8 +87,8 @@ def test_default_needs_no_library() -> None:
         "from mainspring.tasks.payloads import Text\n"
         "from mainspring.tasks.identity import TaskId\n"
         "id = TaskId()\n"
-        "context = Context(id=id, attempt=1, send=print)\n"
-        "item = Item(task_id=id, attempt=1, input=Text(' Te\\u0301st '), context=context)\n"
+        "context = Context(id=id.bytes, attempt=1, send=print)\n"
+        "item = Item(input=Text(' Te\\u0301st '), context=context)\n"
         "assert TextProcessor().process([item])[0].output.value == 'T\\xe9st'\n"
         "item.params['steps'] = ['fix']\n"
         "failed = TextProcessor().process([item])[0]\n"

@@ -118,17 +118,22 @@ async def test_a_lost_blob_is_an_error_and_no_hang(engine: Engine, same: Any) ->
     assert await value(await engine.submit(same, 1)) == 1
 
 
-async def test_handles_that_nobody_holds_cost_nothing(engine: Engine, same: Any) -> None:
-    """Their places go with them, also when thousands are submitted and forgotten."""
-    waiters = engine.manager.waiters
-    last = None
-    for _ in range(5):
-        last = (await engine.map(same, range(200)))[-1]
-    await value(last)  # type: ignore[arg-type]
-    await engine.submit(same, 1, delay=3600)
-    del last
-    gc.collect()
-    assert len(waiters._waiting) == 0
+async def test_handles_that_nobody_holds_cost_nothing(tmp_path: Path) -> None:
+    """Their places go, also where many thousand tasks are submitted, forgotten, and never run."""
+    async with engine_on(tmp_path / "work.db", queue_size=None) as engine:
+
+        @engine.task
+        async def late(n: int) -> int:
+            return n
+
+        places = engine.manager.waiters._waiting
+        for _ in range(12):
+            await engine.map(late, range(1_000), delay=3600)
+        gc.collect()
+        held = await engine.submit(late, 1, delay=3600)
+        assert held.key in engine.manager.waiters._waiting
+        assert len(engine.manager.waiters._waiting) < 6_000
+        assert places is not engine.manager.waiters._waiting  # it was swept
 
 
 async def test_a_cancelled_wait_harms_no_other(engine: Engine, same: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 from tests.conformance.kit import Port, SqliteFactory, new, opened, status, submit
 
 from mainspring.errors import StoreUnavailable, SubmitIndeterminate, TaskError
-from mainspring.store.base import FAILED
+from mainspring.store.base import FAILED, Accepted
 from mainspring.tasks import TaskId, TaskStatus
 
 pytestmark = pytest.mark.anyio
@@ -303,7 +303,7 @@ async def test_a_commit_in_doubt_with_a_key(doubtful: Any, plan: dict[str, Any],
     fresh = new()
     answer = await outcome(doubtful.submit([new("a", key="k"), fresh]))
     if fate == "carried out":
-        assert [tuple(accepted) for accepted in answer] == [(known, True), (fresh.id, False)]
+        assert answer == [Accepted(known, True), Accepted(fresh.id, False)]
     else:
         assert isinstance(answer, StoreUnavailable)
 
@@ -337,7 +337,7 @@ async def test_doubt_that_can_not_be_cleared_is_named(
     assert answer.task_id == TaskId(task.id)
     assert isinstance(await outcome(doubtful.submit([new()])), StoreUnavailable)
     plan.clear()
-    assert [tuple(accepted) for accepted in await doubtful.submit([task])] == [(task.id, True)]
+    assert await doubtful.submit([task]) == [Accepted(task.id, True)]
     assert len(factory.states()) == 1
 
 

@@ -2,74 +2,55 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from mainspring.execution.base import StopCause, Work
+from mainspring.execution.base import StopCause
 from mainspring.store.base import Claimed, Spec
 from mainspring.tasks import Progress, Signal, Started
-
-if TYPE_CHECKING:
-    from mainspring.dispatch.lane import LaneDesk
 
 _encoder = msgspec.msgpack.Encoder()
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
 
 
-class Attempt:
+class Attempt(msgspec.Struct, eq=False, gc=False):
     """What is known of a running claim; its handler's signals arrive here, from whatever thread."""
 
-    __slots__ = (
-        "abandoned",
-        "asked_at",
-        "cause",
-        "claim",
-        "desk",
-        "ended",
-        "in_child",
-        "recorded",
-        "slot",
-        "started_at",
-        "started_ms",
-        "task",
-        "work",
-    )
+    claim: Claimed
+    desk: Any  # LaneDesk
+    slot: int
+    task: Any  # the slot's asyncio.Task
+    runner: Any = None  # where it runs
+    started_at: float | None = None  # monotonic seconds
+    in_child: bool = False  # a suspect that runs in a child process
+    recorded: bool = False  # the store has been told that it runs
+    cause: StopCause | None = None  # why it was asked to stop
+    asked_at: float = 0.0
+    ended: bool = False  # its handler returned; only the record is missing
+    abandoned: bool = False  # its slot was given up; whatever still comes is dropped
 
-    def __init__(self, claim: Claimed, work: Work, desk: LaneDesk, slot: int, task: asyncio.Task[Any]) -> None:
-        self.claim = claim
-        self.work = work
-        self.desk = desk
-        self.slot = slot
-        self.started_at: float | None = None  # monotonic seconds
-        self.started_ms: int | None = None
-        self.in_child = False  # a suspect that runs in a child process
-        self.recorded = False  # the store has been told that it runs
-        self.cause: StopCause | None = None  # why it was asked to stop
-        self.asked_at = 0.0
-        self.task = task  # the slot's
-        self.ended = False  # its handler returned; only the record is missing
-        self.abandoned = False  # its slot was given up; whatever still comes is dropped
+    @property
+    def started_ms(self) -> int | None:
+        return None if self.started_at is None else self.desk.store.ms_at(self.started_at)
 
     def send(self, signal: Signal) -> None:
         if type(signal) is Started:
-            desk = self.desk
+            desk, claim = self.desk, self.claim
             self.started_at = desk.env.monotonic()
-            self.started_ms = desk.store.ms_at(self.started_at)
             if desk.mark is not None:
-                desk.mark(self.slot, self.claim.seq, self.claim.attempt)
+                desk.mark(self.slot, claim.seq, claim.attempt)
         elif type(signal) is Progress and not self.abandoned:
             self.desk.store.progress(self.claim, signal.done, signal.total)
 
 
-def work_of(claim: Claimed, data: bytes) -> Work:
-    """Return what a runner needs of a claim; `data` is its input with parents' results in place."""
-    namespace, kind, _ = claim.class_key
-    if claim.spec is None:
-        return Work(claim.id, claim.attempt, kind, data, namespace, None, None, claim.retry_count, claim.deadline_ms)
-    spec = _spec_decoder.decode(claim.spec)
-    params = _encoder.encode(spec.params) if spec.params else None
-    return Work(
-        claim.id, claim.attempt, kind, data, namespace, spec.model_id, params, claim.retry_count, claim.deadline_ms
-    )
+def complete(claim: Claimed, input: bytes) -> None:
+    """Put in place what the handler needs and the claim came without: parents' results, the rarely used fields."""
+    claim.input = input
+    if claim.spec is not None:
+        spec = _spec_decoder.decode(claim.spec)
+        claim.model_id = spec.model_id
+        claim.params = _encoder.encode(spec.params) if spec.params else None
+
+
+__all__ = ["Attempt", "complete"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -12,11 +13,12 @@ from mainspring.config import SchedulerConfig, seconds
 from mainspring.environment import Environment
 from mainspring.errors import UnsupportedTaskType, invalid
 from mainspring.execution.executor import TaskExecutor
-from mainspring.processors.calls import id_of
+from mainspring.processors.calls import id_of, typed_task, with_declared
+from mainspring.processors.custom import Handler
 from mainspring.results.values import Values
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, POLICY_CODE, NewTask, Spec, Store
-from mainspring.tasks import Task, TaskId, TaskPriority, TaskType
-from mainspring.tasks.codec import encode_input
+from mainspring.tasks import Custom, Task, TaskId, TaskPriority, TaskType
+from mainspring.tasks.codec import encode, encode_input
 
 _spec_encoder = msgspec.msgpack.Encoder()
 _MAX_NAME = 128
@@ -36,21 +38,44 @@ class Intake:
         self._config = config
         self._env = env
         self._elsewhere: frozenset[str] = frozenset()
+        self._patterns: WeakKeyDictionary[Handler, NewTask] = WeakKeyDictionary()  # of calls without options
 
-    async def new_tasks(self, tasks: Sequence[Task]) -> list[NewTask]:
+    async def new_tasks(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
         """Return the tasks in their stored form. Raises InvalidInput or UnsupportedTaskType for the first bad one."""
         result = []
         served, inline = self._executor.types, self._values.inline_bytes
         for task in tasks:
-            if task.task_type not in served and task.task_type not in self._elsewhere:
-                await self._look_elsewhere(task.task_type)
-            data, refs = self._checked(task)
-            flags = HAS_REFS if refs else 0
-            if len(data) > inline:
-                data = await self._values.put(data, "input")
-                flags |= BLOB_INPUT
-            result.append(self._new_task(task, data, refs, flags))
+            if isinstance(task, NewTask):
+                new = task
+            else:
+                if task.task_type not in served and task.task_type not in self._elsewhere:
+                    await self._look_elsewhere(task.task_type)
+                new = self._new_task(task)
+            if len(new.input) > inline:
+                new.input = await self._values.put(new.input, "input")
+                new.flags |= BLOB_INPUT
+            result.append(new)
         return result
+
+    def call_maker(self, handler: Handler, options: Mapping[str, Any]) -> CallMaker:
+        """Return what makes calls of a handler with these options: they are checked once, not for each call.
+
+        Raises: InvalidInput.
+        """
+        pattern = self._patterns.get(handler) if not options else None
+        if pattern is None:
+            task = typed_task(handler.task_type, Custom({}), with_declared(handler, options))
+            self._check_fields(task)
+            pattern = self._stored(task, b"", ())
+            if not options:
+                self._patterns[handler] = pattern
+        return CallMaker(handler, pattern, self._env.new_id)
+
+    def _new_task(self, task: Task) -> NewTask:
+        data, refs = encode_input(task.input)
+        self._executor.check(task, has_refs=bool(refs))
+        self._check_fields(task)
+        return self._stored(task, data, refs)
 
     async def _look_elsewhere(self, kind: TaskType) -> None:
         """A submitter need not have the code: some worker may have registered it in the store."""
@@ -59,9 +84,8 @@ class Intake:
             known = ", ".join(sorted({*self._executor.types, *self._elsewhere}))
             raise UnsupportedTaskType(f"task_type = {str(kind)!r}: nobody has registered it; registered are {known}")
 
-    def _checked(self, task: Task) -> tuple[bytes, tuple[TaskId, ...]]:
-        data, refs = encode_input(task.input)
-        self._executor.check(task, has_refs=bool(refs))
+    def _check_fields(self, task: Task) -> None:
+        """Raises InvalidInput for what no task may be, whatever its type and input."""
         if task.timeout is not None and seconds(task.timeout, "timeout") == 0:
             raise invalid("timeout", task.timeout, "leaves no time", "use a positive number of seconds, or None")
         if task.priority not in _PRIORITIES:
@@ -89,9 +113,8 @@ class Intake:
                 "is unknown",
                 f"use one of {', '.join(POLICY_CODE)}",
             )
-        return data, refs
 
-    def _new_task(self, task: Task, data: bytes, refs: Sequence[TaskId], flags: int) -> NewTask:
+    def _stored(self, task: Task, data: bytes, refs: Sequence[TaskId]) -> NewTask:
         deadline_ms = not_before_ms = None
         if task.deadline is not None:
             deadline_ms = _ms(task.deadline, "deadline")
@@ -116,7 +139,7 @@ class Intake:
             timeout_ms=None if timeout is None else max(1, int(seconds(timeout, "timeout") * 1000)),
             deadline_ms=deadline_ms,
             not_before_ms=not_before_ms,
-            flags=flags,
+            flags=HAS_REFS if refs else 0,
             spec=self._spec(task),
             key=task.idempotency_key,
             after=after,
@@ -159,6 +182,33 @@ class Intake:
             raise invalid(
                 "metadata and params", spec.params, f"can't be stored ({exc})", "use JSON-like values"
             ) from exc
+
+
+class CallMaker:
+    """Makes calls of one handler with the same options, straight in their stored form."""
+
+    __slots__ = ("_handler", "_new_id", "_pattern")
+
+    def __init__(self, handler: Handler, pattern: NewTask, new_id: Callable[[], bytes]) -> None:
+        self._handler = handler
+        self._pattern = pattern
+        self._new_id = new_id
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], id: bytes | None = None) -> NewTask:
+        """Raises InvalidInput for arguments that don't fit or can't be stored."""
+        handler, like = self._handler, self._pattern
+        bound = handler.bind(args, kwargs)
+        data, refs = encode(Custom(bound))
+        flags, after = like.flags, like.after
+        if refs:
+            flags |= HAS_REFS
+            after = tuple(dict.fromkeys((*after, *(ref.bytes for ref in refs))))
+        else:
+            handler.check_arguments(bound)
+        return NewTask(
+            id or self._new_id(), like.class_key, data, like.priority, like.max_retries, like.timeout_ms,
+            like.deadline_ms, like.not_before_ms, flags, like.spec, like.key, after, like.policy,
+        )  # fmt: skip
 
 
 def _check_names(task: Task) -> None:

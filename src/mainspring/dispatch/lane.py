@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
+from bisect import insort
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -29,7 +29,7 @@ class LaneDesk:
         store: Store,
         config: TaskManagerConfig,
         env: Environment,
-        serve: Callable[[LaneDesk, Claimed, int, asyncio.Task[Any]], Awaitable[bool]],
+        serve: Callable[[LaneDesk, Claimed, int, asyncio.Task[Any]], Awaitable[bool] | None],
         broken: Callable[[LaneDesk, Claimed, Exception], None],
         first_mark: int,
     ) -> None:
@@ -40,12 +40,12 @@ class LaneDesk:
         self.slots = slots
         self.runner = runner
         self.running: dict[bytes, Attempt] = {}
+        self.over: Claimed | None = None  # the last one whose handler ended
         self._config = config
         self._prefetch_s = seconds(config.prefetch_s, "prefetch_s")
         self._serve = serve
         self._broken = broken
-        self._queue: list[tuple[int, int, Claimed]] = []
-        self._gone: set[int] = set()  # seqs of queued claims that were withdrawn
+        self._queue: deque[Claimed] = deque()  # in the one order
         self._idle: deque[asyncio.Future[None]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_mark = first_mark
@@ -75,85 +75,96 @@ class LaneDesk:
         task.add_done_callback(self._tasks.discard)
 
     def put(self, claims: list[Claimed]) -> None:
-        queue, idle = self._queue, self._idle
+        queue = self._queue
         for claim in claims:
-            heapq.heappush(queue, (claim.rank, claim.seq, claim))
+            if queue and _place(claim) < _place(queue[-1]):
+                insort(queue, claim, key=_place)
+            else:
+                queue.append(claim)
         if self._rests_since is not None:
             self._at_rest += self.env.monotonic() - self._rests_since
             self._rests_since = None
-        for _ in range(min(len(claims), len(idle))):
-            waiting = idle.popleft()
+        self._wake_one()
+
+    def _wake_one(self) -> None:
+        """Wake a slot. One is enough: whoever has to wait for its handler wakes the next one first."""
+        while self._idle:
+            waiting = self._idle.popleft()
             if not waiting.done():
                 waiting.set_result(None)
+                return
 
-    def withdraw(self, seq: int) -> Claimed | None:
+    def withdraw(self, claim: Claimed) -> None:
         """Take a claim out that has not been given to a slot."""
-        for _, _, claim in self._queue:
-            if claim.seq == seq and seq not in self._gone:
-                self._gone.add(seq)
-                return claim
-        return None
+        self._queue.remove(claim)
 
     def find(self, id: bytes) -> Claimed | None:
-        return next((claim for _, _, claim in self._queue if claim.id == id and claim.seq not in self._gone), None)
+        return next((claim for claim in self._queue if claim.id == id), None)
 
     def take(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
         """Take claims that have not been given to a slot out of the queue."""
-        kept: list[tuple[int, int, Claimed]] = []
-        taken: list[tuple[int, int, Claimed]] = []
-        for item in self._queue:
-            if item[2].seq in self._gone:
-                continue
-            (taken if is_wanted(item[2]) else kept).append(item)
-        self._gone.clear()
-        heapq.heapify(kept)
-        self._queue[:] = kept
-        return [claim for _, _, claim in taken]
+        taken = [claim for claim in self._queue if is_wanted(claim)]
+        if taken:
+            kept = [claim for claim in self._queue if not is_wanted(claim)]
+            self._queue.clear()
+            self._queue.extend(kept)
+        return taken
 
     def take_surplus(self) -> list[Claimed]:
         """Take out what will not start soon after all: the tasks at hand are slower than those before them."""
         self._pace(self.env.monotonic())
         surplus = self.queued - 2 * max(self.slots, self.port.limit - self.slots)
-        if surplus <= 0:
-            return []
-        last = heapq.nlargest(surplus, self._queue)
-        seqs = {seq for _, seq, _ in last}
-        return self.take(lambda claim: claim.seq in seqs)
+        return [self._queue.pop() for _ in range(surplus)]
 
     @property
     def queued(self) -> int:
-        return len(self._queue) - len(self._gone)
+        return len(self._queue)
 
     async def _slot(self, mark: int) -> None:
-        queue, idle = self._queue, self._idle
-        loop = asyncio.get_running_loop()
+        queue, serve = self._queue, self._serve
         task = asyncio.current_task()
         assert task is not None
         slice_at = self._now
         while self._open:
             if not queue:
-                waiting = loop.create_future()
-                idle.append(waiting)
-                if not self.running and self._rests_since is None:
-                    self._rests_since = self.env.monotonic()
-                await waiting
+                await self._unhurt(task, self._rest())
                 slice_at = self._now
                 continue
-            if self._now - slice_at > _SLICE_S:  # handlers that never wait must not keep the loop to themselves
-                await asyncio.sleep(0)
+            if self._now - slice_at > _SLICE_S or task.cancelling():
+                # Handlers that never wait must not keep the loop to themselves, and one may have cancelled the asyncio
+                # task that it ran in: that reaches us here, and not the next handler.
+                await self._unhurt(task, asyncio.sleep(0))
                 slice_at = self._now
                 continue
-            claim = heapq.heappop(queue)[2]
-            if self._gone and claim.seq in self._gone:
-                self._gone.discard(claim.seq)
-                continue
+            claim = queue.popleft()
             try:
-                is_good = await self._serve(self, claim, mark, task)
+                going = serve(self, claim, mark, task)
+                if going is None:
+                    continue
+                if queue:
+                    self._wake_one()
+                if not await going:
+                    return
             except Exception as exc:  # noqa: BLE001 - the boundary: a bug may cost a task, never its slot
                 self._broken(self, claim, exc)
-                continue
-            if not is_good:
-                return
+
+    def _rest(self) -> asyncio.Future[None]:
+        """Return what is done when there is a claim."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._idle.append(waiting)
+        if not self.running and self._rests_since is None:
+            self._rests_since = self.env.monotonic()
+        return waiting
+
+    async def _unhurt(self, task: asyncio.Task[Any], waiting: Awaitable[None]) -> None:
+        """Wait; a cancellation that is not ours ends no slot."""
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            if not self._open or task not in self._tasks:
+                raise
+            while task.uncancel():
+                pass
 
     def lose_slot(self, task: asyncio.Task[None] | None) -> None:
         """Go on without a slot whose handler does not come back: another takes its place."""
@@ -161,12 +172,13 @@ class LaneDesk:
             self._tasks.discard(task)
         self.add_slot()
 
-    def freed(self, n: int = 1) -> None:
-        """Claims that are over make room; the limit follows the rate: only what starts soon is claimed ahead."""
-        self.port.released += n
-        self._ended += n
+    def freed(self) -> None:
+        """A claim that is over makes room; the limit follows the rate: only what starts soon is claimed ahead."""
+        self.port.released += 1
+        self._ended += 1
         now = self._now = self.env.monotonic()
-        self._pace(now)
+        if now - self._window_at >= _RATE_WINDOW_S:
+            self._pace(now)
 
     def _pace(self, now: float) -> None:
         """Set the limit by the rate of the time in which something ran."""
@@ -194,6 +206,10 @@ class LaneDesk:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _place(claim: Claimed) -> tuple[int, int]:
+    return claim.rank, claim.seq
 
 
 def is_suspect(claim: Claimed) -> bool:

@@ -10,27 +10,21 @@ from functools import partial
 from typing import Any, Self
 
 from mainspring.config import EngineConfig, SchedulerConfig, TaskManagerConfig, seconds
-from mainspring.dispatch.attempt import Attempt, work_of
-from mainspring.dispatch.exclusion import Exclusion
+from mainspring.dispatch.course import Course
 from mainspring.dispatch.intake import Intake
-from mainspring.dispatch.lane import LaneDesk, is_suspect
+from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.parts import Parts
 from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.registry import record_of
-from mainspring.dispatch.watch import Watch
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import InternalError, TaskError
-from mainspring.execution.base import Report
+from mainspring.errors import TaskError
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import Lane as LaneName
-from mainspring.processors.base import failure
 from mainspring.processors.calls import submitter
-from mainspring.results.values import Values, completed
+from mainspring.results.values import Values, completed, is_at_hand
 from mainspring.results.waiters import Waiters, Waiting
 from mainspring.store.base import (
-    BLOB_INPUT,
     CANCELLED,
-    HAS_REFS,
     RELEASED,
     Accepted,
     Claimed,
@@ -38,7 +32,6 @@ from mainspring.store.base import (
     Lane,
 )
 from mainspring.tasks import (
-    ErrorInfo,
     RunningTask,
     Task,
     TaskId,
@@ -47,12 +40,11 @@ from mainspring.tasks import (
     TaskResult,
     TaskType,
 )
+from mainspring.tasks.codec import decode_output
 from mainspring.tasks.lifecycle import CANCELLED as STATUS_CANCELLED
 
 logger = logging.getLogger("mainspring.dispatch")
 
-_RECORD_STARTS_S = 0.02
-"""A handler that is still running after this long is recorded as RUNNING; most have ended by then."""
 _CANCEL_WAIT_S = 2.0
 _MARKS_A_LANE = 1_000
 _PACE_S = 0.25
@@ -85,14 +77,12 @@ class TaskManager:
         self.values = Values(self.parts.blobs, self.parts.config.store)
         self.waiters = Waiters(self.store)
         self._env = env
-        self._intake = Intake(self.executor, self.store, self.values, scheduler_config or SchedulerConfig(), env)
-        self._recorder = Recorder(self.store, self.executor, self.values, self._intake, env)
+        self.intake = Intake(self.executor, self.store, self.values, scheduler_config or SchedulerConfig(), env)
+        recorder = Recorder(self.store, self.executor, self.values, self.intake, env)
         self._desks: dict[str, LaneDesk] = {}
-        self._watch = Watch(self._attempts, self._give_up, seconds(self.config.grace_s, "grace_s"), env)
-        self._any = Exclusion()  # whoever runs
-        self._alone = Exclusion()  # who runs within this process and could harm it
+        grace_s = seconds(self.config.grace_s, "grace_s")
+        self._course = Course(self._desks, self.store, self.executor, self.values, recorder, grace_s, env)
         self._settling: set[asyncio.Task[Any]] = set()
-        self._starts: asyncio.TimerHandle | None = None
         self._running = False
         self._draining = False
         self._pacer: asyncio.Task[None] | None = None
@@ -129,8 +119,8 @@ class TaskManager:
         }
         for number, (name, n) in enumerate(slots.items()):
             self._desks[name] = LaneDesk(
-                name, n, partial(self.executor.runner, name), self.store, self.config, self._env, self._serve,
-                self._broken, number * _MARKS_A_LANE,
+                name, n, partial(self.executor.runner, name), self.store, self.config, self._env,
+                self._course.serve, self._course.broken, number * _MARKS_A_LANE,
             )  # fmt: skip
         self.lanes = {name: desk.port for name, desk in self._desks.items()}
         for desk in self._desks.values():
@@ -153,8 +143,7 @@ class TaskManager:
 
     def hurry(self) -> None:
         """Wait no longer for running work: hand it back."""
-        for attempt in self._attempts():
-            self._watch.ask(attempt, "drain")
+        self._course.hurry()
 
     async def stop(self, *, drain_s: float | str | None = None) -> None:
         """Take nothing new, let running work end within `drain_s`, hand back the rest, close what is ours.
@@ -171,14 +160,10 @@ class TaskManager:
             desk.shut()
         self._release_queued()
         await self._until_quiet(limit)
-        for attempt in self._attempts():
-            self._watch.ask(attempt, "drain")
+        self._course.hurry()
         await self._until_quiet(2 * seconds(self.config.grace_s, "grace_s") + 1.0)
         self.store.stop_serving()
-        self._watch.close()
-        if self._starts is not None:
-            self._starts.cancel()
-            self._starts = None
+        self._course.close()
         for desk in self._desks.values():
             await desk.close()
         if self._settling:
@@ -223,7 +208,7 @@ class TaskManager:
     async def _until_quiet(self, limit_s: float) -> None:
         try:
             async with asyncio.timeout(limit_s):
-                await self._any.quiet()
+                await self._course.quiet()
         except TimeoutError:
             return
 
@@ -238,7 +223,7 @@ class TaskManager:
         return [TaskId(accepted.id) for accepted in await self.accept(tasks)]
 
     async def accept(self, tasks: Sequence[Task]) -> list[Accepted]:
-        return await self.store.submit(await self._intake.new_tasks(tasks))
+        return await self.store.submit(await self.intake.new_tasks(tasks))
 
     async def get_task(self, task_id: TaskId) -> TaskInfo:
         """Return all the store knows about a task. Raises TaskNotFound."""
@@ -256,7 +241,9 @@ class TaskManager:
 
     async def value(self, waiting: Waiting, timeout: float | str | None = None) -> Any:
         """Wait for a task and return its plain value, or raise its error."""
-        ended = await self.waiters.wait(waiting, timeout)
+        ended = waiting.ended or await self.waiters.wait(waiting, timeout)
+        if is_at_hand(ended):
+            return decode_output(ended.output).value  # type: ignore[arg-type]
         return (await self.values.output(completed(ended), self._value_of)).value
 
     async def _value_of(self, task_id: TaskId) -> Any:
@@ -297,15 +284,15 @@ class TaskManager:
         return [
             RunningTask(
                 task_id=TaskId(attempt.claim.id),
-                task_type=TaskType(attempt.claim.class_key[1]),
+                task_type=TaskType(attempt.claim.task_type),
                 attempt=attempt.claim.attempt,
                 priority=TaskPriority(attempt.claim.priority),
-                start_time=datetime.fromtimestamp(attempt.started_ms / 1000, UTC),
+                start_time=datetime.fromtimestamp(self.store.ms_at(attempt.started_at) / 1000, UTC),
                 worker_id=self.store.worker_id,
                 lane=attempt.desk.port.name,
             )
-            for attempt in self._attempts()
-            if attempt.started_ms is not None
+            for attempt in self._course.attempts()
+            if attempt.started_at is not None
         ]
 
     async def stats(self) -> dict[str, Any]:
@@ -323,11 +310,11 @@ class TaskManager:
         if self._draining:  # they were on their way when the drain began
             self._release(claims)
             return
-        by_lane: dict[str, list[Claimed]] = {}
+        by_type: dict[str, list[Claimed]] = {}
         for claim in claims:
-            by_lane.setdefault(self.executor.lane_of(claim.class_key[1]), []).append(claim)
-        for lane, some in by_lane.items():
-            self._desks[lane].put(some)
+            by_type.setdefault(claim.task_type, []).append(claim)
+        for kind, some in by_type.items():
+            self._desks[self.executor.lane_of(kind)].put(some)
 
     def lost(self, finishes: list[Finish]) -> None:
         for finish in finishes:
@@ -342,8 +329,9 @@ class TaskManager:
         for id in ids:
             for desk in self._desks.values():
                 if (attempt := desk.running.get(id)) is not None:
-                    self._watch.ask(attempt, "cancel")
-                elif (claim := desk.find(id)) is not None and desk.withdraw(claim.seq) is not None:
+                    self._course.watch.ask(attempt, "cancel")
+                elif (claim := desk.find(id)) is not None:
+                    desk.withdraw(claim)
                     desk.port.released += 1
                     self.store.finish(Finish(claim, CANCELLED, self.store.now_ms()))
 
@@ -351,129 +339,6 @@ class TaskManager:
         task = self._loop.create_task(work)
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
-
-    # Running
-
-    def _attempts(self) -> list[Attempt]:
-        return [attempt for desk in self._desks.values() for attempt in desk.running.values()]
-
-    async def _serve(self, desk: LaneDesk, claim: Claimed, mark: int, task: asyncio.Task[Any]) -> bool:
-        """Run one claim in a slot, from claim to outcome. Returns whether the slot is still good."""
-        if claim.deadline_ms is not None and (now_ms := self.store.now_ms()) > claim.deadline_ms:
-            desk.freed()  # before the record, whose commit looks for room
-            self._recorder.too_late(claim, now_ms)
-            return True
-        try:
-            data = claim.input
-            if claim.parents or claim.flags & (HAS_REFS | BLOB_INPUT):
-                data = await self.values.input(claim)
-            attempt = Attempt(claim, work_of(claim, data), desk, mark, task)
-        except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
-            desk.freed()
-            self._recorder.refuse(claim, exc, desk.port.name)
-            return True
-        if desk.mark is not None:
-            if is_suspect(claim):
-                return await self._run_suspect(attempt)
-            if self._alone.is_taken:
-                await self._alone.wait()
-        return await self._run(attempt)
-
-    def _broken(self, desk: LaneDesk, claim: Claimed, exc: Exception) -> None:
-        """Something of ours failed around an attempt: record that, so that nobody waits for ever."""
-        logger.error(
-            "task %s attempt %d broke its slot; please report this", TaskId(claim.id), claim.attempt, exc_info=exc
-        )
-        attempt = desk.running.get(claim.id)
-        if attempt is None or not attempt.ended:
-            desk.freed()
-        if attempt is not None and attempt.claim is claim:
-            self._let_go(attempt)
-        error = InternalError(f"the engine failed around it with {type(exc).__name__}: {exc}; please report this")
-        self._recorder.refuse(claim, error, desk.port.name)
-
-    async def _run_suspect(self, attempt: Attempt) -> bool:
-        """It may have killed its process: run it where it harms nobody, or at least with nobody beside it."""
-        if self.executor.can_run_in_child(attempt.claim.class_key[1]):
-            attempt.in_child = True
-            return await self._run(attempt)
-        async with self._alone:
-            return await self._run(attempt)
-
-    async def _run(self, attempt: Attempt) -> bool:
-        desk, claim = attempt.desk, attempt.claim
-        desk.running[claim.id] = attempt
-        self._any.enter()
-        if desk.mark is not None and not attempt.in_child:
-            self._alone.enter()
-        if claim.timeout_ms is not None:
-            self._watch.watch(attempt)
-        if self._starts is None:
-            self._starts = self._loop.call_later(_RECORD_STARTS_S, self._record_starts)
-        runner = self.executor.child_runner(claim.class_key[1]) if attempt.in_child else desk.runner()
-        try:
-            report = await runner.run(attempt.work, attempt)
-        except asyncio.CancelledError as exc:
-            if attempt.abandoned:
-                return False
-            if not desk.is_open:
-                desk.freed()
-                self._let_go(attempt)
-                raise
-            while attempt.task.uncancel():  # the handler cancelled the asyncio task that it runs in
-                pass
-            report = Report(error=failure(exc).error)
-        if attempt.abandoned:
-            return False
-        attempt.ended = True
-        desk.freed()
-        if (
-            report.effects
-            or report.refs
-            or (report.output is not None and len(report.output) > self.values.inline_bytes)
-        ):
-            await self._recorder.record_whole(attempt, report)
-        else:
-            self._recorder.record(attempt, report)
-        self._let_go(attempt)  # last: a drain waits for it, and what is not recorded by then would be lost
-        return True
-
-    def _let_go(self, attempt: Attempt) -> None:
-        desk = attempt.desk
-        del desk.running[attempt.claim.id]
-        if desk.mark is not None:
-            desk.mark(attempt.slot, 0, 0)
-        self._leave(attempt)
-
-    def _leave(self, attempt: Attempt) -> None:
-        self._any.leave()
-        if attempt.desk.mark is not None and not attempt.in_child:
-            self._alone.leave()
-
-    def _record_starts(self) -> None:
-        self._starts = None
-        waiting = False
-        for attempt in self._attempts():
-            if attempt.recorded:
-                continue
-            if attempt.started_ms is None:
-                waiting = True
-            else:
-                attempt.recorded = True
-                self.store.started(attempt.claim, attempt.started_ms)
-        if waiting:
-            self._starts = self._loop.call_later(_RECORD_STARTS_S, self._record_starts)
-
-    def _give_up(self, attempt: Attempt) -> None:
-        """Record the end of an attempt whose handler does not come back, and replace its slot."""
-        attempt.abandoned = True
-        attempt.desk.freed()
-        self._let_go(attempt)
-        attempt.desk.lose_slot(attempt.task)
-        if attempt.desk.port.name != "async":  # the slot itself only waits for the thread
-            attempt.task.cancel()
-        error = ErrorInfo(type="TaskTimeout", message="did not stop when asked")
-        self._recorder.record(attempt, Report(error=error, retryable=True))
 
     # Children that are stored at once
 

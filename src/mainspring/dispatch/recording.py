@@ -8,7 +8,7 @@ import msgspec
 
 from mainspring.dispatch.attempt import Attempt
 from mainspring.dispatch.intake import Intake
-from mainspring.dispatch.verdict import verdict
+from mainspring.dispatch.verdict import is_completed, verdict
 from mainspring.environment import Environment
 from mainspring.execution.base import Report
 from mainspring.execution.executor import TaskExecutor
@@ -47,32 +47,19 @@ class Recorder:
     ) -> None:  # fmt: skip
         """Record how an attempt ended; what it brings counts only when it completed."""
         claim, usage = attempt.claim, report.usage
-        end = verdict(claim, report, attempt.cause, self._executor.retry_of(claim.class_key[1]), self._env)
-        done = end.outcome == COMPLETED
+        lane = "process" if attempt.in_child else attempt.desk.port.name
         started = attempt.started_ms
-        self._store.finish(
-            Finish(
-                claim,
-                end.outcome,
-                self._store.now_ms() if started is None else started + int(usage.duration * 1000),
-                started_ms=started,
-                wait_ms=None if started is None else max(0, started - claim.ready_ms),
-                output=(output or report.output) if done else None,
-                refs=report.refs if done else (),
-                error=None if end.error is None else _encoder.encode(end.error),
-                delay_ms=end.delay_ms,
-                effects=effects if done else (),
-                children=children if done else (),
-                flags=flags if done else 0,
-                blobs=blobs if done else (),
-                duration_us=int(usage.duration * 1e6),
-                cpu_us=None if usage.cpu_time is None else int(usage.cpu_time * 1e6),
-                memory=usage.memory_bytes,
-                network=usage.network_bytes,
-                batch=usage.batch_size,
-                lane="process" if attempt.in_child else attempt.desk.port.name,
-            )
-        )
+        ended = self._store.now_ms() if started is None else started + int(usage.duration * 1000)
+        if is_completed(claim, report, attempt.cause):
+            finish = Finish(claim, COMPLETED, ended, started, output or report.output, lane, usage)
+            if report.refs or effects or children or flags:
+                finish.refs, finish.effects, finish.children = report.refs, effects, children
+                finish.flags, finish.blobs = flags, blobs
+        else:
+            end = verdict(claim, report, attempt.cause, self._executor.retry_of(claim.task_type), self._env)
+            error = None if end.error is None else _encoder.encode(end.error)
+            finish = Finish(claim, end.outcome, ended, started, None, lane, usage, error, end.delay_ms)
+        self._store.finish(finish)
 
     async def record_whole(self, attempt: Attempt, report: Report) -> None:
         """Record an outcome that brings more than a small value: children, other effects, large output."""

@@ -17,15 +17,18 @@ class Verdict(NamedTuple):
     delay_ms: int = 0
 
 
-_COMPLETED = Verdict(COMPLETED)
+def is_completed(claim: Claimed, report: Report, cause: StopCause | None) -> bool:
+    """Whether it ended by itself, well and in time."""
+    limit_ms = claim.timeout_ms
+    return cause is None and report.error is None and (limit_ms is None or report.usage.duration * 1000 <= limit_ms)
 
 
 def verdict(claim: Claimed, report: Report, cause: StopCause | None, retry: Retry, env: Environment) -> Verdict:
     """Return how the attempt ended: what the engine asked for comes before what the handler says."""
-    if cause is None and report.error is None and claim.timeout_ms is None:
-        return _COMPLETED
-    tries = claim.retry_count + 1
+    if is_completed(claim, report, cause):
+        return Verdict(COMPLETED)
     limit_s = None if claim.timeout_ms is None else claim.timeout_ms / 1000
+    tries = claim.retry_count + 1
     if cause == "cancel":
         return Verdict(CANCELLED, ErrorInfo(type="TaskCancelled", message="cancelled while it ran", attempts=tries))
     if cause == "timeout" or (limit_s is not None and report.usage.duration > limit_s):
@@ -34,7 +37,7 @@ def verdict(claim: Claimed, report: Report, cause: StopCause | None, retry: Retr
     if report.unstarted or (cause == "drain" and report.output is None):
         return Verdict(RELEASED)
     if report.error is None:
-        return _COMPLETED
+        return Verdict(COMPLETED)
     error = ErrorInfo(
         type=report.error.type, message=report.error.message, traceback=report.error.traceback, attempts=tries
     )

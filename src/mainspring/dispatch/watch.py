@@ -41,8 +41,8 @@ class Watch:
             return
         attempt.cause = cause
         attempt.asked_at = self._env.monotonic()
-        hard = cause == "timeout" and attempt.desk.port.name == "process"
-        if not attempt.desk.runner().stop(attempt.work, hard=hard):
+        hard = cause == "timeout" and (attempt.in_child or attempt.desk.port.name == "process")
+        if not attempt.runner.stop(attempt.claim, hard=hard):
             self._arm(attempt.asked_at + self._grace_s)
 
     def _arm(self, due: float) -> None:
@@ -75,11 +75,11 @@ class Watch:
         if now < due:
             self._arm(due)
             return
-        if not attempt.desk.runner().stop(attempt.work, hard=True):
+        if not attempt.runner.stop(attempt.claim, hard=True):
             logger.warning(
                 "task %s attempt %d ignores its %s in lane %s; its slot is given up and replaced",
-                attempt.work.task_id,
-                attempt.work.attempt,
+                attempt.claim.task_id,
+                attempt.claim.attempt,
                 attempt.cause,
                 attempt.desk.port.name,
             )

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -21,10 +22,11 @@ from mainspring.errors import InternalError, InvalidInput, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.models.manager import ModelManager
 from mainspring.processors.base import Lane
-from mainspring.processors.calls import task_of
+from mainspring.processors.calls import split_options, task_of
 from mainspring.processors.custom import Handler
 from mainspring.resources.monitor import ResourceMonitor
 from mainspring.scheduling.scheduler import TaskScheduler
+from mainspring.store.base import NewTask
 from mainspring.tasks import Resources, Retry, Task, TaskId, TaskPriority
 from mainspring.vectors.base import VectorStore
 
@@ -72,6 +74,7 @@ class Engine(Operations):
         self.manager = TaskManager(self.config.manager, self._parts, scheduler_config=self.config.scheduler, env=env)
         self.monitor = ResourceMonitor(self._parts.store.path.parent, env=env)
         self.scheduler = TaskScheduler(self.manager, self.monitor, self.config.scheduler)
+        self.manager.waiters.make = partial(TaskHandle, self)
         self._open = False
         self._closed = False
 
@@ -225,31 +228,35 @@ class Engine(Operations):
         Raises: InvalidInput, UnsupportedTaskType, TaskNotFound (an unknown parent), Conflict, QueueFull,
             InsufficientResources (storage), StoreUnavailable, SubmitIndeterminate.
         """
-        task = self.build(function, args, kwargs)
-        waiting = self.manager.waiters.expect(task.id.bytes)
-        accepted = (await self._accept((task,)))[0]
-        if accepted.existed:
-            waiting.known = False  # it may have ended before
-            return self.handle(TaskId(accepted.id))
-        return TaskHandle(task.id, self, waiting)
+        return (await self._store((self._new(function, args, kwargs),)))[0]
 
     async def submit_all(self, tasks: Sequence[Task]) -> list[TaskHandle]:
         """Store all of them or none; parents may stand in the same list, before their children."""
-        waiting = [self.manager.waiters.expect(task.id.bytes) for task in tasks]
-        accepted = await self._accept(tasks)
-        for item, wait in zip(accepted, waiting, strict=True):
-            if item.existed:
-                wait.known = False  # it may have ended before
-        return [
-            self.handle(TaskId(item.id)) if item.existed else TaskHandle(task.id, self, wait)
-            for item, task, wait in zip(accepted, tasks, waiting, strict=True)
-        ]
+        return await self._store(tasks)
 
-    async def _accept(self, tasks: Sequence[Task]) -> Any:
+    def _new(
+        self, function: Callable[..., Any] | Task, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Task | NewTask:
+        """A call of a handler that is ours goes straight into its stored form; anything else is a task first."""
+        handler = getattr(function, "__mainspring__", None)
+        if handler is None or handler.task_type not in self.executor.handlers:
+            return self.build(function, args, kwargs)
+        options = split_options(kwargs) if kwargs else {}
+        id = options.pop("task_id", None)
+        return self.manager.intake.call_maker(handler, options)(args, kwargs, None if id is None else TaskId(id).bytes)
+
+    async def _store(self, tasks: Sequence[Task | NewTask]) -> list[TaskHandle]:
         if not self._open:
             raise InternalError("the engine is not open; use `async with engine:` or `await engine.start()`")
         self.scheduler.refuse_without_storage()
-        return await self.manager.accept(tasks)
+        ready = await self.manager.intake.new_tasks(tasks)
+        expect = self.manager.waiters.expect
+        handles = [expect(task.id) for task in ready]
+        for n, accepted in enumerate(await self._parts.store.submit(ready)):
+            if accepted.existed:
+                handles[n].known = False  # it may have ended before
+                handles[n] = self.handle(TaskId(accepted.id))
+        return handles  # type: ignore[return-value]  # `make` of our waiters
 
     async def map(self, function: Callable[..., Any], items: Iterable[Any], /, **options: Any) -> list[TaskHandle]:
         """Store one task for each item, which becomes the function's first argument; returns their handles in order.
@@ -258,22 +265,23 @@ class Engine(Operations):
         """
         handles: list[TaskHandle] = []
         pending: deque[asyncio.Task[list[TaskHandle]]] = deque()
-        chunk: list[Task] = []
+        chunk: list[Task | NewTask] = []
 
         async def settle(most: int) -> None:
             while len(pending) > most:
                 handles.extend(await pending.popleft())
 
         try:
+            new = self._maker(function, options)
             for item in items:
-                chunk.append(self.build(function, (item,), dict(options)))
+                chunk.append(new(item))
                 if len(chunk) == _MAP_CHUNK:
-                    pending.append(asyncio.ensure_future(self.submit_all(chunk)))
+                    pending.append(asyncio.ensure_future(self._store(chunk)))
                     chunk = []
                     await settle(_MAP_AHEAD)
                     await asyncio.sleep(0)
             if chunk:
-                pending.append(asyncio.ensure_future(self.submit_all(chunk)))
+                pending.append(asyncio.ensure_future(self._store(chunk)))
             await settle(0)
         except Exception as exc:
             done = await asyncio.gather(*pending, return_exceptions=True)
@@ -282,28 +290,36 @@ class Engine(Operations):
             raise
         return handles
 
+    def _maker(self, function: Callable[..., Any], options: dict[str, Any]) -> Callable[[Any], Task | NewTask]:
+        """Return what makes a task of an item. Options are checked once, arguments beside the item each time."""
+        handler = getattr(function, "__mainspring__", None)
+        if handler is None or handler.task_type not in self.executor.handlers or "task_id" in options:
+            return lambda item: self.build(function, (item,), dict(options))
+        arguments = dict(options)
+        call = self.manager.intake.call_maker(handler, split_options(arguments))
+        return lambda item: call((item,), arguments)
+
     # Results
 
     def handle(self, task_id: TaskId | str) -> TaskHandle:
         """Return a handle of any stored task. Whether it exists shows when the handle is used."""
-        task_id = TaskId(task_id)
-        return TaskHandle(task_id, self, self.manager.waiters.find(task_id.bytes))
+        return self.manager.waiters.find(TaskId(task_id).bytes)  # type: ignore[return-value]  # `make` of our waiters
 
     async def as_completed(self, handles: Iterable[TaskHandle]) -> AsyncIterator[TaskHandle]:
         """Yield the handles as their tasks end, however they end."""
         handles = list(handles)
         ready: asyncio.Queue[TaskHandle] = asyncio.Queue()
-        unknown = [handle for handle in handles if not handle.waiting.known and handle.waiting.ended is None]
+        unknown = [handle for handle in handles if not handle.known and handle.ended is None]
         if unknown:
-            by_id = {handle.id.bytes: handle for handle in unknown}
+            by_id = {handle.key: handle for handle in unknown}
             await self._parts.store.require(list(by_id))
             for ended in await self._parts.store.ended(list(by_id)):
-                by_id[ended.id].waiting.settle(ended)
+                by_id[ended.id].settle(ended)
         for handle in handles:
-            if handle.waiting.ended is not None:
+            if handle.ended is not None:
                 ready.put_nowait(handle)
             else:
-                handle.waiting.future().add_done_callback(lambda _, done=handle: ready.put_nowait(done))  # type: ignore[misc]
+                handle.future().add_done_callback(lambda _, done=handle: ready.put_nowait(done))  # type: ignore[misc]
         for _ in handles:
             yield await ready.get()
 

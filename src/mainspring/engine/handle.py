@@ -5,22 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mainspring.processors.context import current, waiting_inside
-from mainspring.tasks import Ref, TaskId, TaskInfo
+from mainspring.results.waiters import Waiting
+from mainspring.tasks import TaskInfo
 
 if TYPE_CHECKING:
     from mainspring.engine.engine import Engine
-    from mainspring.results.waiters import Waiting
 
 
-class TaskHandle(Ref):
+class TaskHandle(Waiting):
     """Refers to a stored task. As an argument of another submit it is a dependency."""
 
-    __slots__ = ("_engine", "waiting")
+    __slots__ = ("_engine",)
 
-    def __init__(self, id: TaskId, engine: Engine, waiting: Waiting) -> None:
-        super().__init__(id)
+    def __init__(self, engine: Engine, key: bytes, known: bool) -> None:
+        Waiting.__init__(self, key, known)
         self._engine = engine
-        self.waiting = waiting
 
     async def result(self, timeout: float | str | None = None) -> Any:
         """Wait for the task and return its plain value; where it returned handles, their values.
@@ -31,7 +30,7 @@ class TaskHandle(Ref):
         """
         if current.get() is not None:
             raise waiting_inside()
-        return await self._engine.manager.value(self.waiting, timeout)
+        return await self._engine.manager.value(self, timeout)
 
     async def info(self) -> TaskInfo:
         """Return all the store knows about the task."""

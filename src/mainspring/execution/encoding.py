@@ -23,7 +23,7 @@ def report(outcome: Outcome, usage: Usage) -> Report:
             output, refs = _encoded(outcome.output)
         except Exception as exc:  # noqa: BLE001 - a value's own methods run in there and may raise anything
             return failed(failure(_unstorable(exc)), usage)
-        return Report(output=output, refs=refs, effects=outcome.effects, usage=usage)
+        return Report(output, refs, effects=outcome.effects, usage=usage)
     if type(outcome) is Failed:
         return failed(outcome, usage)
     wrong = InternalError(f"a processor gave back {type(outcome).__name__} instead of Done or Failed")
@@ -38,7 +38,7 @@ def _encoded(output: TaskOutput) -> tuple[bytes, tuple[bytes, ...]]:
     if type(output) not in _OUTPUTS:
         raise invalid("output", output, "is no TaskOutput", "wrap it in CustomOutput")
     data, refs = encode(output)
-    return data, tuple([ref.bytes for ref in refs])
+    return data, tuple([ref.bytes for ref in refs]) if refs else ()
 
 
 def _unstorable(cause: Exception) -> InvalidInput:

@@ -193,7 +193,9 @@ class TaskExecutor:
             task.retry_count,
         )
         lane = self.lane_of(task.task_type)
-        report = await self.runner(lane).run(work, _Unheard())
+        report = self.runner(lane).run(work, _Unheard())
+        if not isinstance(report, Report):
+            report = await report
         return self._result(task, report, lane)
 
     def _result(self, task: Task, report: Report, lane: Lane) -> TaskResult:

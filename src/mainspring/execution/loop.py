@@ -21,7 +21,10 @@ _STARTED = Started()
 
 
 class LoopRunner:
-    """Runs processors whose `process` is a coroutine, inside the asyncio task of whoever calls `run`."""
+    """Runs processors whose `process` is a coroutine, inside the asyncio task of whoever calls `run`.
+
+    Most handlers that wait for nothing end with their first step: nothing is set up for the case that they don't.
+    """
 
     def __init__(
         self, processors: Mapping[str, Processor], submit: Callable[..., Child] | None, env: Environment
@@ -31,21 +34,40 @@ class LoopRunner:
         self._env = env
         self._running: dict[tuple[bytes, int], _Drive] = {}  # an attempt that was given up may outlive the next one
 
-    async def run(self, work: Work, channel: Channel) -> Report:
+    def run(self, work: Work, channel: Channel) -> Report | Awaitable[Report]:
         env = self._env
         try:
             item = item_of(work, channel, self._submit)
         except Exception as exc:  # noqa: BLE001 - a stored payload that does not decode is that attempt's failure
             return failed(failure(exc), Usage())
         context = item.context
-        key = (work.id, work.attempt)
-        drive = self._running[key] = _Drive(context, env)
+        inner = contextvars.copy_context()
+        inner.run(current.set, context)
         channel.send(_STARTED)
-        began = env.monotonic()
+        began, cpu_ns = env.monotonic(), env.thread_cpu_ns()
         outcome: Outcome
         try:
-            batch = self._processors[work.task_type].process((item,))
-            outcome = (await drive.through(batch))[0]  # type: ignore[arg-type]
+            steps: Any = self._processors[work.task_type].process((item,)).__await__()  # type: ignore[union-attr]
+            waits_for = inner.run(steps.send, None)
+        except StopIteration as stop:
+            outcome = stop.value[0]
+        except BaseException as exc:  # noqa: BLE001 - whatever a handler raises is its attempt's outcome, not our end
+            outcome = failure(exc)
+        else:
+            drive = _Drive(context, inner, steps, waits_for, env.thread_cpu_ns() - cpu_ns, env)
+            return self._go_on(work, drive, began)
+        usage = Usage(env.monotonic() - began, (env.thread_cpu_ns() - cpu_ns) / 1e9)
+        if context.is_open:
+            return _wind_up(context, outcome, usage)
+        return report(outcome, usage)
+
+    async def _go_on(self, work: Work, drive: _Drive, began: float) -> Report:
+        """See an attempt that waits for something to its end."""
+        key = (work.id, work.attempt)
+        self._running[key] = drive
+        outcome: Outcome
+        try:
+            outcome = (await drive.through())[0]
         except asyncio.CancelledError as exc:
             if not drive.stopping and _is_cancelled_from_outside():
                 raise
@@ -54,12 +76,8 @@ class LoopRunner:
             outcome = failure(exc)
         finally:
             del self._running[key]
-        if context.storing:
-            outcome = await _stored(context.storing, outcome)
-        network = context.network_bytes
-        if network is not None:
-            await context.close()
-        return report(outcome, Usage(env.monotonic() - began, drive.cpu_ns / 1e9, None, network))
+        usage = Usage(self._env.monotonic() - began, drive.cpu_ns / 1e9)
+        return await _wind_up(drive.context, outcome, usage)
 
     def stop(self, work: Work, *, hard: bool) -> bool:
         drive = self._running.get((work.id, work.attempt))
@@ -71,12 +89,14 @@ class LoopRunner:
         """Nothing was taken."""
 
 
-async def _stored(storing: Sequence[Awaitable[Any]], outcome: Outcome) -> Outcome:
-    """Wait for children that the handler did not wait for: its result may refer to them."""
-    for result in await asyncio.gather(*storing, return_exceptions=True):
+async def _wind_up(context: Context, outcome: Outcome, usage: Usage) -> Report:
+    """Wait for children that the handler did not wait for, as its result may refer to them; close what it used."""
+    for result in await asyncio.gather(*context.storing, return_exceptions=True):
         if isinstance(result, BaseException) and isinstance(outcome, Done):
             outcome = failure(result)
-    return outcome
+    network = context.network_bytes
+    await context.close()
+    return report(outcome, Usage(usage.duration, usage.cpu_time, None, network))
 
 
 def _is_cancelled_from_outside() -> bool:
@@ -91,44 +111,43 @@ class _Drive:
     alone, not the slot that runs it.
     """
 
-    __slots__ = ("_context", "_env", "_throw", "_waits_for", "cpu_ns", "stopping")
+    __slots__ = ("_cpu", "_inner", "_steps", "_throw", "_waits_for", "context", "cpu_ns", "stopping")
 
-    def __init__(self, context: Context, env: Environment) -> None:
-        self._context = context
-        self._env = env
-        self._waits_for: Any = None
-        self.cpu_ns = 0
+    def __init__(
+        self, context: Context, inner: contextvars.Context, steps: Any, waits_for: Any, cpu_ns: int, env: Environment
+    ) -> None:
+        self.context = context
+        self.cpu_ns = cpu_ns  # of the first step
         self.stopping = False
+        self._inner = inner
+        self._steps = steps
+        self._waits_for = waits_for
+        self._cpu = env.thread_cpu_ns
         self._throw = False  # at the next step
 
     def stop(self) -> None:
         """Raise CancelledError where the coroutine waits, or at its next step where it does not."""
-        self._context.cancel()
+        self.context.cancel()
         self.stopping = True
         self._throw = self._waits_for is None or not self._waits_for.cancel()
 
     @types.coroutine
-    def through(self, awaitable: Awaitable[Sequence[Outcome]]) -> Generator[Any, Any, Sequence[Outcome]]:
-        inner = contextvars.copy_context()
-        inner.run(current.set, self._context)
-        steps: Any = awaitable.__await__()
-        cpu = self._env.thread_cpu_ns
-        value: Any = None
-        error: BaseException | None = None
+    def through(self) -> Generator[Any, Any, Sequence[Outcome]]:
+        run, steps, cpu = self._inner.run, self._steps, self._cpu
         while True:
-            began = cpu()
+            value: Any = None
+            error: BaseException | None = None
             try:
-                waits_for = inner.run(steps.send, value) if error is None else inner.run(steps.throw, error)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-            finally:
-                self.cpu_ns += cpu() - began
-            value = error = None
-            self._waits_for = waits_for
-            try:
-                value = yield waits_for
+                value = yield self._waits_for
             except BaseException as exc:  # noqa: BLE001 - handed on to the coroutine, as Python itself would
                 error = exc
             if self._throw:
                 self._throw = False
                 error = asyncio.CancelledError()
+            began = cpu()
+            try:
+                self._waits_for = run(steps.send, value) if error is None else run(steps.throw, error)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            finally:
+                self.cpu_ns += cpu() - began

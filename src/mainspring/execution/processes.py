@@ -193,7 +193,7 @@ class ProcessRunner:
         attempt.desk, desk.attempt = desk, attempt
         desk.tasks += 1
         try:
-            desk.send(Run(attempt.work, attempt.place))
+            desk.send(Run(attempt.work.bare(), attempt.place))
         except InvalidInput as exc:
             self._settle(attempt, _refused(exc))
             self._free(desk)

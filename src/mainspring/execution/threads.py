@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from mainspring.environment import Environment, Semaphore
@@ -42,7 +42,7 @@ class ThreadRunner:
         self._lost: set[tuple[bytes, int]] = set()  # attempts whose threads were given up
         self._running: dict[tuple[bytes, int], Item] = {}  # an attempt that was given up may outlive the next one
 
-    async def run(self, work: Work, channel: Channel) -> Report:
+    def run(self, work: Work, channel: Channel) -> Awaitable[Report]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Report] = loop.create_future()
         if self._threads < self._slots + len(self._lost):
@@ -50,7 +50,7 @@ class ThreadRunner:
             self._env.start_thread(f"mainspring-thread-{self._threads}", self._work, loop)
         self._inbox.append((work, channel, future))
         self._signal.release()
-        return await future
+        return future
 
     def stop(self, work: Work, *, hard: bool) -> bool:
         """Set the flag that a fair handler looks at. With `hard` the thread is given up and another takes its place."""

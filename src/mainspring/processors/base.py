@@ -15,17 +15,15 @@ import msgspec
 from mainspring.config import seconds
 from mainspring.errors import InvalidInput, Permanent, ResourceLimitExceeded, RetryAfter, TaskError
 from mainspring.processors.context import Context
-from mainspring.tasks import ErrorInfo, Failed, Outcome, TaskId, TaskInput, TaskType
+from mainspring.tasks import ErrorInfo, Failed, Outcome, TaskInput, TaskType
 
 Lane: TypeAlias = Literal["async", "thread", "process", "ray"]
 _MESSAGE_CHARS = 4_000
 
 
-class Item(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class Item(msgspec.Struct, frozen=True, gc=False):
     """One attempt's payload, with parents' results already in place of references."""
 
-    task_id: TaskId
-    attempt: int
     input: TaskInput
     context: Context
     model_id: str | None = None

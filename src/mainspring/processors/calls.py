@@ -22,23 +22,19 @@ def split_options(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def call_task(handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any], *, id: TaskId | None = None) -> Task:
     """Return the task that calls a handler. Raises InvalidInput for arguments or options that don't fit."""
-    options = split_options(kwargs) if kwargs else None
-    bound = Custom(handler.bind(args, kwargs))
-    if not options:
-        return Task(
-            id=id or TaskId(),
-            task_type=handler.task_type,
-            input=bound,
-            priority=handler.priority,
-            max_retries=handler.retry.max_retries,
-            timeout=handler.timeout,
-            resources=handler.resources,
-        )
-    options.setdefault("priority", handler.priority)
-    options.setdefault("max_retries", handler.retry.max_retries)
-    options.setdefault("timeout", handler.timeout)
-    options.setdefault("resources", handler.resources)
-    return typed_task(handler.task_type, bound, options, id=id)
+    options = split_options(kwargs)
+    return typed_task(handler.task_type, Custom(handler.bind(args, kwargs)), with_declared(handler, options), id=id)
+
+
+def with_declared(handler: Handler, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call's options with what its handler was declared with where the call says nothing."""
+    return {
+        "priority": handler.priority,
+        "max_retries": handler.retry.max_retries,
+        "timeout": handler.timeout,
+        "resources": handler.resources,
+        **options,
+    }
 
 
 def task_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:

@@ -6,7 +6,7 @@ import contextvars
 import logging
 import math
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mainspring.errors import InvalidInput, invalid
@@ -64,20 +64,28 @@ class Context:
 
     def __init__(
         self,
-        *,
-        id: TaskId,
+        id: bytes,
         attempt: int,
         send: Callable[[Signal], None],
         submit: Callable[..., Child] | None = None,
-        deadline: datetime | None = None,
+        deadline_ms: int | None = None,
         retry_count: int = 0,
     ) -> None:
-        self.id = id
+        self._id = id
         self.attempt = attempt
-        self.deadline = deadline
         self.retry_count = retry_count
+        self._deadline_ms = deadline_ms
         self._send = send
         self._submit = submit
+
+    @property
+    def id(self) -> TaskId:
+        return TaskId(self._id)
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the task had to be started by, in UTC."""
+        return None if self._deadline_ms is None else datetime.fromtimestamp(self._deadline_ms / 1000, UTC)
 
     @property
     def cancelled(self) -> bool:
@@ -122,6 +130,11 @@ class Context:
             else:
                 self._http = http.async_client(self._traffic)
         return self._http
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something has to be awaited or closed before the attempt is over."""
+        return bool(self.storing) or self._http is not None
 
     @property
     def network_bytes(self) -> int | None:

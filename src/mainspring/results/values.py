@@ -81,6 +81,11 @@ class Values:
         return decode_output(data, nested).value
 
 
+def is_at_hand(ended: Ended) -> bool:
+    """Whether its output is all there is to know: it completed, and the value is no blob and refers to no task."""
+    return ended.status == COMPLETED and not ended.flags & (BLOB_OUTPUT | STANDS_FOR)
+
+
 def completed(ended: Ended) -> Ended:
     """Return a completed task's end; raise the error of any other."""
     if ended.status == COMPLETED:

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from itertools import islice
 from weakref import ref
 
 from mainspring.config import seconds
 from mainspring.errors import StoreUnavailable, TaskTimeout
 from mainspring.store.base import Ended, Store
-from mainspring.tasks import TaskId
+from mainspring.tasks import Ref, TaskId
+
+_SWEEP_AT = 4_096
 
 
-class Waiting:
-    """A place where the end of one task arrives. It is kept only as long as somebody holds it."""
+class Waiting(Ref):
+    """A place where the end of one task arrives. It is told only as long as somebody holds it."""
 
-    __slots__ = ("__weakref__", "_futures", "_registry", "ended", "id", "known")
+    __slots__ = ("__weakref__", "_futures", "ended", "known")
 
-    def __init__(self, id: bytes, registry: dict[bytes, ref[Waiting]], *, known: bool) -> None:
-        self.id = id
-        self._registry = registry
+    def __init__(self, key: bytes, known: bool) -> None:
+        self.key = key
         self.known = known  # submitted here: its end can't have been missed
         self.ended: Ended | None = None
-        self._futures: list[asyncio.Future[None]] = []  # one for each who waits: cancelling one leaves the others
-
-    def __del__(self) -> None:
-        known = self._registry.get(self.id)
-        if known is not None and known() is self:
-            del self._registry[self.id]
+        self._futures: list[asyncio.Future[None]] | None = None  # one for each who waits, made by the first
 
     @property
     def is_awaited(self) -> bool:
@@ -36,66 +32,82 @@ class Waiting:
 
     def settle(self, ended: Ended) -> None:
         self.ended = ended
-        for future in self._futures:
-            if not future.done():
-                future.set_result(None)
+        if self._futures is not None:
+            for future in self._futures:
+                if not future.done():
+                    future.set_result(None)
+            self._futures = None
 
     def give_up(self) -> None:
-        for future in self._futures:
+        for future in self._futures or ():
             if not future.done():
-                future.set_exception(_closed(self.id))
+                future.set_exception(_closed(self.key))
 
     def future(self) -> asyncio.Future[None]:
-        """Return a future of one's own that is done when the task has ended."""
+        """Return a future of one's own that is done when the task has ended; cancelling it leaves the others."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self._futures is None:
+            self._futures = []
         self._futures.append(future)
         return future
 
 
 class Waiters:
-    """Brings ends to those who wait. See `store.base.Listener`."""
+    """Brings ends to those who wait. See `store.base.Listener`.
+
+    `make` gives a place for a task (key, known): whoever hands out places with more to them says how they are made.
+    """
 
     def __init__(self, store: Store) -> None:
+        self.make: Callable[[bytes, bool], Waiting] = Waiting
         self._store = store
         self._waiting: dict[bytes, ref[Waiting]] = {}
+        self._sweep_at = _SWEEP_AT
         self._turn = 0
         self._closed = False
         store.listen(self)
 
-    def expect(self, id: bytes) -> Waiting:
+    def expect(self, key: bytes) -> Waiting:
         """Call it before the task is submitted: then its end needs no look into the store."""
-        before = self._waiting.get(id)
-        if before is not None and (waiting := before()) is not None:
-            return waiting  # submitted again: who waits already goes on
-        waiting = Waiting(id, self._waiting, known=True)
-        self._waiting[id] = ref(waiting)
+        return self._held(key) or self._hold(key, True)
+
+    def find(self, key: bytes) -> Waiting:
+        return self._held(key) or self._hold(key, False)
+
+    def _held(self, key: bytes) -> Waiting | None:
+        """Return the place that somebody holds already: submitted again or found again, all wait in one."""
+        known = self._waiting.get(key)
+        return None if known is None else known()
+
+    def _hold(self, key: bytes, known: bool) -> Waiting:
+        waiting = self.make(key, known)
+        self._waiting[key] = ref(waiting)
+        if len(self._waiting) > self._sweep_at:
+            self._sweep()
         return waiting
 
-    def find(self, id: bytes) -> Waiting:
-        known = self._waiting.get(id)
-        waiting = None if known is None else known()
-        if waiting is None:
-            waiting = Waiting(id, self._waiting, known=False)
-            self._waiting[id] = ref(waiting)
-        return waiting
+    def _sweep(self) -> None:
+        """Forget the places that nobody holds; each is looked at a bounded number of times."""
+        self._waiting = {key: known for key, known in self._waiting.items() if known() is not None}
+        self._sweep_at = max(_SWEEP_AT, 2 * len(self._waiting))
 
     async def wait(self, waiting: Waiting, timeout: float | str | None = None) -> Ended:
         """Return how the task ended. Raises TaskTimeout after `timeout` seconds, TaskNotFound for an unknown id."""
         if waiting.ended is None and not waiting.known:
             await self._look(waiting)
         if waiting.ended is None and self._closed:
-            raise _closed(waiting.id)
+            raise _closed(waiting.key)
         if waiting.ended is None:
-            await _within(waiting.future(), timeout, waiting.id)
+            await _within(waiting.future(), timeout, waiting.key)
         assert waiting.ended is not None
         return waiting.ended
 
     async def _look(self, waiting: Waiting) -> None:
-        found = await self._store.ended([waiting.id])
+        found = await self._store.ended([waiting.key])
         if found:
             waiting.settle(found[0])
         else:
-            await self._store.require([waiting.id])
+            await self._store.require([waiting.key])
             waiting.known = True
 
     def ended(self, tasks: list[Ended]) -> None:
@@ -118,7 +130,7 @@ class Waiters:
 
     def awaited(self, most: int) -> list[bytes]:
         live = [known() for known in list(self._waiting.values())]
-        waiting = [item.id for item in live if item is not None and item.is_awaited]
+        waiting = [item.key for item in live if item is not None and item.is_awaited]
         if not waiting:
             return []
         start = self._turn % len(waiting)

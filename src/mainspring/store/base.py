@@ -26,6 +26,8 @@ from mainspring.tasks import (
     TaskInfo,
     TaskResult,
     TaskStatus,
+    Usage,
+    Work,
 )
 
 CANCEL_ASKED: Final = 1
@@ -89,7 +91,7 @@ class HandlerRecord(NamedTuple):
     source: str  # hash of the source, to tell a change under the same version
 
 
-class Accepted(NamedTuple):
+class Accepted(msgspec.Struct, frozen=True, gc=False):
     id: bytes
     existed: bool  # the same id or idempotency key with the same payload was there already
 
@@ -102,26 +104,21 @@ class ParentResult(NamedTuple):
     flags: int
 
 
-class Claimed(msgspec.Struct, gc=False):
+class Claimed(Work, gc=False):
     """The right to finish one attempt, with all that is needed to run it."""
 
-    seq: int
-    id: bytes
-    attempt: int
-    owner: int
-    class_key: tuple[str, str, str]
-    rank: int
-    flags: int
-    priority: int
-    retry_count: int
-    max_retries: int
-    crashes: int
-    releases: int
-    ready_ms: int
-    deadline_ms: int | None
-    timeout_ms: int | None
-    input: bytes
-    spec: bytes | None
+    seq: int = 0
+    owner: int = 0
+    class_key: tuple[str, str, str] = ("", "", "")
+    rank: int = 0
+    flags: int = 0
+    priority: int = 1
+    max_retries: int = 0
+    crashes: int = 0
+    releases: int = 0
+    ready_ms: int = 0
+    timeout_ms: int | None = None
+    spec: bytes | None = None
     parents: dict[bytes, ParentResult] | None = None  # for an input that refers to them
 
 
@@ -132,23 +129,23 @@ class Finish(msgspec.Struct, gc=False):
     outcome: int  # a code of OUTCOMES
     ended_ms: int
     started_ms: int | None = None
-    wait_ms: int | None = None
     output: bytes | None = None
-    refs: tuple[bytes, ...] = ()  # tasks that the output stands for
+    lane: str | None = None
+    usage: Usage = Usage()
     error: bytes | None = None  # MessagePack of an ErrorInfo
     delay_ms: int = 0  # of a retry
+    refs: tuple[bytes, ...] = ()  # tasks that the output stands for
     effects: tuple[Effect, ...] = ()
     children: tuple[NewTask, ...] = ()
-    flags: int = 0  # added to the task's
     blobs: tuple[str, ...] = ()  # digests that the output lives in
-    duration_us: int | None = None
-    cpu_us: int | None = None
-    memory: int | None = None
-    network: int | None = None
-    batch: int = 1
-    lane: str | None = None
+    flags: int = 0  # added to the task's
     is_counted: bool = True  # a release counts towards the limit of those
     is_repeated: bool = False  # its first commit failed, with its fate unknown
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but the task itself changes with it."""
+        return self.outcome == COMPLETED and not (self.refs or self.effects or self.children or self.blobs)
 
 
 class Standing(NamedTuple):
@@ -168,7 +165,7 @@ class Standing(NamedTuple):
     pause: str | None
 
 
-class Ended(NamedTuple):
+class Ended(msgspec.Struct, frozen=True, gc=False):
     """A task that reached a final status in a transaction of this process."""
 
     id: bytes

@@ -49,6 +49,7 @@ from mainspring.tasks.task import (
     TaskMetrics,
     TaskResult,
 )
+from mainspring.tasks.work import Report, Work
 
 __all__ = [
     "BUILT_IN_TYPES",
@@ -76,6 +77,7 @@ __all__ = [
     "Progress",
     "Reason",
     "Ref",
+    "Report",
     "Resources",
     "Retry",
     "RunningTask",
@@ -102,4 +104,5 @@ __all__ = [
     "VectorDelete",
     "VectorRecord",
     "VectorUpsert",
+    "Work",
 ]

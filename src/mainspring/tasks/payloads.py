@@ -17,19 +17,23 @@ from mainspring.tasks.identity import TaskId
 class Ref:
     """Stands for the future result of a task."""
 
-    __slots__ = ("id",)
+    __slots__ = ("key",)
 
     def __init__(self, id: TaskId) -> None:
-        self.id = id
+        self.key = id.bytes
+
+    @property
+    def id(self) -> TaskId:
+        return TaskId(self.key)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id})"
 
     def __hash__(self) -> int:
-        return hash(self.id)
+        return hash(self.key)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ref) and self.id == other.id
+        return isinstance(other, Ref) and self.key == other.key
 
 
 class Chunk(msgspec.Struct, frozen=True):

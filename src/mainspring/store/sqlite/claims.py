@@ -68,9 +68,10 @@ def _from_row(tx: Transaction, row: Row, owner: int) -> Claimed:
         seq, id, attempt, class_id, rank, flags, priority, retry_count, max_retries, crashes, releases, ready_ms,
         deadline_ms, timeout_ms, input, spec,
     ) = row  # fmt: skip
+    key = tx.class_key(class_id)
     claimed = Claimed(
-        seq, id, attempt, owner, tx.class_key(class_id), rank, flags, priority, retry_count, max_retries, crashes,
-        releases, ready_ms, deadline_ms, timeout_ms, input, spec,
+        id, attempt, key[1], input, key[0], None, None, retry_count, deadline_ms, seq, owner, key, rank, flags,
+        priority, max_retries, crashes, releases, ready_ms, timeout_ms, spec,
     )  # fmt: skip
     if flags & HAS_REFS:
         claimed.parents = {parent[0]: ParentResult(*parent[1:]) for parent in tx.run("parent_results", seq)}

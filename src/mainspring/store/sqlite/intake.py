@@ -190,9 +190,10 @@ def _door(tx: Transaction, class_key: ClassKey, n: int, in_order: bool) -> _Door
 
 
 def _claimed(task: NewTask, seq: int, rank: int, owner: int, now: int) -> Claimed:
+    key = task.class_key
     return Claimed(
-        seq, task.id, 1, owner, task.class_key, rank, task.flags, task.priority, 0, task.max_retries, 0, 0, now,
-        task.deadline_ms, task.timeout_ms, task.input, task.spec,
+        task.id, 1, key[1], task.input, key[0], None, None, 0, task.deadline_ms, seq, owner, key, rank, task.flags,
+        task.priority, task.max_retries, 0, 0, now, task.timeout_ms, task.spec,
     )  # fmt: skip
 
 

@@ -30,7 +30,8 @@ class LifeFile:
         self._fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         os.ftruncate(self._fd, _SIZE)
         fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._marks = mmap.mmap(self._fd, _SIZE)
+        self._shared = mmap.mmap(self._fd, _SIZE)
+        self._marks = memoryview(self._shared).cast("q")
         os.rename(draft, self.path)
         os.register_at_fork(after_in_child=self._forked)
 
@@ -38,14 +39,21 @@ class LifeFile:
         """A forked child must not keep its parent's lock alive."""
         with contextlib.suppress(OSError):
             os.close(self._fd)
-        self._marks.close()  # it holds the file open too
+        self._unmap()  # it holds the file open too
 
     def mark(self, slot: int, seq: int, attempt: int) -> None:
-        _MARK.pack_into(self._marks, slot % SLOTS * _MARK.size, seq, attempt)
+        at = slot % SLOTS * 2
+        self._marks[at] = 0  # killed half way, it names nobody rather than another
+        self._marks[at + 1] = attempt
+        self._marks[at] = seq
+
+    def _unmap(self) -> None:
+        self._marks.release()
+        self._shared.close()
 
     def close(self) -> None:
         """Give up the lock after a clean end; nothing is held any more."""
-        self._marks.close()
+        self._unmap()
         self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             os.close(self._fd)

@@ -53,7 +53,7 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
     """Record outcomes in one go. Raises Replay when one of them needs a look of its own."""
     plain: list[Finish] = []
     for finish in finishes:
-        if finish.outcome == COMPLETED and not (finish.effects or finish.children or finish.refs or finish.blobs):
+        if finish.is_plain:
             plain.append(finish)
         else:
             finish_one(tx, finish)
@@ -78,9 +78,13 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
 
 
 def _attempt_row(f: Finish, outcome: int) -> tuple[Any, ...]:
+    claim, usage, started = f.claim, f.usage, f.started_ms
+    cpu = usage.cpu_time
     return (
-        f.claim.seq, f.claim.attempt, outcome, f.claim.owner, f.started_ms, f.ended_ms, f.duration_us, f.cpu_us,
-        f.memory, f.network, f.batch, f.wait_ms, f.lane, f.error,
+        claim.seq, claim.attempt, outcome, claim.owner, started, f.ended_ms,
+        None if started is None else int(usage.duration * 1e6), None if cpu is None else int(cpu * 1e6),
+        usage.memory_bytes, usage.network_bytes, usage.batch_size,
+        None if started is None else max(0, started - claim.ready_ms), f.lane, f.error,
     )  # fmt: skip
 
 

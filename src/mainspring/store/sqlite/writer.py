@@ -378,18 +378,7 @@ def _submit_exactly(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]
 def _refused(finish: Finish, exc: BaseException) -> Finish:
     error = ErrorInfo(type=type(exc).__name__, message=str(exc), attempts=finish.claim.retry_count + 1)
     return Finish(
-        finish.claim,
-        FAILED,
-        finish.ended_ms,
-        started_ms=finish.started_ms,
-        wait_ms=finish.wait_ms,
-        error=encode(error)[0],
-        duration_us=finish.duration_us,
-        cpu_us=finish.cpu_us,
-        memory=finish.memory,
-        network=finish.network,
-        batch=finish.batch,
-        lane=finish.lane,
+        finish.claim, FAILED, finish.ended_ms, finish.started_ms, None, finish.lane, finish.usage, encode(error)[0]
     )
 
 

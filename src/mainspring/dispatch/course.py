@@ -1,0 +1,221 @@
+"""Claims on their way through slots: from the claim to its recorded outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from typing import Any
+
+from mainspring.dispatch.attempt import Attempt, complete
+from mainspring.dispatch.exclusion import Exclusion
+from mainspring.dispatch.lane import LaneDesk, is_suspect
+from mainspring.dispatch.recording import Recorder
+from mainspring.dispatch.watch import Watch
+from mainspring.environment import Environment
+from mainspring.errors import InternalError
+from mainspring.execution.base import Report, Runner
+from mainspring.execution.executor import TaskExecutor
+from mainspring.processors.base import failure
+from mainspring.results.values import Values
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, SUSPECT, Claimed, Store
+from mainspring.tasks import ErrorInfo, TaskId
+
+logger = logging.getLogger("mainspring.dispatch")
+
+_RECORD_STARTS_S = 0.02
+"""A handler that is still running after this long is recorded as RUNNING; most have ended by then."""
+_NEEDS_CARE = HAS_REFS | BLOB_INPUT | SUSPECT
+
+
+class Course:
+    """What slots do with claims. The desks are the manager's; what runs now is theirs."""
+
+    def __init__(
+        self,
+        desks: dict[str, LaneDesk],
+        store: Store,
+        executor: TaskExecutor,
+        values: Values,
+        recorder: Recorder,
+        grace_s: float,
+        env: Environment,
+    ) -> None:
+        self.recorder = recorder
+        self.watch = Watch(self.attempts, self._give_up, grace_s, env)
+        self._desks = desks
+        self._store = store
+        self._executor = executor
+        self._values = values
+        self._any = Exclusion()  # whoever runs
+        self._alone = Exclusion()  # who runs within this process and could harm it
+        self._starts: asyncio.TimerHandle | None = None
+
+    def attempts(self) -> list[Attempt]:
+        """Return what runs now."""
+        return [attempt for desk in self._desks.values() for attempt in desk.running.values()]
+
+    async def quiet(self) -> None:
+        """Wait until nothing runs."""
+        await self._any.quiet()
+
+    def hurry(self) -> None:
+        """Ask all that runs to stop, to be handed back."""
+        for attempt in self.attempts():
+            self.watch.ask(attempt, "drain")
+
+    def close(self) -> None:
+        self.watch.close()
+        if self._starts is not None:
+            self._starts.cancel()
+            self._starts = None
+
+    def serve(self, desk: LaneDesk, claim: Claimed, mark: int, task: asyncio.Task[Any]) -> Awaitable[bool] | None:
+        """Run one claim in a slot, from claim to outcome: to its end at once where its handler waits for nothing.
+
+        Returns: None when it is over, else what ends with it; that tells whether the slot is still good.
+        """
+        if claim.deadline_ms is not None and (now_ms := self._store.now_ms()) > claim.deadline_ms:
+            desk.freed()  # before the record, whose commit looks for room
+            self.recorder.too_late(claim, now_ms)
+            return None
+        attempt = Attempt(claim, desk, mark, task)
+        is_here = desk.mark is not None
+        if claim.flags & _NEEDS_CARE or claim.spec is not None or (is_here and self._alone.is_taken):
+            return self._serve_with_care(attempt)
+        return self._run(attempt, desk.runner())
+
+    async def _serve_with_care(self, attempt: Attempt) -> bool:
+        """The same for a claim that something has to be done for before it runs."""
+        desk, claim = attempt.desk, attempt.claim
+        try:
+            complete(claim, await self._values.input(claim))
+        except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
+            desk.freed()
+            self.recorder.refuse(claim, exc, desk.port.name)
+            return True
+        if desk.mark is None:
+            return await self._ran(attempt, desk.runner())
+        if is_suspect(claim):
+            return await self._run_suspect(attempt)
+        if self._alone.is_taken:
+            await self._alone.wait()
+        return await self._ran(attempt, desk.runner())
+
+    def broken(self, desk: LaneDesk, claim: Claimed, exc: Exception) -> None:
+        """Something of ours failed around an attempt: record that, so that nobody waits for ever."""
+        logger.error(
+            "task %s attempt %d broke its slot; please report this", TaskId(claim.id), claim.attempt, exc_info=exc
+        )
+        attempt = desk.running.get(claim.id)
+        if desk.over is not claim and not (attempt is not None and attempt.ended):
+            desk.freed()
+        if attempt is not None and attempt.claim is claim:
+            self._let_go(attempt)
+        error = InternalError(f"the engine failed around it with {type(exc).__name__}: {exc}; please report this")
+        self.recorder.refuse(claim, error, desk.port.name)
+
+    async def _run_suspect(self, attempt: Attempt) -> bool:
+        """It may have killed its process: run it where it harms nobody, or at least with nobody beside it."""
+        kind = attempt.claim.task_type
+        if self._executor.can_run_in_child(kind):
+            attempt.in_child = True
+            return await self._ran(attempt, self._executor.child_runner(kind))
+        async with self._alone:
+            return await self._ran(attempt, attempt.desk.runner())
+
+    async def _ran(self, attempt: Attempt, runner: Runner) -> bool:
+        going = self._run(attempt, runner)
+        return going is None or await going
+
+    def _run(self, attempt: Attempt, runner: Runner) -> Awaitable[bool] | None:
+        attempt.runner = runner
+        going = runner.run(attempt.claim, attempt)
+        if isinstance(going, Report) and not self._is_bulky(going):
+            self._over(attempt)
+            if attempt.desk.mark is not None:
+                attempt.desk.mark(attempt.slot, 0, 0)
+            self.recorder.record(attempt, going)
+            return None
+        attempt.desk.running[attempt.claim.id] = attempt
+        self._any.enter()
+        if attempt.desk.mark is not None and not attempt.in_child:
+            self._alone.enter()
+        if attempt.claim.timeout_ms is not None:
+            self.watch.watch(attempt)
+        if self._starts is None:
+            self._starts = asyncio.get_running_loop().call_later(_RECORD_STARTS_S, self._record_starts)
+        return self._see_through(attempt, going)
+
+    async def _see_through(self, attempt: Attempt, going: Report | Awaitable[Report]) -> bool:
+        """Await the end of an attempt that did not end at once, and record it."""
+        desk = attempt.desk
+        try:
+            report = going if isinstance(going, Report) else await going
+        except asyncio.CancelledError as exc:
+            if attempt.abandoned:
+                return False
+            if not desk.is_open:
+                desk.freed()
+                self._let_go(attempt)
+                raise
+            while attempt.task.uncancel():  # the handler cancelled the asyncio task that it runs in
+                pass
+            report = Report(error=failure(exc).error)
+        if attempt.abandoned:
+            return False
+        self._over(attempt)
+        if self._is_bulky(report):
+            await self.recorder.record_whole(attempt, report)
+        else:
+            self.recorder.record(attempt, report)
+        self._let_go(attempt)  # last: a drain waits for it, and what is not recorded by then would be lost
+        return True
+
+    def _over(self, attempt: Attempt) -> None:
+        """Its handler is done; room for another claim comes before the record, whose commit looks for room."""
+        attempt.ended = True
+        attempt.desk.over = attempt.claim
+        attempt.desk.freed()
+
+    def _is_bulky(self, report: Report) -> bool:
+        """Whether more than a small value has to be stored with the outcome."""
+        output = report.output
+        return bool(report.effects or report.refs) or (output is not None and len(output) > self._values.inline_bytes)
+
+    def _let_go(self, attempt: Attempt) -> None:
+        desk = attempt.desk
+        del desk.running[attempt.claim.id]
+        if desk.mark is not None:
+            desk.mark(attempt.slot, 0, 0)
+        self._leave(attempt)
+
+    def _leave(self, attempt: Attempt) -> None:
+        self._any.leave()
+        if attempt.desk.mark is not None and not attempt.in_child:
+            self._alone.leave()
+
+    def _record_starts(self) -> None:
+        self._starts = None
+        waiting = False
+        for attempt in self.attempts():
+            if attempt.recorded:
+                continue
+            if (started_ms := attempt.started_ms) is None:
+                waiting = True
+            else:
+                attempt.recorded = True
+                self._store.started(attempt.claim, started_ms)
+        if waiting:
+            self._starts = asyncio.get_running_loop().call_later(_RECORD_STARTS_S, self._record_starts)
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """Record the end of an attempt whose handler does not come back, and replace its slot."""
+        attempt.abandoned = True
+        attempt.desk.freed()
+        self._let_go(attempt)
+        attempt.desk.lose_slot(attempt.task)
+        if attempt.desk.port.name != "async":  # the slot itself only waits for the thread
+            attempt.task.cancel()
+        error = ErrorInfo(type="TaskTimeout", message="did not stop when asked")
+        self.recorder.record(attempt, Report(error=error, retryable=True))

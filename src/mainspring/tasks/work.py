@@ -1,0 +1,45 @@
+"""An attempt on its way to where it runs, and the report of how it ended there."""
+
+from __future__ import annotations
+
+import msgspec
+
+from mainspring.tasks.effects import Effect, Usage
+from mainspring.tasks.identity import TaskId
+from mainspring.tasks.task import ErrorInfo
+
+
+class Work(msgspec.Struct, array_like=True, gc=False):
+    """One attempt, ready to run: self-contained, so that it can cross a pipe."""
+
+    id: bytes
+    attempt: int
+    task_type: str
+    input: bytes  # MessagePack of a TaskInput, parents' results in place
+    namespace: str = "default"
+    model_id: str | None = None
+    params: bytes | None = None  # MessagePack of a mapping
+    retry_count: int = 0
+    deadline_ms: int | None = None
+
+    def bare(self) -> Work:
+        """Return the work alone, where a store's claim stands for it."""
+        return Work(*(getattr(self, name) for name in Work.__struct_fields__))
+
+    @property
+    def task_id(self) -> TaskId:
+        return TaskId(self.id)
+
+
+class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How an attempt ended where it ran. Exactly one of `output` and `error` is there."""
+
+    output: bytes | None = None  # MessagePack of a TaskOutput
+    refs: tuple[bytes, ...] = ()  # ids of tasks that the output stands for
+    error: ErrorInfo | None = None
+    retryable: bool = True
+    retry_after: float | None = None  # seconds
+    effects: tuple[Effect, ...] = ()
+    usage: Usage = Usage()
+    crashed: bool = False  # the process that ran it died: counted apart from failures
+    unstarted: bool = False  # it never began and is charged nothing
