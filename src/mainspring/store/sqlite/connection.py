@@ -158,24 +158,56 @@ def _is_fresh(path: Path) -> bool:
 def _look(path: Path) -> None:
     if not path.exists() or path.stat().st_size == 0:
         return
+    peek = _peek(path)
+    try:
+        with _refusals(path):
+            peek.execute("BEGIN")  # all is of one moment
+            _refuse_foreign(path, peek)
+            _refuse_damaged(path, peek)
+    finally:
+        peek.close()
+
+
+def open_snapshot(path: Path) -> apsw.Connection:
+    """Return a connection for a look at a store that changes nothing, whether or not anybody has it open.
+
+    Raises: StoreUnavailable: no such file. StoreForeign, StoreNewer, StoreDamaged, StoreReadOnly: it can't be read.
+    """
+    if not path.is_file():
+        raise StoreUnavailable(f"there is no store at {path}; check the path")
+    connection = _peek(path)
+    try:
+        with _refusals(path):
+            _refuse_foreign(path, connection)
+            if not connection.pragma("user_version"):
+                raise StoreForeign(f"{path} is empty: no store was ever made in it")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _peek(path: Path) -> apsw.Connection:
     # Without a log nobody has it open, and a look that takes no locks leaves no files of its own beside it.
     mode = "mode=ro" if path.with_name(path.name + "-wal").exists() else "mode=ro&immutable=1"
     try:
         flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
         peek = apsw.Connection(f"file:{quote(os.fspath(path))}?{mode}", flags=flags)
+        peek.set_busy_timeout(_PEEK_MS)
+        return peek
     except apsw.CantOpenError as exc:
         raise StoreReadOnly(f"{path} can't be opened ({exc}); check its rights") from exc
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn what the driver says of an unfit file into our refusals."""
     try:
-        peek.set_busy_timeout(_PEEK_MS)
-        peek.execute("BEGIN")  # all is of one moment
-        _refuse_foreign(path, peek)
-        _refuse_damaged(path, peek)
+        yield
     except apsw.NotADBError as exc:
         raise StoreForeign(f"{path} is no SQLite file; it was left as it is: name another file") from exc
     except apsw.CorruptError as exc:
         raise StoreDamaged(f"{path} is damaged ({exc}); it was left as it is: restore a backup") from exc
-    finally:
-        peek.close()
 
 
 def _refuse_foreign(path: Path, peek: apsw.Connection) -> None:

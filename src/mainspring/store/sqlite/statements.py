@@ -8,12 +8,13 @@ from importlib import resources
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
-def _read(file: str) -> str:
-    return resources.files(__package__).joinpath(file).read_text(encoding="utf-8")
+def _read(package: str, file: str) -> str:
+    return resources.files(package).joinpath(file).read_text(encoding="utf-8")
 
 
-def _load(text: str) -> dict[str, str]:
-    parts = _NAME.split(text)
+def named(package: str, file: str) -> dict[str, str]:
+    """Return the statements of a package's file by name."""
+    parts = _NAME.split(_read(package, file))
     return {
         name: "\n".join(line for line in body.splitlines() if not line.startswith("--")).strip().rstrip(";")
         for name, body in zip(parts[1::2], parts[2::2], strict=True)
@@ -37,6 +38,6 @@ def _with_rows(sql: str, n: int) -> str:
     return _ROW.sub(lambda match: ", ".join([match[0]] * n), sql)
 
 
-SCHEMA = _read("schema.sql")
-SQL = _load(_read("queries.sql"))
+SCHEMA = _read(__package__, "schema.sql")
+SQL = named(__package__, "queries.sql")
 WIDE = {name: widened(name) for name in ("insert_task", "complete_many", "insert_attempt", "insert_edge", "add_tally")}

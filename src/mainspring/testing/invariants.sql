@@ -1,0 +1,217 @@
+-- What must hold in every committed state of a store. Each statement finds what breaks its invariant: the task's id where
+-- there is one, what is wrong, and the figures. Codes are those of schema.sql; outcomes of attempts are completed 0,
+-- failed 1, timeout 2, cancelled 3, retry 4, released 5, crashed 6.
+
+-- name: states
+-- A task is in a state of the lifecycle table and has what that state needs: an owner, a timer, a parent, an end.
+SELECT id, 'is in no state of the lifecycle' AS what, seq, status, reason, attempt FROM task
+WHERE (status, coalesce(reason, -1)) NOT IN
+    (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:states))
+UNION ALL
+SELECT id, 'lacks what its state needs, or has what it must not', seq, status, reason, attempt FROM task
+WHERE (owner IS NOT NULL) <> (status = 1 OR reason IS 4) OR (due_ms IS NOT NULL) <> (coalesce(reason, 0) IN (2, 3))
+    OR (waits_for IS NOT NULL) <> (reason IS 1) OR (waits_at IS NOT NULL) <> (reason IS 1)
+    OR (ended_ms IS NOT NULL) <> (status > 1) OR (output IS NOT NULL) <> (status = 2)
+    OR (owner IS NOT NULL AND attempt < 1);
+
+-- name: outcomes
+-- A task that has ended did so as its last attempt says, at that moment; without an attempt where none was needed.
+SELECT id, 'ended otherwise than its last attempt' AS what, seq, status, task.attempt, outcome, crashes, releases
+FROM task LEFT JOIN attempt ON attempt.task = seq AND attempt.number = task.attempt
+WHERE status > 1 AND NOT CASE status
+    WHEN 2 THEN outcome IS 0
+    WHEN 3 THEN outcome IS 1 OR (outcome IS 6 AND crashes + 1 >= :max_crashes)
+        OR (coalesce(outcome, 5) = 5 AND releases >= :max_releases) OR (outcome IS NULL AND task.attempt = 0)
+    WHEN 4 THEN coalesce(outcome, 3) IN (3, 4, 5, 6)
+    WHEN 5 THEN coalesce(outcome, 2) IN (2, 4, 5, 6) END
+UNION ALL
+SELECT id, 'ended at another time than its last attempt', seq, status, task.attempt, outcome, task.ended_ms,
+    attempt.ended_ms
+FROM task JOIN attempt ON attempt.task = seq AND attempt.number = task.attempt
+WHERE status > 1 AND outcome < 4 AND task.ended_ms <> attempt.ended_ms;
+
+-- name: one_outcome
+-- Only the last attempt ends a task, and a task that goes on has none that did.
+SELECT id, 'has an attempt that ended it and went on' AS what, seq, status, task.attempt, number, outcome
+FROM attempt JOIN task ON seq = attempt.task WHERE outcome < 4 AND (status < 2 OR number < task.attempt);
+
+-- name: attempts
+-- Attempts are numbered from 1 up to the task's own number; the one that is held has not ended.
+SELECT id, 'has an attempt that was never claimed, or is not over' AS what, seq, task.attempt, number, outcome
+FROM attempt JOIN task ON seq = attempt.task
+WHERE number < 1 OR number > task.attempt OR (number = task.attempt AND task.owner IS NOT NULL)
+    OR outcome NOT BETWEEN 0 AND 6
+UNION ALL
+SELECT id, 'has an attempt that ended before it started', seq, task.attempt, number, started_ms
+FROM attempt JOIN task ON seq = attempt.task WHERE started_ms > attempt.ended_ms;
+
+-- name: charges
+-- Retries, crashes and releases stay within their limits, and what is charged is on record.
+SELECT id, 'is charged beyond a limit, or what is not on record' AS what, seq, retry_count, max_retries, crashes,
+    releases, retries, crashed
+FROM (SELECT *, (SELECT count(*) FROM attempt WHERE task = seq AND outcome = 4) AS retries,
+    (SELECT count(*) FROM attempt WHERE task = seq AND outcome = 6) AS crashed FROM task)
+WHERE retry_count > max_retries OR retry_count <> retries OR crashes >= :max_crashes OR crashes > crashed
+    OR releases > :max_releases;
+
+-- name: dependencies
+-- What is ready, runs or ran has parents that ended, and completed where it needs that; they are kept while it is alive.
+SELECT child.id, 'went on before a parent did' AS what, child.seq, child.status, child.reason, child.attempt, parent,
+    parent.status AS parent_status, policy
+FROM edge JOIN task AS child ON child.seq = edge.child LEFT JOIN task AS parent ON parent.seq = edge.parent
+WHERE (child.attempt > 0 OR child.status IN (1, 2) OR child.reason IN (0, 2, 3))
+    AND (parent.status < 2 OR (parent.status > 2 AND policy <> 1) OR (parent.seq IS NULL AND child.status < 2));
+
+-- name: waiting
+-- A waiting child waits for an unfinished parent, past no other one, unless that parent's end is still travelling.
+SELECT child.id, 'waits for nothing' AS what, child.seq, child.waits_for, child.waits_at, edge.parent,
+    parent.status AS parent_status
+FROM task AS child LEFT JOIN edge ON edge.child = child.seq AND edge.n = child.waits_at
+    LEFT JOIN task AS parent ON parent.seq = child.waits_for
+WHERE child.reason = 1 AND (edge.parent IS NOT child.waits_for OR parent.seq IS NULL
+    OR (parent.status > 1 AND child.waits_for NOT IN (SELECT task FROM cascade)))
+UNION ALL
+SELECT child.id, 'passed over an unfinished parent', child.seq, child.waits_for, child.waits_at, edge.parent, parent.status
+FROM task AS child JOIN edge ON edge.child = child.seq AND edge.n < child.waits_at JOIN task AS parent ON parent.seq = edge.parent
+WHERE child.reason = 1 AND parent.status < 2
+UNION ALL
+SELECT child.id, 'waits, and a parent it needs did not complete', child.seq, child.waits_for, child.waits_at, edge.parent, parent.status
+FROM task AS child JOIN edge ON edge.child = child.seq JOIN task AS parent ON parent.seq = edge.parent
+WHERE child.reason = 1 AND parent.status > 2 AND policy <> 1 AND edge.parent NOT IN (SELECT task FROM cascade);
+
+-- name: unmet
+-- A task that failed without an attempt had a parent that it needed and that did not complete.
+SELECT id, 'failed without an attempt and without a reason' AS what, seq, crashes, releases FROM task
+WHERE status = 3 AND attempt = 0 AND NOT EXISTS
+    (SELECT 1 FROM edge LEFT JOIN task AS parent ON parent.seq = edge.parent
+    WHERE edge.child = task.seq AND policy = 0 AND coalesce(parent.status, 3) > 2);
+
+-- name: acyclic
+-- No task waits for itself. The smallest task of a circle has a parent that is newer: the search starts only there,
+-- and goes through newer tasks alone.
+SELECT task.id, 'depends on itself' AS what, low.child AS seq
+FROM (SELECT DISTINCT child FROM edge WHERE parent >= child) AS low LEFT JOIN task ON seq = low.child
+WHERE low.child IN (
+    WITH RECURSIVE above(seq) AS (
+        SELECT parent FROM edge WHERE edge.child = low.child AND parent >= low.child
+        UNION SELECT parent FROM above JOIN edge ON edge.child = above.seq WHERE parent >= low.child)
+    SELECT seq FROM above);
+
+-- name: stands_for
+-- An output that stands for other results is there, flagged, and so are they; none stands for itself.
+SELECT task.id, 'stands for what is not there, or is not flagged so' AS what, stands_for.task AS seq, ref,
+    task.status, task.flags
+FROM stands_for LEFT JOIN task ON task.seq = stands_for.task LEFT JOIN task AS other ON other.seq = ref
+WHERE task.seq IS NULL OR other.seq IS NULL OR task.status <> 2 OR task.flags & 8 = 0
+UNION ALL
+SELECT id, 'is flagged to stand for others and has none', seq, NULL, status, flags FROM task
+WHERE flags & 8 AND NOT EXISTS (SELECT 1 FROM stands_for WHERE stands_for.task = seq)
+UNION ALL
+SELECT task.id, 'stands for itself', low.task, NULL, task.status, task.flags
+FROM (SELECT DISTINCT task FROM stands_for WHERE ref >= task) AS low LEFT JOIN task ON seq = low.task
+WHERE low.task IN (
+    WITH RECURSIVE above(seq) AS (
+        SELECT ref FROM stands_for WHERE stands_for.task = low.task AND ref >= low.task
+        UNION SELECT ref FROM above JOIN stands_for ON stands_for.task = above.seq WHERE ref >= low.task)
+    SELECT seq FROM above);
+
+-- name: owners
+-- A claim is held by a worker that has not signed off; so is what a worker says it serves.
+SELECT task.id, 'is held by nobody' AS what, seq, owner, worker.ended_ms FROM task LEFT JOIN worker ON worker.id = owner
+WHERE owner IS NOT NULL AND (worker.id IS NULL OR worker.ended_ms IS NOT NULL)
+UNION ALL
+SELECT NULL, 'type ' || serves.type || ' is served by nobody', NULL, serves.worker, worker.ended_ms
+FROM serves LEFT JOIN worker ON worker.id = serves.worker WHERE worker.id IS NULL OR worker.ended_ms IS NOT NULL;
+
+-- name: tallies
+-- What is kept as a count is what counting gives; status 0 stands for all that have not ended, class 0 for all classes.
+WITH counted AS (SELECT class, iif(status < 2, 0, status) AS status, count(*) AS n FROM task GROUP BY 1, 2),
+    expected AS (SELECT * FROM counted UNION ALL SELECT 0, status, sum(n) FROM counted GROUP BY status)
+SELECT NULL AS id, 'tally is not the count' AS what, class, status, tally.n AS tally, expected.n AS count
+FROM expected FULL JOIN tally USING (class, status) WHERE coalesce(expected.n, 0) <> coalesce(tally.n, 0);
+
+-- name: classes
+-- Every task is of a class that is there.
+SELECT task.id, 'is of no class' AS what, seq, class FROM task LEFT JOIN class ON class.id = class WHERE class.id IS NULL;
+
+-- name: keys
+-- An idempotency key belongs to one task of its namespace, and a task has at most one.
+SELECT task.id, 'key ' || key || ' belongs to no task of namespace ' || idempotency.namespace AS what,
+    idempotency.task AS seq, class
+FROM idempotency LEFT JOIN task ON seq = idempotency.task LEFT JOIN class ON class.id = class
+WHERE class.namespace IS NOT idempotency.namespace
+UNION ALL
+SELECT task.id, 'has ' || count(*) || ' idempotency keys', seq, class
+FROM idempotency JOIN task ON seq = idempotency.task GROUP BY seq HAVING count(*) > 1;
+
+-- name: retried
+-- What was retried ended without completing, and what it became is there and newer.
+SELECT old.id, 'was retried as what is not there, or did not end' AS what, retried.task AS seq, again, old.status
+FROM retried LEFT JOIN task AS old ON old.seq = retried.task LEFT JOIN task AS fresh ON fresh.seq = again
+WHERE old.seq IS NULL OR fresh.seq IS NULL OR old.status < 3 OR again <= retried.task;
+
+-- name: orphans
+-- No row speaks of a task that is not there.
+SELECT NULL AS id, 'attempt without its task' AS what, task AS seq, count(*) AS n FROM attempt
+WHERE task NOT IN (SELECT seq FROM task) GROUP BY task
+UNION ALL
+SELECT NULL, 'dependency without its task', child, count(*) FROM edge
+WHERE child NOT IN (SELECT seq FROM task) GROUP BY child
+UNION ALL
+SELECT NULL, 'blob without its task', task, count(*) FROM payload_blob
+WHERE task NOT IN (SELECT seq FROM task) GROUP BY task
+UNION ALL
+SELECT task.id, 'progress without its attempt', progress.task, progress.attempt
+FROM progress LEFT JOIN task ON seq = progress.task WHERE seq IS NULL OR progress.attempt > task.attempt
+UNION ALL
+SELECT task.id, 'has an end to pass on and has not ended', seq, status FROM cascade JOIN task ON seq = cascade.task
+WHERE status < 2;
+
+-- name: tombstones
+-- What was pruned had ended, and is gone.
+SELECT tombstone.id, 'was pruned and had not ended, or is back' AS what, tombstone.status, task.status AS again
+FROM tombstone LEFT JOIN task ON task.id = tombstone.id WHERE tombstone.status NOT BETWEEN 2 AND 5 OR seq IS NOT NULL;
+
+-- name: payloads
+-- A payload that lives in a blob keeps that blob.
+SELECT id, 'does not keep the blob of its input' AS what, seq, CAST(input AS TEXT) AS digest FROM task
+WHERE flags & 16 AND NOT EXISTS (SELECT 1 FROM payload_blob WHERE digest = CAST(input AS TEXT) AND task = seq)
+UNION ALL
+SELECT id, 'does not keep the blob of its output', seq, CAST(output AS TEXT) FROM task
+WHERE flags & 32 AND NOT EXISTS (SELECT 1 FROM payload_blob WHERE digest = CAST(output AS TEXT) AND task = seq);
+
+-- name: times
+-- Nothing started before its time or after its deadline, give or take what two clocks may differ; what ran out of time
+-- did not complete.
+SELECT id, 'started before not_before or after its deadline' AS what, seq, number, started_ms, not_before_ms,
+    deadline_ms
+FROM task JOIN attempt ON attempt.task = seq
+WHERE started_ms < not_before_ms - :slack_ms OR started_ms > deadline_ms + :slack_ms
+UNION ALL
+SELECT id, 'completed after its timeout', seq, number, duration_us, timeout_ms, NULL
+FROM task JOIN attempt ON attempt.task = seq WHERE outcome = 0 AND duration_us > timeout_ms * 1000;
+
+-- name: vectors
+-- A collection counts its records; they have its dimension, their labels, and no tombstone.
+SELECT NULL AS id, 'collection ' || name || ' counts other records than it has' AS what, records,
+    (SELECT count(*) FROM vector_record WHERE collection = vector_collection.id) AS found
+FROM vector_collection WHERE records <> found
+UNION ALL
+SELECT NULL, 'record ' || vector_record.id || ' has no collection, or not its dimension', row, length(vector) / 4
+FROM vector_record LEFT JOIN vector_collection ON vector_collection.id = collection
+WHERE dim IS NULL OR length(vector) <> 4 * dim
+UNION ALL
+SELECT NULL, 'label ' || key || ' without its record', vector_label.row, vector_label.collection
+FROM vector_label LEFT JOIN vector_record ON vector_record.row = vector_label.row
+    AND vector_record.collection = vector_label.collection WHERE vector_record.row IS NULL
+UNION ALL
+SELECT NULL, 'record deleted and still there, or after the newest version', vector_tombstone.row, vector_tombstone.version
+FROM vector_tombstone JOIN vector_collection ON vector_collection.id = vector_tombstone.collection
+    LEFT JOIN vector_record ON vector_record.row = vector_tombstone.row
+WHERE vector_record.row IS NOT NULL OR vector_tombstone.version > vector_collection.version;
+
+-- name: payload_digests
+SELECT DISTINCT digest FROM payload_blob;
+
+-- name: named_digests
+SELECT DISTINCT digest FROM blob_key;

@@ -1,0 +1,291 @@
+"""A sound store breaks nothing; whatever is put wrong in it is found, by the check that is there for it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import apsw
+import pytest
+from tests.store.fixtures.make import make
+
+from mainspring.blobs.local import LocalBlobStore
+from mainspring.errors import StoreForeign, StoreNewer, StoreUnavailable
+from mainspring.store.sqlite.connection import SCHEMA_VERSION
+from mainspring.tasks import TaskId, TaskStatus
+from mainspring.testing import Violation, check_history
+from mainspring.testing.events import (
+    Acknowledged,
+    CancelAnswered,
+    Ended,
+    Event,
+    ResultSeen,
+    Started,
+    Submitted,
+)
+from mainspring.testing.history import ROWS
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with tasks in every state, whose process died."""
+    return asyncio.run(make(tmp_path_factory.mktemp("sound")))
+
+
+@pytest.fixture
+def store(sound: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(sound.parent, tmp_path / "copy"), "work.db")
+
+
+def spoil(store: Path, sql: str) -> None:
+    """Run a statement in which {some text} is the number of the task with that text."""
+    connection = apsw.Connection(str(store))
+    connection.pragma("ignore_check_constraints", 1)
+    found = {
+        name: connection.execute("SELECT seq FROM task WHERE instr(input, CAST(? AS BLOB))", (name,)).get
+        for name in re.findall(r"{([^}]*)}", sql)
+    }
+    before = connection.total_changes()
+    connection.execute(sql.format_map(found))
+    assert connection.total_changes() > before
+    connection.close()
+
+
+def test_a_sound_store(sound: Path) -> None:
+    """Tasks in every state, held by a process that died, break nothing; nor does looking change a byte."""
+    before = {item: item.read_bytes() for item in sound.parent.rglob("*") if item.is_file()}
+    assert check_history(sound, blobs=LocalBlobStore(f"{sound}-blobs")) == []
+    assert {item: item.read_bytes() for item in sound.parent.rglob("*") if item.is_file()} == before
+
+
+SPOILT = [
+    ("states", "no state", "UPDATE task SET status = 7 WHERE seq = {plain}"),
+    ("states", "no state", "UPDATE task SET reason = 5 WHERE seq = {ready}"),
+    ("states", "lacks", "UPDATE task SET ended_ms = NULL WHERE seq = {plain}"),
+    ("states", "lacks", "UPDATE task SET due_ms = NULL WHERE seq = {delayed}"),
+    ("states", "lacks", "UPDATE task SET owner = NULL WHERE seq = {running}"),
+    ("states", "lacks", "UPDATE task SET output = NULL WHERE seq = {plain}"),
+    ("states", "lacks", "UPDATE task SET waits_at = NULL WHERE seq = {waits}"),
+    ("states", "lacks", "UPDATE task SET attempt = 0 WHERE seq = {running}"),
+    ("outcomes", "otherwise", "UPDATE attempt SET outcome = 4 WHERE task = {plain}"),
+    ("outcomes", "otherwise", "DELETE FROM attempt WHERE task = {plain}"),
+    ("outcomes", "otherwise", "UPDATE task SET attempt = 2 WHERE seq = {plain}"),
+    ("outcomes", "otherwise", "UPDATE attempt SET outcome = 0 WHERE task = {stopped}"),
+    ("outcomes", "otherwise", "UPDATE attempt SET outcome = 1 WHERE task = {late}"),
+    ("outcomes", "otherwise", "DELETE FROM attempt WHERE task = {broken} AND number = 2"),
+    ("outcomes", "otherwise", "UPDATE attempt SET outcome = 6 WHERE task = {broken} AND number = 2"),
+    ("outcomes", "otherwise", "UPDATE attempt SET outcome = 5 WHERE task = {broken} AND number = 2"),
+    ("outcomes", "another time", "UPDATE task SET ended_ms = ended_ms + 1 WHERE seq = {plain}"),
+    ("one_outcome", "went on", "UPDATE attempt SET outcome = 0 WHERE task = {lost} AND number = 2"),
+    ("one_outcome", "went on", "UPDATE attempt SET outcome = 0 WHERE task = {broken} AND number = 1"),
+    ("attempts", "never claimed", "INSERT INTO attempt (task, number, outcome, ended_ms) VALUES ({ready}, 1, 4, 1)"),
+    ("attempts", "not over", "INSERT INTO attempt (task, number, outcome, ended_ms) VALUES ({running}, 1, 4, 1)"),
+    ("attempts", "never claimed", "UPDATE attempt SET number = 0 WHERE task = {lost} AND number = 1"),
+    ("attempts", "never claimed", "UPDATE attempt SET outcome = 7 WHERE task = {lost} AND number = 1"),
+    ("attempts", "before it started", "UPDATE attempt SET started_ms = ended_ms + 1 WHERE task = {plain}"),
+    ("charges", "beyond", "UPDATE task SET max_retries = 0 WHERE seq = {broken}"),
+    ("charges", "record", "UPDATE task SET retry_count = 2 WHERE seq = {lost}"),
+    ("charges", "record", "DELETE FROM attempt WHERE task = {lost} AND number = 1"),
+    ("charges", "record", "UPDATE task SET crashes = 2 WHERE seq = {lost}"),
+    ("charges", "beyond", "UPDATE task SET crashes = 3 WHERE seq = {lost}"),
+    ("charges", "beyond", "UPDATE task SET releases = 11 WHERE seq = {handed back}"),
+    (
+        "dependencies",
+        "went on",
+        "UPDATE task SET reason = 0, waits_for = NULL, waits_at = NULL WHERE seq = {waits}",
+    ),
+    ("dependencies", "went on", "UPDATE edge SET policy = 0 WHERE child = {allows it}"),
+    ("dependencies", "went on", "DELETE FROM task WHERE seq = {broken}"),
+    ("dependencies", "went on", "INSERT INTO edge VALUES ({plain}, 0, {ready}, 0)"),
+    ("waiting", "for nothing", "UPDATE task SET waits_for = {plain} WHERE seq = {waits}"),
+    ("waiting", "for nothing", "UPDATE task SET waits_at = 9 WHERE seq = {waits}"),
+    ("waiting", "for nothing", "DELETE FROM task WHERE seq = {running}"),
+    (
+        "waiting",
+        "for nothing",
+        "UPDATE task SET waits_for = {splits}, waits_at = 0 WHERE seq = {joins}",
+    ),
+    ("waiting", "passed over", "UPDATE task SET waits_for = {part two}, waits_at = 2 WHERE seq = {joins}"),
+    ("waiting", "did not complete", "INSERT INTO edge VALUES ({waits}, 1, {broken}, 0)"),
+    ("unmet", "without a reason", "DELETE FROM edge WHERE child = {needs it}"),
+    ("unmet", "without a reason", "UPDATE edge SET parent = {plain} WHERE child = {needs it}"),
+    ("acyclic", "itself", "INSERT INTO edge VALUES ({running}, 0, {running}, 0)"),
+    ("acyclic", "itself", "INSERT INTO edge VALUES ({running}, 0, {waits}, 0)"),
+    ("acyclic", "itself", "INSERT INTO edge VALUES ({part one}, 0, {joins}, 0)"),
+    ("stands_for", "not there", "DELETE FROM task WHERE seq = {part two}"),
+    ("stands_for", "not flagged", "UPDATE task SET flags = 0 WHERE seq = {splits}"),
+    ("stands_for", "has none", "UPDATE task SET flags = 8 WHERE seq = {plain}"),
+    ("stands_for", "for itself", "INSERT INTO stands_for VALUES ({splits}, 9, {splits})"),
+    ("stands_for", "for itself", "INSERT INTO stands_for VALUES ({part one}, 0, {splits})"),
+    ("owners", "by nobody", "UPDATE task SET owner = 77 WHERE seq = {running}"),
+    ("owners", "by nobody", "UPDATE worker SET ended_ms = 1"),
+    ("owners", "served by nobody", "INSERT INTO serves VALUES (77, 'custom:work')"),
+    ("tallies", "not the count", "UPDATE tally SET n = n + 1 WHERE class = 0 AND status = 2"),
+    ("tallies", "not the count", "DELETE FROM tally WHERE class > 0 AND status = 0"),
+    ("tallies", "not the count", "INSERT INTO tally VALUES (99, 3, 1)"),
+    ("classes", "no class", "UPDATE task SET class = 99 WHERE seq = {plain}"),
+    ("keys", "no task", "UPDATE idempotency SET task = 1 WHERE key = 'plain'"),
+    ("keys", "of namespace", "UPDATE idempotency SET namespace = 'other' WHERE key = 'plain'"),
+    ("keys", "2 idempotency", "INSERT INTO idempotency VALUES ('default', 'second', {plain})"),
+    ("retried", "not there", "UPDATE retried SET again = 999"),
+    ("retried", "not there", "UPDATE retried SET again = {plain}"),
+    ("retried", "not there", "UPDATE retried SET task = {plain}"),
+    ("orphans", "attempt", "UPDATE attempt SET task = 999 WHERE task = {plain}"),
+    ("orphans", "dependency", "UPDATE edge SET child = 999 WHERE child = {needs it}"),
+    ("orphans", "blob", "INSERT INTO payload_blob VALUES ('00', 999)"),
+    ("orphans", "progress", "UPDATE progress SET attempt = 9"),
+    ("orphans", "progress", "UPDATE progress SET task = 999"),
+    ("orphans", "pass on", "INSERT INTO cascade VALUES ({ready})"),
+    ("tombstones", "had not ended", "UPDATE tombstone SET status = 1"),
+    ("tombstones", "is back", "INSERT INTO tombstone SELECT id, 2, 1 FROM task WHERE seq = {plain}"),
+    ("payloads", "of its input", "DELETE FROM payload_blob WHERE task IN (SELECT seq FROM task WHERE flags & 16)"),
+    ("payloads", "of its output", "DELETE FROM payload_blob WHERE task = {large}"),
+    ("times", "not_before", "UPDATE task SET not_before_ms = ended_ms + 2000 WHERE seq = {plain}"),
+    ("times", "deadline", "UPDATE task SET deadline_ms = ended_ms - 2000 WHERE seq = {plain}"),
+    ("times", "timeout", "UPDATE task SET timeout_ms = 1 WHERE seq = {plain}"),
+    ("vectors", "counts other", "UPDATE vector_collection SET records = 9"),
+    ("vectors", "dimension", "UPDATE vector_record SET vector = x'00000000' WHERE id = 'a'"),
+    ("vectors", "no collection", "UPDATE vector_record SET collection = 9 WHERE id = 'a'"),
+    ("vectors", "without its record", "DELETE FROM vector_record WHERE id = 'a'"),
+    ("vectors", "still there", "UPDATE vector_tombstone SET row = (SELECT row FROM vector_record WHERE id = 'a')"),
+    ("vectors", "newest version", "UPDATE vector_tombstone SET version = 99"),
+]
+
+
+@pytest.mark.parametrize(("invariant", "says", "sql"), SPOILT)
+def test_a_spoilt_store(store: Path, invariant: str, says: str, sql: str) -> None:
+    """One row that is wrong is found, with its task and the figures."""
+    spoil(store, sql)
+    found = [item for item in check_history(store) if item.invariant == invariant and says in item.what]
+    assert found
+    assert all(item.figures for item in found)
+
+
+def test_every_check_has_its_control() -> None:
+    """No statement is there that was never seen to find anything."""
+    assert {invariant for invariant, *_ in SPOILT} == set(ROWS)
+
+
+def test_a_finding_names_its_task(store: Path) -> None:
+    spoil(store, "UPDATE attempt SET outcome = 4 WHERE task = {plain}")
+    connection = apsw.Connection(str(store), flags=apsw.SQLITE_OPEN_READONLY)
+    id = connection.execute("SELECT id FROM task WHERE instr(input, CAST('plain' AS BLOB))").get
+    connection.close()
+    (found,) = [item for item in check_history(store) if item.invariant == "outcomes"]
+    assert found.task == str(TaskId(id))
+    assert found.task in str(found)
+    assert (found.figures["status"], found.figures["outcome"]) == (2, 4)
+
+
+def test_findings_are_limited(store: Path) -> None:
+    """However much is wrong, the answer stays small."""
+    spoil(store, "UPDATE task SET class = 99")
+    assert len([item for item in check_history(store, limit=3) if item.invariant == "classes"]) == 3
+
+
+def test_a_travelling_end_is_no_fault(store: Path) -> None:
+    """Where ends go on as a work list, children may still wait for what has ended."""
+    spoil(store, "INSERT INTO edge VALUES ({waits}, 1, {broken}, 0); INSERT INTO cascade VALUES ({broken})")
+    assert check_history(store) == []
+
+
+@pytest.mark.parametrize("keep", ["payload_blob", "blob_key"])
+def test_missing_blobs(store: Path, keep: str) -> None:
+    """A blob that a payload or a name refers to must be there."""
+    connection = apsw.Connection(str(store), flags=apsw.SQLITE_OPEN_READONLY)
+    digest = str(connection.execute(f"SELECT digest FROM {keep} LIMIT 1").get)
+    connection.close()
+    blobs = LocalBlobStore(f"{store}-blobs")
+    blobs.delete(digest)
+    (found,) = check_history(store, blobs=blobs)
+    assert (found.invariant, found.figures) == ("blobs", {"digest": digest})
+
+
+def newer(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.pragma("user_version", SCHEMA_VERSION + 1)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda path: path.unlink(), StoreUnavailable),
+        (lambda path: path.write_text("no database" * 100), StoreForeign),
+        (lambda path: path.write_bytes(b""), StoreForeign),
+        (newer, StoreNewer),
+    ],
+)
+def test_an_unfit_file(store: Path, change: Callable[[Path], object], error: type[Exception]) -> None:
+    """What can't be checked is a typed error."""
+    change(store)
+    with pytest.raises(error, match=re.escape(str(store))):
+        check_history(store)
+
+
+# What was seen from outside
+
+
+def seen(store: Path, text: str, *events: Callable[[str], Event]) -> list[Violation]:
+    """Check events of the task with this text."""
+    connection = apsw.Connection(str(store), flags=apsw.SQLITE_OPEN_READONLY)
+    id = connection.execute("SELECT id FROM task WHERE instr(input, CAST(? AS BLOB))", (text,)).get
+    connection.close()
+    task = str(TaskId(id) if id is not None else TaskId())
+    return check_history(store, history=[event(task) for event in events])
+
+
+def test_what_was_seen_agrees(sound: Path) -> None:
+    """A true history of the store is no fault."""
+    assert not seen(
+        sound,
+        "plain",
+        lambda id: Submitted(id, 1),
+        lambda id: Acknowledged(id, 2),
+        lambda id: Started(id, 3, 1),
+        lambda id: Ended(id, 4, 1),
+        lambda id: ResultSeen(id, 5, TaskStatus.COMPLETED),
+        lambda id: CancelAnswered(id, 6, "already(completed)"),
+    )
+    assert not seen(
+        sound,
+        "stopped",
+        lambda id: Started(id, 1, 1),
+        lambda id: CancelAnswered(id, 2, "requested"),
+        lambda id: ResultSeen(id, 3, TaskStatus.CANCELLED),
+    )
+    assert not seen(sound, "cancelled early", lambda id: CancelAnswered(id, 1, "cancelled"))
+    assert not seen(sound, "never stored", lambda id: Submitted(id, 1))
+
+
+def test_a_pruned_task_was_there(sound: Path) -> None:
+    """Accepted and pruned since is not lost."""
+    connection = apsw.Connection(str(sound), flags=apsw.SQLITE_OPEN_READONLY)
+    id = TaskId(connection.execute("SELECT id FROM tombstone LIMIT 1").get)
+    connection.close()
+    pruned = str(id)
+    history: list[Event] = [Acknowledged(pruned, 1), Started(pruned, 2, 1), ResultSeen(pruned, 3, TaskStatus.COMPLETED)]
+    assert check_history(sound, history=history) == []
+
+
+@pytest.mark.parametrize(
+    ("invariant", "text", "events"),
+    [
+        ("durability", "never stored", [lambda id: Acknowledged(id, 1)]),
+        ("durability", "never stored", [lambda id: Started(id, 1, 1)]),
+        ("fencing", "plain", [lambda id: Started(id, 1, 2)]),
+        ("fencing", "plain", [lambda id: Started(id, 1, 1), lambda id: Started(id, 2, 1)]),
+        ("one_outcome", "plain", [lambda id: ResultSeen(id, 1, TaskStatus.FAILED)]),
+        ("one_outcome", "running", [lambda id: ResultSeen(id, 1, TaskStatus.COMPLETED)]),
+        ("cancel", "plain", [lambda id: CancelAnswered(id, 1, "cancelled")]),
+        ("cancel", "plain", [lambda id: CancelAnswered(id, 1, "already(failed)")]),
+        ("cancel", "stopped", [lambda id: Started(id, 2, 1), lambda id: CancelAnswered(id, 1, "cancelled")]),
+    ],
+)
+def test_what_was_seen_differs(sound: Path, invariant: str, text: str, events: list[Callable[[str], Event]]) -> None:
+    """The store must agree with whoever submitted, ran, cancelled or waited."""
+    assert {item.invariant for item in seen(sound, text, *events)} == {invariant}
