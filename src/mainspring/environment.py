@@ -1,4 +1,4 @@
-"""The only door to time, chance, identity and threads.
+"""The only door to time, chance, identity, threads and other processes.
 
 Engine code asks an `Environment`; tests and the simulator hand in another one. Nothing else in the package imports
 `time`, `random`, `uuid` or `threading` (the linter keeps it so; `children/` may, because it deals with processes).
@@ -10,12 +10,17 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import uuid_utils
 
+if TYPE_CHECKING:
+    import socket
+
 Lock = threading.Lock
+T = TypeVar("T")
 
 
 class Signal:
@@ -38,7 +43,40 @@ class Signal:
         self._raised = False
 
 
-Semaphore = threading.Semaphore
+class Turns:
+    """Wakes one of several threads for each time it is raised."""
+
+    __slots__ = ("raise_", "wait")
+
+    def __init__(self) -> None:
+        semaphore = threading.Semaphore(0)
+        self.raise_: Callable[[], None] = semaphore.release
+        self.wait: Callable[[], object] = semaphore.acquire
+
+
+class Strand(Protocol):
+    """Work beside the event loop: it goes on from each `yield` when its signal is raised."""
+
+    async def ended(self) -> None:
+        """Return when it has come to its end."""
+
+
+class _ThreadStrand:
+    def __init__(self, name: str, steps: Iterator[None], signal: Signal | Turns) -> None:
+        self._steps = steps
+        self._signal = signal
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        wait = self._signal.wait
+        for _ in self._steps:
+            wait()
+
+    async def ended(self) -> None:
+        await SYSTEM.to_thread(self._thread.join)
+
+
 ThreadEvent = threading.Event
 ThreadLocal = threading.local
 
@@ -69,8 +107,23 @@ class Environment:
         """Block the calling thread."""
         time.sleep(seconds)
 
+    def random_bytes(self, n: int) -> bytes:
+        """Bytes that nobody can guess."""
+        return os.urandom(n)
+
     def pid(self) -> int:
         return os.getpid()
+
+    def host(self) -> str:
+        import socket
+
+        return socket.gethostname()
+
+    def datagram_socket(self) -> socket.socket:
+        """A socket that takes messages of other processes on this machine at a path."""
+        import socket
+
+        return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def start_thread(self, name: str, run: Callable[..., None], *args: Any) -> threading.Thread:
         """Start a daemon thread: whoever starts it also joins it in its own stop."""
@@ -81,6 +134,24 @@ class Environment:
     def thread_ident(self) -> int:
         return threading.get_ident()
 
+    def signal(self) -> Signal:
+        return Signal()
 
-SYSTEM = Environment()
-"""What is used where nobody hands in another one."""
+    def turns(self) -> Turns:
+        return Turns()
+
+    def start_strand(self, name: str, steps: Iterator[None], signal: Signal | Turns) -> Strand:
+        """Run these steps in a thread of their own; at each `yield` it waits for the signal."""
+        return _ThreadStrand(name, steps, signal)
+
+    async def to_thread(self, run: Callable[..., T], *args: Any) -> T:
+        """Return what a function that blocks returns; the loop goes on meanwhile."""
+        import asyncio  # child processes do without
+
+        return await asyncio.to_thread(run, *args)
+
+
+SYSTEM: Final = Environment()
+"""The environment of this process."""
+HERE: Final[ContextVar[Environment]] = ContextVar("mainspring_environment", default=SYSTEM)
+"""What is used where nobody hands one in. A simulation that plays several processes sets one for each."""

@@ -253,8 +253,8 @@ class SqliteFactory:
         await store._caretaker.stop()
         store._bell.close()
         store._writer.stop()
-        await asyncio.to_thread(store._thread.join)
-        await asyncio.to_thread(store._reader.stop)
+        await store._strand.ended()
+        await store._reader.stop()
         assert store._life is not None
         store._life._unmap()
         os.close(store._life._fd)

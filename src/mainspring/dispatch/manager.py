@@ -74,7 +74,7 @@ class TaskManager:
         self.parts = store or Parts(":memory:", EngineConfig(manager=self.config), env=env)
         self.store = self.parts.store
         self.executor: TaskExecutor = self.parts.executor
-        self.values = Values(self.parts.blobs, self.parts.config.store)
+        self.values = Values(self.parts.blobs, self.parts.config.store, env)
         self.waiters = Waiters(self.store)
         self._env = env
         self.intake = Intake(self.executor, self.store, self.values, scheduler_config or SchedulerConfig(), env)

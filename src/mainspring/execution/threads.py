@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
-from mainspring.environment import Environment, Semaphore
+from mainspring.environment import Environment
 from mainspring.execution.base import Channel, Report, Work
 from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
@@ -37,7 +37,7 @@ class ThreadRunner:
         self._env = env
         self._slots = slots
         self._inbox: deque[_Job | None] = deque()
-        self._signal = Semaphore(0)
+        self._signal = env.turns()
         self._threads = 0
         self._lost: set[tuple[bytes, int]] = set()  # attempts whose threads were given up
         self._running: dict[tuple[bytes, int], Item] = {}  # an attempt that was given up may outlive the next one
@@ -47,9 +47,9 @@ class ThreadRunner:
         future: asyncio.Future[Report] = loop.create_future()
         if self._threads < self._slots + len(self._lost):
             self._threads += 1
-            self._env.start_thread(f"mainspring-thread-{self._threads}", self._work, loop)
+            self._env.start_strand(f"mainspring-thread-{self._threads}", self._work(loop), self._signal)
         self._inbox.append((work, channel, future))
-        self._signal.release()
+        self._signal.raise_()
         return future
 
     def stop(self, work: Work, *, hard: bool) -> bool:
@@ -64,11 +64,11 @@ class ThreadRunner:
     async def close(self) -> None:
         for _ in range(self._threads):
             self._inbox.append(None)
-            self._signal.release()
+            self._signal.raise_()
 
-    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _work(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         while True:
-            self._signal.acquire()
+            yield
             job = self._inbox.popleft()
             if job is None:
                 return

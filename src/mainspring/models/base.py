@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from mainspring.environment import HERE
 from mainspring.tasks import ModelInput, ModelOutput
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class BlockingModel:
 
     async def infer(self, input: ModelInput) -> ModelOutput:
         """Answer one input, as in the seeds; raises its error."""
-        (answer,) = await asyncio.to_thread(self.infer_batch, [input], {})
+        (answer,) = await HERE.get().to_thread(self.infer_batch, [input], {})
         if isinstance(answer, Exception):
             raise answer
         return answer

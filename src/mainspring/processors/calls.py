@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mainspring.config import seconds
-from mainspring.environment import SYSTEM
+from mainspring.environment import HERE
 from mainspring.errors import invalid
 from mainspring.processors.context import Child, Context
 from mainspring.processors.custom import OPTION_NAMES, Handler, handler_of, priority_of
@@ -100,7 +100,7 @@ def moment(value: datetime | float | str | timedelta, field: str) -> datetime:
         if value.tzinfo is None:
             raise invalid(field, value, "has no time zone", "use datetime.now(UTC) + ..., or a duration from now")
         return value
-    now = datetime.fromtimestamp(SYSTEM.wall_ms() / 1000, UTC)
+    now = datetime.fromtimestamp(HERE.get().wall_ms() / 1000, UTC)
     return now + timedelta(seconds=seconds(value, field))
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from mainspring.blobs.base import BlobStore
 from mainspring.config import StoreConfig
+from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import DependencyNotMet, from_info, invalid
 from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, STANDS_FOR, Claimed, Ended, ParentResult
 from mainspring.tasks import ErrorInfo, TaskId, TaskOutput
@@ -20,8 +21,9 @@ from mainspring.tasks.lifecycle import COMPLETED
 class Values:
     """Puts large payloads into the blob store and gets them back."""
 
-    def __init__(self, blobs: BlobStore, config: StoreConfig) -> None:
+    def __init__(self, blobs: BlobStore, config: StoreConfig, env: Environment = SYSTEM) -> None:
         self._blobs = blobs
+        self._env = env
         self._config = config
         self.inline_bytes = config.inline_bytes  # above it a payload becomes a blob
 
@@ -38,11 +40,11 @@ class Values:
                 f"is above max_payload_bytes = {limit}",
                 "store it in parts, or raise StoreConfig.max_payload_bytes",
             )
-        blob = await asyncio.to_thread(self._blobs.put, data)
+        blob = await self._env.to_thread(self._blobs.put, data)
         return blob.digest.encode()
 
     async def load(self, data: bytes, is_blob: bool) -> bytes:
-        return await asyncio.to_thread(self._blobs.get, data.decode()) if is_blob else data
+        return await self._env.to_thread(self._blobs.get, data.decode()) if is_blob else data
 
     async def output(self, ended: Ended, wait: Callable[[TaskId], Awaitable[Any]]) -> TaskOutput:
         """Return the output of a completed task; `wait` gives the plain result of a task that it stands for."""

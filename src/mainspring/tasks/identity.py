@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 import uuid_utils
 
-from mainspring.environment import SYSTEM
+from mainspring.environment import HERE
 from mainspring.errors import invalid
 
 
@@ -25,7 +25,7 @@ class TaskId:
             self.bytes: bytes = value
             return
         if value is None:
-            value = SYSTEM.new_id()
+            value = HERE.get().new_id()
         elif isinstance(value, str):
             value = _parse_uuid(value)
         elif isinstance(value, TaskId):

@@ -9,6 +9,8 @@ import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from mainspring.environment import Environment
+
 LOOK = b"l"
 """Something became ready."""
 ENDED = b"e"
@@ -23,17 +25,18 @@ _MOST_IDS = 2_000
 class Bell:
     """A socket beside the store that others ring; rings theirs. Works without one where a path is too long for it."""
 
-    def __init__(self, folder: Path, name: str, heard: Callable[[bytes, bytes], None]) -> None:
+    def __init__(self, folder: Path, name: str, heard: Callable[[bytes, bytes], None], env: Environment) -> None:
         self._folder = folder
         self._name = name
         self._heard = heard
+        self._env = env
         self._socket: socket.socket | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._peers: set[str] = set()
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket = self._env.datagram_socket()
         self._socket.setblocking(False)
         try:
             self._socket.bind(self._path(self._name))
@@ -70,7 +73,7 @@ class Bell:
         """Tell all others. One that is busy enough to have its buffer full is awake anyway."""
         if self._socket is None:
             return
-        for name in list(self._peers):
+        for name in sorted(self._peers):
             try:
                 self._socket.sendto(kind + payload, self._path(name))
             except (ConnectionRefusedError, FileNotFoundError):

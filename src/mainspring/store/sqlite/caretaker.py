@@ -102,11 +102,11 @@ class Caretaker:
     async def _collect_blobs(self) -> None:
         """Remove blobs that nothing refers to. A young one may belong to a task that is being submitted: it stays."""
         store = self._store
-        old = await asyncio.to_thread(_old_blobs, store.blobs)
+        old = await store.env.to_thread(_old_blobs, store.blobs)
         for at in range(0, len(old), upkeep.STEP):
             some = old[at : at + upkeep.STEP]
             for digest in await store.read(partial(store.unused_blobs, digests=some)):
-                await asyncio.to_thread(store.blobs.delete, digest, older_than_s=_BLOB_AGE_S)
+                await store.env.to_thread(partial(store.blobs.delete, digest, older_than_s=_BLOB_AGE_S))
 
     async def rescue_dead(self) -> None:
         """Take back at once what workers held that live no more."""

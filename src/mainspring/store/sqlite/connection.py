@@ -12,7 +12,7 @@ from urllib.parse import quote
 import apsw
 
 from mainspring.config import MIB, StoreConfig
-from mainspring.environment import SYSTEM
+from mainspring.environment import HERE
 from mainspring.errors import (
     StoreDamaged,
     StoreForeign,
@@ -89,8 +89,9 @@ def _patience(limit_s: float) -> Callable[[int], bool]:
         waited = 0.0 if calls == 0 else waited
         if waited > limit_s:
             return False
-        step = SYSTEM.uniform(0.0002, 0.005)
-        SYSTEM.sleep(step)
+        env = HERE.get()
+        step = env.uniform(0.0002, 0.005)
+        env.sleep(step)
         waited += step
         return True
 
@@ -146,13 +147,13 @@ def refuse_unfit(path: Path) -> None:
         except StoreRefused:
             if not _is_fresh(path):
                 raise
-        SYSTEM.sleep(_LOOK_AGAIN_S)
+        HERE.get().sleep(_LOOK_AGAIN_S)
     _look(path)
 
 
 def _is_fresh(path: Path) -> bool:
     """Whether somebody may be making or closing the file just now: a look without locks is no verdict then."""
-    return abs(SYSTEM.wall_ms() - path.stat().st_mtime_ns // 1_000_000) < _LOOKS * _LOOK_AGAIN_S * 1000
+    return abs(HERE.get().wall_ms() - path.stat().st_mtime_ns // 1_000_000) < _LOOKS * _LOOK_AGAIN_S * 1000
 
 
 def _look(path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import apsw
 
-from mainspring.environment import Environment, Signal
+from mainspring.environment import Environment
 
 T = TypeVar("T")
 _Job = tuple[Callable[[apsw.Connection], Any], Callable[[Any], None] | None, asyncio.Future[Any] | None]
@@ -22,11 +22,11 @@ class Reader:
         self._connect = connect
         self._env = env
         self._inbox: deque[_Job | None] = deque()
-        self._signal = Signal()
+        self._signal = env.signal()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._thread = self._env.start_thread("mainspring-reader", self._work)
+        self._strand = self._env.start_strand("mainspring-reader", self._work(), self._signal)
 
     def put(self, run: Callable[[apsw.Connection], T], then: Callable[[T], None]) -> None:
         """Run a function; its answer goes to `then`, on the loop."""
@@ -39,15 +39,15 @@ class Reader:
         self._signal.raise_()
         return await future
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         self._inbox.append(None)
         self._signal.raise_()
-        self._thread.join()
+        await self._strand.ended()
 
-    def _work(self) -> None:
+    def _work(self) -> Iterator[None]:
         connection = self._connect()
         while True:
-            self._signal.wait()
+            yield
             while self._inbox:
                 job = self._inbox.popleft()
                 if job is None:

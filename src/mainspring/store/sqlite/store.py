@@ -6,10 +6,9 @@ import asyncio
 import logging
 import os
 import shutil
-import socket
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,7 +66,7 @@ class SqliteStore:
         named_blobs: Callable[[apsw.Connection, Sequence[str]], set[str]] | None = None,
     ) -> None:
         self.config = config or StoreConfig()
-        self._env = env
+        self.env = env
         self._private = (
             tempfile.mkdtemp(prefix="mainspring-", dir=_memory_folder()) if str(path) == ":memory:" else None
         )
@@ -76,7 +75,7 @@ class SqliteStore:
         self.path = Path(self._private or "", "work.db") if self._private else Path(path).absolute()
         refuse_unreachable(self.path)  # before the blobs make folders beside it
         self.blobs = blobs(self.path)
-        self.worker_id = os.urandom(6).hex()
+        self.worker_id = env.random_bytes(6).hex()
         self._extra_schema = extra_schema
         self._named_blobs = named_blobs
         self._memory = Memory(self.config)
@@ -87,7 +86,7 @@ class SqliteStore:
             self._connect, self._memory, self.now_ms, env, batch_size, self._committed_soon, self._retry_soon
         )
         self._reader = Reader(lambda: open_reader(self.path), env)
-        self._bell = Bell(self.folder, self.worker_id, self._heard)
+        self._bell = Bell(self.folder, self.worker_id, self._heard, env)
         self._caretaker = Caretaker(self, look_s)
         self._life: LifeFile | None = None
         self._port: WorkerPort | None = None
@@ -103,15 +102,15 @@ class SqliteStore:
     # Time
 
     def now_ms(self) -> int:
-        return self._wall_ms + int((self._env.monotonic() - self._started) * 1000)
+        return self._wall_ms + int((self.env.monotonic() - self._started) * 1000)
 
     def ms_at(self, monotonic: float) -> int:
         return self._wall_ms + int((monotonic - self._started) * 1000)
 
     def _set_clock(self, connection: apsw.Connection) -> None:
         newest = connection.execute("SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1").fetchone()
-        self._started = self._env.monotonic()
-        self._wall_ms = max(self._env.wall_ms(), newest[0] if newest else 0)
+        self._started = self.env.monotonic()
+        self._wall_ms = max(self.env.wall_ms(), newest[0] if newest else 0)
 
     # Opening and closing
 
@@ -121,7 +120,7 @@ class SqliteStore:
     async def open(self) -> None:
         self._loop = asyncio.get_running_loop()
         opened: asyncio.Future[None] = self._loop.create_future()
-        self._thread = self._env.start_thread("mainspring-writer", self._write, opened)
+        self._strand = self.env.start_strand("mainspring-writer", self._write(opened), self._writer.signal)
         try:
             await opened
         except BaseException:
@@ -131,7 +130,7 @@ class SqliteStore:
         self._reader.start(self._loop)
         await self._caretaker.start()
 
-    def _write(self, opened: asyncio.Future[None]) -> None:
+    def _write(self, opened: asyncio.Future[None]) -> Iterator[None]:
         try:
             with our_errors(self.path):
                 self._writer.open()
@@ -144,7 +143,7 @@ class SqliteStore:
             self._loop.call_soon_threadsafe(_fail, opened, exc)
             return
         self._loop.call_soon_threadsafe(_resolve, opened)
-        self._writer.run()
+        yield from self._writer.run()
 
     def _join(self, connection: apsw.Connection) -> None:
         """Register this process."""
@@ -152,7 +151,7 @@ class SqliteStore:
         cursor = connection.cursor()
         cursor.execute("BEGIN IMMEDIATE")
         tx = Transaction(cursor, self._memory, self.now_ms())
-        row = tx.one("add_worker", self.worker_id, self._env.pid(), socket.gethostname(), tx.now_ms)
+        row = tx.one("add_worker", self.worker_id, self.env.pid(), self.env.host(), tx.now_ms)
         self._memory.owner = int(row[0])
         cursor.execute("COMMIT")
 
@@ -169,9 +168,9 @@ class SqliteStore:
             logger.warning("worker %s could not sign off: %s", self.worker_id, exc)
         self._closed = True
         self._bell.close()
-        await asyncio.to_thread(self._reader.stop)
+        await self._reader.stop()
         self._writer.stop()  # last: only a writing connection can fold the log into the file when it closes
-        await asyncio.to_thread(self._thread.join)
+        await self._strand.ended()
         if self._life is not None:
             self._life.close()
         self._caretaker.release()
@@ -223,7 +222,7 @@ class SqliteStore:
         return await self.write(lambda tx: commands.withdraw(tx, claim))
 
     async def retry(self, id: bytes) -> bytes:
-        new_id = self._env.new_id()
+        new_id = self.env.new_id()
         return await self.write(lambda tx: commands.retry(tx, id, new_id))
 
     async def pause(self, *, namespace: str = "", type: str = "", group: str = "") -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import apsw
 
-from mainspring.environment import Environment, Signal
+from mainspring.environment import Environment
 from mainspring.errors import InternalError, StoreUnavailable, SubmitIndeterminate, TaskError
 from mainspring.store.base import FAILED, RELEASED, Accepted, Claimed, Ended, Finish, NewTask
 from mainspring.store.sqlite import claims, intake, outcomes, upkeep
@@ -97,12 +97,11 @@ class Writer:
         self._connect = connect
         self._memory = memory
         self._now_ms = now_ms
-        self._env = env
         self._batch = batch
         self._report = report
         self._retry_later = retry_later
         self._inbox: deque[Operation] = deque()
-        self._signal = Signal()
+        self.signal = env.signal()
         self._stopping = False
         self._more = False  # the last commit handed over as much as one may: there can be more
         self._seen_version = -1
@@ -112,21 +111,21 @@ class Writer:
 
     def put(self, operation: Operation) -> None:
         self._inbox.append(operation)
-        self._signal.raise_()
+        self.signal.raise_()
 
     def kick(self) -> None:
         """Look again: a lane has room, or time has passed."""
-        self._signal.raise_()
+        self.signal.raise_()
 
     def stop(self) -> None:
         self._stopping = True
-        self._signal.raise_()
+        self.signal.raise_()
 
-    def run(self) -> None:
+    def run(self) -> Iterator[None]:
         """The thread's whole life; the connection must be open."""
         while True:
             if not self._more:
-                self._signal.wait()
+                yield
             self._more = False
             operations = []
             while self._inbox:
