@@ -10,10 +10,10 @@ import msgspec
 
 from mainspring.errors import Conflict, QueueFull, TaskNotFound, invalid
 from mainspring.store.base import BLOB_INPUT, Accepted, Claimed, Lane, NewTask, Spec
-from mainspring.store.sqlite.graph import fail_child, first_unfinished, link, raise_parents
+from mainspring.store.sqlite.graph import Edge, fail_child, first_unfinished, link, raise_parents
 from mainspring.store.sqlite.transaction import ClassKey, Transaction, first
 from mainspring.tasks import TaskId
-from mainspring.tasks.lifecycle import CLAIMED, DELAYED, PARENTS, READY
+from mainspring.tasks.lifecycle import CLAIMED, DELAYED, PARENTS, PENDING, READY
 
 
 def rank_of(task: NewTask, now_ms: int, ageing_ms: int) -> int:
@@ -32,19 +32,16 @@ def rank_of(task: NewTask, now_ms: int, ageing_ms: int) -> int:
 def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True) -> list[Accepted]:
     """Store the tasks; those with a key or an id that exist already are recognised. All or none."""
     accepted: list[Accepted] = []
-    fresh: list[NewTask] = []
+    entry = _Entry(tx, tasks)
     for task in tasks:
-        if task.key is None and not task.after:
-            fresh.append(task)
-            accepted.append(Accepted(task.id, False))
-            continue
-        _insert(tx, fresh)
-        fresh = []
-        found = None if task.key is None else _existing_key(tx, task)
+        found = None
+        if task.key is not None:
+            entry.write()  # an earlier one of the call may have the key
+            found = _existing_key(tx, task)
         if found is None:
-            _insert_linked(tx, task) if task.after else _insert(tx, [task])
+            entry.add(task)
         accepted.append(found or Accepted(task.id, False))
-    _insert(tx, fresh)
+    entry.write()
     if is_limited:
         _refuse_overflow(tx)
     return accepted
@@ -115,47 +112,125 @@ def _next_seq(tx: Transaction) -> int:
     return 1 if row is None else int(row[0]) + 1
 
 
-def _insert(tx: Transaction, tasks: Sequence[NewTask]) -> None:
-    """Insert tasks without parents. Where a lane has room and nothing waits for it, they enter already claimed."""
-    if not tasks:
-        return
-    now, memory = tx.now_ms, tx.memory
-    ageing = memory.ageing_ms
-    ranks = [rank_of(task, now, ageing) for task in tasks]
-    in_order = all(a <= b for a, b in pairwise(ranks))
-    doors: dict[ClassKey, _Door] = {}
-    seq = _next_seq(tx)
-    owner = memory.owner
-    rows: list[tuple[Any, ...]] = []
-    marked = False
-    for task, rank in zip(tasks, ranks, strict=True):
-        door = doors.get(task.class_key)
+class _Entry:
+    """New tasks of one call on their way in: their rows are written together, when somebody has to find them there."""
+
+    def __init__(self, tx: Transaction, tasks: Sequence[NewTask]) -> None:
+        self._tx = tx
+        self._tasks = tasks
+        self._now = tx.now_ms
+        self._ageing = tx.memory.ageing_ms
+        self._seq = _next_seq(tx)
+        self._rows: list[tuple[Any, ...]] = []
+        self._edges: list[tuple[int, int, int, int]] = []
+        self._doors: dict[ClassKey, _Door] = {}
+        self._noted: list[tuple[NewTask, int]] = []
+        self._here: dict[bytes, tuple[int, int]] = {}  # (seq, rank) of those whose rows are not written yet
+
+    def add(self, task: NewTask) -> None:
+        now = self._now
+        rank = (
+            now - task.priority * self._ageing
+            if task.not_before_ms is None and task.deadline_ms is None
+            else rank_of(task, now, self._ageing)
+        )
+        door = self._doors.get(task.class_key)
         if door is None:
-            door = doors[task.class_key] = _door(tx, task.class_key, len(tasks), in_order)
-        reason, attempt, due, held = READY, 0, None, None
+            door = self._doors[task.class_key] = _door(self._tx, task.class_key, self._tasks)
+        door.entered += 1
+        if task.after:
+            self._add_linked(task, door, rank)
+        else:
+            self._add_free(task, door, rank)
+        if task.key is not None or task.flags & BLOB_INPUT:
+            self._noted.append((task, self._seq))
+        self._seq += 1
+
+    def _row(
+        self, task: NewTask, door: _Door, rank: int, reason: int, due: int | None,
+        *, attempt: int = 0, owner: int | None = None, waits: Edge | None = None,
+    ) -> None:  # fmt: skip
+        now, seq = self._now, self._seq
+        waits_for, waits_at = (None, None) if waits is None else (waits.parent, waits.n)
+        self._rows.append(
+            (seq, task.id, door.class_id, rank, reason, attempt, owner, task.flags, task.priority, task.max_retries,
+             now, now, task.not_before_ms, due, task.deadline_ms, task.timeout_ms, waits_for, waits_at, task.input,
+             task.spec)
+        )  # fmt: skip
+
+    def _add_free(self, task: NewTask, door: _Door, rank: int) -> None:
+        """A task without parents. Where a lane has room and nothing waits for it, it enters already claimed."""
+        tx, now = self._tx, self._now
         if task.not_before_ms is not None and task.not_before_ms > now:
-            reason, due = DELAYED, task.not_before_ms
+            self._row(task, door, rank, DELAYED, task.not_before_ms)
         elif task.deadline_ms is not None and task.deadline_ms <= now:
             tx.ready.add(door.class_id)  # it ends with this transaction
+            self._row(task, door, rank, READY, None)
         elif door.lane is not None and tx.taken.get(door.lane.name, 0) < door.room:
             tx.taken[door.lane.name] = tx.taken.get(door.lane.name, 0) + 1
-            reason, attempt, held = CLAIMED, 1, owner
-            tx.claims.append(_claimed(task, seq, rank, owner, now))
+            owner = tx.memory.owner
+            tx.claims.append(_claimed(task, self._seq, rank, owner, now))
+            self._row(task, door, rank, CLAIMED, None, attempt=1, owner=owner)
         else:
             tx.ready.add(door.class_id)
-        rows.append(
-            (seq, task.id, door.class_id, rank, reason, attempt, held, task.flags, task.priority, task.max_retries, now,
-             now, task.not_before_ms, due, task.deadline_ms, task.timeout_ms, None, None, task.input, task.spec)
-        )  # fmt: skip
-        door.entered += 1
-        marked = marked or task.key is not None or task.flags & BLOB_INPUT != 0
-        seq += 1
-    tx.run_wide("insert_task", rows)
-    for door in doors.values():
-        tx.count(door.class_id, 0, door.entered)
-    if marked:
-        for task, row in zip(tasks, rows, strict=True):
-            _note(tx, task, row[0])
+            self._row(task, door, rank, READY, None)
+        self._here[task.id] = (self._seq, rank)
+
+    def _add_linked(self, task: NewTask, door: _Door, rank: int) -> None:
+        """A task with parents: it waits for one of them that has not ended, or is ready, or ends at once."""
+        tx, seq = self._tx, self._seq
+        edges = link(tx, seq, self._parents(task), task.policy)
+        waits, failed = first_unfinished(edges)
+        reason, due = READY, None
+        if waits is not None and failed is None:
+            reason = PARENTS
+        elif task.not_before_ms is not None and task.not_before_ms > self._now:
+            reason, due = DELAYED, task.not_before_ms
+        self._row(task, door, rank, reason, due, waits=waits if reason == PARENTS else None)
+        self._edges += [(seq, edge.n, edge.parent, edge.policy) for edge in edges]
+        self._here[task.id] = (seq, rank)
+        if failed is not None:
+            self.write()
+            fail_child(tx, seq, failed)
+        elif reason == READY:
+            tx.ready.add(door.class_id)
+        elif reason == PARENTS:
+            self._raise(edges, rank)
+
+    def _raise(self, edges: Sequence[Edge], rank: int) -> None:
+        """Let unfinished parents go before those that wait for them; those that are as urgent need no look."""
+        here = self._here
+        urgent = [
+            edge.parent
+            for edge in edges
+            if edge.unfinished and ((known := here.get(edge.parent_id)) is None or known[1] > rank)
+        ]
+        if urgent:
+            self.write()
+            raise_parents(self._tx, urgent, rank)
+
+    def _parents(self, task: NewTask) -> list[tuple[int, int, bytes]]:
+        """Return (seq, status, id) of the parents, in order. Raises for unknown, pruned and self-referring ones."""
+        found = []
+        for id in task.after:
+            if id == task.id:
+                raise invalid("dependencies", TaskId(id), "is the task itself", "leave it out")
+            known = self._here.get(id)
+            found.append((known[0], PENDING, id) if known is not None else _parent(self._tx, id))
+        return found
+
+    def write(self) -> None:
+        """Write what was added."""
+        tx = self._tx
+        tx.run_wide("insert_task", self._rows)
+        if self._edges:
+            tx.run_wide("insert_edge", self._edges)
+        for door in self._doors.values():
+            tx.count(door.class_id, 0, door.entered)
+            door.entered = 0
+        for task, seq in self._noted:
+            _note(tx, task, seq)
+        self._rows, self._edges, self._noted, self._here = [], [], [], {}
 
 
 def _note(tx: Transaction, task: NewTask, seq: int) -> None:
@@ -177,16 +252,20 @@ class _Door:
         self.entered = 0
 
 
-def _door(tx: Transaction, class_key: ClassKey, n: int, in_order: bool) -> _Door:
+def _door(tx: Transaction, class_key: ClassKey, tasks: Sequence[NewTask]) -> _Door:
     """Past the ready index only when nothing waits for the lane, so that the order stays the one order."""
     class_id = tx.class_id(class_key)
     lane = tx.lane_for(class_id)
     if lane is None or lane.ready or any(tx.lane_for(ready) is lane for ready in tx.ready):
         return _Door(class_id, None, 0)
     room = lane.room()
-    if n > room - tx.taken.get(lane.name, 0) and not in_order:
+    if len(tasks) > room - tx.taken.get(lane.name, 0) and not _are_in_order(tx, tasks):
         return _Door(class_id, None, 0)
     return _Door(class_id, lane, room)
+
+
+def _are_in_order(tx: Transaction, tasks: Sequence[NewTask]) -> bool:
+    return all(a <= b for a, b in pairwise(rank_of(task, tx.now_ms, tx.memory.ageing_ms) for task in tasks))
 
 
 def _claimed(task: NewTask, seq: int, rank: int, owner: int, now: int) -> Claimed:
@@ -197,52 +276,15 @@ def _claimed(task: NewTask, seq: int, rank: int, owner: int, now: int) -> Claime
     )  # fmt: skip
 
 
-def _insert_linked(tx: Transaction, task: NewTask) -> None:
-    """Insert a task that has parents: it waits for one of them that has not ended, or is ready, or ends at once."""
-    parents = _parents(tx, task)
-    seq = _next_seq(tx)
-    class_id = tx.class_id(task.class_key)
-    now = tx.now_ms
-    rank = rank_of(task, now, tx.memory.ageing_ms)
-    edges = link(tx, seq, parents, task.policy)
-    waits, failed = first_unfinished(edges)
-    reason, due = READY, None
-    if waits is not None and failed is None:
-        reason = PARENTS
-    elif task.not_before_ms is not None and task.not_before_ms > now:
-        reason, due = DELAYED, task.not_before_ms
-    waits_for, waits_at = (waits.parent, waits.n) if reason == PARENTS and waits is not None else (None, None)
-    tx.run(
-        "insert_task", seq, task.id, class_id, rank, reason, 0, None, task.flags, task.priority, task.max_retries, now,
-        now, task.not_before_ms, due, task.deadline_ms, task.timeout_ms, waits_for, waits_at, task.input, task.spec,
-    )  # fmt: skip
-    tx.run_wide("insert_edge", [(seq, edge.n, edge.parent, edge.policy) for edge in edges])
-    tx.count(class_id, 0)
-    _note(tx, task, seq)
-    if failed is not None:
-        fail_child(tx, seq, failed)
-    elif reason == READY:
-        tx.ready.add(class_id)
-    elif reason == PARENTS:
-        raise_parents(tx, [edge.parent for edge in edges if edge.unfinished], rank)
-
-
-def _parents(tx: Transaction, task: NewTask) -> list[tuple[int, int, bytes]]:
-    """Return (seq, status, id) of the parents, in order. Raises for unknown, pruned and self-referring ones."""
-    found = []
-    for id in task.after:
-        if id == task.id:
-            raise invalid("dependencies", TaskId(id), "is the task itself", "leave it out")
-        row = tx.one("task_by_id", id)
-        if row is None:
-            pruned = tx.one("tombstone_by_id", id)
-            if pruned is None:
-                raise TaskNotFound(
-                    f"dependencies = {TaskId(id)}: there is no such task; submit parents before their children "
-                    "(or all of them in one call)"
-                )
-            raise TaskNotFound(
-                f"dependencies = {TaskId(id)}: that task ended and was pruned, its result is gone; submit it again"
-            )
-        found.append((int(row[0]), int(row[1]), id))
-    return found
+def _parent(tx: Transaction, id: bytes) -> tuple[int, int, bytes]:
+    row = tx.one("task_by_id", id)
+    if row is not None:
+        return int(row[0]), int(row[1]), id
+    if tx.one("tombstone_by_id", id) is None:
+        raise TaskNotFound(
+            f"dependencies = {TaskId(id)}: there is no such task; submit parents before their children "
+            "(or all of them in one call)"
+        )
+    raise TaskNotFound(
+        f"dependencies = {TaskId(id)}: that task ended and was pruned, its result is gone; submit it again"
+    )
