@@ -54,6 +54,12 @@ def _take(tx: Transaction, lane: Lane, rows: Rows) -> int:
     taken = [_from_row(tx, row, owner) for row in rows.fetchall()]
     tx.taken[lane.name] = tx.taken.get(lane.name, 0) + len(taken)
     tx.claims += taken
+    children = {claim.seq: claim for claim in taken if claim.flags & HAS_REFS}
+    if children:
+        for claim in children.values():
+            claim.parents = {}
+        for child, id, *result in tx.run("parent_results", str(list(children))):
+            children[child].parents[id] = ParentResult(*result)  # type: ignore[index]
     return len(taken)
 
 
@@ -69,10 +75,7 @@ def _from_row(tx: Transaction, row: Row, owner: int) -> Claimed:
         deadline_ms, timeout_ms, input, spec,
     ) = row  # fmt: skip
     key = tx.class_key(class_id)
-    claimed = Claimed(
+    return Claimed(
         id, attempt, key[1], input, key[0], None, None, retry_count, deadline_ms, seq, owner, key, rank, flags,
         priority, max_retries, crashes, releases, ready_ms, timeout_ms, spec,
     )  # fmt: skip
-    if flags & HAS_REFS:
-        claimed.parents = {parent[0]: ParentResult(*parent[1:]) for parent in tx.run("parent_results", seq)}
-    return claimed

@@ -94,44 +94,50 @@ def ended(tx: Transaction, tasks: Sequence[tuple[int, int, bytes]]) -> None:
         if travelled >= CASCADE_LIMIT:
             tx.run_many("add_cascade", ((seq,) for seq, _, _ in queue))
             return
-        seq, status, id = queue.popleft()
-        if status != COMPLETED:
-            for broken_child in _break_children(tx, seq, status, id):
-                queue.append(broken_child)
-                travelled += 1
-        for child, at, class_id, not_before in tx.run("waiting_on", seq).fetchall():
-            broken = _advance(tx, child, at, class_id, not_before)
-            travelled += 1
-            if broken is not None:
-                queue.append(fail_child(tx, child, broken, travel=False))
+        some = list(queue)
+        queue.clear()
+        left = CASCADE_LIMIT - travelled
+        for seq, status, id in some:
+            if status != COMPLETED:
+                queue.extend(_break_children(tx, seq, status, id, left))
+        queue.extend(_advance(tx, [seq for seq, _, _ in some], left))
+        travelled += len(queue) + len(some)
 
 
-def _break_children(tx: Transaction, seq: int, status: int, id: bytes) -> list[tuple[int, int, bytes]]:
-    return [
-        fail_child(tx, child, Edge(0, seq, policy, status, id), travel=False)
-        for child, policy, _ in tx.run("children_of", seq).fetchall()
-        if policy != ALLOW_FAILURE
-    ]
+def _break_children(tx: Transaction, seq: int, status: int, id: bytes, most: int) -> list[tuple[int, int, bytes]]:
+    """End the children that can't go on without this parent; what is above `most` comes another time."""
+    found = tx.run("broken_children_of", seq, most).fetchall()
+    if len(found) == most:
+        tx.run("add_cascade", seq)
+    return [fail_child(tx, child, Edge(0, seq, policy, status, id), travel=False) for child, policy in found]
 
 
-def _advance(tx: Transaction, child: int, at: int, class_id: int, not_before: int | None) -> Edge | None:
-    """Go on from the edge a child waits at. Returns an edge that will never be met, if there is one."""
-    cursor = tx.run("parents_after", child, at)
-    for row in cursor:
-        edge = Edge(*row)
-        if edge.broken:
-            cursor.fetchall()
-            return edge
-        if edge.unfinished:
-            cursor.fetchall()
-            tx.must_change("wait_on", edge.parent, edge.n, child)
-            return None
-    if not_before is not None and not_before > tx.now_ms:
-        tx.must_change("delay_child", child)
-    else:
-        tx.must_change("release_child", tx.now_ms, child)
-        tx.ready.add(class_id)
-    return None
+def _advance(tx: Transaction, parents: Sequence[int], most: int) -> list[tuple[int, int, bytes]]:
+    """Go on from the edges at which children wait for these parents; return those that end because an edge is broken.
+
+    Which edge is the next that is unfinished or broken is searched from the present one on, so none is visited twice.
+    """
+    found = tx.run("waiting_on", str(parents), most).fetchall()
+    if len(found) == most:
+        tx.run_many("add_cascade", ((seq,) for seq in parents))
+    free, late, failed = [], [], []
+    for child, class_id, not_before, at in found:
+        if at is not None:
+            edge = Edge(*first(tx.run("edge_of", child, at)))
+            if edge.broken:
+                failed.append(fail_child(tx, child, edge, travel=False))
+            else:
+                tx.must_change("wait_on", edge.parent, edge.n, child)
+        elif not_before is not None and not_before > tx.now_ms:
+            late.append(child)
+        else:
+            free.append(child)
+            tx.ready.add(class_id)
+    if free:
+        tx.must_change_all("release_children", len(free), tx.now_ms, str(free))
+    if late:
+        tx.must_change_all("delay_children", len(late), str(late))
+    return failed
 
 
 def fail_child(tx: Transaction, child: int, edge: Edge, *, travel: bool = True) -> tuple[int, int, bytes]:

@@ -117,28 +117,37 @@ SELECT 1 FROM attempt WHERE task = ? AND number = ?;
 SELECT 1 FROM task WHERE waits_for IS NOT NULL LIMIT 1;
 
 -- name: waiting_on
-SELECT seq, waits_at, class, not_before_ms FROM task WHERE waits_for = ?;
+-- The children that wait for one of these parents, each with the next edge that is unfinished or broken, if there is one.
+SELECT child.seq, child.class, child.not_before_ms,
+    (SELECT edge.n FROM edge JOIN task AS parent ON parent.seq = edge.parent
+     WHERE edge.child = child.seq AND edge.n >= child.waits_at
+         AND (parent.status < 2 OR parent.status > 2 AND edge.policy <> 1)
+     ORDER BY edge.n LIMIT 1)
+FROM task AS child WHERE child.waits_for IN (SELECT value FROM json_each(?)) LIMIT ?;
 
--- name: parents_after
--- The edges of a child from n on, with how their parents stand.
+-- name: edge_of
+-- An edge, with how its parent stands.
 SELECT edge.n, edge.parent, edge.policy, task.status, task.id
-FROM edge LEFT JOIN task ON task.seq = edge.parent WHERE edge.child = ? AND edge.n >= ? ORDER BY edge.n;
+FROM edge JOIN task ON task.seq = edge.parent WHERE edge.child = ? AND edge.n = ?;
 
 -- name: wait_on
 -- PENDING (parents) -> PENDING (parents), for another one
 UPDATE task SET waits_for = ?, waits_at = ? WHERE seq = ? AND reason = 1;
 
--- name: release_child
+-- name: release_children
 -- PENDING (parents) -> PENDING (ready)
-UPDATE task SET reason = 0, waits_for = NULL, waits_at = NULL, ready_ms = ? WHERE seq = ? AND reason = 1;
+UPDATE task SET reason = 0, waits_for = NULL, waits_at = NULL, ready_ms = ?
+WHERE seq IN (SELECT value FROM json_each(?)) AND reason = 1;
 
--- name: delay_child
+-- name: delay_children
 -- PENDING (parents) -> PENDING (delayed)
-UPDATE task SET reason = 2, due_ms = not_before_ms, waits_for = NULL, waits_at = NULL WHERE seq = ? AND reason = 1;
+UPDATE task SET reason = 2, due_ms = not_before_ms, waits_for = NULL, waits_at = NULL
+WHERE seq IN (SELECT value FROM json_each(?)) AND reason = 1;
 
--- name: children_of
-SELECT edge.child, edge.policy, task.class FROM edge JOIN task ON task.seq = edge.child
-WHERE edge.parent = ? AND task.reason = 1;
+-- name: broken_children_of
+-- The waiting children that need this parent's result.
+SELECT edge.child, edge.policy FROM edge JOIN task ON task.seq = edge.child
+WHERE edge.parent = ? AND task.reason = 1 AND edge.policy <> 1 LIMIT ?;
 
 -- name: all_children_of
 SELECT edge.child, edge.policy, task.rank FROM edge JOIN task ON task.seq = edge.child WHERE edge.parent = ?;
@@ -163,8 +172,8 @@ UPDATE task SET rank = ? WHERE seq = ? AND status = 0 AND rank > ? RETURNING seq
 SELECT parent FROM edge WHERE child = ?;
 
 -- name: parent_results
-SELECT task.id, task.status, task.output, task.flags FROM edge JOIN task ON task.seq = edge.parent
-WHERE edge.child = ? ORDER BY edge.n;
+SELECT edge.child, task.id, task.status, task.output, task.flags
+FROM json_each(?) AS claimed JOIN edge ON edge.child = claimed.value JOIN task ON task.seq = edge.parent;
 
 -- name: add_stands_for
 INSERT INTO stands_for (task, n, ref) VALUES (?, ?, ?);

@@ -150,6 +150,10 @@ class Transaction:
         if self.changed(name, *values) != 1:
             raise InternalError(f"statement {name} found no row for {values[-1]!r}; please report this")
 
+    def must_change_all(self, name: str, n: int, *values: Any) -> None:
+        if (changed := self.changed(name, *values)) != n:
+            raise InternalError(f"statement {name} changed {changed} rows instead of {n}; please report this")
+
     def count(self, class_id: int, status: int, n: int = 1) -> None:
         """Note that n more tasks of a class are in a status; 0 stands for all that have not ended."""
         key = (class_id, status)
