@@ -17,7 +17,7 @@ from mainspring.tasks import Custom, Ref, Task, TaskId, TaskInput, TaskType
 
 def split_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take the submit options out of a call's keyword arguments and return them."""
-    return {name: kwargs.pop(name) for name in OPTION_NAMES & kwargs.keys()}
+    return {name: kwargs.pop(name) for name in [*kwargs] if name in OPTION_NAMES}
 
 
 def call_task(handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any], *, id: TaskId | None = None) -> Task:

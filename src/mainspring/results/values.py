@@ -67,7 +67,11 @@ class Values:
             return data
         results: dict[TaskId, Any] = {}
         for id in refs_in(data):
-            results[id] = await self._result_of(id, parents)
+            parent = parents.get(id.bytes)
+            if parent is not None and is_at_hand(parent):
+                results[id] = decode_output(parent.output).value  # type: ignore[arg-type]
+            else:
+                results[id] = await self._result_of(id, parents)
         return encode(decode_input(data, results))[0]
 
     async def _result_of(self, id: TaskId, parents: Mapping[bytes, ParentResult]) -> Any:
@@ -83,7 +87,7 @@ class Values:
         return decode_output(data, nested).value
 
 
-def is_at_hand(ended: Ended) -> bool:
+def is_at_hand(ended: Ended | ParentResult) -> bool:
     """Whether its output is all there is to know: it completed, and the value is no blob and refers to no task."""
     return ended.status == COMPLETED and not ended.flags & (BLOB_OUTPUT | STANDS_FOR)
 

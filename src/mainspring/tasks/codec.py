@@ -132,7 +132,7 @@ def decode(data: bytes, results: Mapping[TaskId, Any] | None = None) -> Any:
     def unpack(code: int, raw: memoryview) -> Any:
         return results[TaskId(bytes(raw))] if code == _REF else _unpack(code, raw)
 
-    return msgspec.msgpack.Decoder(ext_hook=unpack).decode(data)
+    return msgspec.msgpack.decode(data, ext_hook=unpack)
 
 
 def _from_plain(wanted: Any, value: Any) -> Any:
@@ -215,11 +215,11 @@ def json_schema(wanted: Any) -> dict[str, Any]:
 
 def refs_in(data: bytes) -> tuple[TaskId, ...]:
     """Return the tasks that stored bytes refer to."""
-    found: dict[TaskId, None] = {}
+    found: dict[bytes, None] = {}
 
     def note(code: int, raw: memoryview) -> Any:
         if code == _REF:
-            found[TaskId(bytes(raw))] = None
+            found[bytes(raw)] = None
 
-    msgspec.msgpack.Decoder(ext_hook=note).decode(data)
-    return tuple(found)
+    msgspec.msgpack.decode(data, ext_hook=note)
+    return tuple([TaskId(id) for id in found])
