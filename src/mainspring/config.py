@@ -110,6 +110,8 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
             "is not positive",
             "use None for unbounded",
         )
+        for name in ("async_slots", "thread_slots", "process_slots"):
+            _check(getattr(self, name) <= 10_000, name, getattr(self, name), "is above 10,000", "use more processes")
         for name in ("batch_size", "async_slots", "thread_slots", "process_slots", "prefetch_max"):
             _check(getattr(self, name) > 0, name, getattr(self, name), "is not positive", "use 1 or more")
         for name in ("processing_interval", "grace_s", "drain_s", "prefetch_s"):

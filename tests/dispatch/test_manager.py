@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from mainspring import (
     UnsupportedTaskType,
 )
 from mainspring.processors.custom import Handler
+from mainspring.store.sqlite.liveness import SLOTS
 
 pytestmark = pytest.mark.anyio
 
@@ -227,3 +229,17 @@ async def test_many_tasks_in_every_lane_at_once() -> None:
 def on_thread(n: int) -> int:
     assert threading.current_thread() is not threading.main_thread()
     return n
+
+
+async def test_marks_of_many_slots_do_not_collide() -> None:
+    """Whoever judges after a crash tells the slots of all lanes apart, however many there are."""
+    config = TaskManagerConfig(async_slots=10_000, thread_slots=1_500, process_slots=1)
+    manager = await TaskManager.new(config)
+    try:
+        firsts = sorted(desk._next_mark - desk.slots for desk in manager._desks.values())
+        assert all(b - a >= 2 * 10_000 for a, b in pairwise(firsts))
+        assert firsts[-1] + 2 * 10_000 <= SLOTS
+    finally:
+        await manager.stop()
+    with pytest.raises(InvalidInput, match=r"async_slots = 10001: is above 10,000"):
+        TaskManagerConfig(async_slots=10_001)

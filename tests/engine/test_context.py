@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from tests.engine.support import SOON, engine_on, shows, value
+from tests.engine.support import LIMIT_S, SOON, engine_on, shows, value
 
 from mainspring import (
     Context,
@@ -22,6 +22,7 @@ from mainspring import (
     TaskId,
     TaskNotFound,
     TaskStatus,
+    TaskTimeout,
 )
 
 pytestmark = pytest.mark.anyio
@@ -188,6 +189,30 @@ async def test_handles_of_handles(engine: Engine, double: Any, total: Any) -> No
     dependent = await engine.submit(double, parent)
     assert await value(dependent) == 36
     assert await value(parent) == 18
+
+
+async def test_results_hold_what_they_stand_for(engine: Engine, double: Any) -> None:
+    """The manager's result has the values in place, and a limit of time holds for the whole wait."""
+    gate = asyncio.Event()
+
+    @engine.task
+    async def gated(n: int) -> int:
+        await gate.wait()
+        return n
+
+    @engine.task
+    async def both(ctx: Context) -> Any:
+        return [ctx.submit(double, 2), ctx.submit(gated, 7)]
+
+    parent = await engine.submit(both)
+    with pytest.raises(TaskTimeout, match="it goes on"):
+        await parent.result(timeout=0.2)
+    with pytest.raises(TaskTimeout, match="it goes on"):
+        await engine.manager.get_task_result(parent.id, timeout=0.2)
+    gate.set()
+    result = await engine.manager.get_task_result(parent.id, timeout=LIMIT_S)
+    assert result.output is not None
+    assert result.output.value == [4, 7]
 
 
 async def test_a_task_submitted_elsewhere_may_be_returned(engine: Engine, double: Any) -> None:

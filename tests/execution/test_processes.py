@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.execution import handlers_that_kill_at_import, process_handlers
+from tests.execution import handlers_that_hang_at_import, handlers_that_kill_at_import, process_handlers
 
 from mainspring.config import ExecutorConfig
 from mainspring.errors import invalid
@@ -29,8 +29,12 @@ pytestmark = pytest.mark.anyio
 
 HANDLERS: dict[str, Handler] = {
     handler.task_type: handler
-    for function in [*vars(process_handlers).values(), handlers_that_kill_at_import.never]
-    if getattr(function, "__module__", "") in (process_handlers.__name__, handlers_that_kill_at_import.__name__)
+    for function in [
+        *vars(process_handlers).values(),
+        handlers_that_kill_at_import.never,
+        handlers_that_hang_at_import.late,
+    ]
+    if getattr(function, "__module__", "").startswith(("tests.execution.process_handlers", "tests.execution.handlers_"))
     and not isinstance(function, type)
     for handler in [Handler(function, lane="process")]
 }
@@ -81,10 +85,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def runner(slots: int = 2, **config: int) -> AsyncIterator[ProcessRunner]:
+async def runner(slots: int = 2, **config: float) -> AsyncIterator[ProcessRunner]:
     """A runner that must leave neither processes nor descriptors behind."""
     before = set(os.listdir("/proc/self/fd")) if sys.platform == "linux" else set()
-    it = ProcessRunner(HANDLERS, slots=slots, config=ExecutorConfig(**config))
+    it = ProcessRunner(HANDLERS, slots=slots, config=ExecutorConfig(**config))  # type: ignore[arg-type]
     try:
         yield it
     finally:
@@ -211,6 +215,21 @@ async def test_death_during_import_is_charged() -> None:
         assert report.error is not None
         assert "exited with code 9" in report.error.message
         assert "imported" in report.error.message
+        assert not channel.signals
+        assert value(await call(it, "double", n=1)) == 2
+
+
+async def test_an_import_that_never_ends_is_a_timeout() -> None:
+    """It is given up after the time that children have to start, and its slot serves the next one."""
+    async with runner(slots=1, child_start_timeout_s=1.5) as it:
+        channel = Recorder()
+        async with asyncio.timeout(60):
+            report = await it.run(work("late"), channel)
+        assert report.error is not None
+        assert report.error.type == "TaskTimeout"
+        assert "child_start_timeout_s = 1.5" in report.error.message
+        assert report.retryable
+        assert not report.unstarted
         assert not channel.signals
         assert value(await call(it, "double", n=1)) == 2
 

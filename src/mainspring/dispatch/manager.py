@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self
 
+import msgspec
+
 from mainspring.config import EngineConfig, SchedulerConfig, TaskManagerConfig, seconds
 from mainspring.dispatch.course import Course
 from mainspring.dispatch.intake import Intake
@@ -22,10 +24,11 @@ from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import Lane as LaneName
 from mainspring.processors.calls import submitter
 from mainspring.results.values import Values, completed, is_at_hand
-from mainspring.results.waiters import Waiters, Waiting
+from mainspring.results.waiters import Waiters, Waiting, within
 from mainspring.store.base import (
     CANCELLED,
     RELEASED,
+    STANDS_FOR,
     Accepted,
     Claimed,
     Finish,
@@ -46,7 +49,7 @@ from mainspring.tasks.lifecycle import CANCELLED as STATUS_CANCELLED
 logger = logging.getLogger("mainspring.dispatch")
 
 _CANCEL_WAIT_S = 2.0
-_MARKS_A_LANE = 1_000
+_MARKS_A_LANE = 20_000  # twice as many as slots: those that were lost keep theirs
 _PACE_S = 0.25
 
 
@@ -232,16 +235,25 @@ class TaskManager:
     async def get_task_result(self, task_id: TaskId, timeout: float | str | None = None) -> TaskResult:
         """Wait until the task has ended and return how; a failure is a result, not an exception.
 
-        Raises: TaskNotFound; TaskTimeout: not ended within `timeout` seconds (the task goes on).
+        Where the output stands for other tasks, their values are in it, once they have ended too.
+
+        Raises: TaskNotFound; TaskTimeout: not ended within `timeout` seconds (the task goes on); the error of a task
+        that a completed output stands for.
         """
-        await self.waiters.wait(self.waiters.find(task_id.bytes), timeout)
-        result = await self.store.result(task_id.bytes)
-        assert result is not None
-        return result
+        async with within(timeout, task_id.bytes):
+            ended = await self.waiters.wait(self.waiters.find(task_id.bytes))
+            result = await self.store.result(task_id.bytes)
+            assert result is not None
+            if ended.flags & STANDS_FOR:
+                result = msgspec.structs.replace(result, output=await self.values.output(ended, self._value_of))
+            return result
 
     async def value(self, waiting: Waiting, timeout: float | str | None = None) -> Any:
-        """Wait for a task and return its plain value, or raise its error."""
-        ended = waiting.ended or await self.waiters.wait(waiting, timeout)
+        """Wait for a task, and for those that its output stands for, and return the plain value, or raise its error."""
+        if timeout is not None:
+            async with within(timeout, waiting.key):
+                return await self.value(waiting)
+        ended = waiting.ended or await self.waiters.wait(waiting)
         if is_at_hand(ended):
             return decode_output(ended.output).value  # type: ignore[arg-type]
         return (await self.values.output(completed(ended), self._value_of)).value
@@ -262,7 +274,8 @@ class TaskManager:
         if any(task_id.bytes in desk.running for desk in self._desks.values()):
             return "requested"
         try:  # some worker has claimed it; only that one knows whether it began
-            ended = await self.waiters.wait(waiting, _CANCEL_WAIT_S)
+            async with within(_CANCEL_WAIT_S, waiting.key):
+                ended = await self.waiters.wait(waiting)
         except TaskError:
             return "requested"
         return "cancelled" if ended.status == STATUS_CANCELLED else "requested"

@@ -23,6 +23,7 @@ from mainspring.errors import (
     InvalidInput,
     TaskCancelled,
     TaskError,
+    TaskTimeout,
     UnsupportedTaskType,
 )
 from mainspring.execution.base import Channel, Report, Work
@@ -55,7 +56,7 @@ _END_GRACE_S = 1.0  # for the clean-up of an idle child that is not needed any m
 class _Attempt:
     """A `run` call."""
 
-    __slots__ = ("channel", "desk", "ended", "killed", "loading", "place", "started_s", "work")
+    __slots__ = ("channel", "desk", "ended", "killed", "loading", "patience", "place", "started_s", "too_slow", "work")
 
     def __init__(self, work: Work, channel: Channel, place: Place, ended: asyncio.Future[Report]) -> None:
         self.work = work
@@ -64,6 +65,8 @@ class _Attempt:
         self.ended = ended
         self.desk: _Desk | None = None  # None while it waits for a child
         self.loading = False  # its handler is being imported
+        self.patience: asyncio.TimerHandle | None = None  # how long that may take
+        self.too_slow = False  # it took longer
         self.started_s: float | None = None
         self.killed = False  # by us
 
@@ -204,6 +207,8 @@ class ProcessRunner:
             self._idle.append(desk)
 
     def _settle(self, attempt: _Attempt, report: Report) -> None:
+        if attempt.patience is not None:
+            attempt.patience.cancel()
         del self._attempts[attempt.key]  # before anybody can ask to stop it: its child may have other work by then
         if not attempt.ended.done():
             attempt.ended.set_result(report)
@@ -266,14 +271,24 @@ class ProcessRunner:
         elif isinstance(frame, Note):
             if isinstance(frame.signal, Started):
                 attempt.started_s = self._environment.monotonic()
+                if attempt.patience is not None:
+                    attempt.patience.cancel()
                 self._proven[attempt.place] = None
             attempt.channel.send(frame.signal)
         elif isinstance(frame, Finished):
             self._finished(desk, attempt, frame)
         elif isinstance(frame, Loading):
             attempt.loading = True
+            limit_s = self._config.child_start_timeout_s
+            attempt.patience = asyncio.get_running_loop().call_later(limit_s, self._lose_patience, attempt)
         else:
             self._in_background(self._store(desk, frame))
+
+    def _lose_patience(self, attempt: _Attempt) -> None:
+        """Its handler's module does not come to the end of its import."""
+        if attempt.desk is not None and attempt.desk.child is not None:
+            attempt.too_slow = True
+            attempt.desk.child.kill()
 
     def _finished(self, desk: _Desk, attempt: _Attempt, frame: Finished) -> None:
         self._settle(attempt, frame.report if frame.effects is None else _with_effects(frame.report, frame.effects))
@@ -320,6 +335,9 @@ class ProcessRunner:
 
     def _death(self, desk: _Desk, attempt: _Attempt, exit: Exit) -> Report:
         began = attempt.started_s is not None
+        if attempt.too_slow and not attempt.killed:
+            limit_s = self._config.child_start_timeout_s
+            return _refused(TaskTimeout(f"importing the handler took longer than child_start_timeout_s = {limit_s} s"))
         if attempt.killed:
             message = "its child process was killed on request"
         else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from itertools import islice
 from weakref import ref
 
@@ -91,14 +92,14 @@ class Waiters:
         self._waiting = {key: known for key, known in self._waiting.items() if known() is not None}
         self._sweep_at = max(_SWEEP_AT, 2 * len(self._waiting))
 
-    async def wait(self, waiting: Waiting, timeout: float | str | None = None) -> Ended:
-        """Return how the task ended. Raises TaskTimeout after `timeout` seconds, TaskNotFound for an unknown id."""
+    async def wait(self, waiting: Waiting) -> Ended:
+        """Return how the task ended. Raises TaskNotFound for an unknown id."""
         if waiting.ended is None and not waiting.known:
             await self._look(waiting)
         if waiting.ended is None and self._closed:
             raise _closed(waiting.key)
         if waiting.ended is None:
-            await _within(waiting.future(), timeout, waiting.key)
+            await waiting.future()
         assert waiting.ended is not None
         return waiting.ended
 
@@ -142,16 +143,18 @@ def _closed(id: bytes) -> StoreUnavailable:
     return StoreUnavailable(f"the engine was closed before task {TaskId(id)} ended; ask again with a new engine")
 
 
-async def _within(waited: Awaitable[None], timeout: float | str | None, id: bytes) -> None:
+@asynccontextmanager
+async def within(timeout: float | str | None, key: bytes) -> AsyncIterator[None]:
+    """Bound a wait for a task. Raises TaskTimeout when it takes longer than `timeout` seconds; the task goes on."""
     if timeout is None:
-        await waited
+        yield
         return
-    timeout = seconds(timeout, "timeout")
+    limit_s = seconds(timeout, "timeout")
     try:
-        async with asyncio.timeout(timeout):
-            await waited
+        async with asyncio.timeout(limit_s):
+            yield
     except TimeoutError:
-        raise TaskTimeout(f"task {TaskId(id)} has not ended within {timeout} s; it goes on") from None
+        raise TaskTimeout(f"task {TaskId(key)} has not ended within {limit_s} s; it goes on") from None
 
 
-__all__ = ["Waiters", "Waiting"]
+__all__ = ["Waiters", "Waiting", "within"]

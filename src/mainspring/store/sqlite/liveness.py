@@ -15,7 +15,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-SLOTS = 4096
+SLOTS = 65_536
+"""More than there can be; pages that nobody marks take no room."""
 _MARK = struct.Struct("<qq")  # seq, attempt; seq 0 is an empty slot
 _SIZE = SLOTS * _MARK.size
 
