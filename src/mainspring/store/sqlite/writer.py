@@ -285,6 +285,8 @@ class Writer:
         try:
             self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             self._wal_pages = 0
+        except apsw.BusyError:  # another process is at it
+            return
         except apsw.Error as exc:  # everything committed is in the log; the next commit tries again
             logger.warning("checkpoint failed: %s", exc)
 
