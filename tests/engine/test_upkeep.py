@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -145,6 +146,27 @@ async def test_a_large_result_that_ends_in_a_drain_is_kept(tmp_path: Path) -> No
     async with Engine(tmp_path / "work.db", worker=False) as later:
         assert (await later.handle(handle.id).info()).status is TaskStatus.COMPLETED
         assert len(await later.handle(handle.id).result()) == 500_000
+
+
+@pytest.mark.parametrize("size", [1, 500_000])
+async def test_a_result_in_spite_of_a_drain_is_kept(tmp_path: Path, size: int) -> None:
+    """A handler that is asked to stop because the process ends, and returns nevertheless, has completed its task."""
+    engine = Engine(tmp_path / "work.db")
+    running = asyncio.Event()
+
+    @engine.task(retry=0)
+    async def persistent() -> str:
+        running.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return "x" * size
+
+    await engine.start()
+    handle = await engine.submit(persistent)
+    await running.wait()
+    await engine.stop(drain_s=0)
+    async with Engine(tmp_path / "work.db", worker=False) as later:
+        assert len(await later.handle(handle.id).result(LIMIT_S)) == size
 
 
 async def test_retry_after_takes_durations_as_text() -> None:

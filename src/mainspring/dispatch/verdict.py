@@ -18,9 +18,10 @@ class Verdict(NamedTuple):
 
 
 def is_completed(claim: Claimed, report: Report, cause: StopCause | None) -> bool:
-    """Whether it ended by itself, well and in time."""
+    """Whether it ended well and in time: by itself, or with a result in spite of a drain."""
     limit_ms = claim.timeout_ms
-    return cause is None and report.error is None and (limit_ms is None or report.usage.duration * 1000 <= limit_ms)
+    by_itself = cause is None or (cause == "drain" and report.output is not None)
+    return by_itself and report.error is None and (limit_ms is None or report.usage.duration * 1000 <= limit_ms)
 
 
 def verdict(claim: Claimed, report: Report, cause: StopCause | None, retry: Retry, env: Environment) -> Verdict:
