@@ -159,6 +159,25 @@ async def test_a_full_queue_still_knows_its_tasks(factory: Factory) -> None:
         assert await store.submit([new("a", key="k")]) == [Accepted(task.id, True)]
 
 
+async def test_what_is_there_is_answered_above_the_limit(factory: Factory) -> None:
+    """Children may bring a store above queue_size: what adds nothing is answered then too."""
+    async with opened(factory.make(queue_size=1)) as store:
+        port = Port(store)
+        await port.serve()
+        (parent,) = await submit(store, new("a", key="k"))
+        await port.finish(await port.take(), children=(new(), new()))
+        assert await store.submit([new("a", key="k")]) == [Accepted(parent, True)]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+async def test_a_key_goes_before_an_id(store: Any, beside: bool) -> None:
+    """Whatever else is in the call: where both are known, the key says which task is meant."""
+    other = new()
+    by_id, by_key, _ = await submit(store, new("a"), new("a", key="k"), other)
+    call = [new("a", id=by_id, key="k"), *([other] if beside else [])]
+    assert (await store.submit(call))[0] == Accepted(by_key, True)
+
+
 async def test_the_stored_task_is_the_submitted_one(store: Any) -> None:
     """Every field comes back as it was given."""
     now = store.now_ms()

@@ -42,7 +42,7 @@ def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True
             entry.add(task)
         accepted.append(found or Accepted(task.id, False))
     entry.write()
-    if is_limited:
+    if is_limited and not all(one.existed for one in accepted):
         _refuse_overflow(tx)
     return accepted
 
@@ -51,8 +51,10 @@ def submit_again(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool 
     """Like `submit`, for tasks of which some may be stored already under the same id."""
     accepted = []
     for task in tasks:
-        known = _existing_id(tx, task)
-        accepted.append(known or submit(tx, [task], is_limited=is_limited)[0])
+        known = (None if task.key is None else _existing_key(tx, task)) or _existing_id(tx, task)
+        accepted.append(known or submit(tx, [task], is_limited=False)[0])
+    if is_limited and not all(one.existed for one in accepted):
+        _refuse_overflow(tx)
     return accepted
 
 
