@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tests.conformance.kit import AGEING_MS, OUTPUT, Factory, Port, error, new, opened, state, status, statuses, submit
 
-from mainspring.errors import TaskNotFound
-from mainspring.store.base import CANCELLED, COMPLETED, FAILED, HAS_REFS, RETRY, STANDS_FOR, TIMEOUT
+from mainspring.errors import InvalidInput, TaskNotFound
+from mainspring.store.base import CANCELLED, COMPLETED, FAILED, HAS_REFS, RELEASED, RETRY, STANDS_FOR, TIMEOUT
 from mainspring.tasks import TaskStatus
 
 pytestmark = pytest.mark.anyio
@@ -233,6 +233,29 @@ async def test_urgency_passes_on_to_what_a_parent_stands_for(store: Any, port: P
     assert ids(await port.room(2)) == [inner.id, beside]
 
 
+async def test_an_ended_dependent_lends_no_urgency(store: Any, port: Port) -> None:
+    """What a parent stands for is not hurried for a dependent that has been cancelled."""
+    (parent,) = await submit(store, new())
+    (urgent,) = await submit(store, new(priority=3, after=[parent]))
+    claim = await port.take()
+    (beside,) = await submit(store, new(priority=2))
+    await store.cancel(urgent)
+    inner = new(priority=0)
+    await port.finish(claim, children=(inner,), refs=(inner.id,))
+    assert ids(await port.room(2)) == [beside, inner.id]
+
+
+async def test_a_parent_that_comes_back_is_as_urgent_as_its_child(store: Any, port: Port) -> None:
+    """Also where the child came while the parent ran: handed back, the parent goes before what is less urgent."""
+    (parent,) = await submit(store, new(priority=0))
+    claim = await port.take()
+    store.started(claim, store.now_ms())
+    await submit(store, new(priority=3, after=[parent]))
+    (beside,) = await submit(store, new(priority=2))
+    await port.finish(claim, RELEASED)
+    assert ids(await port.room(2)) == [parent, beside]
+
+
 # Outputs that stand for other tasks
 
 
@@ -301,6 +324,18 @@ async def test_a_failure_of_what_a_parent_stands_for_counts(store: Any, port: Po
     assert str(await state(store, lenient)) == "PENDING (ready)"
 
 
+async def test_standing_for_a_failure_travels_at_once(store: Any, port: Port) -> None:
+    """A dependent fails with what its parent hands it over to, though other parts are unfinished."""
+    (parent, slow, bad) = await submit(store, new(), new(), new())
+    (child,) = await submit(store, new(after=[parent]))
+    (below,) = await submit(store, new(after=[child]))
+    claims = {claim.id: claim for claim in await port.room(3)}
+    await port.finish(claims[bad], FAILED)
+    await port.finish(claims[parent], refs=(slow, bad))
+    assert await statuses(store, [parent, child, below]) == ["completed", "failed", "failed"]
+    assert port.ended_as().keys() == {bad, parent, child, below}
+
+
 async def test_children_submitted_by_an_attempt_may_depend_on_each_other(store: Any, port: Port) -> None:
     """A handler can build a whole graph in one outcome, and hand over to its end."""
     (parent,) = await submit(store, new())
@@ -330,6 +365,18 @@ async def test_standing_for_a_dependent_of_ones_own_is_refused(store: Any, port:
     assert await status(store, child) is TaskStatus.FAILED
 
 
+async def test_standing_for_a_dependent_through_a_completed_task_is_refused(store: Any, port: Port) -> None:
+    """Nobody comes to wait for itself by way of a task that has handed over already."""
+    (parent, middle) = await submit(store, new(), new())
+    (child,) = await submit(store, new(after=[parent]))
+    (end,) = await submit(store, new(after=[child]))
+    claims = {claim.id: claim for claim in await port.room(2)}
+    await port.finish(claims[middle], refs=(end,))
+    await port.finish(claims[parent], refs=(middle,))
+    assert await statuses(store, [middle, parent, child, end]) == ["completed", "failed", "failed", "failed"]
+    assert (await store.result(parent)).error.type == "InvalidInput"
+
+
 # Retried by hand
 
 
@@ -350,8 +397,6 @@ async def test_retry_makes_a_new_task(store: Any, port: Port) -> None:
 
 async def test_a_task_is_retried_by_hand_once(store: Any, port: Port) -> None:
     """A second retry of the same task is refused and names the first."""
-    from mainspring.errors import InvalidInput
-
     (old,) = await submit(store, new())
     await port.finish(await port.take(), FAILED)
     await store.retry(old)
@@ -408,6 +453,85 @@ async def test_retry_brings_back_what_failed_for_it(store: Any, port: Port) -> N
         "cancelled",
         "failed",
     ]
+
+
+async def test_retry_makes_parents_before_children(store: Any, port: Port) -> None:
+    """Also where a child is older than what its parent came to stand for: nobody is made to wait for a failed one."""
+    (parent,) = await submit(store, new())
+    (child,) = await submit(store, new(after=[parent]))
+    root, part = new(), new()
+    part.after = [root.id]
+    await port.finish(await port.take(), children=(root, part), refs=(part.id,))
+    await port.finish(await port.take(), FAILED)
+    assert await statuses(store, [root.id, part.id, child]) == ["failed"] * 3
+    await store.retry(root.id)
+    heirs = [(await store.info(id)).retried_as.bytes for id in (root.id, part.id, child)]
+    assert [str(await state(store, id)) for id in heirs] == ["PENDING (ready)"] + ["PENDING (parents)"] * 2
+    await port.room(1)
+    assert ids(await port.run_all()) == heirs[1:]
+
+
+async def test_what_is_made_anew_has_its_place_in_the_one_order(factory: Factory, store: Any, port: Port) -> None:
+    """A renewed parent is as urgent as its renewed child; a delay that lies ahead counts as at submit."""
+    (root,) = await submit(store, new(priority=0))
+    await submit(store, new(priority=3, after=[root]))
+    await port.finish(await port.take(), FAILED)
+    (beside,) = await submit(store, new(priority=2))
+    again = await store.retry(root)
+    assert ids(await port.room(2)) == [again, beside]
+    (late,) = await submit(store, new(not_before_ms=store.now_ms() + 2_000))
+    await store.cancel(late)
+    again = await store.retry(late)
+    factory.clock.advance(1)
+    (early,) = await submit(store, new())
+    factory.clock.advance(1)
+    assert ids(await port.room(2)) == [early, again]
+
+
+async def test_retry_leaves_alone_what_was_cancelled_by_hand(store: Any, port: Port) -> None:
+    """Also where the policy of a cancelled task would have skipped it."""
+    (root,) = await submit(store, new())
+    by_hand, skipped = await submit(store, new(after=[root], policy=SKIP), new(after=[root], policy=SKIP))
+    await store.cancel(by_hand)
+    await port.finish(await port.take(), FAILED)
+    await store.retry(root)
+    assert (await store.info(by_hand)).retried_as is None
+    assert (await store.info(skipped)).retried_as is not None
+
+
+async def test_retry_of_what_needs_a_result_that_is_gone(factory: Factory, store: Any, port: Port) -> None:
+    """It is refused where a parent was pruned; below another task that is retried it stays as it is."""
+    (parent,) = await submit(store, new())
+    await port.finish(await port.take())
+    (root,) = await submit(store, new())
+    (child,) = await submit(store, new(after=[root, parent]))
+    below, beside = await submit(store, new(after=[child]), new(after=[root]))
+    await port.finish(await port.take(), FAILED)
+    factory.clock.advance(8 * 86400)
+    await factory.prune(store)
+    assert set(factory.states()) == {root, child, below, beside}
+    with pytest.raises(InvalidInput, match="pruned"):
+        await store.retry(child)
+    await store.retry(root)
+    heirs = [(await store.info(id)).retried_as for id in (child, below, beside)]
+    assert [heir is not None for heir in heirs] == [False, False, True]
+
+
+async def test_the_new_task_answers_for_the_old_one(store: Any, port: Port) -> None:
+    """Whoever gets a result that stands for a task that was made anew gets the new one's, however often."""
+    (parent,) = await submit(store, new())
+    await submit(store, new(after=[parent], flags=HAS_REFS))
+    part = new()
+    await port.finish(await port.take(), children=(part,), refs=(part.id,))
+    await port.finish(await port.take(), FAILED)
+    first = await store.retry(part.id)
+    await port.finish(await port.take(), FAILED)
+    second = await store.retry(first)
+    await port.finish(await port.take())
+    claim = await port.take()
+    assert claim.parents is not None
+    assert set(claim.parents) == {parent, part.id, first, second}
+    assert {claim.parents[id].output for id in (part.id, first, second)} == {OUTPUT}
 
 
 async def test_retry_below_a_failed_parent_fails_at_once(store: Any, port: Port) -> None:

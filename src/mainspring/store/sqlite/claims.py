@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from itertools import islice
 
-from mainspring.store.base import HAS_REFS, Claimed, Lane, ParentResult
+from mainspring.store.base import HAS_REFS, STANDS_FOR, Claimed, Lane, ParentResult
 from mainspring.store.sqlite.transaction import Row, Rows, Transaction
 
 
@@ -60,7 +60,17 @@ def _take(tx: Transaction, lane: Lane, rows: Rows) -> int:
             claim.parents = {}
         for child, id, *result in tx.run("parent_results", str(list(children))):
             children[child].parents[id] = ParentResult(*result)  # type: ignore[index]
+        _add_heirs(tx, children)
     return len(taken)
+
+
+def _add_heirs(tx: Transaction, children: dict[int, Claimed]) -> None:
+    """An output may stand for a task that was made anew since: its name brings what the new one left."""
+    for seq, claim in children.items():
+        assert claim.parents is not None
+        if any(parent.flags & STANDS_FOR for parent in claim.parents.values()):
+            for id, *result in tx.run("heirs_results", seq):
+                claim.parents.setdefault(id, ParentResult(*result))
 
 
 def _nothing_left(tx: Transaction, lane: Lane, class_id: int) -> None:

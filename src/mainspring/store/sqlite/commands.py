@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from graphlib import TopologicalSorter
 
 import msgspec
 
@@ -12,7 +14,7 @@ from mainspring.store.base import CANCEL_ASKED, Claimed, HandlerRecord
 from mainspring.store.sqlite import graph
 from mainspring.store.sqlite.transaction import Transaction, first
 from mainspring.tasks import ErrorInfo, TaskId
-from mainspring.tasks.lifecycle import CANCELLED, CLAIMED, COMPLETED, DELAYED, PENDING, READY, STATUS_OF
+from mainspring.tasks.lifecycle import CANCELLED, CLAIMED, COMPLETED, DELAYED, PARENTS, PENDING, READY, STATUS_OF
 
 logger = logging.getLogger("mainspring.store")
 
@@ -85,6 +87,12 @@ def retry(tx: Transaction, id: bytes, new_id: bytes) -> bytes:
     again = tx.ask("SELECT t.id FROM retried r JOIN task t ON t.seq = r.again WHERE r.task = ?", seq).fetchone()
     if again is not None:
         raise InvalidInput(f"task {TaskId(id)} was retried already, as {TaskId(again[0])}", field="task_id")
+    if tx.one("lacks_parent", seq) is not None:
+        raise InvalidInput(
+            f"task {TaskId(id)} can't be retried: a task that it depends on was pruned, and its result is gone; "
+            "submit it again",
+            field="task_id",
+        )
     audit(tx, "retry", task=str(TaskId(id)), again=str(TaskId(new_id)))
     renewed: dict[int, int] = {}
     _renew(tx, seq, new_id, renewed)
@@ -94,27 +102,44 @@ def retry(tx: Transaction, id: bytes, new_id: bytes) -> bytes:
 
 
 def _descendants(tx: Transaction, seq: int) -> list[int]:
-    """Return the tasks below that never ran because of it, parents first."""
+    """Return the tasks below that never ran because of it and can be made anew, parents first."""
     rows = tx.ask(
         """WITH RECURSIVE below(seq) AS (
-               VALUES (?) UNION SELECT edge.child FROM below JOIN edge ON edge.parent = below.seq
+               VALUES (?1) UNION SELECT edge.child FROM below JOIN edge ON edge.parent = below.seq
                JOIN task ON task.seq = edge.child
-               WHERE (task.status = 3 OR task.status = 4 AND edge.policy = 2)
-               AND task.attempt = 0 AND task.error IS NOT NULL)
-           SELECT seq FROM below WHERE seq <> ?1 ORDER BY seq""",
+               WHERE task.status IN (3, 4) AND task.attempt = 0 AND task.error <> ?2)
+           SELECT below.seq, edge.parent, task.seq IS NULL, retried.task IS NOT NULL
+           FROM below JOIN edge ON edge.child = below.seq LEFT JOIN task ON task.seq = edge.parent
+           LEFT JOIN retried ON retried.task = below.seq WHERE below.seq <> ?1""",
         seq,
+        msgspec.msgpack.encode(_CANCELLED),
     ).fetchall()
-    return [
-        row[0]
-        for row in rows
-        if tx.ask("SELECT 1 FROM retried WHERE task = ?", *row).fetchone() is None
-        and _error_type(tx, row[0]) in ("DependencyNotMet", "TaskCancelled")
-    ]
+    above: dict[int, set[int]] = {child: set() for child, *_ in rows}
+    for child, parent, *_ in rows:
+        if parent in above:
+            above[child].add(parent)
+    gone = {child for child, _, is_pruned, _ in rows if is_pruned}
+    retried = {child for child, _, _, is_retried in rows if is_retried}
+    found = []
+    for child in _parents_first(above):
+        if child in gone or above[child] & gone:
+            gone.add(child)
+        elif child not in retried:
+            found.append(child)
+    return found
 
 
-def _error_type(tx: Transaction, seq: int) -> str:
-    raw = first(tx.ask("SELECT error FROM task WHERE seq = ?", seq))[0]
-    return msgspec.msgpack.decode(raw, type=ErrorInfo).type
+def _parents_first(above: dict[int, set[int]]) -> Iterator[int]:
+    """Yield tasks in order of submission, but none before its parents: what one of these stands for may be younger."""
+    sorter = TopologicalSorter(above)
+    sorter.prepare()
+    ready: list[int] = []
+    while sorter.is_active():
+        for seq in sorter.get_ready():
+            heapq.heappush(ready, seq)
+        seq = heapq.heappop(ready)
+        sorter.done(seq)
+        yield seq
 
 
 def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, int]) -> None:
@@ -131,7 +156,7 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
     for before, after in renewed.items():
         ids = [first(tx.ask("SELECT id FROM task WHERE seq = ?", seq))[0] for seq in (before, after)]
         input = input.replace(b"\xd8\x01" + ids[0], b"\xd8\x01" + ids[1])
-    rank = tx.now_ms - priority * tx.memory.ageing_ms
+    rank = max(tx.now_ms, not_before or 0) - priority * tx.memory.ageing_ms
     found: list[tuple[int, int]] = tx.ask("SELECT parent, policy FROM edge WHERE child = ? ORDER BY n", old).fetchall()
     parents = [(renewed.get(parent, parent), policy) for parent, policy in found]
     edges = [
@@ -141,7 +166,7 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
     waits, broken = graph.first_unfinished(edges)
     waits = None if broken else waits
     due = not_before if waits is None and not_before is not None and not_before > tx.now_ms else None
-    reason = 1 if waits else DELAYED if due else READY
+    reason = PARENTS if waits else DELAYED if due else READY
     tx.run(
         "insert_task", new, new_id, class_id, rank, reason, 0, None, flags & (4 | 16), priority, max_retries, tx.now_ms,
         tx.now_ms, not_before, due, None, timeout_ms, waits.parent if waits else None, waits.n if waits else None,
@@ -159,6 +184,8 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
         graph.fail_child(tx, new, broken)
     elif reason == READY:
         tx.ready.add(class_id)
+    elif reason == PARENTS:
+        graph.raise_parents(tx, [edge.parent for edge in edges if edge.unfinished], rank)
 
 
 def register(tx: Transaction, types: Sequence[str], handlers: Sequence[HandlerRecord]) -> None:

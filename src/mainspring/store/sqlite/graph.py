@@ -16,7 +16,7 @@ from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.store.base import STANDS_FOR, Ended
 from mainspring.store.sqlite.transaction import Transaction, first
 from mainspring.tasks import ErrorInfo, TaskId
-from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED
+from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, PARENTS
 
 REQUIRE, ALLOW_FAILURE, SKIP = range(3)
 CASCADE_LIMIT = 1_000
@@ -177,10 +177,11 @@ def stand_for(tx: Transaction, seq: int, refs: Sequence[bytes]) -> None:
             raise TaskNotFound(f"the result refers to task {TaskId(id)}, which is not in this store")
         targets.append((int(row[0]), int(row[1]), id))
         tx.run("add_stands_for", seq, n, row[0])
-    if any(edge.parent == seq for edge in link(tx, 0, targets, REQUIRE)):
+    stood_for = [edge.parent for edge in link(tx, 0, targets, REQUIRE)]
+    if seq in stood_for:
         raise InvalidInput("the result stands, through others or at once, for the task itself", field="output")
-    above = {row[0] for row in tx.run("waited_for_by", str([target for target, _, _ in targets]))}
-    for child, policy, rank in tx.run("all_children_of", seq).fetchall():
+    above = {row[0] for row in tx.run("waited_for_by", str(stood_for))}
+    for child, policy, rank, reason in tx.run("all_children_of", seq).fetchall():
         if child in above:
             raise InvalidInput(
                 "the result stands for a task that waits for a dependent of this one: neither would ever end; "
@@ -191,7 +192,13 @@ def stand_for(tx: Transaction, seq: int, refs: Sequence[bytes]) -> None:
         known = {row[0] for row in tx.run("parents_of", child)}
         edges = [edge for edge in link(tx, child, targets, policy, last + 1) if edge.parent not in known]
         tx.run_many("insert_edge", ((child, edge.n, edge.parent, edge.policy) for edge in edges))
-        raise_parents(tx, [edge.parent for edge in edges if edge.unfinished], rank)
+        broken = next((edge for edge in edges if edge.broken), None)
+        if reason != PARENTS:  # it is over; the edges are for a retry
+            continue
+        if broken is not None:
+            fail_child(tx, child, broken)
+        else:
+            raise_parents(tx, [edge.parent for edge in edges if edge.unfinished], rank)
 
 
 def go_on(tx: Transaction) -> bool:

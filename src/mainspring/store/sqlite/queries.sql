@@ -150,7 +150,8 @@ SELECT edge.child, edge.policy FROM edge JOIN task ON task.seq = edge.child
 WHERE edge.parent = ? AND task.reason = 1 AND edge.policy <> 1 LIMIT ?;
 
 -- name: all_children_of
-SELECT edge.child, edge.policy, task.rank FROM edge JOIN task ON task.seq = edge.child WHERE edge.parent = ?;
+SELECT edge.child, edge.policy, task.rank, task.reason FROM edge JOIN task ON task.seq = edge.child
+WHERE edge.parent = ?;
 
 -- name: waited_for_by
 -- The unfinished tasks that any of these waits for, at whatever distance.
@@ -161,12 +162,16 @@ WITH RECURSIVE above(seq) AS (
     WHERE task.status < 2)
 SELECT seq FROM above;
 
+-- name: lacks_parent
+-- Whether one of the tasks that it depends on was pruned.
+SELECT 1 FROM edge LEFT JOIN task ON task.seq = edge.parent WHERE edge.child = ? AND task.seq IS NULL LIMIT 1;
+
 -- name: last_edge
 SELECT max(n) FROM edge WHERE child = ?;
 
 -- name: raise_rank
--- A parent takes the best rank of those that wait for it.
-UPDATE task SET rank = ? WHERE seq = ? AND status = 0 AND rank > ? RETURNING seq;
+-- A parent takes the best rank of those that wait for it; one that runs may come back.
+UPDATE task SET rank = ? WHERE seq = ? AND status < 2 AND rank > ? RETURNING seq;
 
 -- name: parents_of
 SELECT parent FROM edge WHERE child = ?;
@@ -174,6 +179,15 @@ SELECT parent FROM edge WHERE child = ?;
 -- name: parent_results
 SELECT edge.child, task.id, task.status, task.output, task.flags
 FROM json_each(?) AS claimed JOIN edge ON edge.child = claimed.value JOIN task ON task.seq = edge.parent;
+
+-- name: heirs_results
+-- What parents that were made anew have left, by the ids of those that they were made of.
+WITH RECURSIVE former(seq, heir) AS (
+    SELECT retried.task, edge.parent FROM edge JOIN retried ON retried.again = edge.parent WHERE edge.child = ?
+    UNION ALL
+    SELECT retried.task, former.heir FROM former JOIN retried ON retried.again = former.seq)
+SELECT old.id, task.status, task.output, task.flags
+FROM former JOIN task AS old ON old.seq = former.seq JOIN task ON task.seq = former.heir;
 
 -- name: add_stands_for
 INSERT INTO stands_for (task, n, ref) VALUES (?, ?, ?);
