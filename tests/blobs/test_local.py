@@ -35,6 +35,17 @@ def files(blobs: LocalBlobStore) -> list[Path]:
     return [path for path in blobs.folder.rglob("*") if path.is_file()]
 
 
+def test_looking_makes_nothing(tmp_path: Path, blobs: LocalBlobStore) -> None:
+    """`make=False` reads what is there, and takes a missing folder for an empty one."""
+    digest = blobs.put(b"here").digest
+    looking = LocalBlobStore(blobs.folder, make=False)
+    assert [found for found, _ in looking.digests()] == [digest]
+    assert looking.get(digest) == b"here"
+    nowhere = LocalBlobStore(tmp_path / "nowhere", make=False)
+    assert (list(nowhere.digests()), nowhere.info(digest)) == ([], None)
+    assert not nowhere.folder.exists()
+
+
 @pytest.mark.parametrize("data", [b"", b"x", bytes(range(256)) * 5000])
 def test_round_trip(blobs: LocalBlobStore, data: bytes) -> None:
     """What was put comes back under its blake3 hash, with its size."""

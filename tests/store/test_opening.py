@@ -25,7 +25,7 @@ from mainspring.errors import (
     TaskError,
     TaskNotFound,
 )
-from mainspring.store.sqlite.connection import APPLICATION_ID, SCHEMA_VERSION, refuse_unfit
+from mainspring.store.sqlite.connection import APPLICATION_ID, SCHEMA_VERSION, look, refuse_unfit
 
 pytestmark = pytest.mark.anyio
 
@@ -340,3 +340,32 @@ def test_a_file_in_the_making_is_no_foreign_one(tmp_path: Path) -> None:
                 looks += 1
     assert maker.returncode == 0
     assert looks > many
+
+
+async def test_a_look_is_repeated_when_somebody_opens_the_store_meanwhile(tmp_path: Path) -> None:
+    """A look that took no locks, since nobody had the file open, can't be trusted once somebody writes."""
+    path = await made(tmp_path)
+    writers: list[apsw.Connection] = []
+
+    def run(connection: apsw.Connection) -> object:
+        if not writers:
+            writers.append(apsw.Connection(str(path)))
+            writers[0].execute("DELETE FROM task")
+            raise apsw.CorruptError("half of it was seen")
+        return connection.execute("SELECT count(*) FROM task").get
+
+    assert look(path, run) == 0
+    writers[0].close()
+
+
+async def test_a_look_at_damage_is_not_repeated(tmp_path: Path) -> None:
+    path = await made(tmp_path)
+    looks = []
+
+    def run(connection: apsw.Connection) -> None:
+        looks.append(1)
+        raise apsw.CorruptError("damaged")
+
+    with pytest.raises(StoreDamaged):
+        look(path, run)
+    assert looks == [1]

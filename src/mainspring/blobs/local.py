@@ -24,17 +24,21 @@ _ABANDONED_S = 24 * 3600.0
 class LocalBlobStore:
     """A BlobStore in `folder`, which is made if need be; for any number of threads and processes at once.
 
+    With `make=False` it is for looking alone: nothing is made or tidied, and a folder that is missing has no blobs.
+
     Files are readable by their owner alone. The folder must lie on a file system that keeps `rename`, `fsync` and
     `flock` (network file systems are not promised).
 
     Raises: StoreUnavailable: the folder can't be made or written.
     """
 
-    def __init__(self, folder: str | Path, *, env: Environment = SYSTEM) -> None:
+    def __init__(self, folder: str | Path, *, env: Environment = SYSTEM, make: bool = True) -> None:
         self.folder = Path(folder).absolute()
         self._env = env
         self._temporary = self.folder / "tmp"
         self._shards: set[str] = set()  # those whose own entry in the folder is known to be durable
+        if not make:
+            return
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._temporary.mkdir(mode=0o700, exist_ok=True)
@@ -105,7 +109,7 @@ class LocalBlobStore:
 
     def digests(self) -> Iterator[tuple[str, float]]:
         """Yield digest and age in seconds (since the last `put`) of every blob, in no order."""
-        for shard in self.folder.iterdir():
+        for shard in self.folder.iterdir() if self.folder.is_dir() else ():
             if not _SHARD.fullmatch(shard.name):
                 continue
             for path in shard.iterdir():

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "resume": ("act", "Take back a pause"),
     "failures": ("listing", "List failed tasks with their errors"),
     "stats": ("stats", "Count tasks; list workers and pauses"),
+    "doctor": ("doctor", "Say what is wrong with a store, and what to do"),
     "models": ("catalog", "List models, or bring one here"),
     "collections": ("catalog", "List collections of vectors"),
 }
@@ -75,20 +76,23 @@ def _not_asked() -> None:
     """Stands for a command in the overview."""
 
 
+def version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("mainspring")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 def _show_version(asked: bool) -> None:
     if asked:
-        from importlib import metadata
-
-        try:
-            version = metadata.version("mainspring")
-        except metadata.PackageNotFoundError:
-            version = "(not installed)"
-        print(f"mainspring {version}")
+        print(f"mainspring {version()}")
         raise typer.Exit
 
 
 def _mainspring(
-    version: Annotated[
+    asked: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version and leave.")
     ] = False,
 ) -> None:

@@ -41,6 +41,19 @@ async def opened(store: str, *, making: Screen | None = None) -> AsyncIterator[E
         yield engine
 
 
+def existing(store: str) -> Path:
+    """Return the path of a store's file, to look at it without opening an engine. Raises as `opened` does."""
+    if is_missing(store):
+        _missing(store, None)
+    if _is_server(store):
+        raise invalid("store", store, "is a database server, which this version does not support", "name a file")
+    return Path(store).absolute()
+
+
+def _is_server(store: str) -> bool:
+    return store.startswith(("postgres://", "postgresql://"))
+
+
 def _missing(store: str, making: Screen | None) -> None:
     path = Path(store).absolute()
     if making is None:
@@ -54,7 +67,7 @@ def is_missing(store: str) -> bool:
     """Whether opening this store would make it. Raises InvalidInput for ":memory:"."""
     if store == ":memory:":
         raise invalid("store", store, "is gone when this command ends", "name a file")
-    if store.startswith(("postgres://", "postgresql://")):
+    if _is_server(store):
         return False  # the engine says why not
     path = Path(store)
     return not path.exists() or (path.is_file() and path.stat().st_size == 0)

@@ -5,7 +5,7 @@ In: a store's file, open or not, and what was seen from outside. Out: what it br
 
 from __future__ import annotations
 
-from mainspring.testing.history import check_history
+from mainspring.testing.history import ROWS, check_history
 from mainspring.testing.violation import Violation
 
-__all__ = ["Violation", "check_history"]
+__all__ = ["ROWS", "Violation", "check_history"]

@@ -5,7 +5,7 @@ One checker for all: the simulator, crash and kill tests, backups, and `mainspri
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ import msgspec
 
 from mainspring.blobs.base import BlobStore
 from mainspring.store.base import MAX_CRASHES, MAX_RELEASES
-from mainspring.store.sqlite.connection import open_snapshot, our_errors
+from mainspring.store.sqlite.connection import look
 from mainspring.store.sqlite.statements import named
 from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import REASON_CODE, STATUS_CODE, TRANSITIONS
@@ -34,7 +34,7 @@ _STATES: Final = sorted(
 def check_history(
     store: str | Path | apsw.Connection,
     *,
-    history: Iterable[Event] | None = None,
+    history: Sequence[Event] | None = None,
     blobs: BlobStore | None = None,
     limit: int = 20,
     slack_ms: int = 1_000,
@@ -50,16 +50,11 @@ def check_history(
     """
     if isinstance(store, apsw.Connection):
         return _check(store, history, blobs, limit, slack_ms)
-    connection = open_snapshot(Path(store))
-    try:
-        with our_errors(Path(store)):
-            return _check(connection, history, blobs, limit, slack_ms)
-    finally:
-        connection.close()
+    return look(Path(store), lambda connection: _check(connection, history, blobs, limit, slack_ms))
 
 
 def _check(
-    connection: apsw.Connection, history: Iterable[Event] | None, blobs: BlobStore | None, limit: int, slack_ms: int
+    connection: apsw.Connection, history: Sequence[Event] | None, blobs: BlobStore | None, limit: int, slack_ms: int
 ) -> list[Violation]:
     values = {
         "states": msgspec.json.encode(_STATES).decode(),

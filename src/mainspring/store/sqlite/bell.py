@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
-from collections.abc import Callable, Iterable
+import sys
+import termios
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from mainspring.environment import Environment
+from mainspring.environment import SYSTEM, Environment
 
 LOOK = b"l"
 """Something became ready."""
@@ -50,9 +53,7 @@ class Bell:
         self.ring(HELLO, self._name.encode())
 
     def _path(self, name: str) -> str:
-        """Relative where that is shorter: socket paths end at about 100 bytes."""
-        full = self._folder / f"{name}.sock"
-        return min(str(full), os.path.relpath(full), key=len)
+        return _address(self._folder, name)
 
     def _read(self) -> None:
         assert self._socket is not None
@@ -97,6 +98,57 @@ class Bell:
         self._socket.close()
         self._socket = None
         (self._folder / f"{self._name}.sock").unlink(missing_ok=True)
+
+
+def _address(folder: Path, name: str) -> str:
+    """Relative where that is shorter: socket paths end at about 100 bytes."""
+    full = folder / f"{name}.sock"
+    return min(str(full), os.path.relpath(full), key=len)
+
+
+def turning(folder: Path, names: Sequence[str], limit_s: float) -> dict[str, bool | None]:
+    """Ring processes and tell which of them read it in time: that takes a turn of their event loop.
+
+    None where it can't be told: a process without a socket, or a system that doesn't say what was read.
+    """
+    answers: dict[str, bool | None] = dict.fromkeys(names)
+    if sys.platform != "linux":
+        return answers
+    with contextlib.ExitStack() as stack:
+        rung: dict[str, socket.socket] = {}
+        for name in names:
+            ring = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            ring.setblocking(False)
+            with contextlib.suppress(OSError):
+                ring.connect(_address(folder, name))
+                rung[name] = ring
+        until = SYSTEM.monotonic() + limit_s
+        waiting = {name for name, ring in rung.items() if not _send(ring)}  # their buffer is full of what is not read
+        while set(rung) - _heard(rung, waiting) and SYSTEM.monotonic() < until:
+            SYSTEM.sleep(0.005)
+            waiting = {name for name in waiting if not _send(rung[name])}
+        heard = _heard(rung, waiting)
+        answers |= {name: name in heard for name in rung}
+    return answers
+
+
+def _send(ring: socket.socket) -> bool:
+    try:
+        ring.send(LOOK)
+    except BlockingIOError:
+        return False
+    except OSError:  # it closed its socket meanwhile: its loop turned
+        return True
+    return True
+
+
+def _heard(rung: dict[str, socket.socket], waiting: set[str]) -> set[str]:
+    """Those whose message is not in the kernel any more."""
+    return {
+        name
+        for name, ring in rung.items()
+        if name not in waiting and fcntl.ioctl(ring, termios.TIOCOUTQ, bytes(4)) == bytes(4)
+    }
 
 
 def split_ids(payload: bytes) -> list[bytes]:

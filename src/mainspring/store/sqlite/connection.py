@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 import apsw
@@ -30,6 +31,7 @@ _CACHE_KIB = 64 * 1024
 _CHECK_LIMIT = 256 * MIB
 _PEEK_MS = 5_000
 _LOOKS, _LOOK_AGAIN_S = 5, 0.05
+T = TypeVar("T")
 
 
 @contextmanager
@@ -135,20 +137,20 @@ def refuse_unreachable(path: Path) -> None:
 def refuse_unfit(path: Path) -> None:
     """Raises StoreRefused for a file that is no store, damaged, newer, or where no store can be; changes nothing."""
     refuse_unreachable(path)
-    kind = _filesystem(path.parent)
+    kind = filesystem(path.parent)
     if kind in _NETWORK_FILESYSTEMS:
         raise StoreRefused(
             f"{path} lies on {kind}, where locks and shared memory don't work; use a local disk or Postgres"
         )
     for _ in range(_LOOKS):
         try:
-            _look(path)
+            _judge(path)
             return
         except StoreRefused:
             if not _is_fresh(path):
                 raise
         HERE.get().sleep(_LOOK_AGAIN_S)
-    _look(path)
+    _judge(path)
 
 
 def _is_fresh(path: Path) -> bool:
@@ -156,7 +158,7 @@ def _is_fresh(path: Path) -> bool:
     return abs(HERE.get().wall_ms() - path.stat().st_mtime_ns // 1_000_000) < _LOOKS * _LOOK_AGAIN_S * 1000
 
 
-def _look(path: Path) -> None:
+def _judge(path: Path) -> None:
     if not path.exists() or path.stat().st_size == 0:
         return
     peek = _peek(path)
@@ -169,11 +171,33 @@ def _look(path: Path) -> None:
         peek.close()
 
 
-def open_snapshot(path: Path) -> apsw.Connection:
-    """Return a connection for a look at a store that changes nothing, whether or not anybody has it open.
+def look(path: Path, run: Callable[[apsw.Connection], T]) -> T:
+    """Return what a function finds in a store that is only read, whether or not anybody has it open.
+
+    It is called again when somebody opened the store meanwhile that nobody had open before: a look without locks may
+    have seen half of what was written.
 
     Raises: StoreUnavailable: no such file. StoreForeign, StoreNewer, StoreDamaged, StoreReadOnly: it can't be read.
     """
+    log = path.with_name(path.name + "-wal")
+    while True:
+        had_log = log.exists()
+        try:
+            connection = _open_snapshot(path)
+            try:
+                with our_errors(path):
+                    found = run(connection)
+            finally:
+                connection.close()
+        except StoreDamaged:
+            if had_log or not log.exists():
+                raise
+        else:
+            if had_log or not log.exists():
+                return found
+
+
+def _open_snapshot(path: Path) -> apsw.Connection:
     if not path.is_file():
         raise StoreUnavailable(f"there is no store at {path}; check the path")
     connection = _peek(path)
@@ -262,7 +286,7 @@ def _migrate(connection: apsw.Connection, extra_schema: str) -> None:
         raise
 
 
-def _filesystem(folder: Path) -> str:
+def filesystem(folder: Path) -> str:
     """Return the type of the file system that a folder lies on; empty where the system doesn't tell."""
     best, kind = "", ""
     try:

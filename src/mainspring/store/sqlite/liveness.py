@@ -85,6 +85,26 @@ def if_dead(path: Path) -> Iterator[frozenset[tuple[int, int]] | None]:
         os.close(fd)
 
 
+def is_held(path: Path) -> bool:
+    """Whether some process holds the lock of this file: of a life file, it lives. The lock is tried and let go."""
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def living_names(folder: Path) -> list[str]:
+    """Return the names of the processes whose life files lie in a folder and are held."""
+    return sorted(path.stem for path in folder.glob("*.life") if is_held(path))
+
+
 class LeaderLock:
     """One process does the upkeep of the whole file; when it dies, the lock falls to the next that tries."""
 

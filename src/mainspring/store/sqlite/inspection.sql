@@ -1,0 +1,44 @@
+-- What there is to know of a store from outside.
+
+-- name: living
+-- Who has not signed off, with what it holds and serves.
+SELECT worker.name, pid, host, started_ms, (SELECT count(*) FROM task WHERE owner = worker.id),
+    (SELECT group_concat(type, ' ') FROM serves WHERE serves.worker = worker.id)
+FROM worker WHERE ended_ms IS NULL ORDER BY worker.id;
+
+-- name: is_known
+SELECT 1 FROM worker WHERE name = ?;
+
+-- name: classes
+-- Classes with unfinished tasks: how many, how many of them ready (counted up to a limit), and since when the next one.
+SELECT namespace, type, grp, n,
+    (SELECT count(*) FROM (SELECT 1 FROM task WHERE task.class = class.id AND reason = 0 LIMIT ?1)),
+    (SELECT ready_ms FROM task WHERE task.class = class.id AND reason = 0 ORDER BY rank, seq LIMIT 1)
+FROM tally JOIN class ON class.id = tally.class WHERE status = 0 AND n > 0 ORDER BY n DESC;
+
+-- name: pauses
+SELECT namespace, type, grp FROM pause;
+
+-- name: overrun
+-- Attempts that may have run for longer than their timeout and some grace: they became ready before that, and so did
+-- their worker.
+SELECT task.id, type, worker.name, timeout_ms, ?1 - max(ready_ms, worker.started_ms)
+FROM task JOIN worker ON worker.id = owner JOIN class ON class.id = class
+WHERE owner IS NOT NULL AND status = 1 AND ?1 - max(ready_ms, worker.started_ms) > timeout_ms + ?2 LIMIT ?3;
+
+-- name: late
+-- When the first delay ended, and the first deadline passed, that nobody has acted on.
+SELECT (SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL),
+    (SELECT min(deadline_ms) FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason IS NOT 4);
+
+-- name: newest
+SELECT max((SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1), (SELECT max(started_ms) FROM worker));
+
+-- name: unfinished
+SELECT coalesce(sum(n), 0) FROM tally WHERE class = 0 AND status = 0;
+
+-- name: handlers
+SELECT type, version, lane, options, seen_ms FROM handler ORDER BY type, version;
+
+-- name: travelling
+SELECT count(*) FROM cascade;

@@ -1,0 +1,220 @@
+"""`doctor` sees who works on a store, what keeps tasks waiting and what is broken, and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from tests.cli.conftest import SHOP, Worker
+from tests.store.fixtures.make import make
+
+from mainspring.store.sqlite.connection import SCHEMA_VERSION
+
+BLOCKING = Path(__file__).with_name("blocking.py")
+
+
+@pytest.fixture(scope="module")
+def died(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with tasks in every state, whose process died."""
+    return asyncio.run(make(tmp_path_factory.mktemp("died")))
+
+
+@pytest.fixture
+def store(died: Path, tmp_path: Path) -> Path:
+    shutil.copytree(died.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "work.db"
+
+
+@pytest.fixture
+def blocking(tmp_path: Path) -> Iterator[Worker]:
+    found = Worker(tmp_path, f"{BLOCKING}:engine")
+    yield found
+    found.process.kill()
+    found.process.communicate()
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {item: item.read_bytes() for item in folder.rglob("*") if item.is_file()}
+
+
+def whats(answer: Any, about: str | None = None) -> list[str]:
+    return [item["what"] for item in answer.json["findings"] if about in (None, item["about"])]
+
+
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_a_store_that_nobody_has_open(call, store: Path) -> None:
+    """Held claims of a dead worker and waiting tasks are warnings; nothing on the disk changes, also with --check."""
+    before = files(store.parent)
+    for extra in ((), ("--check",)):
+        answer = call("doctor", "--store", str(store), "--json", *extra)
+        assert answer.code == answer.json["exit_code"] == 1
+        assert [(item["level"], item["about"]) for item in answer.json["findings"]] == [
+            ("warning", "workers"),
+            ("warning", "queue"),
+            ("note", "upkeep"),
+        ]
+        (worker,) = answer.json["facts"]["workers"]
+        assert (worker["held"], worker["is_alive"]) == (3, False)
+        assert answer.json["blobs"]["count"] == 3
+    told = call("doctor", "--store", str(store))
+    assert told.code == 1
+    assert "died and holds 3 claims" in told.out
+    assert files(store.parent) == before
+
+
+def test_a_healthy_store(call, worker: Worker) -> None:
+    """With a worker at work there is nothing to attend to."""
+    call("submit", "custom:resize", '{"width": 3}', "--wait")
+    answer = call("doctor", "--check", "--json")
+    assert (answer.code, whats(answer, "workers"), whats(answer, "queue")) == (0, [], [])
+    (found,) = answer.json["facts"]["workers"]
+    assert (found["pid"], found["turns"], found["has_file"]) == (worker.process.pid, True, True)
+    assert answer.json["facts"]["is_led"]
+    assert "sound" in call("doctor", "--check").out
+
+
+def test_what_nobody_serves_and_what_is_paused(call, worker: Worker) -> None:
+    """Each kind of task that waits has its reason."""
+    call("submit", "custom:nobody", "{}", "--task-id", "0197a9f0-0000-7000-8000-000000000001")
+    call("pause", "--type", "custom:resize")
+    call("submit", "custom:resize", '{"width": 3}')
+    answer = call("doctor", "--json")
+    assert whats(answer, "queue") == ["custom:resize: 1 unfinished, paused (custom:resize)"]
+    connection = apsw.Connection("mainspring.db")
+    connection.execute("UPDATE class SET type = 'custom:gone'")
+    connection.execute("DELETE FROM pause")
+    connection.close()
+    answer = call("doctor", "--json")
+    assert (answer.code, whats(answer, "queue")) == (
+        1,
+        ["custom:gone: 1 unfinished, and no living worker serves that type"],
+    )
+
+
+def test_a_silent_worker(call, tmp_path: Path, blocking: Worker) -> None:
+    """A process whose loop is blocked lives, and is told from one that works; no lock tells the two apart."""
+    began, until = tmp_path / "began", tmp_path / "until"
+    call("submit", "custom:block", f'{{"started": "{began}", "until": "{until}"}}', "--max-retries", "0")
+    wait_for(began)
+    answer = call("doctor", "--json")
+    (what,) = whats(answer, "workers")
+    assert answer.code == 1
+    assert f"(pid {blocking.process.pid}) lives and is silent" in what
+    assert "holds 1 claims" in what
+    until.touch()
+    call("wait", call("ps", "--json").json[0]["id"])
+    assert whats(call("doctor", "--json"), "workers") == []
+
+
+def test_a_killed_worker(call, tmp_path: Path, worker: Worker) -> None:
+    """Its lock is free, its claims are still its own: nobody was there to take them back."""
+    call("submit", "custom:hold", f'{{"until": "{tmp_path / "never"}"}}')
+    while not call("ps", "--status", "running", "--json").json:
+        time.sleep(0.01)
+    worker.signal(signal.SIGKILL)
+    worker.process.wait()
+    assert "died and holds 1 claims" in "".join(whats(call("doctor", "--json"), "workers"))
+
+
+def test_a_file_that_was_moved_away_under_its_worker(call, tmp_path: Path, worker: Worker) -> None:
+    """What the worker records does not reach the file that is here now."""
+    path = tmp_path / "mainspring.db"
+    shutil.copy(path, tmp_path / "copy")
+    shutil.copy(tmp_path / "mainspring.db-wal", tmp_path / "copy-wal")
+    connection = apsw.Connection(str(tmp_path / "copy"))
+    connection.execute("SELECT * FROM worker").fetchall()
+    connection.close()
+    for name in ("mainspring.db", "mainspring.db-wal", "mainspring.db-shm"):
+        (tmp_path / name).rename(tmp_path / f"old-{name}")
+    (tmp_path / "copy").rename(path)
+    answer = call("doctor", "--json")
+    assert answer.code == 4
+    assert "has another file open" in "".join(whats(answer, "workers"))
+
+
+def test_a_file_that_was_replaced_under_its_worker(call, tmp_path: Path) -> None:
+    """A process that lives beside the store and does not stand in it."""
+    assert call("submit", "text_processing", "--text", "a").code == 0
+    shutil.copy(tmp_path / "mainspring.db", tmp_path / "early")
+    worker = Worker(tmp_path, f"{SHOP}:engine")
+    try:
+        for name in ("mainspring.db-wal", "mainspring.db-shm"):
+            (tmp_path / name).unlink()
+        os.replace(tmp_path / "early", tmp_path / "mainspring.db")
+        answer = call("doctor", "--json")
+    finally:
+        worker.process.kill()
+        worker.process.communicate()
+    assert answer.code == 4
+    assert f"process {worker.ready['worker']} lives beside this store" in "".join(whats(answer, "workers"))
+
+
+def test_broken_invariants_and_missing_blobs(call, store: Path) -> None:
+    """`--check` finds what the quick look does not, and says so by its exit code."""
+    connection = apsw.Connection(str(store))
+    connection.execute("UPDATE tally SET n = n + 1")
+    connection.close()
+    shutil.rmtree(store.with_name("work.db-blobs"))
+    assert call("doctor", "--store", str(store)).code == 1
+    answer = call("doctor", "--store", str(store), "--check", "--json")
+    assert answer.code == 4
+    assert {item["about"] for item in answer.json["findings"] if item["level"] == "problem"} == {
+        "invariant tallies",
+        "invariant blobs",
+    }
+
+
+def garbled(path: Path) -> None:
+    """Overwrite the page after the schema: quick_check sees it."""
+    with path.open("r+b") as file:
+        file.seek(4096 * 12)
+        file.write(b"\xff" * 4096 * 8)
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("spoil", [garbled, truncated])
+def test_a_damaged_file(call, store: Path, spoil: Callable[[Path], None]) -> None:
+    """Damage is a finding or a typed error, never a traceback, and never written to."""
+    spoil(store)
+    before = files(store.parent)
+    answer = call("doctor", "--store", str(store), "--json")
+    assert answer.code == 4
+    assert "StoreDamaged" in answer.out + answer.err
+    assert files(store.parent) == before
+
+
+def newer(path: Path) -> None:
+    connection = apsw.Connection(str(path))
+    connection.pragma("user_version", SCHEMA_VERSION + 1)
+    connection.close()
+
+
+def foreign(path: Path) -> None:
+    path.write_text("not a database\n" * 1000)
+
+
+@pytest.mark.parametrize(("spoil", "error"), [(newer, "StoreNewer"), (foreign, "StoreForeign")])
+def test_a_file_that_is_not_ours(call, store: Path, spoil: Callable[[Path], None], error: str) -> None:
+    spoil(store)
+    before = files(store.parent)
+    answer = call("doctor", "--store", str(store), "--json")
+    assert (answer.code, answer.out) == (4, "")
+    assert f'"type":"{error}"' in answer.err
+    assert files(store.parent) == before
