@@ -15,7 +15,7 @@ from mainspring.tasks import ErrorInfo, TaskId
 
 LOOKS = [["ps"], ["show", "a" * 32], ["why", "a" * 32], ["wait", "a" * 32], ["result", "a" * 32], ["cancel", "a" * 32]]
 LOOKS += [["retry", "a" * 32], ["pause"], ["resume"], ["failures"], ["stats"], ["collections"], ["submit", "custom:x"]]
-LOOKS += [["doctor"]]
+LOOKS += [["doctor"], ["backup", "copy.db"]]
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 
 

@@ -32,6 +32,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "failures": ("listing", "List failed tasks with their errors"),
     "stats": ("stats", "Count tasks; list workers and pauses"),
     "doctor": ("doctor", "Say what is wrong with a store, and what to do"),
+    "backup": ("backup", "Copy a store while workers go on"),
+    "restore": ("backup", "Make a store of a backup"),
     "models": ("catalog", "List models, or bring one here"),
     "collections": ("catalog", "List collections of vectors"),
 }

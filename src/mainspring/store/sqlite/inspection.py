@@ -117,7 +117,7 @@ def inspect(connection: apsw.Connection, path: Path, *, grace_s: float, turn_s: 
         handlers = connection.execute(SQL["handlers"]).fetchall()
         overruns = connection.execute(SQL["overrun"], (now_ms, int(grace_s * 1000), _OVERRUN_LIMIT)).fetchall()
         due = [ms for ms in _first(connection, "late") if ms is not None]
-        newest, unfinished, travelling = (
+        newest, waiting, travelling = (
             _first(connection, name)[0] or 0 for name in ("newest", "unfinished", "travelling")
         )
         file = _file(connection, path)
@@ -127,7 +127,7 @@ def inspect(connection: apsw.Connection, path: Path, *, grace_s: float, turn_s: 
         file=file,
         now_ms=now_ms,
         newest_ms=newest,
-        unfinished=unfinished,
+        unfinished=waiting,
         workers=tuple(_worker(row, row[0] in alive, turns.get(str(row[0])), path) for row in workers),
         strangers=tuple(settled(lambda: _strangers(connection, folder))),
         is_led=not alive or not settled(lambda: not is_held(folder / "leader.lock")),
@@ -153,6 +153,11 @@ def _strangers(connection: apsw.Connection, folder: Path) -> list[str]:
 
 def _first(connection: apsw.Connection, name: str) -> Any:
     return connection.execute(SQL[name]).fetchone()
+
+
+def unfinished(connection: apsw.Connection) -> int:
+    """Return how many tasks have not ended."""
+    return int(_first(connection, "unfinished")[0])
 
 
 def integrity(connection: apsw.Connection, *, is_thorough: bool) -> list[str]:

@@ -1,0 +1,193 @@
+"""Copies: one moment, all blobs, and nothing half done."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from tests.store.fixtures.make import make
+
+from mainspring import Engine
+from mainspring.blobs.local import LocalBlobStore
+from mainspring.errors import InvalidInput, StoreForeign, StoreUnavailable
+from mainspring.store.sqlite import backup
+from mainspring.store.sqlite.liveness import LifeFile
+from mainspring.testing import check_history
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def died(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return asyncio.run(make(tmp_path_factory.mktemp("died")))
+
+
+@pytest.fixture
+def store(died: Path, tmp_path: Path) -> Path:
+    shutil.copytree(died.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "work.db"
+
+
+def quiet(done: int, total: int) -> None:
+    """Nobody looks."""
+
+
+async def test_a_copy_is_of_one_moment_and_takes_one_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commits between its steps neither begin it anew nor get into it."""
+    monkeypatch.setattr(backup, "STEP_PAGES", 4)
+    told: list[tuple[int, int]] = []
+    engine = Engine(tmp_path / "work.db", worker=False)
+
+    @engine.task
+    async def step(n: int) -> int:
+        return n
+
+    async with engine:
+        handles = await engine.map(step, range(500))
+        before = {handle.id.bytes async for handle in _all(handles)}
+        loop = asyncio.get_running_loop()
+
+        def commit(done: int, total: int) -> None:
+            told.append((done, total))
+            assert len(told) * 4 < total + 4
+            asyncio.run_coroutine_threadsafe(engine.submit(step, done), loop).result(20)
+
+        await asyncio.to_thread(backup.copy_rows, engine.path, tmp_path / "draft", commit)
+    assert len(told) == math.ceil(told[-1][1] / 4) > 3
+    assert told[-1][0] == told[-1][1]
+    connection = apsw.Connection(str(tmp_path / "draft"), flags=apsw.SQLITE_OPEN_READONLY)
+    assert {row[0] for row in connection.execute("SELECT id FROM task")} == before
+    connection.close()
+    assert check_history(tmp_path / "draft") == []
+
+
+async def _all(handles: Any) -> Any:
+    for handle in handles:
+        yield handle
+
+
+def test_blobs_are_links_or_copies(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link costs nothing; where none can be made, the content is copied, and checked on the way."""
+    digests, blobs = backup.digests_of(store), backup.blobs_beside(store)
+    assert len(digests) == 3
+    backup.copy_blobs(digests, blobs, tmp_path / "linked", quiet)
+
+    def other_device(*args: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", other_device)
+    backup.copy_blobs(digests, blobs, tmp_path / "copied", quiet)
+    for name, links in (("linked", 2), ("copied", 1)):
+        found = backup.blobs_beside(tmp_path / name)
+        assert list(backup.blob_faults(digests, found, quiet)) == []
+        files = [item for item in found.folder.rglob("*") if item.is_file()]
+        assert {item.stat().st_nlink for item in files} == {links}
+        assert len(files) == 3
+
+
+def test_what_is_wrong_with_blobs(store: Path, tmp_path: Path) -> None:
+    """One that is missing is left out and named; one whose content changed is named."""
+    blobs = backup.blobs_beside(store)
+    missing, garbled, _ = digests = backup.digests_of(store)
+    blobs.delete(missing)
+    (blobs.folder / garbled[:2] / garbled[2:]).write_bytes(b"other")
+    backup.copy_blobs(digests, blobs, tmp_path / "copy", quiet)
+    faults = list(backup.blob_faults(digests, backup.blobs_beside(tmp_path / "copy"), quiet))
+    assert [missing in faults[0], garbled in faults[1], len(faults)] == [True, True, 2]
+
+
+def test_a_store_without_blobs_gets_no_folder(tmp_path: Path) -> None:
+    backup.copy_blobs([], LocalBlobStore(tmp_path / "from"), tmp_path / "copy", quiet)
+    assert not (tmp_path / "copy-blobs").exists()
+
+
+def test_a_compact_copy(store: Path) -> None:
+    """What is free inside the file is given back; the copy is a store like any other."""
+    connection = apsw.Connection(str(store))
+    connection.execute("CREATE TABLE filler (x); INSERT INTO filler VALUES (zeroblob(1000000)); DROP TABLE filler")
+    connection.close()
+    draft = store.with_name("draft")
+    backup.copy_rows(store, draft, quiet)
+    before = draft.stat().st_size
+    backup.compact(draft)
+    assert draft.stat().st_size < before - 900_000
+    assert draft.read_bytes()[18:20] == b"\2\2"  # keeps to a write-ahead log
+    assert check_history(draft) == []
+
+
+async def test_what_is_open_is_not_replaced(store: Path) -> None:
+    """Neither by an engine, nor by anybody else who reads it with SQLite."""
+    async with Engine(store, worker=False):
+        with pytest.raises(StoreUnavailable, match="is open in some process"):
+            backup.refuse_taken(store, is_forced=True)
+    shell = apsw.Connection(str(store))
+    shell.execute("SELECT count(*) FROM task").fetchall()
+    with pytest.raises(StoreUnavailable, match="is open in some process"):
+        backup.refuse_taken(store, is_forced=True)
+    shell.close()
+    backup.refuse_taken(store, is_forced=True)
+    with pytest.raises(InvalidInput, match="exists already"):
+        backup.refuse_taken(store, is_forced=False)
+
+
+def test_a_process_that_lives_beside_a_store_keeps_it(store: Path) -> None:
+    """Also while it has no connection: its store may be unwritable for a moment."""
+    life = LifeFile(store.with_name("work.db-live"), "a1")
+    with pytest.raises(StoreUnavailable, match="is open in some process"):
+        backup.refuse_taken(store, is_forced=True)
+    life.close()
+    backup.refuse_taken(store, is_forced=True)
+
+
+def test_what_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes " * 200)
+    with pytest.raises(StoreForeign):
+        backup.refuse_taken(path, is_forced=True)
+
+
+def test_a_damaged_store_may_be_replaced(store: Path) -> None:
+    with store.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff" * 4000)
+    backup.refuse_taken(store, is_forced=True)
+
+
+def test_no_log_of_the_file_before_gets_into_the_new_one(store: Path) -> None:
+    """SQLite would take it for the new file's own, and write it in."""
+    draft = store.with_name("draft")
+    shutil.copy(store, draft)
+    changing = apsw.Connection(str(store))
+    changing.pragma("wal_autocheckpoint", 0)
+    changing.execute("DELETE FROM tally")
+    log = store.with_name("work.db-wal").read_bytes()
+    changing.close()
+    store.with_name("work.db-wal").write_bytes(log)
+    backup.publish(draft, store)
+    assert check_history(store) == []
+
+
+def test_a_store_that_is_set_aside_stays_whole(store: Path) -> None:
+    """With its log, under another name; nothing of it is left where it was."""
+    changing = apsw.Connection(str(store))
+    changing.pragma("wal_autocheckpoint", 0)
+    changing.execute("CREATE TABLE mark (x)")
+    names = ("work.db", "work.db-wal")
+    kept = {name: store.with_name(name).read_bytes() for name in names}
+    changing.close()
+    for name, content in kept.items():
+        store.with_name(name).write_bytes(content)
+    aside = backup.set_aside(store)
+    assert aside == store.with_name("work.db-replaced")
+    assert not any(store.with_name(name).exists() for name in names)
+    connection = apsw.Connection(str(aside))
+    assert connection.table_exists("main", "mark")
+    connection.close()
+    assert backup.set_aside(store) is None
