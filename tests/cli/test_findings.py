@@ -44,6 +44,7 @@ def test_a_healthy_store() -> None:
     assert found(unfinished=0, classes=(), workers=(), handlers=(), late_ms=None) == []
 
 
+ELSEWHERE = changed(WORKER, is_here=False, is_alive=False, turns=None, has_file=None)
 BUSY = changed(WORK, ready_since_ms=NOW - 90_000)
 OLD = changed(HANDLER, version="0", lane="thread")
 CASES = {
@@ -52,7 +53,7 @@ CASES = {
     "full disk": ("warning", "submits are refused", {"file": changed(FILE, disk_free_bytes=4 * GIB)}),
     "long log": ("warning", "write-ahead log", {"file": changed(FILE, log_bytes=65 * MIB)}),
     "hollow file": ("note", "free inside", {"file": changed(FILE, free_pages=60_000)}),
-    "other machine": ("warning", "another machine", {"workers": (WORKER, changed(WORKER, is_here=False))}),
+    "other machine": ("warning", "not this machine", {"workers": (WORKER, ELSEWHERE)}),
     "dead": ("warning", "died and holds 3", {"workers": (WORKER, changed(WORKER, is_alive=False))}),
     "dead and idle": ("note", "died and holds 0", {"workers": (WORKER, changed(WORKER, is_alive=False, held=0))}),
     "silent": ("warning", "is silent", {"workers": (changed(WORKER, turns=False),)}),
@@ -87,6 +88,11 @@ def test_a_silent_worker_names_what_it_holds_too_long() -> None:
     (finding,) = found(workers=(changed(WORKER, turns=False),), overruns=(over, other))
     assert "1 perhaps past their timeout: 01 (custom:work, timeout 10s)" in finding.what
     assert found(overruns=(over,)) == []  # a loop that turns keeps its timeouts: the task only waited long before
+
+
+def test_a_container_of_this_machine_is_no_other_machine() -> None:
+    """It has a name of its own, but its lock is seen from here."""
+    assert found(workers=(changed(WORKER, is_here=False, has_file=None),)) == []
 
 
 def test_old_versions_of_a_handler_are_history() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import apsw
 import pytest
-from tests.conformance.kit import SqliteFactory, new, opened, submit
+from tests.conformance.kit import Port, SqliteFactory, new, opened, state, submit
 
 from mainspring.errors import (
     StoreDamaged,
@@ -369,3 +369,20 @@ async def test_a_look_at_damage_is_not_repeated(tmp_path: Path) -> None:
     with pytest.raises(StoreDamaged):
         look(path, run)
     assert looks == [1]
+
+
+async def test_a_store_has_one_name_however_it_is_reached(tmp_path: Path) -> None:
+    """Through a link it has the same locks and blobs: else whoever comes that way takes its living workers for dead."""
+    factory = SqliteFactory(tmp_path)
+    async with opened(factory.make()) as store:
+        port = Port(store)
+        await port.serve()
+        (id,) = await submit(store, new())
+        await port.take()
+        other = SqliteFactory(tmp_path / "elsewhere")
+        other.path.parent.mkdir()
+        other.path.symlink_to(factory.path)
+        async with opened(other.make()) as linked:
+            assert (linked.path, linked.folder, linked.blobs.folder) == (store.path, store.folder, store.blobs.folder)
+            assert (await state(linked, id)).reason == "claimed"
+    assert {item.name for item in other.path.parent.iterdir()} == {"work.db"}

@@ -36,7 +36,7 @@ def backup(
 
     A copy that is not sound, because the store is not, is kept as TARGET.unsound. Exit code 4 then.
     """
-    screen, source, target = Screen(as_json), existing(store), target.absolute()
+    screen, source, target = Screen(as_json), existing(store), target.resolve()
     if target.exists() and target.samefile(source):
         raise invalid("target", str(target), "is the store itself", "name another file")
     copying.refuse_taken(target, is_forced=force)
@@ -62,7 +62,7 @@ def restore(
 
     With --force a store that is there is kept beside it as PATH-replaced.
     """
-    screen, source, target = Screen(as_json), existing(str(backup)), Path(store).absolute()
+    screen, source, target = Screen(as_json), existing(str(backup)), Path(store).resolve()
     if target.exists() and target.samefile(source):
         raise invalid("backup", str(backup), "is the store itself", "name another file")
     copying.refuse_taken(target, is_forced=force)

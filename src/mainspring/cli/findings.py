@@ -131,12 +131,12 @@ def _file(facts: Facts) -> Iterator[Finding]:
 def _workers(facts: Facts) -> Iterator[Finding]:
     for worker in facts.workers:
         who = f"worker {worker.name} (pid {worker.pid})"
-        if not worker.is_here:
+        if not worker.is_here and not worker.is_alive:
             yield Finding(
                 level="warning",
                 about="workers",
-                what=f"{who} runs, or ran, on another machine, {worker.host}",
-                remedy="open a store from one machine alone: locks don't reach another one",
+                what=f"{who} was started on {worker.host}, which is not this machine, and holds no lock here",
+                remedy="open a store from one machine alone: locks do not reach another, so its claims pass for lost",
             )
         elif not worker.is_alive:
             yield _dead(who, worker)

@@ -47,7 +47,7 @@ def existing(store: str) -> Path:
         _missing(store, None)
     if _is_server(store):
         raise invalid("store", store, "is a database server, which this version does not support", "name a file")
-    return Path(store).absolute()
+    return Path(store).resolve()
 
 
 def _is_server(store: str) -> bool:

@@ -72,7 +72,9 @@ class SqliteStore:
         )
         if self._private is not None:  # goes with the store, opened or not
             weakref.finalize(self, shutil.rmtree, self._private, ignore_errors=True)
-        self.path = Path(self._private or "", "work.db") if self._private else Path(path).absolute()
+        self.path = (
+            Path(self._private or "", "work.db") if self._private else Path(path).resolve()
+        )  # one store has one name, however it is reached
         refuse_unreachable(self.path)  # before the blobs make folders beside it
         self.blobs = blobs(self.path)
         self.worker_id = env.random_bytes(6).hex()
