@@ -18,8 +18,11 @@ import uuid_utils
 
 if TYPE_CHECKING:
     import socket
+    from pathlib import Path
 
 Lock = threading.Lock
+Random = random.Random
+"""Numbers that come again with the same seed."""
 T = TypeVar("T")
 
 
@@ -118,6 +121,21 @@ class Environment:
         import socket
 
         return socket.gethostname()
+
+    def open_locked(self, path: Path, flags: int) -> int | None:
+        """Open a file and take its lock; None when it is taken. The lock falls with `close`, or with the process."""
+        import fcntl
+
+        fd = os.open(path, flags | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        return fd
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
 
     def datagram_socket(self) -> socket.socket:
         """A socket that takes messages of other processes on this machine at a path."""

@@ -42,7 +42,7 @@ class Caretaker:
         self._ticks = 0
 
     async def start(self) -> None:
-        self._lock = LeaderLock(self._store.folder)
+        self._lock = LeaderLock(self._store.folder, self._store.env)
         if self._lock.hold():
             await self.rescue_dead()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="caretaker")
@@ -112,7 +112,7 @@ class Caretaker:
         """Take back at once what workers held that live no more."""
         for owner, name, pid in await self._store.read(reads.open_workers):
             if name != self._store.worker_id:
-                with if_dead(Path(self._store.folder, f"{name}.life")) as started:
+                with if_dead(Path(self._store.folder, f"{name}.life"), self._store.env) as started:
                     if started is not None:
                         await self._rescue(owner, CrashEvidence(name, pid, started))
 

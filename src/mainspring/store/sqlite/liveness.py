@@ -8,35 +8,40 @@ there which of them can have caused the death.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import mmap
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from weakref import WeakSet
+
+from mainspring.environment import Environment
 
 SLOTS = 65_536
 """More than there can be; pages that nobody marks take no room."""
 _MARK = struct.Struct("<qq")  # seq, attempt; seq 0 is an empty slot
 _SIZE = SLOTS * _MARK.size
+_HELD: WeakSet[LifeFile | LeaderLock] = WeakSet()
+"""The locks of this process, which a forked child lets go of."""
 
 
 class LifeFile:
     """This process's own file, locked from the first moment it has its name."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, env: Environment) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
         self.path = folder / f"{name}.life"
         draft = folder / f".{name}.draft"
-        self._fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        os.ftruncate(self._fd, _SIZE)
-        fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fd = env.open_locked(draft, os.O_CREAT | os.O_EXCL)
+        assert fd is not None  # nobody else knows the name
+        self._fd, self._env = fd, env
+        os.ftruncate(fd, _SIZE)
         self._shared = mmap.mmap(self._fd, _SIZE)
         self._marks = memoryview(self._shared).cast("q")
         os.rename(draft, self.path)
-        os.register_at_fork(after_in_child=self._forked)
+        _HELD.add(self)
 
-    def _forked(self) -> None:
+    def forked(self) -> None:
         """A forked child must not keep its parent's lock alive."""
         with contextlib.suppress(OSError):
             os.close(self._fd)
@@ -57,32 +62,30 @@ class LifeFile:
         self._unmap()
         self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            os.close(self._fd)
+            self._env.close(self._fd)
         self._fd = -1
 
 
 @contextlib.contextmanager
-def if_dead(path: Path) -> Iterator[frozenset[tuple[int, int]] | None]:
+def if_dead(path: Path, env: Environment) -> Iterator[frozenset[tuple[int, int]] | None]:
     """Yield what ran in a process when it died, or None while it lives.
 
     Its lock is held meanwhile, so that only one other process deals with the dead one; afterwards the file is gone.
     """
     try:
-        fd = os.open(path, os.O_RDWR)
+        fd = env.open_locked(path, 0)
     except FileNotFoundError:
         yield frozenset()
         return
+    if fd is None:
+        yield None
+        return
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
         raw = os.pread(fd, _SIZE, 0)
         yield frozenset(mark for mark in _MARK.iter_unpack(raw[: len(raw) // _MARK.size * _MARK.size]) if mark[0])
         path.unlink(missing_ok=True)
     finally:
-        os.close(fd)
+        env.close(fd)
 
 
 def is_held(path: Path) -> bool:
@@ -108,25 +111,35 @@ def living_names(folder: Path) -> list[str]:
 class LeaderLock:
     """One process does the upkeep of the whole file; when it dies, the lock falls to the next that tries."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, env: Environment) -> None:
         self._path = folder / "leader.lock"
+        self._env = env
         self._fd = -1
-        os.register_at_fork(after_in_child=self.close)  # a forked child must not go on leading for its parent
+        _HELD.add(self)
+
+    def forked(self) -> None:
+        """A forked child must not go on leading for its parent."""
+        self.close()
 
     def hold(self) -> bool:
         """Return whether this process is the leader, trying to become it."""
         if self._fd >= 0:
             return True
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
+        fd = self._env.open_locked(self._path, os.O_CREAT)
+        if fd is None:
             return False
         self._fd = fd
         return True
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
+            self._env.close(self._fd)
             self._fd = -1
+
+
+def _forked() -> None:
+    for held in list(_HELD):
+        held.forked()
+
+
+os.register_at_fork(after_in_child=_forked)

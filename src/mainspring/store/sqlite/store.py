@@ -149,7 +149,7 @@ class SqliteStore:
 
     def _join(self, connection: apsw.Connection) -> None:
         """Register this process."""
-        self._life = LifeFile(self.folder, self.worker_id)
+        self._life = LifeFile(self.folder, self.worker_id, self.env)
         cursor = connection.cursor()
         cursor.execute("BEGIN IMMEDIATE")
         tx = Transaction(cursor, self._memory, self.now_ms())
