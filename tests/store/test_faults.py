@@ -382,3 +382,62 @@ async def test_stopping_with_work_in_hand(factory: SqliteFactory) -> None:
         async with asyncio.timeout(20):
             await store.close()
         assert factory.durable_status(id) == 2
+
+
+async def test_claims_of_a_doubt_that_lasts_are_not_forgotten(doubtful: Any, plan: dict[str, Any]) -> None:
+    """What a commit in doubt handed over is handed over once the file can be read again, and only if it is there."""
+    port = Port(doubtful)
+    await port.serve()
+    sent = await submit(doubtful, new(), new())
+    first = await port.take()
+    plan.update({"next": "carried out", "unreachable": True})
+    port.end(first)  # its room goes to the second one, in the commit in doubt
+    assert isinstance(await outcome(doubtful.submit([new()])), TaskError)
+    assert len(port.order) == 1
+    plan.clear()
+    await port.until(lambda: len(port.order) == 2)
+    assert port.order[1].id == sent[1]
+    await port.finish(port.order[1])
+    assert port.missed == []
+    assert await status(doubtful, sent[1]) is TaskStatus.COMPLETED
+    assert doubtful._memory.lanes["async"].room() == 0
+
+
+async def test_opening_on_a_disk_that_fails(disk: Disk, factory: SqliteFactory) -> None:
+    """Wherever the disk breaks while a store is made, the error is ours, and the next try goes well."""
+    for n in range(1, 200):
+        disk.break_(apsw.FullError, lambda at, n=n: at == n)  # type: ignore[misc]
+        store = factory.make()
+        try:
+            await store.open()
+        except StoreUnavailable:
+            disk.heal()
+            continue
+        break
+    else:
+        raise AssertionError("it never came through")
+    assert n > 5
+    disk.heal()
+    await store.close()
+
+
+async def test_a_reader_that_can_not_be_opened_is_told(
+    factory: SqliteFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A look fails as long as the file can't be opened for it, and the next one works; a failed hint is a warning."""
+    async with opened(factory.make()) as store:
+        connect = store._reader._connect
+        (id,) = await submit(store, new())
+        store._reader._connection = None
+
+        def refuse() -> apsw.Connection:
+            raise StoreUnavailable("no file descriptor is left")
+
+        store._reader._connect = refuse
+        answers: list[Any] = []
+        store._reader.put(lambda connection: 1, answers.append)
+        assert isinstance(await outcome(store.info(id)), StoreUnavailable)
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        store._reader._connect = connect
+        assert (await store.info(id)).status is TaskStatus.PENDING
+        assert answers == []

@@ -282,7 +282,8 @@ def _migrate(connection: apsw.Connection, extra_schema: str) -> None:
         connection.execute(extra_schema)
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # some errors of the disk roll back by themselves
+            connection.execute("ROLLBACK")
         raise
 
 

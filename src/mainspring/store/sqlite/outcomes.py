@@ -93,8 +93,9 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
     claim = finish.claim
     row = tx.one("held", claim.seq, claim.attempt, claim.owner)
     if row is None:
-        tx.lost.append(finish)
-        if finish.is_repeated and (ended := tx.one("outcome_by_id", claim.id)) is not None:
+        if not finish.is_repeated or tx.one("attempt_is_there", claim.seq, claim.attempt) is None:
+            tx.lost.append(finish)
+        elif (ended := tx.one("outcome_by_id", claim.id)) is not None:
             tx.ended.append(Ended(*ended))  # the commit went through, and nobody heard of it
         return
     class_id, asked, crashes = row[1], row[2] & CANCEL_ASKED, row[6]

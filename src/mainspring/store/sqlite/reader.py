@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -10,7 +11,9 @@ from typing import Any, TypeVar
 import apsw
 
 from mainspring.environment import Environment
+from mainspring.errors import TaskError
 
+logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
 _Job = tuple[Callable[[apsw.Connection], Any], Callable[[Any], None] | None, asyncio.Future[Any] | None]
 
@@ -23,6 +26,7 @@ class Reader:
         self._env = env
         self._inbox: deque[_Job | None] = deque()
         self._signal = env.signal()
+        self._connection: apsw.Connection | None = None  # made by the first look, or the first one that can
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -45,25 +49,26 @@ class Reader:
         await self._strand.ended()
 
     def _work(self) -> Iterator[None]:
-        connection = self._connect()
         while True:
             yield
             while self._inbox:
                 job = self._inbox.popleft()
                 if job is None:
-                    connection.close()
+                    if self._connection is not None:
+                        self._connection.close()
                     return
-                self._do(connection, *job)
+                self._do(*job)
 
     def _do(
         self,
-        connection: apsw.Connection,
         run: Callable[[apsw.Connection], Any],
         then: Callable[[Any], None] | None,
         future: asyncio.Future[Any] | None,
     ) -> None:
         try:
-            answer = run(connection)
+            if self._connection is None:
+                self._connection = self._connect()
+            answer = run(self._connection)
         except BaseException as exc:  # noqa: BLE001 - whoever asked gets it
             self._loop.call_soon_threadsafe(_give_up, future, exc)
         else:
@@ -79,6 +84,9 @@ def _answer(then: Callable[[Any], None] | None, future: asyncio.Future[Any] | No
 
 def _give_up(future: asyncio.Future[Any] | None, exc: BaseException) -> None:
     if future is None:
-        raise exc  # reaches the loop's exception handler, which logs it
+        if not isinstance(exc, (apsw.Error, TaskError)):
+            raise exc  # reaches the loop's exception handler, which logs it
+        logger.warning("a look into the store failed: %s", exc)  # it was a hint; the safety look comes again
+        return
     if not future.done():
         future.set_exception(exc)

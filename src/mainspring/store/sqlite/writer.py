@@ -13,7 +13,7 @@ import apsw
 
 from mainspring.environment import Environment
 from mainspring.errors import InternalError, StoreUnavailable, SubmitIndeterminate, TaskError
-from mainspring.store.base import FAILED, RELEASED, Accepted, Claimed, Ended, Finish, NewTask
+from mainspring.store.base import CANCEL_ASKED, FAILED, RELEASED, Accepted, Claimed, Ended, Finish, NewTask
 from mainspring.store.sqlite import claims, intake, outcomes, upkeep
 from mainspring.store.sqlite.statements import SQL
 from mainspring.store.sqlite.transaction import Memory, Transaction
@@ -107,6 +107,7 @@ class Writer:
         self._seen_version = -1
         self._wal_pages = 0
         self._next_event: int | None = None
+        self._doubtful: list[Claimed] = []  # handed over by a commit whose fate could not be told yet
         self.connection: apsw.Connection | None = None
 
     def put(self, operation: Operation) -> None:
@@ -178,6 +179,7 @@ class Writer:
         if self._wal_pages > CHECKPOINT_PAGES:
             self._checkpoint()
         tx.committed()
+        self._doubtful = []
         self._more = any(n >= self._batch for n in tx.taken.values())
         self._report(tx, group, self._next_event)
 
@@ -187,6 +189,7 @@ class Writer:
         cursor.execute("BEGIN IMMEDIATE")
         try:
             tx = Transaction(cursor, self._memory, self._now_ms())
+            self._clear_doubt(tx)
             self._catch_up(tx)
             body(tx, group)
             self._next_event = upkeep.next_event_ms(tx)
@@ -206,6 +209,18 @@ class Writer:
         except apsw.Error as exc:
             raise _CommitFailed(tx) from exc
         return tx
+
+    def _clear_doubt(self, tx: Transaction) -> None:
+        """Hand over the claims of a commit in doubt that are in the file after all: nobody else would ever run them."""
+        for claim in self._doubtful:
+            row = tx.one("held", claim.seq, claim.attempt, claim.owner)
+            if row is None:
+                continue
+            if (lane := tx.memory.lane_of_type.get(claim.task_type)) is not None:
+                tx.taken[lane.name] = tx.taken.get(lane.name, 0) + 1
+            tx.claims.append(claim)
+            if row[2] & CANCEL_ASKED:
+                tx.stop_asked.append(claim.id)
 
     def _catch_up(self, tx: Transaction) -> None:
         """What others committed and what time brought comes first, so that nothing new is handed over before it."""
@@ -322,6 +337,7 @@ class Writer:
         except (apsw.Error, TaskError):
             self.close()
         if found is None:
+            self._doubtful = tx.claims
             for call in group.calls:
                 call.error = call.error or _indeterminate(call)
         return found is True
