@@ -22,6 +22,8 @@ STOP = b"s"
 """Followed by the ids of tasks that somebody asked to cancel."""
 HELLO = b"h"
 """Followed by the name of a process that has come."""
+WELCOME = b"w"
+"""To one that has come: from now on it is told; what was before, it looks up."""
 _MOST_IDS = 2_000
 
 
@@ -64,6 +66,7 @@ class Bell:
                 return
             if data[:1] == HELLO:
                 self._peers.add(data[1:].decode())
+                self._send(data[1:].decode(), WELCOME)
             self._heard(data[:1], data[1:])
 
     @property
@@ -75,14 +78,18 @@ class Bell:
         if self._socket is None:
             return
         for name in sorted(self._peers):
-            try:
-                self._socket.sendto(kind + payload, self._path(name))
-            except (ConnectionRefusedError, FileNotFoundError):
-                self._peers.discard(name)
-                with contextlib.suppress(OSError):
-                    os.unlink(self._path(name))
-            except OSError:
-                continue
+            self._send(name, kind + payload)
+
+    def _send(self, name: str, message: bytes) -> None:
+        assert self._socket is not None
+        try:
+            self._socket.sendto(message, self._path(name))
+        except (ConnectionRefusedError, FileNotFoundError):
+            self._peers.discard(name)
+            with contextlib.suppress(OSError):
+                os.unlink(self._path(name))
+        except OSError:
+            return
 
     def ring_ids(self, kind: bytes, ids: Iterable[bytes]) -> None:
         if not self._peers:

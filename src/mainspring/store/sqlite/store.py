@@ -31,7 +31,7 @@ from mainspring.store.base import (
     WorkerPort,
 )
 from mainspring.store.sqlite import commands, reads
-from mainspring.store.sqlite.bell import ENDED, HELLO, LOOK, STOP, Bell, split_ids
+from mainspring.store.sqlite.bell import ENDED, HELLO, LOOK, STOP, WELCOME, Bell, split_ids
 from mainspring.store.sqlite.caretaker import Caretaker
 from mainspring.store.sqlite.connection import open_reader, open_writer, our_errors, refuse_unreachable
 from mainspring.store.sqlite.liveness import LifeFile
@@ -329,6 +329,8 @@ class SqliteStore:
     def _heard(self, kind: bytes, payload: bytes) -> None:
         if kind in (LOOK, HELLO):
             self._writer.kick()
+        elif kind == WELCOME:
+            self.look()
         elif kind == STOP and self._port is not None:
             self._port.asked_to_stop(split_ids(payload))
         elif kind == ENDED and self._listener is not None:
