@@ -38,7 +38,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
         if type(signal) is Started:
             desk, claim = self.desk, self.claim
             self.started_at = desk.env.monotonic()
-            if desk.mark is not None:
+            if desk.mark is not None and not self.in_child:
                 desk.mark(self.slot, claim.seq, claim.attempt)
         elif type(signal) is Progress and not self.abandoned:
             self.desk.store.progress(self.claim, signal.done, signal.total)

@@ -75,15 +75,22 @@ class Course:
 
         Returns: None when it is over, else what ends with it; that tells whether the slot is still good.
         """
-        if claim.deadline_ms is not None and (now_ms := self._store.now_ms()) > claim.deadline_ms:
-            desk.freed()  # before the record, whose commit looks for room
-            self.recorder.too_late(claim, now_ms)
+        if claim.deadline_ms is not None and self._is_too_late(desk, claim):
             return None
         attempt = Attempt(claim, desk, mark, task)
         is_here = desk.mark is not None
         if claim.flags & _NEEDS_CARE or claim.spec is not None or (is_here and self._alone.is_taken):
             return self._serve_with_care(attempt)
         return self._run(attempt, desk.runner())
+
+    def _is_too_late(self, desk: LaneDesk, claim: Claimed) -> bool:
+        """Whether the deadline has passed; then the claim is over."""
+        now_ms = self._store.now_ms()
+        if claim.deadline_ms is None or now_ms <= claim.deadline_ms:
+            return False
+        desk.freed()  # before the record, whose commit looks for room
+        self.recorder.too_late(claim, now_ms)
+        return True
 
     async def _serve_with_care(self, attempt: Attempt) -> bool:
         """The same for a claim that something has to be done for before it runs."""
@@ -125,6 +132,8 @@ class Course:
             return await self._ran(attempt, attempt.desk.runner())
 
     async def _ran(self, attempt: Attempt, runner: Runner) -> bool:
+        if self._is_too_late(attempt.desk, attempt.claim):  # it had to wait for its turn
+            return True
         going = self._run(attempt, runner)
         return going is None or await going
 
@@ -163,6 +172,7 @@ class Course:
                 pass
             report = Report(error=failure(exc).error)
         if attempt.abandoned:
+            self._unmark(attempt)
             return False
         self._over(attempt)
         if self._is_bulky(report):
@@ -184,11 +194,14 @@ class Course:
         return bool(report.effects or report.refs) or (output is not None and len(output) > self._values.inline_bytes)
 
     def _let_go(self, attempt: Attempt) -> None:
-        desk = attempt.desk
-        del desk.running[attempt.claim.id]
-        if desk.mark is not None:
-            desk.mark(attempt.slot, 0, 0)
+        del attempt.desk.running[attempt.claim.id]
+        if not attempt.abandoned:  # else it still runs, and whoever dies beside it did not run alone
+            self._unmark(attempt)
         self._leave(attempt)
+
+    def _unmark(self, attempt: Attempt) -> None:
+        if attempt.desk.mark is not None:
+            attempt.desk.mark(attempt.slot, 0, 0)
 
     def _leave(self, attempt: Attempt) -> None:
         self._any.leave()

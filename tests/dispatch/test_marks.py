@@ -1,0 +1,81 @@
+"""What whoever rescues a dead process's tasks can read of it: which handlers ran."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any
+
+import pytest
+from tests.engine.support import LIMIT_S, engine_on, until, value
+
+from mainspring import Engine, TaskTimeout
+from mainspring.dispatch.attempt import Attempt
+from mainspring.tasks import Started
+
+pytestmark = pytest.mark.anyio
+
+
+def marks(engine: Engine) -> int:
+    """How many handlers run by the life file of the engine's process."""
+    store: Any = engine.manager.store
+    raw = (store.folder / f"{store.worker_id}.life").read_bytes()
+    return sum(seq != 0 for seq, _ in struct.iter_unpack("<qq", raw))
+
+
+async def test_a_handler_that_was_given_up_still_runs() -> None:
+    """Whoever dies beside it did not run alone; when it comes back, it is forgotten."""
+    go = asyncio.Event()
+    async with engine_on(async_slots=1) as engine:
+
+        @engine.task(retry=0, timeout="30ms")
+        async def stubborn() -> None:
+            while not go.is_set():
+                try:
+                    await go.wait()
+                except asyncio.CancelledError:
+                    continue
+
+        try:
+            with pytest.raises(TaskTimeout):
+                await value(await engine.submit(stubborn))
+            assert marks(engine) == 1
+        finally:
+            go.set()
+        await until(lambda: marks(engine) == 0)
+
+
+async def test_what_runs_in_a_child_is_not_marked() -> None:
+    """A suspect that runs in a child process can't have killed its parent."""
+    marked: list[int] = []
+
+    class Desk:
+        env = None
+        mark = staticmethod(lambda slot, seq, attempt: marked.append(slot))
+
+    desk: Any = Desk()
+    async with engine_on() as engine:
+        desk.env = engine.manager._env
+        claim: Any = type("Claim", (), {"seq": 1, "attempt": 1})
+        for in_child in (True, False):
+            Attempt(claim, desk, 7, None, in_child=in_child).send(Started())
+    assert marked == [7]
+
+
+async def test_a_turn_that_comes_after_the_deadline() -> None:
+    """A claim that had to wait until a suspect was through does not start when its deadline has passed meanwhile."""
+    started: list[int] = []
+    async with engine_on() as engine:
+
+        @engine.task
+        async def prompt() -> None:
+            started.append(1)
+
+        course: Any = engine.manager._course
+        async with course._alone:
+            handle = await engine.submit(prompt, deadline="80ms")
+            await until(lambda: engine.manager._desks["async"].queued == 0)
+            await asyncio.sleep(0.1)
+        with pytest.raises(TaskTimeout, match="deadline passed before start"):
+            await handle.result(timeout=LIMIT_S)
+    assert started == []
