@@ -32,6 +32,13 @@ class Acknowledged(msgspec.Struct, frozen=True, tag="acknowledged"):
     at: int
 
 
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """The submit raised an error that says that nothing was stored."""
+
+    task: str
+    at: int
+
+
 class Started(msgspec.Struct, frozen=True, tag="started"):
     """A handler began with this attempt."""
 
@@ -64,7 +71,7 @@ class ResultSeen(msgspec.Struct, frozen=True, tag="result_seen"):
     status: TaskStatus
 
 
-Event: TypeAlias = Submitted | Acknowledged | Started | Ended | CancelAnswered | ResultSeen
+Event: TypeAlias = Submitted | Acknowledged | Refused | Started | Ended | CancelAnswered | ResultSeen
 
 _ROW = "SELECT status, attempt FROM task WHERE id = ?"
 _PRUNED = "SELECT status, NULL FROM tombstone WHERE id = ?"
@@ -105,6 +112,11 @@ def _is_there(event: Acknowledged, row: Any) -> Iterator[Violation]:
         yield _violation("durability", event, "was accepted and is not there")
 
 
+def _is_not_there(event: Refused, row: Any) -> Iterator[Violation]:
+    if row is not None:
+        yield _violation("submit", event, "was refused and is there", status=row[0])
+
+
 def _is_claimed(event: Started, row: Any) -> Iterator[Violation]:
     if row is None:
         yield _violation("durability", event, "started and is not there", attempt=event.attempt)
@@ -114,7 +126,7 @@ def _is_claimed(event: Started, row: Any) -> Iterator[Violation]:
 
 def _is_cancelled(event: CancelAnswered, row: Any) -> Iterator[Violation]:
     status = None if row is None else row[0]
-    if event.answer == "cancelled":
+    if event.answer == "cancelled" or (event.answer == "requested" and status is not None and status > 1):
         told = CANCELLED
     elif event.answer.startswith("already("):
         told = STATUS_CODE[TaskStatus(event.answer[8:-1])]
@@ -133,6 +145,7 @@ def _is_final(event: ResultSeen, row: Any) -> Iterator[Violation]:
 
 _CHECKS: dict[type, Callable[[Any, Any], Iterator[Violation]]] = {
     Acknowledged: _is_there,
+    Refused: _is_not_there,
     Started: _is_claimed,
     CancelAnswered: _is_cancelled,
     ResultSeen: _is_final,

@@ -1,0 +1,253 @@
+"""What programs do with their engine in a simulated process: submit, wait, cancel, pause, retry, look."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from mainspring.engine import Engine, TaskHandle
+from mainspring.environment import Random
+from mainspring.errors import (
+    Conflict,
+    QueueFull,
+    StoreUnavailable,
+    SubmitIndeterminate,
+    TaskError,
+    TaskNotFound,
+    TaskTimeout,
+)
+from mainspring.tasks import Task, TaskId, TaskPriority, TaskStatus
+from mainspring.testing.events import Acknowledged, CancelAnswered, Refused, ResultSeen, Submitted
+from mainspring.testing.simulator.handlers import handlers
+from mainspring.testing.simulator.plans import draw_plan
+from mainspring.testing.simulator.world import Node, World
+
+_DO: Final = {
+    "submit_one": 40,
+    "submit_family": 12,
+    "submit_key": 8,
+    "map_some": 4,
+    "cancel": 12,
+    "wait": 14,
+    "pause": 3,
+    "resume": 3,
+    "retry": 4,
+    "look": 5,
+    "rest": 12,
+}
+_KEYS = 4
+_HANDLERS: Final = {"work": 55, "steady": 10, "timed": 12, "crunch": 23}
+
+
+class Known:
+    """What is known of the tasks of a world, by all its clients."""
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+        self.numbers = 0
+        self.ids: list[TaskId] = []  # those whose submit did not fail
+        self.plans: dict[TaskId, dict[str, Any]] = {}
+        self.by_key: dict[str, set[TaskId]] = {}
+
+    def number(self) -> int:
+        self.numbers += 1
+        return self.numbers
+
+
+class Client:
+    def __init__(self, world: World, node: Node, known: Known, number: int, *, is_deadly: bool) -> None:
+        assert node.engine is not None
+        self._world = world
+        self._node = node
+        self._engine: Engine = node.engine
+        self._handlers = {name: handler.function for name, handler in handlers().items()}
+        self._known = known
+        self._is_deadly = is_deadly
+        self._rng = Random(f"{world.seed}:client:{node.name}:{number}")
+        self.unanswered: list[TaskId] = []  # what it waits for
+
+    @property
+    def is_alive(self) -> bool:
+        return not self._node.is_over
+
+    async def live(self) -> None:
+        """Do one thing after the other, as long as there is something to do."""
+        acts: dict[str, Callable[[], Awaitable[None]]] = {name: getattr(self, f"_{name}") for name in _DO}
+        while self._known.left > 0 and self._world.is_troubled:
+            (name,) = self._rng.choices(list(_DO), list(_DO.values()))
+            try:
+                await acts[name]()
+            except TaskError as exc:
+                self._say(name, error=exc)
+                if not isinstance(exc, (StoreUnavailable, TaskNotFound)) and not _is_closed(exc):
+                    raise
+                if not self._node.is_up:
+                    return
+
+    def _say(self, what: str, **details: Any) -> None:
+        self._world.note(self._node.name, what, **details)
+
+    async def _rest(self) -> None:
+        await asyncio.sleep(self._rng.choice((0.001, 0.05, 0.5)) * self._rng.random())
+
+    # Submitting
+
+    async def _submit_one(self) -> None:
+        await self._submit([self._new_task()])
+
+    async def _submit_family(self) -> None:
+        """Parents and children in one call; some calls are wrong, and then nothing of them may be stored."""
+        tasks: list[Task] = []
+        for _ in range(self._rng.randint(2, 5)):
+            tasks.append(self._new_task(parents=[task.id for task in tasks if self._rng.random() < 0.5]))
+        if self._rng.random() < 0.25:
+            tasks.append(self._new_task(parents=[TaskId()]))
+        await self._submit(tasks)
+
+    async def _map_some(self) -> None:
+        await self._submit([self._new_task(parents=[]) for _ in range(self._rng.randint(2, 8))])
+
+    async def _submit_key(self) -> None:
+        """The same key with the same payload, from whatever process; at times with another one."""
+        key = self._rng.randrange(_KEYS)
+        plan = {"n": -key - 1, "do": [["sleep", 0.1], ["quick"]]}
+        if is_wrong := self._rng.random() < 0.2:
+            plan = {**plan, "n": -100}
+        task = self._engine.build(
+            self._handlers["work"], (plan, []), {"idempotency_key": f"key {key}", "priority": self._priority()}
+        )
+        await self._submit([task], key=None if is_wrong else f"key {key}")
+
+    def _new_task(self, parents: list[TaskId] | None = None) -> Task:
+        rng = self._rng
+        if parents is None:
+            parents = rng.sample(self._known.ids, min(len(self._known.ids), rng.choice((0, 0, 0, 1, 2))))
+        plan = draw_plan(rng, self._known.number(), is_deadly=self._is_deadly)
+        options: dict[str, Any] = {"priority": self._priority(), "max_retries": rng.choice((0, 1, 3, 3))}
+        inputs: list[TaskHandle] = []
+        if parents and rng.random() < 0.5 and all(id in self._known.plans for id in parents):
+            inputs = [self._engine.handle(id) for id in parents]
+            plan["wants"] = [self._known.plans[id]["n"] for id in parents]
+        elif parents:
+            options["after"] = parents
+        if parents:
+            options["on_dependency_failure"] = rng.choice(("require", "require", "allow_failure", "skip"))
+        if rng.random() < 0.12:
+            options["delay"] = round(rng.choice((0.05, 1.0, 3.0)) * rng.random(), 3)
+        elif rng.random() < 0.12:
+            options["deadline"] = round(0.05 + rng.choice((0.2, 1.0, 5.0)) * rng.random(), 3)
+        if rng.random() < 0.1:
+            options["group"] = rng.choice(("a", "b"))
+        if rng.random() < 0.1:
+            options["timeout"] = 0.3
+        (name,) = rng.choices(list(_HANDLERS), list(_HANDLERS.values()))
+        task = self._engine.build(self._handlers[name], (plan, inputs), options)
+        self._known.plans[task.id] = plan
+        return task
+
+    def _priority(self) -> TaskPriority:
+        return self._rng.choice(list(TaskPriority))
+
+    async def _submit(self, tasks: list[Task], key: str | None = None) -> None:
+        see = self._world.witness.see
+        ids = [task.id for task in tasks]
+        self._known.left -= len(tasks)
+        for id in ids:
+            see(Submitted, str(id))
+        self._say("submits", tasks=ids)
+        try:
+            handles = await self._engine.submit_all(tasks)
+        except SubmitIndeterminate as exc:
+            self._say("submit in doubt", tasks=ids, error=exc)
+            return
+        except (StoreUnavailable, TaskNotFound, Conflict, QueueFull) as exc:
+            if not _is_closed(exc):
+                self._say("submit refused", tasks=ids, error=exc)
+                for id in ids:
+                    see(Refused, str(id))
+            return
+        self._say("submitted", tasks=[handle.id for handle in handles])
+        for handle in handles:
+            see(Acknowledged, str(handle.id))
+        self._known.ids += [handle.id for handle in handles]
+        if key is not None:
+            self._known.by_key.setdefault(key, set()).add(handles[0].id)
+        for handle in handles:
+            if self._rng.random() < 0.5:
+                self._wait_for(handle)
+
+    # What else one does with tasks
+
+    def _some_handle(self) -> TaskHandle | None:
+        if not self._known.ids:
+            return None
+        newest = self._known.ids[-8:] if self._rng.random() < 0.7 else self._known.ids
+        return self._engine.handle(self._rng.choice(newest))
+
+    async def _wait(self) -> None:
+        if (handle := self._some_handle()) is None:
+            return
+        if self._rng.random() < 0.6:
+            self._wait_for(handle)
+        else:
+            await self._await(handle, self._rng.random())
+
+    def _wait_for(self, handle: TaskHandle) -> None:
+        self._node.process.spawn(self._await(handle, None), "wait")
+
+    async def _await(self, handle: TaskHandle, timeout: float | None) -> None:
+        self._say("waits", task=handle.id)
+        self.unanswered.append(handle.id)
+        try:
+            result = await self._engine.manager.get_task_result(handle.id, timeout=timeout)
+        except TaskTimeout:
+            return
+        except TaskError as exc:
+            self._say("wait ends", task=handle.id, error=exc)
+            if not isinstance(exc, (StoreUnavailable, TaskNotFound)):
+                raise
+            return
+        finally:
+            self.unanswered.remove(handle.id)
+        self._say("sees", task=handle.id, status=result.status.value)
+        self._world.witness.see(ResultSeen, str(handle.id), result.status)
+
+    async def _cancel(self) -> None:
+        if (handle := self._some_handle()) is not None:
+            self._say("cancels", task=handle.id)
+            answer = await handle.cancel()
+            self._say("cancel answered", task=handle.id, answer=answer)
+            self._world.witness.see(CancelAnswered, str(handle.id), answer)
+
+    async def _pause(self) -> None:
+        what = self._rng.choice(({}, {"type": "custom:work"}, {"group": "a"}))
+        self._say("pauses", kind=what)
+        await self._engine.manager.pause(**what)
+
+    async def _resume(self) -> None:
+        for what in ({}, {"type": "custom:work"}, {"group": "a"}):
+            await self._engine.manager.resume(**what)
+
+    async def _retry(self) -> None:
+        if (handle := self._some_handle()) is None:
+            return
+        info = await handle.info()
+        if info.status in (TaskStatus.FAILED, TaskStatus.TIMEOUT, TaskStatus.CANCELLED) and info.retried_as is None:
+            try:
+                again = await self._engine.manager.retry_task(handle.id)
+            except TaskError as exc:
+                self._say("retry refused", task=handle.id, error=exc)
+                return
+            self._say("retried", task=handle.id, again=again)
+            self._world.witness.see(Acknowledged, str(again))
+
+    async def _look(self) -> None:
+        if (handle := self._some_handle()) is not None:
+            await handle.explain()
+            await self._engine.manager.stats()
+
+
+def _is_closed(exc: TaskError) -> bool:
+    """Whether the engine was stopped meanwhile: then nothing is said about what was asked."""
+    return "closed" in str(exc) or "not open" in str(exc)

@@ -1,0 +1,92 @@
+"""What can go wrong with the statements of one process: an error at the k-th from now, or its death."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import apsw
+
+from mainspring.environment import Random
+from mainspring.testing.simulator.machine import Process
+from mainspring.testing.simulator.strands import Died
+
+_WRITES: Final = ("INSERT", "UPDATE", "DELETE", "COMMIT", "BEGIN")
+_ERRORS: Final = {"busy": apsw.BusyError, "full": apsw.FullError, "io error": apsw.IOError}
+
+
+class Disk:
+    """Faults of the statements of one process. The next one is armed; it strikes once, or for a while."""
+
+    KINDS: Final = (
+        "busy",
+        "full",
+        "io error",
+        "read error",
+        "commit undone",
+        "commit done",
+        "commit in doubt",
+        "die at statement",
+        "die before commit",
+        "die after commit",
+    )
+
+    def __init__(self, process: Process, rng: Random) -> None:
+        self._process = process
+        self._rng = rng
+        self._armed: str | None = None
+        self._left = 0
+        self._broken_until = 0.0
+        self._error: type[apsw.Error] = apsw.IOError
+        self._passes = False
+        process.traced = self._sees
+
+    def arm(self, kind: str, left: int) -> None:
+        """Let it strike at the statement (or commit) after `left` more."""
+        self._armed, self._left = kind, left
+
+    def break_for(self, seconds: float, kind: str) -> None:
+        """Let every write fail for a while."""
+        self._broken_until, self._error = self._process.monotonic() + seconds, _ERRORS[kind]
+
+    def mend(self) -> None:
+        self._armed, self._broken_until = None, 0.0
+
+    def _sees(self, connection: apsw.Connection, sql: str) -> bool:
+        if self._passes or sql.startswith("ROLLBACK"):
+            return True
+        if self._broken_until > self._process.monotonic() and sql.startswith(_WRITES):
+            raise self._error("simulated")
+        if self._armed is not None and self._is_meant(self._armed, sql):
+            self._left -= 1
+            if self._left < 0:
+                kind, self._armed = self._armed, None
+                self._strike(kind, connection, sql)
+        return True
+
+    def _is_meant(self, kind: str, sql: str) -> bool:
+        if kind == "busy":
+            return sql.startswith("BEGIN")
+        if kind.endswith("commit") or kind.startswith("commit"):
+            return sql == "COMMIT"
+        if kind == "read error":
+            return sql.startswith("SELECT")
+        return kind == "die at statement" or sql.startswith(_WRITES[:3])
+
+    def _strike(self, kind: str, connection: apsw.Connection, sql: str) -> None:
+        if kind in ("commit done", "commit in doubt", "die after commit"):
+            self._run(connection, sql)
+        elif kind in ("full", "io error") and connection.in_transaction and self._rng.random() < 0.5:
+            self._run(connection, "ROLLBACK")  # SQLite itself does that after some errors
+        if kind.startswith("die"):
+            self._process.is_alive = False
+            raise Died
+        if kind == "commit in doubt":
+            self.break_for(self._rng.random() * 0.4, "io error")
+        raise _ERRORS.get(kind, apsw.IOError)("simulated")
+
+    def _run(self, connection: apsw.Connection, sql: str) -> None:
+        self._passes = True
+        try:
+            connection.execute(sql)
+        finally:
+            self._passes = False

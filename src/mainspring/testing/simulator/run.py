@@ -1,0 +1,212 @@
+"""One seed, one run: a world is made, lives, comes to rest, and is judged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import apsw
+import msgspec
+
+from mainspring.blobs.keys import SCHEMA as BLOB_SCHEMA
+from mainspring.config import StoreConfig
+from mainspring.environment import Random
+from mainspring.store.sqlite.connection import open_writer
+from mainspring.testing.simulator.clients import Client, Known
+from mainspring.testing.simulator.loop import Deadlock, Livelock, SimLoop
+from mainspring.testing.simulator.machine import Process
+from mainspring.testing.simulator.order import Order
+from mainspring.testing.simulator.shape import Shape, draw
+from mainspring.testing.simulator.troubles import Troubles
+from mainspring.testing.simulator.verdict import Verdict
+from mainspring.testing.simulator.world import Node, World
+from mainspring.testing.violation import Violation
+from mainspring.vectors.appliers import SCHEMA as VECTOR_SCHEMA
+
+_BOUND_S = 400.0
+"""How long, without faults, all tasks of a run may take to end."""
+_TOLD_S = 10.0
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    seed: int
+    violations: list[Violation]
+    trace: list[tuple[float, str, str, dict[str, Any]]]
+    shape: str
+    steps: int
+    seconds: float  # of virtual time
+    tasks: int
+
+
+def simulate(seed: int) -> Outcome:
+    """Run one seed. Repeatable: the same seed gives the same trace, in any process."""
+    rng = Random(f"{seed}:shape")
+    shape, order = draw(rng), Order(Random(f"{seed}:order"))
+    with _quiet_machine(), _folder() as folder:
+        return _run(seed, shape, order, folder)
+
+
+def _run(seed: int, shape: Shape, order: Order, folder: Path) -> Outcome:
+    loop = SimLoop(order)
+    path = folder / "work.db"
+    path.write_bytes(_empty_store())
+    world = World(seed, shape, loop, path)
+    known = Known(shape.tasks)
+    loop.set_exception_handler(lambda _, context: _report(world, context))
+    with _listening(world), _owning_connections(world):
+        try:
+            loop.run_until_complete(_live(world, known))
+        except (Deadlock, Livelock) as exc:
+            world.witness.accuse("progress", None, type(exc).__name__, text=str(exc))
+        finally:
+            world.bury_all()
+    violations = Verdict(world, known).violations()
+    outcome = Outcome(
+        seed=seed,
+        violations=violations,
+        trace=world.notes,
+        shape=f"{shape}; order: {order}",
+        steps=loop.steps,
+        seconds=loop.now,
+        tasks=known.numbers,
+    )
+    loop.set_exception_handler(lambda *_: None)
+    loop.close()
+    return outcome
+
+
+async def _live(world: World, known: Known) -> None:
+    clients: list[Client] = []
+    living: list[asyncio.Task[None]] = []
+    troubles = Troubles(world)
+
+    def arrived(node: Node) -> None:
+        for number in range(world.shape.clients):
+            client = Client(world, node, known, number, is_deadly="kill" in world.shape.faults)
+            clients.append(client)
+            living.append(node.process.spawn(client.live(), "client"))
+
+    world.arrived = arrived
+    world.begin()
+    trouble = asyncio.create_task(troubles.go_on(), name="troubles")
+    await world.until(lambda: known.left <= 0, world.shape.span_s)
+    trouble.cancel()
+    troubles.end()
+    world.note("world", "goes on without faults", unfinished=world.unfinished())
+    await _come_to_rest(world, clients, living)
+    await world.close()
+
+
+async def _come_to_rest(world: World, clients: list[Client], living: list[asyncio.Task[None]]) -> None:
+    """Without faults everything ends: clients, tasks, and waits for them."""
+    await world.until(
+        lambda: all(_is_over(client, task) for client, task in zip(clients, living, strict=True)), _TOLD_S
+    )
+    await world.lift_pauses()
+    if not await world.until(lambda: not world.unfinished() and bool(world.up), _BOUND_S):
+        for id, status, reason, due in world.stuck():
+            world.witness.accuse("progress", id, "does not end", status=status, reason=reason, due=due)
+    for task in living:
+        if task.done() and not task.cancelled() and task.exception() is not None:
+            world.witness.accuse("errors", None, "a client failed", exception=repr(task.exception()))
+    if not await world.until(lambda: all(_is_told(client) for client in clients), _TOLD_S):
+        for left in {task for client in clients if client.is_alive for task in client.unanswered}:
+            world.witness.accuse("progress", str(left), "has ended, and somebody still waits for it")
+
+
+def _is_over(client: Client, task: asyncio.Task[None]) -> bool:
+    return task.done() or not client.is_alive
+
+
+def _is_told(client: Client) -> bool:
+    return not client.is_alive or not client.unanswered
+
+
+def _report(world: World, context: dict[str, Any]) -> None:
+    exc, owner = context.get("exception"), getattr(context.get("task") or context.get("future"), "owner", None)
+    if isinstance(owner, Process) and not owner.is_alive:
+        return
+    world.witness.accuse("errors", None, str(context.get("message")), exception=repr(exc))
+
+
+class _Ear(logging.Handler):
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.WARNING)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        self._world.note("log", record.levelname.lower(), text=text)
+        if record.levelno >= logging.ERROR:
+            exc = record.exc_info[1] if record.exc_info else None
+            self._world.witness.accuse("errors", None, text, exception=repr(exc))
+
+
+@contextlib.contextmanager
+def _listening(world: World) -> Iterator[None]:
+    """What the package logs goes into the trace; an error is a violation."""
+    logger, ear = logging.getLogger("mainspring"), _Ear(world)
+    logger.addHandler(ear)
+    propagates, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(ear)
+        logger.propagate = propagates
+
+
+@contextlib.contextmanager
+def _owning_connections(world: World) -> Iterator[None]:
+    apsw.connection_hooks.append(world.machine.adopt)
+    try:
+        yield
+    finally:
+        apsw.connection_hooks.remove(world.machine.adopt)
+
+
+@contextlib.contextmanager
+def _quiet_machine() -> Iterator[None]:
+    """No garbage is collected half way: when finalizers run must not depend on what ran before.
+
+    What is left of dead processes closes itself afterwards, and may fail at that.
+    """
+    gc.disable()
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of what died before it began
+            yield
+            gc.collect(0)  # nothing was, so that is all of this run
+    finally:
+        sys.unraisablehook = hook
+        gc.enable()
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
+    folder = tempfile.mkdtemp(prefix="mainspring-sim-", dir=base)
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@lru_cache(1)
+def _empty_store() -> bytes:
+    """The file of a store without tasks: copying it is cheaper than making it."""
+    with _folder() as folder:
+        path = folder / "empty.db"
+        open_writer(path, StoreConfig(), extra_schema=VECTOR_SCHEMA + BLOB_SCHEMA).close()
+        return path.read_bytes()

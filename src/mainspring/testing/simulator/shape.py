@@ -1,0 +1,74 @@
+"""What one simulated run is like, drawn from its seed: how many processes, how much work, which faults."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from mainspring.config import EngineConfig, StoreConfig, TaskManagerConfig
+from mainspring.environment import Random
+
+FAULTS: Final = ("kill", "restart", "disk", "outage", "clock", "stall", "swizzle", "bells")
+_PROFILES: Final[tuple[tuple[str, ...], ...]] = (
+    (),  # without faults too
+    ("kill",),
+    ("kill", "restart"),
+    ("disk", "outage"),
+    ("clock", "kill", "restart"),
+    ("stall", "swizzle"),
+    ("bells", "kill"),
+    tuple(fault for fault in FAULTS if fault != "clock"),
+    FAULTS,
+)
+_LOSES: Final = {"bells", "disk", "outage"}
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    processes: int
+    clients: int  # of each process
+    tasks: int  # that clients submit, at least
+    span_s: float  # how long clients and faults go on, at most
+    faults: tuple[str, ...]
+    fault_every_s: float
+    config: EngineConfig
+
+    def __str__(self) -> str:
+        manager = self.config.manager
+        return (
+            f"{self.processes} processes with {self.clients} clients, {manager.async_slots} slots on the loop and "
+            f"{manager.thread_slots} threads; {self.tasks} tasks; faults: {', '.join(self.faults) or 'none'}"
+        )
+
+
+def draw(rng: Random) -> Shape:
+    faults = rng.choice(_PROFILES)
+    return Shape(
+        # Processes that were opened before and after a jump of the wall clock have store clocks that differ by it.
+        processes=1 if "clock" in faults else rng.choice((1, 1, 2, 2, 3)),
+        clients=rng.choice((1, 2, 3)),
+        tasks=rng.choice((5, 10, 15, 20, 30)),
+        span_s=rng.choice((1.0, 3.0, 10.0)),
+        faults=faults,
+        fault_every_s=rng.choice((0.1, 0.4, 1.5)),
+        config=EngineConfig(
+            store=StoreConfig(
+                durability="relaxed",  # what a power cut may take is tested where there is a disk to cut
+                inline_bytes=rng.choice((64 * 1024, 64 * 1024, 64 * 1024, 150)),
+                ageing_s=rng.choice((60.0, 60.0, 1.0)),
+                keep_completed_s=rng.choice((3600.0, 3600.0, 3600.0, 2.0)),
+            ),
+            manager=TaskManagerConfig(
+                queue_size=rng.choice((None, None, None, 8)),
+                batch_size=rng.choice((1, 3, 512)),
+                # Without the safety look every wake-up that is lost shows as a standstill. Some faults may lose them.
+                processing_interval=rng.choice((1.0, 0.25) if _LOSES & {*faults} else (1.0, 3600.0)),
+                async_slots=rng.choice((1, 2, 3, 6)),
+                thread_slots=rng.choice((1, 2)),
+                process_slots=1,
+                prefetch_max=rng.choice((1, 4, 2048)),
+                grace_s=rng.choice((0.2, 2.0)),
+                drain_s=rng.choice((0.0, 0.3, 30.0)),
+            ),
+        ),
+    )

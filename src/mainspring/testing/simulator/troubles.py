@@ -1,0 +1,105 @@
+"""What goes wrong in a simulated world, and when."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from mainspring.environment import Random
+from mainspring.testing.simulator.disk import Disk
+from mainspring.testing.simulator.world import Node, World
+
+_DAY_MS = 86_400_000
+_LONGEST_STALL_S = 8.0
+
+
+class Troubles:
+    """Lets faults strike one after the other until it is told to stop."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._rng = Random(f"{world.seed}:troubles")
+        self._kinds: dict[str, Callable[[], Awaitable[None]]] = {
+            "kill": self._kill,
+            "restart": self._restart,
+            "disk": self._arm,
+            "outage": self._break,
+            "clock": self._jump,
+            "stall": self._stall,
+            "swizzle": self._swizzle,
+            "bells": self._lose_messages,
+        }
+
+    async def go_on(self) -> None:
+        shape = self._world.shape
+        while shape.faults:
+            await asyncio.sleep(self._rng.expovariate(1 / shape.fault_every_s))
+            await self._kinds[self._rng.choice(shape.faults)]()
+
+    def end(self) -> None:
+        """From now on nothing goes wrong, and what stood still goes on."""
+        world = self._world
+        world.machine.loses_messages = world.machine.delays_messages = 0.0
+        for node in world.nodes:
+            if node is not None:
+                node.disk.mend()
+                node.process.stalled_until = 0.0
+        world.is_troubled = False
+
+    def _some_node(self) -> Node | None:
+        nodes = [node for node in self._world.nodes if node is not None and not node.is_over]
+        return self._rng.choice(nodes) if nodes else None
+
+    async def _kill(self) -> None:
+        if (node := self._some_node()) is not None:
+            node.fall()
+
+    async def _restart(self) -> None:
+        if up := self._world.up:
+            node = self._rng.choice(up)
+            node.process.spawn(node.stop(), "stop")
+
+    async def _arm(self) -> None:
+        if (node := self._some_node()) is not None:
+            kind = self._rng.choice(Disk.KINDS)
+            left = self._rng.choice((0, 0, 1, 3, 10, 40))
+            self._world.note(node.name, "disk will fail", kind=kind, left=left)
+            node.disk.arm(kind, left)
+
+    async def _break(self) -> None:
+        """Of one process or of all: the same disk."""
+        seconds, kind = self._rng.choice((0.05, 0.5, 3.0)) * self._rng.random(), self._rng.choice(("full", "io error"))
+        every = self._rng.random() < 0.5
+        chosen = self._some_node()
+        for node in self._world.nodes:
+            if node is not None and not node.is_over and (every or node is chosen):
+                self._world.note(node.name, "disk is broken", kind=kind, seconds=round(seconds, 3))
+                node.disk.break_for(seconds, kind)
+
+    async def _jump(self) -> None:
+        by = self._rng.choice((-1, 1)) * self._rng.choice((1_000, 60_000, 3_600_000, _DAY_MS))
+        self._world.note("clock", "jumps", by_ms=by)
+        self._world.machine.wall_offset_ms += by
+
+    async def _stall(self) -> None:
+        if (node := self._some_node()) is not None:
+            self._hold(node, self._rng.choice((0.1, 1.0, _LONGEST_STALL_S)) * self._rng.random())
+
+    def _hold(self, node: Node, seconds: float) -> None:
+        self._world.note(node.name, "stands still", seconds=round(seconds, 3))
+        node.process.stalled_until = self._world.loop.now + seconds
+
+    async def _swizzle(self) -> None:
+        """Stop some one after the other, and let them go on in another order."""
+        nodes = [node for node in self._world.nodes if node is not None and not node.is_over]
+        if not nodes:
+            return
+        for node in self._rng.sample(nodes, self._rng.randint(1, len(nodes))):
+            self._hold(node, 0.1 + self._rng.random() * 3.0)
+            await asyncio.sleep(self._rng.random() * 0.1)
+
+    async def _lose_messages(self) -> None:
+        machine = self._world.machine
+        machine.loses_messages = self._rng.choice((0.0, 0.3, 1.0))
+        machine.delays_messages = self._rng.choice((0.0, 0.5))
+        self._world.note("network", "changes", loses=machine.loses_messages, delays=machine.delays_messages)

@@ -1,0 +1,135 @@
+"""What must hold when a simulated world has come to rest: in its store, and against what was seen."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import apsw
+import msgspec
+
+from mainspring.blobs.local import LocalBlobStore
+from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, STANDS_FOR
+from mainspring.tasks import ErrorInfo, TaskId
+from mainspring.tasks.codec import decode_input, decode_output
+from mainspring.tasks.lifecycle import COMPLETED, FAILED
+from mainspring.testing.history import check_history
+from mainspring.testing.simulator.clients import Known
+from mainspring.testing.simulator.plans import action_of
+from mainspring.testing.simulator.world import World
+from mainspring.testing.violation import Violation
+
+_ENDS_WELL: Final = frozenset(("quick", "sleep", "stubborn", "progress", "hop"))
+_TASKS = "SELECT seq, id, status, attempt, flags, crashes, retry_count, max_retries, input, output, error FROM task"
+
+
+class Row(msgspec.Struct, array_like=True):
+    seq: int
+    id: bytes
+    status: int
+    attempt: int
+    flags: int
+    crashes: int
+    retry_count: int
+    max_retries: int
+    input: bytes
+    output: bytes | None
+    error: bytes | None
+    plan: dict[str, Any] = {}
+
+
+class Verdict:
+    def __init__(self, world: World, known: Known) -> None:
+        self._world = world
+        self._known = known
+        self._blobs = LocalBlobStore(world.path.with_name(world.path.name + "-blobs"))
+
+    def violations(self) -> list[Violation]:
+        witness = self._world.witness
+        found = [*witness.violations]
+        found += check_history(self._world.path, history=witness.events, blobs=self._blobs)
+        witness.violations.clear()
+        connection = apsw.Connection(str(self._world.path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            self._check(connection)
+        finally:
+            connection.close()
+        return found + witness.violations
+
+    def _check(self, connection: apsw.Connection) -> None:
+        rows = {row[1]: self._whole(Row(*row)) for row in connection.execute(_TASKS)}
+        gone = {row[0] for row in connection.execute("SELECT id FROM tombstone")}
+        for row in rows.values():
+            self._check_end(row)
+            self._check_blame(row)
+            self._check_kid(row, rows, gone)
+        for row in rows.values():
+            self._check_kids_are_there(row, rows, gone)
+        renewed = {row[0] for row in connection.execute("SELECT id FROM retried JOIN task ON seq = retried.task")}
+        for key, ids in self._known.by_key.items():
+            if len([id for id in ids if id.bytes in rows and id.bytes not in renewed]) > 1:
+                self._accuse("keys", None, "one key is several tasks", key=key, ids=sorted(str(id) for id in ids))
+
+    def _accuse(self, invariant: str, row: Row | None, what: str, **figures: Any) -> None:
+        task = None if row is None else str(TaskId(row.id))
+        self._world.witness.accuse(invariant, task, what, **figures)
+
+    def _whole(self, row: Row) -> Row:
+        """Fetch what lives in blobs, and read the plan."""
+        if row.flags & BLOB_INPUT:
+            row.input = self._blobs.get(row.input.decode())
+        if row.flags & BLOB_OUTPUT and row.output is not None:
+            row.output = self._blobs.get(row.output.decode())
+        row.plan = decode_input(row.input).value["plan"]  # type: ignore[union-attr]
+        return row
+
+    def _check_end(self, row: Row) -> None:
+        """It ended as its plan says for its last attempt."""
+        action = action_of(row.plan, row.attempt)[0] if row.attempt else None
+        if row.status == COMPLETED:
+            if action not in _ENDS_WELL:
+                self._accuse("one_outcome", row, "completed by what does not complete", action=action)
+            if not row.flags & STANDS_FOR:
+                assert row.output is not None
+                value: Any = decode_output(row.output).value
+                if (value["id"], value["attempt"]) != (str(TaskId(row.id)), row.attempt):
+                    self._accuse("fencing", row, "holds another attempt's result", attempt=row.attempt, value=value)
+        elif row.status == FAILED and action == "raise" and row.retry_count < row.max_retries:
+            self._accuse(
+                "charges", row, "failed with retries left", retries=row.retry_count, limit=row.max_retries,
+                error=_error(row),
+            )  # fmt: skip
+
+    def _check_blame(self, row: Row) -> None:
+        charged = row.crashes + ("died while it ran alone" in _error(row))
+        deaths = self._world.witness.lonely_deaths
+        if charged > deaths.get(str(TaskId(row.id)), 0) + deaths.get("", 0):
+            self._accuse("blame", row, "was charged more crashes than it can have caused", charged=charged)
+
+    def _check_kid(self, kid: Row, rows: dict[bytes, Row], gone: set[bytes]) -> None:
+        """A child is there only with the outcome of the attempt that made it."""
+        if "of" not in kid.plan:
+            return
+        parent, attempt = kid.plan["of"]
+        row = rows.get(TaskId(parent).bytes)
+        if row is None:
+            if TaskId(parent).bytes not in gone:
+                self._accuse("effects", kid, "its parent is not there", parent=parent)
+        elif attempt and (row.status != COMPLETED or row.attempt != attempt):
+            self._accuse(
+                "effects", kid, "is the child of an attempt that did not complete", parent=parent, attempt=attempt,
+                status=row.status, recorded=row.attempt,
+            )  # fmt: skip
+
+    def _check_kids_are_there(self, parent: Row, rows: dict[bytes, Row], gone: set[bytes]) -> None:
+        """A parent that completed has all its children, each once for each that was renewed."""
+        if parent.status != COMPLETED or "kids" not in parent.plan or gone:
+            return
+        name = str(TaskId(parent.id))
+        there = {row.plan["n"] for row in rows.values() if row.plan.get("of", [None])[0] == name}
+        missing = {kid["n"] for kid in parent.plan["kids"]} - there
+        if missing:
+            self._accuse("effects", parent, "completed without its children", missing=sorted(missing))
+
+
+def _error(row: Row) -> str:
+    return "" if row.error is None else msgspec.msgpack.decode(row.error, type=ErrorInfo).message

@@ -1,0 +1,245 @@
+"""The world of one simulated run: a machine, a store's file, and engine processes that come, fail and go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextvars import Context
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from mainspring.engine import Engine
+from mainspring.environment import Random
+from mainspring.errors import TaskError
+from mainspring.processors import context as contexts
+from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
+from mainspring.scheduling.scheduler import TaskScheduler
+from mainspring.tasks import TaskId
+from mainspring.testing.simulator.disk import Disk
+from mainspring.testing.simulator.handlers import handlers
+from mainspring.testing.simulator.loop import SimLoop
+from mainspring.testing.simulator.machine import Machine, Process
+from mainspring.testing.simulator.shape import Shape
+from mainspring.testing.simulator.witness import Witness
+
+_LOOK_S = 0.1
+_STOP_S = 120.0
+_FULL_STEPS = 1_000_000
+
+
+class Node:
+    """One life of an engine process."""
+
+    def __init__(self, world: World, slot: int, life: int) -> None:
+        self.world = world
+        self.slot = slot
+        self.name = f"p{slot}.{life}"
+        self.process = Process(world.machine, self.name)
+        self.process.died = self.fall
+        self.process.witness = world
+        self.disk = Disk(self.process, Random(f"{world.seed}:disk:{self.name}"))
+        self.engine: Engine | None = None
+        self.is_up = False
+        self.is_over = False
+
+    def start(self) -> None:
+        self.process.spawn(self._run(), "main")
+
+    async def _run(self) -> None:
+        """What the process's main program does."""
+        world = self.world
+        engine = self.engine = Engine(world.path, world.shape.config, env=self.process)
+        engine.monitor = Unlimited(world.path.parent, env=self.process)
+        engine.scheduler = TaskScheduler(engine.manager, engine.monitor, world.shape.config.scheduler)
+        for handler in handlers().values():
+            engine.executor.register(handler)
+        try:
+            await engine.start()
+        except TaskError as exc:
+            world.note(self.name, "can't start", error=exc)
+            if not world.is_troubled:
+                world.witness.accuse("opening", None, "can't start although nothing is wrong", error=str(exc))
+            self.fall()
+            return
+        self.is_up = True
+        world.note(self.name, "is up", worker=engine.manager.store.worker_id)
+        world.clocks(self.process)
+        world.arrived(self)
+
+    async def stop(self) -> None:
+        """Stop in order, as on SIGTERM."""
+        assert self.engine is not None
+        self.is_up = False
+        self.world.note(self.name, "stops")
+        await self.engine.stop()
+        self.world.note(self.name, "has stopped")
+        self.end()
+
+    def fall(self) -> None:
+        """Die on the spot."""
+        if self.is_over:
+            return
+        self.world.note(self.name, "dies")
+        self.world.witness.died(self.process)
+        self.end()
+
+    def end(self) -> None:
+        """Nothing of it runs any more, and the system takes back its locks; its files stay."""
+        self.is_up, self.is_over = False, True
+        self.process.die()
+        if self.engine is not None:
+            store: Any = self.engine.manager.store
+            if store._life is not None:
+                store._life._unmap()  # shared memory outlives it, and holds the lock like a descriptor
+                store._life._fd = -1
+            if store._caretaker._lock is not None:
+                store._caretaker._lock._fd = -1
+        self.world.gone(self)
+
+
+class Unlimited(ResourceMonitor):
+    """A machine with room for everything."""
+
+    def sample(self) -> ResourceUsage:
+        return ResourceUsage(
+            cpu_usage=0.0, memory_bytes=0, storage_bytes=0, network_bytes=0, cpu_limit=1.0,
+            memory_limit_bytes=1 << 40, storage_limit_bytes=1 << 40,
+        )  # fmt: skip
+
+
+class World:
+    def __init__(self, seed: int, shape: Shape, loop: SimLoop, path: Path) -> None:
+        self.seed = seed
+        self.shape = shape
+        self.loop = loop
+        self.path = path
+        self.rng = Random(f"{seed}:world")
+        self.machine = Machine(loop, Random(f"{seed}:machine"))
+        self.witness = Witness(self.clocks)
+        self.notes: list[tuple[float, str, str, dict[str, Any]]] = []
+        self.is_troubled = True  # faults may strike
+        self.nodes: list[Node | None] = [None] * shape.processes
+        self.arrived: Callable[[Node], None] = lambda node: None
+        self._lives = 0
+        self._ahead_ms = 0  # of the furthest clock
+        self._is_closing = False
+
+    def note(self, who: str, what: str, **details: Any) -> None:
+        """Keep a line of the trace. Where the file lies is left out of it: that differs from run to run."""
+        for name, value in details.items():
+            text = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else value
+            if isinstance(text, str):
+                details[name] = text.replace(str(self.path), self.path.name)
+        self.notes.append((self.loop.now, who, what, details))
+
+    # Processes
+
+    def begin(self) -> None:
+        self.witness.rows = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
+        for slot in range(self.shape.processes):
+            self._start(slot)
+
+    def _start(self, slot: int) -> None:
+        self._lives += 1
+        node = self.nodes[slot] = Node(self, slot, self._lives)
+        node.start()
+
+    def gone(self, node: Node) -> None:
+        """A process is over: another one takes its place a little later."""
+        if not self._is_closing:
+            delay = self.rng.choice((0.0, 0.1, 1.0)) * self.rng.random()
+            self.loop.call_later(delay, self._start, node.slot, context=Context())  # not in that of the dead
+
+    @property
+    def up(self) -> list[Node]:
+        return [node for node in self.nodes if node is not None and node.is_up]
+
+    def clocks(self, process: Process) -> tuple[int, int]:
+        """Return what the store's clock shows in a process, and the furthest one of all there were."""
+        node = next(node for node in self.nodes if node is not None and node.process is process)
+        assert node.engine is not None
+        now = node.engine.manager.store.now_ms()
+        self._ahead_ms = max(self._ahead_ms, now - int(self.loop.now * 1000))
+        return now, self._ahead_ms + int(self.loop.now * 1000)
+
+    # What handlers tell (see `handlers.Witness`)
+
+    def began(
+        self, process: Process, ctx: contexts.Context, plan: dict[str, Any], inputs: list[Any], lane: str
+    ) -> None:
+        self.note(process.name, "begins", task=ctx.id, attempt=ctx.attempt, plan=plan)
+        self.witness.began(process, ctx, plan, inputs, lane)
+
+    def came_back(self, process: Process, ctx: contexts.Context, how: str) -> None:
+        if process.is_alive:
+            self.note(process.name, "ends", task=ctx.id, attempt=ctx.attempt, how=how)
+        self.witness.came_back(process, ctx)
+
+    def kill(self, process: Process) -> None:
+        for node in self.nodes:
+            if node is not None and node.process is process:
+                node.fall()
+
+    # Looking from outside
+
+    def unfinished(self) -> int:
+        return int(self._one("SELECT count(*) FROM task WHERE status < 2"))
+
+    def _one(self, sql: str) -> Any:
+        assert self.witness.rows is not None
+        row = self.witness.rows.execute(sql).fetchone()
+        return None if row is None else row[0]
+
+    async def until(self, holds: Callable[[], bool], limit_s: float) -> bool:
+        """Wait until it holds; false when it does not within the limit."""
+        until = self.loop.now + limit_s
+        while not holds():
+            if self.loop.now > until:
+                return False
+            await asyncio.sleep(_LOOK_S)
+        return True
+
+    async def lift_pauses(self) -> None:
+        while (row := self._rows("SELECT namespace, type, grp FROM pause LIMIT 1")) or not self.up:
+            if row and self.up:
+                namespace, type, group = row[0]
+                node = self.up[0]
+                assert node.engine is not None
+                node.process.spawn(_resume(node.engine, namespace, type, group))
+            await asyncio.sleep(_LOOK_S)
+
+    def _rows(self, sql: str) -> list[Any]:
+        assert self.witness.rows is not None
+        return self.witness.rows.execute(sql).fetchall()
+
+    async def close(self) -> None:
+        """Stop all processes in order."""
+        self._is_closing = True
+        stopping = [node.process.spawn(node.stop(), "stop") for node in self.up]
+        done = await self.until(lambda: all(task.done() for task in stopping), _STOP_S)
+        if not done:
+            self.witness.accuse("draining", None, "a process does not come to its end", left=len(self.up))
+
+    def bury_all(self) -> None:
+        """Whatever still lives is over, and so is looking."""
+        self._is_closing = True
+        for node in self.nodes:
+            if node is not None and not node.is_over:
+                node.end()
+        if self.witness.rows is not None:
+            self.witness.rows.close()
+
+    def stuck(self) -> list[Any]:
+        """Return (id, status, reason, due) of tasks that have not ended."""
+        return [
+            (str(TaskId(id)), status, reason, due)
+            for id, status, reason, due in self._rows("SELECT id, status, reason, due_ms FROM task WHERE status < 2")
+        ]
+
+
+async def _resume(engine: Engine, namespace: str, type: str, group: str) -> None:
+    with contextlib.suppress(TaskError):  # it is asked again
+        await engine.manager.resume(namespace=namespace, type=type, group=group)
