@@ -16,6 +16,7 @@ from tests.store.fixtures.make import make
 
 from mainspring import Engine
 from mainspring.blobs.local import LocalBlobStore
+from mainspring.environment import SYSTEM
 from mainspring.errors import InvalidInput, StoreForeign, StoreUnavailable
 from mainspring.store.sqlite import backup
 from mainspring.store.sqlite.liveness import LifeFile
@@ -139,7 +140,7 @@ async def test_what_is_open_is_not_replaced(store: Path) -> None:
 
 def test_a_process_that_lives_beside_a_store_keeps_it(store: Path) -> None:
     """Also while it has no connection: its store may be unwritable for a moment."""
-    life = LifeFile(store.with_name("work.db-live"), "a1")
+    life = LifeFile(store.with_name("work.db-live"), "a1", SYSTEM)
     with pytest.raises(StoreUnavailable, match="is open in some process"):
         backup.refuse_taken(store, is_forced=True)
     life.close()

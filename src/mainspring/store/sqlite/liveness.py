@@ -8,6 +8,7 @@ there which of them can have caused the death.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import struct
