@@ -205,6 +205,9 @@ class Factory(Protocol):
     async def die(self, store: Any) -> None:
         """End a store as a killed process would: nothing is signed off."""
 
+    async def die_with(self, store: Any, act: Callable[[], object]) -> None:
+        """Let the transaction that takes what `act` gives to the store be its last one, and end it as killed."""
+
     async def prune(self, store: Any) -> None:
         """Let retention go over the whole store once."""
 
@@ -260,6 +263,14 @@ class SqliteFactory:
         os.close(store._life._fd)
         store._life._fd = -1
         store._caretaker.release()
+
+    async def die_with(self, store: SqliteStore, act: Callable[[], object]) -> None:
+        def last(tx: Transaction) -> None:
+            act()
+            store._writer.stop()
+
+        await store.write(last)
+        await self.die(store)
 
     async def prune(self, store: SqliteStore) -> None:
         def step(tx: Transaction) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 from tests.conformance.kit import AGEING_MS, OUTPUT, Factory, Port, error, new, opened, state, status, statuses, submit
 
 from mainspring.errors import InvalidInput, TaskNotFound
-from mainspring.store.base import CANCELLED, COMPLETED, FAILED, HAS_REFS, RELEASED, RETRY, STANDS_FOR, TIMEOUT
+from mainspring.store.base import CANCELLED, COMPLETED, FAILED, HAS_REFS, RELEASED, RETRY, STANDS_FOR, TIMEOUT, NewTask
 from mainspring.tasks import TaskStatus
 
 pytestmark = pytest.mark.anyio
@@ -114,40 +115,83 @@ async def test_a_failure_travels_at_once(store: Any, port: Port) -> None:
     assert await statuses(store, [child.id, grandchild.id]) == ["failed", "failed"]
 
 
-@pytest.mark.parametrize("shape", ["wide", "deep", "bushy"])
-async def test_a_failure_reaches_thousands(factory: Factory, store: Any, port: Port, shape: str) -> None:
-    """All descendants end, however many: more than one transaction may move go on as a list that outlives the
-    process."""
-    root = new()
+def family(shape: str, n: int, root: NewTask, policy: int = REQUIRE) -> list[NewTask]:
+    """A root and n tasks below it."""
     tasks = [root]
-    for n in range(2500):
-        above = root if shape == "wide" else tasks[-1] if shape == "deep" else tasks[n // 2]
-        tasks.append(new(after=[above.id]))
+    for at in range(n):
+        above = {"wide": root, "deep": tasks[-1], "bushy": tasks[at // 2]}[shape]
+        tasks.append(new(after=[above.id], policy=policy))
+    return tasks
+
+
+@pytest.mark.parametrize("shape", ["wide", "deep", "bushy"])
+async def test_a_failure_reaches_thousands(store: Any, port: Port, shape: str) -> None:
+    """All descendants end, however many, each once, without anybody asking."""
+    tasks = family(shape, 2500, new())
     await store.submit(tasks)
     await port.finish(await port.take(), FAILED)
     await port.until(lambda: len(port.ended_as()) == len(tasks))
-    assert set((await store.stats())["types"]["custom:work"].items()) >= {("failed", 2501)}
-    assert port.ended_as().keys() == {task.id for task in tasks}
+    await port.settle()
+    assert (await store.stats())["types"]["custom:work"] == {"failed": 2501}
+    assert Counter(ended.id for ended in port.ends) == Counter(task.id for task in tasks)
 
 
-async def test_a_cascade_survives_the_process(factory: Factory) -> None:
-    """If the process dies between two steps of a cascade, the next one goes on with it."""
+@pytest.mark.parametrize(("outcome", "policy"), [(COMPLETED, REQUIRE), (FAILED, ALLOW_FAILURE)])
+async def test_an_end_releases_thousands(store: Any, port: Port, outcome: int, policy: int) -> None:
+    """All children of one parent become ready, however many, in order, each once; those that wait for others too go on
+    waiting."""
+    root, other = new(), new(type="custom:unserved")
+    both = new(after=[root.id, other.id], policy=policy)
+    children = family("wide", 2500, root, policy)[1:]
+    await store.submit([root, other, *children[:1200], both, *children[1200:]])
+    await port.finish(await port.take(), outcome)
+    port.lanes["async"].limit += 5_000
+    store.demand()
+    await port.until(lambda: len(port.held) == len(children))
+    await port.settle()
+    assert ids(port.order[1:]) == [task.id for task in children]
+    assert str(await state(store, both.id)) == "PENDING (parents)"
+
+
+@pytest.mark.parametrize("shape", ["wide", "deep"])
+async def test_a_failure_survives_the_process(factory: Factory, shape: str) -> None:
+    """If the process dies while a failure travels, the next one goes on with it; none hears of it twice."""
     first = factory.make()
     await first.open()
     port = Port(first)
     await port.serve()
-    root = new()
-    tasks = [root]
-    for _ in range(1500):
-        tasks.append(new(after=[tasks[-1].id]))
+    tasks = family(shape, 3000, new())
     await first.submit(tasks)
-    await port.finish(await port.take(), FAILED)
-    await factory.die(first)
-    left = sum(state.status is TaskStatus.PENDING for state in factory.states().values())
-    async with opened(factory.make()) as second:
-        port = Port(second)
-        await port.until(lambda: len(port.ended_as()) == left)
+    claim = await port.take()
+    await factory.die_with(first, lambda: port.end(claim, FAILED))
+    left = {id for id, state in factory.states().items() if state.status is TaskStatus.PENDING}
+    assert 0 < len(left) < 3000
+    second = factory.make()
+    port = Port(second)
+    async with opened(second):
+        await port.until(lambda: len(port.ended_as()) == len(left))
+        await port.settle()
+        assert Counter(ended.id for ended in port.ends) == Counter(left)
     assert {state.status for state in factory.states().values()} == {TaskStatus.FAILED}
+
+
+async def test_a_release_survives_the_process(factory: Factory) -> None:
+    """If the process dies while children of a completed parent become ready, the next one goes on with that."""
+    first = factory.make()
+    await first.open()
+    port = Port(first)
+    await port.serve()
+    root, *children = family("wide", 3000, new())
+    await first.submit([root, *children])
+    claim = await port.take()
+    await factory.die_with(first, lambda: port.end(claim))
+    left = sum(state.reason == "parents" for state in factory.states().values())
+    assert 0 < left < 3000
+    async with opened(factory.make()) as second:
+        port = Port(second, 5_000)
+        await port.serve()
+        await port.until(lambda: len(port.held) == len(children))
+        assert Counter(ids(port.order)) == Counter(task.id for task in children)
 
 
 async def test_results_come_with_the_claim(store: Any, port: Port) -> None:

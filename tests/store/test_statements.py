@@ -26,12 +26,12 @@ from mainspring.tasks.lifecycle import (
 HOT = (
     "insert_task last_seq task_by_id insert_edge find_class find_key add_key add_tally unfinished heads "
     "next_ready_class claim claim_of_class start complete complete_many held end again again_after_crash give_back "
-    "insert_attempt any_waiting waiting_on edge_of wait_on release_children delay_children broken_children_of "
-    "all_children_of raise_rank parents_of parent_results stands_for due_now promote next_due overdue "
-    "next_deadline heirs_results lacks_parent state_by_id outcome_by_id held_by put_progress has_live_child "
-    "is_stood_for prune_task prunable prune_attempts prune_edges prune_keys prune_progress prune_stands_for "
-    "prune_payload_blobs prune_retried blob_in_use whole_task attempts_of parents_ids retry_links waited_for_by "
-    "next_cascade"
+    "insert_attempt any_waiting waiting_on edge_of wait_on release_children delay_children children_after "
+    "fail_children awaited having_children all_children_of raise_rank parents_of parent_results stands_for due_now "
+    "promote next_due overdue next_deadline heirs_results lacks_parent state_by_id outcome_by_id held_by put_progress "
+    "has_live_child is_stood_for prune_task prunable prune_attempts prune_edges prune_keys prune_progress "
+    "prune_stands_for prune_payload_blobs prune_retried blob_in_use whole_task attempts_of parents_ids retry_links "
+    "waited_for_by next_cascade"
 ).split()
 
 

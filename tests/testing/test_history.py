@@ -139,7 +139,7 @@ SPOILT = [
     ("orphans", "blob", "INSERT INTO payload_blob VALUES ('00', 999)"),
     ("orphans", "progress", "UPDATE progress SET attempt = 9"),
     ("orphans", "progress", "UPDATE progress SET task = 999"),
-    ("orphans", "pass on", "INSERT INTO cascade VALUES ({ready})"),
+    ("orphans", "pass on", "INSERT INTO cascade (task) VALUES ({ready})"),
     ("tombstones", "had not ended", "UPDATE tombstone SET status = 1"),
     ("tombstones", "is back", "INSERT INTO tombstone SELECT id, 2, 1 FROM task WHERE seq = {plain}"),
     ("payloads", "of its input", "DELETE FROM payload_blob WHERE task IN (SELECT seq FROM task WHERE flags & 16)"),
@@ -189,7 +189,7 @@ def test_findings_are_limited(store: Path) -> None:
 
 def test_a_travelling_end_is_no_fault(store: Path) -> None:
     """Where ends go on as a work list, children may still wait for what has ended."""
-    spoil(store, "INSERT INTO edge VALUES ({waits}, 1, {broken}, 0); INSERT INTO cascade VALUES ({broken})")
+    spoil(store, "INSERT INTO edge VALUES ({waits}, 1, {broken}, 0); INSERT INTO cascade (task) VALUES ({broken})")
     assert check_history(store) == []
 
 

@@ -45,6 +45,7 @@ class Caretaker:
         self._lock = LeaderLock(self._store.folder, self._store.env)
         if self._lock.hold():
             await self.rescue_dead()
+            await self._go_on()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="caretaker")
 
     async def stop(self) -> None:
@@ -79,17 +80,20 @@ class Caretaker:
 
     async def _lead(self) -> None:
         """What one process does for all."""
-        store = self._store
         assert self._lock is not None
         if not self._lock.hold():
             return
         await self.rescue_dead()
-        while await store.read(_has_cascade):
-            await store.write(graph.go_on)
+        await self._go_on()
         if self._cursor or self._ticks % _SWEEP_TICKS == 0:
             await self._sweep()
         if self._ticks % _COLLECT_TICKS == 0:
             await self._collect_blobs()
+
+    async def _go_on(self) -> None:
+        """Let ends travel on that somebody left half way: the writer does the rest."""
+        if await self._store.read(_has_cascade):
+            await self._store.write(graph.go_on)
 
     async def _sweep(self) -> None:
         """Prune some steps; the next tick goes on where this one ended."""

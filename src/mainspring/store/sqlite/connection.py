@@ -22,10 +22,10 @@ from mainspring.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from mainspring.store.sqlite.statements import SCHEMA
+from mainspring.store.sqlite.statements import MIGRATIONS, SCHEMA
 
 APPLICATION_ID = 0x4D53_5052  # "MSPR"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "ceph"})
 _CACHE_KIB = 64 * 1024
 _CHECK_LIMIT = 256 * MIB
@@ -263,10 +263,6 @@ def _refuse_damaged(path: Path, peek: apsw.Connection) -> None:
         raise StoreDamaged(f"{path} is damaged ({found}); it was left as it is: restore a backup, or move it away")
 
 
-_MIGRATIONS: dict[int, Callable[[apsw.Connection], None]] = {}
-"""From the version given to the next one. Version 1 is the first that there was."""
-
-
 def _migrate(connection: apsw.Connection, extra_schema: str) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -276,8 +272,8 @@ def _migrate(connection: apsw.Connection, extra_schema: str) -> None:
             connection.pragma("application_id", APPLICATION_ID)
             version = SCHEMA_VERSION
         while version < SCHEMA_VERSION:
-            _MIGRATIONS[version](connection)
             version += 1
+            connection.execute(MIGRATIONS[f"to_{version}"])
         connection.pragma("user_version", version)
         connection.execute(extra_schema)
         connection.execute("COMMIT")

@@ -19,8 +19,11 @@ from mainspring.tasks import ErrorInfo, TaskId
 from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, PARENTS
 
 REQUIRE, ALLOW_FAILURE, SKIP = range(3)
-CASCADE_LIMIT = 1_000
-"""Ends that travel within one transaction; more go on as a durable work list."""
+TRAVEL_LIMIT = 1_000
+"""Children that hear of their parents' ends within one transaction; the rest stands in a durable work list, and the
+writer goes on with it in the next ones."""
+_PAGE = 250
+_ALL = 1 << 62
 RAISE_LIMIT = 1_000
 """Ancestors whose rank one submit may raise."""
 
@@ -39,6 +42,15 @@ class Edge(NamedTuple):
     @property
     def broken(self) -> bool:
         return self.status > COMPLETED and self.policy != ALLOW_FAILURE
+
+
+class End(NamedTuple):
+    """An end on its way to the tasks below."""
+
+    seq: int
+    status: int
+    id: bytes
+    past: int = 0  # children up to this one have heard that it did not complete
 
 
 def link(
@@ -86,46 +98,63 @@ def raise_parents(tx: Transaction, parents: Sequence[int], rank: int) -> None:
 
 def ended(tx: Transaction, tasks: Sequence[tuple[int, int, bytes]]) -> None:
     """Let these ends, (seq, status, id), travel to the tasks that wait for them."""
-    if not tasks or tx.one("any_waiting") is None:
-        return
-    queue = deque(tasks)
-    travelled = 0
-    while queue:
-        if travelled >= CASCADE_LIMIT:
-            tx.run_many("add_cascade", ((seq,) for seq, _, _ in queue))
-            return
-        some = list(queue)
-        queue.clear()
-        left = CASCADE_LIMIT - travelled
-        for seq, status, id in some:
-            if status != COMPLETED:
-                queue.extend(_break_children(tx, seq, status, id, left))
-        queue.extend(_advance(tx, [seq for seq, _, _ in some], left))
-        travelled += len(queue) + len(some)
+    if tasks and tx.one("any_waiting") is not None:
+        _travel(tx, [End(*task) for task in tasks])
 
 
-def _break_children(tx: Transaction, seq: int, status: int, id: bytes, most: int) -> list[tuple[int, int, bytes]]:
-    """End the children that can't go on without this parent; what is above `most` comes another time."""
-    found = tx.run("broken_children_of", seq, most).fetchall()
-    if len(found) == most:
-        tx.run("add_cascade", seq)
-    return [fail_child(tx, child, Edge(0, seq, policy, status, id), travel=False) for child, policy in found]
+def _travel(tx: Transaction, ends: Sequence[End]) -> None:
+    left = list(ends)
+    while left and tx.travelled < TRAVEL_LIMIT:
+        broken: list[End] = []
+        told = [end if end.status == COMPLETED else _break_children(tx, end, broken) for end in left]
+        is_over = _advance(tx, [end.seq for end in told], broken)
+        left = _unheard(tx, broken) if is_over else told + broken
+    if left:
+        left = _unheard(tx, left)
+        tx.run_many("add_cascade", ((end.seq, end.past) for end in left))
+        tx.is_travelling = tx.is_travelling or bool(left)
 
 
-def _advance(tx: Transaction, parents: Sequence[int], most: int) -> list[tuple[int, int, bytes]]:
-    """Go on from the edges at which children wait for these parents; return those that end because an edge is broken.
+def _unheard(tx: Transaction, ends: Sequence[End]) -> list[End]:
+    """Return those ends that somebody still has to hear of."""
+    if not ends:
+        return []
+    heard = {row[0] for row in tx.run("awaited", str([end.seq for end in ends]))}
+    failed = [end.seq for end in ends if end.status != COMPLETED and end.past != _ALL]
+    if failed:
+        heard.update(row[0] for row in tx.run("having_children", str(failed)))
+    return [end for end in ends if end.seq in heard]
+
+
+def _break_children(tx: Transaction, end: End, broken: list[End]) -> End:
+    """End the children that needed this one to complete, and say how far that went."""
+    while tx.travelled < TRAVEL_LIMIT and end.past != _ALL:
+        rows = tx.run("children_after", end.seq, end.past, _PAGE).fetchall()
+        tx.travelled += len(rows)
+        for policy in (REQUIRE, SKIP):
+            waiting = [child for child, its, reason in rows if its == policy and reason == PARENTS]
+            if waiting:
+                broken += _fail_waiting(tx, waiting, Edge(0, end.seq, policy, end.status, end.id))
+        end = end._replace(past=rows[-1][0] if len(rows) == _PAGE else _ALL)
+    return end
+
+
+def _advance(tx: Transaction, parents: Sequence[int], broken: list[End]) -> bool:
+    """Go on from the edges at which children wait for these parents; returns whether that is over.
 
     Which edge is the next that is unfinished or broken is searched from the present one on, so none is visited twice.
     """
+    most = TRAVEL_LIMIT - tx.travelled
+    if most <= 0:
+        return False
     found = tx.run("waiting_on", str(parents), most).fetchall()
-    if len(found) == most:
-        tx.run_many("add_cascade", ((seq,) for seq in parents))
-    free, late, failed = [], [], []
+    tx.travelled += len(found)
+    free, late = [], []
     for child, class_id, not_before, at in found:
         if at is not None:
             edge = Edge(*first(tx.run("edge_of", child, at)))
             if edge.broken:
-                failed.append(fail_child(tx, child, edge, travel=False))
+                broken.append(fail_child(tx, child, edge, travel=False))
             else:
                 tx.must_change("wait_on", edge.parent, edge.n, child)
         elif not_before is not None and not_before > tx.now_ms:
@@ -137,11 +166,32 @@ def _advance(tx: Transaction, parents: Sequence[int], most: int) -> list[tuple[i
         tx.must_change_all("release_children", len(free), tx.now_ms, str(free))
     if late:
         tx.must_change_all("delay_children", len(late), str(late))
-    return failed
+    return len(found) < most
 
 
-def fail_child(tx: Transaction, child: int, edge: Edge, *, travel: bool = True) -> tuple[int, int, bytes]:
+def fail_child(tx: Transaction, child: int, edge: Edge, *, travel: bool = True) -> End:
     """End a child whose parent did not complete: FAILED by policy require, CANCELLED by policy skip."""
+    status, error = _failure(edge)
+    class_id, id = first(tx.ask("SELECT class, id FROM task WHERE seq = ?", child))
+    end_task(tx, child, class_id, id, status, error)
+    if travel:
+        ended(tx, [(child, status, id)])
+    return End(child, status, id)
+
+
+def _fail_waiting(tx: Transaction, children: Sequence[int], edge: Edge) -> list[End]:
+    """The same for many that wait."""
+    status, error = _failure(edge)
+    raw = msgspec.msgpack.encode(error)
+    rows = tx.run("fail_children", status, tx.now_ms, raw, str(children)).fetchall()
+    for _, class_id, id in rows:
+        tx.count(class_id, 0, -1)
+        tx.count(class_id, status)
+        tx.ended.append(Ended(id, status, None, 0, raw))
+    return [End(seq, status, id) for seq, _, id in rows]
+
+
+def _failure(edge: Edge) -> tuple[int, ErrorInfo]:
     status = CANCELLED if edge.policy == SKIP else FAILED
     how = ("pending", "running", "completed", "failed", "cancelled", "timeout")[edge.status]
     error = ErrorInfo(
@@ -149,11 +199,7 @@ def fail_child(tx: Transaction, child: int, edge: Edge, *, travel: bool = True) 
         message=f"parent {TaskId(edge.parent_id)} ended as {how}",
         attempts=0,
     )
-    row = first(tx.ask("SELECT class, id FROM task WHERE seq = ?", child))
-    end_task(tx, child, row[0], row[1], status, error)
-    if travel:
-        ended(tx, [(child, status, row[1])])
-    return child, status, row[1]
+    return status, error
 
 
 def end_task(tx: Transaction, seq: int, class_id: int, id: bytes, status: int, error: ErrorInfo | None) -> None:
@@ -201,12 +247,13 @@ def stand_for(tx: Transaction, seq: int, refs: Sequence[bytes]) -> None:
             raise_parents(tx, [edge.parent for edge in edges if edge.unfinished], rank)
 
 
-def go_on(tx: Transaction) -> bool:
-    """Work on the list of ends that have not reached all descendants. Returns whether there may be more."""
-    found = tx.run("next_cascade", CASCADE_LIMIT).fetchall()
-    tx.run_many("drop_cascade", ((seq,) for seq, _, _ in found))
-    ended(tx, [(seq, status, id) for seq, status, id in found if id is not None])
-    return bool(found)
+def go_on(tx: Transaction) -> None:
+    """Let ends that have not reached all their children travel on, by as much as fits into a transaction."""
+    tx.travelled = min(tx.travelled, TRAVEL_LIMIT // 2)  # what goes on is not kept back by new ends
+    while tx.travelled < TRAVEL_LIMIT and (found := tx.run("next_cascade", _PAGE).fetchall()):
+        tx.run_many("drop_cascade", ((row[0],) for row in found))
+        _travel(tx, [End(*row) for row in found if row[2] is not None])
+    tx.is_travelling = tx.one("next_cascade", 1) is not None
 
 
 __all__ = [

@@ -116,6 +116,14 @@ SELECT 1 FROM attempt WHERE task = ? AND number = ?;
 -- name: any_waiting
 SELECT 1 FROM task WHERE waits_for IS NOT NULL LIMIT 1;
 
+-- name: awaited
+-- Those of these tasks that others wait for.
+SELECT value FROM json_each(?) WHERE EXISTS (SELECT 1 FROM task WHERE waits_for = value);
+
+-- name: having_children
+-- Those of these tasks that others depend on.
+SELECT value FROM json_each(?) WHERE EXISTS (SELECT 1 FROM edge WHERE parent = value);
+
 -- name: waiting_on
 -- The children that wait for one of these parents, each with the next edge that is unfinished or broken, if there is one.
 SELECT child.seq, child.class, child.not_before_ms,
@@ -144,10 +152,15 @@ WHERE seq IN (SELECT value FROM json_each(?)) AND reason = 1;
 UPDATE task SET reason = 2, due_ms = not_before_ms, waits_for = NULL, waits_at = NULL
 WHERE seq IN (SELECT value FROM json_each(?)) AND reason = 1;
 
--- name: broken_children_of
--- The waiting children that need this parent's result.
-SELECT edge.child, edge.policy FROM edge JOIN task ON task.seq = edge.child
-WHERE edge.parent = ? AND task.reason = 1 AND edge.policy <> 1 LIMIT ?;
+-- name: children_after
+-- The next of a parent's children, with what they wait with.
+SELECT edge.child, edge.policy, task.reason FROM edge JOIN task ON task.seq = edge.child
+WHERE edge.parent = ? AND edge.child > ? ORDER BY edge.child LIMIT ?;
+
+-- name: fail_children
+-- PENDING (parents) -> FAILED or CANCELLED
+UPDATE task SET status = ?, reason = NULL, waits_for = NULL, waits_at = NULL, ended_ms = ?, error = ?
+WHERE seq IN (SELECT value FROM json_each(?)) AND reason = 1 RETURNING seq, class, id;
 
 -- name: all_children_of
 SELECT edge.child, edge.policy, task.rank, task.reason FROM edge JOIN task ON task.seq = edge.child
@@ -196,13 +209,14 @@ INSERT INTO stands_for (task, n, ref) VALUES (?, ?, ?);
 SELECT ref FROM stands_for WHERE task = ? ORDER BY n;
 
 -- name: add_cascade
-INSERT OR IGNORE INTO cascade (task) VALUES (?);
+INSERT OR IGNORE INTO cascade (task, past) VALUES (?, ?);
 
 -- name: drop_cascade
 DELETE FROM cascade WHERE task = ?;
 
 -- name: next_cascade
-SELECT cascade.task, task.status, task.id FROM cascade LEFT JOIN task ON task.seq = cascade.task LIMIT ?;
+SELECT cascade.task, task.status, task.id, cascade.past FROM cascade LEFT JOIN task ON task.seq = cascade.task
+LIMIT ?;
 
 -- name: due_now
 SELECT seq, class FROM task WHERE due_ms <= ? ORDER BY due_ms LIMIT ?;

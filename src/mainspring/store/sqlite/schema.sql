@@ -1,4 +1,4 @@
--- Version 1. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
+-- Version 2. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
 -- since 1970 by the store's clock.
 
 -- What tasks of one kind have in common, interned: it leads the ready index, so that a class that may not run now costs
@@ -92,8 +92,11 @@ CREATE TABLE stands_for (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX stands_for_ref ON stands_for (ref);
 
--- Ended tasks whose failure has not reached all descendants yet.
-CREATE TABLE cascade (task INTEGER PRIMARY KEY) STRICT;
+-- Ended tasks whose end has not reached all their children yet: those up to `past` know that it failed.
+CREATE TABLE cascade (
+    task INTEGER PRIMARY KEY,
+    past INTEGER NOT NULL DEFAULT 0
+) STRICT;
 
 CREATE TABLE idempotency (
     namespace TEXT    NOT NULL,

@@ -69,6 +69,7 @@ class Transaction:
         "claims",
         "cursor",
         "ended",
+        "is_travelling",
         "lost",
         "memory",
         "new_classes",
@@ -77,6 +78,7 @@ class Transaction:
         "stop_asked",
         "taken",
         "tally",
+        "travelled",
     )
 
     def __init__(self, cursor: apsw.Cursor, memory: Memory, now_ms: int) -> None:
@@ -91,6 +93,8 @@ class Transaction:
         self.new_classes: dict[ClassKey, int] = {}
         self.ready: set[int] = set()  # classes that got ready tasks
         self.taken: dict[str, int] = {}  # claims by lane
+        self.travelled = 0  # children that heard of an end
+        self.is_travelling = False  # ends are left that have to go on
 
     def part(self) -> Transaction:
         """Begin a part that may be thrown away."""
@@ -99,6 +103,8 @@ class Transaction:
         part.new_classes = dict(self.new_classes)
         part.taken = dict(self.taken)
         part.ready = set(self.ready)
+        part.travelled = self.travelled
+        part.is_travelling = self.is_travelling
         return part
 
     def keep(self, part: Transaction) -> None:
@@ -110,6 +116,8 @@ class Transaction:
         self.new_classes = part.new_classes
         self.taken = part.taken
         self.ready = part.ready
+        self.travelled = part.travelled
+        self.is_travelling = part.is_travelling
 
     def run(self, name: str, *values: Any) -> Rows:
         return self.cursor.execute(SQL[name], values)

@@ -14,7 +14,7 @@ import apsw
 from mainspring.environment import Environment
 from mainspring.errors import InternalError, StoreUnavailable, SubmitIndeterminate, TaskError
 from mainspring.store.base import CANCEL_ASKED, FAILED, RELEASED, Accepted, Claimed, Ended, Finish, NewTask
-from mainspring.store.sqlite import claims, intake, outcomes, upkeep
+from mainspring.store.sqlite import claims, graph, intake, outcomes, upkeep
 from mainspring.store.sqlite.statements import SQL
 from mainspring.store.sqlite.transaction import Memory, Transaction
 from mainspring.tasks import ErrorInfo, TaskId
@@ -103,7 +103,8 @@ class Writer:
         self._inbox: deque[Operation] = deque()
         self.signal = env.signal()
         self._stopping = False
-        self._more = False  # the last commit handed over as much as one may: there can be more
+        self._more = False  # the last commit handed over as much as one may, or left ends to go on: there can be more
+        self._is_travelling = False
         self._seen_version = -1
         self._wal_pages = 0
         self._next_event: int | None = None
@@ -180,7 +181,8 @@ class Writer:
             self._checkpoint()
         tx.committed()
         self._doubtful = []
-        self._more = any(n >= self._batch for n in tx.taken.values())
+        self._is_travelling = tx.is_travelling
+        self._more = tx.is_travelling or any(n >= self._batch for n in tx.taken.values())
         self._report(tx, group, self._next_event)
 
     def _transact(self, group: Group, body: Callable[[Transaction, Group], None]) -> Transaction:
@@ -192,6 +194,8 @@ class Writer:
             self._clear_doubt(tx)
             self._catch_up(tx)
             body(tx, group)
+            if self._is_travelling:
+                graph.go_on(tx)
             self._next_event = upkeep.next_event_ms(tx)
             self._let_time_pass(tx)
             if self._memory.lanes:
