@@ -123,7 +123,8 @@ def _file(facts: Facts) -> Iterator[Finding]:
             level="note",
             about="file",
             what=f"{size(free)} of the file's {size(file.bytes)} are free inside; they are used before it grows",
-            remedy="to give them back to the disk, restore a backup: `mainspring backup` writes a compact file",
+            remedy="whoever leads gives them back to the disk in steps; a file made by an early version shrinks by a "
+            "restore of `mainspring backup --compact`",
             figures={"free_bytes": free, "file_bytes": file.bytes},
         )
 

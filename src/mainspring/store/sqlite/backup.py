@@ -19,7 +19,7 @@ import apsw
 
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.errors import InternalError, StoreDamaged, StoreNewer, StoreUnavailable, TaskNotFound, invalid
-from mainspring.store.sqlite.connection import look, our_errors, refuse_unreachable
+from mainspring.store.sqlite.connection import INCREMENTAL, look, our_errors, refuse_unreachable
 from mainspring.store.sqlite.liveness import is_held, living_names
 
 STEP_PAGES: Final = 1_000
@@ -71,6 +71,7 @@ def compact(draft: Path) -> None:
     with _disk(draft), our_errors(draft):
         with contextlib.closing(apsw.Connection(str(draft))) as connection:
             connection.pragma("journal_mode", "off")
+            connection.pragma("auto_vacuum", INCREMENTAL)
             connection.execute("VACUUM")
             connection.pragma("journal_mode", "wal")
         _sync(draft)

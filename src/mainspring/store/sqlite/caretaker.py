@@ -87,6 +87,8 @@ class Caretaker:
         await self._go_on()
         if self._cursor or self._ticks % _SWEEP_TICKS == 0:
             await self._sweep()
+        if await self._store.read(upkeep.can_shrink):
+            await self._store.write(upkeep.shrink)
         if self._ticks % _COLLECT_TICKS == 0:
             await self._collect_blobs()
 

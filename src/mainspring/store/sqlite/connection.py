@@ -27,6 +27,7 @@ from mainspring.store.sqlite.statements import MIGRATIONS, SCHEMA
 APPLICATION_ID = 0x4D53_5052  # "MSPR"
 SCHEMA_VERSION = 2
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "ceph"})
+INCREMENTAL = 2
 _CACHE_KIB = 64 * 1024
 _CHECK_LIMIT = 256 * MIB
 _PEEK_MS = 5_000
@@ -65,7 +66,8 @@ def open_writer(path: Path, config: StoreConfig, *, extra_schema: str = "", vola
         _create(path)
         connection = apsw.Connection(os.fspath(path), statementcachesize=400)
         try:
-            connection.set_busy_handler(_patience(config.lock_timeout_s))
+            connection.set_busy_handler(patience(config.lock_timeout_s))
+            connection.pragma("auto_vacuum", INCREMENTAL)  # of a new file: what is freed can be given back in steps
             if connection.pragma("journal_mode", "wal") != "wal":
                 raise StoreUnavailable(f"{path} can't use a write-ahead log here; use a local disk")
             synchronous = "off" if volatile else "full" if config.durability == "full" else "normal"
@@ -82,8 +84,8 @@ def open_writer(path: Path, config: StoreConfig, *, extra_schema: str = "", vola
         return connection
 
 
-def _patience(limit_s: float) -> Callable[[int], bool]:
-    """Wait for another process's transaction in short random steps: SQLite's own steps grow to 100 ms."""
+def patience(limit_s: float) -> Callable[[int], bool]:
+    """Return a busy handler that waits for another process in short random steps: SQLite's own grow to 100 ms."""
     waited = 0.0
 
     def wait(calls: int) -> bool:

@@ -27,7 +27,7 @@ SQL: Final = named(__package__, "inspection.sql")
 COUNT_LIMIT: Final = 10_000
 """Ready tasks of one class that are counted; more are said to be more."""
 _OVERRUN_LIMIT: Final = 100
-_PASSING_S: Final = 1.0
+_PASSING_S: Final = 3.0
 _DAMAGES: Final = 20
 T = TypeVar("T")
 
@@ -140,7 +140,7 @@ def inspect(connection: apsw.Connection, path: Path, *, grace_s: float, turn_s: 
 
 
 def settled(found: Callable[[], T]) -> T:
-    """Return what is still found after a second, or nothing as soon as nothing is: what passes is no fact."""
+    """Return what is still found after some seconds, or nothing as soon as nothing is: what passes is no fact."""
     until = SYSTEM.monotonic() + _PASSING_S
     while (what := found()) and SYSTEM.monotonic() < until:
         SYSTEM.sleep(0.02)

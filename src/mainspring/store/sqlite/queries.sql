@@ -254,6 +254,9 @@ UPDATE worker SET ended_ms = ? WHERE id = ? AND ended_ms IS NULL;
 -- name: open_workers
 SELECT id, name, pid, host FROM worker WHERE ended_ms IS NULL;
 
+-- name: forget_worker
+DELETE FROM worker WHERE id = ?;
+
 -- name: forget_workers
 DELETE FROM worker WHERE ended_ms < ?;
 
@@ -300,6 +303,11 @@ INSERT OR IGNORE INTO payload_blob (digest, task) VALUES (?, ?);
 
 -- name: add_audit
 INSERT INTO audit (at_ms, action, detail) VALUES (?, ?, ?);
+
+-- name: drop_audit
+-- The oldest ones stand first.
+DELETE FROM audit WHERE rowid IN
+    (SELECT rowid FROM (SELECT rowid, at_ms FROM audit ORDER BY rowid LIMIT ?) WHERE at_ms < ?);
 
 -- name: prunable
 -- Ended tasks in order of age from a cursor on; the caller decides which may go.

@@ -35,6 +35,7 @@ from mainspring.store.sqlite.bell import ENDED, HELLO, LOOK, STOP, WELCOME, Bell
 from mainspring.store.sqlite.caretaker import Caretaker
 from mainspring.store.sqlite.connection import open_reader, open_writer, our_errors, refuse_unreachable
 from mainspring.store.sqlite.liveness import LifeFile
+from mainspring.store.sqlite.log import Log
 from mainspring.store.sqlite.reader import Reader
 from mainspring.store.sqlite.transaction import Applier, Memory, Transaction
 from mainspring.store.sqlite.writer import Command, Group, Started, Submission, Writer
@@ -84,8 +85,9 @@ class SqliteStore:
         self._memory.queue_size = queue_size
         self._memory.appliers = dict(appliers or {})
         self.folder = self.path.with_name(self.path.name + "-live")
+        log = Log(self.config.wal_limit_bytes, self.config.lock_timeout_s)
         self._writer = Writer(
-            self._connect, self._memory, self.now_ms, env, batch_size, self._committed_soon, self._retry_soon
+            self._connect, self._memory, self.now_ms, env, log, batch_size, self._committed_soon, self._retry_soon
         )
         self._reader = Reader(lambda: open_reader(self.path), env)
         self._bell = Bell(self.folder, self.worker_id, self._heard, env)
@@ -165,7 +167,7 @@ class SqliteStore:
             self._timer.cancel()
         owner = self._memory.owner
         try:
-            await self.write(lambda tx: _sign_off(tx, owner))
+            await self.write(lambda tx: _sign_off(tx, owner, has_served=self._port is not None))
         except TaskError as exc:  # whoever has the file open next finds the lock free and takes back what was held
             logger.warning("worker %s could not sign off: %s", self.worker_id, exc)
         self._closed = True
@@ -411,7 +413,8 @@ class SqliteStore:
         )
 
 
-def _sign_off(tx: Transaction, owner: int) -> None:
+def _sign_off(tx: Transaction, owner: int, *, has_served: bool) -> None:
+    """Hand back what is held. A process that only looked or submitted is forgotten: no attempt names it."""
     rows: list[Any]
     while rows := tx.run("held_by", owner, 500).fetchall():
         for seq, id, _, _, class_id, _, _, flags in rows:
@@ -421,7 +424,10 @@ def _sign_off(tx: Transaction, owner: int) -> None:
                 tx.must_change("give_back", 0, 0, 0, seq)
                 tx.ready.add(class_id)
     tx.run("clear_serves", owner)
-    tx.run("end_worker", tx.now_ms, owner)
+    if has_served:
+        tx.run("end_worker", tx.now_ms, owner)
+    else:
+        tx.run("forget_worker", owner)
 
 
 def _memory_folder() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import apsw
 import msgspec
 
 from mainspring.config import StoreConfig
@@ -12,7 +13,9 @@ from mainspring.tasks import ErrorInfo
 from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, RUNNING, TIMEOUT
 
 STEP = 500
-"""Rows that one transaction moves for upkeep, so that it stays short."""
+"""Rows or pages that one transaction moves for upkeep, so that it stays short."""
+SPARE_PAGES = 16_384
+"""Free pages that a file keeps in any case: 64 MiB."""
 _TOO_LATE = ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0)
 _CANCELLED = ErrorInfo(type="TaskCancelled", message="cancelled; its worker died before it could stop", attempts=0)
 
@@ -95,9 +98,23 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
             continue
         if tx.one("has_live_child", seq) is None and tx.one("is_stood_for", seq) is None:
             _remove(tx, seq, id, status, ended_ms)
+    forgotten_ms = int(tx.now_ms - config.keep_tombstones_s * 1000)
+    tx.run("drop_tombstones", forgotten_ms, STEP)  # as many as a step can make
     if after == 0:
-        tx.run("drop_tombstones", int(tx.now_ms - config.keep_tombstones_s * 1000), STEP)
+        tx.run("drop_audit", STEP, forgotten_ms)
+        tx.run("forget_workers", forgotten_ms)
     return int(rows[-1][0]) if len(rows) == STEP else 0
+
+
+def can_shrink(connection: apsw.Connection) -> bool:
+    """Whether more is free inside the file than a store of its size soon needs again."""
+    free, pages = (int(connection.pragma(name) or 0) for name in ("freelist_count", "page_count"))
+    return free > SPARE_PAGES and free * 4 > pages
+
+
+def shrink(tx: Transaction) -> None:
+    """Give some of what is free inside the file back to the disk. A file made before that was possible stays."""
+    tx.ask(f"PRAGMA incremental_vacuum({STEP})").fetchall()
 
 
 def _remove(tx: Transaction, seq: int, id: bytes, status: int, ended_ms: int) -> None:

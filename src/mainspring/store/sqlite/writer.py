@@ -15,6 +15,7 @@ from mainspring.environment import Environment
 from mainspring.errors import InternalError, StoreUnavailable, SubmitIndeterminate, TaskError
 from mainspring.store.base import CANCEL_ASKED, FAILED, RELEASED, Accepted, Claimed, Ended, Finish, NewTask
 from mainspring.store.sqlite import claims, graph, intake, outcomes, upkeep
+from mainspring.store.sqlite.log import Log
 from mainspring.store.sqlite.statements import SQL
 from mainspring.store.sqlite.transaction import Memory, Transaction
 from mainspring.tasks import ErrorInfo, TaskId
@@ -22,8 +23,6 @@ from mainspring.tasks.codec import encode
 
 logger = logging.getLogger("mainspring.store")
 
-CHECKPOINT_PAGES = 4_000
-"""Pages of log after which the writer copies them into the file: about 16 MiB."""
 _OUTAGE = (apsw.FullError, apsw.IOError, apsw.BusyError, apsw.CantOpenError, apsw.LockedError, apsw.ReadOnlyError)
 
 
@@ -90,6 +89,7 @@ class Writer:
         memory: Memory,
         now_ms: Callable[[], int],
         env: Environment,
+        log: Log,
         batch: int,
         report: Report,
         retry_later: Callable[[], None],
@@ -97,6 +97,7 @@ class Writer:
         self._connect = connect
         self._memory = memory
         self._now_ms = now_ms
+        self._log = log
         self._batch = batch
         self._report = report
         self._retry_later = retry_later
@@ -106,7 +107,6 @@ class Writer:
         self._more = False  # the last commit handed over as much as one may, or left ends to go on: there can be more
         self._is_travelling = False
         self._seen_version = -1
-        self._wal_pages = 0
         self._next_event: int | None = None
         self._doubtful: list[Claimed] = []  # handed over by a commit whose fate could not be told yet
         self.connection: apsw.Connection | None = None
@@ -140,12 +140,8 @@ class Writer:
 
     def open(self) -> None:
         self.connection = self._connect()
-        self.connection.set_wal_hook(self._note_pages)
+        self._log.watch(self.connection)
         self._seen_version = -1
-
-    def _note_pages(self, connection: apsw.Connection, name: str, pages: int) -> int:
-        self._wal_pages = pages
-        return 0
 
     def close(self) -> None:
         if self.connection is not None:
@@ -177,8 +173,8 @@ class Writer:
 
     def _told(self, tx: Transaction, group: Group) -> None:
         """It is committed: take over what it means, and report it."""
-        if self._wal_pages > CHECKPOINT_PAGES:
-            self._checkpoint()
+        if self.connection is not None:
+            self._log.fold(self.connection)
         tx.committed()
         self._doubtful = []
         self._is_travelling = tx.is_travelling
@@ -298,16 +294,6 @@ class Writer:
             outcomes.finish_one(part, _refused(finish, exc))
         tx.cursor.execute("RELEASE one")
         tx.keep(part)
-
-    def _checkpoint(self) -> None:
-        assert self.connection is not None
-        try:
-            self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            self._wal_pages = 0
-        except apsw.BusyError:  # another process is at it
-            return
-        except apsw.Error as exc:  # everything committed is in the log; the next commit tries again
-            logger.warning("checkpoint failed: %s", exc)
 
     def _outage(self, group: Group, exc: BaseException) -> None:
         """The store can't write now. Callers are told, outcomes kept and tried again, the connection made anew."""
