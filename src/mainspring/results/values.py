@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -52,9 +51,7 @@ class Values:
         data = await self.load(ended.output, bool(ended.flags & BLOB_OUTPUT))
         if not ended.flags & STANDS_FOR:
             return decode_output(data)
-        ids = refs_in(data)
-        values = await asyncio.gather(*(wait(id) for id in ids))
-        return decode_output(data, dict(zip(ids, values, strict=True)))
+        return decode_output(data, {id: await wait(id) for id in refs_in(data)})
 
     async def input(self, claim: Claimed) -> bytes:
         """Return a claimed task's input with its parents' results in place. A parent that was allowed to fail is None.

@@ -141,7 +141,7 @@ def _ending(plan: dict[str, Any], ctx: Context) -> tuple[Any, list[Child]]:
         ctx.progress(1, 2)
     kids = _submit_kids(plan, ctx) if "kids" in plan else []
     if name == "garbage":
-        return object(), kids
+        return ..., kids  # nothing that can be stored, and the same in every process
     if plan.get("how") == "returned":
         return {"n": plan["n"], "kids": kids}, kids
     return {"n": plan["n"], "id": str(ctx.id), "attempt": ctx.attempt, "padding": plan.get("padding")}, kids
