@@ -214,6 +214,19 @@ async def test_results_hold_what_they_stand_for(engine: Engine, double: Any) -> 
     assert result.output is not None
     assert result.output.value == [4, 7]
 
+    @engine.task(retry=0)
+    async def breaks() -> None:
+        raise ValueError("broken below")
+
+    @engine.task
+    async def stands(ctx: Context) -> Any:
+        return ctx.submit(breaks)
+
+    parent = await engine.submit(stands)
+    result = await engine.manager.get_task_result(parent.id, timeout=LIMIT_S)
+    assert (result.status, result.output) == (TaskStatus.COMPLETED, None)
+    assert "broken below" in str(result.error)
+
 
 async def test_a_task_submitted_elsewhere_may_be_returned(engine: Engine, double: Any) -> None:
     """Any handle will do, not only those of children."""

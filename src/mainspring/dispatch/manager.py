@@ -19,7 +19,7 @@ from mainspring.dispatch.parts import Parts
 from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.registry import record_of
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import TaskError
+from mainspring.errors import StoreUnavailable, TaskError, TaskNotFound
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import Lane as LaneName
 from mainspring.processors.calls import submitter
@@ -31,10 +31,12 @@ from mainspring.store.base import (
     STANDS_FOR,
     Accepted,
     Claimed,
+    Ended,
     Finish,
     Lane,
 )
 from mainspring.tasks import (
+    ErrorInfo,
     RunningTask,
     Task,
     TaskId,
@@ -235,18 +237,27 @@ class TaskManager:
     async def get_task_result(self, task_id: TaskId, timeout: float | str | None = None) -> TaskResult:
         """Wait until the task has ended and return how; a failure is a result, not an exception.
 
-        Where the output stands for other tasks, their values are in it, once they have ended too.
+        Where the output stands for other tasks, their values are in it, once they have ended too. Where one of those
+        has none, the result of a completed task has that one's error instead of an output.
 
-        Raises: TaskNotFound; TaskTimeout: not ended within `timeout` seconds (the task goes on); the error of a task
-        that a completed output stands for.
+        Raises: TaskNotFound; TaskTimeout: not ended within `timeout` seconds (the task goes on).
         """
         async with within(timeout, task_id.bytes):
             ended = await self.waiters.wait(self.waiters.find(task_id.bytes))
             result = await self.store.result(task_id.bytes)
             assert result is not None
-            if ended.flags & STANDS_FOR:
-                result = msgspec.structs.replace(result, output=await self.values.output(ended, self._value_of))
-            return result
+            return await self._whole(result, ended) if ended.flags & STANDS_FOR else result
+
+    async def _whole(self, result: TaskResult, ended: Ended) -> TaskResult:
+        """Return the result with the values of those tasks that its output stands for."""
+        try:
+            output = await self.values.output(ended, self._value_of)
+        except (StoreUnavailable, TaskNotFound):
+            raise
+        except TaskError as exc:
+            error = exc.info or ErrorInfo(type=type(exc).__name__, message=str(exc))
+            return msgspec.structs.replace(result, output=None, error=error)
+        return msgspec.structs.replace(result, output=output)
 
     async def value(self, waiting: Waiting, timeout: float | str | None = None) -> Any:
         """Wait for a task, and for those that its output stands for, and return the plain value, or raise its error."""
