@@ -9,12 +9,13 @@ import pytest
 
 from mainspring.cli.findings import Finding, findings
 from mainspring.config import GIB, MIB
+from mainspring.store.sqlite.connection import SCHEMA_VERSION
 from mainspring.store.sqlite.inspection import ClassFacts, Facts, FileFacts, HandlerFacts, Overrun, WorkerFacts
 
 NOW = 1_800_000_000_000
 GOOD = {"sqlite": "3.51.3"}
 FILE = FileFacts(
-    path="/work.db", bytes=400 * MIB, log_bytes=4 * MIB, page_size=4096, pages=102_400, free_pages=10, schema=1,
+    path="/work.db", bytes=400 * MIB, log_bytes=4 * MIB, page_size=4096, pages=102_400, free_pages=10, schema=SCHEMA_VERSION,
     filesystem="ext4", names=1, disk_bytes=100 * GIB, disk_free_bytes=50 * GIB,
 )  # fmt: skip
 WORKER = WorkerFacts(
@@ -49,6 +50,7 @@ BUSY = changed(WORK, ready_since_ms=NOW - 90_000)
 OLD = changed(HANDLER, version="0", lane="thread")
 CASES = {
     "hard links": ("warning", "2 names", {"file": changed(FILE, names=2)}),
+    "older": ("note", "of an older version", {"file": changed(FILE, schema=SCHEMA_VERSION - 1)}),
     "little disk": ("warning", "(8%) of the disk", {"file": changed(FILE, disk_free_bytes=8 * GIB)}),
     "full disk": ("warning", "submits are refused", {"file": changed(FILE, disk_free_bytes=4 * GIB)}),
     "long log": ("warning", "write-ahead log", {"file": changed(FILE, log_bytes=65 * MIB)}),

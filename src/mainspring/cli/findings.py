@@ -9,6 +9,7 @@ import msgspec
 
 from mainspring.cli.screen import size, span
 from mainspring.config import MIB, StoreConfig, TaskManagerConfig, seconds
+from mainspring.store.sqlite.connection import SCHEMA_VERSION
 from mainspring.store.sqlite.inspection import COUNT_LIMIT, ClassFacts, Facts, HandlerFacts, WorkerFacts
 from mainspring.testing import Violation
 
@@ -95,6 +96,13 @@ def _file(facts: Facts) -> Iterator[Finding]:
             about="file",
             what=f"the file has {file.names} names (hard links)",
             remedy="keep one: a process that opens it by another name does not find its log",
+        )
+    if file.schema < SCHEMA_VERSION:
+        yield Finding(
+            level="note",
+            about="file",
+            what=f"schema {file.schema} is that of an older version; the next opening makes it {SCHEMA_VERSION}",
+            remedy="stop the workers of the older version and take a backup first: it can't open the file afterwards",
         )
     share = file.disk_free_bytes / file.disk_bytes if file.disk_bytes else 1.0
     if share < 0.10:

@@ -22,6 +22,7 @@ from mainspring.errors import (
     StoreRefused,
     StoreUnavailable,
 )
+from mainspring.store.sqlite.liveness import living_names
 from mainspring.store.sqlite.statements import MIGRATIONS, SCHEMA
 
 APPLICATION_ID = 0x4D53_5052  # "MSPR"
@@ -76,7 +77,7 @@ def open_writer(path: Path, config: StoreConfig, *, extra_schema: str = "", vola
             connection.pragma("cache_size", -_CACHE_KIB)
             connection.pragma("trusted_schema", 0)
             connection.pragma("journal_size_limit", config.wal_limit_bytes)
-            _migrate(connection, extra_schema)
+            _migrate(connection, path, extra_schema)
             os.chmod(path, 0o600)
         except BaseException:
             connection.close()
@@ -242,9 +243,23 @@ def _refuse_foreign(path: Path, peek: apsw.Connection) -> None:
     tables = peek.execute("SELECT count(*) FROM sqlite_schema").get
     if application != APPLICATION_ID and (application or version or tables):
         raise StoreForeign(f"{path} is another program's database; it was left as it is: name another file")
-    if application == APPLICATION_ID and int(version or 0) > SCHEMA_VERSION:
+    if application == APPLICATION_ID:
+        _refuse_newer(path, int(version or 0))
+
+
+def _refuse_newer(path: Path, version: int) -> None:
+    if version > SCHEMA_VERSION:
         raise StoreNewer(
             f"{path} has schema {version}, this version knows {SCHEMA_VERSION}; it was left as it is: update mainspring"
+        )
+
+
+def _refuse_shared(path: Path, version: int) -> None:
+    """Whoever lives beside an older file has an older program, which must not go on with a newer schema."""
+    if living_names(path.with_name(path.name + "-live")):
+        raise StoreUnavailable(
+            f"{path} has schema {version}, and processes of that version have it open; stop them, then try again: "
+            f"it becomes schema {SCHEMA_VERSION}"
         )
 
 
@@ -265,10 +280,14 @@ def _refuse_damaged(path: Path, peek: apsw.Connection) -> None:
         raise StoreDamaged(f"{path} is damaged ({found}); it was left as it is: restore a backup, or move it away")
 
 
-def _migrate(connection: apsw.Connection, extra_schema: str) -> None:
+def _migrate(connection: apsw.Connection, path: Path, extra_schema: str) -> None:
+    """Make the tables of a new file, or take an older one through every step to this version, in one transaction."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         version = int(connection.pragma("user_version") or 0)
+        _refuse_newer(path, version)
+        if 0 < version < SCHEMA_VERSION:
+            _refuse_shared(path, version)
         if version == 0:
             connection.execute(SCHEMA)
             connection.pragma("application_id", APPLICATION_ID)
