@@ -15,8 +15,8 @@ from mainspring.store.sqlite.inspection import ClassFacts, Facts, FileFacts, Han
 NOW = 1_800_000_000_000
 GOOD = {"sqlite": "3.51.3"}
 FILE = FileFacts(
-    path="/work.db", bytes=400 * MIB, log_bytes=4 * MIB, page_size=4096, pages=102_400, free_pages=10, schema=SCHEMA_VERSION,
-    filesystem="ext4", names=1, disk_bytes=100 * GIB, disk_free_bytes=50 * GIB,
+    path="/work.db", bytes=400 * MIB, log_bytes=4 * MIB, page_size=4096, pages=102_400, free_pages=10,
+    schema=SCHEMA_VERSION, filesystem="ext4", names=1, disk_bytes=100 * GIB, disk_free_bytes=50 * GIB,
 )  # fmt: skip
 WORKER = WorkerFacts(
     name="a1", pid=7, host="here", is_here=True, started_ms=NOW - 60_000, held=3, types=("custom:work",),

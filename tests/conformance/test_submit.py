@@ -114,6 +114,21 @@ async def test_a_task_can_not_wait_for_itself(store: Any) -> None:
         await store.submit([new(id=id, after=[id])])
 
 
+@pytest.mark.xfail(strict=True, reason="a submit does not look among the tombstones: the pruned task runs again")
+async def test_a_pruned_task_is_not_run_again(factory: Factory) -> None:
+    """Submitting the same id again is harmless, also after the task has ended and was pruned."""
+    async with opened(factory.make(keep_completed_s=10.0)) as store:
+        port = Port(store, 5)
+        await port.serve()
+        task = new()
+        await submit(store, task)
+        await port.until(lambda: port.held)
+        await port.run_all()
+        factory.clock.advance(100)
+        await factory.prune(store)
+        assert await store.submit([task]) == [Accepted(task.id, True)]
+
+
 async def test_a_pruned_parent_is_refused_as_such(factory: Factory, store: Any, port: Port) -> None:
     """A parent whose result is gone is not met and not unknown: the error says that it was pruned."""
     (parent,) = await submit(store, new())
