@@ -385,3 +385,31 @@ async def test_a_store_has_one_name_however_it_is_reached(tmp_path: Path) -> Non
             assert (linked.path, linked.folder, linked.blobs.folder) == (store.path, store.folder, store.blobs.folder)
             assert (await state(linked, id)).reason == "claimed"
     assert {item.name for item in other.path.parent.iterdir()} == {"work.db"}
+
+
+_RACE = """
+import os, sys, time
+from pathlib import Path
+from mainspring.config import StoreConfig
+from mainspring.store.sqlite.connection import open_writer
+
+for turn in range(100):
+    start, children = time.monotonic() + 0.01, []
+    for _ in range(3):
+        children.append(os.fork())
+        if not children[-1]:
+            while time.monotonic() < start:
+                pass
+            open_writer(Path(sys.argv[1], f"{turn}.db"), StoreConfig()).close()
+            os._exit(0)
+    if any(os.waitpid(child, 0)[1] for child in children):
+        sys.exit(f"turn {turn}")
+"""
+
+
+def test_several_processes_may_make_it_at_once(tmp_path: Path) -> None:
+    """Whoever comes in the middle of it waits, and is not told that the file is locked."""
+    done = subprocess.run(
+        [sys.executable, "-c", _RACE, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -67,9 +67,10 @@ def open_writer(path: Path, config: StoreConfig, *, extra_schema: str = "", vola
         _create(path)
         connection = apsw.Connection(os.fspath(path), statementcachesize=400)
         try:
-            connection.set_busy_handler(patience(config.lock_timeout_s))
+            patient = patience(config.lock_timeout_s)
+            connection.set_busy_handler(patient)
             connection.pragma("auto_vacuum", INCREMENTAL)  # of a new file: what is freed can be given back in steps
-            if connection.pragma("journal_mode", "wal") != "wal":
+            if _log_ahead(connection, patient) != "wal":
                 raise StoreUnavailable(f"{path} can't use a write-ahead log here; use a local disk")
             synchronous = "off" if volatile else "full" if config.durability == "full" else "normal"
             connection.pragma("synchronous", synchronous)
@@ -83,6 +84,16 @@ def open_writer(path: Path, config: StoreConfig, *, extra_schema: str = "", vola
             connection.close()
             raise
         return connection
+
+
+def _log_ahead(connection: apsw.Connection, patient: Callable[[int], bool]) -> str:
+    """Switch to a write-ahead log. Of two that do so at once SQLite refuses one without asking it for patience."""
+    while True:
+        try:
+            return str(connection.pragma("journal_mode", "wal"))
+        except apsw.BusyError:
+            if not patient(1):
+                raise
 
 
 def patience(limit_s: float) -> Callable[[int], bool]:
