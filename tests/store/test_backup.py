@@ -87,7 +87,7 @@ def test_blobs_are_links_or_copies(store: Path, tmp_path: Path, monkeypatch: pyt
     backup.copy_blobs(digests, blobs, tmp_path / "copied", quiet)
     for name, links in (("linked", 2), ("copied", 1)):
         found = backup.blobs_beside(tmp_path / name)
-        assert list(backup.blob_faults(digests, found, quiet)) == []
+        assert list(backup.blob_faults(digests, found, blobs, quiet)) == []
         files = [item for item in found.folder.rglob("*") if item.is_file()]
         assert {item.stat().st_nlink for item in files} == {links}
         assert len(files) == 3
@@ -100,8 +100,20 @@ def test_what_is_wrong_with_blobs(store: Path, tmp_path: Path) -> None:
     blobs.delete(missing)
     (blobs.folder / garbled[:2] / garbled[2:]).write_bytes(b"other")
     backup.copy_blobs(digests, blobs, tmp_path / "copy", quiet)
-    faults = list(backup.blob_faults(digests, backup.blobs_beside(tmp_path / "copy"), quiet))
+    faults = list(backup.blob_faults(digests, backup.blobs_beside(tmp_path / "copy"), blobs, quiet))
     assert [missing in faults[0], garbled in faults[1], len(faults)] == [True, True, 2]
+
+
+def test_a_damaged_blob_of_an_earlier_copy_is_replaced(store: Path, tmp_path: Path) -> None:
+    """Where the source has a whole one."""
+    digests, blobs = backup.digests_of(store), backup.blobs_beside(store)
+    backup.copy_blobs(digests, blobs, tmp_path / "copy", quiet)
+    copies = backup.blobs_beside(tmp_path / "copy")
+    copies.delete(digests[0])
+    (copies.folder / digests[0][:2] / digests[0][2:]).write_bytes(b"rotten")
+    backup.copy_blobs(digests, blobs, tmp_path / "copy", quiet)
+    assert list(backup.blob_faults(digests, copies, blobs, quiet)) == []
+    assert copies.get(digests[0]) == blobs.get(digests[0])
 
 
 def test_a_store_without_blobs_gets_no_folder(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def backup(
     began = SYSTEM.monotonic()
     with stages(as_json=as_json) as shown, _draft(target) as draft:
         _copy(source, draft, target, shown, is_compact=compact)
-        faults = _faults(draft, target, shown)
+        faults = _faults(draft, target, source, shown)
         copying.publish(draft, unsound(target) if faults else target)
     if faults:
         raise _refusal(f"the copy of {source} is kept as {unsound(target)} and is not sound", faults)
@@ -69,7 +69,7 @@ def restore(
     began = SYSTEM.monotonic()
     with stages(as_json=as_json) as shown, _draft(target) as draft:
         _copy(source, draft, target, shown, is_compact=False)
-        if faults := _faults(draft, target, shown):
+        if faults := _faults(draft, target, source, shown):
             raise _refusal(f"{source} is not sound; nothing was restored", faults)
         run(_recover(draft))
         copying.refuse_taken(target, is_forced=force)  # nobody came meanwhile
@@ -109,13 +109,13 @@ def _copy(source: Path, draft: Path, target: Path, shown: Stages, *, is_compact:
         copying.compact(draft)
 
 
-def _faults(draft: Path, target: Path, shown: Stages) -> list[str]:
+def _faults(draft: Path, target: Path, source: Path, shown: Stages) -> list[str]:
     """Return what is wrong with a copy: damage, broken invariants, blobs that are missing or damaged."""
     if damage := look(draft, lambda connection: integrity(connection, is_thorough=True)):
         return damage
     found = [str(violation) for violation in check_history(draft)]
-    blobs = copying.blobs_beside(target)
-    return found + list(copying.blob_faults(copying.digests_of(draft), blobs, shown.of("blobs checked")))
+    blobs, theirs = copying.blobs_beside(target), copying.blobs_beside(source)
+    return found + list(copying.blob_faults(copying.digests_of(draft), blobs, theirs, shown.of("blobs checked")))
 
 
 def _refusal(what: str, faults: list[str]) -> StoreDamaged:

@@ -101,14 +101,30 @@ def copy_blobs(digests: Sequence[str], source: LocalBlobStore, target: Path, pro
         progress(n, len(digests))
 
 
-def blob_faults(digests: Sequence[str], blobs: LocalBlobStore, progress: Progress) -> Iterator[str]:
-    """Yield what is wrong with blobs: those that are missing, and those whose content has another hash."""
+def blob_faults(
+    digests: Sequence[str], blobs: LocalBlobStore, source: LocalBlobStore, progress: Progress
+) -> Iterator[str]:
+    """Yield what is wrong with copied blobs: those that are missing, and those whose content has another hash.
+
+    A damaged one, left by an earlier copy, is first replaced from the source.
+    """
     for n, digest in enumerate(digests, 1):
         try:
-            blobs.get(digest)
+            if not _is_whole(digest, blobs):
+                blobs.delete(digest)
+                blobs.take(digest, source)
+                blobs.get(digest)
         except (TaskNotFound, InternalError) as exc:
             yield str(exc)
         progress(n, len(digests))
+
+
+def _is_whole(digest: str, blobs: LocalBlobStore) -> bool:
+    try:
+        blobs.get(digest)
+    except InternalError:
+        return False
+    return True
 
 
 def refuse_taken(path: Path, *, is_forced: bool) -> None:
