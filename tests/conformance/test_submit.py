@@ -114,7 +114,6 @@ async def test_a_task_can_not_wait_for_itself(store: Any) -> None:
         await store.submit([new(id=id, after=[id])])
 
 
-@pytest.mark.xfail(strict=True, reason="a submit does not look among the tombstones: the pruned task runs again")
 async def test_a_pruned_task_is_not_run_again(factory: Factory) -> None:
     """Submitting the same id again is harmless, also after the task has ended and was pruned."""
     async with opened(factory.make(keep_completed_s=10.0)) as store:

@@ -194,7 +194,9 @@ class Course:
         return bool(report.effects or report.refs) or (output is not None and len(output) > self._values.inline_bytes)
 
     def _let_go(self, attempt: Attempt) -> None:
-        del attempt.desk.running[attempt.claim.id]
+        running = attempt.desk.running
+        if running.get(attempt.claim.id) is attempt:  # not where it was lost, and claimed again meanwhile
+            del running[attempt.claim.id]
         if not attempt.abandoned:  # else it still runs, and whoever dies beside it did not run alone
             self._unmark(attempt)
         self._leave(attempt)

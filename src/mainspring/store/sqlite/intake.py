@@ -33,11 +33,14 @@ def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True
     """Store the tasks; those with a key or an id that exist already are recognised. All or none."""
     accepted: list[Accepted] = []
     entry = _Entry(tx, tasks)
+    old = max(0, tx.now_ms - tx.memory.fresh_ms).to_bytes(6, "big")  # ids begin with the time they were made at
     for task in tasks:
         found = None
         if task.key is not None:
             entry.write()  # an earlier one of the call may have the key
             found = _existing_key(tx, task)
+        if found is None and task.id < old and tx.one("tombstone_by_id", task.id) is not None:
+            found = Accepted(task.id, True)
         if found is None:
             entry.add(task)
         accepted.append(found or Accepted(task.id, False))

@@ -41,6 +41,8 @@ class Memory:
 
     def __init__(self, config: StoreConfig) -> None:
         self.ageing_ms = int(config.ageing_s * 1000)
+        self.fresh_ms = int(min(60.0, config.keep_completed_s, config.keep_failed_s) * 1000)
+        """Younger tasks are not pruned, so that a submit need not look for their tombstones."""
         self.owner = 0  # this process's row in `worker`
         self.class_ids: dict[ClassKey, int] = {}
         self.class_keys: dict[int, ClassKey] = {}

@@ -92,7 +92,7 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
         if status < COMPLETED:
             continue
         keep_s = config.keep_completed_s if status == COMPLETED else config.keep_failed_s
-        if status == COMPLETED and surplus > 0:
+        if status == COMPLETED and surplus > 0 and ended_ms <= tx.now_ms - tx.memory.fresh_ms:
             surplus -= 1
         elif ended_ms > tx.now_ms - keep_s * 1000:
             continue
