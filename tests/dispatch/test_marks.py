@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 import pytest
-from tests.engine.support import LIMIT_S, engine_on, until, value
+from tests.engine.support import engine_on, until, value
 
 from mainspring import Engine, TaskTimeout
 from mainspring.dispatch.attempt import Attempt
@@ -60,22 +60,3 @@ async def test_what_runs_in_a_child_is_not_marked() -> None:
         for in_child in (True, False):
             Attempt(claim, desk, 7, None, in_child=in_child).send(Started())
     assert marked == [7]
-
-
-async def test_a_turn_that_comes_after_the_deadline() -> None:
-    """A claim that had to wait until a suspect was through does not start when its deadline has passed meanwhile."""
-    started: list[int] = []
-    async with engine_on() as engine:
-
-        @engine.task
-        async def prompt() -> None:
-            started.append(1)
-
-        course: Any = engine.manager._course
-        async with course._alone:
-            handle = await engine.submit(prompt, deadline="80ms")
-            await until(lambda: engine.manager._desks["async"].queued == 0)
-            await asyncio.sleep(0.1)
-        with pytest.raises(TaskTimeout, match="deadline passed before start"):
-            await handle.result(timeout=LIMIT_S)
-    assert started == []

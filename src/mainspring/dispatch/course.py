@@ -18,7 +18,7 @@ from mainspring.execution.base import Report, Runner
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import failure
 from mainspring.results.values import Values
-from mainspring.store.base import BLOB_INPUT, HAS_REFS, SUSPECT, Claimed, Store
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, RELEASED, SUSPECT, Claimed, Finish, Store
 from mainspring.tasks import ErrorInfo, TaskId
 
 logger = logging.getLogger("mainspring.dispatch")
@@ -132,7 +132,13 @@ class Course:
             return await self._ran(attempt, attempt.desk.runner())
 
     async def _ran(self, attempt: Attempt, runner: Runner) -> bool:
-        if self._is_too_late(attempt.desk, attempt.claim):  # it had to wait for its turn
+        """Its turn has come. It had to wait for it: the deadline may have passed, or a drain have begun."""
+        desk, claim = attempt.desk, attempt.claim
+        if self._is_too_late(desk, claim):
+            return True
+        if desk.is_shut:
+            desk.freed()
+            self._store.finish(Finish(claim, RELEASED, self._store.now_ms()))
             return True
         going = self._run(attempt, runner)
         return going is None or await going

@@ -191,6 +191,11 @@ class LaneDesk:
             self._at_rest = 0.0
             self._window_at = now
 
+    @property
+    def is_shut(self) -> bool:
+        """Whether nothing that has not begun begins any more."""
+        return not self._taking
+
     def shut(self) -> None:
         """Take no more claims; those that are here go on."""
         self._taking = False

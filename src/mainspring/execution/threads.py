@@ -73,6 +73,8 @@ class ThreadRunner:
             if job is None:
                 return
             work, channel, future = job
+            if future.cancelled():  # it was given up before it began
+                continue
             result = self._run(work, channel)
             if (work.id, work.attempt) in self._lost:  # it came back, but another thread has its place
                 loop.call_soon_threadsafe(self._gone, (work.id, work.attempt))
