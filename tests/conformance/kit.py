@@ -10,9 +10,9 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import apsw
 import msgspec
@@ -21,13 +21,27 @@ from mainspring.blobs.local import LocalBlobStore
 from mainspring.config import StoreConfig
 from mainspring.environment import Environment
 from mainspring.errors import InvalidInput
-from mainspring.store.base import COMPLETED, FAILED, Claimed, Ended, Finish, Lane, NewTask, Store
-from mainspring.store.sqlite import upkeep
+from mainspring.store.base import (
+    CANCEL_ASKED,
+    COMPLETED,
+    FAILED,
+    OUTCOMES,
+    SUSPECT,
+    Claimed,
+    Ended,
+    Finish,
+    Lane,
+    NewTask,
+    Store,
+)
+from mainspring.store.sqlite import graph, upkeep
 from mainspring.store.sqlite.store import SqliteStore
 from mainspring.store.sqlite.transaction import Applier, Transaction
+from mainspring.store.sqlite.writer import Operation
 from mainspring.tasks import ErrorInfo, TaskId, TaskStatus, Text, TextOutput
 from mainspring.tasks.codec import encode
 from mainspring.tasks.lifecycle import STATUS_OF, STORED_REASONS, State
+from mainspring.testing import Violation, check_history
 
 WORK, OTHER = "custom:work", "custom:other"
 AGEING_MS = 60_000
@@ -40,15 +54,20 @@ class Clock(Environment):
 
     def __init__(self) -> None:
         self._now = 1_800_000_000.0
+        self._wall_ahead = 0.0
 
     def monotonic(self) -> float:
         return self._now
 
     def wall_ms(self) -> int:
-        return round(self._now * 1000)
+        return round((self._now + self._wall_ahead) * 1000)
 
     def advance(self, seconds: float) -> None:
         self._now += seconds
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock alone."""
+        self._wall_ahead += seconds
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -194,6 +213,17 @@ async def statuses(store: Store, ids: Iterable[bytes]) -> list[str]:
     return [(await status(store, id)).value for id in ids]
 
 
+class Contents(NamedTuple):
+    """All that a store has written, by task id and in words."""
+
+    tasks: dict[bytes, dict[str, Any]]  # in order of submission
+    keys: dict[tuple[str, str], bytes]
+    retried: dict[bytes, bytes]
+    tombstones: dict[bytes, tuple[str, int]]
+    notes: list[str]
+    violations: list[Violation]  # what it breaks of its invariants
+
+
 class Factory(Protocol):
     """Opens stores on one and the same place, and does to them what no contract offers."""
 
@@ -210,6 +240,21 @@ class Factory(Protocol):
 
     async def prune(self, store: Any) -> None:
         """Let retention go over the whole store once."""
+
+    async def hold_upkeep(self, store: Any) -> None:
+        """From now on what a store does by itself at intervals is done only when the test asks for it."""
+
+    async def rescue(self, store: Any) -> None:
+        """Take back at once what dead processes hold."""
+
+    async def go_on(self, store: Any) -> None:
+        """Let ends travel on that have not reached all descendants yet."""
+
+    def together(self, store: Any) -> AbstractAsyncContextManager[None]:
+        """What is given to the store inside goes into one commit, after the block."""
+
+    def contents(self) -> Contents:
+        """Return all that is in the store now."""
 
     def recount(self) -> Counter[tuple[str, str]]:
         """Count tasks afresh by (type, status)."""
@@ -280,6 +325,36 @@ class SqliteFactory:
         while cursor := await store.write(step):
             pass
 
+    async def hold_upkeep(self, store: SqliteStore) -> None:
+        await store._caretaker.stop()
+        store._arm = lambda next_event_ms: None  # type: ignore[method-assign]
+
+    async def rescue(self, store: SqliteStore) -> None:
+        await store._caretaker.rescue_dead()
+
+    async def go_on(self, store: SqliteStore) -> None:
+        while self._rows("SELECT 1 FROM cascade LIMIT 1"):
+            await store.write(graph.go_on)
+
+    @asynccontextmanager
+    async def together(self, store: SqliteStore) -> AsyncIterator[None]:
+        given: list[Operation] = []
+        store._writer.put = given.append  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            del store._writer.put
+            store._writer._inbox.extend(given)
+            store._writer.kick()
+
+    def contents(self) -> Contents:
+        connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            connection.execute("BEGIN")  # one snapshot for all
+            return _contents(connection)
+        finally:
+            connection.close()
+
     def _rows(self, sql: str, *values: Any) -> list[Any]:
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
@@ -303,6 +378,41 @@ class SqliteFactory:
         rows = self._rows("SELECT id, status, reason FROM task")
         reasons = (*STORED_REASONS, None)
         return {id: State(STATUS_OF[code], reasons[-1 if at is None else at]) for id, code, at in rows}
+
+
+def _contents(connection: apsw.Connection) -> Contents:
+    attempts: dict[int, list[tuple[int, str]]] = {}
+    for seq, number, outcome in connection.execute("SELECT task, number, outcome FROM attempt ORDER BY task, number"):
+        attempts.setdefault(seq, []).append((number, OUTCOMES[outcome]))
+    parents: dict[int, list[bytes]] = {}
+    for seq, id in connection.execute("SELECT child, id FROM edge JOIN task ON seq = parent ORDER BY child, n"):
+        parents.setdefault(seq, []).append(id)
+    tasks = {}
+    for row in connection.execute(
+        "SELECT seq, task.id, namespace, type, grp, rank, status, reason, due_ms, attempt, name, flags, retry_count, "
+        "crashes, releases, submitted_ms, task.ended_ms, output, error "
+        "FROM task JOIN class ON class.id = class LEFT JOIN worker ON worker.id = owner ORDER BY seq"
+    ):
+        seq, id, *kind, rank, status, reason, due, attempt, holder, flags = row[:12]
+        retries, crashes, releases, submitted, ended, output, raw = row[12:]
+        tasks[id] = {
+            "kind": tuple(kind), "rank": rank, "status": STATUS_OF[status].value,
+            "reason": None if reason is None else STORED_REASONS[reason], "due": due, "attempt": attempt,
+            "holder": holder, "is_asked": bool(flags & CANCEL_ASKED), "is_suspect": bool(flags & SUSPECT),
+            "retries": retries, "crashes": crashes, "releases": releases, "submitted": submitted, "ended": ended,
+            "output": output, "error": None if raw is None else msgspec.msgpack.decode(raw, type=ErrorInfo).type,
+            "parents": tuple(parents.get(seq, ())), "attempts": tuple(attempts.get(seq, ())),
+        }  # fmt: skip
+    return Contents(
+        tasks,
+        {(row[0], row[1]): row[2] for row in connection.execute(
+            "SELECT namespace, key, id FROM idempotency JOIN task ON seq = task")},
+        dict(connection.execute(
+            "SELECT old.id, new.id FROM retried JOIN task old ON old.seq = task JOIN task new ON new.seq = again")),
+        {row[0]: (STATUS_OF[row[1]].value, row[2]) for row in connection.execute("SELECT * FROM tombstone")},
+        [row[0] for row in connection.execute("SELECT text FROM note ORDER BY rowid")],
+        check_history(connection),
+    )  # fmt: skip
 
 
 FACTORIES: dict[str, type[SqliteFactory]] = {"sqlite": SqliteFactory}

@@ -1,0 +1,216 @@
+"""The machine's own credibility: one safeguard of the store taken out at a time. Each of these must be found."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+from tests.model.machine import StoreMachine, examine
+
+from mainspring.store.base import CANCEL_ASKED, NewTask
+from mainspring.store.sqlite import commands, graph, intake, outcomes, store, upkeep
+from mainspring.store.sqlite.statements import SQL, WIDE
+from mainspring.store.sqlite.transaction import Memory, Transaction
+from mainspring.store.sqlite.writer import Writer
+from mainspring.tasks.lifecycle import CLAIMED, COMPLETED
+
+Ablation = Callable[[], AbstractContextManager[Any]]
+
+
+@contextmanager
+def sql(before: str, after: str, *names: str) -> Iterator[None]:
+    """Named statements with a part of them replaced, the wide ones too."""
+    with ExitStack() as stack:
+        for name in names:
+            assert before in SQL[name], f"statement {name} has no {before!r} any more"
+            stack.enter_context(mock.patch.dict(SQL, {name: SQL[name].replace(before, after)}))
+            if name in WIDE:
+                wide = tuple((n, text.replace(before, after)) for n, text in WIDE[name])
+                stack.enter_context(mock.patch.dict(WIDE, {name: wide}))
+        yield
+
+
+@contextmanager
+def flipped(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+    """A function or value, made into another one that may use it."""
+    with mock.patch.object(owner, name, make(getattr(owner, name))):
+        yield
+
+
+def _cancel_without_asking(real: Any) -> Any:
+    def cancel(tx: Transaction, id: bytes) -> str:
+        _, _, reason, *_ = commands.state(tx, id)
+        return "cancelled" if reason == CLAIMED else str(real(tx, id))
+
+    return cancel
+
+
+def _count_completed_twice(real: Any) -> Any:
+    return lambda tx, class_id, status, n=1: real(tx, class_id, status, n + (status == COMPLETED and n > 0))
+
+
+def _unbounded_rank(real: Any) -> Any:
+    def rank_of(task: NewTask, now_ms: int, ageing_ms: int) -> int:
+        rank = max(now_ms, task.not_before_ms or 0) - task.priority * ageing_ms
+        return rank if task.deadline_ms is None else min(rank, task.deadline_ms - ageing_ms)
+
+    return rank_of
+
+
+def _door_always_open(real: Any) -> Any:
+    def door(tx: Transaction, class_key: Any, tasks: Any) -> Any:
+        class_id = tx.class_id(class_key)
+        lane = tx.lane_for(class_id)
+        return intake._Door(class_id, lane, 0 if lane is None else lane.room())
+
+    return door
+
+
+def _forget_pauses(real: Any) -> Any:
+    return lambda self, key: False
+
+
+def _nothing(real: Any) -> Any:
+    return lambda *args, **kwargs: None
+
+
+def _none_found(real: Any) -> Any:
+    return lambda tx, seq: []
+
+
+def _all_alone(real: Any) -> Any:
+    """Blame whoever ran, as if it had been alone."""
+
+    def rescue(tx: Transaction, owner: int, evidence: Any) -> Any:
+        if not evidence.started:
+            return real(tx, owner, evidence)
+        found = 0
+        for mark in sorted(evidence.started):
+            found = real(tx, owner, evidence._replace(started=frozenset([mark])))
+        return found
+
+    return rescue
+
+
+def _keep_what_is_refused(real: Any) -> Any:
+    """Record the failure beside what was written before it, instead of taking that back."""
+
+    def guarded_finish(self: Any, tx: Transaction, finish: Any) -> None:
+        try:
+            outcomes.finish_one(tx, finish)
+        except Exception:  # noqa: BLE001 - as the real one does
+            finish.effects, finish.children, finish.refs = (), (), ()
+            finish.outcome, finish.output, finish.error = 1, None, finish.error or b"\x84\xa4type\xa1x"
+            real(self, tx, finish)
+
+    return guarded_finish
+
+
+def _clock_of_the_wall(real: Any) -> Any:
+    def set_clock(self: Any, connection: Any) -> None:
+        real(self, connection)
+        self._wall_ms = self._env.wall_ms()
+
+    return set_clock
+
+
+def _without_deadline(finish: Any) -> Any:
+    finish.claim.deadline_ms = None
+    return finish
+
+
+@contextmanager
+def _cancel_is_forgotten() -> Iterator[None]:
+    with (
+        flipped(outcomes, "CANCEL_ASKED", lambda flag: flag & ~CANCEL_ASKED),
+        sql(" AND flags & 1 = 0", "", "complete"),
+        sql(" AND task.flags & 1 = 0", "", "complete_many"),
+    ):
+        yield
+
+
+OWNED = "seq = ? AND attempt = ? AND owner = ?"
+ABLATIONS: dict[str, Ablation] = {
+    "claims ignore the rank": lambda: sql("ORDER BY rank, seq", "ORDER BY seq", "heads", "claim_of_class"),
+    "a finish is taken from whoever sends it": lambda: sql(
+        OWNED, "seq = ? AND ? >= 0 AND ? >= 0 AND owner IS NOT NULL", "held"
+    ),
+    "a completion is not fenced by the attempt": lambda: sql(
+        " AND task.attempt = v.column5 AND task.owner = v.column6",
+        " AND v.column5 >= 0 AND v.column6 >= 0 AND task.owner IS NOT NULL",
+        "complete_many",
+    ),
+    "a start is not fenced": lambda: sql(
+        "attempt = ? AND owner = ? AND reason = 4", "? >= 0 AND ? >= 0 AND reason = 4", "start"
+    ),
+    "a retry is not charged": lambda: sql("retry_count = retry_count + 1", "retry_count = retry_count", "again"),
+    "a crash is not charged": lambda: sql("crashes = crashes + 1", "crashes = crashes", "again_after_crash"),
+    "releases are not counted": lambda: sql("releases = releases + ?", "releases = releases + 0 * ?", "give_back"),
+    "a task may be handed back for ever": lambda: flipped(outcomes, "MAX_RELEASES", lambda _: 10**6),
+    "crashes never end a task": lambda: flipped(outcomes, "MAX_CRASHES", lambda _: 10**6),
+    "keys are shared by namespaces": lambda: sql("namespace = ? AND key = ?", "? IS NOT NULL AND key = ?", "find_key"),
+    "params don't tell payloads apart": lambda: flipped(intake, "_work_of", lambda _: lambda raw: None),
+    "queue_size is not looked at": lambda: flipped(intake, "_refuse_overflow", _nothing),
+    "completed tasks are counted twice": lambda: flipped(Transaction, "count", _count_completed_twice),
+    "policy skip is taken for require": lambda: flipped(graph, "SKIP", lambda _: -1),
+    "failures don't travel": lambda: sql(
+        "reason = 1 AND edge.policy", "reason = 9 AND edge.policy", "broken_children_of"
+    ),
+    "a child goes on when its first parent ends": lambda: sql(
+        "edge.n >= child.waits_at", "edge.n < child.waits_at", "waiting_on"
+    ),
+    "parents don't take their children's rank": lambda: sql("status < 2 AND rank > ?", "rank > ? AND 0", "raise_rank"),
+    "dependents don't wait for what a parent stands for": lambda: sql(
+        "WHERE edge.parent = ?", "WHERE edge.parent = -?", "all_children_of"
+    ),
+    "late dependents don't wait for what a parent stands for": lambda: flipped(graph, "_stood_for", _none_found),
+    "tasks may come to wait for each other": lambda: sql(
+        "SELECT seq FROM above", "SELECT seq FROM above WHERE 0", "waited_for_by"
+    ),
+    "deadlines are not looked at": lambda: flipped(upkeep, "expire", _nothing),
+    "delays end a second early": lambda: sql("due_ms <= ?", "due_ms <= ? + 1000", "due_now"),
+    "a retry comes after its deadline": lambda: flipped(
+        outcomes, "_again", lambda real: lambda tx, f, outcome: real(tx, _without_deadline(f), outcome)
+    ),
+    "nothing bounds what priority and deadline are worth": lambda: flipped(intake, "rank_of", _unbounded_rank),
+    "new tasks overtake waiting ones": lambda: flipped(intake, "_door", _door_always_open),
+    "a pause is forgotten": lambda: flipped(Memory, "is_paused", _forget_pauses),
+    "cancel says cancelled and stops nothing": lambda: flipped(commands, "cancel", _cancel_without_asking),
+    "a wish to cancel is not kept": _cancel_is_forgotten,
+    "ends don't travel": lambda: flipped(graph, "ended", _nothing),
+    "a retry by hand leaves the key behind": lambda: sql("SET task = ?", "SET task = task + 0 * ?", "move_key"),
+    "a retry by hand leaves descendants behind": lambda: flipped(
+        commands, "_descendants", lambda _: lambda tx, seq: []
+    ),
+    "parents of the living are pruned": lambda: sql("LIMIT 1", "AND 0 LIMIT 1", "has_live_child"),
+    "what others stand for is pruned": lambda: sql("LIMIT 1", "AND 0 LIMIT 1", "is_stood_for"),
+    "pruning keeps the key": lambda: sql("WHERE task = ?", "WHERE task = -?", "prune_keys"),
+    "a crash is blamed on all that ran": lambda: flipped(upkeep, "rescue", _all_alone),
+    "suspects are not marked": lambda: flipped(upkeep, "SUSPECT", lambda _: 0),
+    "a process that signs off keeps its claims": lambda: flipped(store, "_sign_off", _nothing),
+    "refused outcomes are kept in part": lambda: flipped(Writer, "_guarded_finish", _keep_what_is_refused),
+    "the clock may go back": lambda: flipped(store.SqliteStore, "_set_clock", _clock_of_the_wall),
+}
+"""What is taken out, by what the store does without it."""
+
+
+def examples_until_found(name: str, most: int, seed: int = 0) -> int | None:
+    """Return after how many examples the machine finds what is taken out; None when it does not."""
+    done = 0
+
+    class Ablated(StoreMachine):
+        def teardown(self) -> None:
+            nonlocal done
+            done += 1
+            super().teardown()
+
+    logger = logging.getLogger("mainspring.store")
+    with ABLATIONS[name](), mock.patch.object(logger, "disabled", True):
+        try:
+            examine(Ablated, most, seed)
+        except Exception:  # noqa: BLE001 - whatever it is that fails: without the ablation nothing does
+            return done
+    return None

@@ -1,0 +1,62 @@
+"""Stores against their specification, and the specification's own credibility."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from tests.conformance.kit import FACTORIES
+from tests.model.ablations import examples_until_found
+from tests.model.machine import StepsMachine, StoreMachine, examine
+
+SEED = 0
+"""`python -m proof.model --seed 0` tries the same examples first, and shortens what fails."""
+MUST_HAPPEN = {
+    "submit": "list Conflict TaskNotFound QueueFull",
+    "finish as completed": "completed False cancelled failed",
+    "finish as retry": "pending False",
+    "finish as crashed": "pending failed",
+    "finish as released": "pending failed",
+    "finish as timeout": "timeout",
+    "cancel": "cancelled held requested TaskNotFound already(completed)",
+    "retry": "bytes InvalidInput",
+    "withdraw": "True False",
+    "resume": "0 1",
+}
+"""Answers that a run without them would have proved little."""
+
+
+@pytest.mark.parametrize("kind", FACTORIES)
+def test_the_store_does_what_its_specification_says(kind: str) -> None:
+    """Whatever is asked in whatever order, of up to two processes on one file that come, go and die: answers, claims,
+    lost outcomes, news, every row and every count are the model's after every step, and no invariant is broken."""
+    machine: Any = type("Machine", (StoreMachine,), {"kind": kind, "seen": Counter()})
+    examine(machine, 40, SEED)
+    happened = {(name, answer.split()[0]) for name, answer in machine.seen}
+    missing = {(name, answer) for name, answers in MUST_HAPPEN.items() for answer in answers.split()} - happened
+    assert not missing
+
+
+@pytest.mark.parametrize("kind", FACTORIES)
+def test_ends_may_travel_in_steps(kind: str) -> None:
+    """However few ends travel in one commit, what comes of them is the same."""
+    examine(type("Machine", (StepsMachine,), {"kind": kind}), 10, SEED)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "claims ignore the rank",
+        "a finish is taken from whoever sends it",
+        "keys are shared by namespaces",
+        "completed tasks are counted twice",
+        "policy skip is taken for require",
+        "deadlines are not looked at",
+        "a wish to cancel is not kept",
+        "the clock may go back",
+    ],
+)
+def test_what_is_taken_out_is_found(name: str) -> None:
+    """Without one of its safeguards the store is told from its specification."""
+    assert examples_until_found(name, 60, SEED) is not None

@@ -1,0 +1,469 @@
+"""A store and its model side by side: whatever is asked of one is asked of both, and then they must agree."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from tests.conformance.kit import AGEING_MS, FACTORIES, OTHER, OUTPUT, WORK, Factory, Note, Port, new
+from tests.model.specification import Model
+from tests.model.words import Claim, Outcome, Rules, Task
+
+from mainspring.errors import TaskError, TaskNotFound
+from mainspring.store.base import (
+    COMPLETED,
+    HAS_REFS,
+    OUTCOMES,
+    RELEASED,
+    SUSPECT,
+    Claimed,
+    Ended,
+    Finish,
+    NewTask,
+    Spec,
+)
+from mainspring.tasks import ErrorInfo
+from mainspring.tasks.lifecycle import STATUS_OF
+
+LANES = {"async": (WORK,), "thread": (OTHER,)}
+UNSERVED = "custom:elsewhere"
+KEEP = {"keep_completed_s": 100, "keep_failed_s": 200, "keep_tombstones_s": 400, "max_completed": 6}
+FINISHES, STARTS, SUBMISSIONS, COMMANDS = range(4)
+_REFUSALS = {"refuse": "InvalidInput", "break": "KeyError"}  # what a note of the kit ends with
+_ERROR_OF = {"failed": "ValueError", "timeout": "TaskTimeout", "retry": "ValueError", "crashed": "ProcessingFailed"}
+
+
+class Op(NamedTuple):
+    """Something asked of a store, and what the model answers at a time."""
+
+    name: str
+    order: int  # within one commit
+    give: Callable[[], Awaitable[Any] | None]
+    expect: Callable[[int], Any]
+
+
+class Worker(Port):
+    """One process: a store, and the test as its worker."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store, 0, **LANES)
+        self.name: str = store.worker_id
+        self.begun: dict[bytes, int] = {}  # when the handlers of held claims began
+        self.marked: dict[bytes, int] = {}  # in which slot one is marked
+        self.must_miss = 0  # outcomes that must have been lost
+        self.fresh: list[Claimed] = []  # handed over and not compared yet
+        self.note()
+
+    def wants(self, id: bytes) -> bool:
+        return False  # ends in other processes are told there
+
+    def claimed(self, claims: list[Claimed]) -> None:
+        super().claimed(claims)
+        self.fresh += sorted(claims, key=lambda claim: (claim.rank, claim.seq))
+
+    def note(self) -> None:
+        """All that was told so far has been compared."""
+        self.taken = {name: lane.taken for name, lane in self.lanes.items()}
+
+    def room_given(self) -> dict[str, int]:
+        """What the lanes have room for, but for what was handed over since."""
+        return {name: lane.limit + lane.released - self.taken[name] for name, lane in self.lanes.items()}
+
+    def lane_of(self, claim: Claimed) -> str:
+        return next(name for name, types in LANES.items() if claim.class_key[1] in types)
+
+    def running(self) -> frozenset[tuple[bytes, int]]:
+        """What whoever judges a crash of this process finds: (task, attempt)."""
+        return frozenset((id, self.held[id].attempt) for id in self.marked if id in self.held)
+
+    def let_go(self, claim: Claimed) -> None:
+        self.held.pop(claim.id, None)
+        self.begun.pop(claim.id, None)
+        if (slot := self.marked.pop(claim.id, None)) is not None:
+            self.store.mark(slot, 0, 0)
+
+
+class World:
+    """Args: in_steps: ends may travel on after the commit that they began in."""
+
+    def __init__(
+        self, folder: Path, *, kind: str = "sqlite", queue_size: int | None = None, in_steps: bool = False
+    ) -> None:
+        self.factory: Factory = FACTORIES[kind](folder)
+        self.queue_size = queue_size
+        self.in_steps = in_steps
+        self.seen: Counter[tuple[str, str]] = Counter()  # what was asked and answered
+        self.mishaps: list[dict[str, Any]] = []  # what a callback of the loop raised
+        self.model = Model(
+            Rules(
+                ageing=AGEING_MS,
+                queue_size=queue_size,
+                max_completed=KEEP["max_completed"],
+                **{name: KEEP[f"{name}_s"] * 1000 for name in ("keep_completed", "keep_failed", "keep_tombstones")},
+            )
+        )
+        self.workers: list[Worker] = []
+        self.eager: Worker | None = None  # the one process that may have room for what comes
+        self.dead: list[tuple[str, frozenset[tuple[bytes, int]]]] = []  # killed, and not rescued yet
+        self.stale: list[Claimed] = []  # claims that somebody had once
+        self.told: list[Ended] = []  # by processes that are gone
+        self.untold: set[bytes] = set()  # what may have ended while nobody listened
+        self.holders: dict[tuple[bytes, int], str] = {}  # who got an attempt
+        self.clocks: dict[str, float] = {}
+        self._ids = 0
+
+    # Processes
+
+    async def open(self) -> Worker:
+        asyncio.get_running_loop().set_exception_handler(lambda _, mishap: self.mishaps.append(mishap))
+        newest = max((task.submitted for task in list(self.model.tasks.values())[-1:]), default=0)
+        store = self.factory.make(durability="relaxed", queue_size=self.queue_size, **KEEP)
+        clock = self.factory.clock
+        self.clocks[store.worker_id] = max(clock.wall_ms(), newest) - clock.monotonic() * 1000
+        await store.open()
+        await self.factory.hold_upkeep(store)
+        worker = Worker(store)
+        self.workers.append(worker)
+        await self.rescue(worker, is_opening=True)
+        await worker.serve()
+        self.model.workers[worker.name] = frozenset(kind for types in LANES.values() for kind in types)
+        await self.perform(worker)
+        return worker
+
+    async def rescue(self, worker: Worker, *, is_opening: bool = False) -> None:
+        dead, self.dead = self.dead, []
+        ended = len(self.model.ends)
+
+        def expect(now: int) -> None:
+            for name, running in dead:
+                self.model.rescue(name, now, running)
+            if is_opening:  # nobody could listen yet
+                self.model.pass_time(now)
+                self.untold.update(self.model.ends[ended:])
+
+        await self.perform(worker, Op("rescue", COMMANDS, lambda: self.factory.rescue(worker.store), expect))
+
+    async def close(self, worker: Worker) -> None:
+        """A process signs off."""
+        await worker.store.close()
+        self.model.pass_time(self.now(worker))
+        self.model.sign_off(worker.name, self.now(worker))
+        self.model.pass_time(self.now(worker))
+        await self._gone(worker)
+
+    async def kill(self, worker: Worker) -> None:
+        running = worker.running()
+        await self.factory.die(worker.store)
+        self.dead.append((worker.name, running))
+        await self._gone(worker)
+
+    async def _gone(self, worker: Worker) -> None:
+        self.stale += worker.held.values()
+        self.told += worker.ends
+        self.workers.remove(worker)
+        if self.eager is worker:
+            self.eager = None
+        if self.workers:
+            await self.perform(self.workers[0])
+        elif not self.in_steps:
+            await self.compare()
+
+    def now(self, worker: Worker) -> int:
+        """What a process's clock must say: its wall clock at opening and what has passed since."""
+        return round(self.clocks[worker.name] + self.factory.clock.monotonic() * 1000)
+
+    async def advance(self, ms: int) -> None:
+        self.factory.clock.advance(ms / 1000)
+        if self.workers:
+            await self.perform(self.workers[0])
+
+    async def leave(self) -> None:
+        for worker in self.workers:
+            await worker.store.close()
+
+    # One commit, in the store and in the model
+
+    async def perform(self, worker: Worker, *ops: Op) -> list[Any]:
+        """Give these to a process in one commit, let all processes come to rest, and compare; return the answers."""
+        async with self.factory.together(worker.store) if len(ops) > 1 else nullcontext():
+            given = [op.give() for op in ops]
+            room = {one.name: one.room_given() for one in self.workers}
+            pending = [asyncio.ensure_future(nothing() if one is None else one) for one in given]
+            await asyncio.sleep(0)  # all of them are with the store before it goes on
+        worker.store.demand()
+        answers = await asyncio.gather(*pending, return_exceptions=True)
+        order = [worker, *(other for other in self.workers if other is not worker), worker]
+        for _ in range(len(self.workers)):
+            for one in order:
+                await one.settle()
+                if self.in_steps:
+                    await self.factory.go_on(one.store)
+
+        self.model.pass_time(self.now(worker))
+        waited = {task.id for task in self.model.tasks.values() if task.reason == "ready"}
+        for n in sorted(range(len(ops)), key=lambda n: ops[n].order):  # as one commit does them
+            self._compare_answers(worker, ops[n], answers[n])
+        for one in order:
+            self.model.pass_time(self.now(one))
+            self._compare_claims(one, room[one.name], waited)
+            waited = set(self.model.tasks)
+        for one in self.workers:
+            assert not one.fresh, f"claimed {self._names(one.fresh)} too, the model has no room or no task for it"
+            assert len(one.missed) == one.must_miss, "outcomes lost"
+            assert not one.overdrawn
+            for lane in one.lanes.values():
+                lane.limit -= 0 if one is self.eager else lane.room()
+            one.note()
+        assert not self.mishaps
+        await self.compare()
+        return answers
+
+    def _compare_answers(self, worker: Worker, op: Op, answer: Any) -> None:
+        try:
+            wanted = op.expect(self.now(worker))
+        except TaskError as exc:
+            wanted = exc
+        self.seen[op.name, type(wanted).__name__ if isinstance(wanted, (TaskError, bytes, list)) else str(wanted)] += 1
+        if op.order == FINISHES:
+            worker.must_miss += wanted is False
+            assert len(worker.missed) >= worker.must_miss, "an outcome was taken that the model calls lost"
+        elif op.order != STARTS:
+            assert _shown(answer) == _shown(wanted), f"answered {answer!r}, the model says {wanted!r}"
+
+    def _compare_claims(self, worker: Worker, room: dict[str, int], waited: set[bytes]) -> None:
+        """Of what a process was handed over since, take what the model has ready now."""
+        for name, types in LANES.items():
+            n = min(room[name], len(self.model.ready(types)))
+            got = [claim for claim in worker.fresh if claim.class_key[1] in types][: max(0, n)]
+            best = self.model.ready(types)[: max(0, n)]
+            fair = self.model.claim(worker.name, types, room[name], [claim.id for claim in got], waited)
+            assert fair, f"claimed {self._names(got)}, the model says {[f'{task.seq}.{task.attempt}' for task in best]}"
+            room[name] -= len(got)
+            for claim in got:
+                worker.fresh.remove(claim)
+                self._compare_claim(worker, claim, self.model.tasks[claim.id])
+
+    def _compare_claim(self, worker: Worker, claim: Claimed, task: Task) -> None:
+        self.holders[claim.id, claim.attempt] = worker.name
+        assert (claim.attempt, claim.class_key, claim.priority) == (task.attempt, task.kind, task.priority)
+        assert (claim.retry_count, claim.crashes, claim.releases) == (task.retries, task.crashes, task.releases)
+        assert (claim.deadline_ms, claim.max_retries) == (task.deadline, task.max_retries)
+        assert bool(claim.flags & SUSPECT) == task.is_suspect
+        if claim.flags & HAS_REFS:
+            assert claim.parents is not None
+            brought = {id: (STATUS_OF[one.status].value, one.output) for id, one in claim.parents.items()}
+            assert brought == {id: (one.status, one.output) for id, one in self.model.results(task).items()}
+
+    async def compare(self) -> None:
+        """All that is stored, kept as a count or was told is what the model says."""
+        model, stored = self.model, self.factory.contents()
+        assert list(stored.tasks) == list(model.tasks)
+        for id, fields in stored.tasks.items():
+            task = model.tasks[id]
+            wanted = {name: getattr(task, name) for name in fields}
+            wanted["parents"] = tuple(parent for parent in task.parents if parent in model.tasks)
+            differ = {name: (fields[name], wanted[name]) for name in fields if fields[name] != wanted[name]}
+            assert not differ, f"task {task.seq}: stored and model differ in {differ}"
+        assert (stored.keys, stored.retried) == (model.keys, model.retried)
+        assert (stored.tombstones, stored.notes) == (model.tombstones, model.effects)
+        assert not stored.violations
+        told = Counter(ended.id for ended in self.told + [ended for one in self.workers for ended in one.ends])
+        missing, surplus = Counter(model.ends) - told, told - Counter(model.ends)
+        assert not surplus, "an end was told twice, or was none"
+        assert missing.keys() <= self.untold, "an end was not told"
+        for one in self.workers:
+            assert one.store.now_ms() == self.now(one)
+            self._compare_stats(await one.store.stats())
+
+    def _compare_stats(self, stats: Mapping[str, Any]) -> None:
+        counts = self.model.counts()
+        by_status = Counter[str]()
+        kept = Counter[tuple[str, str]]()
+        for (kind, status), n in counts.items():
+            by_status[status] += n
+            kept[kind, "unfinished" if status in ("pending", "running") else status] += n
+        assert {status.value: stats.get(status.value, 0) for status in STATUS_OF} == {
+            status.value: by_status[status.value] for status in STATUS_OF
+        }
+        assert {(kind, name): n for kind, names in stats["types"].items() for name, n in names.items() if n} == kept
+
+    def _names(self, claims: list[Claimed]) -> list[str]:
+        """Attempts by the numbers of their tasks, for messages."""
+        return [f"{claim.seq}.{claim.attempt}" for claim in claims]
+
+    async def look(self, worker: Worker, id: bytes) -> None:
+        """Whatever shows a task shows the model's."""
+        store, task = worker.store, self.model.tasks.get(id)
+        if task is None:
+            for look in (store.info, store.result, store.standing):
+                with pytest.raises(TaskNotFound):
+                    await look(id)
+            return
+        info, result, standing = await store.info(id), await store.result(id), await store.standing(id)
+        assert (info.status.value, info.reason, info.attempt) == (task.status, task.reason, task.attempt)
+        assert (info.worker, info.cancel_requested, info.task.retry_count) == (task.holder, task.is_asked, task.retries)
+        assert tuple((one.number, one.outcome) for one in info.attempts) == task.attempts
+        heir = self.model.retried.get(id)
+        assert (info.retried_as and info.retried_as.bytes) == heir
+        assert (result is not None) == task.is_over
+        if result is not None:
+            assert (result.status.value, result.output is not None) == (task.status, task.output is not None)
+            assert (result.error and result.error.type) == task.error
+        assert (standing.status.value, (standing.reason, standing.ahead)) == (task.status, self.model.standing(id))
+        page = await store.list_tasks(type=task.kind[1], namespace=task.kind[0], status=info.status)
+        alike = [one for one in self.model.tasks.values() if one.kind[:2] == task.kind[:2]]
+        assert [one.task.id.bytes for one in page] == [one.id for one in alike[::-1] if one.status == task.status]
+
+    # Operations
+
+    def fresh_id(self) -> bytes:
+        self._ids += 1
+        return self._ids.to_bytes(16, "big")
+
+    def submit(self, worker: Worker, tasks: list[Task]) -> Op:
+        stored = [new_task(task) for task in tasks]
+
+        async def give() -> list[tuple[bytes, bool]]:
+            return [(answer.id, answer.existed) for answer in await worker.store.submit(stored)]
+
+        return Op("submit", SUBMISSIONS, give, lambda now: self.model.submit(tasks, now))
+
+    def start(self, worker: Worker, claim: Claimed, *, mark: bool = True, tell: bool = True) -> Op:
+        """Begin with a claim; what may be missing is the mark (it runs in a child) or the telling (too quick)."""
+
+        def give() -> None:
+            now = worker.store.now_ms()
+            if worker.held.get(claim.id) is claim:
+                worker.begun[claim.id] = now
+                if mark:
+                    slot = worker.marked[claim.id] = min(set(range(100)) - set(worker.marked.values()))
+                    worker.store.mark(slot, claim.seq, claim.attempt)
+            if tell:
+                worker.store.started(claim, now)
+
+        key = _key(claim, self._holder(claim))
+        return Op("start", STARTS, give, lambda now: self.model.start(key) if tell else None)
+
+    def finish(self, worker: Worker, claim: Claimed, outcome: int, *, again: bool = False, **extra: Any) -> Op:
+        """End a claim; when it's not held any more, see that it is lost. `again`: take another for it."""
+        is_held = worker.held.get(claim.id) is claim
+        lane = worker.lane_of(claim)
+        started = worker.begun.get(claim.id) if is_held else None
+        how = OUTCOMES[outcome]
+        children: tuple[Task, ...] = extra.get("children", ())
+        effects: tuple[Note, ...] = extra.get("effects", ())
+        error = None if outcome in (COMPLETED, RELEASED) else _error(_ERROR_OF.get(how, "TaskCancelled"))
+        refused = next((_REFUSALS[note.then] for note in effects if note.then != "keep"), None)
+        finish = Finish(
+            claim, outcome, worker.store.now_ms(), started_ms=started, lane=lane, error=error,
+            output=OUTPUT if outcome == COMPLETED else None, delay_ms=extra.get("delay", 0),
+            refs=extra.get("refs", ()), effects=effects,  # type: ignore[arg-type]  # one of the kit's own
+            children=tuple(new_task(task) for task in children),
+            is_counted=extra.get("is_counted", True),
+        )  # fmt: skip
+        if is_held:
+            worker.let_go(claim)
+            self.stale.append(claim)
+
+        def give() -> None:
+            if is_held:
+                worker.lanes[lane].limit -= not again
+                worker.lanes[lane].released += 1
+            worker.store.finish(finish)
+
+        told = Outcome(
+            how=how, ended=finish.ended_ms, started=started is not None, error=_ERROR_OF.get(how),
+            delay=finish.delay_ms, is_counted=finish.is_counted, output=finish.output, children=children,
+            stands_for=finish.refs, effects=tuple(note.text for note in effects), refusal=refused,
+        )  # fmt: skip
+        key = _key(claim, self._holder(claim))
+
+        def expect(now: int) -> Any:
+            if not self.model.finish(key, told, now):
+                return False
+            task = self.model.tasks[claim.id]
+            return f"{task.status} {task.reason or task.error}"
+
+        return Op(f"finish as {how}", FINISHES, give, expect)
+
+    def withdraw(self, worker: Worker, claim: Claimed) -> Op:
+        is_held = worker.held.get(claim.id) is claim
+        if is_held:
+            worker.let_go(claim)
+            self.stale.append(claim)
+
+        def give() -> Awaitable[bool]:
+            if is_held:
+                worker.lanes[worker.lane_of(claim)].limit -= 1
+                worker.lanes[worker.lane_of(claim)].released += 1
+            return worker.store.withdraw(claim)
+
+        key = _key(claim, self._holder(claim))
+        return Op("withdraw", COMMANDS, give, lambda now: self.model.withdraw(key, now))
+
+    def _holder(self, claim: Claimed) -> str:
+        return self.holders[claim.id, claim.attempt]
+
+    def cancel(self, worker: Worker, id: bytes) -> Op:
+        def expect(now: int) -> str:
+            answer = self.model.cancel(id, now)
+            assert answer not in ("held", "requested") or id in worker.asked
+            return answer
+
+        return Op("cancel", COMMANDS, lambda: worker.store.cancel(id), expect)
+
+    def retry(self, worker: Worker, id: bytes) -> Op:
+        def expect(now: int) -> bytes:
+            retried = self.factory.contents().retried
+            return self.model.retry(id, now, lambda old: retried.get(old, b"not renewed"))
+
+        return Op("retry", COMMANDS, lambda: worker.store.retry(id), expect)
+
+    def pause(self, worker: Worker, kind: tuple[str, str, str]) -> Op:
+        names = dict(zip(("namespace", "type", "group"), kind, strict=True))
+        return Op("pause", COMMANDS, lambda: worker.store.pause(**names), lambda now: self.model.pause(kind))
+
+    def resume(self, worker: Worker, kind: tuple[str, str, str]) -> Op:
+        names = dict(zip(("namespace", "type", "group"), kind, strict=True))
+        return Op("resume", COMMANDS, lambda: worker.store.resume(**names), lambda now: self.model.resume(kind))
+
+    def prune(self, worker: Worker) -> Op:
+        return Op("prune", COMMANDS, lambda: self.factory.prune(worker.store), self.model.prune)
+
+
+async def nothing() -> None:
+    """What is asked of a store without an answer."""
+
+
+def _shown(answer: Any) -> Any:
+    """What of an answer must be the same."""
+    if isinstance(answer, TaskError):
+        return type(answer), isinstance(answer, TaskNotFound) and "pruned" in str(answer)
+    return answer
+
+
+def _key(claim: Claimed, holder: str) -> Claim:
+    return Claim(claim.id, claim.attempt, holder)
+
+
+def _error(type: str) -> bytes:
+    return msgspec.msgpack.encode(ErrorInfo(type=type, message="as the test wants it"))
+
+
+def new_task(task: Task) -> NewTask:
+    """The task as the store gets it. Its metadata is its own: two tasks may do the same work for different reasons."""
+    namespace, type, group = task.kind
+    text, n = task.payload
+    spec = Spec(params={} if n is None else {"n": n}, metadata={"number": task.id.hex()} if task.id[-1] % 2 else {})
+    return new(
+        text, type=type, namespace=namespace, group=group, id=task.id, priority=task.priority,
+        max_retries=task.max_retries, deadline_ms=task.deadline, not_before_ms=task.not_before, key=task.key,
+        after=task.parents, policy=task.policy, flags=HAS_REFS if task.parents else 0,
+        spec=None if spec == Spec() else msgspec.msgpack.encode(spec),
+    )  # fmt: skip
