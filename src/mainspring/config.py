@@ -71,6 +71,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     wal_limit_bytes: int = 64 * MIB  # the log is truncated at the next quiet moment above this
     ageing_s: float = 60.0  # a step of priority is worth this much waiting
     lock_timeout_s: float = 10.0  # how long a write waits for another process's
+    stall_s: float = 600.0  # a process that lives and does nothing for so long loses what it holds
 
     def __post_init__(self) -> None:
         _check(
@@ -84,6 +85,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
             "use about 65536",
         )
         _check(self.ageing_s > 0, "ageing_s", self.ageing_s, "is not positive", "use about 60")
+        _check(self.stall_s > 0, "stall_s", self.stall_s, "is not positive", "use about 600")
 
 
 class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):

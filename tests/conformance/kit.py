@@ -120,6 +120,10 @@ class Port:
         self.asked += ids
         self._news.set()
 
+    def revoked(self, held: frozenset[tuple[int, int]]) -> None:
+        self.held = {id: claim for id, claim in self.held.items() if (claim.seq, claim.attempt) in held}
+        self._news.set()
+
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
         """Nothing waits here: claims are held until the test finishes them."""
 

@@ -1,4 +1,4 @@
-"""A program around an engine, as users write it. Tests run it as a process: `program.py STORE FOLDER`.
+"""A program around an engine, as users write it. Tests run it as a process: `program.py STORE FOLDER [STALL_S]`.
 
 It works until SIGTERM, like a worker service. Its handlers leave marks in FOLDER.
 """
@@ -10,19 +10,27 @@ import os
 import sys
 from pathlib import Path
 
-from mainspring import Engine, EngineConfig, TaskManagerConfig
+from mainspring import Engine, EngineConfig, StoreConfig, TaskManagerConfig
 
 store, folder = sys.argv[1], Path(sys.argv[2])
-engine = Engine(store, EngineConfig(manager=TaskManagerConfig(async_slots=4, grace_s=0.2, drain_s=10)))
+manager = TaskManagerConfig(async_slots=4, grace_s=0.2, drain_s=10)
+stall_s = float(sys.argv[3]) if len(sys.argv) > 3 else 600.0
+engine = Engine(store, EngineConfig(manager=manager, store=StoreConfig(stall_s=stall_s)))
+pid = os.getpid()
 
 
 @engine.task
 async def hold(name: str) -> int:
-    """Runs until a file says that it may end."""
+    """Runs until a file says that it may end, in any process or in this one."""
+    (folder / f"{name}.{pid}.ran").touch()
     (folder / f"{name}.started").touch()
-    while not (folder / f"{name}.go").exists():  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-    return os.getpid()
+    try:
+        while not (folder / f"{name}.go").exists() and not (folder / f"{name}.{pid}.go").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    except asyncio.CancelledError:
+        (folder / f"{name}.{pid}.stopped").touch()
+        raise
+    return pid
 
 
 @engine.task

@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.engine.support import LIMIT_S, engine_on, shows, until, value
+from tests.engine.support import LIMIT_S, engine_on, quick, shows, until, value
+from tests.store.peers import stop_between_commits
 
 import mainspring
 from mainspring import (
@@ -22,6 +23,7 @@ from mainspring import (
     Engine,
     InvalidInput,
     ProcessingFailed,
+    StoreConfig,
     Task,
     TaskCancelled,
     TaskStatus,
@@ -47,16 +49,15 @@ class Programs:
         self.store = folder / "work.db"
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self) -> subprocess.Popen[bytes]:
-        program = subprocess.Popen(
-            [sys.executable, str(PROGRAM), str(self.store), str(self.folder)], env={**os.environ, **PATHS}
-        )
+    def start(self, *arguments: object) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(PROGRAM), str(self.store), str(self.folder), *map(str, arguments)]
+        program = subprocess.Popen(command, env={**os.environ, **PATHS})
         self._started.append(program)
         return program
 
-    async def running(self) -> subprocess.Popen[bytes]:
+    async def running(self, *arguments: object) -> subprocess.Popen[bytes]:
         """Start one and wait until it serves its handlers."""
-        program = self.start()
+        program = self.start(*arguments)
         await until((self.folder / f"{program.pid}.pid").exists)
         return program
 
@@ -82,10 +83,15 @@ async def client(programs: Programs, anyio_backend: str) -> AsyncIterator[Engine
     """An engine that only submits, beside a program that works."""
     await programs.running()
     async with engine_on(programs.store, worker=False) as engine:
-        async with asyncio.timeout(LIMIT_S):
-            while "custom:hold" not in await engine.manager.store.registered_types():  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await serves(engine, "custom:hold")
         yield engine
+
+
+async def serves(engine: Engine, kind: str) -> None:
+    """Wait until some program has said that it runs these."""
+    async with asyncio.timeout(LIMIT_S):
+        while kind not in await engine.manager.store.registered_types():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_one_submits_and_another_works(client: Engine, programs: Programs) -> None:
@@ -172,6 +178,38 @@ async def test_a_killed_worker_is_noticed_and_its_tasks_run_again(client: Engine
         assert [attempt.outcome for attempt in info.attempts] == ["crashed", "completed"]
         assert info.task.retry_count == 0
     assert second.poll() is None
+
+
+async def test_a_worker_that_was_stopped_for_too_long(programs: Programs) -> None:
+    """Another one runs what it held. Awake again it starts none of that, stops what still runs, and works on."""
+    sleeper = await programs.running(1.0)
+    async with Engine(programs.store, quick(StoreConfig(stall_s=1.0)), worker=False) as client:
+        await serves(client, "custom:hold")
+        running = [await client.submit(call("hold", name=f"r{n}")) for n in range(4)]
+        for n in range(4):
+            await until(programs.mark(f"r{n}.{sleeper.pid}.ran").exists)
+        queued = [await client.submit(call("hold", name=f"q{n}")) for n in range(3)]
+        for handle in queued:
+            await shows(handle, reason="claimed")
+        await asyncio.to_thread(stop_between_commits, programs.store, sleeper.pid)
+        other = await programs.running(1.0)
+        for name in ("r0", "r1", "q0", "q1", "q2"):
+            programs.mark(f"{name}.go").touch()
+        for name in ("r2", "r3"):
+            programs.mark(f"{name}.{other.pid}.go").touch()
+        assert [await value(handle) for handle in running + queued] == [other.pid] * 7
+        sleeper.send_signal(signal.SIGCONT)
+        for name in ("r2", "r3"):
+            await until(programs.mark(f"{name}.{sleeper.pid}.stopped").exists)
+        other.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(other.wait, LIMIT_S) == 0
+        last = await client.submit(call("hold", name="last"))
+        programs.mark("last.go").touch()
+        assert await value(last) == sleeper.pid
+        assert not [name for name in ("q0", "q1", "q2") if programs.mark(f"{name}.{sleeper.pid}.ran").exists()]
+        for handle in running + queued:
+            info = await handle.info()
+            assert (info.task.retry_count, info.attempt, info.attempts[-1].outcome) == (0, 2, "completed")
 
 
 async def test_who_kills_its_worker_is_found_out(client: Engine, programs: Programs) -> None:

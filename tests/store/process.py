@@ -1,9 +1,11 @@
 """A process of its own on a store, led by a test through lines of text: python process.py PATH WHAT [ARGUMENT].
 
-Says `open NAME`, then does WHAT:
+Says `open NAME`, then does WHAT, and tells what it is told of: `revoked N` with N that it still holds, `lost N`:
 work ROOM    completes all it is handed, and notes each in a ledger beside the store
-hold ROOM    holds all it is handed, says `held N` for each hand-over; `run N` marks the first N as running handlers
+hold ROOM    holds all it is handed, says `held N` for each hand-over; `run N` marks the first N as running handlers,
+             `finish` completes all, also what it does not hold any more
 submit N     submits N tasks at each `go`, and says `sent` when they are durable
+lazy ROOM    holds without safety looks
 lead         nothing but look after the file
 fork         becomes leader, forks a child that stays (`child PID`), and holds what it is handed
 """
@@ -20,7 +22,9 @@ from typing import Any
 from tests.conformance.kit import Port, new
 
 from mainspring.blobs.local import LocalBlobStore
-from mainspring.store.base import Claimed
+from mainspring.config import StoreConfig
+from mainspring.environment import SYSTEM, Environment
+from mainspring.store.base import Claimed, Finish
 from mainspring.store.sqlite.store import SqliteStore
 
 
@@ -28,9 +32,15 @@ def say(*words: object) -> None:
     print(*words, flush=True)
 
 
-def real_store(path: Path) -> SqliteStore:
+def real_store(path: Path, env: Environment = SYSTEM, look_s: float = 1.0, **config: Any) -> SqliteStore:
     """As the engine opens it: real clock, real folder."""
-    return SqliteStore(path, blobs=lambda file: LocalBlobStore(file.with_name(file.name + "-blobs")))
+    return SqliteStore(
+        path,
+        StoreConfig(**config),
+        blobs=lambda file: LocalBlobStore(file.with_name(file.name + "-blobs")),
+        env=env,
+        look_s=look_s,
+    )
 
 
 class Worker(Port):
@@ -52,6 +62,14 @@ class Holder(Port):
         super().claimed(claims)
         say("held", len(self.held), time.monotonic())
 
+    def revoked(self, held: frozenset[tuple[int, int]]) -> None:
+        super().revoked(held)
+        say("revoked", len(self.held))
+
+    def lost(self, finishes: list[Finish]) -> None:
+        super().lost(finishes)
+        say("lost", len(finishes))
+
 
 async def lines() -> Any:
     reader = asyncio.StreamReader()
@@ -61,12 +79,12 @@ async def lines() -> Any:
 
 
 async def main(path: Path, what: str, argument: int) -> None:
-    store = real_store(path)
+    store = real_store(path, look_s=3600.0 if what == "lazy" else 1.0)
     await store.open()
     port: Port | None = None
     if what == "work":
         port = Worker(store, argument, path)
-    elif what in ("hold", "fork"):
+    elif what in ("hold", "lazy", "fork"):
         port = Holder(store, argument)
     if what == "fork" and (pid := fork()):
         say("child", pid)
@@ -75,18 +93,30 @@ async def main(path: Path, what: str, argument: int) -> None:
         await port.serve()
     async for word, *more in lines():
         if word == "run":
-            assert port is not None
-            for slot, claim in enumerate(list(port.held.values())[: int(more[0])]):
-                store.mark(slot, claim.seq, claim.attempt)
-                store.started(claim, store.now_ms())
-            await port.settle()
+            await run(port, int(more[0]))
             say("running")
         elif word == "go":
             await store.submit([new() for _ in range(argument)])
             say("sent", time.monotonic())
+        elif word == "finish":
+            finish_all(port)
         elif word == "end":
             break
     await store.close()
+
+
+def finish_all(port: Port | None) -> None:
+    assert port is not None
+    for claim in port.order:
+        port.end(claim)
+
+
+async def run(port: Port | None, n: int) -> None:
+    assert port is not None
+    for slot, claim in enumerate(list(port.held.values())[:n]):
+        port.store.mark(slot, claim.seq, claim.attempt)
+        port.store.started(claim, port.store.now_ms())
+    await port.settle()
 
 
 def fork() -> int:

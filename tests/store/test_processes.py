@@ -4,59 +4,24 @@ peace."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
-import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.conformance.kit import NOBODY, Port, SqliteFactory, new, opened, state, status, submit
+from tests.store.peers import Spawn, eventually, serving, spawning
 from tests.store.process import real_store
 
 from mainspring.store.base import MAX_CRASHES, SUSPECT
 from mainspring.tasks import TaskStatus
 
 pytestmark = pytest.mark.anyio
-ROOT = Path(__file__).parents[2]
-
-
-class Peer:
-    """Another process on the same file."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self.name = ""
-
-    async def hear(self, word: str) -> list[str]:
-        """Return the rest of the next line that begins with this word."""
-        assert self.process.stdout is not None
-        async with asyncio.timeout(60):
-            while line := (await self.process.stdout.readline()).decode().split():
-                if line[0] == word:
-                    return line[1:]
-        raise AssertionError(f"the process ended without saying {word}")
-
-    async def tell(self, *words: object) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write((" ".join(map(str, words)) + "\n").encode())
-        await self.process.stdin.drain()
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    async def kill(self) -> None:
-        self.process.kill()
-        await self.process.wait()
-
-
-Spawn = Callable[..., Awaitable[Peer]]
 
 
 @pytest.fixture
@@ -66,41 +31,8 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def spawn(path: Path) -> AsyncIterator[Spawn]:
-    peers: list[Peer] = []
-
-    async def start(what: str, argument: int = 0) -> Peer:
-        command = [sys.executable, "-m", "tests.store.process", str(path), what, str(argument)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
-        peer = Peer(
-            await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env=environment, cwd=ROOT
-            )
-        )
-        peers.append(peer)
-        (peer.name,) = await peer.hear("open") if what != "fork" else [""]
-        return peer
-
-    yield start
-    for peer in peers:
-        with contextlib.suppress(ProcessLookupError):
-            peer.send(signal.SIGCONT)
-            await peer.kill()
-        await peer.process.wait()
-
-
-@asynccontextmanager
-async def serving(path: Path, room: int = 0) -> AsyncIterator[tuple[Any, Port]]:
-    async with opened(real_store(path)) as store:
-        port = Port(store, room)
-        await port.serve()
-        yield store, port
-
-
-async def eventually(done: Callable[[], Awaitable[bool]]) -> None:
-    """For what nobody is told of."""
-    async with asyncio.timeout(60):
-        while not await done():  # noqa: ASYNC110 - files and other processes set no event
-            await asyncio.sleep(0.01)
+    async with spawning(path) as start:
+        yield start
 
 
 async def test_two_workers_share_two_thousand_tasks(path: Path, spawn: Spawn) -> None:
@@ -192,7 +124,7 @@ async def test_a_silent_process_keeps_its_claims(path: Path, spawn: Spawn) -> No
     async with serving(path, room=0) as (store, port):
         sent = await submit(store, new(), new())
         await peer.hear("held")
-        peer.send(signal.SIGSTOP)
+        peer.stop(path)
         port.lanes["async"].limit = 5
         for _ in range(5):
             await store._caretaker.rescue_dead()

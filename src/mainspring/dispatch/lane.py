@@ -16,6 +16,7 @@ from mainspring.store.base import SUSPECT, Claimed, Lane, Store
 
 _RATE_WINDOW_S = 0.05
 _SLICE_S = 0.005
+_REVOKED_S = 0.01
 
 
 class LaneDesk:
@@ -135,6 +136,9 @@ class LaneDesk:
                 # task that it ran in: that reaches us here, and not the next handler.
                 await self._unhurt(task, asyncio.sleep(0))
                 slice_at = self._now
+                continue
+            if self.store.is_revoked():
+                await self._unhurt(task, asyncio.sleep(_REVOKED_S))
                 continue
             claim = queue.popleft()
             try:

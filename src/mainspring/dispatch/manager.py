@@ -349,6 +349,13 @@ class TaskManager:
                 "task %s attempt %d was not ours any more; its outcome is dropped", TaskId(claim.id), claim.attempt
             )
 
+    def revoked(self, held: frozenset[tuple[int, int]]) -> None:
+        for desk in self._desks.values():
+            desk.port.released += len(desk.take(lambda claim: (claim.seq, claim.attempt) not in held))
+        for attempt in self._course.attempts():
+            if (attempt.claim.seq, attempt.claim.attempt) not in held:
+                self._course.watch.ask(attempt, "drain")
+
     def asked_to_stop(self, ids: list[bytes]) -> None:
         for id in ids:
             for desk in self._desks.values():

@@ -57,6 +57,7 @@ class Parts:
             queue_size=config.manager.queue_size,
             batch_size=config.manager.batch_size,
             look_s=seconds(config.manager.processing_interval, "processing_interval"),
+            grace_s=seconds(config.manager.grace_s, "grace_s"),
             extra_schema=VECTOR_SCHEMA + BLOB_SCHEMA,
             appliers=_APPLIERS,
             named_blobs=named_blobs,

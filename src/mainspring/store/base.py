@@ -206,6 +206,9 @@ class WorkerPort(Protocol):
     def asked_to_stop(self, ids: list[bytes]) -> None:
         """Somebody asked for these tasks to be cancelled."""
 
+    def revoked(self, held: frozenset[tuple[int, int]]) -> None:
+        """Others took claims back while this process was silent; (seq, attempt) of what you still hold."""
+
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
         """What may start has changed; tells for a class (namespace, type, group) whether it may not."""
 
@@ -275,6 +278,12 @@ class Store(Protocol):
 
     def mark(self, slot: int, seq: int, attempt: int) -> None:
         """Note what runs in a slot (0, 0: nothing), for whoever has to judge after a crash of this process."""
+
+    def is_revoked(self) -> bool:
+        """Whether others took claims of this process back and `WorkerPort.revoked` has not told yet which: start none.
+
+        Asking makes it tell soon.
+        """
 
     def progress(self, claim: Claimed, done: float, total: float) -> None: ...
 

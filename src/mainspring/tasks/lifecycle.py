@@ -63,7 +63,7 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     *(Transition("finish", state, _cancelled, "cancel was asked for") for state in _held),
     *(Transition("retry", state, _retry, "failed, will be tried again") for state in _held),
     *(Transition("release", state, _ready, "handed back unfinished: drain, steal") for state in _held),
-    *(Transition("rescue", state, _ready, "its worker died") for state in _held),
+    *(Transition("rescue", state, _ready, "its worker died, or was silent for too long") for state in _held),
     *(Transition("rescue", state, _failed, "crashed its worker too often") for state in _held),
     *(Transition("cancel", state, _cancelled, "before it started") for state in (*_waiting, _claimed)),
     *(Transition("expire", state, _timeout, "deadline passed before start") for state in (*_waiting, _claimed)),

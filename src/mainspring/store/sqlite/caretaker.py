@@ -14,8 +14,9 @@ from mainspring.blobs.base import BlobStore
 from mainspring.errors import StoreUnavailable
 from mainspring.store.base import CrashEvidence
 from mainspring.store.sqlite import graph, reads, upkeep
-from mainspring.store.sqlite.liveness import LeaderLock, if_dead
+from mainspring.store.sqlite.liveness import LeaderLock, if_dead, revoke, running_in, turns_of
 from mainspring.store.sqlite.transaction import Transaction
+from mainspring.store.sqlite.vigil import Vigil
 
 if TYPE_CHECKING:
     from mainspring.store.sqlite.store import SqliteStore
@@ -30,6 +31,9 @@ _SWEEP_STEPS = 8
 """and takes at most this many steps of it a tick."""
 _COLLECT_TICKS = 2_400
 _BLOB_AGE_S = 86_400.0
+_HEARTBEAT_S = 1.0
+SURELY_S = 10.0
+"""Silence that no slow disk and no busy interpreter explains."""
 
 
 class Caretaker:
@@ -37,22 +41,29 @@ class Caretaker:
         self._store = store
         self._look_ticks = max(1, round(look_s / TICK_S))
         self._lock: LeaderLock | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._over_all = Vigil(store.env.monotonic())
+        self._over_leader = Vigil(store.env.monotonic())
+        self._missed = ""  # the leader that this process stands in for
         self._cursor = 0
         self._ticks = 0
 
     async def start(self) -> None:
-        self._lock = LeaderLock(self._store.folder, self._store.env)
+        self._lock = LeaderLock(self._store.folder, self._store.worker_id, self._store.env)
         if self._lock.hold():
             await self.rescue_dead()
             await self._go_on()
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="caretaker")
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._run(), name="caretaker"),
+            loop.create_task(self._beat(), name="heartbeat"),
+        ]
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
 
     def release(self) -> None:
         if self._lock is not None:
@@ -70,6 +81,14 @@ class Caretaker:
                 except Exception:  # the boundary: one duty that fails must not end the others; it is logged
                     logger.exception("upkeep failed; it is tried again")
 
+    async def _beat(self) -> None:
+        """Have the writer take turns where there is nothing to write, so that others see that this loop turns."""
+        every_s = min(_HEARTBEAT_S, self._store.config.stall_s / 4)
+        while True:
+            await asyncio.sleep(every_s)
+            self._store.is_revoked()
+            self._store.demand()
+
     async def _look(self) -> None:
         if self._ticks % self._look_ticks == 0:
             self._store.look()
@@ -81,9 +100,10 @@ class Caretaker:
     async def _lead(self) -> None:
         """What one process does for all."""
         assert self._lock is not None
-        if not self._lock.hold():
+        if not self._lock.hold() and not self._stands_in(self._lock.holder()):
             return
         await self.rescue_dead()
+        await self._rescue_stalled()
         await self._go_on()
         if self._cursor or self._ticks % _SWEEP_TICKS == 0:
             await self._sweep()
@@ -96,6 +116,27 @@ class Caretaker:
         """Let ends travel on that somebody left half way: the writer does the rest."""
         if await self._store.read(_has_cascade):
             await self._store.write(graph.go_on)
+
+    def _stands_in(self, leader: str) -> bool:
+        """Whether the leader is silent: what it does for all can be done twice, but not left undone."""
+        turns = turns_of(self._life_file(leader))
+        silent_s = 0.0 if turns is None else self._watch(self._over_leader, {leader: turns})[leader]
+        if silent_s < self._patience_s():
+            self._missed = ""
+            return False
+        if self._missed != leader:
+            logger.warning("worker %s leads and has been silent for %.0f s; others stand in for it", leader, silent_s)
+            self._missed = leader
+        return True
+
+    def _watch(self, vigil: Vigil, turns: dict[str, int]) -> dict[str, float]:
+        return vigil.look(self._store.env.monotonic(), turns)
+
+    def _patience_s(self) -> float:
+        return min(SURELY_S, self._store.config.stall_s)
+
+    def _life_file(self, name: str) -> Path:
+        return Path(self._store.folder, f"{name}.life")
 
     async def _sweep(self) -> None:
         """Prune some steps; the next tick goes on where this one ended."""
@@ -118,7 +159,7 @@ class Caretaker:
         """Take back at once what workers held that live no more."""
         for owner, name, pid in await self._store.read(reads.open_workers):
             if name != self._store.worker_id:
-                with if_dead(Path(self._store.folder, f"{name}.life"), self._store.env) as started:
+                with if_dead(self._life_file(name), self._store.env) as started:
                     if started is not None:
                         await self._rescue(owner, CrashEvidence(name, pid, started))
 
@@ -131,6 +172,35 @@ class Caretaker:
         logger.warning(
             "worker %s (pid %d) is gone; %d of its claims were taken back", evidence.worker, evidence.pid, total
         )
+
+    async def _rescue_stalled(self) -> None:
+        """Take back what processes hold that live and do nothing, once they have been silent for long enough."""
+        store = self._store
+        others = {name: (owner, pid) for owner, name, pid in await store.read(reads.open_workers)}
+        others.pop(store.worker_id, None)
+        turns = {name: n for name in others if (n := turns_of(self._life_file(name))) is not None}
+        for name, silent_s in self._watch(self._over_all, turns).items():
+            if silent_s >= self._patience_s():
+                await self._take_back(*others[name], name, silent_s)
+
+    async def _take_back(self, owner: int, pid: int, name: str, silent_s: float) -> None:
+        store, life = self._store, self._life_file(name)
+        limit_ms = None if silent_s >= store.config.stall_s else int((silent_s - store.grace_s) * 1000)
+        running = running_in(life)
+        due = await store.read(lambda connection: reads.overstayed(connection, owner, limit_ms, running))
+        if not due:
+            return
+        stall = upkeep.Stall(owner, name, pid, silent_s, running)
+
+        def take(tx: Transaction) -> int:
+            revoke(life)  # in the transaction: whoever sees it and reads the rows then sees them as they will be
+            return upkeep.take_back(tx, due[: upkeep.STEP], stall)
+
+        taken = await store.write(take)
+        logger.warning(
+            "worker %s (pid %d) lives, and has been silent for %.0f s; %d of its claims were taken back",
+            name, pid, silent_s, taken,
+        )  # fmt: skip
 
 
 def _old_blobs(blobs: BlobStore) -> list[str]:

@@ -2,7 +2,8 @@
 
 A silent process is not a dead one: a handler that keeps the interpreter busy stops every heartbeat, but no lock. The
 file also says which handlers run, in shared memory that outlives a killed process: whoever rescues its tasks reads
-there which of them can have caused the death.
+there which of them can have caused the death. Beside that it counts the turns of the process's writer, and how often
+others took back what the process held while that count stood still.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import fcntl
 import mmap
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from weakref import WeakSet
@@ -21,7 +23,8 @@ from mainspring.environment import Environment
 SLOTS = 65_536
 """More than there can be; pages that nobody marks take no room."""
 _MARK = struct.Struct("<qq")  # seq, attempt; seq 0 is an empty slot
-_SIZE = SLOTS * _MARK.size
+_SIZE = (SLOTS + 1) * _MARK.size
+_TURNS, _REVOKED = SLOTS * 2, SLOTS * 2 + 1  # numbers behind the marks
 _HELD: WeakSet[LifeFile | LeaderLock] = WeakSet()
 """The locks of this process, which a forked child lets go of."""
 
@@ -54,6 +57,15 @@ class LifeFile:
         self._marks[at + 1] = attempt
         self._marks[at] = seq
 
+    def turn(self) -> None:
+        """The writer has looked after all that was asked of it."""
+        self._marks[_TURNS] += 1
+
+    @property
+    def revoked(self) -> int:
+        """How often others took claims of this process back."""
+        return self._marks[_REVOKED]
+
     def _unmap(self) -> None:
         self._marks.release()
         self._shared.close()
@@ -82,8 +94,7 @@ def if_dead(path: Path, env: Environment) -> Iterator[frozenset[tuple[int, int]]
         yield None
         return
     try:
-        raw = os.pread(fd, _SIZE, 0)
-        yield frozenset(mark for mark in _MARK.iter_unpack(raw[: len(raw) // _MARK.size * _MARK.size]) if mark[0])
+        yield _running(fd)
         path.unlink(missing_ok=True)
     finally:
         env.close(fd)
@@ -109,11 +120,45 @@ def living_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.life") if is_held(path))
 
 
+def _running(fd: int) -> frozenset[tuple[int, int]]:
+    raw = os.pread(fd, SLOTS * _MARK.size, 0)
+    return frozenset(mark for mark in _MARK.iter_unpack(raw[: len(raw) // _MARK.size * _MARK.size]) if mark[0])
+
+
+def turns_of(path: Path) -> int | None:
+    """Return how many turns the writer of a living process has taken; None when the process has signed off."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        return _number(file.fileno(), _TURNS)
+    return None
+
+
+def running_in(path: Path) -> frozenset[tuple[int, int]]:
+    """Return (seq, attempt) of the handlers that run in a living process."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        return _running(file.fileno())
+    return frozenset()
+
+
+def revoke(path: Path) -> None:
+    """Tell a living process that claims of it are being taken back: from now on it starts none before it has looked.
+
+    One that has signed off holds none.
+    """
+    with contextlib.suppress(FileNotFoundError), path.open("r+b", buffering=0) as file:
+        n = _number(file.fileno(), _REVOKED) + 1
+        os.pwrite(file.fileno(), n.to_bytes(8, sys.byteorder), _REVOKED * 8)
+
+
+def _number(fd: int, place: int) -> int:
+    return int.from_bytes(os.pread(fd, 8, place * 8), sys.byteorder)
+
+
 class LeaderLock:
     """One process does the upkeep of the whole file; when it dies, the lock falls to the next that tries."""
 
-    def __init__(self, folder: Path, env: Environment) -> None:
+    def __init__(self, folder: Path, name: str, env: Environment) -> None:
         self._path = folder / "leader.lock"
+        self._name = name
         self._env = env
         self._fd = -1
         _HELD.add(self)
@@ -129,8 +174,13 @@ class LeaderLock:
         fd = self._env.open_locked(self._path, os.O_CREAT)
         if fd is None:
             return False
+        os.pwrite(fd, self._name.encode(), 0)
         self._fd = fd
         return True
+
+    def holder(self) -> str:
+        """The name of the process that leads, or led last."""
+        return self._path.read_text(encoding="ascii")
 
     def close(self) -> None:
         if self._fd >= 0:

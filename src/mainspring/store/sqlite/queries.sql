@@ -263,6 +263,9 @@ DELETE FROM worker WHERE ended_ms < ?;
 -- name: held_by
 SELECT seq, id, attempt, status, class, crashes, releases, flags FROM task WHERE owner = ? LIMIT ?;
 
+-- name: claims_of
+SELECT seq, attempt FROM task WHERE owner = ?;
+
 -- name: clear_serves
 DELETE FROM serves WHERE worker = ?;
 

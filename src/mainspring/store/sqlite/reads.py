@@ -27,7 +27,7 @@ from mainspring.tasks import (
     TaskType,
 )
 from mainspring.tasks.codec import decode_input, decode_output
-from mainspring.tasks.lifecycle import STATUS_CODE, STATUS_OF, STORED_REASONS
+from mainspring.tasks.lifecycle import RUNNING, STATUS_CODE, STATUS_OF, STORED_REASONS
 
 _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
@@ -255,6 +255,20 @@ def stats(connection: apsw.Connection) -> dict[str, Any]:
 
 def open_workers(connection: apsw.Connection) -> list[tuple[int, str, int]]:
     return [(row[0], row[1], row[2]) for row in connection.execute(SQL["open_workers"])]
+
+
+def overstayed(
+    connection: apsw.Connection, owner: int, limit_ms: int | None, running: frozenset[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Return (seq, attempt) of what a silent worker held for too long: of what runs, all with a timeout up to the
+    limit; without a limit everything."""
+    rows = connection.execute("SELECT seq, attempt, status, timeout_ms FROM task WHERE owner = ?", (owner,))
+    return [
+        (seq, attempt)
+        for seq, attempt, status, timeout_ms in rows
+        if limit_ms is None
+        or (timeout_ms is not None and timeout_ms <= limit_ms and (status == RUNNING or (seq, attempt) in running))
+    ]
 
 
 def without_payload(connection: apsw.Connection, digests: Sequence[str]) -> list[str]:

@@ -62,12 +62,14 @@ class SqliteStore:
         queue_size: int | None = None,
         batch_size: int = 512,
         look_s: float = 1.0,
+        grace_s: float = 2.0,
         extra_schema: str = "",
         appliers: Mapping[type, Applier] | None = None,
         named_blobs: Callable[[apsw.Connection, Sequence[str]], set[str]] | None = None,
     ) -> None:
         self.config = config or StoreConfig()
         self.env = env
+        self.grace_s = grace_s
         self._private = (
             tempfile.mkdtemp(prefix="mainspring-", dir=_memory_folder()) if str(path) == ":memory:" else None
         )
@@ -93,6 +95,8 @@ class SqliteStore:
         self._bell = Bell(self.folder, self.worker_id, self._heard, env)
         self._caretaker = Caretaker(self, look_s)
         self._life: LifeFile | None = None
+        self._revoked = 0  # how often others took claims back, as far as the worker has been told
+        self._recounting: asyncio.Future[None] | None = None
         self._port: WorkerPort | None = None
         self._closed = False
         self._told_pauses: frozenset[tuple[str, str, str]] = frozenset()
@@ -147,7 +151,10 @@ class SqliteStore:
             self._loop.call_soon_threadsafe(_fail, opened, exc)
             return
         self._loop.call_soon_threadsafe(_resolve, opened)
-        yield from self._writer.run()
+        assert self._life is not None
+        for _ in self._writer.run():
+            self._life.turn()
+            yield
 
     def _join(self, connection: apsw.Connection) -> None:
         """Register this process."""
@@ -276,6 +283,20 @@ class SqliteStore:
         assert self._life is not None
         return self._life.mark
 
+    def is_revoked(self) -> bool:
+        assert self._life is not None
+        if self._life.revoked == self._revoked:
+            return False
+        if self._recounting is None or self._recounting.done():
+            self._recounting = self._loop.create_future()
+            self._recounting.add_done_callback(asyncio.Future.exception)  # an outage: the next call tries again
+            self._writer.put(Command(self._recount, self._recounting))
+        return True
+
+    def _recount(self, tx: Transaction) -> None:
+        assert self._life is not None
+        tx.held = (self._life.revoked, frozenset(tx.run("claims_of", tx.memory.owner).fetchall()))
+
     def progress(self, claim: Claimed, done: float, total: float) -> None:
         """Keep the newest value; the caretaker writes it with the next tick."""
         self._progress[claim.seq] = (claim, done, total)
@@ -309,6 +330,9 @@ class SqliteStore:
         self._arm(next_event_ms)
 
     def _tell_worker(self, port: WorkerPort, tx: Transaction) -> None:
+        if tx.held is not None:  # the claims of earlier commits have been handed over by now, those of this one follow
+            self._revoked, held = tx.held
+            port.revoked(held)
         if tx.claims:
             port.claimed(tx.claims)
         if tx.lost:

@@ -71,6 +71,7 @@ class Transaction:
         "claims",
         "cursor",
         "ended",
+        "held",
         "is_travelling",
         "lost",
         "memory",
@@ -89,6 +90,7 @@ class Transaction:
         self.now_ms = now_ms
         self.claims: list[Claimed] = []
         self.ended: list[Ended] = []
+        self.held: tuple[int, frozenset[tuple[int, int]]] | None = None  # what is ours, after how many revocations
         self.lost: list[Finish] = []
         self.stop_asked: list[bytes] = []
         self.tally: dict[tuple[int, int], int] = {}
@@ -112,6 +114,7 @@ class Transaction:
     def keep(self, part: Transaction) -> None:
         self.claims += part.claims
         self.ended += part.ended
+        self.held = part.held or self.held
         self.lost += part.lost
         self.stop_asked += part.stop_asked
         self.tally = part.tally

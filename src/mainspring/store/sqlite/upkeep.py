@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import apsw
 import msgspec
 
 from mainspring.config import StoreConfig
-from mainspring.store.base import CANCEL_ASKED, CRASHED, MAX_CRASHES, SUSPECT, CrashEvidence
+from mainspring.store.base import (
+    CANCEL_ASKED,
+    CRASHED,
+    MAX_CRASHES,
+    MAX_RELEASES,
+    RELEASED,
+    SUSPECT,
+    CrashEvidence,
+)
 from mainspring.store.sqlite import graph
 from mainspring.store.sqlite.transaction import Transaction, first
 from mainspring.tasks import ErrorInfo
@@ -18,6 +29,7 @@ SPARE_PAGES = 16_384
 """Free pages that a file keeps in any case: 64 MiB."""
 _TOO_LATE = ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0)
 _CANCELLED = ErrorInfo(type="TaskCancelled", message="cancelled; its worker died before it could stop", attempts=0)
+_UNHEARD = ErrorInfo(type="TaskCancelled", message="cancelled; its worker was silent and could not stop", attempts=0)
 
 
 def promote(tx: Transaction) -> None:
@@ -73,11 +85,59 @@ def rescue(tx: Transaction, owner: int, evidence: CrashEvidence) -> int:
             tx.must_change("give_back", 0, int(alone), SUSPECT if ran else 0, seq)
             tx.ready.add(class_id)
         if ran or status == RUNNING:
-            tx.run(
-                "insert_attempt", seq, attempt, CRASHED, owner, None, tx.now_ms, None, None, None, None, 1, None, None,
-                msgspec.msgpack.encode(error),
-            )  # fmt: skip
+            _note(tx, seq, attempt, CRASHED, owner, error)
     return len(rows)
+
+
+class Stall(NamedTuple):
+    """A process that lives and does nothing, as another one sees it."""
+
+    owner: int
+    worker: str
+    pid: int
+    silent_s: float
+    running: frozenset[tuple[int, int]]  # (seq, attempt) of handlers in it
+
+
+def take_back(tx: Transaction, claims: Sequence[tuple[int, int]], stall: Stall) -> int:
+    """Take claims (seq, attempt) back from a process that may wake up yet; returns how many it still held.
+
+    Nothing is charged. What ran counts as handed back unfinished: no task may stall one process after the other.
+    """
+    taken = 0
+    for seq, attempt in claims:
+        row = tx.one("held", seq, attempt, stall.owner)
+        if row is None:
+            continue
+        status, class_id, flags, _, _, _, _, releases, _, id = row
+        ran = status == RUNNING or (seq, attempt) in stall.running
+        error = ErrorInfo(
+            type="ProcessingFailed",
+            message=f"worker {stall.worker} (pid {stall.pid}) was silent for {stall.silent_s:.0f} s; "
+            "its claim was taken back",
+            attempts=attempt,
+        )
+        if flags & CANCEL_ASKED:
+            graph.end_task(tx, seq, class_id, id, CANCELLED, _UNHEARD)
+            graph.ended(tx, [(seq, CANCELLED, id)])
+        elif ran and releases >= MAX_RELEASES:
+            graph.end_task(tx, seq, class_id, id, FAILED, error)
+            graph.ended(tx, [(seq, FAILED, id)])
+        else:
+            tx.must_change("give_back", int(ran), 0, 0, seq)
+            tx.ready.add(class_id)
+        if ran:
+            _note(tx, seq, attempt, RELEASED, stall.owner, error)
+        taken += 1
+    return taken
+
+
+def _note(tx: Transaction, seq: int, attempt: int, outcome: int, owner: int, error: ErrorInfo) -> None:
+    """Record an attempt whose worker can't say how it ended."""
+    tx.run(
+        "insert_attempt", seq, attempt, outcome, owner, None, tx.now_ms, None, None, None, None, 1, None, None,
+        msgspec.msgpack.encode(error),
+    )  # fmt: skip
 
 
 def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
