@@ -12,7 +12,8 @@ import pytest
 from tests.conformance.kit import Port, SqliteFactory, new, opened, status, submit
 
 from mainspring.errors import StoreUnavailable, SubmitIndeterminate, TaskError
-from mainspring.store.base import FAILED, Accepted
+from mainspring.store.base import FAILED, Accepted, Finish
+from mainspring.store.sqlite import outcomes
 from mainspring.tasks import TaskId, TaskStatus
 
 pytestmark = pytest.mark.anyio
@@ -356,6 +357,32 @@ async def test_a_mistake_in_one_call_harms_no_other(factory: SqliteFactory) -> N
         assert [type(answer).__name__ for answer in answers] == ["list", "InternalError", "list"]
         assert factory.notes() == []
         assert len(factory.states()) == 2
+
+
+async def test_an_end_that_can_not_be_recorded_harms_no_other(
+    factory: SqliteFactory, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is dropped and told in the log: everything that came with it and after it is written."""
+    async with opened(factory.make()) as store:
+        port = Port(store, room=2)
+        await port.serve()
+        bad, good = await submit(store, new(), new())
+        real = outcomes.finish_one
+
+        def broken(tx: Any, finish: Finish) -> None:
+            tx.ask("UPDATE task SET flags = 0")
+            if finish.claim.id == bad:
+                raise KeyError("a mistake of the store")
+            real(tx, finish)
+
+        monkeypatch.setattr(outcomes, "finish_one", broken)
+        for claim in port.order:
+            port.end(claim, FAILED)
+        (later,) = await submit(store, new())
+        await port.settle()
+        assert [await status(store, id) for id in (bad, good)] == [TaskStatus.PENDING, TaskStatus.FAILED]
+        assert await status(store, later) is TaskStatus.PENDING
+        assert f"task {TaskId(bad)} attempt 1 can't be recorded" in caplog.text
 
 
 async def test_room_is_filled_without_a_safety_look(factory: SqliteFactory) -> None:

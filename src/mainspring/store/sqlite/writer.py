@@ -290,10 +290,26 @@ class Writer:
             raise
         except Exception as exc:  # noqa: BLE001 - the boundary: it becomes the attempt's recorded failure
             tx.cursor.execute("ROLLBACK TO one")
-            part = tx.part()
-            outcomes.finish_one(part, _refused(finish, exc))
+            part = self._refuse(tx, finish, exc)
         tx.cursor.execute("RELEASE one")
         tx.keep(part)
+
+    def _refuse(self, tx: Transaction, finish: Finish, exc: Exception) -> Transaction:
+        """Record the failure; where not even that can be, the outcome is dropped, so that all others go on."""
+        part = tx.part()
+        try:
+            outcomes.finish_one(part, _refused(finish, exc))
+        except _OUTAGE:
+            raise
+        except Exception:  # the boundary: tried again it would fail again, and everything with it
+            logger.exception(
+                "the end of task %s attempt %d can't be recorded and is dropped; please report this",
+                TaskId(finish.claim.id),
+                finish.claim.attempt,
+            )
+            tx.cursor.execute("ROLLBACK TO one")
+            return tx.part()
+        return part
 
     def _outage(self, group: Group, exc: BaseException) -> None:
         """The store can't write now. Callers are told, outcomes kept and tried again, the connection made anew."""
