@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,7 +11,17 @@ from typing import Any
 import pytest
 from tests.engine.support import LIMIT_S, SOON, engine_on, shows, until, value
 
-from mainspring import Context, Engine, ProcessingFailed, Retry, TaskCancelled, TaskStatus, TaskTimeout
+from mainspring import (
+    Context,
+    Engine,
+    InvalidInput,
+    ProcessingFailed,
+    Retry,
+    TaskCancelled,
+    TaskPriority,
+    TaskStatus,
+    TaskTimeout,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -483,3 +494,75 @@ async def test_slots_wake_each_other() -> None:
             return n
 
         assert await engine.gather(await engine.map(meets, range(16))) == list(range(16))
+
+
+async def test_swallowed_and_late_cancellations_cost_no_slot() -> None:
+    """Whatever a handler does with the asyncio task that it runs in, its slot and its own result remain."""
+    async with engine_on(async_slots=1) as engine:
+
+        @engine.task(retry=0)
+        async def swallows(n: int) -> int:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            return n
+
+        @engine.task(retry=0)
+        async def large(n: int) -> str:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            return "x" * 100_000
+
+        assert await value(await engine.submit(swallows, 1)) == 1
+        assert len(await value(await engine.submit(large, 1))) == 100_000
+        assert await value(await engine.submit(swallows, 2)) == 2
+
+
+@pytest.mark.parametrize("lane", ["async", "thread"])
+async def test_an_error_without_a_text(lane: str) -> None:
+    """An exception whose own text can't be made is a failure like any other."""
+
+    class Mute(BaseException):
+        def __str__(self) -> str:
+            raise Mute
+
+    async with engine_on(async_slots=1, thread_slots=1) as engine:
+
+        @engine.task(retry=0, name="mute")
+        async def on_the_loop() -> None:
+            raise Mute
+
+        @engine.task(retry=0, name="mute_thread")
+        def in_a_thread() -> None:
+            raise Mute
+
+        function = on_the_loop if lane == "async" else in_a_thread
+        for _ in range(2):
+            with pytest.raises(ProcessingFailed, match="its text can't be made"):
+                await value(await engine.submit(function))
+
+
+async def test_no_wait_inside_a_handler(engine: Engine) -> None:
+    """as_completed refuses too: it would hold the slot."""
+
+    @engine.task(retry=0)
+    async def waits_inside(id: str) -> None:
+        async for _ in engine.as_completed([engine.handle(id)]):
+            pass
+
+    other = await engine.submit(waits_inside, "no id", delay=3600)
+    with pytest.raises(InvalidInput, match="hold its slot"):
+        await value(await engine.submit(waits_inside, str(other.id)))
+
+
+async def test_options_that_are_none_are_not_given(engine: Engine) -> None:
+    """What the call leaves open is as the handler was declared."""
+
+    @engine.task(priority=TaskPriority.HIGH, retry=7)
+    async def declared() -> None: ...
+
+    task = engine.build(declared, (), {"priority": None, "max_retries": None})
+    assert (task.priority, task.max_retries) == (TaskPriority.HIGH, 7)

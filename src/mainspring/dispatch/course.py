@@ -16,7 +16,7 @@ from mainspring.environment import Environment
 from mainspring.errors import InternalError
 from mainspring.execution.base import Report, Runner
 from mainspring.execution.executor import TaskExecutor
-from mainspring.processors.base import failure
+from mainspring.processors.base import failure, text_of
 from mainspring.results.values import Values
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, RELEASED, SUSPECT, Claimed, Finish, Store
 from mainspring.tasks import ErrorInfo, TaskId
@@ -119,7 +119,9 @@ class Course:
             desk.freed()
         if attempt is not None and attempt.claim is claim:
             self._let_go(attempt)
-        error = InternalError(f"the engine failed around it with {type(exc).__name__}: {exc}; please report this")
+        error = InternalError(
+            f"the engine failed around it with {type(exc).__name__}: {text_of(exc)}; please report this"
+        )
         self.recorder.refuse(claim, error, desk.port.name)
 
     async def _run_suspect(self, attempt: Attempt) -> bool:
@@ -181,6 +183,8 @@ class Course:
             self._unmark(attempt)
             return False
         self._over(attempt)
+        if attempt.task.cancelling():
+            await desk.absorb(attempt.task)
         if self._is_bulky(report):
             await self.recorder.record_whole(attempt, report)
         else:

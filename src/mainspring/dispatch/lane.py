@@ -134,7 +134,7 @@ class LaneDesk:
             if self._now - slice_at > _SLICE_S or task.cancelling():
                 # Handlers that never wait must not keep the loop to themselves, and one may have cancelled the asyncio
                 # task that it ran in: that reaches us here, and not the next handler.
-                await self._unhurt(task, asyncio.sleep(0))
+                await self.absorb(task)
                 slice_at = self._now
                 continue
             if self.store.is_revoked():
@@ -167,8 +167,12 @@ class LaneDesk:
         except asyncio.CancelledError:
             if not self._open or task not in self._tasks:
                 raise
-            while task.uncancel():
-                pass
+        while task.cancelling():  # also where the handler has swallowed it already
+            task.uncancel()
+
+    async def absorb(self, task: asyncio.Task[Any]) -> None:
+        """Take a cancellation that a handler left behind, so that it hits nothing of ours."""
+        await self._unhurt(task, asyncio.sleep(0))
 
     def lose_slot(self, task: asyncio.Task[None] | None) -> None:
         """Go on without a slot whose handler does not come back: another takes its place."""

@@ -33,7 +33,7 @@ class Watch:
     def watch(self, attempt: Attempt) -> None:
         """Call it when an attempt that has a timeout goes to its runner."""
         assert attempt.claim.timeout_ms is not None
-        self._arm(self._env.monotonic() + attempt.claim.timeout_ms / 1000)
+        self._arm((attempt.started_at or self._env.monotonic()) + attempt.claim.timeout_ms / 1000)
 
     def ask(self, attempt: Attempt, cause: StopCause) -> None:
         """Ask an attempt to stop; a child process that ran out of time is killed at once, others get their grace."""

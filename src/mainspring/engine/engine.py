@@ -23,6 +23,7 @@ from mainspring.execution.executor import TaskExecutor
 from mainspring.models.manager import ModelManager
 from mainspring.processors.base import Lane
 from mainspring.processors.calls import split_options, task_of
+from mainspring.processors.context import current, waiting_inside
 from mainspring.processors.custom import Handler
 from mainspring.resources.monitor import ResourceMonitor
 from mainspring.scheduling.scheduler import TaskScheduler
@@ -306,7 +307,9 @@ class Engine(Operations):
         return self.manager.waiters.find(TaskId(task_id).bytes)  # type: ignore[return-value]  # `make` of our waiters
 
     async def as_completed(self, handles: Iterable[TaskHandle]) -> AsyncIterator[TaskHandle]:
-        """Yield the handles as their tasks end, however they end."""
+        """Yield the handles as their tasks end, however they end. Raises InvalidInput inside a handler."""
+        if current.get() is not None:
+            raise waiting_inside()
         handles = list(handles)
         ready: asyncio.Queue[TaskHandle] = asyncio.Queue()
         unknown = [handle for handle in handles if not handle.known and handle.ended is None]

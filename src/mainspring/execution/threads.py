@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -77,7 +78,8 @@ class ThreadRunner:
                 continue
             result = self._run(work, channel)
             if (work.id, work.attempt) in self._lost:  # it came back, but another thread has its place
-                loop.call_soon_threadsafe(self._gone, (work.id, work.attempt))
+                with contextlib.suppress(RuntimeError):  # the loop may be closed by now: nobody counts any more
+                    loop.call_soon_threadsafe(self._gone, (work.id, work.attempt))
                 return
             try:
                 loop.call_soon_threadsafe(_answer, future, result)

@@ -79,8 +79,16 @@ def failure(exc: BaseException, traceback_chars: int = 4_000) -> Failed:
         retryable = exc.is_retryable
         if isinstance(exc, ResourceLimitExceeded) and exc.retry_after is not None:
             retry_after = seconds(exc.retry_after, "retry_after")
-    error = ErrorInfo(type=type(exc).__name__, message=_storable(str(exc)[:_MESSAGE_CHARS]), traceback=tail)
+    error = ErrorInfo(type=type(exc).__name__, message=_storable(text_of(exc)[:_MESSAGE_CHARS]), traceback=tail)
     return Failed(error, retryable=retryable, retry_after=retry_after)
+
+
+def text_of(exc: BaseException) -> str:
+    """Return an exception's text, whatever its own `__str__` does."""
+    try:
+        return str(exc)
+    except BaseException as wrong:  # noqa: BLE001 - said in the text instead
+        return f"(its text can't be made: {type(wrong).__name__})"
 
 
 def _storable(text: str) -> str:

@@ -33,7 +33,7 @@ def with_declared(handler: Handler, options: Mapping[str, Any]) -> dict[str, Any
         "max_retries": handler.retry.max_retries,
         "timeout": handler.timeout,
         "resources": handler.resources,
-        **options,
+        **{name: value for name, value in options.items() if value is not None},
     }
 
 

@@ -52,6 +52,11 @@ class Waiting(Ref):
         self._futures.append(future)
         return future
 
+    def forget(self, future: asyncio.Future[None]) -> None:
+        """Nobody waits for this one any more."""
+        if self._futures is not None:
+            self._futures.remove(future)
+
 
 class Waiters:
     """Brings ends to those who wait. See `store.base.Listener`.
@@ -99,7 +104,11 @@ class Waiters:
         if waiting.ended is None and self._closed:
             raise _closed(waiting.key)
         if waiting.ended is None:
-            await waiting.future()
+            future = waiting.future()
+            try:
+                await future
+            finally:
+                waiting.forget(future)
         assert waiting.ended is not None
         return waiting.ended
 
@@ -130,13 +139,14 @@ class Waiters:
         return id in self._waiting
 
     def awaited(self, most: int) -> list[bytes]:
-        live = [known() for known in list(self._waiting.values())]
-        waiting = [item.key for item in live if item is not None and item.is_awaited]
-        if not waiting:
-            return []
-        start = self._turn % len(waiting)
+        live = [item for known in list(self._waiting.values()) if (item := known()) is not None and item.ended is None]
+        awaited = [item.key for item in live if item.is_awaited][:most]
+        others = [item.key for item in live if not item.is_awaited]  # soon awaited, one after the other
+        if not others:
+            return awaited
+        start = self._turn % len(others)
         self._turn = start + most
-        return list(islice(waiting[start:] + waiting[:start], most))
+        return [*awaited, *islice(others[start:] + others[:start], most - len(awaited))]
 
 
 def _closed(id: bytes) -> StoreUnavailable:
