@@ -48,7 +48,7 @@ RULES = Rules(
 
 
 POLICIES: tuple[OnDependencyFailure, ...] = ("require", "allow_failure", "skip")
-LIMIT_S = 20.0
+LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)
