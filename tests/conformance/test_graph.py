@@ -409,6 +409,32 @@ async def test_standing_for_a_dependent_of_ones_own_is_refused(store: Any, port:
     assert await status(store, child) is TaskStatus.FAILED
 
 
+async def test_standing_for_a_failure_ends_all_dependents(store: Any, port: Port) -> None:
+    """Also where one of them waits for another of them: each ends once."""
+    (parent, bad) = await submit(store, new(), new())
+    (first,) = await submit(store, new(after=[parent]))
+    (second,) = await submit(store, new(after=[first, parent]))
+    claims = {claim.id: claim for claim in await port.room(2)}
+    await port.finish(claims[bad], FAILED)
+    await port.finish(claims[parent], refs=(bad,))
+    assert await statuses(store, [parent, first, second]) == ["completed", "failed", "failed"]
+    assert len(port.ends) == 4
+
+
+async def test_standing_for_an_ended_dependent_is_refused(store: Any, port: Port) -> None:
+    """What depends on a task can't be its result, ended or not: made anew, each would wait for the other."""
+    (parent, other) = await submit(store, new(), new())
+    (child,) = await submit(store, new(after=[parent]))
+    (below,) = await submit(store, new(after=[other, child]))
+    claims = {claim.id: claim for claim in await port.room(2)}
+    await port.finish(claims[other], FAILED)
+    await port.finish(claims[parent], refs=(below,))
+    assert await statuses(store, [parent, child, below]) == ["failed"] * 3
+    assert (await store.result(parent)).error.type == "InvalidInput"
+    await store.retry(other)
+    assert (await store.info(below)).retried_as is not None
+
+
 async def test_standing_for_a_dependent_through_a_completed_task_is_refused(store: Any, port: Port) -> None:
     """Nobody comes to wait for itself by way of a task that has handed over already."""
     (parent, middle) = await submit(store, new(), new())

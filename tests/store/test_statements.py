@@ -31,7 +31,7 @@ HOT = (
     "promote next_due overdue next_deadline heirs_results lacks_parent state_by_id outcome_by_id held_by put_progress "
     "has_live_child is_stood_for prune_task prunable prune_attempts prune_edges prune_keys prune_progress "
     "prune_stands_for prune_payload_blobs prune_retried blob_in_use whole_task attempts_of parents_ids retry_links "
-    "waited_for_by next_cascade"
+    "depends_on next_cascade"
 ).split()
 
 

@@ -226,14 +226,14 @@ def stand_for(tx: Transaction, seq: int, refs: Sequence[bytes]) -> None:
     stood_for = [edge.parent for edge in link(tx, 0, targets, REQUIRE)]
     if seq in stood_for:
         raise InvalidInput("the result stands, through others or at once, for the task itself", field="output")
-    above = {row[0] for row in tx.run("waited_for_by", str(stood_for))}
+    if tx.one("depends_on", str(stood_for), seq, seq) is not None:
+        raise InvalidInput(
+            "the result stands for a task that depends on this one: neither would ever end; "
+            "leave one of the two dependencies out",
+            field="output",
+        )
+    failed = []
     for child, policy, rank, reason in tx.run("all_children_of", seq).fetchall():
-        if child in above:
-            raise InvalidInput(
-                "the result stands for a task that waits for a dependent of this one: neither would ever end; "
-                "leave one of the two dependencies out",
-                field="output",
-            )
         last = tx.one("last_edge", child)[0]
         known = {row[0] for row in tx.run("parents_of", child)}
         edges = [edge for edge in link(tx, child, targets, policy, last + 1) if edge.parent not in known]
@@ -242,9 +242,10 @@ def stand_for(tx: Transaction, seq: int, refs: Sequence[bytes]) -> None:
         if reason != PARENTS:  # it is over; the edges are for a retry
             continue
         if broken is not None:
-            fail_child(tx, child, broken)
+            failed.append(fail_child(tx, child, broken, travel=False))
         else:
             raise_parents(tx, [edge.parent for edge in edges if edge.unfinished], rank)
+    ended(tx, [(end.seq, end.status, end.id) for end in failed])  # not before each has been looked at
 
 
 def go_on(tx: Transaction) -> None:

@@ -166,14 +166,14 @@ WHERE seq IN (SELECT value FROM json_each(?)) AND reason = 1 RETURNING seq, clas
 SELECT edge.child, edge.policy, task.rank, task.reason FROM edge JOIN task ON task.seq = edge.child
 WHERE edge.parent = ?;
 
--- name: waited_for_by
--- The unfinished tasks that any of these waits for, at whatever distance.
+-- name: depends_on
+-- Whether one of these depends on that task, at whatever distance. None on the way can have completed before it.
 WITH RECURSIVE above(seq) AS (
-    SELECT task.seq FROM json_each(?) JOIN task ON task.seq = json_each.value WHERE task.status < 2
+    SELECT task.seq FROM json_each(?) JOIN task ON task.seq = json_each.value WHERE task.status <> 2
     UNION
     SELECT task.seq FROM above JOIN edge ON edge.child = above.seq JOIN task ON task.seq = edge.parent
-    WHERE task.status < 2)
-SELECT seq FROM above;
+    WHERE task.status <> 2 OR task.seq = ?)
+SELECT 1 FROM above WHERE seq = ? LIMIT 1;
 
 -- name: lacks_parent
 -- Whether one of the tasks that it depends on was pruned.
