@@ -55,6 +55,7 @@ class Clock(Environment):
     def __init__(self) -> None:
         self._now = 1_800_000_000.0
         self._wall_ahead = 0.0
+        self.jumped_s = 0.0  # how far processes may be apart
 
     def monotonic(self) -> float:
         return self._now
@@ -68,6 +69,7 @@ class Clock(Environment):
     def jump(self, seconds: float) -> None:
         """Set the wall clock alone."""
         self._wall_ahead += seconds
+        self.jumped_s += abs(seconds)
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -355,7 +357,7 @@ class SqliteFactory:
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
             connection.execute("BEGIN")  # one snapshot for all
-            return _contents(connection)
+            return _contents(connection, slack_ms=1_000 + int(self.clock.jumped_s * 1000))
         finally:
             connection.close()
 
@@ -384,7 +386,7 @@ class SqliteFactory:
         return {id: State(STATUS_OF[code], reasons[-1 if at is None else at]) for id, code, at in rows}
 
 
-def _contents(connection: apsw.Connection) -> Contents:
+def _contents(connection: apsw.Connection, slack_ms: int) -> Contents:
     attempts: dict[int, list[tuple[int, str]]] = {}
     for seq, number, outcome in connection.execute("SELECT task, number, outcome FROM attempt ORDER BY task, number"):
         attempts.setdefault(seq, []).append((number, OUTCOMES[outcome]))
@@ -415,7 +417,7 @@ def _contents(connection: apsw.Connection) -> Contents:
             "SELECT old.id, new.id FROM retried JOIN task old ON old.seq = task JOIN task new ON new.seq = again")),
         {row[0]: (STATUS_OF[row[1]].value, row[2]) for row in connection.execute("SELECT * FROM tombstone")},
         [row[0] for row in connection.execute("SELECT text FROM note ORDER BY rowid")],
-        check_history(connection),
+        check_history(connection, slack_ms=slack_ms),
     )  # fmt: skip
 
 

@@ -156,9 +156,7 @@ ABLATIONS: dict[str, Ablation] = {
     "queue_size is not looked at": lambda: flipped(intake, "_refuse_overflow", _nothing),
     "completed tasks are counted twice": lambda: flipped(Transaction, "count", _count_completed_twice),
     "policy skip is taken for require": lambda: flipped(graph, "SKIP", lambda _: -1),
-    "failures don't travel": lambda: sql(
-        "reason = 1 AND edge.policy", "reason = 9 AND edge.policy", "broken_children_of"
-    ),
+    "failures don't travel": lambda: flipped(graph, "_break_children", lambda _: lambda tx, end, broken: end),
     "a child goes on when its first parent ends": lambda: sql(
         "edge.n >= child.waits_at", "edge.n < child.waits_at", "waiting_on"
     ),
@@ -167,9 +165,7 @@ ABLATIONS: dict[str, Ablation] = {
         "WHERE edge.parent = ?", "WHERE edge.parent = -?", "all_children_of"
     ),
     "late dependents don't wait for what a parent stands for": lambda: flipped(graph, "_stood_for", _none_found),
-    "tasks may come to wait for each other": lambda: sql(
-        "SELECT seq FROM above", "SELECT seq FROM above WHERE 0", "waited_for_by"
-    ),
+    "tasks may come to depend on themselves": lambda: sql("WHERE seq = ?", "WHERE seq = -?", "depends_on"),
     "deadlines are not looked at": lambda: flipped(upkeep, "expire", _nothing),
     "delays end a second early": lambda: sql("due_ms <= ?", "due_ms <= ? + 1000", "due_now"),
     "a retry comes after its deadline": lambda: flipped(

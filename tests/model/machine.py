@@ -111,7 +111,7 @@ class StoreMachine(RuleBasedStateMachine):
             id = self.world.fresh_id()
             made.append(
                 Task(
-                    id if draft.twin is None else self.id(draft.twin, [*there, id]),
+                    id if draft.twin is None else self.id(draft.twin, [*there, id, *self.world.model.tombstones]),
                     (draft.namespace, draft.type, draft.group), draft.payload, draft.priority, draft.max_retries,
                     None if draft.deadline is None else now + draft.deadline,
                     None if draft.not_before is None else now + draft.not_before,
@@ -237,8 +237,7 @@ class StoreMachine(RuleBasedStateMachine):
         claim = self.claim(worker, n)
         for _ in range(times):
             if claim is not None:
-                op = self.world.finish(worker, claim, RELEASED, again=True, is_counted=is_counted)
-                self.run(self.world.perform(worker, op))
+                self.end(worker, claim, RELEASED, is_counted=is_counted)
                 claim = worker.held.get(claim.id)
 
     def crash_again_and_again(self, n: int) -> None:
@@ -246,8 +245,12 @@ class StoreMachine(RuleBasedStateMachine):
         claim = self.claim(worker, n)
         for _ in range(3):
             if claim is not None:
-                self.run(self.world.perform(worker, self.world.finish(worker, claim, CRASHED, again=True)))
+                self.end(worker, claim, CRASHED)
                 claim = worker.held.get(claim.id)
+
+    def end(self, worker: Worker, claim: Claimed, outcome: int, **extra: Any) -> None:
+        op = self.world.finish(worker, claim, outcome, again=not self.in_steps, **extra)
+        self.run(self.world.perform(worker, op))
 
     def advance(self, ms: int) -> None:
         self.run(self.world.advance(ms))
@@ -286,7 +289,7 @@ class StepsMachine(StoreMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.limit = mock.patch.object(graph, "TRAVEL_LIMIT", 2)
+        self.limit = mock.patch.multiple(graph, TRAVEL_LIMIT=2, _PAGE=2)
         self.limit.start()
 
     def teardown(self) -> None:

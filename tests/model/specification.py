@@ -18,6 +18,9 @@ from tests.model.words import ALLOW_FAILURE, SKIP, Claim, Kind, Outcome, Rules, 
 from mainspring.errors import Conflict, InvalidInput, QueueFull, TaskNotFound
 from mainspring.store.base import MAX_CRASHES, MAX_RELEASES
 
+FRESH = 60_000
+"""What has ended within this time is kept in any case."""
+
 
 class Model:
     """One place where tasks live."""
@@ -77,6 +80,8 @@ class Model:
             if (other.kind[1], other.payload) != (task.kind[1], task.payload):
                 raise Conflict("another payload")
             return known, True
+        if task.id in self.tombstones:
+            return task.id, True
         if task.id in task.parents:
             raise InvalidInput("waits for itself", field="dependencies")
         for parent in task.parents:
@@ -249,18 +254,16 @@ class Model:
         return "completed", None
 
     def _hand_over(self, task: Task) -> None:
-        """Those that depend on a task depend on what its output stands for too; nobody may come to wait for itself."""
+        """Those that depend on a task depend on what its output stands for too; nobody may come to depend on itself."""
         more = self.and_what_they_stand_for([self.task(id).id for id in task.stands_for])
-        if task.id in more:
-            raise InvalidInput("stands for itself", field="output")
+        if task.id in more or any(self._depends_on(id, task.id) for id in more):
+            raise InvalidInput("stands for itself, or for what depends on it", field="output")
         for child in self.children(task.id):
-            if not child.is_over and any(self._waits_for(id, child.id) for id in more):
-                raise InvalidInput("stands for what waits for its dependents", field="output")
-            child.parents = tuple(dict.fromkeys(child.parents + tuple(id for id in more if id != child.id)))
+            child.parents = tuple(dict.fromkeys(child.parents + more))
 
-    def _waits_for(self, id: bytes, other: bytes) -> bool:
-        task = self.tasks[id]
-        return not task.is_over and (id == other or any(self._waits_for(parent, other) for parent in task.parents))
+    def _depends_on(self, id: bytes, other: bytes) -> bool:
+        parents = self.tasks[id].parents if id in self.tasks else ()
+        return other in parents or any(self._depends_on(parent, other) for parent in parents)
 
     # Being asked for
 
@@ -370,9 +373,10 @@ class Model:
             if not task.is_over:
                 continue
             keep = rules.keep_completed if task.status == "completed" else rules.keep_failed
-            if task.status == "completed" and surplus > 0:
+            assert task.ended is not None
+            if task.status == "completed" and surplus > 0 and task.ended <= now - FRESH:
                 surplus -= 1
-            elif task.ended is None or task.ended > now - keep:
+            elif task.ended > now - keep:
                 continue
             stood_for = any(task.id in other.stands_for for other in self.tasks.values())
             if not stood_for and all(child.is_over for child in self.children(task.id)):

@@ -272,7 +272,7 @@ class World:
             assert not differ, f"task {task.seq}: stored and model differ in {differ}"
         assert (stored.keys, stored.retried) == (model.keys, model.retried)
         assert (stored.tombstones, stored.notes) == (model.tombstones, model.effects)
-        assert not stored.violations
+        assert not stored.violations, "; ".join(str(one) for one in stored.violations)
         told = Counter(ended.id for ended in self.told + [ended for one in self.workers for ended in one.ends])
         missing, surplus = Counter(model.ends) - told, told - Counter(model.ends)
         assert not surplus, "an end was told twice, or was none"
