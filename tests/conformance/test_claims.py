@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.conformance.kit import AGEING_MS, FACTORIES, OTHER, WORK, Factory, Port, new, opened, state, submit
 
@@ -72,13 +72,14 @@ async def test_nothing_is_worth_more_than_four_steps(factory: Factory, store: An
 STEPS = st.sampled_from([0, 1, 1000, AGEING_MS - 1, AGEING_MS, AGEING_MS + 1, 3 * AGEING_MS, 5 * AGEING_MS])
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     tasks=st.lists(
         st.tuples(
             STEPS,  # milliseconds since the one before
             st.integers(0, 3),
-            st.none() | st.sampled_from([40 * AGEING_MS, 60 * AGEING_MS, 80 * AGEING_MS]),
+            st.none() | st.sampled_from([70 * AGEING_MS, 71 * AGEING_MS, 90 * AGEING_MS]),
+            st.none() | st.sampled_from([-1, 0, 1, AGEING_MS - 1, AGEING_MS, 3 * AGEING_MS + 1, 5 * AGEING_MS]),
             st.sampled_from([WORK, OTHER]),
             st.sampled_from(["", "a", "b"]),
         ),
@@ -91,25 +92,75 @@ STEPS = st.sampled_from([0, 1, 1000, AGEING_MS - 1, AGEING_MS, AGEING_MS + 1, 3 
 async def test_claims_come_in_the_documented_order(
     kind: str, tasks: list[Any], rooms: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Whatever is submitted when, in whatever classes, and however much room there is at a time: the order is the
-    documented key."""
+    """Whatever is submitted when, with whatever priorities, deadlines and delays, in whatever classes, and however much
+    room there is at a time: the order is the documented key."""
     factory = FACTORIES[kind](Path(tmp_path_factory.mktemp("order")))
     async with opened(factory.make()) as store:
         port = Port(store)
         await port.serve()
         keys = {}
-        for seq, (step, priority, deadline, type, group) in enumerate(tasks):
+        for seq, (step, priority, deadline, delay, type, group) in enumerate(tasks):
             factory.clock.advance(step / 1000)
             now = store.now_ms()
             task = new(
-                type=type, group=group, priority=priority, deadline_ms=None if deadline is None else now + deadline
-            )
+                type=type, group=group, priority=priority, deadline_ms=None if deadline is None else now + deadline,
+                not_before_ms=None if delay is None else now + delay,
+            )  # fmt: skip
             keys[task.id] = (documented_rank(task, now, AGEING_MS), seq)
             await store.submit([task])
+        factory.clock.advance(6 * AGEING_MS / 1000)  # all delays are over, no deadline has passed
         for n in rooms:
             await port.room(n)
         assert ids(port.order) == sorted(keys, key=keys.__getitem__)
         assert not port.overdrawn
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    rounds=st.lists(
+        st.tuples(
+            st.sampled_from([0, 1_000, 4 * AGEING_MS + 1, 9 * AGEING_MS // 2]),
+            st.lists(  # a flood: priority, deadline, delay
+                st.tuples(
+                    st.sampled_from([3, 0, 1]),
+                    st.none() | st.sampled_from([1, 1_000, 2 * AGEING_MS]),
+                    st.none() | st.sampled_from([1, AGEING_MS, 4 * AGEING_MS]),
+                ),
+                min_size=1,
+                max_size=3,
+            ),
+            st.integers(0, 1),  # room for so many
+        ),
+        min_size=6,
+        max_size=15,
+    )
+)
+@example(rounds=[(0, [(0, None, None)], 0), (9 * AGEING_MS // 2, [(3, None, None)], 1)])
+@pytest.mark.parametrize("kind", FACTORIES)
+async def test_nobody_starves(kind: str, rounds: list[Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Under whatever flood of urgent work: nothing is handed over that came more than four ageing steps after something
+    that is left waiting."""
+    factory = FACTORIES[kind](Path(tmp_path_factory.mktemp("flood")))
+    async with opened(factory.make()) as store:
+        port = Port(store)
+        await port.serve()
+        since: dict[bytes, int] = {}
+        for step, flood, n in rounds:
+            factory.clock.advance(step / 1000)
+            now = store.now_ms()
+            for priority, deadline, delay in flood:
+                task = new(
+                    priority=priority, deadline_ms=None if deadline is None else now + deadline,
+                    not_before_ms=None if delay is None else now + delay,
+                )  # fmt: skip
+                since[task.id] = max(now, task.not_before_ms or 0)
+                await store.submit([task])
+            claims = await port.room(n)
+            port.lanes["async"].limit -= port.lanes["async"].room()  # nothing is handed over between rounds
+            waiting = [since[id] for id, state in factory.states().items() if state.reason == "ready"]
+            assert all(since[claim.id] <= min(waiting, default=since[claim.id]) + 4 * AGEING_MS for claim in claims)
+            for claim in claims:
+                await port.finish(claim)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

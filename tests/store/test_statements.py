@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
+import mainspring
 from mainspring.store.sqlite.statements import SCHEMA, SQL
 from mainspring.tasks.lifecycle import (
+    ALLOWED,
+    CANCELLED,
     CLAIMED,
+    COMPLETED,
     DELAYED,
+    FAILED,
     PARENTS,
+    REASON_CODE,
     RETRY,
     RUNNING,
     SAME_WORK,
@@ -21,6 +30,7 @@ from mainspring.tasks.lifecycle import (
     STATUS_OF,
     STORED_REASONS,
     TRANSITIONS,
+    State,
 )
 
 HOT = (
@@ -129,6 +139,63 @@ def test_the_file_takes_legal_rows_only(connection: apsw.Connection) -> None:
         except apsw.ConstraintError:
             taken = False
         assert taken == row_is_legal(status, reason, *flags), (status, reason, flags)
+
+
+# The guards against the lifecycle table
+
+CLAIM = (1, 1, 7)  # seq, attempt, owner
+MOVES: dict[str, list[tuple[object, ...]]] = {
+    "claim": [(7, "[1]")],
+    "claim_of_class": [(7, 1, 5)],
+    "start": [CLAIM],
+    "complete": [(9, b"x", 0, *CLAIM)],
+    "complete_many": [(9, b"x", 0, *CLAIM)],
+    "end": [(status, 9, b"x", 1) for status in range(6)],
+    "again": [(5, b"x", 1)],
+    "again_after_crash": [(5, b"x", 0, 1)],
+    "give_back": [(0, 0, 0, 1)],
+    "fail_children": [(status, 9, b"x", "[1]") for status in (FAILED, CANCELLED)],
+    "release_children": [(9, "[1]")],
+    "delay_children": [("[1]",)],
+    "promote": [(9, 1)],
+}
+"""All statements that write a status or a reason, with values that fit the one task there is."""
+
+
+def state(connection: apsw.Connection) -> State:
+    row: Any = connection.execute("SELECT status, reason FROM task").fetchone()
+    return State(STATUS_OF[row[0]], None if row[1] is None else STORED_REASONS[row[1]])
+
+
+def test_all_statements_that_move_a_task_are_known() -> None:
+    """No other named statement writes a status or a reason, and no statement without a name does."""
+    writing = re.compile(r"UPDATE task SET.*\b(status|reason) = ", re.DOTALL)
+    assert {name for name, sql in SQL.items() if writing.match(sql.split("WHERE")[0])} == set(MOVES)
+    sources = Path(mainspring.__file__).parent.rglob("*.py")
+    assert not [path for path in sources if re.search(r"UPDATE task SET (?!flags)", path.read_text(encoding="utf-8"))]
+
+
+def test_the_guards_allow_what_the_lifecycle_table_does(connection: apsw.Connection) -> None:
+    """From every state each statement leads where the table says, or nowhere: what is not in the table is refused by a
+    guard or a CHECK, and each move that is in it has a statement."""
+    insert = """INSERT INTO task (seq, id, class, rank, status, reason, attempt, owner, due_ms, waits_for, ended_ms,
+        output, not_before_ms, priority, max_retries, submitted_ms, ready_ms, input)
+        VALUES (1, randomblob(16), 1, 0, ?, ?, 1, ?, ?, ?, ?, ?, 5, 1, 3, 0, 0, x'')"""
+    moved = set()
+    for before in {item.after for item in TRANSITIONS}:
+        status, reason = STATUS_CODE[before.status], None if before.reason is None else REASON_CODE[before.reason]
+        held, due, waits = status == RUNNING or reason == CLAIMED, reason in (DELAYED, RETRY), reason == PARENTS
+        values = (status, reason, 7 if held else None, 5 if due else None, 3 if waits else None,
+                  9 if before.status.is_final else None, b"x" if status == COMPLETED else None)  # fmt: skip
+        for name, calls in MOVES.items():
+            for call in calls:
+                connection.execute("DELETE FROM task")
+                connection.execute(insert, values)
+                with contextlib.suppress(apsw.ConstraintError):
+                    connection.execute(SQL[name], call).fetchall()
+                if (after := state(connection)) != before:
+                    moved.add((before, after))
+    assert moved == {(before, after) for before, after in ALLOWED if before is not None}
 
 
 @pytest.mark.parametrize("column", ["status", "reason", "priority"])

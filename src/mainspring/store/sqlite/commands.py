@@ -163,8 +163,8 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
         graph.Edge(n, seq, policy, *first(tx.ask("SELECT status, id FROM task WHERE seq = ?", seq)))
         for n, (seq, policy) in enumerate(parents)
     ]
-    waits, broken = graph.first_unfinished(edges)
-    waits = None if broken else waits
+    unfinished, broken = graph.first_unfinished(edges)
+    waits = broken or unfinished
     due = not_before if waits is None and not_before is not None and not_before > tx.now_ms else None
     reason = PARENTS if waits else DELAYED if due else READY
     tx.run(

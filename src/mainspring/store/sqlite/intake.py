@@ -185,13 +185,14 @@ class _Entry:
         """A task with parents: it waits for one of them that has not ended, or is ready, or ends at once."""
         tx, seq = self._tx, self._seq
         edges = link(tx, seq, self._parents(task), task.policy)
-        waits, failed = first_unfinished(edges)
+        unfinished, failed = first_unfinished(edges)
+        waits = failed or unfinished  # for one that will never be met it waits until it ends, below
         reason, due = READY, None
-        if waits is not None and failed is None:
+        if waits is not None:
             reason = PARENTS
         elif task.not_before_ms is not None and task.not_before_ms > self._now:
             reason, due = DELAYED, task.not_before_ms
-        self._row(task, door, rank, reason, due, waits=waits if reason == PARENTS else None)
+        self._row(task, door, rank, reason, due, waits=waits)
         self._edges += [(seq, edge.n, edge.parent, edge.policy) for edge in edges]
         self._here[task.id] = (seq, rank)
         if failed is not None:

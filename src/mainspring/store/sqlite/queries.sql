@@ -84,26 +84,26 @@ SELECT status, class, flags, priority, retry_count, max_retries, crashes, releas
 FROM task WHERE seq = ? AND attempt = ? AND owner = ?;
 
 -- name: end
--- PENDING (any) or RUNNING -> FAILED, CANCELLED or TIMEOUT
-UPDATE task SET status = ?, reason = NULL, owner = NULL, due_ms = NULL, waits_for = NULL, waits_at = NULL,
-    ended_ms = ?, error = ?
-WHERE seq = ? AND status < 2;
+-- PENDING (any) or RUNNING -> CANCELLED or TIMEOUT; what is held or waits for parents -> FAILED
+UPDATE task SET status = ?1, reason = NULL, owner = NULL, due_ms = NULL, waits_for = NULL, waits_at = NULL,
+    ended_ms = ?2, error = ?3
+WHERE seq = ?4 AND status < 2 AND (?1 <> 3 OR owner IS NOT NULL OR reason = 1);
 
 -- name: again
 -- PENDING (claimed) or RUNNING -> PENDING (retry)
 UPDATE task SET status = 0, reason = 3, owner = NULL, due_ms = ?, retry_count = retry_count + 1, error = ?,
     flags = flags & ~2
-WHERE seq = ?;
+WHERE seq = ? AND owner IS NOT NULL;
 
 -- name: again_after_crash
 -- PENDING (claimed) or RUNNING -> PENDING (retry), charged as a crash; it runs where it harms nobody from then on
 UPDATE task SET status = 0, reason = 3, owner = NULL, due_ms = ?, crashes = crashes + 1, error = ?, flags = flags | ?
-WHERE seq = ?;
+WHERE seq = ? AND owner IS NOT NULL;
 
 -- name: give_back
 -- PENDING (claimed) or RUNNING -> PENDING (ready), uncharged; its rank stays
 UPDATE task SET status = 0, reason = 0, owner = NULL, releases = releases + ?, crashes = crashes + ?, flags = flags | ?
-WHERE seq = ?;
+WHERE seq = ? AND owner IS NOT NULL;
 
 -- name: insert_attempt
 INSERT INTO attempt (task, number, outcome, owner, started_ms, ended_ms, duration_us, cpu_us, memory, network, batch,
