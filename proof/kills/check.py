@@ -1,0 +1,258 @@
+"""Whether the store agrees with what handlers and submitters noted, once all is quiet."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apsw
+import msgspec
+
+from mainspring.blobs.local import LocalBlobStore
+from mainspring.store.base import CRASHED, RELEASED
+from mainspring.tasks import Custom, CustomOutput, ErrorInfo, TaskId, TaskStatus
+from mainspring.tasks.codec import decode_input, decode_output
+from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, STATUS_OF
+from mainspring.testing import check_history
+from mainspring.testing.events import Acknowledged, CancelAnswered, Ended, Event, ResultSeen, Started, Submitted
+from proof.kills.ledger import Line, Word, read
+
+_MISTAKES = ("Traceback (most recent call last)", "please report this")
+
+
+class Finding(NamedTuple):
+    kind: str  # lost, twice, other attempt, order, epoch, key, effect, children, history, error, process
+    what: str
+
+
+class Row(NamedTuple):
+    seq: int
+    status: int
+    attempt: int
+    type: str
+    output: bytes | None
+    error: bytes | None
+    flags: int
+    input: bytes
+
+
+class Evidence(NamedTuple):
+    """All there is to judge by."""
+
+    rows: dict[str, Row]  # by task id
+    lines: dict[str, list[Line]]  # by task id, in the order of time
+    words: list[Word]
+    connection: apsw.Connection
+
+    @property
+    def figures(self) -> dict[str, int]:
+        said = Counter(word.event for word in self.words)
+        status = Counter(STATUS_OF[row.status].value for row in self.rows.values())
+        starts = sum(line.event == "start" for lines in self.lines.values() for line in lines)
+        outcomes = Counter(code for (code,) in self.connection.execute("SELECT outcome FROM attempt"))
+        return {
+            "tasks": len(self.rows),
+            "accepted": said["accepted"],
+            "in doubt or refused": said["in_doubt"] + said["refused"],
+            "starts of handlers": starts,
+            "starts beyond the first": starts - len(self.lines),
+            "attempts that crashed": outcomes[CRASHED],
+            "attempts handed back or taken back": outcomes[RELEASED],
+            **dict(status),
+        }
+
+
+def evidence(store: Path, ledger: Path) -> Evidence:
+    connection = apsw.Connection(str(store), flags=apsw.SQLITE_OPEN_READONLY)
+    found = connection.execute(
+        "SELECT task.id, seq, status, attempt, type, output, error, flags, input "
+        "FROM task JOIN class ON class.id = class"
+    )
+    rows = {str(TaskId(id)): Row(*values) for id, *values in found}
+    lines: dict[str, list[Line]] = defaultdict(list)
+    for line in read(ledger, "ledger", Line):
+        lines[line.task].append(line)
+    return Evidence(rows, dict(lines), read(ledger, "words", Word), connection)
+
+
+def check(store: Path, seen: Evidence) -> list[Finding]:
+    """Return all that must not be."""
+    blobs = LocalBlobStore(store.with_name(store.name + "-blobs"))
+    history = check_history(store, history=_events(seen), blobs=blobs)
+    return [
+        *(Finding("history", str(violation)) for violation in history),
+        *_lost(seen),
+        *_recorded(seen),
+        *_order(seen),
+        *_keys(seen),
+        *_effects(seen),
+        *_children(seen),
+        *_errors(seen),
+    ]
+
+
+def mistakes(logs: Iterable[Path]) -> Iterator[Finding]:
+    """What processes say of themselves that nothing from outside explains."""
+    for path in logs:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        places = [text.index(words) for words in _MISTAKES if words in text]
+        if places:
+            yield Finding("process", f"{path.name} says: {text[max(0, min(places) - 200) :][:1_000]}")
+
+
+def _events(seen: Evidence) -> list[Event]:
+    events: list[Event] = []
+    for word in seen.words:
+        if word.event == "asked":
+            events.append(Submitted(word.task, word.at))
+        elif word.event == "accepted":
+            events.append(Acknowledged(word.task, word.at))
+        elif word.event == "cancel":
+            events.append(CancelAnswered(word.task, word.at, word.answer))
+        elif word.event == "seen":
+            events.append(ResultSeen(word.task, word.at, TaskStatus(word.answer)))
+    for lines in seen.lines.values():
+        events += [(Started if line.event == "start" else Ended)(line.task, line.at, line.attempt) for line in lines]
+    return events
+
+
+def _lost(seen: Evidence) -> Iterator[Finding]:
+    """What was accepted is there and has ended; what was refused is not there."""
+    for word in seen.words:
+        row = seen.rows.get(word.task)
+        if word.event == "accepted" and row is None:
+            yield Finding("lost", f"task {word.task} was accepted and is not there")
+        if word.event == "refused" and row is not None:
+            yield Finding("lost", f"task {word.task} was refused and is there")
+    for id, row in seen.rows.items():
+        if row.status < COMPLETED:
+            yield Finding("lost", f"task {id} ({row.type}) has not ended")
+
+
+def _recorded(seen: Evidence) -> Iterator[Finding]:
+    """What is recorded of a task was made by its last attempt, which began and ended once, and no other is recorded."""
+    recorded: dict[int, list[int]] = defaultdict(list)
+    for seq, number in seen.connection.execute("SELECT task, number FROM attempt WHERE outcome = 0"):
+        recorded[seq].append(number)
+    for id, row in seen.rows.items():
+        numbers = recorded[row.seq]
+        if len(numbers) > 1:
+            yield Finding("twice", f"task {id} has its completion recorded by attempts {numbers}")
+        lines = seen.lines.get(id, [])
+        starts = [line.attempt for line in lines if line.event == "start"]
+        if len(set(starts)) != len(starts):
+            yield Finding("epoch", f"task {id} began twice with one attempt: {starts}")
+        if row.status == COMPLETED and row.type.startswith("custom:"):
+            yield from _made_by_last(id, row, lines)
+
+
+def _made_by_last(id: str, row: Row, lines: Sequence[Line]) -> Iterator[Finding]:
+    ends = [line for line in lines if line.event == "end" and line.attempt == row.attempt]
+    latest = max((line.attempt for line in lines), default=0)
+    if len(ends) != 1 or latest > row.attempt:
+        yield Finding("other attempt", f"task {id} completed with attempt {row.attempt}; ledger: {_told(lines)}")
+        return
+    made = _value(row)
+    if isinstance(made, dict) and (made["task"], made["attempt"], made["pid"]) != (id, row.attempt, ends[0].pid):
+        yield Finding("other attempt", f"task {id} completed with attempt {row.attempt}, its result says {made}")
+
+
+def _value(row: Row) -> Any:
+    """The recorded value, where it lies in the row and stands for no other task's."""
+    output = decode_output(row.output) if row.output is not None and not row.flags else None
+    return output.value if isinstance(output, CustomOutput) else None
+
+
+def _told(lines: Sequence[Line]) -> str:
+    return ", ".join(f"{line.event} {line.attempt} in {line.pid}" for line in lines)
+
+
+def _order(seen: Evidence) -> Iterator[Finding]:
+    """A child's attempts begin after its parents ended, and get what those made."""
+    ids = {row.seq: id for id, row in seen.rows.items()}
+    for child, parent in seen.connection.execute("SELECT child, parent FROM edge"):
+        if child not in ids or parent not in ids:
+            continue  # it was lost, which is told elsewhere
+        begun = [line.at for line in seen.lines.get(ids[child], ()) if line.event == "start"]
+        row = seen.rows[ids[parent]]
+        ended = [line.at for line in seen.lines.get(ids[parent], ()) if line.attempt == row.attempt]
+        if begun and ended and min(begun) < max(ended):
+            yield Finding("order", f"task {ids[child]} began before its parent {ids[parent]} ended")
+        made, got = _value(row), _value(seen.rows[ids[child]])
+        if isinstance(made, dict) and isinstance(got, dict):
+            parents = got["parents"] if isinstance(got["parents"], list) else [got["parents"]]
+            if parents != [None] and not any(_is_of(part, made) for part in parents):
+                yield Finding("order", f"task {ids[child]} got {parents}, its parent {ids[parent]} made {made}")
+
+
+def _is_of(part: Any, made: dict[str, Any]) -> bool:
+    return part == made or (isinstance(part, list) and any(_is_of(one, made) for one in part))
+
+
+def _keys(seen: Evidence) -> Iterator[Finding]:
+    """All that were accepted under one key are one task."""
+    ids: dict[str, set[str]] = defaultdict(set)
+    for word in seen.words:
+        if word.event == "accepted" and word.key:
+            ids[word.key].add(word.task)
+    for key, found in ids.items():
+        if len(found) > 1:
+            yield Finding("key", f"key {key} was answered with {len(found)} tasks: {sorted(found)}")
+
+
+def _effects(seen: Evidence) -> Iterator[Finding]:
+    """What a task stores is there when it completed, and not at all when it did not."""
+    ask = seen.connection.execute
+    keys = {key for (key,) in ask("SELECT key FROM blob_key")}
+    vectors = Counter(id.partition("#")[0] for (id,) in ask("SELECT id FROM vector_record"))
+    wanted, records = 0, 0
+    for id, row in seen.rows.items():
+        if row.type != "data_storage" or row.status != COMPLETED:
+            continue
+        assert row.output is not None
+        stored = decode_output(row.output)
+        if stored.digest is not None:  # type: ignore[union-attr]
+            wanted += 1
+            if stored.key not in keys:  # type: ignore[union-attr]
+                yield Finding("effect", f"task {id} completed, and its key is not there")
+        else:
+            records += 3
+    if wanted != len(keys):
+        yield Finding("effect", f"{wanted} tasks stored a key, {len(keys)} keys are there")
+    if records != vectors.total() or set(vectors.values()) - {3}:
+        yield Finding("effect", f"completed tasks stored {records} vectors, {vectors.total()} are there")
+
+
+def _children(seen: Evidence) -> Iterator[Finding]:
+    """A completed parent has each of its children once; one that did not complete has only those stored at once."""
+    wanted: dict[str, int] = {}
+    for id, row in seen.rows.items():
+        if row.type == "custom:has_children":
+            wanted[id] = _arguments(row)["children"] if row.status == COMPLETED else 0
+    numbers: dict[str, list[int]] = defaultdict(list)
+    for row in seen.rows.values():
+        if row.type == "custom:waits" and isinstance(parent := _arguments(row).get("parents"), str):
+            numbers[parent].append(_arguments(row)["n"])
+    for parent, n in wanted.items():
+        found = sorted(numbers[parent])
+        if found != list(range(n)) and (n or len(set(found)) < len(found) or any(child % 2 == 0 for child in found)):
+            yield Finding("children", f"task {parent} made {n} children for good, those with numbers {found} are there")
+
+
+def _arguments(row: Row) -> dict[str, Any]:
+    stored = decode_input(row.input)
+    assert isinstance(stored, Custom)
+    value: dict[str, Any] = stored.value
+    return value
+
+
+def _errors(seen: Evidence) -> Iterator[Finding]:
+    """Nothing fails for a reason that neither its handler nor the killer gave."""
+    for id, row in seen.rows.items():
+        if row.status not in (FAILED, CANCELLED) or row.error is None:
+            continue
+        error = msgspec.msgpack.decode(row.error, type=ErrorInfo)
+        if error.type in ("InternalError", "InvalidInput") and "handed back" not in error.message:
+            yield Finding("error", f"task {id} ({row.type}) ended with {error.type}: {error.message}")

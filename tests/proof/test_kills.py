@@ -1,0 +1,145 @@
+"""The kill loop at its smallest, its negative control, and that its checker sees each kind of violation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from proof.kills.__main__ import Outcome, run
+from proof.kills.check import Evidence, check
+from proof.kills.killer import Crew
+from proof.kills.ledger import Line, Word
+
+from mainspring.tasks import TaskId
+from mainspring.tasks.lifecycle import COMPLETED, RUNNING
+
+pytestmark = pytest.mark.anyio
+
+CYCLES = 10
+
+
+def crew_in(folder: Path, *without: str) -> Crew:
+    return Crew(folder=folder, seed=1, workers=3, submitters=1, without=without)
+
+
+@pytest.fixture(scope="module")
+async def whole(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> tuple[Path, Outcome]:
+    crew = crew_in(tmp_path_factory.mktemp("kills"))
+    return crew.store, await run(crew, CYCLES, at_once=2)
+
+
+async def test_nothing_is_lost_or_done_twice(whole: tuple[Path, Outcome]) -> None:
+    """Under SIGKILL, SIGSTOP and SIGTERM at random moments the store agrees with handlers and submitters."""
+    _, outcome = whole
+    print(dict(outcome.signals), outcome.seen.figures, f"{outcome.took_s:.0f} s")
+    assert [str(finding) for finding in outcome.findings] == []
+    assert outcome.signals.total() >= CYCLES
+    assert outcome.seen.figures["completed"] > 0
+
+
+async def test_without_the_attempt_guard_it_is_noticed(tmp_path: Path) -> None:
+    """Stopped workers that wake up record what they should not, and the checker says so."""
+    outcome = await run(crew_in(tmp_path, "attempt"), 8, how={"stop": 1}, among="worker")
+    print(Counter(finding.kind for finding in outcome.findings))
+    assert outcome.findings
+
+
+def _a_task(seen: Evidence, kind: str) -> str:
+    return next(id for id, row in seen.rows.items() if row.type == kind and row.status == COMPLETED)
+
+
+def _forget(seen: Evidence) -> None:
+    accepted = next(word.task for word in seen.words if word.event == "accepted")
+    del seen.rows[accepted]
+
+
+def _never_end(seen: Evidence) -> None:
+    id = _a_task(seen, "custom:waits")
+    seen.rows[id] = seen.rows[id]._replace(status=RUNNING)
+
+
+def _begin_again(seen: Evidence) -> None:
+    lines = seen.lines[_a_task(seen, "custom:waits")]
+    lines.append(lines[0])
+
+
+def _begin_later(seen: Evidence) -> None:
+    lines = seen.lines[_a_task(seen, "custom:waits")]
+    lines.append(msgspec.structs.replace(lines[0], attempt=lines[-1].attempt + 1))
+
+
+def _end_elsewhere(seen: Evidence) -> None:
+    id = _a_task(seen, "custom:waits")
+    seen.lines[id] = [msgspec.structs.replace(line, pid=1) for line in seen.lines[id]]
+
+
+def _begin_early(seen: Evidence) -> None:
+    ids = {row.seq: id for id, row in seen.rows.items()}
+    for child, parent in seen.connection.execute("SELECT child, parent FROM edge"):
+        lines = seen.lines.get(ids[child], [])
+        if lines and seen.lines.get(ids[parent]):
+            lines[0] = msgspec.structs.replace(lines[0], at=1)
+
+
+def _answer_twice(seen: Evidence) -> None:
+    seen.words.extend(Word("accepted", str(TaskId.new()), at, key="key") for at in (1, 2))
+
+
+def _store_nothing(seen: Evidence) -> None:
+    del seen.rows[_a_task(seen, "data_storage")]
+
+
+def _cancel_before(seen: Evidence) -> None:
+    id = _a_task(seen, "custom:waits")
+    seen.words.append(Word("cancel", id, 1, answer="cancelled"))
+
+
+def _lose_children(seen: Evidence) -> None:
+    parent = _a_task(seen, "custom:has_children")
+    refs = seen.connection.execute("SELECT ref FROM stands_for WHERE task = ?", (seen.rows[parent].seq,)).fetchall()
+    for id, row in list(seen.rows.items()):
+        if (row.seq,) in refs:
+            del seen.rows[id]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil"),
+    [
+        ("lost", _forget),
+        ("lost", _never_end),
+        ("epoch", _begin_again),
+        ("other attempt", _begin_later),
+        ("other attempt", _end_elsewhere),
+        ("order", _begin_early),
+        ("key", _answer_twice),
+        ("effect", _store_nothing),
+        ("history", _cancel_before),
+        ("children", _lose_children),
+    ],
+)
+async def test_the_checker_sees(whole: tuple[Path, Outcome], kind: str, spoil: Callable[[Evidence], None]) -> None:
+    """What was noted is changed in one way, and the checker names it."""
+    store, outcome = whole
+    seen = outcome.seen
+    spoilt = Evidence(
+        dict(seen.rows), {id: list(lines) for id, lines in seen.lines.items()}, [*seen.words], seen.connection
+    )
+    spoil(spoilt)
+    assert kind in {finding.kind for finding in check(store, spoilt)}
+
+
+def test_a_line_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a death cut off is no line; what was written before it is."""
+    from proof.kills import ledger
+
+    monkeypatch.setenv(ledger.FOLDER, str(tmp_path))
+    book = ledger.Book("ledger")
+    line = Line("a", 1, 2, "start", 3)
+    book.write(line)
+    (path,) = tmp_path.iterdir()
+    with path.open("ab") as file:
+        file.write(b'{"task":"b"')
+    assert ledger.read(tmp_path, "ledger", Line) == [line]
