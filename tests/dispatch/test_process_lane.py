@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from mainspring import (
 )
 
 pytestmark = pytest.mark.anyio
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +193,15 @@ def test_what_a_child_could_not_import_is_refused() -> None:
     with pytest.raises(InvalidInput, match="file"):
         engine.task(lane="process")(scope["typed_in"])
     assert engine.executor.handlers == {}
+
+
+def test_the_lane_is_there_before_its_first_task() -> None:
+    """Declaring a handler loads the lane: later a process may have no descriptor left to read a module with."""
+    code = (
+        "import sys; from mainspring import Engine; from tests.engine import process_work; engine = Engine()\n"
+        "before = 'mainspring.execution.processes' in sys.modules\n"
+        "engine.task(lane='process')(process_work.double)\n"
+        "print(before, 'mainspring.execution.processes' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout == "False True\n", done.stderr

@@ -76,9 +76,13 @@ class TaskExecutor:
             )
         self._handlers[handler.task_type] = handler
         self._processors[handler.task_type] = HandlerProcessor(handler, self.config.traceback_chars)
-        process = self._runners.get("process")
-        if process is not None and handler.lane == "process":
-            process.add(handler)  # type: ignore[attr-defined]
+        if handler.lane == "process":
+            # Imported now: when its first task comes, no descriptor may be left to read it with.
+            from mainspring.execution import processes  # noqa: F401
+
+            process = self._runners.get("process")
+            if process is not None:
+                process.add(handler)  # type: ignore[attr-defined]
 
     def lane_of(self, task_type: str) -> Lane:
         return self._processors[task_type].lane
