@@ -83,7 +83,7 @@ def report(outcome: Outcome, seed: int, *, is_control: bool) -> bool:
         figures.none("violations", kinds.total())
     for finding in outcome.findings[:_SHOWN]:
         print(f"{finding.kind}: {finding.what}")
-    print(f"seed {seed}; found {dict(kinds) or 'nothing'}")
+    print(f"seed {seed}: found {dict(kinds) or 'nothing'}")
     print(figures.table())
     return figures.are_met
 

@@ -1,0 +1,96 @@
+"""A process that watches itself: `python -m proof.soak.program STORE ROLE SECONDS SAMPLES LEAK`.
+
+ROLE: alone (submits and works), submits, works. It writes a line a sample; one that works alone works until SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from proof.soak.load import Load, engine_on
+
+PERIOD_S = 0.5
+_REST_S = 3.0
+"""How long a process is watched after the load has ended: what it still has then it does not give back."""
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    at: float  # seconds since this process began
+    done: int  # operations of this process so far
+    loaded: bool
+    rss: int
+    descriptors: int
+    threads: int
+    tasks: int  # of asyncio
+    file: int  # bytes of the store
+    log: int  # bytes of its write-ahead log
+    latencies: list[float]  # since the last sample
+
+
+class Watcher:
+    """Samples this process until it ends."""
+
+    def __init__(self, store: Path, samples: Path) -> None:
+        self._store = store
+        self._out = samples.open("wb", buffering=0)
+        self._process = psutil.Process()
+        self._began = time.monotonic()
+        self.load: Load | None = None
+        self.loaded = True
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(PERIOD_S)
+            self._out.write(msgspec.json.encode(self._sample()) + b"\n")
+
+    def _sample(self) -> Sample:
+        latencies: list[float] = []
+        if self.load is not None:
+            latencies, self.load.latencies = self.load.latencies, []
+        return Sample(
+            at=time.monotonic() - self._began,
+            done=0 if self.load is None else self.load.done,
+            loaded=self.loaded,
+            rss=self._process.memory_info().rss,
+            descriptors=self._process.num_fds(),
+            threads=self._process.num_threads(),
+            tasks=len(asyncio.all_tasks()),
+            file=_size(self._store),
+            log=_size(self._store.with_name(self._store.name + "-wal")),
+            latencies=latencies,
+        )
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+async def main(store: Path, role: str, seconds: float, samples: Path, leak: int) -> None:
+    async with engine_on(store, worker=role != "submits", leak=leak) as engine:
+        watcher = Watcher(store, samples)
+        watching = asyncio.create_task(watcher.run())
+        asked = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.set)
+        if role == "works":
+            await asked.wait()
+        else:
+            watcher.load = Load(engine, os.getpid())
+            asyncio.get_running_loop().call_later(seconds, asked.set)
+            await watcher.load.run(asked)
+            watcher.loaded = False
+            gc.collect()
+            await asyncio.sleep(_REST_S)
+        watching.cancel()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5])))
