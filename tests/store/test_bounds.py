@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -199,3 +201,28 @@ def test_new_files_can_give_back(tmp_path: Path) -> None:
     connection = open_writer(tmp_path / "work.db", StoreConfig())
     assert connection.pragma("auto_vacuum") == 2
     connection.close()
+
+
+async def test_a_commit_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    """However many there were, also where the loop lets go of one while the next one runs."""
+    async with opened(SqliteFactory(tmp_path).make()) as store:
+
+        async def commits(n: int) -> None:
+            under_way = []
+            for turn in range(n):
+                under_way.append(asyncio.ensure_future(submit(store, new())))
+                await asyncio.sleep(0.0002 if turn % 3 else 0)
+            await asyncio.gather(*under_way)
+
+        await commits(100)
+        tracemalloc.start()
+        try:
+            before = tracemalloc.take_snapshot()
+            await commits(2_000)
+            gc.collect()
+            after = tracemalloc.take_snapshot()
+        finally:
+            tracemalloc.stop()
+    ours = [tracemalloc.Filter(True, "*/store/sqlite/writer.py")]
+    kept = after.filter_traces(ours).compare_to(before.filter_traces(ours), "lineno")
+    assert sum(line.count_diff for line in kept) < 200, "\n".join(map(str, kept[:5]))

@@ -140,6 +140,9 @@ class Writer:
 
     def open(self) -> None:
         self.connection = self._connect()
+        # One for all transactions: the loop lets go of them, and the driver keeps some bytes for ever of each cursor
+        # that goes in another thread than its own.
+        self._cursor = self.connection.cursor()
         self._log.watch(self.connection)
         self._seen_version = -1
 
@@ -183,7 +186,7 @@ class Writer:
 
     def _transact(self, group: Group, body: Callable[[Transaction, Group], None]) -> Transaction:
         assert self.connection is not None
-        cursor = self.connection.cursor()
+        cursor = self._cursor
         cursor.execute("BEGIN IMMEDIATE")
         try:
             tx = Transaction(cursor, self._memory, self._now_ms())
