@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
 import apsw
 import psutil
@@ -46,7 +45,6 @@ class Member:
     async def start(self) -> None:
         self.starts += 1
         arguments = [argument.replace("{starts}", str(self.starts)) for argument in self.arguments]
-        log: BinaryIO
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT
@@ -56,6 +54,10 @@ class Member:
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself, which its exit code tells
+            os.kill(self.pid, number)
 
     async def gone(self) -> int:
         assert self.process is not None
@@ -113,7 +115,7 @@ class Crew:
         """Send so many signals to random processes, each at a random moment, and start again whom that ends."""
         rng = random.Random(self.seed)
         free = self.those(among)
-        places = asyncio.Semaphore(at_once)
+        places = asyncio.Semaphore(min(at_once, len(free)))
 
         async def deed(victim: Member, what: str, chances: Sequence[float]) -> None:
             await self._do(victim, what, chances)
@@ -152,8 +154,7 @@ class Crew:
             await asyncio.sleep(0.05)
 
     async def _kill(self, victim: Member, pause: float) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(victim.pid, signal.SIGKILL)
+        victim.send(signal.SIGKILL)
         self.done["kill"] += 1
         code = await victim.gone()
         if code != -signal.SIGKILL:
@@ -162,14 +163,14 @@ class Crew:
         await victim.start()
 
     async def _stop(self, victim: Member, seconds: float) -> None:
-        os.kill(victim.pid, signal.SIGSTOP)
+        victim.send(signal.SIGSTOP)
         self.done["long stop" if seconds > STALL_S else "short stop"] += 1
         await asyncio.sleep(seconds)
-        os.kill(victim.pid, signal.SIGCONT)
+        victim.send(signal.SIGCONT)
 
     async def _end(self, victim: Member) -> None:
         """Ask a process to leave; it does so in time, and with a clean exit unless it was still starting."""
-        os.kill(victim.pid, signal.SIGTERM)
+        victim.send(signal.SIGTERM)
         self.done["term"] += 1
         began = time.monotonic()
         code = await victim.gone()
