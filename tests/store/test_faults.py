@@ -108,6 +108,35 @@ async def test_close_does_not_hang_on_a_broken_disk(disk: Disk, factory: SqliteF
         assert (claim.id, claim.attempt, claim.crashes) == (id, 2, 0)
 
 
+async def test_a_store_that_could_not_be_opened_keeps_no_locks(disk: Disk, factory: SqliteFactory) -> None:
+    """A disk that fails while the work of a dead process is taken back costs that opening alone: the next store of this
+    process leads, and takes it back."""
+    dead = factory.make()
+    await dead.open()
+    port = Port(dead)
+    await port.serve()
+    (id,) = await submit(dead, new())
+    await port.take()
+    await factory.die(dead)
+    for n in range(1, 100):
+        disk.break_(breaks(apsw.FullError, lambda at, n=n: at >= n))  # type: ignore[misc]
+        store = factory.make()
+        try:
+            await store.open()
+        except StoreUnavailable:
+            disk.heal()
+            assert not (store.folder / f"{store.worker_id}.life").exists()
+            continue
+        disk.heal()
+        async with asyncio.timeout(20):
+            port = Port(store)
+            await port.serve()
+            assert [claim.id for claim in await port.room(1)] == [id]
+        await store.close()
+        break
+    assert n > 5
+
+
 async def test_a_locked_file_is_told_and_waited_for(tmp_path: Path) -> None:
     """While another program holds the write lock too long callers are told to try again; outcomes come through
     later."""

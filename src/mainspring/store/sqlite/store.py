@@ -134,9 +134,13 @@ class SqliteStore:
         except BaseException:
             self._remove_private()
             raise
-        self._bell.open(self._loop)
         self._reader.start(self._loop)
-        await self._caretaker.start()
+        try:
+            self._bell.open(self._loop)
+            await self._caretaker.start()
+        except BaseException:
+            await self.close()  # its locks, kept by nobody, would stop every later store of this process from leading
+            raise
 
     def _write(self, opened: asyncio.Future[None]) -> Iterator[None]:
         try:
@@ -148,6 +152,8 @@ class SqliteStore:
                 self._join(connection)
         except BaseException as exc:  # noqa: BLE001 - whoever opens the store gets it
             self._writer.close()
+            if self._life is not None:
+                self._life.close()
             self._loop.call_soon_threadsafe(_fail, opened, exc)
             return
         self._loop.call_soon_threadsafe(_resolve, opened)
@@ -158,7 +164,10 @@ class SqliteStore:
 
     def _join(self, connection: apsw.Connection) -> None:
         """Register this process."""
-        self._life = LifeFile(self.folder, self.worker_id, self.env)
+        try:
+            self._life = LifeFile(self.folder, self.worker_id, self.env)
+        except OSError as exc:
+            raise StoreUnavailable(f"{self.folder} can't be written ({exc}); free space, or check its rights") from exc
         cursor = connection.cursor()
         cursor.execute("BEGIN IMMEDIATE")
         tx = Transaction(cursor, self._memory, self.now_ms())

@@ -147,9 +147,12 @@ class Writer:
         self._seen_version = -1
 
     def close(self) -> None:
-        if self.connection is not None:
-            self.connection.close()
-            self.connection = None
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            try:
+                connection.close()
+            except apsw.Error as exc:  # it is closed all the same; what the file has not got yet stays in the log
+                logger.warning("the log could not be folded into the file: %s", exc)
 
     def commit(self, group: Group) -> None:
         """Run a group in one transaction; when one operation can't go with the others, each under its own savepoint."""
