@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ from typing import Any
 import apsw
 import pytest
 from proof.vfs import Disk, Fault, Plan
-from tests.conformance.kit import Port, SqliteFactory, new, opened, status, submit
+from tests.conformance.kit import Clock, Port, SqliteFactory, new, opened, status, submit
 
 from mainspring.errors import StoreUnavailable, SubmitIndeterminate, TaskError
 from mainspring.store.base import FAILED, Accepted, Finish
 from mainspring.store.sqlite import outcomes
+from mainspring.store.sqlite.liveness import LifeFile
 from mainspring.tasks import TaskId, TaskStatus
 
 pytestmark = pytest.mark.anyio
@@ -135,6 +138,30 @@ async def test_a_store_that_could_not_be_opened_keeps_no_locks(disk: Disk, facto
         await store.close()
         break
     assert n > 5
+
+
+def test_marks_have_their_room(tmp_path: Path) -> None:
+    """What runs is noted in a file that has all its room from the start: a page of it that is first written when the
+    disk is full would end the process."""
+    life = LifeFile(tmp_path / "live", "name", Clock())
+    try:
+        taken = life.path.stat()
+        assert taken.st_blocks * 512 >= taken.st_size > 0
+    finally:
+        life.close()
+
+
+async def test_no_room_for_marks_is_told(factory: SqliteFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk too full for that file keeps the store from opening, and nothing of the try stays."""
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    store = factory.make()
+    with pytest.raises(StoreUnavailable, match="no space left"):
+        await store.open()
+    assert list(store.folder.iterdir()) == []
 
 
 async def test_a_locked_file_is_told_and_waited_for(tmp_path: Path) -> None:

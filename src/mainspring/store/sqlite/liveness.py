@@ -21,9 +21,10 @@ from weakref import WeakSet
 from mainspring.environment import Environment
 
 SLOTS = 65_536
-"""More than there can be; pages that nobody marks take no room."""
+"""More than there can be."""
 _MARK = struct.Struct("<qq")  # seq, attempt; seq 0 is an empty slot
 _SIZE = (SLOTS + 1) * _MARK.size
+_PAGE = 4096
 _TURNS, _REVOKED = SLOTS * 2, SLOTS * 2 + 1  # numbers behind the marks
 _HELD: WeakSet[LifeFile | LeaderLock] = WeakSet()
 """The locks of this process, which a forked child lets go of."""
@@ -39,7 +40,12 @@ class LifeFile:
         fd = env.open_locked(draft, os.O_CREAT | os.O_EXCL)
         assert fd is not None  # nobody else knows the name
         self._fd, self._env = fd, env
-        os.ftruncate(fd, _SIZE)
+        try:
+            _reserve(fd)
+        except OSError:
+            env.close(fd)
+            draft.unlink()
+            raise
         self._shared = mmap.mmap(self._fd, _SIZE)
         self._marks = memoryview(self._shared).cast("q")
         os.rename(draft, self.path)
@@ -77,6 +83,14 @@ class LifeFile:
         with contextlib.suppress(OSError):
             self._env.close(self._fd)
         self._fd = -1
+
+
+def _reserve(fd: int) -> None:
+    """Take the room for all marks now: a mark that found the disk full would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, _SIZE)
+    else:
+        os.ftruncate(fd, _SIZE)
 
 
 @contextlib.contextmanager
@@ -121,8 +135,12 @@ def living_names(folder: Path) -> list[str]:
 
 
 def _running(fd: int) -> frozenset[tuple[int, int]]:
+    """Most pages hold no marks, and are passed over as a whole."""
     raw = os.pread(fd, SLOTS * _MARK.size, 0)
-    return frozenset(mark for mark in _MARK.iter_unpack(raw[: len(raw) // _MARK.size * _MARK.size]) if mark[0])
+    raw = raw[: len(raw) // _MARK.size * _MARK.size]
+    pages = (raw[at : at + _PAGE] for at in range(0, len(raw), _PAGE))
+    marked = (page for page in pages if page.count(0) < len(page))
+    return frozenset(mark for page in marked for mark in _MARK.iter_unpack(page) if mark[0])
 
 
 def turns_of(path: Path) -> int | None:
