@@ -294,7 +294,41 @@ async def test_claims_and_outcomes_of_a_commit_in_doubt(doubtful: Any, plan: dic
     assert await status(doubtful, sent[1]) is TaskStatus.COMPLETED
 
 
-@pytest.mark.parametrize("away", [True])
+async def test_a_reader_does_not_keep_a_doubt_from_being_cleared(
+    doubtful: Any, plan: dict[str, Any], factory: SqliteFactory
+) -> None:
+    """Somebody who reads an older state for a long time is not waited for: the answer is definite."""
+    await submit(doubtful, new())
+    reader = apsw.Connection(str(factory.path), flags=apsw.SQLITE_OPEN_READONLY)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM task").fetchall()
+    await submit(doubtful, new())
+    plan["next"] = "rolled back"
+    assert isinstance(await outcome(doubtful.submit([new()])), StoreUnavailable)
+    reader.close()
+    assert len(factory.states()) == 2
+
+
+async def test_one_doubt_is_no_evidence_in_another(doubtful: Any, plan: dict[str, Any], factory: SqliteFactory) -> None:
+    """What an earlier commit in doubt has stored, a claim or an outcome, does not speak for a later one that has
+    not."""
+    port = Port(doubtful)
+    await port.serve()
+    sent = await submit(doubtful, new(), new())
+    first = await port.take()
+    plan.update({"next": "carried out", "unreachable": True})
+    port.end(first)
+    assert isinstance(await outcome(doubtful.submit([new()])), TaskError)
+    plan.clear()
+    plan["next"] = "rolled back"
+    assert isinstance(await outcome(doubtful.pause(type="custom:x")), StoreUnavailable)
+    await port.until(lambda: len(port.order) == 2)
+    assert port.order[1].id == sent[1]
+    assert port.ended_as() == {sent[0]: 2}
+    assert factory._rows("SELECT * FROM pause") == []
+
+
+@pytest.mark.parametrize("away", [True, OSError(errno.EIO, "input/output error")])
 async def test_doubt_that_can_not_be_cleared_is_named(
     doubtful: Any, plan: dict[str, Any], factory: SqliteFactory, away: Any
 ) -> None:

@@ -343,10 +343,9 @@ class Writer:
         found: bool | None = None
         try:
             self.open()
-            assert self.connection is not None
-            self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_FULL)  # what is read below is on the disk then
-            found = self._is_stored(tx, group)
-        except (apsw.Error, TaskError):
+            found = self._settle(tx, group)
+        except Exception as exc:  # noqa: BLE001 - whatever keeps it from being read: callers are told of the doubt
+            logger.warning("whether a commit is stored can't be told now: %s", exc)
             self.close()
         if found is None:
             self._doubtful = tx.claims
@@ -354,23 +353,40 @@ class Writer:
                 call.error = call.error or _indeterminate(call)
         return found is True
 
+    def _settle(self, tx: Transaction, group: Group) -> bool | None:
+        """Look for a commit that failed, and make what was found last.
+
+        One that is not there may still lie in the log, complete but unread: it would come back when the log is read
+        anew after a crash. The next commit is written over it, so there is one before anybody is told.
+        """
+        connection = self.connection
+        assert connection is not None
+        connection.execute("BEGIN IMMEDIATE")
+        found = self._is_stored(tx, group)
+        connection.pragma("user_version", connection.pragma("user_version"))
+        connection.execute("COMMIT")
+        return found
+
     def _is_stored(self, tx: Transaction, group: Group) -> bool | None:
         """Whether a transaction is in the file, judged by one of its rows: all of it is there, or nothing."""
         assert self.connection is not None
         fresh = [new.id for submission in group.submissions for new in submission.result or () if not new.existed]
         if fresh:
             row = self.connection.execute("SELECT 1 FROM task WHERE id = ?", (fresh[0],)).fetchone()
-        elif tx.claims:
-            claim = tx.claims[0]
+        elif taken := [claim for claim in tx.claims if all(claim is not doubtful for doubtful in self._doubtful)]:
+            claim = taken[0]
             row = self.connection.execute(SQL["held"], (claim.seq, claim.attempt, claim.owner)).fetchone()
-        elif recorded := [
-            f.claim for f in group.finishes if f.outcome != RELEASED and all(f is not lost for lost in tx.lost)
-        ]:
+        elif recorded := [f.claim for f in group.finishes if _is_evidence(f, tx)]:
             claim = recorded[0]
             row = self.connection.execute(SQL["attempt_is_there"], (claim.seq, claim.attempt)).fetchone()
         else:
             return None
         return row is not None
+
+
+def _is_evidence(finish: Finish, tx: Transaction) -> bool:
+    """Whether the attempt's row can only have come with this transaction."""
+    return finish.outcome != RELEASED and not finish.is_repeated and all(finish is not lost for lost in tx.lost)
 
 
 class _CommitFailed(apsw.IOError):
