@@ -11,13 +11,14 @@ from typing import Any
 
 import apsw
 import pytest
-from proof.vfs import Disk, Fault, Plan
+from proof.vfs import Disk, Fault, Operation, Plan
 from tests.conformance.kit import Clock, Port, SqliteFactory, new, opened, status, submit
 
 from mainspring.errors import StoreUnavailable, SubmitIndeterminate, TaskError
 from mainspring.store.base import FAILED, Accepted, Finish
-from mainspring.store.sqlite import outcomes
+from mainspring.store.sqlite import log, outcomes
 from mainspring.store.sqlite.liveness import LifeFile
+from mainspring.store.sqlite.store import MOST_RETRY_S, RETRY_S
 from mainspring.tasks import TaskId, TaskStatus
 
 pytestmark = pytest.mark.anyio
@@ -162,6 +163,87 @@ async def test_no_room_for_marks_is_told(factory: SqliteFactory, monkeypatch: py
     with pytest.raises(StoreUnavailable, match="no space left"):
         await store.open()
     assert list(store.folder.iterdir()) == []
+
+
+async def test_after_a_failed_checkpoint_the_file_is_opened_anew(
+    disk: Disk, factory: SqliteFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows then what the connection takes to be on the disk. The commit before it stands, and it is tried again
+    once the log has grown as much again, not with each commit."""
+    monkeypatch.setattr(log, "FOLD_BYTES", 8 * 4096)
+    async with opened(factory.make()) as store:
+        checkpoints: list[Operation] = []
+
+        def fail_in_the_file(operation: Operation) -> Fault | None:
+            if operation.name != factory.path.name:
+                return None
+            checkpoints.append(operation)
+            return Fault(apsw.IOError)
+
+        await submit(store, new("x" * 40_000))
+        before = store._writer.connection
+        disk.break_(fail_in_the_file)
+        sent = await submit(store, new("x" * 40_000))
+        assert await submit(store, new()) != sent
+        disk.heal()
+        assert len(checkpoints) == 1
+        assert store._writer.connection is not before
+        assert len(factory.states()) == 3
+
+
+async def test_a_full_disk_has_the_room_of_the_log(disk: Disk, factory: SqliteFactory) -> None:
+    """When the log can't grow any more it is folded into the file and begins anew in its own room, so that work goes on
+    as long as the file has free pages, however little there is on the disk."""
+    async with opened(factory.make(keep_completed_s=0)) as store:
+        port = Port(store)
+        await port.serve()
+        port.lanes["async"].limit = 1_000
+        await submit(store, *(new("x" * 2000) for _ in range(300)))
+        await port.run_all()
+        factory.clock.advance(1)
+        await factory.prune(store)  # leaves free pages
+    size = factory.path.stat().st_size
+
+    def beyond_the_disk(operation: Operation) -> Fault | None:
+        files = {path.name: path.stat().st_size for path in (factory.path, log_of) if path.exists()}
+        files[operation.name] = max(files.get(operation.name, 0), operation.end)
+        return Fault(apsw.FullError) if sum(files.values()) > size + 40 * 4096 else None
+
+    log_of = factory.path.with_name(factory.path.name + "-wal")
+    async with opened(factory.make()) as store:
+        port = Port(store)
+        await port.serve()
+        port.lanes["async"].limit = 1_000
+        disk.break_(beyond_the_disk)
+        for n in range(20):
+            task, tries = new(), 0
+            while isinstance(await outcome(store.submit([task])), TaskError):
+                tries += 1
+                assert tries < 5
+            await port.until(lambda: port.held)
+            port.end(port.held[task.id])
+            await port.until(lambda n=n: len(port.ends) > n)  # type: ignore[misc]
+        assert disk.failed > 0
+        disk.heal()
+
+
+def test_tries_come_less_and_less_often(factory: SqliteFactory) -> None:
+    """A disk that stays broken is asked ten times a second at first, then every few seconds."""
+    delays: list[float] = []
+
+    class Loop:
+        def call_soon_threadsafe(self, call_later: Any, delay: float, run: Any) -> None:
+            delays.append(delay)
+
+        def call_later(self, delay: float, run: Any) -> None: ...
+
+    store = factory.make()
+    store._loop = Loop()  # type: ignore[assignment]
+    for before in range(1000):
+        store._retry_soon(before)
+    assert delays[0] == RETRY_S
+    assert delays == sorted(delays)
+    assert set(delays[10:]) == {MOST_RETRY_S}
 
 
 async def test_a_locked_file_is_told_and_waited_for(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ from mainspring.tasks import TaskId, TaskInfo, TaskResult, TaskStatus
 logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
 _LOOK_IDS = 2_000
+RETRY_S, MOST_RETRY_S = 0.1, 3.2
+"""How long after a failed write the next try comes by itself: each time twice as long, up to the second."""
 
 
 class SqliteStore:
@@ -87,7 +89,7 @@ class SqliteStore:
         self._memory.queue_size = queue_size
         self._memory.appliers = dict(appliers or {})
         self.folder = self.path.with_name(self.path.name + "-live")
-        log = Log(self.config.wal_limit_bytes, self.config.lock_timeout_s)
+        log = Log(self.path, self.config.wal_limit_bytes, self.config.lock_timeout_s)
         self._writer = Writer(
             self._connect, self._memory, self.now_ms, env, log, batch_size, self._committed_soon, self._retry_soon
         )
@@ -402,8 +404,9 @@ class SqliteStore:
         self._timer = self._timer_ms = None
         self._writer.kick()
 
-    def _retry_soon(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.call_later, 0.1, self._writer.kick)
+    def _retry_soon(self, before: int) -> None:
+        delay = min(RETRY_S * 2 ** min(before, 16), MOST_RETRY_S)
+        self._loop.call_soon_threadsafe(self._loop.call_later, delay, self._writer.kick)
 
     # Looking
 

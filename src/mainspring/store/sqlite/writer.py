@@ -92,7 +92,7 @@ class Writer:
         log: Log,
         batch: int,
         report: Report,
-        retry_later: Callable[[], None],
+        retry_later: Callable[[int], None],
     ) -> None:
         self._connect = connect
         self._memory = memory
@@ -108,6 +108,7 @@ class Writer:
         self._is_travelling = False
         self._seen_version = -1
         self._next_event: int | None = None
+        self._outages = 0  # in a row
         self._doubtful: list[Claimed] = []  # handed over by a commit whose fate could not be told yet
         self.connection: apsw.Connection | None = None
 
@@ -139,12 +140,22 @@ class Writer:
         self.close()
 
     def open(self) -> None:
-        self.connection = self._connect()
+        try:
+            self.connection = self._connect()
+        except StoreUnavailable as exc:
+            if not self._makes_room(exc):
+                raise
+            self.connection = self._connect()
         # One for all transactions: the loop lets go of them, and the driver keeps some bytes for ever of each cursor
         # that goes in another thread than its own.
         self._cursor = self.connection.cursor()
         self._log.watch(self.connection)
         self._seen_version = -1
+
+    def _makes_room(self, exc: BaseException) -> bool:
+        """Whether the disk was full and is less so now. In a long outage it is tried less and less often."""
+        is_full = isinstance(exc.__cause__ or exc, apsw.FullError)
+        return is_full and not self._outages & (self._outages - 1) and self._log.make_room()
 
     def close(self) -> None:
         connection, self.connection = self.connection, None
@@ -179,8 +190,9 @@ class Writer:
 
     def _told(self, tx: Transaction, group: Group) -> None:
         """It is committed: take over what it means, and report it."""
-        if self.connection is not None:
-            self._log.fold(self.connection)
+        if self.connection is not None and not self._log.fold(self.connection):
+            self.close()
+        self._outages = 0
         tx.committed()
         self._doubtful = []
         self._is_travelling = tx.is_travelling
@@ -321,6 +333,7 @@ class Writer:
         """The store can't write now. Callers are told, outcomes kept and tried again, the connection made anew."""
         logger.warning("the store can't be written: %s", exc)
         self.close()
+        self._makes_room(exc)
         if isinstance(exc, _CommitFailed) and self._resolve(exc.tx, group):
             self._told(exc.tx, group)
             return
@@ -336,7 +349,8 @@ class Writer:
         self._inbox.extendleft(reversed(group.finishes))
         self._inbox.extend(Started(claim, started_ms) for claim, started_ms in group.starts)
         self._report(Transaction(None, self._memory, self._now_ms()), group, None)  # type: ignore[arg-type]
-        self._retry_later()
+        self._retry_later(self._outages)
+        self._outages += 1
 
     def _resolve(self, tx: Transaction, group: Group) -> bool:
         """After a failed commit: open anew and look whether it is there after all."""
