@@ -37,7 +37,7 @@ class Promises:
         self.refused: set[bytes] = set()
         self.final: dict[bytes, int] = {}
         self.paused: dict[str, bool | None] = {}
-        self.hung: list[str] = []
+        self.wrong: list[str] = []  # whatever the store has done by then
         for one in told:
             self.take(one)
 
@@ -52,11 +52,12 @@ class Promises:
         elif isinstance(told, Refused):
             self.refused |= set(told.ids) - self.stored
         elif isinstance(told, Final):
-            self.final.setdefault(told.id, told.status)
+            if self.final.setdefault(told.id, told.status) != told.status:
+                self.wrong.append(f"task {told.id.hex()} was told to have ended as {told.status} after another end")
         elif isinstance(told, Paused):
             self.paused[told.kind] = told.is_paused
         else:
-            self.hung.append(told.what)
+            self.wrong.append(told.what)
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:
@@ -89,7 +90,7 @@ def judge(
 
 def look(path: Path, promises: Promises) -> list[Violation]:
     """Judge a file as it is. Nobody else may have it open."""
-    found = [Violation("stuck", f"no answer: {what}") for what in promises.hung]
+    found = [Violation("stuck", what) for what in promises.wrong]
     if not path.exists() or path.stat().st_size == 0:
         return found + [Violation("lost", f"all {len(promises.stored)} tasks")] * bool(promises.stored)
     try:
@@ -131,7 +132,7 @@ SELECT task.id, task.status,
     (SELECT count(*) FROM vector_record WHERE id = lower(hex(task.id))),
     (SELECT count(*) FROM blob_key WHERE key = lower(hex(task.id))),
     (SELECT count(*) FROM payload_blob WHERE task = task.seq AND digest = ?)
-FROM task JOIN class ON class.id = task.class WHERE class.type = ? AND task.output IS NOT NULL = (task.status = 2)
+FROM task JOIN class ON class.id = task.class WHERE class.type = ?
 """
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from mainspring import Context, Engine, Retry, TaskHandle, TaskId
 from mainspring.errors import StoreUnavailable, SubmitIndeterminate
 from mainspring.tasks.lifecycle import COMPLETED
-from proof.world import PATIENCE_S, Final, Hung, Refused, Stored, Told, Trying
+from proof.world import PATIENCE_S, Final, Refused, Stored, Told, Trying, Wrong
 
 
 class Caller:
@@ -42,7 +42,7 @@ class Caller:
             self.refusals += 1
             self._tell(Refused((id.bytes,)))
         except TimeoutError:
-            self._tell(Hung(f"a submit of {function.__name__}"))
+            self._tell(Wrong(f"a submit of {function.__name__} never returned"))
         else:
             self._tell(Stored((id.bytes,)))
             return
@@ -63,11 +63,11 @@ class Caller:
         try:
             value = await self._engine.handle(id).result(timeout=PATIENCE_S)
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is not the result
-            self._tell(Hung(f"task {id} gave {exc!r}"))
+            self._tell(Wrong(f"task {id} gave {exc!r}"))
             return
         self._tell(Final(id.bytes, COMPLETED))
         if value != expected:
-            self._tell(Hung(f"task {id} gave {value!r}, not {expected!r}"))
+            self._tell(Wrong(f"task {id} gave {value!r}, not {expected!r}"))
 
 
 def declare(engine: Engine) -> dict[str, Callable[..., Any]]:
@@ -121,7 +121,7 @@ async def recover(path: Path, tell: Callable[[Told], None]) -> None:
             async with asyncio.timeout(PATIENCE_S):
                 await asyncio.gather(*(handle.result() for handle in waiting), return_exceptions=True)
         except TimeoutError:
-            tell(Hung("tasks that never end"))
+            tell(Wrong("there are tasks that never end"))
 
 
 async def _chain(caller: Caller, does: dict[str, Callable[..., Any]], n: int) -> None:

@@ -63,13 +63,13 @@ class Paused(msgspec.Struct, frozen=True, tag=True):
     is_paused: bool | None  # None: it was asked for a change
 
 
-class Hung(msgspec.Struct, frozen=True, tag=True):
+class Wrong(msgspec.Struct, frozen=True, tag=True):
     """What never came, or not as it should."""
 
     what: str
 
 
-Told = Trying | Stored | Refused | Final | Paused | Hung
+Told = Trying | Stored | Refused | Final | Paused | Wrong
 
 
 class World(Port):
@@ -105,7 +105,7 @@ class World(Port):
             async with asyncio.timeout(PATIENCE_S):
                 return await work
         except TimeoutError:
-            self.tell(Hung(repr(work)))
+            self.tell(Wrong(f"no answer from {work!r}"))
             raise
         except TaskError as exc:
             return exc
@@ -217,7 +217,7 @@ class World(Port):
                     return
             self.work()
             await self.settle()
-        self.tell(Hung("work that never ends"))
+        self.tell(Wrong("the work never ends"))
 
     async def heard_of_all(self) -> None:
         """Wait until the store has told of every outcome that it was given; nobody asks it to."""
@@ -225,7 +225,7 @@ class World(Port):
             async with asyncio.timeout(PATIENCE_S):
                 await self.until(lambda: not self.owed)
         except TimeoutError:
-            self.tell(Hung(f"{len(self.owed)} outcomes that were given to the store"))
+            self.tell(Wrong(f"nothing was heard of {len(self.owed)} outcomes"))
 
     async def send_again(self) -> None:
         """What was not acknowledged is handed in anew, under the same ids."""
