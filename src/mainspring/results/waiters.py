@@ -29,7 +29,12 @@ class Waiting(Ref):
 
     @property
     def is_awaited(self) -> bool:
-        return bool(self._futures) and self.ended is None
+        return self._futures is not None and self.ended is None
+
+    def seek(self) -> None:
+        """Somebody is about to wait: from now on its end must not be missed."""
+        if self._futures is None:
+            self._futures = []
 
     def settle(self, ended: Ended) -> None:
         self.ended = ended
@@ -47,8 +52,8 @@ class Waiting(Ref):
     def future(self) -> asyncio.Future[None]:
         """Return a future of one's own that is done when the task has ended; cancelling it leaves the others."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._futures is None:
-            self._futures = []
+        self.seek()
+        assert self._futures is not None
         self._futures.append(future)
         return future
 
@@ -113,6 +118,7 @@ class Waiters:
         return waiting.ended
 
     async def _look(self, waiting: Waiting) -> None:
+        waiting.seek()
         found = await self._store.ended([waiting.key])
         if found:
             waiting.settle(found[0])
