@@ -118,6 +118,26 @@ async def test_deadlines_of_a_whole_chain(factory: Factory, store: Any, port: Po
     assert (await port.take()).id == id
 
 
+async def test_the_clock_goes_on_from_the_last_one_that_had_it_open(factory: Factory) -> None:
+    """A backoff that began under a clock that was ahead ends in time, also when nothing was submitted under it."""
+    async with opened(factory.make()) as store:
+        await submit(store, new())
+    factory.clock.advance(86_400)
+    ahead = factory.make()
+    await ahead.open()
+    port = Port(ahead)
+    await port.serve()
+    await port.finish(await port.take(), RETRY, error=error(), delay_ms=2_000)
+    await factory.die(ahead)
+    factory.clock.advance(-86_400)
+    async with opened(factory.make()) as store:
+        port = Port(store, 1)
+        await port.serve()
+        factory.clock.advance(2)
+        await port.settle()
+        assert [claim.attempt for claim in port.order] == [2]
+
+
 async def test_the_clock_never_goes_back(factory: Factory, store: Any) -> None:
     """A store that is opened with its wall clock set back goes on from the newest task it has."""
     factory.clock.advance(1_000)

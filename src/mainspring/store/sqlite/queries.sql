@@ -248,6 +248,11 @@ SELECT id, status, output, flags, error FROM task WHERE id = ? AND status > 1;
 -- name: add_worker
 INSERT INTO worker (name, pid, host, started_ms) VALUES (?, ?, ?, ?) RETURNING id;
 
+-- name: newest_times
+-- What the clock must not go back behind: when a task came last, and when a worker came or went.
+SELECT (SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1), (SELECT max(started_ms) FROM worker),
+    (SELECT max(ended_ms) FROM worker);
+
 -- name: end_worker
 UPDATE worker SET ended_ms = ? WHERE id = ? AND ended_ms IS NULL;
 

@@ -37,6 +37,7 @@ from mainspring.store.sqlite.connection import open_reader, open_writer, our_err
 from mainspring.store.sqlite.liveness import LifeFile
 from mainspring.store.sqlite.log import Log
 from mainspring.store.sqlite.reader import Reader
+from mainspring.store.sqlite.statements import SQL
 from mainspring.store.sqlite.transaction import Applier, Memory, Transaction
 from mainspring.store.sqlite.writer import Command, Group, Started, Submission, Writer
 from mainspring.tasks import TaskId, TaskInfo, TaskResult, TaskStatus
@@ -118,9 +119,9 @@ class SqliteStore:
         return self._wall_ms + int((monotonic - self._started) * 1000)
 
     def _set_clock(self, connection: apsw.Connection) -> None:
-        newest = connection.execute("SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1").fetchone()
+        newest = connection.execute(SQL["newest_times"]).fetchone() or ()
         self._started = self.env.monotonic()
-        self._wall_ms = max(self.env.wall_ms(), newest[0] if newest else 0)
+        self._wall_ms = max(self.env.wall_ms(), *(ms or 0 for ms in newest))
 
     # Opening and closing
 
