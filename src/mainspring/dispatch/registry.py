@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mainspring.processors.custom import Handler
 from mainspring.store.base import HandlerRecord
-from mainspring.tasks.codec import json_schema, to_json
+from mainspring.tasks.codec import to_json
 
 
 def record_of(handler: Handler) -> HandlerRecord:
@@ -15,6 +15,6 @@ def record_of(handler: Handler) -> HandlerRecord:
         version=handler.version,
         lane=handler.lane,
         options=to_json(options),
-        schema=to_json(json_schema(handler.params_type)),
+        schema=to_json(handler.schema),
         source=handler.source_hash,
     )

@@ -76,6 +76,7 @@ class Handler:
         "required",
         "resources",
         "retry",
+        "schema",
         "source_hash",
         "task_type",
         "timeout",
@@ -163,7 +164,7 @@ class Handler:
         self.convert_input = typed
         self.is_native = _is_native(self.params_type)
         try:
-            json_schema(self.params_type)
+            self.schema = json_schema(self.params_type)
         except (TypeError, ValueError, RuntimeError) as exc:
             raise invalid(
                 "handler",

@@ -25,6 +25,8 @@ HELLO = b"h"
 WELCOME = b"w"
 """To one that has come: from now on it is told; what was before, it looks up."""
 _MOST_IDS = 2_000
+_LONGEST_PATH = 100
+"""Bytes; systems differ by some."""
 
 
 class Bell:
@@ -108,9 +110,9 @@ class Bell:
 
 
 def _address(folder: Path, name: str) -> str:
-    """Relative where that is shorter: socket paths end at about 100 bytes."""
-    full = folder / f"{name}.sock"
-    return min(str(full), os.path.relpath(full), key=len)
+    """Relative where the whole path is too long for one of a socket, and that is shorter."""
+    full = os.path.join(folder, f"{name}.sock")
+    return full if len(os.fsencode(full)) < _LONGEST_PATH else min(full, os.path.relpath(full), key=len)
 
 
 def turning(folder: Path, names: Sequence[str], limit_s: float) -> dict[str, bool | None]:
