@@ -39,7 +39,7 @@ async def test_an_end_between_the_look_and_the_wait_is_not_missed() -> None:
     waiters = Waiters(store)
     waiting = waiters.find(KEY)
     assert waiters.awaited(10) == []
-    told = asyncio.ensure_future(waiters.wait(waiting, 20))
+    told = asyncio.ensure_future(waiters.wait(waiting))
     await store.looks.wait()
     assert waiters.awaited(10) == [KEY]
     waiters.ended([Ended(KEY, 2, b"", 0, None)])
