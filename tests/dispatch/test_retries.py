@@ -11,6 +11,7 @@ from tests.engine.support import SOON, FullJitter, engine_on, quick, value
 
 from mainspring import (
     Context,
+    DependencyNotMet,
     Engine,
     InvalidInput,
     Permanent,
@@ -235,6 +236,31 @@ async def test_a_failed_task_can_be_retried_by_hand(engine: Engine) -> None:
     for id in (again.id, parent.id):
         with pytest.raises(InvalidInput, match="retried"):
             await engine.manager.retry_task(id)
+
+
+async def test_a_descendant_with_a_large_input_is_made_anew(engine: Engine) -> None:
+    """Its input lies in a blob and names the failed parent; it gets the result of the new one."""
+    broken = [True]
+
+    @engine.task(retry=0)
+    async def mends() -> int:
+        if broken:
+            raise ValueError
+        return 1
+
+    @engine.task
+    async def takes_much(n: int, text: str) -> int:
+        return n + len(text)
+
+    parent = await engine.submit(mends)
+    child = await engine.submit(takes_much, parent, "x" * 100_000)
+    with pytest.raises(DependencyNotMet):
+        await value(child)
+    broken.clear()
+    await engine.manager.retry_task(parent.id)
+    again = (await child.info()).retried_as
+    assert again is not None
+    assert await value(engine.handle(again)) == 100_001
 
 
 # The verdict by itself: pure

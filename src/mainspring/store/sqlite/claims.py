@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from itertools import islice
 
-from mainspring.store.base import HAS_REFS, STANDS_FOR, Claimed, Lane, ParentResult
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, STANDS_FOR, Claimed, Lane, ParentResult
 from mainspring.store.sqlite.transaction import Row, Rows, Transaction
 
 
@@ -65,10 +65,13 @@ def _take(tx: Transaction, lane: Lane, rows: Rows) -> int:
 
 
 def _add_heirs(tx: Transaction, children: dict[int, Claimed]) -> None:
-    """An output may stand for a task that was made anew since: its name brings what the new one left."""
+    """A task may have been made anew since it was referred to: its name brings what the new one left.
+
+    So it is where an output stands for it, or where a blob holds the input: that one still names the old one.
+    """
     for seq, claim in children.items():
         assert claim.parents is not None
-        if any(parent.flags & STANDS_FOR for parent in claim.parents.values()):
+        if claim.flags & BLOB_INPUT or any(parent.flags & STANDS_FOR for parent in claim.parents.values()):
             for id, *result in tx.run("heirs_results", seq):
                 claim.parents.setdefault(id, ParentResult(*result))
 
