@@ -515,6 +515,26 @@ async def test_claims_of_a_doubt_that_lasts_are_not_forgotten(doubtful: Any, pla
     assert doubtful._memory.lanes["async"].room() == 0
 
 
+async def test_a_second_commit_in_doubt_is_judged_by_what_is_new_in_it(doubtful: Any, plan: dict[str, Any]) -> None:
+    """What an earlier commit in doubt brought into the file says nothing about the next one, which is rolled back."""
+    port = Port(doubtful)
+    await port.serve()
+    sent = await submit(doubtful, new(), new(), new())
+    first = await port.take()
+    plan.update({"next": "carried out", "unreachable": True})
+    port.end(first)  # its room goes to the second one
+    assert isinstance(await outcome(doubtful.submit([new()])), TaskError)
+    port.lanes["async"].limit += 1  # the third one is claimed in the commit that fails next
+    plan.clear()
+    plan["next"] = "rolled back"
+    await port.until(lambda: len(port.order) >= 3)
+    for claim in port.order[1:]:
+        await port.finish(claim)
+    assert sorted(claim.id for claim in port.order) == sorted(sent)
+    assert port.missed == []
+    assert [await status(doubtful, id) for id in sent] == [TaskStatus.COMPLETED] * 3
+
+
 async def test_opening_on_a_disk_that_fails(disk: Disk, factory: SqliteFactory) -> None:
     """Wherever the disk breaks while a store is made, the error is ours, and the next try goes well."""
     for n in range(1, 200):
