@@ -10,6 +10,7 @@ from mainspring.engine import Engine, TaskHandle
 from mainspring.environment import Random
 from mainspring.errors import (
     Conflict,
+    InvalidInput,
     QueueFull,
     StoreUnavailable,
     SubmitIndeterminate,
@@ -28,16 +29,16 @@ _DO: Final = {
     "submit_family": 12,
     "submit_key": 8,
     "map_some": 4,
-    "cancel": 12,
+    "cancel": 16,
     "wait": 14,
     "pause": 3,
     "resume": 3,
     "retry": 4,
     "look": 5,
-    "rest": 12,
+    "rest": 25,
 }
 _KEYS = 4
-_HANDLERS: Final = {"work": 55, "steady": 10, "timed": 12, "crunch": 23}
+_HANDLERS: Final = {"work": 52, "steady": 8, "timed": 16, "crunch": 24}
 
 
 class Known:
@@ -47,6 +48,7 @@ class Known:
         self.left = most
         self.numbers = 0
         self.ids: list[TaskId] = []  # those whose submit did not fail
+        self.stored: set[bytes] = set()
         self.plans: dict[TaskId, dict[str, Any]] = {}
         self.by_key: dict[str, set[TaskId]] = {}
 
@@ -89,7 +91,7 @@ class Client:
         self._world.note(self._node.name, what, **details)
 
     async def _rest(self) -> None:
-        await asyncio.sleep(self._rng.choice((0.001, 0.05, 0.5)) * self._rng.random())
+        await asyncio.sleep(self._rng.choice((0.001, 0.1, 0.5)) * self._rng.random())
 
     # Submitting
 
@@ -142,6 +144,8 @@ class Client:
         if rng.random() < 0.1:
             options["timeout"] = 0.3
         (name,) = rng.choices(list(_HANDLERS), list(_HANDLERS.values()))
+        if name == "timed" and rng.random() < 0.6:  # it will be given up while it runs on
+            plan["do"][:0] = [["stubborn", round(0.6 + 2.4 * rng.random(), 3)] for _ in range(rng.choice((1, 1, 2, 3)))]
         task = self._engine.build(self._handlers[name], (plan, inputs), options)
         self._known.plans[task.id] = plan
         return task
@@ -161,7 +165,7 @@ class Client:
         except SubmitIndeterminate as exc:
             self._say("submit in doubt", tasks=ids, error=exc)
             return
-        except (StoreUnavailable, TaskNotFound, Conflict, QueueFull) as exc:
+        except (StoreUnavailable, TaskNotFound, Conflict, QueueFull, InvalidInput) as exc:
             if not _is_closed(exc):
                 self._say("submit refused", tasks=ids, error=exc)
                 for id in ids:
@@ -171,6 +175,8 @@ class Client:
         for handle in handles:
             see(Acknowledged, str(handle.id))
         self._known.ids += [handle.id for handle in handles]
+        self._known.stored.update(handle.id.bytes for handle in handles)
+        self._world.witness.accepted(self._known.stored, self._world.shape.config.manager.queue_size)
         if key is not None:
             self._known.by_key.setdefault(key, set()).add(handles[0].id)
         for handle in handles:
@@ -224,10 +230,15 @@ class Client:
         what = self._rng.choice(({}, {"type": "custom:work"}, {"group": "a"}))
         self._say("pauses", kind=what)
         await self._engine.manager.pause(**what)
+        self._say("paused", kind=what)
+        key = ("", what.get("type", ""), what.get("group", ""))
+        self._world.witness.pauses.setdefault(self._node.process, []).append(key)
 
     async def _resume(self) -> None:
-        for what in ({}, {"type": "custom:work"}, {"group": "a"}):
-            await self._engine.manager.resume(**what)
+        self._say("resumes")
+        with self._world.witness.resuming():
+            for what in ({}, {"type": "custom:work"}, {"group": "a"}):
+                await self._engine.manager.resume(**what)
 
     async def _retry(self) -> None:
         if (handle := self._some_handle()) is None:

@@ -17,18 +17,19 @@ _ERRORS: Final = {"busy": apsw.BusyError, "full": apsw.FullError, "io error": ap
 class Disk:
     """Faults of the statements of one process. The next one is armed; it strikes once, or for a while."""
 
-    KINDS: Final = (
-        "busy",
-        "full",
-        "io error",
-        "read error",
-        "commit undone",
-        "commit done",
-        "commit in doubt",
-        "die at statement",
-        "die before commit",
-        "die after commit",
-    )
+    KINDS: Final = {
+        "busy": 1,
+        "full": 2,
+        "io error": 2,
+        "read error": 2,
+        "commit undone": 2,
+        "commit done": 3,
+        "commit in doubt": 6,
+        "die at statement": 2,
+        "die before commit": 1,
+        "die after commit": 2,
+    }
+    """Each with how often it is chosen."""
 
     def __init__(self, process: Process, rng: Random) -> None:
         self._process = process
@@ -41,8 +42,9 @@ class Disk:
         process.traced = self._sees
 
     def arm(self, kind: str, left: int) -> None:
-        """Let it strike at the statement (or commit) after `left` more."""
-        self._armed, self._left = kind, left
+        """Let it strike at the statement (or commit) after `left` more; the one before it comes first."""
+        if self._armed is None:
+            self._armed, self._left = kind, left
 
     def break_for(self, seconds: float, kind: str) -> None:
         """Let every write fail for a while."""

@@ -16,7 +16,7 @@ from mainspring.testing.simulator.machine import Process
 from mainspring.testing.simulator.plans import action_of
 from mainspring.testing.simulator.strands import Died
 
-IN_TIME_S = 0.4
+IN_TIME_S = 0.2
 """How long an attempt of `timed` may take."""
 _SOON = Retry(max_retries=3, delay=0.2, max_delay=2.0)
 _ONCE = Retry(max_retries=0)

@@ -33,6 +33,8 @@ class Machine:
         self.processes: list[Process] = []
         self.loses_messages = 0.0  # how many of all
         self.delays_messages = 0.0
+        slowness = 1.0 if is_calm else rng.choice((1.0, 1.0, 1.0, 20.0))
+        self.longest_lag_s = 0.05 * slowness
         self._is_calm = is_calm
 
     def lag(self) -> float:
@@ -40,7 +42,7 @@ class Machine:
         if self._is_calm:
             return 1e-5
         chance, long = self.rng.random(), self.rng.random()
-        return long * (0.0002 if chance < 0.7 else 0.005 if chance < 0.95 else 0.05)
+        return long * self.longest_lag_s * (0.004 if chance < 0.7 else 0.1 if chance < 0.95 else 1.0)
 
     def message_lag(self) -> float | None:
         """None: it never arrives."""
@@ -48,7 +50,7 @@ class Machine:
             return None
         if self.delays_messages and self.rng.random() < self.delays_messages:
             return self.rng.random() * 3.0
-        return self.lag()
+        return self.lag() if self._is_calm or self.rng.random() < 0.7 else self.rng.random() * self.longest_lag_s
 
     def adopt(self, connection: apsw.Connection) -> None:
         """Call it for each new connection: it belongs to the process that opened it."""
@@ -64,6 +66,7 @@ class Process(Environment):
         self.machine = machine
         self.name = name
         self.is_alive = True
+        self.is_draining = False
         self.stalled_until = 0.0
         self.connections: list[apsw.Connection] = []
         self.traced: Callable[[apsw.Connection, str], bool] | None = None  # sees each statement before it runs
@@ -119,8 +122,9 @@ class Process(Environment):
         return fd
 
     def close(self, fd: int) -> None:
-        self._locked.discard(fd)
-        super().close(fd)
+        if fd in self._locked:  # else it fell when the process died, and the number is somebody else's by now
+            self._locked.discard(fd)
+            super().close(fd)
 
     def datagram_socket(self) -> Any:
         return SimSocket(self)

@@ -16,7 +16,7 @@ ACTIONS: Final = {
     "raise": 12,
     "permanent": 4,
     "retry after": 3,
-    "stubborn": 3,
+    "stubborn": 6,
     "garbage": 3,
     "progress": 3,
     "hop": 5,

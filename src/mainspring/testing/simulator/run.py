@@ -100,12 +100,21 @@ async def _live(world: World, known: Known) -> None:
     world.arrived = arrived
     world.begin()
     trouble = asyncio.create_task(troubles.go_on(), name="troubles")
+    looking = asyncio.create_task(_look(world), name="look")
     await world.until(lambda: known.left <= 0, world.shape.span_s)
+    if world.shape.faults:  # they go on while what was submitted last runs
+        await asyncio.sleep(world.rng.random())
     trouble.cancel()
+    looking.cancel()
     troubles.end()
     world.note("world", "goes on without faults", unfinished=world.unfinished())
     await _come_to_rest(world, clients, living)
     await world.close()
+
+
+async def _look(world: World) -> None:
+    await asyncio.sleep(world.rng.random() * world.shape.span_s)
+    world.witness.look(world.latest_start_ms)
 
 
 async def _come_to_rest(world: World, clients: list[Client], living: list[asyncio.Task[None]]) -> None:

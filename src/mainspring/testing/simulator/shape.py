@@ -14,6 +14,7 @@ _PROFILES: Final[tuple[tuple[str, ...], ...]] = (
     (),  # without faults too
     ("kill",),
     ("kill", "restart"),
+    ("disk",),
     ("disk", "outage"),
     ("clock", "kill", "restart"),
     ("stall", "swizzle"),
@@ -50,7 +51,7 @@ def draw(rng: Random) -> Shape:
         tasks=rng.choice((5, 10, 15, 20, 30)),
         span_s=rng.choice((1.0, 3.0, 10.0)),
         faults=faults,
-        fault_every_s=rng.choice((0.1, 0.4, 1.5)),
+        fault_every_s=rng.choice((0.02, 0.06, 0.2)),
         config=EngineConfig(
             store=StoreConfig(
                 durability="relaxed",  # what a power cut may take is tested where there is a disk to cut
@@ -62,7 +63,7 @@ def draw(rng: Random) -> Shape:
                 queue_size=rng.choice((None, None, None, 8)),
                 batch_size=rng.choice((1, 3, 512)),
                 # Without the safety look every wake-up that is lost shows as a standstill. Some faults may lose them.
-                processing_interval=rng.choice((1.0, 0.25) if _LOSES & {*faults} else (1.0, 3600.0)),
+                processing_interval=rng.choice((1.0, 0.25) if _LOSES & {*faults} else (1.0, 3600.0, 3600.0)),
                 async_slots=rng.choice((1, 2, 3, 6)),
                 thread_slots=rng.choice((1, 2)),
                 process_slots=1,

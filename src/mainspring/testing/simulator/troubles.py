@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable
 
 from mainspring.environment import Random
 from mainspring.testing.simulator.disk import Disk
-from mainspring.testing.simulator.world import Node, World
+from mainspring.testing.simulator.world import LONGEST_STALL_S, Node, World
 
 _DAY_MS = 86_400_000
-_LONGEST_STALL_S = 8.0
 
 
 class Troubles:
@@ -19,6 +18,7 @@ class Troubles:
     def __init__(self, world: World) -> None:
         self._world = world
         self._rng = Random(f"{world.seed}:troubles")
+        self._lives = self._rng.choice((1, 2, 3, 5))  # that may still be taken: coming back is what costs most
         self._kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "kill": self._kill,
             "restart": self._restart,
@@ -51,18 +51,23 @@ class Troubles:
         return self._rng.choice(nodes) if nodes else None
 
     async def _kill(self) -> None:
-        if (node := self._some_node()) is not None:
+        if self._lives and (node := self._some_node()) is not None:
+            self._lives -= 1
             node.fall()
 
     async def _restart(self) -> None:
-        if up := self._world.up:
-            node = self._rng.choice(up)
-            node.process.spawn(node.stop(), "stop")
+        if self._lives and (up := self._world.up):
+            self._lives -= 1
+            self._rng.choice(up).stop()
 
     async def _arm(self) -> None:
         if (node := self._some_node()) is not None:
-            kind = self._rng.choice(Disk.KINDS)
-            left = self._rng.choice((0, 0, 1, 3, 10, 40))
+            (kind,) = self._rng.choices(list(Disk.KINDS), list(Disk.KINDS.values()))
+            if kind.startswith("die"):
+                if not self._lives:
+                    return
+                self._lives -= 1
+            left = self._rng.choice((0, 0, 0, 1, 2, 5, 20))
             self._world.note(node.name, "disk will fail", kind=kind, left=left)
             node.disk.arm(kind, left)
 
@@ -83,7 +88,7 @@ class Troubles:
 
     async def _stall(self) -> None:
         if (node := self._some_node()) is not None:
-            self._hold(node, self._rng.choice((0.1, 1.0, _LONGEST_STALL_S)) * self._rng.random())
+            self._hold(node, self._rng.choice((0.1, 1.0, LONGEST_STALL_S)) * self._rng.random())
 
     def _hold(self, node: Node, seconds: float) -> None:
         self._world.note(node.name, "stands still", seconds=round(seconds, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Final
 
 import apsw
@@ -19,7 +20,10 @@ from mainspring.testing.simulator.world import World
 from mainspring.testing.violation import Violation
 
 _ENDS_WELL: Final = frozenset(("quick", "sleep", "stubborn", "progress", "hop"))
-_TASKS = "SELECT seq, id, status, attempt, flags, crashes, retry_count, max_retries, input, output, error FROM task"
+_TASKS = """SELECT seq, id, status, attempt, flags, crashes, retry_count, max_retries, input, output, error,
+    ready_ms - max(not_before_ms, submitted_ms) FROM task"""
+_LATE_MS = 1_000
+"""How late a delay may end where nothing goes wrong."""
 
 
 class Row(msgspec.Struct, array_like=True):
@@ -34,6 +38,7 @@ class Row(msgspec.Struct, array_like=True):
     input: bytes
     output: bytes | None
     error: bytes | None
+    late_ms: int | None  # how long after its delay it became ready
     plan: dict[str, Any] = {}
 
 
@@ -46,7 +51,9 @@ class Verdict:
     def violations(self) -> list[Violation]:
         witness = self._world.witness
         found = [*witness.violations]
-        found += check_history(self._world.path, history=witness.events, blobs=self._blobs)
+        found += check_history(
+            self._world.path, history=witness.events, blobs=self._blobs, slack_ms=self._world.latest_start_ms
+        )
         witness.violations.clear()
         connection = apsw.Connection(str(self._world.path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
@@ -58,13 +65,16 @@ class Verdict:
     def _check(self, connection: apsw.Connection) -> None:
         rows = {row[1]: self._whole(Row(*row)) for row in connection.execute(_TASKS)}
         gone = {row[0] for row in connection.execute("SELECT id FROM tombstone")}
+        renewed = {row[0] for row in connection.execute("SELECT id FROM retried JOIN task ON seq = retried.task")}
+        children = {row[0] for row in connection.execute("SELECT child FROM edge")}
         for row in rows.values():
             self._check_end(row)
             self._check_blame(row)
+            if not self._world.shape.faults:
+                self._check_delay(row, row.seq in children)
             self._check_kid(row, rows, gone)
         for row in rows.values():
-            self._check_kids_are_there(row, rows, gone)
-        renewed = {row[0] for row in connection.execute("SELECT id FROM retried JOIN task ON seq = retried.task")}
+            self._check_kids_are_there(row, rows, gone, renewed)
         for key, ids in self._known.by_key.items():
             if len([id for id in ids if id.bytes in rows and id.bytes not in renewed]) > 1:
                 self._accuse("keys", None, "one key is several tasks", key=key, ids=sorted(str(id) for id in ids))
@@ -93,16 +103,28 @@ class Verdict:
                 value: Any = decode_output(row.output).value
                 if (value["id"], value["attempt"]) != (str(TaskId(row.id)), row.attempt):
                     self._accuse("fencing", row, "holds another attempt's result", attempt=row.attempt, value=value)
+        elif row.status == FAILED and self._must_complete(row, action):
+            self._accuse("one_outcome", row, "failed by what does not fail", action=action, error=_error(row))
         elif row.status == FAILED and action == "raise" and row.retry_count < row.max_retries:
             self._accuse(
                 "charges", row, "failed with retries left", retries=row.retry_count, limit=row.max_retries,
                 error=_error(row),
             )  # fmt: skip
 
+    def _must_complete(self, row: Row, action: str | None) -> bool:
+        """Whether nothing but its plan can have ended it. Children that are to be stored at once may be refused."""
+        blamed = _died(row) or "handed back unfinished" in _error(row)
+        return action in _ENDS_WELL and not blamed and row.plan.get("how") != "now"
+
+    def _check_delay(self, row: Row, has_parents: bool) -> None:
+        """Its delay ended when it was to end, unless something else kept it."""
+        if row.late_ms is not None and row.late_ms > _LATE_MS and not has_parents and not row.retry_count:
+            self._accuse("times", row, "its delay ended late", late_ms=row.late_ms)
+
     def _check_blame(self, row: Row) -> None:
-        charged = row.crashes + ("died while it ran alone" in _error(row))
+        charged = row.crashes + (row.status == FAILED and _died(row))
         deaths = self._world.witness.lonely_deaths
-        if charged > deaths.get(str(TaskId(row.id)), 0) + deaths.get("", 0):
+        if charged > deaths.get(str(TaskId(row.id)), 0):
             self._accuse("blame", row, "was charged more crashes than it can have caused", charged=charged)
 
     def _check_kid(self, kid: Row, rows: dict[bytes, Row], gone: set[bytes]) -> None:
@@ -120,15 +142,21 @@ class Verdict:
                 status=row.status, recorded=row.attempt,
             )  # fmt: skip
 
-    def _check_kids_are_there(self, parent: Row, rows: dict[bytes, Row], gone: set[bytes]) -> None:
-        """A parent that completed has all its children, each once for each that was renewed."""
+    def _check_kids_are_there(self, parent: Row, rows: dict[bytes, Row], gone: set[bytes], renewed: set[bytes]) -> None:
+        """A parent that completed has all its children, each once."""
         if parent.status != COMPLETED or "kids" not in parent.plan or gone:
             return
         name = str(TaskId(parent.id))
-        there = {row.plan["n"] for row in rows.values() if row.plan.get("of", [None])[0] == name}
-        missing = {kid["n"] for kid in parent.plan["kids"]} - there
-        if missing:
-            self._accuse("effects", parent, "completed without its children", missing=sorted(missing))
+        there = Counter(
+            row.plan["n"] for row in rows.values() if row.plan.get("of", [None])[0] == name and row.id not in renewed
+        )
+        wanted = Counter(kid["n"] for kid in parent.plan["kids"])
+        if there != wanted:
+            self._accuse("effects", parent, "has other children than it made", has=dict(there), made=dict(wanted))
+
+
+def _died(row: Row) -> bool:
+    return "died while it ran alone" in _error(row)
 
 
 def _error(row: Row) -> str:

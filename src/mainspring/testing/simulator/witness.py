@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import apsw
 import msgspec
 
 from mainspring.processors.context import Context
-from mainspring.store.base import SUSPECT
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, SUSPECT, Claimed
+from mainspring.store.sqlite.transaction import ClassKey, Transaction
+from mainspring.tasks import TaskId
 from mainspring.testing.events import Ended, Event, Started
+from mainspring.testing.history import check_history
 from mainspring.testing.simulator.machine import Process
 from mainspring.testing.simulator.plans import action_of
 from mainspring.testing.violation import Violation
 
-_ROW = "SELECT seq, status, attempt, owner, flags, not_before_ms, deadline_ms FROM task WHERE id = ?"
+_ROW = """SELECT seq, status, attempt, owner, flags, not_before_ms, deadline_ms, namespace, type, grp
+    FROM task JOIN class ON class.id = class WHERE task.id = ?"""
 _PARENTS = """SELECT lower(hex(parent.id)), parent.status, policy FROM edge LEFT JOIN task AS parent
     ON parent.seq = edge.parent WHERE edge.child = ? AND (parent.status < 2 OR (parent.status > 2 AND policy <> 1))"""
+_READY = """SELECT task.rank, task.seq, lower(hex(task.id)), class, namespace, type, grp
+    FROM task JOIN class ON class.id = class
+    WHERE reason = 0 AND ready_ms < ? ORDER BY rank, seq"""
+_CARE = HAS_REFS | BLOB_INPUT | SUSPECT
+"""Flags of claims that slots have to wait for something with, before they run."""
 _TICK_MS = 1
 """How far the clocks of two processes differ by rounding."""
-_THREAD_MS = 150
-"""How late a thread, or a look for a blob, may make a start that was checked before."""
+LAGS = 4
+"""So many times threads may have to be waited for between the check of a claim and its start."""
 
 
 class Running(msgspec.Struct):
@@ -41,6 +51,10 @@ class Witness:
         self.violations: list[Violation] = []
         self.lonely_deaths: dict[str, int] = {}  # by task: how often a process died in which it alone ran
         self.rows: apsw.Connection | None = None
+        self.pauses: dict[Process, list[ClassKey]] = {}  # that somebody in the process was told are in force
+        self._resuming = 0
+        self._returned: dict[Process, list[tuple[str, int]]] = {}
+        self._had_suspects: set[Process] = set()  # where claims may have waited in their slots
         self._clocks = clocks  # the store's clock of a process, and the one that is furthest
         self._running: list[Running] = []
         self._newest: dict[str, int] = {}
@@ -55,20 +69,26 @@ class Witness:
     def began(self, process: Process, ctx: Context, plan: dict[str, Any], inputs: list[Any], lane: str) -> None:
         id = str(ctx.id)
         self.see(Started, id, ctx.attempt)
-        seq, status, attempt, owner, flags, not_before, deadline = self._row(ctx)
+        seq, status, attempt, owner, flags, not_before, deadline, *key = self._row(ctx)
         if attempt != ctx.attempt or owner is None:
             self.accuse("fencing", id, "began without its claim", began=ctx.attempt, attempt=attempt, status=status)
         if ctx.attempt <= self._newest.get(id, 0):
             self.accuse("fencing", id, "an older attempt began", began=ctx.attempt, newest=self._newest[id])
         self._newest[id] = max(ctx.attempt, self._newest.get(id, 0))
         now, latest = self._clocks(process)
-        late = 0 if lane == "async" and not flags & 20 else _THREAD_MS
+        is_prompt = lane == "async" and not flags & _CARE and process not in self._had_suspects
+        # A thread, or a look for a blob, makes a start late that was checked before.
+        late = 0 if is_prompt else int(process.machine.longest_lag_s * LAGS * 1000)
+        if process.is_draining and lane == "async":
+            self.accuse("draining", id, "began in a drain", attempt=ctx.attempt)
         if not_before is not None and latest < not_before - _TICK_MS:
             self.accuse("times", id, "began before its time", now=latest, not_before=not_before)
         if deadline is not None and now > deadline + late and process.stalled_until == 0.0:
             self.accuse("times", id, "began after its deadline", now=now, deadline=deadline)
         for parent, parent_status, policy in self._rows(_PARENTS, seq):
             self.accuse("dependencies", id, "began before a parent", parent=parent, status=parent_status, policy=policy)
+        if is_prompt and not self._resuming and any(_covers(pause, key) for pause in self.pauses.get(process, ())):
+            self.accuse("pauses", id, "began although its kind is paused", type=key[1], group=key[2])
         if not _fit(plan.get("wants", []), inputs):
             self.accuse("dependencies", id, "got other results", wants=plan["wants"], inputs=inputs)
         self._note_company(Running(
@@ -76,6 +96,8 @@ class Witness:
         ))  # fmt: skip
 
     def _note_company(self, new: Running) -> None:
+        if new.is_suspect:
+            self._had_suspects.add(new.process)
         for other in self._running:
             if not other.process.is_alive or other.is_stubborn:
                 continue
@@ -85,28 +107,78 @@ class Witness:
                 self.accuse("blame", new.task, "runs beside a suspect", other=other.task)
         self._running.append(new)
 
+    @contextlib.contextmanager
+    def resuming(self) -> Iterator[None]:
+        """Meanwhile nobody can say which pauses are in force; nor ever again, when it dies in between."""
+        self._resuming += 1
+        yield
+        self.pauses.clear()
+        self._resuming -= 1
+
+    def claimed(self, claims: list[Claimed], tx: Transaction) -> None:
+        """A commit handed over claims: no better task that was ready before may have been passed over.
+
+        New tasks may have gone by what became ready later in the same transaction.
+        """
+        lane_of, before = tx.memory.lane_of_type, tx.now_ms - _TICK_MS
+        worst: dict[tuple[str, bool], tuple[int, int]] = {}
+        for claim in claims:
+            if (lane := lane_of.get(claim.task_type)) is not None:
+                name = (lane.name, claim.ready_ms >= before)
+                worst[name] = max(worst.get(name, (claim.rank, claim.seq)), (claim.rank, claim.seq))
+        for rank, seq, id, class_id, *key in self._rows(_READY, before):
+            if (lane := lane_of.get(key[1])) is None or tx.memory.is_paused((key[0], key[1], key[2])):
+                continue
+            for is_new in (False, True)[: 1 if class_id in tx.ready else 2]:
+                worse = worst.get((lane.name, is_new), (rank, seq))
+                if (rank, seq) < worse:
+                    self.accuse("order", id, "was passed over by a worse one", rank=rank, seq=seq, worse=worse)
+
+    def accepted(self, ids: set[bytes], limit: int | None) -> None:
+        """A submit returned: of the tasks that clients submitted, no more than the limit may be unfinished."""
+        if limit is not None:
+            unfinished = [row[0] for row in self._rows("SELECT id FROM task WHERE status < 2") if row[0] in ids]
+            if len(unfinished) > limit:
+                self.accuse("bounds", None, "more is unfinished than the queue takes", n=len(unfinished), limit=limit)
+
+    def look(self, slack_ms: int) -> None:
+        """The rows must be sound in every state that is committed."""
+        assert self.rows is not None
+        self.violations += check_history(self.rows, slack_ms=slack_ms)
+
     def came_back(self, process: Process, ctx: Context) -> None:
         if process.is_alive:
             self.see(Ended, str(ctx.id), ctx.attempt)
+            self._returned.setdefault(process, []).append((str(ctx.id), ctx.attempt))
             self._running = [one for one in self._running if (one.task, one.attempt) != (str(ctx.id), ctx.attempt)]
 
     def died(self, process: Process) -> None:
-        """Note who can be blamed: only what ran with nothing beside it."""
-        ran = [one for one in self._running if one.process is process]
-        if len(ran) <= 1:
-            self.lonely_deaths[""] = self.lonely_deaths.get("", 0) + 1
-        for one in ran if len(ran) == 1 else ():
-            self.lonely_deaths[one.task] = self.lonely_deaths.get(one.task, 0) + 1
+        """Note who can be blamed: only what ran with nothing beside it, or had come back and was not let go of yet."""
+        ran = [one.task for one in self._running if one.process is process]
+        if not ran:
+            ran = [task for task, attempt in self._returned.get(process, ()) if self._is_held(task, attempt)]
+        elif len(ran) > 1:
+            ran = []
+        for task in ran:
+            self.lonely_deaths[task] = self.lonely_deaths.get(task, 0) + 1
         self._running = [one for one in self._running if one.process is not process]
+
+    def _is_held(self, task: str, attempt: int) -> bool:
+        held = "SELECT 1 FROM task WHERE id = ? AND attempt = ? AND owner IS NOT NULL"
+        return bool(self._rows(held, TaskId(task).bytes, attempt))
 
     def _row(self, ctx: Context) -> Any:
         assert self.rows is not None
         row = self.rows.execute(_ROW, (ctx.id.bytes,)).fetchone()
-        return row or (-1, None, None, None, 0, None, None)
+        return row or (-1, None, None, None, 0, None, None, "", "", "")
 
     def _rows(self, sql: str, *values: Any) -> list[Any]:
         assert self.rows is not None
         return self.rows.execute(sql, values).fetchall()
+
+
+def _covers(pause: ClassKey, key: list[str]) -> bool:
+    return all(a in ("", b) for a, b in zip(pause, key, strict=True))
 
 
 def _fit(wants: list[int], inputs: list[Any]) -> bool:

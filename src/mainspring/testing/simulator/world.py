@@ -17,17 +17,22 @@ from mainspring.errors import TaskError
 from mainspring.processors import context as contexts
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
 from mainspring.scheduling.scheduler import TaskScheduler
+from mainspring.store.base import Claimed
+from mainspring.store.sqlite.transaction import Transaction
+from mainspring.store.sqlite.writer import Group
 from mainspring.tasks import TaskId
 from mainspring.testing.simulator.disk import Disk
 from mainspring.testing.simulator.handlers import handlers
 from mainspring.testing.simulator.loop import SimLoop
 from mainspring.testing.simulator.machine import Machine, Process
 from mainspring.testing.simulator.shape import Shape
-from mainspring.testing.simulator.witness import Witness
+from mainspring.testing.simulator.witness import LAGS, Witness
 
 _LOOK_S = 0.1
 _STOP_S = 120.0
-_FULL_STEPS = 1_000_000
+DAY_S = 86_400.0
+LONGEST_STALL_S = 8.0
+"""No process stands still for longer."""
 
 
 class Node:
@@ -52,7 +57,7 @@ class Node:
         """What the process's main program does."""
         world = self.world
         engine = self.engine = Engine(world.path, world.shape.config, env=self.process)
-        engine.monitor = Unlimited(world.path.parent, env=self.process)
+        engine.monitor = Unlimited()
         engine.scheduler = TaskScheduler(engine.manager, engine.monitor, world.shape.config.scheduler)
         for handler in handlers().values():
             engine.executor.register(handler)
@@ -60,20 +65,38 @@ class Node:
             await engine.start()
         except TaskError as exc:
             world.note(self.name, "can't start", error=exc)
-            if not world.is_troubled:
+            if not world.is_troubled and "simulated" not in str(exc):  # what struck may show later
                 world.witness.accuse("opening", None, "can't start although nothing is wrong", error=str(exc))
             self.fall()
             return
+        self._watch_claims(engine)
         self.is_up = True
         world.note(self.name, "is up", worker=engine.manager.store.worker_id)
         world.clocks(self.process)
         world.arrived(self)
 
-    async def stop(self) -> None:
-        """Stop in order, as on SIGTERM."""
-        assert self.engine is not None
+    def _watch_claims(self, engine: Engine) -> None:
+        writer: Any = engine.manager.store._writer
+        report = writer._report
+        late: list[Claimed] = []  # what a commit in doubt handed over is told of later
+
+        def watched(tx: Transaction, group: Group, next_event_ms: int | None) -> None:
+            late.extend(writer._doubtful)
+            if claims := [claim for claim in tx.claims if claim not in late]:
+                self.world.witness.claimed(claims, tx)
+            report(tx, group, next_event_ms)
+
+        writer._report = watched
+
+    def stop(self) -> asyncio.Task[None]:
+        """Begin to stop in order, as on SIGTERM."""
         self.is_up = False
+        return self.process.spawn(self._stop(), "stop")
+
+    async def _stop(self) -> None:
+        assert self.engine is not None
         self.world.note(self.name, "stops")
+        self.process.is_draining = True
         await self.engine.stop()
         self.world.note(self.name, "has stopped")
         self.end()
@@ -102,6 +125,9 @@ class Node:
 
 class Unlimited(ResourceMonitor):
     """A machine with room for everything."""
+
+    def __init__(self) -> None:
+        """There is nothing to look at."""
 
     def sample(self) -> ResourceUsage:
         return ResourceUsage(
@@ -185,6 +211,13 @@ class World:
 
     # Looking from outside
 
+    @property
+    def latest_start_ms(self) -> int:
+        """How long after a claim was checked its handler may begin: threads are slow, and processes stand still."""
+        stalls_s = LONGEST_STALL_S if {"stall", "swizzle"} & {*self.shape.faults} else 0.0
+        jumps_s = DAY_S if "clock" in self.shape.faults else 0.0  # the clock of the next life may lag behind
+        return 1_000 + int(1_000 * (jumps_s + stalls_s + LAGS * self.machine.longest_lag_s))
+
     def unfinished(self) -> int:
         return int(self._one("SELECT count(*) FROM task WHERE status < 2"))
 
@@ -203,6 +236,7 @@ class World:
         return True
 
     async def lift_pauses(self) -> None:
+        self.witness.pauses.clear()
         while (row := self._rows("SELECT namespace, type, grp FROM pause LIMIT 1")) or not self.up:
             if row and self.up:
                 namespace, type, group = row[0]
@@ -218,7 +252,7 @@ class World:
     async def close(self) -> None:
         """Stop all processes in order."""
         self._is_closing = True
-        stopping = [node.process.spawn(node.stop(), "stop") for node in self.up]
+        stopping = [node.stop() for node in self.up]
         done = await self.until(lambda: all(task.done() for task in stopping), _STOP_S)
         if not done:
             self.witness.accuse("draining", None, "a process does not come to its end", left=len(self.up))

@@ -1,0 +1,331 @@
+"""The engine's safeguards, each with the smallest change to the code that takes it away.
+
+A simulator that does not notice that one is missing is too weak. An edit names a function and replaces a piece of its
+text; where the text is not there any more, the safeguard has moved, and its edit must follow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping
+from types import FunctionType
+from typing import Any, Final
+from unittest import mock
+
+import msgspec
+
+from mainspring.dispatch import manager, recording, verdict
+from mainspring.dispatch.course import Course
+from mainspring.dispatch.lane import LaneDesk
+from mainspring.dispatch.manager import TaskManager
+from mainspring.execution.threads import ThreadRunner
+from mainspring.store.sqlite import commands, graph, intake, outcomes, statements, store, upkeep
+from mainspring.store.sqlite.caretaker import Caretaker
+from mainspring.store.sqlite.store import SqliteStore
+from mainspring.store.sqlite.writer import Writer
+
+
+class Edit(msgspec.Struct, frozen=True):
+    """A piece of a function's text, and what stands there instead."""
+
+    owner: Any  # module or class
+    name: str
+    old: str
+    new: str
+
+
+class Safeguard(msgspec.Struct, frozen=True):
+    name: str
+    promise: str  # that falls with it
+    edits: tuple[Edit, ...] = ()
+    sql: Mapping[str, tuple[str, str]] = {}  # the same for named statements
+
+    @contextlib.contextmanager
+    def removed(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for edit in self.edits:
+                stack.enter_context(_edited(edit))
+            stack.enter_context(_restated(self.sql))
+            yield
+
+
+@contextlib.contextmanager
+def _edited(edit: Edit) -> Iterator[None]:
+    function = inspect.unwrap(getattr(edit.owner, edit.name))
+    assert isinstance(function, FunctionType)
+    source = textwrap.dedent(inspect.getsource(function))
+    assert edit.old in source, f"{edit.name} does not say {edit.old!r} any more"
+    made: dict[str, Any] = {}
+    exec(compile(source.replace(edit.old, edit.new), f"<{edit.name} edited>", "exec"), function.__globals__, made)
+    with mock.patch.object(edit.owner, edit.name, made[edit.name]):
+        yield
+
+
+@contextlib.contextmanager
+def _restated(changes: Mapping[str, tuple[str, str]]) -> Iterator[None]:
+    """Change named statements, also where they are written over many rows."""
+    changed = {}
+    for name, (old, new) in changes.items():
+        assert old in statements.SQL[name], f"statement {name} does not say {old!r} any more"
+        changed[name] = statements.SQL[name].replace(old, new)
+    with mock.patch.dict(statements.SQL, changed), mock.patch.dict(statements.WIDE):
+        for name in changed.keys() & statements.WIDE.keys():
+            statements.WIDE[name] = statements.widened(name)
+        yield
+
+
+SAFEGUARDS: Final = (
+    # Claims and fencing
+    Safeguard(
+        "owner guard",
+        "a claim is worth nothing once it is over",
+        sql={
+            "held": ("AND owner = ?", "AND ? IS NOT NULL"),
+            "complete_many": ("AND task.owner = v.column6", "AND v.column6 IS NOT NULL"),
+        },
+    ),
+    Safeguard(
+        "attempt guard",
+        "what a given-up handler still returns does not count",
+        (
+            Edit(
+                Course,
+                "_see_through",
+                "self._unmark(attempt)\n        return False",
+                "self.recorder.record(attempt, report)\n        return False",
+            ),
+        ),
+        {
+            "held": ("AND attempt = ?", "AND ? > 0"),
+            "complete_many": ("task.attempt = v.column5", "v.column5 > 0"),
+        },
+    ),
+    Safeguard(
+        "rescue guard",
+        "only the dead lose their claims",
+        (
+            Edit(
+                Caretaker,
+                "rescue_dead",
+                "if started is not None:",
+                "if (started := started or frozenset()) == started:",
+            ),
+        ),
+    ),
+    Safeguard(
+        "claims in doubt",
+        "claims of a commit in doubt are not forgotten",
+        (Edit(Writer, "_clear_doubt", "for claim in self._doubtful:", "for claim in ():"),),
+    ),
+    Safeguard(
+        "release on drain",
+        "what a stopping process holds is handed back",
+        (
+            Edit(store, "_sign_off", 'while rows := tx.run("held_by", owner, 500).fetchall():', "while rows := []:"),
+            Edit(TaskManager, "_release_queued", "self._desks.values()", "()"),
+        ),
+    ),
+    Safeguard(
+        "turns in a drain",
+        "nothing begins once a drain has begun",
+        (
+            Edit(Course, "_ran", "if desk.is_shut:", "if False:"),
+            Edit(ThreadRunner, "_work", "if future.cancelled():", "if False:"),
+        ),
+    ),
+    # Cancels
+    Safeguard(
+        "conditional cancel",
+        "a held task is only asked to stop",
+        (Edit(commands, "cancel", "if status == PENDING and reason != CLAIMED:", "if True:"),),
+    ),
+    Safeguard(
+        "no start after cancelled",
+        "a claim that is cancelled leaves the queue",
+        (Edit(TaskManager, "asked_to_stop", "desk.withdraw(claim)", "pass"),),
+    ),
+    Safeguard(
+        "no outcome after requested",
+        "nothing completes after `requested`",
+        (Edit(outcomes, "finish_one", "row[2] & CANCEL_ASKED", "0"),),
+        {"complete": ("AND flags & 1 = 0", ""), "complete_many": ("AND task.flags & 1 = 0", "")},
+    ),
+    # Dependencies
+    Safeguard(
+        "edge walk",
+        "a child waits for all its parents",
+        (Edit(graph, "_advance", "if at is not None:", "if False:"),),
+    ),
+    Safeguard(
+        "failures travel",
+        "a failure reaches those that needed it at once",
+        (Edit(graph, "_travel", "if end.status == COMPLETED else", "if True else"),),
+    ),
+    Safeguard(
+        "results that stand for others",
+        "dependents wait for the tasks that a handler returned",
+        (Edit(graph, "stand_for", "stood_for = [", "return\n    stood_for = ["),),
+    ),
+    # Outcomes and what goes with them
+    Safeguard(
+        "effects in the finishing transaction",
+        "children are stored with the outcome, or not at all",
+        (Edit(manager, "submitter", "if now:\n            stored", "if True:\n            stored"),),
+    ),
+    Safeguard(
+        "derived ids",
+        "a child submitted at once has the same id in every attempt",
+        (Edit(manager, "submitter", "child_id(context.id, context.calls)", "TaskId()"),),
+    ),
+    Safeguard(
+        "outcomes kept",
+        "outcomes that could not be written are tried again",
+        (Edit(Writer, "_outage", "self._inbox.extendleft(reversed(group.finishes))", "pass"),),
+    ),
+    Safeguard(
+        "completions counted",
+        "of many completions at once, one that did not go through is noticed",
+        (Edit(outcomes, "finish_all", "raise Replay", "pass"),),
+    ),
+    # Blame
+    Safeguard(
+        "blame",
+        "a crash is charged only to what ran alone",
+        (Edit(upkeep, "rescue", "alone = ran and len(suspects) == 1", "alone = ran"),),
+    ),
+    Safeguard(
+        "suspects alone",
+        "suspects run alone",
+        (Edit(Course, "_serve_with_care", "if is_suspect(claim):", "if False:"),),
+    ),
+    Safeguard(
+        "marks of the given up",
+        "a handler that was given up still counts as running",
+        (Edit(Course, "_let_go", "if not attempt.abandoned:", "if True:"),),
+    ),
+    Safeguard(
+        "crash limit",
+        "the third crash is final",
+        (Edit(upkeep, "rescue", "elif alone and crashes + 1 >= MAX_CRASHES:", "elif False:"),),
+    ),
+    # Time and order
+    Safeguard(
+        "clock",
+        "order and delays go by a clock that does not jump",
+        (
+            Edit(
+                SqliteStore,
+                "now_ms",
+                "self._wall_ms + int((self.env.monotonic() - self._started) * 1000)",
+                "self.env.wall_ms()",
+            ),
+        ),
+    ),
+    Safeguard(
+        "not before",
+        "nothing starts before its time",
+        sql={
+            "due_now": ("due_ms <= ?", "due_ms - 86400000 <= ?"),
+            "next_due": ("SELECT min(due_ms)", "SELECT min(due_ms) - 86400000"),
+        },
+    ),
+    Safeguard(
+        "deadline",
+        "nothing starts after its deadline",
+        (Edit(Course, "_is_too_late", "now_ms <= claim.deadline_ms", "True"),),
+    ),
+    Safeguard(
+        "timeout",
+        "an attempt past its timeout does not complete",
+        (
+            Edit(
+                recording,
+                "is_completed",
+                "by_itself and report.error is None and (",
+                "report.error is None and (True or ",
+            ),
+        ),
+    ),
+    Safeguard(
+        "retry limit",
+        "retries are limited",
+        (Edit(verdict, "_again_or", "if claim.retry_count < claim.max_retries:", "if True:"),),
+    ),
+    Safeguard(
+        "one order",
+        "the best ready task goes first",
+        sql={
+            "claim_of_class": ("ORDER BY rank, seq", "ORDER BY seq DESC"),
+            "heads": ("ORDER BY rank, seq", "ORDER BY seq DESC"),
+        },
+    ),
+    Safeguard(
+        "door",
+        "new tasks do not pass those that wait",
+        (
+            Edit(
+                intake,
+                "_door",
+                "if lane is None or lane.ready or any(tx.lane_for(ready) is lane for ready in tx.ready):",
+                "if lane is None:",
+            ),
+        ),
+    ),
+    Safeguard(
+        "pauses",
+        "what is paused does not start",
+        (Edit(TaskManager, "paused", "self._desks.values()", "()"),),
+    ),
+    # Wake-ups
+    Safeguard(
+        "waiters",
+        "an end wakes who waits for it in another process",
+        (Edit(SqliteStore, "_ring", "if tx.ended:", "if False:"),),
+    ),
+    Safeguard(
+        "timer",
+        "a delay that ends wakes the writer",
+        (Edit(SqliteStore, "_arm", "if next_event_ms is not None:", "if False:"),),
+    ),
+    Safeguard(
+        "slots",
+        "a claim wakes a slot",
+        (Edit(LaneDesk, "put", "self._wake_one()", "pass"),),
+    ),
+    Safeguard(
+        "data version",
+        "what other processes committed is seen",
+        (Edit(Writer, "_catch_up", "if version != self._seen_version:", "if self._seen_version < 0:"),),
+    ),
+    Safeguard(
+        "welcome",
+        "a newcomer looks once it is known",
+        (Edit(SqliteStore, "_heard", "elif kind == WELCOME:", "elif False:"),),
+    ),
+    # Submitting
+    Safeguard(
+        "idempotency",
+        "one key is one task",
+        (Edit(intake, "_existing_key", "if row is None:", "if True:"),),
+        {"add_key": ("INSERT INTO", "INSERT OR REPLACE INTO")},
+    ),
+    Safeguard(
+        "savepoints",
+        "of a refused call nothing stays",
+        (Edit(Writer, "_guarded", 'tx.cursor.execute("ROLLBACK TO one")', "pass"),),
+    ),
+    Safeguard(
+        "commit in doubt",
+        "after a failed commit the truth is looked up",
+        (Edit(Writer, "_outage", "and self._resolve(exc.tx, group)", "and False"),),
+    ),
+    Safeguard(
+        "queue size",
+        "the queue is bounded",
+        (Edit(intake, "_refuse_overflow", "if limit is None:", "if True:"),),
+    ),
+)
+
+__all__ = ["SAFEGUARDS", "Safeguard"]
