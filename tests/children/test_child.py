@@ -6,6 +6,7 @@ import asyncio
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -107,6 +108,14 @@ async def test_peak_memory_is_the_childs_own(spawner: Spawner) -> None:
     peak = (await large.exit).peak_bytes
     assert peak is not None
     assert size < peak < size + (100 << 20)
+
+
+def test_an_inherited_mark_hides_no_peak() -> None:
+    """The mark of getrusage outlives exec: a worker started by something large would never tell a child's peak."""
+    inner = "from mainspring.children.measure import own_peak_bytes; print(own_peak_bytes())"
+    outer = f"import subprocess, sys; x = b'1' * {200 << 20}; subprocess.run([sys.executable, '-c', {inner!r}])"
+    told = subprocess.run([sys.executable, "-c", outer], check=True, capture_output=True, text=True).stdout
+    assert int(told) < 150 << 20
 
 
 async def test_kill(spawner: Spawner) -> None:

@@ -9,15 +9,14 @@ import resource
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from mainspring.children.measure import MAXRSS_UNIT, own_peak_bytes
 from mainspring.children.output import Output
 from mainspring.children.pipe import Pipe
 
-_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes
 _POLL_S = 0.02  # where the kernel has no descriptor for a process
 
 
@@ -145,7 +144,7 @@ class Child:
         cpu_time = peak = None
         if usage is not None:
             cpu_time = usage.ru_utime + usage.ru_stime
-            peak = usage.ru_maxrss * _MAXRSS_UNIT
+            peak = usage.ru_maxrss * MAXRSS_UNIT
             peak = peak if peak > self._process.inherited_peak else None
         signalled = code is not None and code < 0
         ended = Exit(
@@ -195,8 +194,7 @@ def _start(arguments: Sequence[str]) -> _Process:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     output, printed = os.pipe()
     try:
-        # What exec leaves as the child's peak is what this process had.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT
+        peak = own_peak_bytes()
         popen = subprocess.Popen(
             arguments, stdin=theirs.fileno(), stdout=printed, stderr=printed, close_fds=True, start_new_session=True
         )
