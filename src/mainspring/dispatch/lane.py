@@ -61,7 +61,7 @@ class LaneDesk:
     def open(self) -> None:
         self._open = True
         self._window_at = self._now = self._rests_since = self.env.monotonic()
-        self.port.limit = self.slots + min(self.slots, 8)
+        self.port.limit = self.slots
         for _ in range(self.slots):
             self.add_slot()
 
@@ -113,9 +113,11 @@ class LaneDesk:
 
     def take_surplus(self) -> list[Claimed]:
         """Take out what will not start soon after all: the tasks at hand are slower than those before them."""
-        self._pace(self.env.monotonic())
-        surplus = self.queued - 2 * max(self.slots, self.port.limit - self.slots)
-        return [self._queue.pop() for _ in range(surplus)]
+        passed = self.env.monotonic() - self._window_at
+        if passed >= _RATE_WINDOW_S:
+            self._pace(passed)
+        startable = max(0, self.slots - len(self.running)) + 2 * (self.port.limit - self.slots)
+        return [self._queue.pop() for _ in range(self.queued - startable)]
 
     @property
     def queued(self) -> int:
@@ -185,19 +187,19 @@ class LaneDesk:
         self.port.released += 1
         self._ended += 1
         now = self._now = self.env.monotonic()
-        if now - self._window_at >= _RATE_WINDOW_S:
-            self._pace(now)
-
-    def _pace(self, now: float) -> None:
-        """Set the limit by the rate of the time in which something ran."""
         passed = now - self._window_at
-        if passed >= _RATE_WINDOW_S and self._taking:
+        if passed >= _RATE_WINDOW_S or (self._ended >= self.slots == self.port.limit):
+            self._pace(passed)
+
+    def _pace(self, passed: float) -> None:
+        """Set the limit by the rate of the time in which something ran."""
+        if self._taking:
             busy = max(passed - self._at_rest, 1e-6)
             ahead = int(self._ended / busy * self._prefetch_s)
-            self.port.limit = self.slots + max(1, min(ahead, self._config.prefetch_max))
+            self.port.limit = self.slots + min(ahead, self._config.prefetch_max)
             self._ended = 0
             self._at_rest = 0.0
-            self._window_at = now
+            self._window_at += passed
 
     @property
     def is_shut(self) -> bool:

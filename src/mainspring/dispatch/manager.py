@@ -203,7 +203,7 @@ class TaskManager:
         while True:
             await asyncio.sleep(_PACE_S)
             for desk in self._desks.values():
-                if desk.queued > desk.slots:
+                if desk.queued:
                     self._hand_back(desk, desk.take_surplus())
 
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
