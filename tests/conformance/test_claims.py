@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,18 @@ async def test_a_pause_holds_from_its_own_commit_on(store: Any, port: Port) -> N
     await store.resume(type=WORK)
     await port.settle()
     assert ids(port.order) == [id, also]
+
+
+async def test_whoever_resumes_need_not_stay(store: Any, port: Port) -> None:
+    """A call that is given up while its write is on the way acts all the same, in this process too."""
+    await store.pause(type=WORK)
+    (id,) = await submit(store, new())
+    port.lanes["async"].limit = 5
+    resuming = asyncio.create_task(store.resume(type=WORK))
+    await asyncio.sleep(0)  # the write is handed over
+    resuming.cancel()
+    await port.until(lambda: port.order)
+    assert ids(port.order) == [id]
 
 
 async def test_a_pause_holds_for_other_processes(factory: Factory, store: Any, port: Port) -> None:

@@ -348,6 +348,51 @@ async def test_children_stored_now_are_stored_once(engine: Engine, lane: str) ->
     assert await count_of(engine, f"custom:{kind}") == 2
 
 
+@pytest.mark.parametrize("lane", ["async", "thread"])
+@pytest.mark.parametrize("now", [False, True])
+async def test_a_child_whose_key_has_a_task_already(engine: Engine, lane: str, now: bool) -> None:
+    """The handle stands for that task, wherever it goes: in the result, and as an argument of other children."""
+    kind = f"keyed_{lane}_{now}"
+
+    @engine.task(name=kind)
+    async def keyed(n: int) -> int:
+        return 2 * n
+
+    def parent(ctx: Context) -> Any:
+        child = ctx.submit(keyed, 21, idempotency_key=kind, now=now)
+        return [child, ctx.submit(keyed, child)]
+
+    async def parent_async(ctx: Context) -> Any:
+        return parent(ctx)
+
+    before = await engine.submit(keyed, 21, idempotency_key=kind)
+    handler = engine.task(name=f"parent_of_{kind}", retry=0)(parent_async if lane == "async" else parent)
+    assert await value(await engine.submit(handler)) == [42, 84]
+    assert await value(before) == 42
+    assert await count_of(engine, f"custom:{kind}") == 2
+
+
+async def test_a_child_whose_key_has_a_task_in_a_large_value(engine: Engine) -> None:
+    """A blob is never changed: the attempt fails and says what to do, before anything of it is stored."""
+
+    @engine.task
+    async def keyed_small(n: int) -> int:
+        return n
+
+    @engine.task(retry=0)
+    async def large_parent(ctx: Context, what: str) -> Any:
+        child = ctx.submit(keyed_small, 1, idempotency_key="small")
+        if what == "input":
+            return ctx.submit(keyed_small, [child, "x" * 100_000])
+        return [child, "x" * 100_000]
+
+    await engine.submit(keyed_small, 1, idempotency_key="small")
+    for what in ("input", "output"):
+        with pytest.raises(InvalidInput, match="pass the child on by itself"):
+            await value(await engine.submit(large_parent, what))
+    assert await count_of(engine, "custom:keyed_small") == 1
+
+
 async def test_a_child_stored_now_runs_before_its_parent_ends(engine: Engine) -> None:
     """`now=True` commits at once."""
     ran = asyncio.Event()

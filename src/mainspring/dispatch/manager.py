@@ -373,16 +373,17 @@ class TaskManager:
 
     # Children that are stored at once
 
-    def _store_now(self, task: Task) -> Any:
-        """On the loop: something to await. In a thread: blocks until it is stored."""
+    def _store_now(self, task: Task) -> asyncio.Future[TaskId] | TaskId:
+        """On the loop: something to await. In a thread: blocks until it is stored. See `_store_child`."""
         try:
             running = asyncio.get_running_loop()
         except RuntimeError:
             running = None
         if running is self._loop:
             return asyncio.ensure_future(self._store_child(task))
-        asyncio.run_coroutine_threadsafe(self._store_child(task), self._loop).result()
-        return None
+        return asyncio.run_coroutine_threadsafe(self._store_child(task), self._loop).result()
 
-    async def _store_child(self, task: Task) -> None:
-        await self.accept([task])
+    async def _store_child(self, task: Task) -> TaskId:
+        """Return the id that it has in the store: another one where its idempotency key has a task already."""
+        (accepted,) = await self.accept([task])
+        return TaskId(accepted.id)

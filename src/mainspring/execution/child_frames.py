@@ -47,6 +47,7 @@ class Stored(msgspec.Struct, frozen=True, array_like=True, tag="stored"):
     """Answer to `Store`."""
 
     number: int
+    id: bytes | None  # of the task, in the store
     error: ErrorInfo | None = None
 
 

@@ -48,7 +48,7 @@ from mainspring.processors.base import Item, failure
 from mainspring.processors.calls import submitter
 from mainspring.processors.context import Context, current, logger
 from mainspring.processors.custom import HandlerProcessor
-from mainspring.tasks import Log, Outcome, Progress, Signal, Started, Task, Usage, codec
+from mainspring.tasks import Log, Outcome, Progress, Signal, Started, Task, TaskId, Usage, codec
 
 _PROGRESS_BURST, _PROGRESS_PER_S = 20.0, 100.0  # a million steps must not flood the parent
 
@@ -147,8 +147,8 @@ class Link:
         except Exception as exc:  # noqa: BLE001 - values' own methods run when a child task is encoded
             self.send(Finished(*key, failed(failure(exc), report.usage), None, cpu_s, resident_bytes))
 
-    def store_now(self, key: Key, task: Task) -> None:
-        """Block until the parent has stored the task. Raises: what storing it raised there."""
+    def store_now(self, key: Key, task: Task) -> TaskId:
+        """Block until the parent has stored the task, and return its id there. Raises: what storing it raised."""
         number = next(self._numbers)
         answer = self._answers[number] = queue.SimpleQueue()
         self.send(Store(*key, number, codec.encode(task)[0]))
@@ -156,6 +156,7 @@ class Link:
         del self._answers[number]
         if stored.error is not None:
             raise from_info(stored.error)
+        return TaskId(stored.id)
 
 
 class Signals:

@@ -22,6 +22,7 @@ from mainspring.tasks import (
     Retry,
     Signal,
     Task,
+    TaskId,
     TaskMetrics,
     TaskResult,
     TaskStatus,
@@ -141,10 +142,10 @@ class TaskExecutor:
             raise InvalidInput("ctx.submit works only in a handler that the engine runs", field="ctx")
         return self.submit(*args)
 
-    async def _store_child(self, task: Task) -> None:
+    async def _store_child(self, task: Task) -> TaskId:
         if self.store_now is None:
             raise InvalidInput("ctx.submit works only in a handler that the engine runs", field="ctx")
-        await self.store_now(task)
+        return await self.store_now(task)  # type: ignore[no-any-return]
 
     def child_runner(self, task_type: str) -> Runner:
         """Return the process lane's runner, ready to run this type although its own lane is another."""

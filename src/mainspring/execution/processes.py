@@ -47,7 +47,7 @@ from mainspring.execution.encoding import failed
 from mainspring.execution.places import Place, place_of
 from mainspring.processors.base import failure
 from mainspring.processors.custom import Handler
-from mainspring.tasks import Effect, ErrorInfo, Failed, Started, Task, Usage, codec
+from mainspring.tasks import Effect, ErrorInfo, Failed, Started, Task, TaskId, Usage, codec
 
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from mainspring.execution.child_main import main; main()"
 _END_GRACE_S = 1.0  # for the clean-up of an idle child that is not needed any more
@@ -106,7 +106,7 @@ class ProcessRunner:
         *,
         slots: int,
         config: ExecutorConfig | None = None,
-        store_now: Callable[[Task], Awaitable[None]] | None = None,
+        store_now: Callable[[Task], Awaitable[TaskId]] | None = None,
         environment: Environment = SYSTEM,
     ) -> None:
         self.store_now = store_now
@@ -303,11 +303,11 @@ class ProcessRunner:
         try:
             if self.store_now is None:
                 raise InternalError("nobody stores tasks here")
-            await self.store_now(codec.convert(codec.decode(frame.task), Task, "task"))
+            id = await self.store_now(codec.convert(codec.decode(frame.task), Task, "task"))
         except Exception as exc:  # noqa: BLE001 - the handler that waits for it gets it
-            desk.send(Stored(frame.number, failure(exc).error))
+            desk.send(Stored(frame.number, None, failure(exc).error))
         else:
-            desk.send(Stored(frame.number))
+            desk.send(Stored(frame.number, id.bytes))
 
     # ... and go
 

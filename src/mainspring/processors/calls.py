@@ -130,7 +130,7 @@ def child_id(parent: TaskId, call: int) -> TaskId:
 
 
 StoreNow = Callable[[Task], Any]
-"""Stores a task at once. On the loop it returns an awaitable; elsewhere it blocks."""
+"""Stores a task at once and returns its id there. On the loop it returns a future of that; elsewhere it blocks."""
 
 
 def submitter(store_now: StoreNow) -> Callable[..., Child]:
@@ -145,8 +145,9 @@ def submitter(store_now: StoreNow) -> Callable[..., Child]:
         task = task_of(function, args, kwargs)
         if now:
             stored = store_now(task)
-            if stored is not None:
-                context.storing = [*context.storing, stored]
+            if isinstance(stored, TaskId):
+                return Child(stored)
+            context.storing = [*context.storing, stored]
             return Child(task.id, stored)
         if context.children is None:
             context.children = []

@@ -13,6 +13,8 @@ from mainspring.errors import InvalidInput, invalid
 from mainspring.tasks import Progress, Ref, Signal, Task, TaskId
 
 if TYPE_CHECKING:
+    import asyncio
+
     from mainspring.processors.http import Traffic
 
 logger = logging.getLogger("mainspring.handler")
@@ -29,6 +31,13 @@ class Child(Ref):
     def __init__(self, id: TaskId, stored: Any = None) -> None:
         super().__init__(id)
         self._stored = stored
+        if stored is not None:
+            stored.add_done_callback(self._rename)
+
+    def _rename(self, stored: asyncio.Future[TaskId]) -> None:
+        """Stand for the task that is in the store: its idempotency key may have had one already."""
+        if not stored.cancelled() and stored.exception() is None:
+            self.key = stored.result().bytes
 
     def __await__(self) -> Generator[Any, None, Child]:
         """Wait until the child is accepted (with `now=True`: stored), not until it ends."""

@@ -14,6 +14,7 @@ from mainspring.store.base import CANCEL_ASKED, Claimed, HandlerRecord
 from mainspring.store.sqlite import graph
 from mainspring.store.sqlite.transaction import Transaction, first
 from mainspring.tasks import ErrorInfo, TaskId
+from mainspring.tasks.codec import with_refs
 from mainspring.tasks.lifecycle import CANCELLED, CLAIMED, COMPLETED, DELAYED, PARENTS, PENDING, READY, STATUS_OF
 
 logger = logging.getLogger("mainspring.store")
@@ -142,6 +143,10 @@ def _parents_first(above: dict[int, set[int]]) -> Iterator[int]:
         yield seq
 
 
+def _id_of(tx: Transaction, seq: int) -> bytes:
+    return first(tx.ask("SELECT id FROM task WHERE seq = ?", seq))[0]  # type: ignore[no-any-return]
+
+
 def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, int]) -> None:
     """Insert a copy of an ended task. References to renewed parents, in edges and input, become the new ones."""
     class_id, priority, max_retries, timeout_ms, input, spec, flags, not_before = first(
@@ -153,9 +158,7 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
     )
     new = int(tx.one("last_seq")[0]) + 1
     new_id = new_id or TaskId.new().bytes
-    for before, after in renewed.items():
-        ids = [first(tx.ask("SELECT id FROM task WHERE seq = ?", seq))[0] for seq in (before, after)]
-        input = input.replace(b"\xd8\x01" + ids[0], b"\xd8\x01" + ids[1])
+    input = with_refs(input, {_id_of(tx, before): _id_of(tx, after) for before, after in renewed.items()})
     rank = max(tx.now_ms, not_before or 0) - priority * tx.memory.ageing_ms
     found: list[tuple[int, int]] = tx.ask("SELECT parent, policy FROM edge WHERE child = ? ORDER BY n", old).fetchall()
     parents = [(renewed.get(parent, parent), policy) for parent, policy in found]

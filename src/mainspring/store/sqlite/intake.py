@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 
-from mainspring.errors import Conflict, QueueFull, TaskNotFound, invalid
+from mainspring.errors import Conflict, InvalidInput, QueueFull, TaskNotFound, invalid
 from mainspring.store.base import BLOB_INPUT, Accepted, Claimed, Lane, NewTask, Spec
 from mainspring.store.sqlite.graph import Edge, fail_child, first_unfinished, link, raise_parents
 from mainspring.store.sqlite.transaction import ClassKey, Transaction, first
 from mainspring.tasks import TaskId
+from mainspring.tasks.codec import with_refs
 from mainspring.tasks.lifecycle import CLAIMED, DELAYED, PARENTS, PENDING, READY
 
 
@@ -59,6 +60,36 @@ def submit_again(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool 
     if is_limited and not all(one.existed for one in accepted):
         _refuse_overflow(tx)
     return accepted
+
+
+def submit_children(tx: Transaction, tasks: Sequence[NewTask]) -> dict[bytes, bytes]:
+    """Store what an attempt has submitted: the work that made them is done, so that no limit may lose them.
+
+    Returns: for children whose idempotency key has a task already, that task's id by the child's own. Those of the call
+    that refer to them refer to it.
+    """
+    stand_ins: dict[bytes, bytes] = {}
+    for task in tasks:
+        if stand_ins.keys().isdisjoint(task.after):
+            (accepted,) = submit_again(tx, [task], is_limited=False)
+        else:
+            refuse_large_referrer(task.flags & BLOB_INPUT)
+            after = [stand_ins.get(id, id) for id in task.after]
+            changed = msgspec.structs.replace(task, after=after, input=with_refs(task.input, stand_ins))
+            (accepted,) = submit_again(tx, [changed], is_limited=False)
+        if accepted.id != task.id:
+            stand_ins[task.id] = accepted.id
+    return stand_ins
+
+
+def refuse_large_referrer(is_blob: int) -> None:
+    """Raise InvalidInput where a value that refers to a child with a stand-in is a blob, which nobody can change."""
+    if is_blob:
+        raise InvalidInput(
+            "a child was submitted with an idempotency key that has a task already, and is referred to from a value "
+            "that is too large to be changed; pass the child on by itself, or raise StoreConfig.inline_bytes",
+            field="idempotency_key",
+        )
 
 
 def _refuse_overflow(tx: Transaction) -> None:

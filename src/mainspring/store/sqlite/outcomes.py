@@ -10,6 +10,7 @@ import msgspec
 
 from mainspring.errors import InternalError
 from mainspring.store.base import (
+    BLOB_OUTPUT,
     CANCEL_ASKED,
     CANCELLED,
     COMPLETED,
@@ -27,9 +28,10 @@ from mainspring.store.base import (
     Finish,
 )
 from mainspring.store.sqlite import graph
-from mainspring.store.sqlite.intake import submit_again
+from mainspring.store.sqlite.intake import refuse_large_referrer, submit_children
 from mainspring.store.sqlite.transaction import Transaction
 from mainspring.tasks import ErrorInfo, TaskStatus
+from mainspring.tasks.codec import with_refs
 from mainspring.tasks.lifecycle import STATUS_CODE
 
 _STATUS = {
@@ -152,12 +154,12 @@ def _end(tx: Transaction, finish: Finish, class_id: int, outcome: int) -> None:
     claim, status = finish.claim, _STATUS[outcome]
     error = finish.error
     if outcome == COMPLETED:
-        _apply(tx, finish)
-        flags = finish.flags | (STANDS_FOR if finish.refs else 0)
-        tx.must_change("complete", finish.ended_ms, finish.output, flags, claim.seq, claim.attempt, claim.owner)
-        tx.ended.append(Ended(claim.id, status, finish.output, flags, None))
-        if finish.refs:
-            graph.stand_for(tx, claim.seq, finish.refs)
+        output, refs = _apply(tx, finish)
+        flags = finish.flags | (STANDS_FOR if refs else 0)
+        tx.must_change("complete", finish.ended_ms, output, flags, claim.seq, claim.attempt, claim.owner)
+        tx.ended.append(Ended(claim.id, status, output, flags, None))
+        if refs:
+            graph.stand_for(tx, claim.seq, refs)
     else:
         if outcome == CANCELLED:
             error = _cancelled(finish)
@@ -178,11 +180,17 @@ def _cancelled(finish: Finish) -> bytes:
     return msgspec.msgpack.encode(ErrorInfo(type="TaskCancelled", message=f"cancelled{why}", attempts=tries))
 
 
-def _apply(tx: Transaction, finish: Finish) -> None:
-    """Write what commits with the outcome: effects, children, references to blobs."""
+def _apply(tx: Transaction, finish: Finish) -> tuple[bytes | None, tuple[bytes, ...]]:
+    """Write what commits with the outcome: effects, children, references to blobs.
+
+    Returns: the output, and the tasks that it stands for.
+    """
     namespace = finish.claim.class_key[0]
-    if finish.children:
-        submit_again(tx, finish.children, is_limited=False)  # the work that made them is done: it must not be lost
+    output, refs = finish.output, finish.refs
+    stand_ins = submit_children(tx, finish.children) if finish.children else {}
+    if output is not None and not stand_ins.keys().isdisjoint(refs):
+        refuse_large_referrer(finish.flags & BLOB_OUTPUT)
+        output, refs = with_refs(output, stand_ins), tuple(stand_ins.get(id, id) for id in refs)
     for effect in finish.effects:
         applier = tx.memory.appliers.get(type(effect))
         if applier is None:
@@ -190,3 +198,4 @@ def _apply(tx: Transaction, finish: Finish) -> None:
         applier(tx.cursor, effect, namespace, tx.now_ms)
     for digest in finish.blobs:
         tx.run("add_payload_blob", digest, finish.claim.seq)
+    return output, refs

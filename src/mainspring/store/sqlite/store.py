@@ -249,15 +249,17 @@ class SqliteStore:
         return await self.write(lambda tx: commands.retry(tx, id, new_id))
 
     async def pause(self, *, namespace: str = "", type: str = "", group: str = "") -> None:
-        await self.write(lambda tx: commands.pause(tx, namespace, type, group))
-        self.reload_pauses()
+        await self._change_pauses(lambda tx: commands.pause(tx, namespace, type, group))
 
     async def resume(self, *, namespace: str = "", type: str = "", group: str = "") -> int:
-        n = await self.write(lambda tx: commands.resume(tx, namespace, type, group))
-        self.reload_pauses()
-        return n
+        return await self._change_pauses(lambda tx: commands.resume(tx, namespace, type, group))
 
-    def reload_pauses(self) -> None:
+    async def _change_pauses(self, run: Callable[[Transaction], T]) -> T:
+        changing = self._loop.create_task(self.write(run), name="pauses")
+        changing.add_done_callback(self._reload_pauses)
+        return await asyncio.shield(changing)  # who asked may leave; the change is acted on all the same
+
+    def _reload_pauses(self, _changed: asyncio.Task[Any]) -> None:
         self._writer._seen_version = -1
         self._writer.kick()
         self._bell.ring(LOOK)
