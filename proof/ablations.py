@@ -114,6 +114,7 @@ def opening_that_writes_nothing() -> Iterator[None]:
         self.connection = apsw.Connection(paths[self])
         self.connection.set_busy_timeout(1000)
         self.connection.pragma("synchronous", "full")
+        self._cursor = self.connection.cursor()
         self._log.watch(self.connection)
         self._seen_version = -1
 

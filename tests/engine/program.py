@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from pathlib import Path
 
 from mainspring import Engine, EngineConfig, StoreConfig, TaskManagerConfig
 
 store, folder = sys.argv[1], Path(sys.argv[2])
-manager = TaskManagerConfig(async_slots=4, grace_s=0.2, drain_s=10)
+manager = TaskManagerConfig(async_slots=8, grace_s=0.2, drain_s=10)
 stall_s = float(sys.argv[3]) if len(sys.argv) > 3 else 600.0
 engine = Engine(store, EngineConfig(manager=manager, store=StoreConfig(stall_s=stall_s)))
 pid = os.getpid()
@@ -30,6 +31,15 @@ async def hold(name: str) -> int:
     except asyncio.CancelledError:
         (folder / f"{name}.{pid}.stopped").touch()
         raise
+    return pid
+
+
+@engine.task
+async def block(name: str) -> int:
+    """The same without letting anybody else run: what was claimed with it does not begin."""
+    (folder / f"{name}.{pid}.ran").touch()
+    while not (folder / f"{name}.go").exists():
+        time.sleep(0.01)  # noqa: ASYNC251
     return pid
 
 

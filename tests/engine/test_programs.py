@@ -126,8 +126,8 @@ async def test_cancel_across_processes(client: Engine, programs: Programs) -> No
 async def test_sigterm_drains(client: Engine, programs: Programs) -> None:
     """What runs ends; what is queued is handed back uncharged and is there for the next worker; the exit is clean."""
     program = programs._started[0]
-    holders = [await client.submit(call("hold", name=f"h{n}")) for n in range(4)]
-    for n in range(4):
+    holders = [await client.submit(call("hold", name=f"h{n}")) for n in range(8)]
+    for n in range(8):
         await until(programs.mark(f"h{n}.started").exists)
     queued = [await client.submit(call("step", n=n)) for n in range(30)]
     program.send_signal(signal.SIGTERM)
@@ -135,9 +135,9 @@ async def test_sigterm_drains(client: Engine, programs: Programs) -> None:
         while "claimed" in [(await handle.info()).reason for handle in queued]:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert program.poll() is None
-    for n in range(4):
+    for n in range(8):
         programs.mark(f"h{n}.go").touch()
-    assert await client.gather(holders) == [program.pid] * 4
+    assert await client.gather(holders) == [program.pid] * 8
     assert await asyncio.to_thread(program.wait, LIMIT_S) == 0
     for handle in queued:
         info = await handle.info()
@@ -188,16 +188,19 @@ async def test_a_worker_that_was_stopped_for_too_long(programs: Programs) -> Non
         running = [await client.submit(call("hold", name=f"r{n}")) for n in range(4)]
         for n in range(4):
             await until(programs.mark(f"r{n}.{sleeper.pid}.ran").exists)
-        queued = [await client.submit(call("hold", name=f"q{n}")) for n in range(3)]
+        tasks = [call("block", name="b"), *(call("hold", name=f"q{n}") for n in range(3))]
+        blocking, *queued = await client.submit_all(tasks)
+        await until(programs.mark(f"b.{sleeper.pid}.ran").exists)
         for handle in queued:
             await shows(handle, reason="claimed")
         await asyncio.to_thread(stop_between_commits, programs.store, sleeper.pid)
         other = await programs.running(1.0)
-        for name in ("r0", "r1", "q0", "q1", "q2"):
+        for name in ("b", "r0", "r1", "q0", "q1", "q2"):
             programs.mark(f"{name}.go").touch()
         for name in ("r2", "r3"):
             programs.mark(f"{name}.{other.pid}.go").touch()
-        assert [await value(handle) for handle in running + queued] == [other.pid] * 7
+        taken = [*running, blocking, *queued]
+        assert [await value(handle) for handle in taken] == [other.pid] * 8
         sleeper.send_signal(signal.SIGCONT)
         for name in ("r2", "r3"):
             await until(programs.mark(f"{name}.{sleeper.pid}.stopped").exists)
@@ -207,7 +210,7 @@ async def test_a_worker_that_was_stopped_for_too_long(programs: Programs) -> Non
         programs.mark("last.go").touch()
         assert await value(last) == sleeper.pid
         assert not [name for name in ("q0", "q1", "q2") if programs.mark(f"{name}.{sleeper.pid}.ran").exists()]
-        for handle in running + queued:
+        for handle in taken:
             info = await handle.info()
             assert (info.task.retry_count, info.attempt, info.attempts[-1].outcome) == (0, 2, "completed")
 

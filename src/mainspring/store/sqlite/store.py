@@ -141,7 +141,7 @@ class SqliteStore:
         try:
             self._bell.open(self._loop)
             await self._caretaker.start()
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             await self.close()  # its locks, kept by nobody, would stop every later store of this process from leading
             raise
 
