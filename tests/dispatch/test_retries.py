@@ -203,6 +203,9 @@ async def test_a_backoff_beyond_the_deadline_is_not_waited_for(engine: Engine) -
         TaskTimeout, match=r"deadline would pass before the next try; the last error was come back later"
     ):
         await value(handle)
+    (attempt,) = (await handle.info()).attempts
+    assert attempt.error is not None
+    assert attempt.error.message == "come back later"
 
 
 async def test_a_failed_task_can_be_retried_by_hand(engine: Engine) -> None:

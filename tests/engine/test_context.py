@@ -410,7 +410,7 @@ async def test_a_child_stored_now_runs_before_its_parent_ends(engine: Engine) ->
     assert await value(await engine.submit(patient)) == "seen"
 
 
-@pytest.mark.parametrize("how", ["result", "handle", "gather", "await"])
+@pytest.mark.parametrize("how", ["result", "handle", "gather", "manager", "await"])
 async def test_waiting_for_a_task_inside_a_handler_is_refused(engine: Engine, double: Any, how: str) -> None:
     """It would hold its slot: InvalidInput names the way out. Awaiting the handle only awaits acceptance."""
 
@@ -420,6 +420,8 @@ async def test_waiting_for_a_task_inside_a_handler_is_refused(engine: Engine, do
         if how == "handle":
             child = await engine.submit(double, 1)
             return await child.result()
+        if how == "manager":
+            return (await engine.manager.get_task_result((await engine.submit(double, 1)).id)).status
         if how == "gather":
             return await engine.gather([await engine.submit(double, 1)])
         child = ctx.submit(double, 1)

@@ -13,6 +13,7 @@ from tests.engine.support import engine_on, shows, until, value
 
 from mainspring import (
     Conflict,
+    Context,
     Custom,
     Engine,
     InvalidInput,
@@ -156,11 +157,83 @@ async def test_map_keeps_the_order(engine: Engine, add: Any) -> None:
     assert await engine.map(add, []) == []
 
 
+async def test_map_keeps_the_order_of_large_items(tmp_path: Path) -> None:
+    """A chunk whose payloads go into files first is not overtaken by those after it."""
+    begun: list[int] = []
+    engine = engine_on(tmp_path / "work.db", async_slots=1)
+
+    @engine.task
+    async def first_of(item: list[Any]) -> None:
+        begun.append(item[0])
+
+    async with engine:
+        await engine.manager.pause()
+        items = [[n, "x" * 100_000 if n == 0 else ""] for n in range(2_500)]
+        handles = await engine.map(first_of, items)
+        await engine.manager.resume()
+        await engine.gather(handles)
+    assert begun == sorted(begun)
+
+
+async def test_a_function_that_is_a_handler_of_two_engines(tmp_path: Path) -> None:
+    """Each engine submits it, also from within handlers, as it was declared there."""
+    engines = [engine_on(tmp_path / f"{n}.db") for n in range(2)]
+
+    async def shared(n: int) -> int:
+        return n
+
+    async def parent(ctx: Context) -> Any:
+        return ctx.submit(shared, 1)
+
+    for n, engine in enumerate(engines):
+        engine.task(name=f"shared{n}", priority=TaskPriority(n))(shared)
+        engine.task(name=f"parent{n}")(parent)
+    for n, engine in enumerate(engines):
+        async with engine:
+            handles = [await engine.submit(shared, 1), *await engine.map(shared, [1])]
+            assert await value(await engine.submit(parent)) == 1
+            for handle in handles:
+                task = (await handle.info()).task
+                assert (task.task_type, task.priority) == (f"custom:shared{n}", n)
+            counts = (await engine.manager.stats())["types"]
+            assert {kind: sum(by_status.values()) for kind, by_status in counts.items()} == {
+                f"custom:shared{n}": 3,
+                f"custom:parent{n}": 1,
+            }
+
+
+async def test_a_handler_may_submit_while_the_engine_drains(tmp_path: Path) -> None:
+    """What is stored then runs when the store is opened next."""
+    engine = engine_on(tmp_path / "work.db")
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def late(n: int) -> int:
+        return n
+
+    async def last(n: int) -> Any:
+        begun.set()
+        await go.wait()
+        return await engine.submit(late, n)
+
+    engine.task(late)
+    await engine.start()
+    handle = await engine.submit(engine.task(last), 7)
+    await begun.wait()
+    stopping = asyncio.create_task(engine.stop())
+    await asyncio.sleep(0)
+    go.set()
+    await stopping
+    again = engine_on(tmp_path / "work.db")
+    again.task(late)
+    async with again:
+        assert await value(again.handle(handle.id)) == 7
+
+
 async def test_map_says_how_many_were_stored_before_an_error(engine: Engine, add: Any) -> None:
     """A bad item is named by its error; the note counts what was stored before it."""
     with pytest.raises(InvalidInput) as caught:
         await engine.map(add, [*range(1_500), "no number"])
-    assert any("1000 tasks of this map were stored before" in note for note in caught.value.__notes__)
+    assert any("1000 tasks of this map were stored" in note for note in caught.value.__notes__)
 
 
 async def test_as_completed_yields_each_once_however_it_ends(engine: Engine, add: Any, boom: Any) -> None:

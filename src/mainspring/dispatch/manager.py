@@ -23,6 +23,7 @@ from mainspring.errors import StoreUnavailable, TaskError, TaskNotFound
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import Lane as LaneName
 from mainspring.processors.calls import submitter
+from mainspring.processors.context import current, waiting_inside
 from mainspring.results.values import Values, completed, is_at_hand
 from mainspring.results.waiters import Waiters, Waiting, within
 from mainspring.store.base import (
@@ -109,7 +110,7 @@ class TaskManager:
         self._loop = asyncio.get_running_loop()
         if self._owned:
             await self.parts.open()
-        self.executor.submit = submitter(self._store_now)
+        self.executor.submit = submitter(self._store_now, self.executor.task_of)
         self.executor.store_now = self._store_child
         self._running = True
         self._draining = False
@@ -240,8 +241,11 @@ class TaskManager:
         Where the output stands for other tasks, their values are in it, once they have ended too. Where one of those
         has none, the result of a completed task has that one's error instead of an output.
 
-        Raises: TaskNotFound; TaskTimeout: not ended within `timeout` seconds (the task goes on).
+        Raises: TaskNotFound; TaskTimeout: not ended within `timeout` seconds (the task goes on); InvalidInput: inside a
+        handler, whose slot it would hold.
         """
+        if current.get() is not None:
+            raise waiting_inside()
         async with within(timeout, task_id.bytes):
             ended = await self.waiters.wait(self.waiters.find(task_id.bytes))
             result = await self.store.result(task_id.bytes)

@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -22,7 +23,7 @@ from mainspring.errors import InternalError, InvalidInput, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.models.manager import ModelManager
 from mainspring.processors.base import Lane
-from mainspring.processors.calls import split_options, task_of
+from mainspring.processors.calls import split_options
 from mainspring.processors.context import current, waiting_inside
 from mainspring.processors.custom import Handler
 from mainspring.resources.monitor import ResourceMonitor
@@ -131,9 +132,10 @@ class Engine(Operations):
 
     async def stop(self, *, drain_s: float | str | None = None) -> None:
         """Let running tasks end (at most `drain_s`, default from the config), hand back the rest, close the store."""
-        if self._open:
-            self._open, self._closed = False, True
+        if self._open and not self._closed:
+            self._closed = True
             await self.manager.stop(drain_s=drain_s)
+            self._open = False  # until here handlers that still run may submit
             await self._parts.close()
             self.manager.waiters.close()
 
@@ -212,7 +214,7 @@ class Engine(Operations):
     def build(self, function: Callable[..., Any] | Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
         """Return the task that a call of `submit` stores."""
         if not isinstance(function, Task):
-            return task_of(function, args, kwargs)
+            return self.executor.task_of(function, args, kwargs)
         if args or kwargs:
             raise invalid("submit", (args, kwargs), "can't be given beside a ready Task", "set its fields instead")
         return function
@@ -239,18 +241,23 @@ class Engine(Operations):
         self, function: Callable[..., Any] | Task, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Task | NewTask:
         """A call of a handler that is ours goes straight into its stored form; anything else is a task first."""
-        handler = getattr(function, "__mainspring__", None)
-        if handler is None or handler.task_type not in self.executor.handlers:
+        handler = self.executor.handler_of(function)  # type: ignore[arg-type]  # a Task is none
+        if handler is None:
             return self.build(function, args, kwargs)
         options = split_options(kwargs) if kwargs else {}
         id = options.pop("task_id", None)
         return self.manager.intake.call_maker(handler, options)(args, kwargs, None if id is None else TaskId(id).bytes)
 
     async def _store(self, tasks: Sequence[Task | NewTask]) -> list[TaskHandle]:
+        return await self._hand_over(await self._ready(tasks))
+
+    async def _ready(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
         if not self._open:
             raise InternalError("the engine is not open; use `async with engine:` or `await engine.start()`")
         self.scheduler.refuse_without_storage()
-        ready = await self.manager.intake.new_tasks(tasks)
+        return await self.manager.intake.new_tasks(tasks)
+
+    async def _hand_over(self, ready: list[NewTask]) -> list[TaskHandle]:
         expect = self.manager.waiters.expect
         handles = [expect(task.id) for task in ready]
         for n, accepted in enumerate(await self._parts.store.submit(ready)):
@@ -262,11 +269,11 @@ class Engine(Operations):
     async def map(self, function: Callable[..., Any], items: Iterable[Any], /, **options: Any) -> list[TaskHandle]:
         """Store one task for each item, which becomes the function's first argument; returns their handles in order.
 
-        Stored in chunks: when one is refused, the error says how many were stored before it.
+        Stored in chunks of 1,000, in order. When one is refused no more are handed in, and the error's note says how
+        many tasks were stored.
         """
         handles: list[TaskHandle] = []
         pending: deque[asyncio.Task[list[TaskHandle]]] = deque()
-        chunk: list[Task | NewTask] = []
 
         async def settle(most: int) -> None:
             while len(pending) > most:
@@ -274,27 +281,24 @@ class Engine(Operations):
 
         try:
             new = self._maker(function, options)
-            for item in items:
-                chunk.append(new(item))
-                if len(chunk) == _MAP_CHUNK:
-                    pending.append(asyncio.ensure_future(self._store(chunk)))
-                    chunk = []
-                    await settle(_MAP_AHEAD)
-                    await asyncio.sleep(0)
-            if chunk:
-                pending.append(asyncio.ensure_future(self._store(chunk)))
+            rest = iter(items)
+            while chunk := [new(item) for item in islice(rest, _MAP_CHUNK)]:
+                ready = await self._ready(chunk)  # before the next chunk, which must not overtake it
+                pending.append(asyncio.ensure_future(self._hand_over(ready)))
+                await settle(_MAP_AHEAD)
+                await asyncio.sleep(0)
             await settle(0)
         except Exception as exc:
             done = await asyncio.gather(*pending, return_exceptions=True)
             stored = len(handles) + sum(len(part) for part in done if isinstance(part, list))
-            exc.add_note(f"{stored} tasks of this map were stored before")
+            exc.add_note(f"{stored} tasks of this map were stored")
             raise
         return handles
 
     def _maker(self, function: Callable[..., Any], options: dict[str, Any]) -> Callable[[Any], Task | NewTask]:
         """Return what makes a task of an item. Options are checked once, arguments beside the item each time."""
-        handler = getattr(function, "__mainspring__", None)
-        if handler is None or handler.task_type not in self.executor.handlers or "task_id" in options:
+        handler = self.executor.handler_of(function)
+        if handler is None or "task_id" in options:
             return lambda item: self.build(function, (item,), dict(options))
         arguments = dict(options)
         call = self.manager.intake.call_maker(handler, split_options(arguments))

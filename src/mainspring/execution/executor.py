@@ -15,6 +15,7 @@ from mainspring.execution.base import Report, Runner, Work
 from mainspring.execution.loop import LoopRunner
 from mainspring.execution.threads import ThreadRunner
 from mainspring.processors.base import Lane, Processor
+from mainspring.processors.calls import call_task, task_of
 from mainspring.processors.context import Child
 from mainspring.processors.custom import Handler, HandlerProcessor, check_importable
 from mainspring.tasks import (
@@ -84,6 +85,18 @@ class TaskExecutor:
             process = self._runners.get("process")
             if process is not None:
                 process.add(handler)  # type: ignore[attr-defined]
+
+    def handler_of(self, function: Callable[..., Any]) -> Handler | None:
+        """Return the handler that a function stands for here: other engines may have registered it too."""
+        handler: Handler | None = getattr(function, "__mainspring__", None)
+        if handler is None or self._handlers.get(handler.task_type) is handler:
+            return handler
+        return next((own for own in self._handlers.values() if own.function is function), None)
+
+    def task_of(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
+        """Return the task that a call of a handler or of a built-in operation stands for. Raises InvalidInput."""
+        handler = self.handler_of(function)
+        return task_of(function, args, kwargs) if handler is None else call_task(handler, args, kwargs)
 
     def lane_of(self, task_type: str) -> Lane:
         return self._processors[task_type].lane

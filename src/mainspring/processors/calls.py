@@ -133,8 +133,8 @@ StoreNow = Callable[[Task], Any]
 """Stores a task at once and returns its id there. On the loop it returns a future of that; elsewhere it blocks."""
 
 
-def submitter(store_now: StoreNow) -> Callable[..., Child]:
-    """Return what `Context.submit` calls."""
+def submitter(store_now: StoreNow, build: Callable[..., Task] = task_of) -> Callable[..., Child]:
+    """Return what `Context.submit` calls; `build` makes the task of a call."""
 
     def submit(
         context: Context, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], now: bool
@@ -142,7 +142,7 @@ def submitter(store_now: StoreNow) -> Callable[..., Child]:
         context.calls += 1
         if now:
             kwargs["task_id"] = child_id(context.id, context.calls)
-        task = task_of(function, args, kwargs)
+        task = build(function, args, kwargs)
         if now:
             stored = store_now(task)
             if isinstance(stored, TaskId):

@@ -106,28 +106,31 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
         outcome = CANCELLED
     elif outcome == CRASHED and crashes + 1 >= MAX_CRASHES:
         outcome = FAILED
+    error = finish.error
     if outcome in (RETRY, CRASHED):
-        outcome = _again(tx, finish, outcome)
+        outcome, error = _again(tx, finish, outcome)
     elif outcome == RELEASED:
         _release(tx, finish, class_id, row[7])
     if outcome in _STATUS:
-        _end(tx, finish, class_id, outcome)
+        _end(tx, finish, class_id, outcome, error)
     if finish.started_ms is not None or outcome not in (RELEASED, CANCELLED):
         tx.run("insert_attempt", *_attempt_row(finish, outcome))
 
 
-def _again(tx: Transaction, finish: Finish, outcome: int) -> int:
-    """Put the task back for another try, unless its deadline would pass before."""
+def _again(tx: Transaction, finish: Finish, outcome: int) -> tuple[int, bytes | None]:
+    """Put the task back for another try, unless its deadline would pass before.
+
+    Returns: the outcome after all, and the task's error; that of the attempt stays what it was.
+    """
     claim = finish.claim
     due = tx.now_ms + finish.delay_ms
     if claim.deadline_ms is not None and due > claim.deadline_ms:
-        finish.error = _timed_out(finish.error, "deadline would pass before the next try")
-        return TIMEOUT
+        return TIMEOUT, _timed_out(finish.error, "deadline would pass before the next try")
     if outcome == CRASHED:
         tx.must_change("again_after_crash", due, finish.error, SUSPECT, claim.seq)
     else:
         tx.must_change("again", due, finish.error, claim.seq)
-    return outcome
+    return outcome, finish.error
 
 
 def _timed_out(raw: bytes | None, why: str) -> bytes:
@@ -150,9 +153,8 @@ def _release(tx: Transaction, finish: Finish, class_id: int, releases: int) -> N
     tx.ready.add(class_id)
 
 
-def _end(tx: Transaction, finish: Finish, class_id: int, outcome: int) -> None:
+def _end(tx: Transaction, finish: Finish, class_id: int, outcome: int, error: bytes | None) -> None:
     claim, status = finish.claim, _STATUS[outcome]
-    error = finish.error
     if outcome == COMPLETED:
         output, refs = _apply(tx, finish)
         flags = finish.flags | (STANDS_FOR if refs else 0)
