@@ -237,28 +237,14 @@ def is_running(pid: int) -> bool:
     return False
 
 
-_ESCAPES = pytest.mark.xfail(
-    strict=True, reason="a forked copy of the worker that returns from its handler goes on as if it were the worker"
-)
-
-
-@pytest.mark.parametrize(
-    "lane", [pytest.param("async", marks=_ESCAPES), pytest.param("thread", marks=_ESCAPES), "process"]
-)
+@pytest.mark.parametrize("lane", ALL)
 async def test_a_forked_copy_that_returns(world: World, lane: str) -> None:
     """It ends there: only the original reports."""
-    async with world.beside_a_neighbour(lane, "escapes") as cell:
-        copy = await value(cell.handle)
-        try:
-            async with asyncio.timeout(2.0):
-                while is_running(copy):  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
-        finally:
-            if is_running(copy):
-                os.kill(copy, signal.SIGKILL)
-                cell.path("neighbour.go").touch()
-                await world.replace()
-        assert await cell.outcomes() == ["completed"]
+    for way in ("escapes", "escapes_late"):
+        async with world.beside_a_neighbour(lane, way) as cell:
+            copy = await value(cell.handle)
+            await until(lambda copy=copy: not is_running(copy))  # type: ignore[misc]
+            assert await cell.outcomes() == ["completed"]
 
 
 @pytest.mark.parametrize("lane", ALL)

@@ -117,6 +117,18 @@ def escapes(mark: str) -> int:
     return os.fork()
 
 
+def escapes_late(mark: str) -> int:
+    return escapes(mark)
+
+
+async def escapes_late_async(mark: str) -> int:
+    """The same between two waits: the copy would go on with the loop."""
+    await asyncio.sleep(0)
+    pid = escapes(mark)
+    await asyncio.sleep(0)
+    return pid
+
+
 def garbage(mark: str) -> Any:
     began(mark)
     return open(os.devnull)
@@ -178,11 +190,11 @@ async def exhausts_async(mark: str) -> int:
 WAYS: dict[str, Callable[[str], Any]] = {
     way.__name__: way
     for way in (
-        segfault, leave, killed, closes_all, deaf, blocks, leaks, forks, escapes, garbage, raises, floods,
+        segfault, leave, killed, closes_all, deaf, blocks, leaks, forks, escapes, escapes_late, garbage, raises, floods,
         closes_output, exhausts,
     )
 }  # fmt: skip
-_ASYNC = {"deaf": deaf_async, "exhausts": exhausts_async}
+_ASYNC = {"deaf": deaf_async, "escapes_late": escapes_late_async, "exhausts": exhausts_async}
 
 
 async def in_loop(way: str, mark: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from mainspring.environment import Environment
 from mainspring.errors import TaskCancelled
 from mainspring.execution.base import Channel, Report, Work
+from mainspring.execution.copies import Original, leave
 from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
 from mainspring.processors.base import Processor, failure
@@ -20,7 +21,7 @@ from mainspring.tasks import Done, Outcome, Started, Usage
 _STARTED = Started()
 
 
-class LoopRunner:
+class LoopRunner(Original):
     """Runs processors whose `process` is a coroutine, inside the asyncio task of whoever calls `run`.
 
     Most handlers that wait for nothing end with their first step: nothing is set up for the case that they don't.
@@ -29,6 +30,7 @@ class LoopRunner:
     def __init__(
         self, processors: Mapping[str, Processor], submit: Callable[..., Child] | None, env: Environment
     ) -> None:
+        super().__init__()
         self._processors = processors
         self._submit = submit
         self._env = env
@@ -54,8 +56,12 @@ class LoopRunner:
         except BaseException as exc:  # noqa: BLE001 - whatever a handler raises is its attempt's outcome, not our end
             outcome = failure(exc)
         else:
-            drive = _Drive(context, inner, steps, waits_for, env.thread_cpu_ns() - cpu_ns, env)
+            if self.is_copy:
+                leave()
+            drive = _Drive(self, context, inner, steps, waits_for, env.thread_cpu_ns() - cpu_ns, env)
             return self._go_on(work, drive, began)
+        if self.is_copy:
+            leave()
         usage = Usage(env.monotonic() - began, (env.thread_cpu_ns() - cpu_ns) / 1e9)
         if context.is_open:
             return _wind_up(context, outcome, usage)
@@ -111,11 +117,13 @@ class _Drive:
     alone, not the slot that runs it.
     """
 
-    __slots__ = ("_cpu", "_inner", "_steps", "_throw", "_waits_for", "context", "cpu_ns", "stopping")
+    __slots__ = ("_cpu", "_inner", "_runner", "_steps", "_throw", "_waits_for", "context", "cpu_ns", "stopping")
 
     def __init__(
-        self, context: Context, inner: contextvars.Context, steps: Any, waits_for: Any, cpu_ns: int, env: Environment
-    ) -> None:
+        self, runner: LoopRunner, context: Context, inner: contextvars.Context, steps: Any, waits_for: Any,
+        cpu_ns: int, env: Environment,
+    ) -> None:  # fmt: skip
+        self._runner = runner
         self.context = context
         self.cpu_ns = cpu_ns  # of the first step
         self.stopping = False
@@ -151,3 +159,5 @@ class _Drive:
                 return stop.value  # type: ignore[no-any-return]
             finally:
                 self.cpu_ns += cpu() - began
+                if self._runner.is_copy:
+                    leave()

@@ -11,6 +11,7 @@ from typing import Any
 
 from mainspring.environment import Environment
 from mainspring.execution.base import Channel, Report, Work
+from mainspring.execution.copies import Original, leave
 from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
 from mainspring.processors.base import Item, Processor, failure
@@ -21,7 +22,7 @@ _STARTED = Started()
 _Job = tuple[Work, Channel, "asyncio.Future[Report]"]
 
 
-class ThreadRunner:
+class ThreadRunner(Original):
     """As many threads as there are slots; one that does not come back is replaced by whoever gives up on it."""
 
     def __init__(
@@ -32,6 +33,7 @@ class ThreadRunner:
         env: Environment,
         slots: int,
     ) -> None:
+        super().__init__()
         self._processors = processors
         self._load = load
         self._submit = submit
@@ -105,6 +107,8 @@ class ThreadRunner:
         except BaseException as exc:  # noqa: BLE001 - whatever a handler raises is its attempt's outcome, not our end
             outcome = failure(exc)
         finally:
+            if self.is_copy:
+                leave()
             del self._running[key]
         item.context.close_blocking()
         usage = Usage(env.monotonic() - began, (env.thread_cpu_ns() - cpu) / 1e9, None, item.context.network_bytes)
