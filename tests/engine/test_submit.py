@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ from mainspring import (
     Engine,
     InvalidInput,
     ProcessingFailed,
+    StoreUnavailable,
     Task,
     TaskCancelled,
     TaskId,
@@ -248,6 +250,34 @@ async def test_as_completed_yields_each_once_however_it_ends(engine: Engine, add
     assert [handle async for handle in engine.as_completed([])] == []
     again = [handle async for handle in engine.as_completed([engine.handle(quick.id), engine.handle(quick.id)])]
     assert [handle.id for handle in again] == [quick.id, quick.id]
+
+
+async def test_as_completed_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Given up early it waits no longer; when the engine closes the handles come, and nobody is told of lost errors."""
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    engine = engine_on(tmp_path / "work.db")
+
+    @engine.task
+    async def now_or_later(n: int) -> int:
+        return n
+
+    await engine.start()
+    late = await engine.submit(now_or_later, 1, delay="1h")
+    first = engine.as_completed([late, await engine.submit(now_or_later, 0)])
+    assert await (await anext(first)).result() == 0
+    await first.aclose()  # type: ignore[attr-defined]
+    assert not late.is_awaited
+    rest = engine.as_completed([late])
+    next_one = asyncio.ensure_future(anext(rest))
+    await until(lambda: late.is_awaited)
+    await engine.stop()
+    assert await next_one is late
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await late.result()
+    await rest.aclose()  # type: ignore[attr-defined]
+    gc.collect()
+    assert told == []
 
 
 async def test_gather_raises_the_first_error_in_order(engine: Engine, add: Any, boom: Any) -> None:

@@ -19,10 +19,13 @@ T = TypeVar("T")
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine to its end on a loop of its own."""
-    from mainspring.engine.sync import new_loop
+    try:
+        from mainspring.engine.sync import new_loop
 
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        return runner.run(work)
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            return runner.run(work)
+    finally:
+        work.close()  # where Ctrl-C came before it began
 
 
 @asynccontextmanager

@@ -322,14 +322,28 @@ class Engine(Operations):
             await self._parts.store.require(list(by_id))
             for ended in await self._parts.store.ended(list(by_id)):
                 by_id[ended.id].settle(ended)
+        waits: list[tuple[TaskHandle, asyncio.Future[None]]] = []
         for handle in handles:
             if handle.ended is not None:
                 ready.put_nowait(handle)
             else:
-                handle.future().add_done_callback(lambda _, done=handle: ready.put_nowait(done))  # type: ignore[misc]
-        for _ in handles:
-            yield await ready.get()
+                future = handle.future()
+                future.add_done_callback(partial(_pass_on, ready, handle))
+                waits.append((handle, future))
+        try:
+            for _ in handles:
+                yield await ready.get()
+        finally:
+            for handle, future in waits:
+                handle.forget(future)
 
     async def gather(self, handles: Iterable[TaskHandle]) -> list[Any]:
         """Return the results in the handles' order; raises the first error met in that order."""
         return [await handle.result() for handle in handles]
+
+
+def _pass_on(ready: asyncio.Queue[TaskHandle], handle: TaskHandle, future: asyncio.Future[None]) -> None:
+    """A handle's task has ended, or the engine has: who asks the handle for its result is told which."""
+    if not future.cancelled():
+        future.exception()
+    ready.put_nowait(handle)

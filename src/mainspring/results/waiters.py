@@ -61,6 +61,7 @@ class Waiting(Ref):
         """Nobody waits for this one any more."""
         if self._futures is not None:
             self._futures.remove(future)
+            self._futures = self._futures or None
 
 
 class Waiters:
