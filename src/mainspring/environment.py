@@ -137,6 +137,13 @@ class Environment:
     def close(self, fd: int) -> None:
         os.close(fd)
 
+    def reserve(self, fd: int, size: int) -> None:
+        """Give an empty file its size, and where the system can the room on the disk for it."""
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(fd, 0, size)
+        else:
+            os.ftruncate(fd, size)
+
     def datagram_socket(self) -> socket.socket:
         """A socket that takes messages of other processes on this machine at a path."""
         import socket

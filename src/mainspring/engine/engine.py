@@ -74,11 +74,14 @@ class Engine(Operations):
         self._worker = worker
         self._parts = Parts(store, self.config, env=env)
         self.manager = TaskManager(self.config.manager, self._parts, scheduler_config=self.config.scheduler, env=env)
-        self.monitor = ResourceMonitor(self._parts.store.path.parent, env=env)
+        self.monitor = self._watch_resources(env)
         self.scheduler = TaskScheduler(self.manager, self.monitor, self.config.scheduler)
         self.manager.waiters.make = partial(TaskHandle, self)
         self._open = False
         self._closed = False
+
+    def _watch_resources(self, env: Environment) -> ResourceMonitor:
+        return ResourceMonitor(self._parts.store.path.parent, env=env)
 
     # The parts, by the names of the design
 

@@ -24,7 +24,8 @@ SLOTS = 65_536
 """More than there can be."""
 _MARK = struct.Struct("<qq")  # seq, attempt; seq 0 is an empty slot
 _SIZE = (SLOTS + 1) * _MARK.size
-_PAGE = 4096
+_PAGE = 16 * 1024
+_EMPTY = bytes(_PAGE)
 _TURNS, _REVOKED = SLOTS * 2, SLOTS * 2 + 1  # numbers behind the marks
 _HELD: WeakSet[LifeFile | LeaderLock] = WeakSet()
 """The locks of this process, which a forked child lets go of."""
@@ -41,7 +42,7 @@ class LifeFile:
         assert fd is not None  # nobody else knows the name
         self._fd, self._env = fd, env
         try:
-            _reserve(fd)
+            env.reserve(fd, _SIZE)  # a mark that found the disk full would end the process
         except OSError:
             env.close(fd)
             draft.unlink()
@@ -83,14 +84,6 @@ class LifeFile:
         with contextlib.suppress(OSError):
             self._env.close(self._fd)
         self._fd = -1
-
-
-def _reserve(fd: int) -> None:
-    """Take the room for all marks now: a mark that found the disk full would end the process."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, 0, _SIZE)
-    else:
-        os.ftruncate(fd, _SIZE)
 
 
 @contextlib.contextmanager
@@ -136,10 +129,8 @@ def living_names(folder: Path) -> list[str]:
 
 def _running(fd: int) -> frozenset[tuple[int, int]]:
     """Most pages hold no marks, and are passed over as a whole."""
-    raw = os.pread(fd, SLOTS * _MARK.size, 0)
-    raw = raw[: len(raw) // _MARK.size * _MARK.size]
-    pages = (raw[at : at + _PAGE] for at in range(0, len(raw), _PAGE))
-    marked = (page for page in pages if page.count(0) < len(page))
+    pages = (os.pread(fd, _PAGE, at) for at in range(0, SLOTS * _MARK.size, _PAGE))
+    marked = (page[: len(page) // _MARK.size * _MARK.size] for page in pages if page != _EMPTY)
     return frozenset(mark for page in marked for mark in _MARK.iter_unpack(page) if mark[0])
 
 

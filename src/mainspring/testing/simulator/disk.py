@@ -45,24 +45,29 @@ class Disk:
         """Let it strike at the statement (or commit) after `left` more; the one before it comes first."""
         if self._armed is None:
             self._armed, self._left = kind, left
+            self._process.is_tracing = True
 
     def break_for(self, seconds: float, kind: str) -> None:
         """Let every write fail for a while."""
         self._broken_until, self._error = self._process.monotonic() + seconds, _ERRORS[kind]
+        self._process.is_tracing = True
 
     def mend(self) -> None:
         self._armed, self._broken_until = None, 0.0
+        self._process.is_tracing = False
 
     def _sees(self, connection: apsw.Connection, sql: str) -> bool:
         if self._passes or sql.startswith("ROLLBACK"):
             return True
-        if self._broken_until > self._process.monotonic() and sql.startswith(_WRITES):
+        is_broken = self._broken_until > self._process.monotonic()
+        if is_broken and sql.startswith(_WRITES):
             raise self._error("simulated")
         if self._armed is not None and self._is_meant(self._armed, sql):
             self._left -= 1
             if self._left < 0:
                 kind, self._armed = self._armed, None
                 self._strike(kind, connection, sql)
+        self._process.is_tracing = is_broken or self._armed is not None
         return True
 
     def _is_meant(self, kind: str, sql: str) -> bool:

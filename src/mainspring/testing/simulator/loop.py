@@ -10,7 +10,9 @@ Rests on two private names of asyncio, `BaseEventLoop._run_once` and `Handle._ru
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
+import inspect
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
@@ -22,6 +24,10 @@ from mainspring.testing.simulator.order import Order
 
 CALLBACK_S = 30e-6
 """The longest time that a callback takes."""
+
+
+_MOST_WAITS = 20
+"""More than a frame that is closed waits for."""
 
 
 class Deadlock(Exception):
@@ -39,6 +45,9 @@ class SimTask(asyncio.Task[Any]):
         self._number = number
         self.owner = HERE.get()
         super().__init__(coro, **options)
+        asyncio._unregister_task(
+            self
+        )  # nobody asks for all tasks; those of earlier runs with this number are there too
 
     def __hash__(self) -> int:
         return self._number
@@ -55,11 +64,14 @@ class SimLoop(asyncio.BaseEventLoop):
         self._queues: dict[Any, deque[asyncio.Handle]] = {None: deque()}  # by process; None is the world around them
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._timer_numbers = count()
-        self._task_numbers = count()
+        self._tasks: list[SimTask] = []
         self._frozen: list[Any] = []
         self._readers: dict[int, tuple[Callable[..., None], tuple[Any, ...]]] = {}
 
     # What asyncio asks of a loop
+
+    def get_debug(self) -> bool:
+        return False
 
     def time(self) -> float:
         return self.now
@@ -86,8 +98,10 @@ class SimLoop(asyncio.BaseEventLoop):
         return self.call_at(self.now + delay, callback, *args, context=context)
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None, **_: Any) -> SimTask:  # type: ignore[override]
-        number = next(self._task_numbers)
-        return SimTask(coro, number, loop=self, name=name or f"{coro.__qualname__}-{number}", context=context)
+        number = len(self._tasks)
+        task = SimTask(coro, number, loop=self, name=name or f"{coro.__qualname__}-{number}", context=context)
+        self._tasks.append(task)
+        return task
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """It is passed over when its time comes."""
@@ -116,7 +130,8 @@ class SimLoop(asyncio.BaseEventLoop):
         queue.append(handle)
 
     def _run_once(self) -> None:
-        self._bring_due()
+        if (timers := self._timers) and timers[0][0] <= self.now:
+            self._bring_due()
         while not (ready := self._ready_owners()):
             self._pass_time()
             self._bring_due()
@@ -158,3 +173,15 @@ class SimLoop(asyncio.BaseEventLoop):
     def freeze(self, owner: Any) -> None:
         """Never run anything of this process again; its frames stay as they are, as those of a killed one do."""
         self._frozen.append(self._queues.pop(owner, None))  # kept: what is dropped would be closed, and tidy up
+
+    def end_frames(self) -> None:
+        """When all is over and judged: let frozen frames tidy up now, not whenever they would be collected."""
+        asyncio._set_running_loop(self)  # without one some would make a loop of their own
+        for task in self._tasks:
+            coroutine: Any = task.get_coro()
+            for _ in range(_MOST_WAITS):
+                with contextlib.suppress(BaseException):  # what they say to that is of no interest to anybody
+                    coroutine.close()
+                if inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED:
+                    break
+        asyncio._set_running_loop(None)

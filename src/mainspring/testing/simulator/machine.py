@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import Context
 from pathlib import Path
@@ -70,6 +71,7 @@ class Process(Environment):
         self.stalled_until = 0.0
         self.connections: list[apsw.Connection] = []
         self.traced: Callable[[apsw.Connection, str], bool] | None = None  # sees each statement before it runs
+        self.is_tracing = False  # else none is shown to it
         self.witness: Any = None  # of what its handlers do; see `handlers.Witness`
         self.died: Callable[[], None] = lambda: None  # called when it died by itself, inside a strand
         self._loop = machine.loop
@@ -126,6 +128,9 @@ class Process(Environment):
             self._locked.discard(fd)
             super().close(fd)
 
+    def reserve(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)  # the room is there, and zeroing it would take longer than all that is ever written
+
     def datagram_socket(self) -> Any:
         return SimSocket(self)
 
@@ -166,6 +171,8 @@ class Process(Environment):
             connection.set_exec_trace(self._trace)
 
     def _trace(self, runs: apsw.Cursor | apsw.Connection, sql: str, bindings: Any) -> bool:
+        if self.is_alive and not self.is_tracing:
+            return True
         if not self.is_alive:
             if sql.startswith("ROLLBACK"):
                 return True

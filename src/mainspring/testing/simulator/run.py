@@ -82,6 +82,7 @@ def _run(seed: int, shape: Shape, order: Order, folder: Path) -> Outcome:
         tasks=known.numbers,
     )
     loop.set_exception_handler(lambda *_: None)
+    loop.end_frames()
     loop.close()
     return outcome
 

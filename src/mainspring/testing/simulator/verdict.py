@@ -49,17 +49,16 @@ class Verdict:
         self._blobs = LocalBlobStore(world.path.with_name(world.path.name + "-blobs"))
 
     def violations(self) -> list[Violation]:
+        """Return what was seen and what is found now; nobody looks at the store's rows afterwards."""
         witness = self._world.witness
+        assert witness.rows is not None
         found = [*witness.violations]
         found += check_history(
-            self._world.path, history=witness.events, blobs=self._blobs, slack_ms=self._world.latest_start_ms
+            witness.rows, history=witness.events, blobs=self._blobs, slack_ms=self._world.latest_start_ms
         )
         witness.violations.clear()
-        connection = apsw.Connection(str(self._world.path), flags=apsw.SQLITE_OPEN_READONLY)
-        try:
-            self._check(connection)
-        finally:
-            connection.close()
+        self._check(witness.rows)
+        witness.rows.close()
         return found + witness.violations
 
     def _check(self, connection: apsw.Connection) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 import apsw
 
 from mainspring.engine import Engine
-from mainspring.environment import Random
+from mainspring.environment import Environment, Random
 from mainspring.errors import TaskError
 from mainspring.processors import context as contexts
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
-from mainspring.scheduling.scheduler import TaskScheduler
 from mainspring.store.base import Claimed
 from mainspring.store.sqlite.transaction import Transaction
 from mainspring.store.sqlite.writer import Group
@@ -56,9 +55,7 @@ class Node:
     async def _run(self) -> None:
         """What the process's main program does."""
         world = self.world
-        engine = self.engine = Engine(world.path, world.shape.config, env=self.process)
-        engine.monitor = Unlimited()
-        engine.scheduler = TaskScheduler(engine.manager, engine.monitor, world.shape.config.scheduler)
+        engine = self.engine = Roomy(world.path, world.shape.config, env=self.process)
         for handler in handlers().values():
             engine.executor.register(handler)
         try:
@@ -136,6 +133,13 @@ class Unlimited(ResourceMonitor):
         )  # fmt: skip
 
 
+class Roomy(Engine):
+    """An engine on such a machine."""
+
+    def _watch_resources(self, env: Environment) -> ResourceMonitor:
+        return Unlimited()
+
+
 class World:
     def __init__(self, seed: int, shape: Shape, loop: SimLoop, path: Path) -> None:
         self.seed = seed
@@ -149,6 +153,7 @@ class World:
         self.is_troubled = True  # faults may strike
         self.nodes: list[Node | None] = [None] * shape.processes
         self.arrived: Callable[[Node], None] = lambda node: None
+        self._where = str(path)
         self._lives = 0
         self._ahead_ms = 0  # of the furthest clock
         self._is_closing = False
@@ -157,14 +162,16 @@ class World:
         """Keep a line of the trace. Where the file lies is left out of it: that differs from run to run."""
         for name, value in details.items():
             text = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else value
-            if isinstance(text, str):
-                details[name] = text.replace(str(self.path), self.path.name)
+            if isinstance(text, str) and self._where in text:
+                text = text.replace(self._where, self.path.name)
+            details[name] = text
         self.notes.append((self.loop.now, who, what, details))
 
     # Processes
 
     def begin(self) -> None:
-        self.witness.rows = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
+        path, flags = str(self.path), apsw.SQLITE_OPEN_READONLY
+        self.witness.rows = apsw.Connection(path, flags=flags, statementcachesize=200)
         for slot in range(self.shape.processes):
             self._start(slot)
 
@@ -258,13 +265,11 @@ class World:
             self.witness.accuse("draining", None, "a process does not come to its end", left=len(self.up))
 
     def bury_all(self) -> None:
-        """Whatever still lives is over, and so is looking."""
+        """Whatever still lives is over."""
         self._is_closing = True
         for node in self.nodes:
             if node is not None and not node.is_over:
                 node.end()
-        if self.witness.rows is not None:
-            self.witness.rows.close()
 
     def stuck(self) -> list[Any]:
         """Return (id, status, reason, due) of tasks that have not ended."""
