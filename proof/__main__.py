@@ -1,25 +1,37 @@
-"""Run the whole proof programme at full size, one program after the other, and write its figures to docs/proof.md."""
+"""Run the proof programmes one after the other; at full size their figures are written to docs/proof.md.
+
+python -m proof --list          what there is, and how long it takes
+python -m proof                 all of it at full size
+python -m proof --ci            all of it at the size for each change
+python -m proof disk kills      only these
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+import apsw
+
+from proof import ROOT
+
 PAGE = ROOT / "docs" / "proof.md"
 _LAST = 20
 
 
 class Program(NamedTuple):
     name: str  # a module of this package, run as `python -m proof.NAME`
-    minutes: float  # at full size, on 2 cores
     about: str
+    minutes: float  # at full size, on 2 cores
     arguments: tuple[str, ...] = ()  # for its full size, where that is not what it does by itself
+    ci: tuple[str, ...] = ()  # those for the size for each change
+    ci_minutes: float = 0.0  # 0: for each change the tests in tests/proof are enough
 
     @property
     def command(self) -> str:
@@ -27,20 +39,53 @@ class Program(NamedTuple):
 
 
 PROGRAMS = (
-    Program("disk", 25, "power cuts and failing disks under the real store"),
-    Program("points", 15, "a process killed at every statement and in the midst of every file operation"),
-    Program("model", 25, "random programs against the specification of the store"),
-    Program("model", 10, "the same with safeguards of the store taken out, which must be found", ("--ablations",)),
+    Program("disk", "power cuts and failing disks under the real store", 25, (), ("--stride", "40"), 1),
+    Program("points", "a process killed at every statement and in every file operation", 15, (), ("--stride", "40"), 1),
+    Program("model", "random calls against the specification of the store", 25, (), ("--examples", "100"), 1),
+    Program("model", "the same with safeguards of the store taken out, which must be found", 10, ("--ablations",)),
+    Program("simulation", "whole engines in 10,000 simulated worlds", 3, (), (), 3),
+    Program("simulation", "the same with safeguards of the engine taken out, which must be found", 3, ("--ablations",)),
+    Program("kills", "real processes killed, stopped and drained", 15, ("--cycles", "1000"), ("--cycles", "100"), 1.5),
+    Program("kills", "the same without fencing by attempts, which must be found", 0.5, ("--ablations",)),
+    Program("soak", "a mixed load for half an hour, in which nothing may grow", 31, (), ("--minutes", "2"), 2.3),
+    Program("soak", "the same with a handler that leaks, which must be found", 1, ("--ablations",)),
 )
 """In the order in which they run."""
+FOR_EACH_CHANGE = tuple(
+    program._replace(arguments=program.ci, minutes=program.ci_minutes) for program in PROGRAMS if program.ci_minutes
+)
 
 _HEAD = """# Proof
 
-What the proof programs found the last time they ran at full size: `python -m proof` from the top of the repository,
-with requirements/dev.txt installed. Each takes the real store and engine, breaks what it stands on, and looks whether
-[what is promised](guarantees.md) still holds. The last lines of each table are controls: a safeguard is taken away, and
-the program must notice, or it proves nothing. Small sizes of all of them are part of the tests (`tests/proof`).
+[What is promised](guarantees.md), tried against faults that tests of single rooms can't make. Each program takes the
+real store, the real engine or real processes, breaks what they stand on, and looks whether what was told to callers
+still holds. With `--ablations`, and in the last lines of some tables, a safeguard is taken away: the program must find
+something then, or it proves nothing.
+
+{contents}
+
+All of it: `python -m proof` from the top of the repository, with requirements/dev.txt installed; it writes this page.
+`python -m proof --ci` runs the sizes for each change, `python -m proof NAME` only some; each program prints the seed
+and the command that repeats it, and exits with 1 when something that is wanted is not met. Where what lies is told in
+`proof/__init__.py`; small sizes of all of it run with the tests (`tests/proof`, `tests/model`, `tests/testing`).
+
+The figures below are those of the last run that wrote them, on {cores} cores with {python} and SQLite {sqlite}.
 """
+
+
+def head(programs: Sequence[Program]) -> str:
+    rows = ["| program | what it does | minutes |", "| --- | --- | ---: |"]
+    rows += [f"| [`{one.command}`](#{_anchor(one)}) | {one.about} | {one.minutes:g} |" for one in programs]
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return _HEAD.format(contents="\n".join(rows), cores=os.cpu_count(), python=python, sqlite=apsw.sqlite_lib_version())
+
+
+def _anchor(program: Program) -> str:
+    return _title(program).lower().replace(".", "").replace(" ", "-")
+
+
+def _title(program: Program) -> str:
+    return program.command.removeprefix("python -m ")
 
 
 class Run(NamedTuple):
@@ -72,22 +117,36 @@ def section(run: Run) -> str:
     seed = next((f", {line.split(':')[0]}" for line in lines if line.startswith("seed ")), "")
     about = f"{run.program.about.capitalize()}: `{run.program.command}`{seed}, {run.seconds / 60:.0f} minutes."
     verdict = [] if run.is_met else ["", "**Not everything that was wanted is met.**"]
-    return "\n".join([f"## {run.program.command.removeprefix('python -m ')}", "", about, *verdict, "", *table, ""])
+    return "\n".join([f"## {_title(run.program)}", "", about, *verdict, "", *table, ""])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m proof", description=__doc__)
-    parser.add_argument("programs", nargs="*", metavar="NAME", help="only these, without touching docs/proof.md")
-    names = parser.parse_args(arguments).programs
-    chosen = [program for program in PROGRAMS if not names or program.name in names]
+    parser = argparse.ArgumentParser(
+        prog="python -m proof", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = sorted({program.name for program in PROGRAMS})
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these: " + ", ".join(names))
+    parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
+    parser.add_argument("--ci", action="store_true", help="the sizes for each change")
+    parser.add_argument("--write", action="store_true", help="write docs/proof.md also when it is not all at full size")
+    given = parser.parse_args(arguments)
+    if unknown := set(given.names) - set(names):
+        parser.error(f"there is no {', '.join(sorted(unknown))}")
+    programs = FOR_EACH_CHANGE if given.ci else PROGRAMS
+    chosen = [program for program in programs if program.name in (given.names or names)]
     for program in chosen:
-        print(f"{program.command}: {program.about}; about {program.minutes:g} minutes on 2 cores", flush=True)
+        print(f"{program.minutes:5g} minutes  {program.command:<42}  {program.about}", flush=True)
+    print(f"{sum(program.minutes for program in chosen):5g} minutes on 2 cores in all", flush=True)
+    return 0 if given.list else _run_all(chosen, is_written=given.write or not (given.names or given.ci))
+
+
+def _run_all(programs: Sequence[Program], *, is_written: bool) -> int:
     runs = []
-    for program in chosen:
+    for program in programs:
         print(f"\n== {program.command}", flush=True)
         runs.append(run(program))
-    if not names:
-        PAGE.write_text("\n".join([_HEAD, *map(section, runs)]))
+    if is_written:
+        PAGE.write_text("\n".join([head(programs), *map(section, runs)]))
         print(f"\nwritten to {PAGE.relative_to(ROOT)}")
     missed = [done.program.command for done in runs if not done.is_met]
     if missed:

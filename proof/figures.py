@@ -1,8 +1,16 @@
-"""What a proof program prints: its figures, and beside each what was wanted."""
+"""What every proof program prints: its seed, its figures with what was wanted of each, and the verdict."""
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
+
+
+class Finding(NamedTuple):
+    """Something that must not be."""
+
+    kind: str  # in a word
+    what: str
 
 
 class Figure(NamedTuple):
@@ -30,6 +38,9 @@ class Figures:
         """There must be some, or the test proves nothing."""
         self.rows.append(Figure(what, _shown(n), "> 0", n > 0))
 
+    def at_most(self, what: str, value: float, limit: float) -> None:
+        self.rows.append(Figure(what, f"{value:,.2f}", f"<= {limit:g}", value <= limit))
+
     @property
     def are_met(self) -> bool:
         return all(row.is_met for row in self.rows)
@@ -40,6 +51,23 @@ class Figures:
             verdict = "" if not row.wanted else "ok" if row.is_met else "**not met**"
             lines.append(f"| {row.what} | {row.value} | {row.wanted} | {verdict} |")
         return "\n".join(lines)
+
+    def conclude(self) -> int:
+        """Print the table and the verdict, and return the exit code."""
+        print(self.table())
+        missed = [row.what for row in self.rows if not row.is_met]
+        print(f"not met: {'; '.join(missed)}" if missed else "met", flush=True)
+        return 1 if missed else 0
+
+
+def announce(seed: object, command: str) -> None:
+    """Print what all that is left to chance comes from, and how to have it again; None: nothing is."""
+    print("no seed" if seed is None else f"seed {seed}", f": python -m {command}", sep="", flush=True)
+
+
+def say(text: str) -> None:
+    """Tell how far it is, beside the output."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _shown(value: object) -> str:

@@ -17,9 +17,9 @@ from pathlib import Path
 import apsw
 import psutil
 
+from proof import ROOT
 from proof.kills.ledger import FOLDER
 
-ROOT = Path(__file__).resolve().parents[2]
 STALL_S = 1.5
 """Of the store, so that a stop can be long enough for claims to be taken back and short enough for many stops."""
 _LONGEST_STOP_S = 2 * STALL_S

@@ -1,4 +1,4 @@
-"""A process that watches itself: `python -m proof.soak.program STORE ROLE SECONDS SAMPLES LEAK`.
+"""A process that watches itself: `python -m proof.soak.program STORE ROLE SECONDS SAMPLES LEAK SEED`.
 
 ROLE: alone (submits and works), submits, works. It writes a line a sample; one that works alone works until SIGTERM.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import signal
 import sys
 import time
@@ -74,7 +73,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-async def main(store: Path, role: str, seconds: float, samples: Path, leak: int) -> None:
+async def main(store: Path, role: str, seconds: float, samples: Path, leak: int, seed: int) -> None:
     async with engine_on(store, worker=role != "submits", leak=leak) as engine:
         watcher = Watcher(store, samples)
         watching = asyncio.create_task(watcher.run())
@@ -83,7 +82,7 @@ async def main(store: Path, role: str, seconds: float, samples: Path, leak: int)
         if role == "works":
             await asked.wait()
         else:
-            watcher.load = Load(engine, os.getpid())
+            watcher.load = Load(engine, seed)
             asyncio.get_running_loop().call_later(seconds, asked.set)
             await watcher.load.run(asked)
             watcher.loaded = False
@@ -93,4 +92,5 @@ async def main(store: Path, role: str, seconds: float, samples: Path, leak: int)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5])))
+    store, role, seconds, samples, leak, seed = sys.argv[1:]
+    asyncio.run(main(Path(store), role, float(seconds), Path(samples), int(leak), int(seed)))

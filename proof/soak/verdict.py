@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from proof.figures import Figure, Figures
+from proof.figures import Figures
 from proof.soak.fit import Fit, fit
 from proof.soak.load import WAL_LIMIT_BYTES
 from proof.soak.program import Sample
@@ -55,15 +55,15 @@ def judge(figures: Figures, one: Course, limits: Limits) -> None:
     name, line = one.name, one.line("rss")
     mib = _PER / one.rate / MIB
     figures.note(f"{name}: operations a second", one.rate)
-    _at_most(figures, f"{name}: memory, MiB a 100,000 operations, at least", line.at_least * mib, limits.rss_mib)
+    figures.at_most(f"{name}: memory, MiB a 100,000 operations, at least", line.at_least * mib, limits.rss_mib)
     figures.note(f"{name}: memory, MiB a 100,000 operations, fitted", line.slope * mib)
     rest = [sample for sample in one.samples if sample.at > one.judged[-1].at]
     after = rest[-1] if rest else one.samples[-1]
     for what in ("descriptors", "threads", "tasks"):
         values = [getattr(sample, what) for sample in one.judged]
         minutes = (one.judged[-1].at - one.judged[0].at) / 60
-        _at_most(figures, f"{name}: {what}, gained while it ran", one.line(what).at_least * 60 * minutes, 2.0)
-        _at_most(figures, f"{name}: {what}, left when it rests", getattr(after, what) - min(values), _SPARE[what])
+        figures.at_most(f"{name}: {what}, gained while it ran", one.line(what).at_least * 60 * minutes, 2.0)
+        figures.at_most(f"{name}: {what}, left when it rests", getattr(after, what) - min(values), _SPARE[what])
 
 
 _SPARE = {"descriptors": 8.0, "threads": 2.0, "tasks": 2.0}
@@ -74,17 +74,13 @@ def judge_store(figures: Figures, one: Course, limits: Limits) -> None:
     """Add what is wanted of the file and of the time that a claim takes; `one` is whoever submits."""
     quarter = max(1, len(one.judged) // 4)
     first, last = one.judged[:quarter], one.judged[-quarter:]
-    _at_most(figures, f"{one.name}: log, MiB at most", max(s.log for s in one.judged) / MIB, 8 * WAL_LIMIT_BYTES / MIB)
-    _at_most(
-        figures, f"{one.name}: file, last quarter in the first", _mean(last, "file") / _mean(first, "file"), limits.file
+    figures.at_most(f"{one.name}: log, MiB at most", max(s.log for s in one.judged) / MIB, 8 * WAL_LIMIT_BYTES / MIB)
+    figures.at_most(
+        f"{one.name}: file, last quarter in the first", _mean(last, "file") / _mean(first, "file"), limits.file
     )
     before, after = (_p99([t for s in some for t in s.latencies]) for some in (first, last))
     figures.note(f"{one.name}: urgent task, p99 of the first quarter, ms", before * 1000)
-    _at_most(figures, f"{one.name}: urgent task, p99 of the last quarter in the first", after / before, limits.latency)
-
-
-def _at_most(figures: Figures, what: str, value: float, limit: float) -> None:
-    figures.rows.append(Figure(what, f"{value:,.2f}", f"<= {limit:g}", value <= limit))
+    figures.at_most(f"{one.name}: urgent task, p99 of the last quarter in the first", after / before, limits.latency)
 
 
 def _mean(samples: Sequence[Sample], what: str) -> float:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from proof.campaigns import KINDS, Kind, cut, sweep
-from proof.scenes import Scene, all_scenes, small_steps
-
-from proof import ablations
+from proof.disk.campaigns import KINDS, Kind, cut, sweep
+from proof.faults import ablations
+from proof.faults.scenes import Scene, all_scenes, small_steps
 
 SEED = "ci"
 FEW = [KINDS[3], KINDS[10]]

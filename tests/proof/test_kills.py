@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from proof.kills.__main__ import Outcome, run
 from proof.kills.check import Evidence, check
 from proof.kills.killer import Crew
 from proof.kills.ledger import Line, Word
+from proof.kills.loop import Outcome, run
 
 from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import COMPLETED, RUNNING
@@ -42,7 +42,7 @@ async def test_nothing_is_lost_or_done_twice(whole: tuple[Path, Outcome]) -> Non
 
 async def test_without_the_attempt_guard_it_is_noticed(tmp_path: Path) -> None:
     """Stopped workers that wake up record what they should not, and the checker says so."""
-    outcome = await run(crew_in(tmp_path, "attempt"), 8, how={"stop": 1}, among="worker")
+    outcome = await run(crew_in(tmp_path, "attempt guard"), 8, how={"stop": 1}, among="worker")
     print(Counter(finding.kind for finding in outcome.findings))
     assert outcome.findings
 
@@ -51,9 +51,12 @@ def _a_task(seen: Evidence, kind: str) -> str:
     return next(id for id, row in seen.rows.items() if row.type == kind and row.status == COMPLETED)
 
 
-def _forget(seen: Evidence) -> None:
-    accepted = next(word.task for word in seen.words if word.event == "accepted")
-    del seen.rows[accepted]
+def _accept_another(seen: Evidence) -> None:
+    seen.words.append(Word("accepted", str(TaskId.new()), 1))
+
+
+def _refuse(seen: Evidence) -> None:
+    seen.words.append(Word("refused", next(iter(seen.rows)), 1))
 
 
 def _never_end(seen: Evidence) -> None:
@@ -108,9 +111,10 @@ def _lose_children(seen: Evidence) -> None:
 @pytest.mark.parametrize(
     ("kind", "spoil"),
     [
-        ("lost", _forget),
+        ("history", _accept_another),
+        ("history", _refuse),
         ("lost", _never_end),
-        ("epoch", _begin_again),
+        ("history", _begin_again),
         ("other attempt", _begin_later),
         ("other attempt", _end_elsewhere),
         ("order", _begin_early),

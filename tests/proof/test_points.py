@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from proof.judge import scratch
-from proof.nursery import Moment
-from proof.points import CONTROLS, Nursery, prepare, walk
-from proof.scenes import Scene, all_scenes, small_steps
+from proof.faults.judge import scratch
+from proof.faults.scenes import Scene, all_scenes, small_steps
+from proof.points.nursery import Moment
+from proof.points.walk import CONTROLS, Nursery, prepare, walk
 
 
 class Ground(NamedTuple):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import apsw
 import pytest
-from proof.replay import SECTOR, Image, Replay
-from proof.vfs import Create, Delete, Disk, Entry, Fault, Sync, Truncate, Write
+from proof.faults.replay import SECTOR, Image, Replay
+from proof.faults.vfs import Create, Delete, Disk, Entry, Fault, Sync, Truncate, Write
 from tests.conformance.kit import SqliteFactory, new, opened, submit
 
 OLD, NEW = b"o" * 2048, b"n" * 2048

@@ -31,7 +31,7 @@ def test_nothing_grows_and_it_is_reported(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_leaking_handler_is_seen(tmp_path: Path) -> None:
     """What a handler keeps of each call shows as a rise of memory."""
-    (alone,) = soak.one_process(tmp_path, tmp_path, 6.0, 20_000)
+    (alone,) = soak.one_process(tmp_path, tmp_path, 6.0, 20_000, 1)
     figures = Figures()
     judge(figures, alone, limits_for(6.0))
     assert [row.what for row in figures.rows if not row.is_met] == [

@@ -11,7 +11,7 @@ from typing import Any
 
 import apsw
 import pytest
-from proof.vfs import Disk, Fault, Operation, Plan
+from proof.faults.vfs import Disk, Fault, Operation, Plan
 from tests.conformance.kit import Clock, Port, SqliteFactory, new, opened, status, submit
 
 from mainspring.errors import StoreUnavailable, SubmitIndeterminate, TaskError

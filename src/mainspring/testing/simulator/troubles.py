@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from mainspring.environment import Random
@@ -56,9 +57,17 @@ class Troubles:
             node.fall()
 
     async def _restart(self) -> None:
-        if self._lives and (up := self._world.up):
-            self._lives -= 1
-            self._rng.choice(up).stop()
+        if not self._lives or not (up := self._world.up):
+            return
+        self._lives -= 1
+        node = self._rng.choice(up)
+        if self._rng.random() < 0.7:  # just when a slot of it has to wait for something, if that comes
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2.0 * self._rng.random()):
+                    await node.has_care()
+                await asyncio.sleep(self._world.machine.lag())
+        if node.is_up:
+            node.stop()
 
     async def _arm(self) -> None:
         if (node := self._some_node()) is not None:

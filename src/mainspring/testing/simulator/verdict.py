@@ -22,8 +22,8 @@ from mainspring.testing.violation import Violation
 _ENDS_WELL: Final = frozenset(("quick", "sleep", "stubborn", "progress", "hop"))
 _TASKS = """SELECT seq, id, status, attempt, flags, crashes, retry_count, max_retries, input, output, error,
     ready_ms - max(not_before_ms, submitted_ms) FROM task"""
-_LATE_MS = 1_000
-"""How late a delay may end where nothing goes wrong."""
+_LATE_MS = 200
+"""How late a delay may end where nothing goes wrong, beside what threads are waited for: well before a heartbeat."""
 
 
 class Row(msgspec.Struct, array_like=True):
@@ -117,7 +117,8 @@ class Verdict:
 
     def _check_delay(self, row: Row, has_parents: bool) -> None:
         """Its delay ended when it was to end, unless something else kept it."""
-        if row.late_ms is not None and row.late_ms > _LATE_MS and not has_parents and not row.retry_count:
+        limit_ms = _LATE_MS + int(2_000 * self._world.machine.longest_lag_s)
+        if row.late_ms is not None and row.late_ms > limit_ms and not has_parents and not row.retry_count:
             self._accuse("times", row, "its delay ended late", late_ms=row.late_ms)
 
     def _check_blame(self, row: Row) -> None:

@@ -26,7 +26,7 @@ _PARENTS = """SELECT lower(hex(parent.id)), parent.status, policy FROM edge LEFT
 _READY = """SELECT task.rank, task.seq, lower(hex(task.id)), class, namespace, type, grp
     FROM task JOIN class ON class.id = class
     WHERE reason = 0 AND ready_ms < ? ORDER BY rank, seq"""
-_CARE = HAS_REFS | BLOB_INPUT | SUSPECT
+CARE = HAS_REFS | BLOB_INPUT | SUSPECT
 """Flags of claims that slots have to wait for something with, before they run."""
 _TICK_MS = 1
 """How far the clocks of two processes differ by rounding."""
@@ -76,7 +76,7 @@ class Witness:
             self.accuse("fencing", id, "an older attempt began", began=ctx.attempt, newest=self._newest[id])
         self._newest[id] = max(ctx.attempt, self._newest.get(id, 0))
         now, latest = self._clocks(process)
-        is_prompt = lane == "async" and not flags & _CARE and process not in self._had_suspects
+        is_prompt = lane == "async" and not flags & CARE and process not in self._had_suspects
         # A thread, or a look for a blob, makes a start late that was checked before.
         late = 0 if is_prompt else int(process.machine.longest_lag_s * LAGS * 1000)
         if process.is_draining and lane == "async":

@@ -25,7 +25,7 @@ from mainspring.testing.simulator.handlers import handlers
 from mainspring.testing.simulator.loop import SimLoop
 from mainspring.testing.simulator.machine import Machine, Process
 from mainspring.testing.simulator.shape import Shape
-from mainspring.testing.simulator.witness import LAGS, Witness
+from mainspring.testing.simulator.witness import CARE, LAGS, Witness
 
 _LOOK_S = 0.1
 _STOP_S = 120.0
@@ -48,6 +48,7 @@ class Node:
         self.engine: Engine | None = None
         self.is_up = False
         self.is_over = False
+        self._care = asyncio.Event()
 
     def start(self) -> None:
         self.process.spawn(self._run(), "main")
@@ -81,9 +82,16 @@ class Node:
             late.extend(writer._doubtful)
             if claims := [claim for claim in tx.claims if claim not in late]:
                 self.world.witness.claimed(claims, tx)
+            if any(claim.flags & CARE for claim in claims):
+                self._care.set()
             report(tx, group, next_event_ms)
 
         writer._report = watched
+
+    async def has_care(self) -> None:
+        """Wait until it is given a claim that a slot has to wait for something with."""
+        self._care.clear()
+        await self._care.wait()
 
     def stop(self) -> asyncio.Task[None]:
         """Begin to stop in order, as on SIGTERM."""

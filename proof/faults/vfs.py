@@ -1,8 +1,8 @@
 """A disk that tests can break: a VFS under every connection of this process, for the files of one folder.
 
 What SQLite writes goes through to real files at once, so that the living process works as ever. Beside that, every
-operation is kept in a log, from which `proof.replay` makes what a power cut at any moment would have left; and a plan
-may let any operation fail.
+operation is kept in a log, from which `replay` makes what a power cut at any moment would have left; and a plan may let
+any operation fail.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from mainspring.store.sqlite import commands, graph, intake, outcomes, statement
 from mainspring.store.sqlite.caretaker import Caretaker
 from mainspring.store.sqlite.store import SqliteStore
 from mainspring.store.sqlite.writer import Writer
+from mainspring.testing.simulator.run import simulate
 
 
 class Edit(msgspec.Struct, frozen=True):
@@ -49,6 +50,25 @@ class Safeguard(msgspec.Struct, frozen=True):
                 stack.enter_context(_edited(edit))
             stack.enter_context(_restated(self.sql))
             yield
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What the loss of a safeguard came to."""
+
+    name: str
+    seed: int | None  # the first that noticed
+    violation: str
+
+
+def ablate(name: str, patience: int) -> Found:
+    """Take one safeguard away, and look for the first of so many seeds that notices."""
+    (safeguard,) = [safeguard for safeguard in SAFEGUARDS if safeguard.name == name]
+    with safeguard.removed():
+        for seed in range(patience):
+            violations = simulate(seed).violations
+            if violations:
+                return Found(name, seed, str(violations[0]))
+    return Found(name, None, "nobody noticed")
 
 
 @contextlib.contextmanager
@@ -328,4 +348,4 @@ SAFEGUARDS: Final = (
     ),
 )
 
-__all__ = ["SAFEGUARDS", "Safeguard"]
+__all__ = ["SAFEGUARDS", "Found", "Safeguard", "ablate"]

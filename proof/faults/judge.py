@@ -1,4 +1,7 @@
-"""What must hold in a file that a fault has left, given what was told to whom before."""
+"""What must hold in a file that a fault has left, given what was told to whom before.
+
+Kinds of findings: corrupt, broken (an invariant), lost, untrue (an answer), half (done), stuck, twice.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import copy
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import apsw
 from tests.conformance.kit import OTHER
@@ -17,16 +19,12 @@ from mainspring.store.sqlite.connection import APPLICATION_ID
 from mainspring.store.sqlite.transaction import Row
 from mainspring.tasks.lifecycle import COMPLETED
 from mainspring.testing import check_history
-from proof.replay import Image, put
-from proof.world import DIGEST, Final, Paused, Refused, Stored, Told, Trying, child_of
+from proof.faults.replay import Image, put
+from proof.faults.world import DIGEST, Final, Paused, Refused, Stored, Told, Trying, child_of
+from proof.figures import Finding
 
 FILE = "work.db"
 MEMORY = Path("/dev/shm")  # nothing here rests on what a real disk does
-
-
-class Violation(NamedTuple):
-    kind: str  # corrupt, broken, lost, untrue, half, stuck, twice
-    what: str
 
 
 class Promises:
@@ -68,9 +66,7 @@ Recover = Callable[[Path, Callable[[Told], None]], Awaitable[None]]
 """What the next process does on a file, and what it is told."""
 
 
-def judge(
-    image: Image, promises: Promises, *, recover: Recover | None = None, finished: bool = False
-) -> list[Violation]:
+def judge(image: Image, promises: Promises, *, recover: Recover | None = None, finished: bool = False) -> list[Finding]:
     """Look at a copy of what was left.
 
     Args:
@@ -88,42 +84,42 @@ def judge(
         return found
 
 
-def look(path: Path, promises: Promises) -> list[Violation]:
+def look(path: Path, promises: Promises) -> list[Finding]:
     """Judge a file as it is. Nobody else may have it open."""
-    found = [Violation("stuck", what) for what in promises.wrong]
+    found = [Finding("stuck", what) for what in promises.wrong]
     if not path.exists() or path.stat().st_size == 0:
-        return found + [Violation("lost", f"all {len(promises.stored)} tasks")] * bool(promises.stored)
+        return found + [Finding("lost", f"all {len(promises.stored)} tasks")] * bool(promises.stored)
     try:
         connection = apsw.Connection(str(path), vfs="unix", flags=apsw.SQLITE_OPEN_READWRITE)
         try:
             checked = connection.pragma("integrity_check")
             if checked != "ok":
-                return [Violation("corrupt", str(checked).splitlines()[0])]
+                return [Finding("corrupt", str(checked).splitlines()[0])]
             if connection.pragma("application_id") != APPLICATION_ID:  # its first transaction is not there
-                return found + [Violation("lost", f"all {len(promises.stored)} tasks")] * bool(promises.stored)
-            found += [Violation("broken", str(broken)) for broken in check_history(connection, limit=3)]
+                return found + [Finding("lost", f"all {len(promises.stored)} tasks")] * bool(promises.stored)
+            found += [Finding("broken", str(broken)) for broken in check_history(connection, limit=3)]
             return [*found, *_broken_promises(connection, promises), *_half_done(connection)]
         finally:
             connection.close()
     except (apsw.CorruptError, apsw.NotADBError) as exc:
-        return [Violation("corrupt", str(exc))]
+        return [Finding("corrupt", str(exc))]
 
 
-def _broken_promises(connection: apsw.Connection, promises: Promises) -> Iterable[Violation]:
+def _broken_promises(connection: apsw.Connection, promises: Promises) -> Iterable[Finding]:
     there: dict[bytes, int] = dict(connection.execute("SELECT id, status FROM task"))
     gone: dict[bytes, int] = dict(connection.execute("SELECT id, status FROM tombstone"))
     everything = gone | there
     for id in promises.stored - everything.keys():
-        yield Violation("lost", f"task {id.hex()} was acknowledged and is not there")
+        yield Finding("lost", f"task {id.hex()} was acknowledged and is not there")
     for id in promises.refused & everything.keys():
-        yield Violation("untrue", f"task {id.hex()} is there, though its caller was told that nothing was stored")
+        yield Finding("untrue", f"task {id.hex()} is there, though its caller was told that nothing was stored")
     for id, status in promises.final.items():
         if everything.get(id) != status:
-            yield Violation("lost", f"task {id.hex()} was told to have ended as {status}, now {everything.get(id)}")
+            yield Finding("lost", f"task {id.hex()} was told to have ended as {status}, now {everything.get(id)}")
     paused = {row[0] for row in connection.execute("SELECT type FROM pause")}
     for kind, is_paused in promises.paused.items():
         if is_paused is not None and (kind in paused) != is_paused:
-            yield Violation("lost", f"pause of {kind} was told to be {is_paused}")
+            yield Finding("lost", f"pause of {kind} was told to be {is_paused}")
 
 
 _EFFECTS = """
@@ -136,7 +132,7 @@ FROM task JOIN class ON class.id = task.class WHERE class.type = ?
 """
 
 
-def _half_done(connection: apsw.Connection) -> Iterable[Violation]:
+def _half_done(connection: apsw.Connection) -> Iterable[Finding]:
     """Effects are there exactly where the completion is that they came with, once."""
     if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'note'").fetchone() is None:
         return  # an engine's own store: its tasks have other effects
@@ -146,22 +142,22 @@ def _half_done(connection: apsw.Connection) -> Iterable[Violation]:
         child = child_of(id) in known
         joins = not any(counts) and child and is_done  # such a task has a child and nothing else
         if child != is_done or (counts != [int(is_done)] * 4 and not joins):
-            yield Violation("half", f"task {id.hex()} has status {status}, effects {counts}, child {child}")
+            yield Finding("half", f"task {id.hex()} has status {status}, effects {counts}, child {child}")
 
 
-async def recovered(path: Path, promises: Promises, recover: Recover) -> list[Violation]:
+async def recovered(path: Path, promises: Promises, recover: Recover) -> list[Finding]:
     """Let two processes after each other work off what is left: for the second there must be nothing to do."""
     promises = promises.copy()
-    found: list[Violation] = []
+    found: list[Finding] = []
     before: list[object] = []
     for again in (False, True):
         try:
             await recover(path, promises.take)
         except TaskError as exc:
-            return [Violation("stuck", f"can't be recovered: {exc!r}")]
+            return [Finding("stuck", f"can't be recovered: {exc!r}")]
         after = _dump(path)
         if again and after != before:
-            found.append(Violation("twice", "a second recovery changed something"))
+            found.append(Finding("twice", "a second recovery changed something"))
         before = after
     return [*found, *look(path, promises), *_unfinished(path)]
 
@@ -177,7 +173,7 @@ def _dump(path: Path) -> list[object]:
         connection.close()
 
 
-def _unfinished(path: Path) -> list[Violation]:
+def _unfinished(path: Path) -> list[Finding]:
     """Every task has ended, and at most one attempt of it with a final outcome."""
     connection = apsw.Connection(str(path), vfs="unix", flags=apsw.SQLITE_OPEN_READONLY)
     try:
@@ -188,12 +184,9 @@ def _unfinished(path: Path) -> list[Violation]:
     finally:
         connection.close()
     return [
-        *(
-            Violation("stuck", f"task {id.hex()} never ends: status {status}, reason {why}")
-            for id, status, why in stuck
-        ),
-        *(Violation("twice", f"task number {seq} has several final outcomes") for (seq,) in twice),
+        *(Finding("stuck", f"task {id.hex()} never ends: status {status}, reason {why}") for id, status, why in stuck),
+        *(Finding("twice", f"task number {seq} has several final outcomes") for (seq,) in twice),
     ]
 
 
-__all__ = ["Promises", "Violation", "judge", "look"]
+__all__ = ["Promises", "judge", "look"]

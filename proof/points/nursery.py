@@ -20,11 +20,11 @@ from typing import Literal
 import apsw
 import msgspec
 
-from proof import ablations, scenarios, whole
-from proof.judge import FILE
-from proof.scenes import small_steps
-from proof.vfs import Disk, Fault, Operation
-from proof.world import Maker, Told, World
+from proof.faults import ablations, scenarios, whole
+from proof.faults.judge import FILE
+from proof.faults.scenes import small_steps
+from proof.faults.vfs import Disk, Fault, Operation
+from proof.faults.world import Maker, Told, World
 
 LEDGER = "told"
 Moment = Literal["before", "after", "write"]

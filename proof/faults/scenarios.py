@@ -10,7 +10,7 @@ from tests.conformance.kit import OTHER, WORK, Clock, SqliteFactory, new
 
 from mainspring.store.base import POLICY_CODE, NewTask
 from mainspring.store.sqlite.store import SqliteStore
-from proof.world import KEEP_S, Maker, Told, World
+from proof.faults.world import KEEP_S, Maker, Told, World
 
 Run = Callable[[World], Awaitable[None]]
 

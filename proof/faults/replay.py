@@ -11,7 +11,7 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from proof.vfs import Create, Delete, Disk, Entry, Sync, Truncate, Write
+from proof.faults.vfs import Create, Delete, Disk, Entry, Sync, Truncate, Write
 
 SECTOR = 512
 Image = dict[str, bytes]

@@ -18,7 +18,7 @@ from mainspring.store.sqlite import caretaker, graph, outcomes
 from mainspring.store.sqlite.caretaker import Caretaker
 from mainspring.store.sqlite.transaction import Transaction
 from mainspring.store.sqlite.writer import Group, Writer
-from proof import world
+from proof.faults import world
 
 Ablation = Callable[[], contextlib.AbstractContextManager[Any]]
 

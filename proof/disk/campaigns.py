@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Iterable
+from functools import cache
 
 import apsw
 
-from proof.judge import Promises, judge
-from proof.replay import Replay
-from proof.scenes import Played, Scene, Trouble, play
-from proof.tally import Tally
-from proof.vfs import Disk, Fault, Mark, Operation, Plan
+from proof.faults import ablations
+from proof.faults.judge import Promises, judge
+from proof.faults.replay import Replay
+from proof.faults.scenes import Played, Scene, Trouble, all_scenes, play, small_steps
+from proof.faults.tally import Tally
+from proof.faults.vfs import Disk, Fault, Mark, Operation, Plan
 
 
 def cut(scene: Scene, seed: str, *, draws: int = 1, stride: int = 1, recover_every: int = 10) -> Tally:
@@ -82,6 +85,19 @@ def sweep(
         where = f"{scene.name}, {kind}, at operation {at}{' of all' if opening else ''}"
         _look_back(played, scene, tally, where, random.Random(f"{seed} {where}"))
         at += stride
+
+
+def sweep_apart(work: tuple[str, int, bool, str, int]) -> tuple[Tally, int]:
+    """A sweep in a process that may do several; returns what was found, and how many failed commits were stored."""
+    name, number, opening, seed, stride = work
+    logging.getLogger("mainspring").setLevel(logging.CRITICAL)
+    with small_steps(), ablations.errors_for_stored_commits() as found:
+        return sweep(_scenes()[name], KINDS[number], seed, opening=opening, stride=stride), len(found)
+
+
+@cache
+def _scenes() -> dict[str, Scene]:
+    return all_scenes()
 
 
 def _look_back(played: Played, scene: Scene, tally: Tally, where: str, rng: random.Random) -> None:

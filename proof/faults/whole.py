@@ -10,7 +10,7 @@ from typing import Any
 from mainspring import Context, Engine, Retry, TaskHandle, TaskId
 from mainspring.errors import StoreUnavailable, SubmitIndeterminate
 from mainspring.tasks.lifecycle import COMPLETED
-from proof.world import PATIENCE_S, Final, Refused, Stored, Told, Trying, Wrong
+from proof.faults.world import PATIENCE_S, Final, Refused, Stored, Told, Trying, Wrong
 
 
 class Caller:

@@ -1,33 +1,24 @@
-"""A process that dies by SIGKILL before and after every SQL statement, and in the midst of every file operation.
-
-Each point is a child of its own that opens the store itself; then the next process recovers what is left, and what must
-hold is checked. Recovery is a scenario like the others: it is killed at each of its points too.
-"""
+"""Kill a child at each point of a scenario, and check what the next process makes of what is left."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import logging
 import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Self, get_args
+from typing import Self
 
 import msgspec
 
-from proof.figures import Figures
-from proof.judge import FILE, Promises, Violation, recovered, scratch
-from proof.nursery import Death, Moment, Order, read_ledger
-from proof.replay import put
-from proof.scenes import Scene, all_scenes, small_steps
-from proof.tally import Tally
-
-ROOT = Path(__file__).resolve().parent.parent
+from proof import ROOT
+from proof.faults.judge import FILE, Promises, recovered, scratch
+from proof.faults.replay import put
+from proof.faults.scenes import Scene
+from proof.faults.tally import Tally
+from proof.figures import Finding
+from proof.points.nursery import Death, Moment, Order, read_ledger
 
 
 class Nursery:
@@ -36,7 +27,7 @@ class Nursery:
     def __enter__(self) -> Self:
         paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "proof.nursery"],
+            [sys.executable, "-m", "proof.points.nursery"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,
@@ -114,52 +105,12 @@ def _check(folder: Path, death: Death, scene: Scene, tally: Tally, where: str) -
     promises = Promises(read_ledger(folder))
     found = asyncio.run(recovered(folder / FILE, promises, scene.recover))
     if death.error:
-        found.append(Violation("stuck", f"the child failed: {death.error}"))
+        found.append(Finding("stuck", f"the child failed: {death.error}"))
     tally.add(found, promises, where, {})
     tally.recovered += 1
     shutil.rmtree(folder)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m proof.points",
-        description="A process killed at every statement and in the midst of every file operation.",
-        epilog="Full size takes about 15 minutes on 2 cores, --stride 40 some seconds.",
-    )
-    parser.add_argument("--stride", type=int, default=1, help="try only every n-th point")
-    options = parser.parse_args(arguments)
-    logging.getLogger("mainspring").setLevel(logging.CRITICAL)
-    print("no seed: every point there is; the first violation names its own", flush=True)
-    figures, total, started = Figures(), Tally(), time.monotonic()
-    with small_steps(), Nursery() as nursery, scratch() as name:
-        scenes = all_scenes()
-        for scene, start in prepare(nursery, scenes, Path(name)).items():
-            for moment in get_args(Moment):
-                tally = walk(nursery, start, scenes[scene], moment, stride=options.stride)
-                figures.note(f"deaths in {scene}, {_WORDS[moment]}", tally.cases - 1)
-                total += tally
-        figures.note("points a second", total.cases / (time.monotonic() - started))
-        for ablation, (scene, stride) in CONTROLS.items():
-            tally = walk(nursery, Path(name, scene), scenes[scene], "before", stride=stride, ablation=ablation)
-            figures.some(f"violations with {ablation.replace('_', ' ')}", tally.violations.total())
-    figures.note("acknowledged tasks and told ends looked for", total.promises)
-    figures.none("of these lost", total.violations["lost"])
-    figures.none("work that never ends", total.violations["stuck"])
-    figures.none("ended more than once, or changed by a second recovery", total.violations["twice"])
-    figures.none("effects without their outcome, or the other way round", total.violations["half"])
-    figures.none("corrupt files and broken invariants", total.violations["corrupt"] + total.violations["broken"])
-    figures.none("anything else", total.violations["untrue"])
-    print(figures.table())
-    if total.first:
-        print(f"first: {total.first}")
-    return 0 if figures.are_met else 1
-
-
-_WORDS: dict[Moment, str] = {
-    "before": "before a statement",
-    "after": "after a statement",
-    "write": "within a file operation",
-}
 CONTROLS = {
     "answers_before_the_commit": ("small", 1),
     "effects_in_a_transaction_of_their_own": ("mixed", 20),
@@ -167,7 +118,3 @@ CONTROLS = {
     "buried_before_the_rescue": ("recovery", 20),
 }
 """Safeguards whose lack must show, each with the scene that shows it, and with how many of its points."""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,15 +17,14 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from pathlib import Path
 
-from proof import ablations
-from proof.campaigns import KINDS, cut, sweep
-from proof.figures import Figures
-from proof.replay import put
-from proof.scenes import Scene, all_scenes, small_steps
-from proof.tally import Tally
+from proof.disk.campaigns import KINDS, cut, sweep, sweep_apart
+from proof.faults import ablations
+from proof.faults.replay import put
+from proof.faults.scenes import Scene, all_scenes, small_steps
+from proof.faults.tally import Tally
+from proof.figures import Figures, announce, say
 
 OPENED = ("small", "recovery", "upgrade")
 """Scenes whose opening is broken too: a new file, one left by a dead process, one of an older version."""
@@ -35,7 +34,7 @@ def power_cuts(scenes: Sequence[Scene], seed: str, *, draws: int, stride: int) -
     total = Tally()
     for scene in scenes:
         total += cut(scene, seed, draws=draws, stride=stride)
-        _say(f"power cuts: {scene.name} done, {total.cases:,} in all")
+        say(f"power cuts: {scene.name} done, {total.cases:,} in all")
     return total
 
 
@@ -49,24 +48,11 @@ def faults(scenes: Iterable[str], seed: str, *, stride: int, jobs: int) -> tuple
     ]
     total, errors = Tally(), 0
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        for (name, number, opening, *_), (tally, wrong) in zip(work, pool.map(_sweep, work), strict=True):
+        for (name, number, opening, *_), (tally, wrong) in zip(work, pool.map(sweep_apart, work), strict=True):
             total += tally
             errors += wrong
-            _say(f"faults: {name}, {KINDS[number]}{', opening' * opening}: done, {total.cases:,} looks in all")
+            say(f"faults: {name}, {KINDS[number]}{', opening' * opening}: done, {total.cases:,} looks in all")
     return total, errors
-
-
-def _sweep(work: tuple[str, int, bool, str, int]) -> tuple[Tally, int]:
-    """One kind of fault at every operation of a scene, in a process that may do several of these."""
-    name, number, opening, seed, stride = work
-    logging.getLogger("mainspring").setLevel(logging.CRITICAL)
-    with small_steps(), ablations.errors_for_stored_commits() as found:
-        return sweep(_scenes()[name], KINDS[number], seed, opening=opening, stride=stride), len(found)
-
-
-@cache
-def _scenes() -> dict[str, Scene]:
-    return all_scenes()
 
 
 def controls(scenes: dict[str, Scene], seed: str, figures: Figures, *, stride: int) -> None:
@@ -112,10 +98,6 @@ def prove(figures: Figures, scenes: dict[str, Scene], seed: str, *, draws: int, 
 _NAMED = ("lost", "untrue", "stuck", "corrupt", "half", "broken", "twice")
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m proof.disk",
@@ -128,18 +110,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once")
     options = parser.parse_args(arguments)
     logging.getLogger("mainspring").setLevel(logging.CRITICAL)
-    print(f"seed {options.seed}: python -m proof.disk --seed {options.seed}", flush=True)
+    announce(options.seed, f"proof.disk --seed {options.seed} --draws {options.draws} --stride {options.stride}")
     figures = Figures()
     with small_steps():
-        scenes = _scenes()
+        scenes = all_scenes()
         found = prove(figures, scenes, options.seed, draws=options.draws, stride=options.stride, jobs=options.jobs)
         controls(scenes, options.seed, figures, stride=min(options.stride, 8))
-    print(figures.table())
     if found.first:
         folder = tempfile.mkdtemp(prefix="mainspring-proof-")
         put(found.image, Path(folder))
         print(f"first: {found.first}\nfiles: {folder}")
-    return 0 if figures.are_met else 1
+    return figures.conclude()
 
 
 if __name__ == "__main__":

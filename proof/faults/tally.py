@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from proof.judge import Promises, Violation
-from proof.replay import Image
+from proof.faults.judge import Promises
+from proof.faults.replay import Image
+from proof.figures import Finding
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,7 +21,7 @@ class Tally:
     first: str = ""  # what to look at
     image: Image = field(default_factory=dict)  # in these files
 
-    def add(self, found: list[Violation], promises: Promises, where: str, image: Image) -> None:
+    def add(self, found: list[Finding], promises: Promises, where: str, image: Image) -> None:
         self.cases += 1
         self.promises += len(promises.stored) + len(promises.final)
         if found and not self.first:

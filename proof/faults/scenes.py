@@ -17,13 +17,14 @@ from mainspring.errors import TaskError
 from mainspring.store.sqlite import graph, log
 from mainspring.store.sqlite import store as sqlite_store
 from mainspring.store.sqlite.connection import APPLICATION_ID
-from proof import scenarios, whole
-from proof.judge import FILE, Recover, scratch
-from proof.replay import Image, Replay, put
-from proof.vfs import Disk, Mark, Plan
-from proof.world import Maker, Told, World
+from proof import ROOT
+from proof.faults import scenarios, whole
+from proof.faults.judge import FILE, Recover, scratch
+from proof.faults.replay import Image, Replay, put
+from proof.faults.vfs import Disk, Mark, Plan
+from proof.faults.world import Maker, Told, World
 
-VERSION_1 = Path(__file__).resolve().parent.parent / "tests" / "store" / "fixtures" / "schema_1.sql"
+VERSION_1 = ROOT / "tests" / "store" / "fixtures" / "schema_1.sql"
 
 
 @contextlib.contextmanager

@@ -17,4 +17,4 @@ def _attempt_guard() -> None:
     WIDE["complete_many"] = widened("complete_many")
 
 
-GUARDS: dict[str, Callable[[], None]] = {"attempt": _attempt_guard}
+ABLATIONS: dict[str, Callable[[], None]] = {"attempt guard": _attempt_guard}

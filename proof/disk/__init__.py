@@ -1,0 +1,1 @@
+"""Power cuts and failing disks under the real store: `python -m proof.disk`; `campaigns` plays them."""
