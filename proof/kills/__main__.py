@@ -26,6 +26,7 @@ from proof.kills.loop import Outcome, run
 
 _SHOWN = 12
 _CONTROL_CYCLES = 20
+CONTROL_SLOWNESS = 5.0
 
 
 def report(figures: Figures, outcome: Outcome, without: str = "") -> None:
@@ -69,6 +70,7 @@ def main() -> int:
             crew = Crew(
                 folder=given.keep or Path(scratch), seed=given.seed, workers=given.workers,
                 submitters=given.submitters, without=[without] if without else [],
+                slowness=CONTROL_SLOWNESS if without else 1.0,
             )  # fmt: skip
             outcome = asyncio.run(run(crew, cycles, at_once=given.at_once, how=how, among=among))
         report(figures, outcome, without)

@@ -73,6 +73,7 @@ class Crew:
     workers: int
     submitters: int
     without: Sequence[str] = ()
+    slowness: float = 1.0  # of the handlers: the slower, the more stops find them at work, and the next attempt too
     members: list[Member] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -95,7 +96,7 @@ class Crew:
             self._add(f"worker{n}", "proof.kills.worker", store, stall_s, *self.without)
         for n in range(self.submitters):
             seed = f"{self.seed}-submitter{n}-{{starts}}"
-            self._add(f"submitter{n}", "proof.kills.submitter", store, stall_s, seed, f"submitter{n}")
+            self._add(f"submitter{n}", "proof.kills.submitter", store, stall_s, seed, f"submitter{n}", str(self.slowness))
         try:
             await asyncio.gather(*(member.start() for member in self.members))
             yield

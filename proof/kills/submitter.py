@@ -1,4 +1,4 @@
-"""A submitter to be killed: `python -m proof.kills.submitter STORE STALL_S SEED NAME`; submits until SIGTERM.
+"""A submitter to be killed: `python -m proof.kills.submitter STORE STALL_S SEED NAME SLOWNESS`; submits until SIGTERM.
 
 It notes what it is about to ask and what it was told. Started again under the same name it submits its last keys anew:
 whether they were stored the first time nobody has told it.
@@ -25,10 +25,11 @@ _KEYS_AGAIN = 6
 
 
 class Submitter:
-    def __init__(self, engine: Engine, name: str, rng: random.Random) -> None:
+    def __init__(self, engine: Engine, name: str, rng: random.Random, slowness: float) -> None:
         self._engine = engine
         self._name = name
         self._rng = rng
+        self._slowness = slowness
         self._recent: deque[TaskHandle] = deque(maxlen=40)
         self._n = 0
         self.stopping = asyncio.Event()
@@ -80,7 +81,7 @@ class Submitter:
         return self._n
 
     def _seconds(self) -> float:
-        return self._rng.choice((0.0, 0.005, 0.02, 0.08, 0.3))
+        return self._slowness * self._rng.choice((0.0, 0.005, 0.02, 0.08, 0.3))
 
     async def _plain(self, parents: Any = None) -> TaskHandle | None:
         function = self._rng.choice((handlers.waits, handlers.waits, handlers.blocks, handlers.computes))
@@ -152,9 +153,9 @@ class Submitter:
             say("seen", handle.id, answer=result.status.value)
 
 
-async def main(store: Path, stall_s: float, seed: str, name: str) -> None:
+async def main(store: Path, stall_s: float, seed: str, name: str, slowness: float) -> None:
     async with handlers.engine_on(store, worker=False, stall_s=stall_s) as engine:
-        submitter = Submitter(engine, name, random.Random(seed))
+        submitter = Submitter(engine, name, random.Random(seed), slowness)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, submitter.stopping.set)
         await submitter.begin_again()
         async with asyncio.TaskGroup() as clients:
@@ -163,4 +164,4 @@ async def main(store: Path, stall_s: float, seed: str, name: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4]))
+    asyncio.run(main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4], float(sys.argv[5])))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from proof.kills.__main__ import CONTROL_SLOWNESS
 from proof.kills.check import Evidence, check
 from proof.kills.killer import Crew
 from proof.kills.ledger import Line, Word
@@ -22,7 +23,9 @@ CYCLES = 10
 
 
 def crew_in(folder: Path, *without: str) -> Crew:
-    return Crew(folder=folder, seed=1, workers=3, submitters=1, without=without)
+    return Crew(
+        folder=folder, seed=1, workers=3, submitters=1, without=without, slowness=CONTROL_SLOWNESS if without else 1.0
+    )
 
 
 @pytest.fixture(scope="module")
