@@ -96,7 +96,9 @@ class Crew:
             self._add(f"worker{n}", "proof.kills.worker", store, stall_s, *self.without)
         for n in range(self.submitters):
             seed = f"{self.seed}-submitter{n}-{{starts}}"
-            self._add(f"submitter{n}", "proof.kills.submitter", store, stall_s, seed, f"submitter{n}", str(self.slowness))
+            self._add(
+                f"submitter{n}", "proof.kills.submitter", store, stall_s, seed, f"submitter{n}", str(self.slowness)
+            )
         try:
             await asyncio.gather(*(member.start() for member in self.members))
             yield

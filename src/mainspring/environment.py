@@ -57,6 +57,25 @@ class Turns:
         self.wait: Callable[[], object] = semaphore.acquire
 
 
+class Ticker:
+    """Calls a function every so often, in a thread of its own, until it is stopped."""
+
+    def __init__(self, period_s: float, tick: Callable[[], None], name: str) -> None:
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(period_s, tick), name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self, period_s: float, tick: Callable[[], None]) -> None:
+        while not self._stopped.wait(period_s):
+            tick()
+
+    def stop(self) -> None:
+        """Return when it is called no more; from within its own call it is the last one."""
+        self._stopped.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+
 class Strand(Protocol):
     """Work beside the event loop: it goes on from each `yield` when its signal is raised."""
 
@@ -155,6 +174,10 @@ class Environment:
         thread = threading.Thread(target=run, args=args, name=name, daemon=True)
         thread.start()
         return thread
+
+    def every(self, period_s: float, tick: Callable[[], None], name: str) -> Ticker:
+        """Call a function again and again, whatever blocks the calling thread meanwhile. Whoever starts it stops it."""
+        return Ticker(period_s, tick, name)
 
     def thread_ident(self) -> int:
         return threading.get_ident()

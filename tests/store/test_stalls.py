@@ -167,6 +167,51 @@ async def test_a_living_process_is_not_silent(path: Path, spawn: Spawn) -> None:
         assert [(await store.info(id)).worker for id in sent] == [peer.name] * 2
 
 
+class Suspended(Environment):
+    """Of a machine that can sleep: wall clocks go on meanwhile, the clock of differences may or may not."""
+
+    def __init__(self, *, counts_sleep: bool) -> None:
+        self.slept_s = 0
+        self._counts_sleep = counts_sleep
+
+    def wall_ms(self) -> int:
+        return super().wall_ms() + self.slept_s * 1000
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.slept_s * self._counts_sleep
+
+
+@pytest.mark.parametrize("counts_sleep", [True, False])
+async def test_a_suspended_machine(path: Path, spawn: Spawn, counts_sleep: bool) -> None:
+    """All processes sleep for a day and wake up: nobody takes what another one holds, and what was held is finished by
+    its holder, the first time."""
+    env = Suspended(counts_sleep=counts_sleep)
+    async with serving(path, env=env, stall_s=60.0) as (store, _):
+        peer = await spawn("hold", 3)
+        sent = await submit(store, *(new() for _ in range(3)))
+        await held_and_stopped(path, peer, 3, running=1)
+        vigil: Vigil = store._caretaker._over_all
+
+        async def silent() -> bool:
+            return vigil._seen.get(peer.name, (0, 0.0))[1] > 0.5
+
+        async def looked() -> bool:
+            return vigil._last > awake_s + 0.5
+
+        await eventually(silent)
+        env.slept_s = 86_400
+        awake_s = env.monotonic()
+        await eventually(looked)
+        peer.send(signal.SIGCONT)
+        assert [((await store.info(id)).worker, (await store.info(id)).attempt) for id in sent] == [(peer.name, 1)] * 3
+
+        async def completed() -> bool:
+            return {await status(store, id) for id in sent} == {TaskStatus.COMPLETED}
+
+        await peer.tell("finish")
+        await eventually(completed)
+
+
 async def test_a_task_that_stalls_every_process_fails(path: Path, spawn: Spawn) -> None:
     """Taken back unfinished as often as a drain may do it, it is FAILED, and the error says what it did."""
     async with serving(path, stall_s=STALL_S) as (store, _):

@@ -11,6 +11,7 @@ from typing import Any
 from mainspring.environment import Environment
 from mainspring.errors import TaskCancelled
 from mainspring.execution.base import Channel, Report, Work
+from mainspring.execution.blocked import LoopWatch
 from mainspring.execution.copies import Original, leave
 from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
@@ -34,10 +35,13 @@ class LoopRunner(Original):
         self._processors = processors
         self._submit = submit
         self._env = env
+        self._watch: LoopWatch | None = None
         self._running: dict[tuple[bytes, int], _Drive] = {}  # an attempt that was given up may outlive the next one
 
     def run(self, work: Work, channel: Channel) -> Report | Awaitable[Report]:
         env = self._env
+        if self._watch is None:
+            self._watch = LoopWatch(env)
         try:
             item = item_of(work, channel, self._submit)
         except Exception as exc:  # noqa: BLE001 - a stored payload that does not decode is that attempt's failure
@@ -92,7 +96,9 @@ class LoopRunner(Original):
         return False  # a coroutine may swallow its cancellation
 
     async def close(self) -> None:
-        """Nothing was taken."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
 
 async def _wind_up(context: Context, outcome: Outcome, usage: Usage) -> Report:

@@ -16,7 +16,7 @@ import apsw
 from mainspring.environment import HERE, Environment, Random
 from mainspring.testing.simulator.loop import SimLoop, SimTask
 from mainspring.testing.simulator.sockets import SimSocket
-from mainspring.testing.simulator.strands import Died, SimSignal, SimStrand
+from mainspring.testing.simulator.strands import NEVER, Died, SimSignal, SimStrand
 
 T = TypeVar("T")
 EPOCH_S = 1_800_000_000
@@ -139,6 +139,9 @@ class Process(Environment):
 
     def turns(self) -> Any:
         return SimSignal(self, adds_up=True)
+
+    def every(self, period_s: float, tick: Callable[[], None], name: str) -> Any:
+        return NEVER  # callbacks take no time here: nothing could block the loop
 
     def start_strand(self, name: str, steps: Iterator[None], signal: Any) -> SimStrand:
         return SimStrand(self, name, steps, signal)

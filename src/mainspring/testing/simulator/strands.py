@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from mainspring.testing.simulator.machine import Process
@@ -76,3 +76,13 @@ class SimStrand:
 
     async def ended(self) -> None:
         await self._over.wait()
+
+
+class _Never:
+    """Stands for what calls a function every so often."""
+
+    def stop(self) -> None:
+        """It has not begun."""
+
+
+NEVER: Final = _Never()
