@@ -82,7 +82,8 @@ def _run(seed: int, shape: Shape, order: Order, folder: Path) -> Outcome:
         tasks=known.numbers,
     )
     loop.set_exception_handler(lambda *_: None)
-    loop.end_frames()
+    with _listening(world):  # what frames say while they end is of no interest any more
+        loop.end_frames()
     loop.close()
     return outcome
 

@@ -56,6 +56,7 @@ class Node:
     async def _run(self) -> None:
         """What the process's main program does."""
         world = self.world
+        began_in_trouble = world.is_troubled
         engine = self.engine = Roomy(world.path, world.shape.config, env=self.process)
         for handler in handlers().values():
             engine.executor.register(handler)
@@ -63,7 +64,7 @@ class Node:
             await engine.start()
         except TaskError as exc:
             world.note(self.name, "can't start", error=exc)
-            if not world.is_troubled and "simulated" not in str(exc):  # what struck may show later
+            if not began_in_trouble:  # what struck then may show later
                 world.witness.accuse("opening", None, "can't start although nothing is wrong", error=str(exc))
             self.fall()
             return
