@@ -2,7 +2,7 @@
 
     python -m proof --list          what there is, and how long it takes
     python -m proof                 all of it at full size, into docs/proof.md
-    python -m proof --ci            all of it at the size for each change, about ten minutes
+    python -m proof --ci            all of it at the size for each change, about eight minutes
     python -m proof.disk --help     one program by itself
 
 A program breaks what the store stands on, and looks whether what was told to callers still holds:

@@ -159,6 +159,16 @@ def test_generated_pages_are_current() -> None:
     assert pages == {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in pages}
 
 
+def test_what_shows_a_promise_is_there() -> None:
+    """Each promise and each invariant in docs/guarantees.md names what shows it, and every file and test named exists."""
+    page = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| **")]
+    assert [row for row in rows if "`tests/" not in row and "nothing is promised" not in row] == []
+    for path, test in re.findall(r"`(tests/[\w/.]+)(?:::(\w+))?`", page):
+        assert (ROOT / path).exists(), path
+        assert not test or f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), test
+
+
 def test_links_between_pages_hold() -> None:
     """A relative link in README.md, CONTRIBUTING.md or docs/ leads to a file that is there."""
     broken = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from proof import ROOT
 from proof.figures import Figures
 from proof.simulation.__main__ import try_worlds
 from proof.simulation.ablations import SAFEGUARDS, ablate
@@ -22,6 +23,12 @@ def test_what_takes_a_safeguard_away_still_fits_the_code(safeguard: object) -> N
         changed = [getattr(edit.owner, edit.name) for edit in safeguard.edits]  # type: ignore[attr-defined]
         assert all(new is not old for new, old in zip(changed, before, strict=True))
     assert [getattr(edit.owner, edit.name) for edit in safeguard.edits] == before  # type: ignore[attr-defined]
+
+
+def test_every_safeguard_stands_beside_its_promise() -> None:
+    """docs/guarantees.md names each where the invariant stands that falls with it."""
+    page = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    assert [safeguard.name for safeguard in SAFEGUARDS if safeguard.name not in page] == []
 
 
 @pytest.mark.parametrize("name", QUICK)
