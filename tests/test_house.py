@@ -160,7 +160,7 @@ def test_generated_pages_are_current() -> None:
 
 
 def test_what_shows_a_promise_is_there() -> None:
-    """Each promise and each invariant in docs/guarantees.md names what shows it, and every file and test named exists."""
+    """Each promise and invariant in docs/guarantees.md names what shows it, and every file and test named exists."""
     page = (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| **")]
     assert [row for row in rows if "`tests/" not in row and "nothing is promised" not in row] == []

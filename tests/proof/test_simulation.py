@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from proof import ROOT
 from proof.figures import Figures
 from proof.simulation.__main__ import try_worlds
 from proof.simulation.ablations import SAFEGUARDS, ablate
+
+from proof import ROOT
 
 QUICK = (
     "one order", "retry limit", "not before", "waiters", "idempotency", "edge walk", "conditional cancel", "slots",
