@@ -10,13 +10,14 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import uuid_utils
 
 if TYPE_CHECKING:
+    import asyncio
     import socket
     from pathlib import Path
 
@@ -101,6 +102,8 @@ class _ThreadStrand:
 
 ThreadEvent = threading.Event
 ThreadLocal = threading.local
+_sleep = time.sleep
+"""Taken now: a test may put something in its place."""
 
 
 class Environment:
@@ -127,7 +130,7 @@ class Environment:
 
     def sleep(self, seconds: float) -> None:
         """Block the calling thread."""
-        time.sleep(seconds)
+        _sleep(seconds)
 
     def random_bytes(self, n: int) -> bytes:
         """Bytes that nobody can guess."""
@@ -197,6 +200,12 @@ class Environment:
         import asyncio  # child processes do without
 
         return await asyncio.to_thread(run, *args)
+
+    def on_loop(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+        """Return what a coroutine returns that runs on a loop in another thread. Blocks."""
+        import asyncio
+
+        return asyncio.run_coroutine_threadsafe(work, loop).result()
 
 
 SYSTEM: Final = Environment()

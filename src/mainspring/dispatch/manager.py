@@ -385,7 +385,7 @@ class TaskManager:
             running = None
         if running is self._loop:
             return asyncio.ensure_future(self._store_child(task))
-        return asyncio.run_coroutine_threadsafe(self._store_child(task), self._loop).result()
+        return self._env.on_loop(self._loop, self._store_child(task))
 
     async def _store_child(self, task: Task) -> TaskId:
         """Return the id that it has in the store: another one where its idempotency key has a task already."""

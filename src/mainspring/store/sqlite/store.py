@@ -230,7 +230,7 @@ class SqliteStore:
 
     def write_from_thread(self, run: Callable[[apsw.Cursor], T]) -> T:
         """Like `write`, blocking, for threads other than the loop's."""
-        return asyncio.run_coroutine_threadsafe(self.write(lambda tx: run(tx.cursor)), self._loop).result()
+        return self.env.on_loop(self._loop, self.write(lambda tx: run(tx.cursor)))
 
     async def read(self, run: Callable[[apsw.Connection], T]) -> T:
         """Run a function on the reading connection, in its thread."""
