@@ -81,6 +81,14 @@ class ModelManager:
             _close(old)
         return self._info_of(slot)
 
+    def learn(self, other: ModelManager) -> None:
+        """Know the models that another manager knows; what it has loaded stays its own."""
+        with other._lock:
+            theirs = list(other._slots.values())
+        with self._lock:
+            for slot in theirs:
+                self._slots.setdefault(slot.model_id, _Slot(slot.model_id, slot.source))
+
     def known(self, model_id: str) -> bool:
         """Whether the id is registered or found in a folder. Loads nothing."""
         return self._find(model_id) is not None

@@ -60,7 +60,7 @@ def simulate(seed: int) -> Outcome:
 def _run(seed: int, shape: Shape, order: Order, folder: Path) -> Outcome:
     loop = SimLoop(order)
     path = folder / "work.db"
-    path.write_bytes(_empty_store())
+    path.write_bytes(empty_store())
     world = World(seed, shape, loop, path)
     known = Known(shape.tasks)
     loop.set_exception_handler(lambda _, context: _report(world, context))
@@ -215,7 +215,7 @@ def _folder() -> Iterator[Path]:
 
 
 @lru_cache(1)
-def _empty_store() -> bytes:
+def empty_store() -> bytes:
     """The file of a store without tasks: copying it is cheaper than making it."""
     with _folder() as folder:
         path = folder / "empty.db"

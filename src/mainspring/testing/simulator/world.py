@@ -120,13 +120,18 @@ class Node:
         self.is_up, self.is_over = False, True
         self.process.die()
         if self.engine is not None:
-            store: Any = self.engine.manager.store
-            if store._life is not None:
-                store._life._unmap()  # shared memory outlives it, and holds the lock like a descriptor
-                store._life._fd = -1
-            if store._caretaker._lock is not None:
-                store._caretaker._lock._fd = -1
+            let_go(self.engine)
         self.world.gone(self)
+
+
+def let_go(engine: Engine) -> None:
+    """Take back what the system takes back of a process that died, beside its descriptors."""
+    store: Any = engine.manager.store
+    if store._life is not None:
+        store._life._unmap()  # shared memory outlives it, and holds the lock like a descriptor
+        store._life._fd = -1
+    if store._caretaker._lock is not None:
+        store._caretaker._lock._fd = -1
 
 
 class Unlimited(ResourceMonitor):
