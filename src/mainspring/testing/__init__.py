@@ -1,6 +1,6 @@
-"""What users and the project itself test with: simulated engines, and the checker of a store's invariants.
+"""What users and the project itself test with: simulated engines and crashes, and the checker of a store's invariants.
 
-In: a store's file, open or not, and what was seen from outside; or a user's handlers. Out: what breaks.
+In: a store's file, open or not, and what was seen from outside; or a user's handlers and scenarios. Out: what breaks.
 The names here are public. They load when first used: the pytest plugin beside them is loaded by every run of pytest.
 """
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mainspring.testing.history import ROWS, check_history
+    from mainspring.testing.stage.crashes import Crashes, CrashesBroken, CrashReport
     from mainspring.testing.stage.engine import SimulatedEngine, SimulatedSync, StillPending
     from mainspring.testing.stage.lanes import Crash
     from mainspring.testing.stage.loop import NoOutside
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "history": "ROWS check_history",
+    "stage.crashes": "CrashReport Crashes CrashesBroken",
     "stage.engine": "SimulatedEngine SimulatedSync StillPending",
     "stage.lanes": "Crash",
     "stage.loop": "NoOutside",
@@ -30,6 +32,9 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 __all__ = [
     "ROWS",
     "Crash",
+    "CrashReport",
+    "Crashes",
+    "CrashesBroken",
     "NoOutside",
     "NothingHappens",
     "SimulatedEngine",

@@ -16,18 +16,22 @@ import pytest
 if TYPE_CHECKING:
     from mainspring.config import EngineConfig
     from mainspring.engine import Engine
-    from mainspring.testing import SimulatedEngine
+    from mainspring.testing import Crashes, SimulatedEngine
     from mainspring.testing.stage.stage import Stage
 
 _STAGE = pytest.StashKey["Stage"]()
 _STANDING = pytest.StashKey[set[str]]()
 """The fixtures of a test that stand on an engine in virtual time, as far as they are set up."""
+_PLAYED = "mainspring_crashes"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mainspring", "tests of Mainspring handlers")
     group.addoption(
         "--mainspring-seed", type=int, default=0, metavar="N", help="another order of events in virtual time"
+    )
+    group.addoption(
+        "--mainspring-crash", metavar="N-before|N-after", help="of the crashes of a scenario, play this one alone"
     )
 
 
@@ -90,6 +94,25 @@ def mainspring_engine_for(
         yield engine_for
 
 
+@pytest.fixture
+def mainspring_crashes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashes]:
+    """Plays a scenario with its process killed before and after each durable step. See `Crashes.__call__`."""
+    from mainspring.testing import Crashes
+    from mainspring.testing.stage.process import sleep
+
+    seed, id = request.config.getoption("--mainspring-seed"), request.node.nodeid
+    crashes = Crashes(
+        tmp_path_factory.mktemp("mainspring"),
+        lambda point: f"pytest '{id}' --mainspring-seed {seed} --mainspring-crash {point}",
+        seed,
+        request.config.getoption("--mainspring-crash"),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("time.sleep", sleep)
+        yield crashes
+    request.node.user_properties += [(_PLAYED, str(report)) for report in crashes.reports]
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
     """Run a test that has an engine in virtual time, whatever would run its coroutine else."""
@@ -128,6 +151,20 @@ def pytest_fixture_setup(fixturedef: Any, request: pytest.FixtureRequest) -> Gen
         return (yield)
     finally:
         fixturedef.func = own
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    played = [
+        f"{report.nodeid}: {value}"
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        for name, value in getattr(report, "user_properties", ())
+        if name == _PLAYED and report.when == "teardown"
+    ]
+    if played:
+        terminalreporter.section("mainspring crashes")
+        for line in played:
+            terminalreporter.line(line)
 
 
 def _refuse_trio(item: pytest.Function) -> None:

@@ -13,7 +13,7 @@ import numpy  # noqa: F401 - what an inner run imports first it also forgets, an
 import pytest
 
 import mainspring
-import mainspring.testing.stage.engine
+import mainspring.testing.stage.crashes
 
 ROOT = Path(__file__).resolve().parents[3]
 ALONE = [f"-pno:{name}" for name in ("anyio", "asyncio", "hypothesispytest", "platformdirs")]

@@ -35,7 +35,7 @@ def test_the_public_names_are_there() -> None:
 def test_the_fixtures_are_described(run: Run) -> None:
     """`pytest --fixtures` and `pytest --help` tell of them."""
     fixtures = run("", options=["--fixtures"]).stdout.str()
-    for name in ("mainspring_engine", "mainspring_engine_for", "mainspring_config"):
+    for name in ("mainspring_engine", "mainspring_engine_for", "mainspring_crashes", "mainspring_config"):
         assert f"\n{name} -- " in fixtures
     assert "_mainspring_stage" not in fixtures
     assert "--mainspring-seed" in run("", options=["--help"]).stdout.str()

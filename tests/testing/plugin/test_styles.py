@@ -186,7 +186,7 @@ def test_under_pytest_asyncio(run: Run, mode: str) -> None:
 
 
 def test_what_can_not_work_says_so(run: Run) -> None:
-    """The blocking face inside of an async test, lending an engine there, a network."""
+    """The blocking face inside of an async test, lending an engine there, playing crashes there, a network."""
     result = run(
         HANDLER,
         """
@@ -195,6 +195,9 @@ def test_what_can_not_work_says_so(run: Run) -> None:
 
         async def test_lending(mainspring_engine_for):
             mainspring_engine_for(Engine())
+
+        async def test_crashes(mainspring_engine, mainspring_crashes):
+            mainspring_crashes(lambda engine: asyncio.sleep(1))
 
         async def test_network(engine):
             await asyncio.open_connection("127.0.0.1", 80)
@@ -206,9 +209,10 @@ def test_what_can_not_work_says_so(run: Run) -> None:
             asyncio.run(engine.submit(engine.double, 1))
     """,
     )
-    result.assert_outcomes(failed=5)
+    result.assert_outcomes(failed=6)
     text = said(result)
     assert "InvalidInput: engine.sync would block the test's event loop; await the engine's own methods" in text
     assert "InvalidInput: call mainspring_engine_for in a fixture, or in a plain test" in text
+    assert "InvalidInput: crashes are played on event loops of their own; call it in a plain def test" in text
     assert "InvalidInput: this engine is in virtual time, and another event loop asks for it; let the test be" in text
     assert text.count("NoOutside: there is no network and no child process in virtual time") == 2
