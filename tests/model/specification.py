@@ -8,7 +8,7 @@ of the process that asks. What is refused raises the store's own errors and chan
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -240,18 +240,28 @@ class Model:
         """Outcome, effects, children and the tasks the output stands for: all of it, or the attempt has failed."""
         try:
             with self.all_or_nothing():
-                self.submit(outcome.children, now, is_limited=False)
+                stand_ins = self._submit_children(outcome.children, now)
                 self.effects += outcome.effects
                 if outcome.refusal is not None:
                     raise _Refused(outcome.refusal)
                 self._end(task, "completed", outcome.ended, None)
-                task.output, task.stands_for = outcome.output, outcome.stands_for
+                task.output = outcome.output
+                task.stands_for = _renamed(outcome.stands_for, stand_ins)
                 self._hand_over(task)
         except (Conflict, InvalidInput, TaskNotFound, _Refused) as exc:
             error = exc.error if isinstance(exc, _Refused) else type(exc).__name__
             self._end(task, "failed", outcome.ended, error)
             return "failed", error
         return "completed", None
+
+    def _submit_children(self, children: Sequence[Task], now: int) -> dict[bytes, bytes]:
+        """Return, for children whose key has a task already, that task: whatever refers to the child refers to it."""
+        stand_ins: dict[bytes, bytes] = {}
+        for child in children:
+            id, _ = self._submit(replace(child, parents=_renamed(child.parents, stand_ins)), now)
+            if id != child.id:
+                stand_ins[child.id] = id
+        return stand_ins
 
     def _hand_over(self, task: Task) -> None:
         """Those that depend on a task depend on what its output stands for too; nobody may come to depend on itself."""
@@ -413,3 +423,7 @@ class _Refused(Exception):
     def __init__(self, error: str) -> None:
         super().__init__(error)
         self.error = error
+
+
+def _renamed(ids: Sequence[bytes], stand_ins: Mapping[bytes, bytes]) -> tuple[bytes, ...]:
+    return tuple(dict.fromkeys(stand_ins.get(id, id) for id in ids))

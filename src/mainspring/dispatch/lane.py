@@ -192,11 +192,11 @@ class LaneDesk:
             self._pace(passed)
 
     def _pace(self, passed: float) -> None:
-        """Set the limit by the rate of the time in which something ran."""
+        """Set the limit by the rate of the time in which something ran; it grows by no more than has ended in it."""
         if self._taking:
             busy = max(passed - self._at_rest, 1e-6)
             ahead = int(self._ended / busy * self._prefetch_s)
-            self.port.limit = self.slots + min(ahead, self._config.prefetch_max)
+            self.port.limit = self.slots + min(ahead, self._ended, self._config.prefetch_max)
             self._ended = 0
             self._at_rest = 0.0
             self._window_at += passed

@@ -74,7 +74,7 @@ def submit_children(tx: Transaction, tasks: Sequence[NewTask]) -> dict[bytes, by
             (accepted,) = submit_again(tx, [task], is_limited=False)
         else:
             refuse_large_referrer(task.flags & BLOB_INPUT)
-            after = [stand_ins.get(id, id) for id in task.after]
+            after = list(dict.fromkeys(stand_ins.get(id, id) for id in task.after))
             changed = msgspec.structs.replace(task, after=after, input=with_refs(task.input, stand_ins))
             (accepted,) = submit_again(tx, [changed], is_limited=False)
         if accepted.id != task.id:

@@ -192,7 +192,7 @@ def _apply(tx: Transaction, finish: Finish) -> tuple[bytes | None, tuple[bytes, 
     stand_ins = submit_children(tx, finish.children) if finish.children else {}
     if output is not None and not stand_ins.keys().isdisjoint(refs):
         refuse_large_referrer(finish.flags & BLOB_OUTPUT)
-        output, refs = with_refs(output, stand_ins), tuple(stand_ins.get(id, id) for id in refs)
+        output, refs = with_refs(output, stand_ins), tuple(dict.fromkeys(stand_ins.get(id, id) for id in refs))
     for effect in finish.effects:
         applier = tx.memory.appliers.get(type(effect))
         if applier is None:
