@@ -21,7 +21,7 @@ from mainspring.dispatch.course import Course
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.manager import TaskManager
 from mainspring.execution.threads import ThreadRunner
-from mainspring.store.sqlite import commands, graph, intake, outcomes, statements, store, upkeep
+from mainspring.store.sqlite import claims, commands, graph, intake, outcomes, statements, store, upkeep
 from mainspring.store.sqlite.caretaker import Caretaker
 from mainspring.store.sqlite.store import SqliteStore
 from mainspring.store.sqlite.writer import Writer
@@ -317,7 +317,17 @@ SAFEGUARDS: Final = (
     Safeguard(
         "data version",
         "what other processes committed is seen",
-        (Edit(Writer, "_catch_up", "if version != self._seen_version:", "if self._seen_version < 0:"),),
+        (Edit(Writer, "_catch_up", "if version != self._seen_version or", "if self._seen_version < 0 or"),),
+    ),
+    Safeguard(
+        "news",
+        "other processes learn where tasks became ready",
+        (Edit(claims, "tell", "if not tx.ready or not memory.has_peers:", "if True:"),),
+    ),
+    Safeguard(
+        "bounds",
+        "a better task in a class that is known is not passed over",
+        (Edit(claims, "claim", "_note(tx, class_id)", "_note(tx, class_id, (1 << 62, 0))"),),
     ),
     Safeguard(
         "welcome",

@@ -41,7 +41,7 @@ HOT = (
     "promote next_due overdue next_deadline heirs_results lacks_parent state_by_id outcome_by_id held_by put_progress "
     "has_live_child is_stood_for prune_task prunable prune_attempts prune_edges prune_keys prune_progress "
     "prune_stands_for prune_payload_blobs prune_retried blob_in_use whole_task attempts_of parents_ids retry_links "
-    "depends_on next_cascade"
+    "depends_on next_cascade add_news span_of_news news_after drop_news another_worker"
 ).split()
 
 
@@ -71,7 +71,7 @@ def test_hot_statements_stand_on_indexes(connection: apsw.Connection, name: str)
     """Nothing that runs for each task, claim or end looks at all rows or sorts: its cost doesn't grow with the
     queue."""
     steps = plan(connection, name)
-    big = r"\bSCAN (task|edge|attempt|idempotency|tombstone|stands_for|retried|payload_blob)\b"
+    big = r"\bSCAN (task|edge|attempt|idempotency|tombstone|stands_for|retried|payload_blob|news|worker)\b"
     whole = [step for step in steps if re.search(big, step) and not re.search(r"USING (COVERING )?INDEX", step)]
     assert whole == []
     assert not [step for step in steps if "TEMP B-TREE" in step and "json_each" not in SQL[name]]

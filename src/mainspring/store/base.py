@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
+from mainspring.store.ready import Ready
 from mainspring.tasks import (
     Effect,
     ErrorInfo,
@@ -186,7 +187,7 @@ class Lane:
         self.released = 0  # claims that don't count any more; counted by the worker
         self.taken = 0  # claims handed over; counted by the store
         self.types: frozenset[str] = frozenset()
-        self.ready: set[int] = set()  # classes that may have ready tasks; kept by the store
+        self.ready = Ready()  # classes that may have ready tasks; kept by the store
 
     def room(self) -> int:
         return self.limit + self.released - self.taken

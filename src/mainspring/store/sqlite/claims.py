@@ -2,51 +2,116 @@
 
 from __future__ import annotations
 
-import heapq
-from itertools import islice
+from heapq import heappop, heappush, heapreplace
 
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, STANDS_FOR, Claimed, Lane, ParentResult
+from mainspring.store.ready import ANYWHERE, Place
 from mainspring.store.sqlite.transaction import Row, Rows, Transaction
 
+_KEPT_NEWS = 10_000
+"""Who missed more than these looks through everything."""
 
-def scan_ready(tx: Transaction) -> None:
-    """Look through the whole index for classes with ready tasks: one step a class, however many tasks it has."""
+
+def look(tx: Transaction, *, everywhere: bool) -> None:
+    """Find the classes in which other processes made tasks ready since the last look; at first, all that have some."""
+    memory = tx.memory
+    oldest, newest = tx.one("span_of_news")
+    if everywhere or (oldest is not None and oldest > memory.seen_news + 1):
+        _look_everywhere(tx)
+    else:
+        for class_id in {row[0] for row in tx.run("news_after", memory.seen_news)}:
+            _note(tx, class_id)
+    memory.seen_news = newest or 0
+    memory.has_peers = tx.one("another_worker", memory.owner) is not None
+
+
+def _look_everywhere(tx: Transaction) -> None:
+    """Go through the whole index: one step a class, however many tasks it has."""
+    for lane in tx.memory.lanes.values():
+        lane.ready.clear()
     class_id = -1
     while (row := tx.one("next_ready_class", class_id)) is not None:
         class_id = int(row[0])
-        tx.class_key(class_id)
-        tx.ready.add(class_id)
+        _note(tx, class_id, (row[1], row[2]))
+
+
+def _note(tx: Transaction, class_id: int, bound: Place = ANYWHERE) -> None:
+    lane = tx.lane_for(class_id)
+    if lane is not None:
+        lane.ready.add(class_id, bound)
+
+
+def tell(tx: Transaction) -> None:
+    """Leave word for other processes of the classes that got ready tasks."""
+    memory = tx.memory
+    if not tx.ready or not memory.has_peers:
+        return
+    tx.run_wide("add_news", [(class_id,) for class_id in sorted(tx.ready)])
+    newest = tx.cursor.connection.last_insert_rowid()
+    if newest % _KEPT_NEWS < len(tx.ready):
+        tx.run("drop_news", newest - _KEPT_NEWS)
+    memory.seen_news = newest
 
 
 def claim(tx: Transaction, most: int) -> None:
     """Take what the lanes have room for, up to `most` each."""
+    for class_id in tx.ready:
+        _note(tx, class_id)
     for lane in tx.memory.lanes.values():
         room = min(tx.room(lane), most)
-        if room > 0:
+        if room > 0 and lane.ready:
             _claim_for(tx, lane, room)
 
 
-def _classes(tx: Transaction, lane: Lane) -> list[int]:
-    fresh = [class_id for class_id in tx.ready if class_id not in lane.ready and tx.lane_for(class_id) is lane]
-    return [class_id for class_id in lane.ready if tx.lane_for(class_id) is lane] + fresh
-
-
 def _claim_for(tx: Transaction, lane: Lane, room: int) -> None:
-    classes = _classes(tx, lane)
-    if not classes:
+    ready = lane.ready
+    if len(ready) > 1:
+        best = _best(tx, lane, room)
+        if best:
+            _take(tx, lane, tx.run("claim", tx.memory.owner, str(best)))
         return
-    if len(classes) == 1:
-        taken = _take(tx, lane, tx.run("claim_of_class", tx.memory.owner, classes[0], room))
-        if taken < room:
-            _nothing_left(tx, lane, classes[0])
-        return
-    heads = {class_id: tx.run("heads", class_id, room).fetchall() for class_id in classes}
-    best = list(islice(heapq.merge(*heads.values()), room))
-    if best:
-        _take(tx, lane, tx.run("claim", tx.memory.owner, str([seq for _, seq in best])))
-    for class_id, rows in heads.items():
-        if len(rows) < room and (not rows or rows[-1] <= best[-1]):
-            _nothing_left(tx, lane, class_id)
+    (class_id,) = ready
+    may_run = tx.lane_for(class_id) is lane
+    taken = _take(tx, lane, tx.run("claim_of_class", tx.memory.owner, class_id, room)) if may_run else 0
+    if taken < room:
+        _nothing_left(tx, lane, class_id)
+
+
+def _best(tx: Transaction, lane: Lane, room: int) -> list[int]:
+    """Return the best tasks of all classes. Only those are looked into whose bound goes before what is found so far."""
+    ready = lane.ready
+    found: dict[int, list[Place]] = {}  # the best of a class, the next one last
+    heads: list[tuple[Place, int]] = []
+    best: list[int] = []
+    while len(best) < room:
+        while (bound := ready.first()) is not None and (not heads or bound < heads[0][0]):
+            class_id = ready.pop()
+            if tx.lane_for(class_id) is not lane:  # paused, or served no more
+                continue
+            rows = tx.run("heads", class_id, room - len(best)).fetchall()
+            if rows:
+                rows.reverse()
+                found[class_id] = rows
+                heappush(heads, (rows[-1], class_id))
+            else:
+                _nothing_left(tx, lane, class_id)
+        if not heads:
+            break
+        place, class_id = heads[0]
+        best.append(place[1])
+        rows = found[class_id]
+        rows.pop()
+        if rows:
+            heapreplace(heads, (rows[-1], class_id))
+        else:
+            heappop(heads)
+            if len(best) < room:
+                _nothing_left(tx, lane, class_id)
+            else:
+                ready.add(class_id, place)
+    for place, class_id in heads:
+        ready.add(class_id, place)
+    return best
 
 
 def _take(tx: Transaction, lane: Lane, rows: Rows) -> int:

@@ -16,7 +16,7 @@ from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.store.base import STANDS_FOR, Ended
 from mainspring.store.sqlite.transaction import Transaction, first
 from mainspring.tasks import ErrorInfo, TaskId
-from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, PARENTS
+from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, PARENTS, READY
 
 REQUIRE, ALLOW_FAILURE, SKIP = range(3)
 TRAVEL_LIMIT = 1_000
@@ -92,7 +92,10 @@ def raise_parents(tx: Transaction, parents: Sequence[int], rank: int) -> None:
         if not queue:
             return
         seq = queue.popleft()
-        if tx.one("raise_rank", rank, seq, rank) is not None:
+        row = tx.one("raise_rank", rank, seq, rank)
+        if row is not None:
+            if row[1] == READY:
+                tx.ready.add(row[0])
             queue.extend(row[0] for row in tx.run("parents_of", seq))
 
 

@@ -45,8 +45,20 @@ SELECT coalesce(sum(n), 0) FROM tally WHERE class = 0 AND status IN (0, 1);
 SELECT rank, seq FROM task WHERE class = ? AND reason = 0 ORDER BY rank, seq LIMIT ?;
 
 -- name: next_ready_class
--- The first class after this one that has ready tasks: one step of a skip scan.
-SELECT class FROM task WHERE class > ? AND reason = 0 ORDER BY class LIMIT 1;
+-- The first class after this one that has ready tasks, with the best of them: one step of a skip scan.
+SELECT class, rank, seq FROM task WHERE class > ? AND reason = 0 ORDER BY class, rank, seq LIMIT 1;
+
+-- name: add_news
+INSERT INTO news (class) VALUES (?);
+
+-- name: span_of_news
+SELECT (SELECT min(n) FROM news), (SELECT max(n) FROM news);
+
+-- name: news_after
+SELECT class FROM news WHERE n > ?;
+
+-- name: drop_news
+DELETE FROM news WHERE n <= ?;
 
 -- name: claim
 -- PENDING (ready) -> PENDING (claimed)
@@ -184,7 +196,7 @@ SELECT max(n) FROM edge WHERE child = ?;
 
 -- name: raise_rank
 -- A parent takes the best rank of those that wait for it; one that runs may come back.
-UPDATE task SET rank = ? WHERE seq = ? AND status < 2 AND rank > ? RETURNING seq;
+UPDATE task SET rank = ? WHERE seq = ? AND status < 2 AND rank > ? RETURNING class, reason;
 
 -- name: parents_of
 SELECT parent FROM edge WHERE child = ?;
@@ -261,6 +273,9 @@ SELECT id, name, pid, host FROM worker WHERE ended_ms IS NULL;
 
 -- name: forget_worker
 DELETE FROM worker WHERE id = ?;
+
+-- name: another_worker
+SELECT 1 FROM worker WHERE ended_ms IS NULL AND id <> ? LIMIT 1;
 
 -- name: forget_workers
 DELETE FROM worker WHERE ended_ms < ?;

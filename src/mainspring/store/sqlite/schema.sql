@@ -1,4 +1,4 @@
--- Version 2. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
+-- Version 3. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
 -- since 1970 by the store's clock.
 
 -- What tasks of one kind have in common, interned: it leads the ready index, so that a class that may not run now costs
@@ -120,6 +120,13 @@ CREATE TABLE tombstone (
 
 CREATE INDEX tombstone_ended ON tombstone (ended_ms);
 
+-- Classes that got ready tasks, in the order of commits, for processes that look after another's commit. Written only
+-- while there are several; the newest are kept.
+CREATE TABLE news (
+    n     INTEGER PRIMARY KEY,
+    class INTEGER NOT NULL
+) STRICT;
+
 -- How many tasks a class has in each status; class 0 is all of them.
 CREATE TABLE tally (
     class  INTEGER NOT NULL,
@@ -145,6 +152,7 @@ CREATE TABLE worker (
     started_ms INTEGER NOT NULL,
     ended_ms   INTEGER
 ) STRICT;
+CREATE INDEX worker_open ON worker (id) WHERE ended_ms IS NULL;
 
 CREATE TABLE serves (
     worker INTEGER NOT NULL,

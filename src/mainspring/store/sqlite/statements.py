@@ -41,4 +41,7 @@ def _with_rows(sql: str, n: int) -> str:
 SCHEMA = _read(__package__, "schema.sql")
 SQL = named(__package__, "queries.sql")
 MIGRATIONS = named(__package__, "migrations.sql")
-WIDE = {name: widened(name) for name in ("insert_task", "complete_many", "insert_attempt", "insert_edge", "add_tally")}
+WIDE = {
+    name: widened(name)
+    for name in ("insert_task", "complete_many", "insert_attempt", "insert_edge", "add_tally", "add_news")
+}

@@ -260,8 +260,7 @@ class SqliteStore:
         return await asyncio.shield(changing)  # who asked may leave; the change is acted on all the same
 
     def _reload_pauses(self, _changed: asyncio.Task[Any]) -> None:
-        self._writer._seen_version = -1
-        self._writer.kick()
+        self._writer.look_anew()
         self._bell.ring(LOOK)
 
     async def register(self, types: Sequence[str], handlers: Sequence[HandlerRecord]) -> None:
@@ -276,8 +275,7 @@ class SqliteStore:
         self._port = port
         self._memory.lane_of_type = {kind: lane for lane in port.lanes.values() for kind in lane.types}
         self._memory.lanes = dict(port.lanes)
-        self._writer._seen_version = -1
-        self._writer.kick()
+        self._writer.look_anew()
 
     def stop_serving(self) -> None:
         self._memory.lanes = {}

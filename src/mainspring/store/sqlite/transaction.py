@@ -51,17 +51,12 @@ class Memory:
         self.lane_of_type: dict[str, Lane] = {}
         self.queue_size: int | None = None
         self.appliers: dict[type, Applier] = {}
+        self.has_peers = False  # other processes that may want to hear of ready tasks
+        self.seen_news = 0  # how far in `news` this process has looked
 
     def is_paused(self, key: ClassKey) -> bool:
         namespace, kind, group = key
         return any(a in ("", namespace) and b in ("", kind) and c in ("", group) for a, b, c in self.pauses)
-
-    def lane_for(self, class_id: int) -> Lane | None:
-        """The lane that may take from this class now."""
-        key = self.class_keys[class_id]
-        if self.pauses and self.is_paused(key):
-            return None
-        return self.lane_of_type.get(key[1])
 
 
 class Transaction:
@@ -95,7 +90,7 @@ class Transaction:
         self.stop_asked: list[bytes] = []
         self.tally: dict[tuple[int, int], int] = {}
         self.new_classes: dict[ClassKey, int] = {}
-        self.ready: set[int] = set()  # classes that got ready tasks
+        self.ready: set[int] = set()  # classes in which it makes tasks ready, or better ones
         self.taken: dict[str, int] = {}  # claims by lane
         self.travelled = 0  # children that heard of an end
         self.is_travelling = False  # ends are left that have to go on
@@ -221,6 +216,3 @@ class Transaction:
             lane = memory.lanes.get(name)
             if lane is not None:  # serving may have stopped meanwhile
                 lane.taken += n
-        for class_id in self.ready:
-            if (lane := memory.lane_for(class_id)) is not None:
-                lane.ready.add(class_id)

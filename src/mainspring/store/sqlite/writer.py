@@ -107,6 +107,7 @@ class Writer:
         self._more = False  # the last commit handed over as much as one may, or left ends to go on: there can be more
         self._is_travelling = False
         self._seen_version = -1
+        self._is_astray = True  # what memory says of ready classes may be wrong
         self._next_event: int | None = None
         self._outages = 0  # in a row
         self._doubtful: list[Claimed] = []  # handed over by a commit whose fate could not be told yet
@@ -118,6 +119,11 @@ class Writer:
 
     def kick(self) -> None:
         """Look again: a lane has room, or time has passed."""
+        self.signal.raise_()
+
+    def look_anew(self) -> None:
+        """Look through everything: what may run here has changed."""
+        self._is_astray = True
         self.signal.raise_()
 
     def stop(self) -> None:
@@ -151,6 +157,7 @@ class Writer:
         self._cursor = self.connection.cursor()
         self._log.watch(self.connection)
         self._seen_version = -1
+        self._is_astray = True
 
     def _makes_room(self, exc: BaseException) -> bool:
         """Whether the disk was full and is less so now. In a long outage it is tried less and less often."""
@@ -203,22 +210,28 @@ class Writer:
         assert self.connection is not None
         cursor = self._cursor
         cursor.execute("BEGIN IMMEDIATE")
+        is_astray = self._is_astray
+        if is_astray:
+            self._is_astray = False  # before the look: the loop may set it again meanwhile
         try:
             tx = Transaction(cursor, self._memory, self._now_ms())
             self._clear_doubt(tx)
-            self._catch_up(tx)
+            self._catch_up(tx, is_astray)
+            is_astray = False
             body(tx, group)
             if self._is_travelling:
                 graph.go_on(tx)
             self._next_event = upkeep.next_event_ms(tx)
             self._let_time_pass(tx)
-            if self._memory.lanes:
-                claims.claim(tx, self._batch)
+            is_astray = True  # with what it claims, until that is committed
+            claims.claim(tx, self._batch)
+            claims.tell(tx)
             for class_id in tx.ready:
                 tx.class_key(class_id)  # known to memory from the commit on, also where another process made it
             tx.write_tally()
         except BaseException:
             self._seen_version = -1  # what memory took over from this transaction is read anew
+            self._is_astray = self._is_astray or is_astray
             if self.connection.in_transaction:
                 cursor.execute("ROLLBACK")
             raise
@@ -240,13 +253,15 @@ class Writer:
             if row[2] & CANCEL_ASKED:
                 tx.stop_asked.append(claim.id)
 
-    def _catch_up(self, tx: Transaction) -> None:
+    def _catch_up(self, tx: Transaction, is_astray: bool) -> None:
         """What others committed and what time brought comes first, so that nothing new is handed over before it."""
         version = tx.cursor.execute("PRAGMA data_version").get
-        if version != self._seen_version:
+        if version != self._seen_version or is_astray:
             self._seen_version = version
-            self._memory.pauses = frozenset(tx.run("pauses").fetchall())
-            claims.scan_ready(tx)
+            before, pauses = self._memory.pauses, frozenset(tx.run("pauses").fetchall())
+            if pauses != before:
+                self._memory.pauses = pauses
+            claims.look(tx, everywhere=is_astray or not before <= pauses)
             self._next_event = upkeep.next_event_ms(tx)
         self._let_time_pass(tx)
 

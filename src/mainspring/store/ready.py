@@ -1,0 +1,60 @@
+"""Which classes may have ready tasks, in the order in which a claim has to look into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+from typing import Final
+
+Place = tuple[int, int]
+"""Where a task stands in the one order: rank and sequence."""
+ANYWHERE: Final[Place] = (-(1 << 63), 0)
+
+
+class Ready:
+    """Classes with a bound each: none of the ready tasks of a class goes before its bound.
+
+    A class is looked into only when its bound goes before everything that was found: a claim costs what it takes, not
+    what waits. A bound that is too low costs one look.
+    """
+
+    __slots__ = ("_bounds", "_heap")
+
+    def __init__(self) -> None:
+        self._bounds: dict[int, Place] = {}
+        self._heap: list[tuple[Place, int]] = []  # with entries of the past, which have another bound by now
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._bounds)
+
+    def add(self, class_id: int, bound: Place = ANYWHERE) -> None:
+        if self._bounds.get(class_id) == bound:
+            return
+        self._bounds[class_id] = bound
+        heappush(self._heap, (bound, class_id))
+        if len(self._heap) > 2 * len(self._bounds) + 64:
+            self._heap = [(bound, class_id) for class_id, bound in self._bounds.items()]
+            heapify(self._heap)
+
+    def discard(self, class_id: int) -> None:
+        self._bounds.pop(class_id, None)
+
+    def clear(self) -> None:
+        self._bounds.clear()
+        self._heap.clear()
+
+    def first(self) -> Place | None:
+        """Return the lowest bound."""
+        heap = self._heap
+        while heap and self._bounds.get(heap[0][1]) != heap[0][0]:
+            heappop(heap)
+        return heap[0][0] if heap else None
+
+    def pop(self) -> int:
+        """Take out the class with the lowest bound; `first` has just told it."""
+        _, class_id = heappop(self._heap)
+        del self._bounds[class_id]
+        return class_id
