@@ -14,10 +14,13 @@ import apsw
 
 from mainspring.errors import TaskError
 from mainspring.store.base import CrashEvidence
-from mainspring.store.sqlite import caretaker, graph, outcomes
-from mainspring.store.sqlite.caretaker import Caretaker
-from mainspring.store.sqlite.transaction import Transaction
-from mainspring.store.sqlite.writer import Group, Writer
+from mainspring.store.sql import caretaker, graph, outcomes
+from mainspring.store.sql.caretaker import Caretaker
+from mainspring.store.sql.transaction import Transaction
+from mainspring.store.sql.writer import Group
+from mainspring.store.sqlite.reader import FileView
+from mainspring.store.sqlite.transaction import SqliteTransaction
+from mainspring.store.sqlite.writer import SqliteWriter
 from proof.faults import world
 
 Ablation = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -26,14 +29,14 @@ Ablation = Callable[[], contextlib.AbstractContextManager[Any]]
 @contextlib.contextmanager
 def when_opened(change: Callable[[apsw.Connection], Any]) -> Iterator[None]:
     """Change each writing connection once it is open."""
-    real = Writer.open
+    real = SqliteWriter.open
 
-    def opened(self: Writer) -> None:
+    def opened(self: SqliteWriter) -> None:
         real(self)
         assert self.connection is not None
         change(self.connection)
 
-    with mock.patch.object(Writer, "open", opened):
+    with mock.patch.object(SqliteWriter, "open", opened):
         yield
 
 
@@ -53,21 +56,21 @@ def autocheckpoint() -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def answers_before_the_commit() -> Iterator[None]:
     """Callers are told once their rows are written, not once they are on the disk."""
-    real = Writer._transact
+    real = SqliteWriter._transact
 
-    def transact(self: Writer, group: Group, body: Any) -> Transaction:
+    def transact(self: SqliteWriter, group: Group, body: Any) -> Transaction:
         def early(tx: Transaction, group: Group) -> None:
             body(tx, group)
-            self._report(Transaction(None, self._memory, tx.now_ms), group, None)  # type: ignore[arg-type]
+            self._report(self._nothing(), group, None)
             _let_the_loop_turn(self)
 
         return real(self, group, early)
 
-    with mock.patch.object(Writer, "_transact", transact):
+    with mock.patch.object(SqliteWriter, "_transact", transact):
         yield
 
 
-def _let_the_loop_turn(writer: Writer) -> None:
+def _let_the_loop_turn(writer: SqliteWriter) -> None:
     """Wait in the writer's thread until whoever was told has noted it."""
     loop = writer._report.__self__._loop  # type: ignore[attr-defined]
     turned = threading.Event()
@@ -85,7 +88,7 @@ def _let_the_loop_turn(writer: Writer) -> None:
 @contextlib.contextmanager
 def no_look_after_a_failed_commit() -> Iterator[None]:
     """A commit that failed is taken for one that is not there."""
-    with mock.patch.object(Writer, "_resolve", return_value=False):
+    with mock.patch.object(SqliteWriter, "_resolve", return_value=False):
         yield
 
 
@@ -93,7 +96,9 @@ def no_look_after_a_failed_commit() -> Iterator[None]:
 def a_look_that_writes_nothing() -> Iterator[None]:
     """A commit that failed is looked for, but nothing takes its place in the log."""
     with (
-        mock.patch.object(Writer, "_settle", lambda self, tx, group: self._is_stored(tx, group)),
+        mock.patch.object(
+            SqliteWriter, "_settle", lambda self, tx, group: self._is_stored(tx, group, FileView(self.connection).one)
+        ),
         opening_that_writes_nothing(),
     ):
         yield
@@ -102,10 +107,10 @@ def a_look_that_writes_nothing() -> Iterator[None]:
 @contextlib.contextmanager
 def opening_that_writes_nothing() -> Iterator[None]:
     """Opening a store again commits nothing, which by itself breaks no promise."""
-    real = Writer.open
-    paths: WeakKeyDictionary[Writer, str] = WeakKeyDictionary()
+    real = SqliteWriter.open
+    paths: WeakKeyDictionary[SqliteWriter, str] = WeakKeyDictionary()
 
-    def opened(self: Writer) -> None:
+    def opened(self: SqliteWriter) -> None:
         if self not in paths:
             real(self)
             assert self.connection is not None
@@ -118,20 +123,20 @@ def opening_that_writes_nothing() -> Iterator[None]:
         self._log.watch(self.connection)
         self._seen_version = -1
 
-    with mock.patch.object(Writer, "open", opened):
+    with mock.patch.object(SqliteWriter, "open", opened):
         yield
 
 
 @contextlib.contextmanager
 def forgotten_outcomes() -> Iterator[None]:
     """What attempts ended with is not kept while the disk is broken."""
-    real = Writer._outage
+    real = SqliteWriter._outage
 
-    def outage(self: Writer, group: Group, exc: BaseException) -> None:
+    def outage(self: SqliteWriter, group: Group, exc: BaseException) -> None:
         group.finishes.clear()
         real(self, group, exc)
 
-    with mock.patch.object(Writer, "_outage", outage), mock.patch.object(world, "PATIENCE_S", 0.3):
+    with mock.patch.object(SqliteWriter, "_outage", outage), mock.patch.object(world, "PATIENCE_S", 0.3):
         yield
 
 
@@ -148,13 +153,13 @@ def ends_that_travel_later() -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def _later(module: ModuleType, name: str) -> Iterator[None]:
     """Let a step of each transaction have one of its own, after it."""
-    real, real_told = getattr(module, name), Writer._told
+    real, real_told = getattr(module, name), SqliteWriter._told
     late: list[Any] = []
 
-    def told(self: Writer, tx: Transaction, group: Group) -> None:
+    def told(self: SqliteWriter, tx: Transaction, group: Group) -> None:
         while late and self.connection is not None:
             self.connection.execute("BEGIN IMMEDIATE")
-            part = Transaction(self.connection.cursor(), self._memory, tx.now_ms)
+            part = SqliteTransaction(self.connection.cursor(), self._memory, tx.now_ms)
             with contextlib.suppress(TaskError):  # a refused effect is part of the scenario
                 real(part, late.pop(0))
                 part.write_tally()
@@ -164,7 +169,7 @@ def _later(module: ModuleType, name: str) -> Iterator[None]:
 
     with (
         mock.patch.object(module, name, lambda tx, what: late.append(what)),
-        mock.patch.object(Writer, "_told", told),
+        mock.patch.object(SqliteWriter, "_told", told),
     ):
         yield
 
@@ -175,7 +180,7 @@ def buried_before_the_rescue() -> Iterator[None]:
     real = Caretaker._rescue
 
     async def rescue(self: Caretaker, owner: int, evidence: CrashEvidence) -> None:
-        await self._store.write(lambda tx: caretaker._bury(tx, owner))
+        await self._store.write(lambda tx: caretaker.bury(tx, owner))
         await real(self, owner, evidence)
 
     with mock.patch.object(Caretaker, "_rescue", rescue):
@@ -185,13 +190,13 @@ def buried_before_the_rescue() -> Iterator[None]:
 @contextlib.contextmanager
 def errors_for_stored_commits() -> Iterator[list[object]]:
     """No ablation: count the commits that failed and were stored all the same."""
-    real = Writer._resolve
+    real = SqliteWriter._resolve
     found: list[object] = []
 
-    def resolve(self: Writer, tx: Transaction, group: Group) -> bool:
+    def resolve(self: SqliteWriter, tx: Transaction, group: Group) -> bool:
         is_stored = real(self, tx, group)
         found.extend([tx] * is_stored)
         return is_stored
 
-    with mock.patch.object(Writer, "_resolve", resolve):
+    with mock.patch.object(SqliteWriter, "_resolve", resolve):
         yield found

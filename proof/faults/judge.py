@@ -15,8 +15,8 @@ import apsw
 from tests.conformance.kit import OTHER
 
 from mainspring.errors import TaskError
+from mainspring.store.sql.transaction import Row
 from mainspring.store.sqlite.connection import APPLICATION_ID
-from mainspring.store.sqlite.transaction import Row
 from mainspring.tasks.lifecycle import COMPLETED
 from mainspring.testing import check_history
 from proof.faults.replay import Image, put

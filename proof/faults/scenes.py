@@ -14,8 +14,9 @@ import apsw
 from tests.conformance.kit import WORK, new
 
 from mainspring.errors import TaskError
-from mainspring.store.sqlite import graph, log
-from mainspring.store.sqlite import store as sqlite_store
+from mainspring.store.sql import graph
+from mainspring.store.sql import store as sql_store
+from mainspring.store.sqlite import log
 from mainspring.store.sqlite.connection import APPLICATION_ID
 from proof import ROOT
 from proof.faults import scenarios, whole
@@ -33,8 +34,8 @@ def small_steps() -> Iterator[None]:
     with (
         mock.patch.object(log, "FOLD_BYTES", 60 * 4096),
         mock.patch.object(graph, "TRAVEL_LIMIT", 4),
-        mock.patch.object(sqlite_store, "RETRY_S", 0.005),
-        mock.patch.object(sqlite_store, "MOST_RETRY_S", 0.02),
+        mock.patch.object(sql_store, "RETRY_S", 0.005),
+        mock.patch.object(sql_store, "MOST_RETRY_S", 0.02),
     ):
         yield
 

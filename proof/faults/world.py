@@ -21,9 +21,9 @@ from mainspring.blobs.local import LocalBlobStore
 from mainspring.config import StoreConfig
 from mainspring.errors import StoreUnavailable, SubmitIndeterminate, TaskError
 from mainspring.store.base import COMPLETED, CRASHED, FAILED, RELEASED, RETRY, TIMEOUT, Claimed, Ended, Finish, NewTask
-from mainspring.store.sqlite import upkeep
+from mainspring.store.sql import upkeep
+from mainspring.store.sql.transaction import Transaction
 from mainspring.store.sqlite.store import SqliteStore
-from mainspring.store.sqlite.transaction import Transaction
 from mainspring.tasks import BlobRef, VectorRecord, VectorUpsert
 from mainspring.tasks.codec import decode_input
 from mainspring.tasks.lifecycle import CANCELLED

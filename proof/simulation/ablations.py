@@ -21,10 +21,13 @@ from mainspring.dispatch.course import Course
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.manager import TaskManager
 from mainspring.execution.threads import ThreadRunner
-from mainspring.store.sqlite import claims, commands, graph, intake, outcomes, statements, store, upkeep
-from mainspring.store.sqlite.caretaker import Caretaker
+from mainspring.store.sql import claims, commands, graph, intake, outcomes, upkeep
+from mainspring.store.sql.writer import Writer
+from mainspring.store.sqlite import news, statements
+from mainspring.store.sqlite import store as sqlite_store
+from mainspring.store.sqlite.caretaker import SqliteCaretaker
 from mainspring.store.sqlite.store import SqliteStore
-from mainspring.store.sqlite.writer import Writer
+from mainspring.store.sqlite.writer import SqliteWriter
 from mainspring.testing.simulator.run import simulate
 
 
@@ -127,7 +130,7 @@ SAFEGUARDS: Final = (
         "only the dead lose their claims",
         (
             Edit(
-                Caretaker,
+                SqliteCaretaker,
                 "rescue_dead",
                 "if started is not None:",
                 "if (started := started or frozenset()) == started:",
@@ -143,7 +146,9 @@ SAFEGUARDS: Final = (
         "release on drain",
         "what a stopping process holds is handed back",
         (
-            Edit(store, "_sign_off", 'while rows := tx.run("held_by", owner, 500).fetchall():', "while rows := []:"),
+            Edit(
+                sqlite_store, "sign_off", 'while rows := tx.run("held_by", owner, 500).fetchall():', "while rows := []:"
+            ),
             Edit(TaskManager, "_release_queued", "self._desks.values()", "()"),
         ),
     ),
@@ -247,7 +252,7 @@ SAFEGUARDS: Final = (
         "not before",
         "nothing starts before its time",
         sql={
-            "due_now": ("due_ms <= ?", "due_ms - 86400000 <= ?"),
+            "promote": ("due_ms <= ?", "due_ms - 86400000 <= ?"),
             "next_due": ("SELECT min(due_ms)", "SELECT min(due_ms) - 86400000"),
         },
     ),
@@ -317,17 +322,17 @@ SAFEGUARDS: Final = (
     Safeguard(
         "data version",
         "what other processes committed is seen",
-        (Edit(Writer, "_catch_up", "if version != self._seen_version or", "if self._seen_version < 0 or"),),
+        (Edit(SqliteWriter, "_catch_up", "if version != self._seen_version or", "if self._seen_version < 0 or"),),
     ),
     Safeguard(
         "news",
         "other processes learn where tasks became ready",
-        (Edit(claims, "tell", "if not tx.ready or not memory.has_peers:", "if True:"),),
+        (Edit(news, "tell", "if not tx.ready or not memory.has_peers:", "if True:"),),
     ),
     Safeguard(
         "bounds",
         "a better task in a class that is known is not passed over",
-        (Edit(claims, "claim", "_note(tx, class_id)", "_note(tx, class_id, (1 << 62, 0))"),),
+        (Edit(claims, "claim", "note(tx, class_id)", "note(tx, class_id, (1 << 62, 0))"),),
     ),
     Safeguard(
         "welcome",
@@ -338,13 +343,13 @@ SAFEGUARDS: Final = (
     Safeguard(
         "idempotency",
         "one key is one task",
-        (Edit(intake, "_existing_key", "if row is None:", "if True:"),),
+        (Edit(intake, "_existing_key", "if stored is None:", "if True:"),),
         {"add_key": ("INSERT INTO", "INSERT OR REPLACE INTO")},
     ),
     Safeguard(
         "savepoints",
         "of a refused call nothing stays",
-        (Edit(Writer, "_guarded", 'tx.cursor.execute("ROLLBACK TO one")', "pass"),),
+        (Edit(Writer, "_guarded", "self._undo()", "pass"),),
     ),
     Safeguard(
         "commit in doubt",

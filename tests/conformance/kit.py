@@ -34,10 +34,10 @@ from mainspring.store.base import (
     NewTask,
     Store,
 )
-from mainspring.store.sqlite import graph, upkeep
+from mainspring.store.sql import graph, upkeep
+from mainspring.store.sql.transaction import Applier, Transaction
+from mainspring.store.sql.writer import Operation
 from mainspring.store.sqlite.store import SqliteStore
-from mainspring.store.sqlite.transaction import Applier, Transaction
-from mainspring.store.sqlite.writer import Operation
 from mainspring.tasks import ErrorInfo, TaskId, TaskStatus, Text, TextOutput
 from mainspring.tasks.codec import encode
 from mainspring.tasks.lifecycle import STATUS_OF, STORED_REASONS, State

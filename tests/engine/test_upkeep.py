@@ -44,7 +44,7 @@ async def test_upkeep_goes_on_after_a_failure(
 ) -> None:
     """One bad moment of the system (no descriptor left) does not end rescue and the safety look for good."""
     failed, again = asyncio.Event(), asyncio.Event()
-    duty = caretaker.Caretaker.rescue_dead
+    duty = caretaker.SqliteCaretaker.rescue_dead
 
     async def once_bad(self: Any) -> None:
         if not failed.is_set():
@@ -54,7 +54,7 @@ async def test_upkeep_goes_on_after_a_failure(
         again.set()
 
     async with Engine(tmp_path / "work.db"):
-        monkeypatch.setattr(caretaker.Caretaker, "rescue_dead", once_bad)
+        monkeypatch.setattr(caretaker.SqliteCaretaker, "rescue_dead", once_bad)
         with caplog.at_level(logging.CRITICAL):
             async with asyncio.timeout(LIMIT_S):
                 await again.wait()

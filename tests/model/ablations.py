@@ -11,10 +11,11 @@ from unittest import mock
 from tests.model.machine import StoreMachine, examine
 
 from mainspring.store.base import CANCEL_ASKED, NewTask
-from mainspring.store.sqlite import commands, graph, intake, outcomes, store, upkeep
+from mainspring.store.sql import commands, graph, intake, outcomes, upkeep
+from mainspring.store.sql.transaction import Memory, Transaction
+from mainspring.store.sql.writer import Writer
+from mainspring.store.sqlite import store
 from mainspring.store.sqlite.statements import SQL, WIDE
-from mainspring.store.sqlite.transaction import Memory, Transaction
-from mainspring.store.sqlite.writer import Writer
 from mainspring.tasks.lifecycle import CLAIMED, COMPLETED
 
 Ablation = Callable[[], AbstractContextManager[Any]]
@@ -78,7 +79,7 @@ def _nothing(real: Any) -> Any:
 
 
 def _none_found(real: Any) -> Any:
-    return lambda tx, seq: []
+    return lambda tx, seqs: []
 
 
 def _all_alone(real: Any) -> Any:
@@ -151,7 +152,9 @@ ABLATIONS: dict[str, Ablation] = {
     "releases are not counted": lambda: sql("releases = releases + ?", "releases = releases + 0 * ?", "give_back"),
     "a task may be handed back for ever": lambda: flipped(outcomes, "MAX_RELEASES", lambda _: 10**6),
     "crashes never end a task": lambda: flipped(outcomes, "MAX_CRASHES", lambda _: 10**6),
-    "keys are shared by namespaces": lambda: sql("namespace = ? AND key = ?", "? IS NOT NULL AND key = ?", "find_key"),
+    "keys are shared by namespaces": lambda: sql(
+        "namespace = ? AND key = ?", "? IS NOT NULL AND key = ?", "task_by_key"
+    ),
     "params don't tell payloads apart": lambda: flipped(intake, "_work_of", lambda _: lambda raw: None),
     "queue_size is not looked at": lambda: flipped(intake, "_refuse_overflow", _nothing),
     "completed tasks are counted twice": lambda: flipped(Transaction, "count", _count_completed_twice),
@@ -160,14 +163,16 @@ ABLATIONS: dict[str, Ablation] = {
     "a child goes on when its first parent ends": lambda: sql(
         "edge.n >= child.waits_at", "edge.n < child.waits_at", "waiting_on"
     ),
-    "parents don't take their children's rank": lambda: sql("status < 2 AND rank > ?", "rank > ? AND 0", "raise_rank"),
+    "parents don't take their children's rank": lambda: sql("status < 2 AND rank > ?", "rank > ? AND 0", "raise_ranks"),
     "dependents don't wait for what a parent stands for": lambda: sql(
         "WHERE edge.parent = ?", "WHERE edge.parent = -?", "all_children_of"
     ),
     "late dependents don't wait for what a parent stands for": lambda: flipped(graph, "_stood_for", _none_found),
-    "tasks may come to depend on themselves": lambda: sql("WHERE seq = ?", "WHERE seq = -?", "depends_on"),
+    "tasks may come to depend on themselves": lambda: sql(
+        "WHERE seq = ?2 LIMIT", "WHERE seq = -?2 LIMIT", "depends_on"
+    ),
     "deadlines are not looked at": lambda: flipped(upkeep, "expire", _nothing),
-    "delays end a second early": lambda: sql("due_ms <= ?", "due_ms <= ? + 1000", "due_now"),
+    "delays end a second early": lambda: sql("due_ms <= ?", "due_ms <= ? + 1000", "promote"),
     "a retry comes after its deadline": lambda: flipped(
         outcomes, "_again", lambda real: lambda tx, f, outcome: real(tx, _without_deadline(f), outcome)
     ),
@@ -181,12 +186,12 @@ ABLATIONS: dict[str, Ablation] = {
     "a retry by hand leaves descendants behind": lambda: flipped(
         commands, "_descendants", lambda _: lambda tx, seq: []
     ),
-    "parents of the living are pruned": lambda: sql("LIMIT 1", "AND 0 LIMIT 1", "has_live_child"),
-    "what others stand for is pruned": lambda: sql("LIMIT 1", "AND 0 LIMIT 1", "is_stood_for"),
-    "pruning keeps the key": lambda: sql("WHERE task = ?", "WHERE task = -?", "prune_keys"),
+    "parents of the living are pruned": lambda: sql("status < 2", "status < 0", "with_live_child"),
+    "what others stand for is pruned": lambda: sql("WHERE ref IN", "WHERE 0 AND ref IN", "stand_for_these"),
+    "pruning keeps the key": lambda: sql("WHERE task IN", "WHERE -task IN", "prune_keys"),
     "a crash is blamed on all that ran": lambda: flipped(upkeep, "rescue", _all_alone),
     "suspects are not marked": lambda: flipped(upkeep, "SUSPECT", lambda _: 0),
-    "a process that signs off keeps its claims": lambda: flipped(store, "_sign_off", _nothing),
+    "a process that signs off keeps its claims": lambda: flipped(store, "sign_off", _nothing),
     "refused outcomes are kept in part": lambda: flipped(Writer, "_guarded_finish", _keep_what_is_refused),
     "the clock may go back": lambda: flipped(store.SqliteStore, "_set_clock", _clock_of_the_wall),
 }

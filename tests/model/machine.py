@@ -23,7 +23,7 @@ from tests.model.words import Kind, Task
 from tests.model.world import LANES, Op, Worker, World
 
 from mainspring.store.base import COMPLETED, CRASHED, FAILED, RELEASED, RETRY, Claimed
-from mainspring.store.sqlite import graph
+from mainspring.store.sql import graph
 
 LIMIT_S = 60
 MEMORY = Path("/dev/shm")  # no power will fail, and there are many commits

@@ -10,7 +10,8 @@ import pytest
 from tests.conformance.kit import SqliteFactory, opened
 
 from mainspring.environment import SYSTEM
-from mainspring.store.sqlite.bell import HELLO, WELCOME, Bell
+from mainspring.store.bell import HELLO, WELCOME
+from mainspring.store.sqlite.bell import FileBell
 
 pytestmark = pytest.mark.anyio
 
@@ -18,8 +19,8 @@ pytestmark = pytest.mark.anyio
 async def test_whoever_comes_is_welcomed(tmp_path: Path) -> None:
     """A newcomer learns from when on it is told: what ended before, it has to look up."""
     heard: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
-    old = Bell(tmp_path, "old", lambda kind, payload: heard.put_nowait(("old", kind)), SYSTEM)
-    new = Bell(tmp_path, "new", lambda kind, payload: heard.put_nowait(("new", kind)), SYSTEM)
+    old = FileBell(tmp_path, "old", lambda kind, payload: heard.put_nowait(("old", kind)), SYSTEM)
+    new = FileBell(tmp_path, "new", lambda kind, payload: heard.put_nowait(("new", kind)), SYSTEM)
     old.open(asyncio.get_running_loop())
     new.open(asyncio.get_running_loop())
     try:

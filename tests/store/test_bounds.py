@@ -16,7 +16,7 @@ import pytest
 from tests.conformance.kit import Port, SqliteFactory, new, opened, submit
 
 from mainspring.config import MIB, StoreConfig
-from mainspring.store.sqlite import upkeep
+from mainspring.store.sqlite import space
 from mainspring.store.sqlite.connection import open_writer
 from mainspring.store.sqlite.log import Log
 from mainspring.testing import check_history
@@ -149,7 +149,7 @@ async def test_a_file_stays_as_it_is_when_retention_keeps_up(tmp_path: Path) -> 
 
 async def test_what_was_freed_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a peak the file shrinks in short steps, and keeps a reserve; nobody has to stop for it."""
-    monkeypatch.setattr(upkeep, "SPARE_PAGES", 200)
+    monkeypatch.setattr(space, "SPARE_PAGES", 200)
     factory = SqliteFactory(tmp_path)
     async with opened(factory.make(durability="relaxed", keep_completed_s=DAY_S)) as store:
         port = Port(store, 10_000)
@@ -160,7 +160,7 @@ async def test_what_was_freed_is_given_back(tmp_path: Path, monkeypatch: pytest.
         factory.clock.advance(2 * DAY_S)
         await factory.prune(store)
         async with asyncio.timeout(60):
-            while await store.read(upkeep.can_shrink):  # noqa: ASYNC110 - nobody tells of upkeep
+            while await store.read(space.can_shrink):  # noqa: ASYNC110 - nobody tells of upkeep
                 await asyncio.sleep(0.01)
     after, free = pages(factory.path)
     assert after < before / 2

@@ -12,7 +12,7 @@ from tests.conformance.kit import Port, SqliteFactory, new, opened, submit
 
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.store.base import COMPLETED, FAILED
-from mainspring.store.sqlite import graph
+from mainspring.store.sql import graph
 from mainspring.testing import check_history
 
 pytestmark = pytest.mark.anyio

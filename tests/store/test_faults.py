@@ -16,9 +16,10 @@ from tests.conformance.kit import Clock, Port, SqliteFactory, new, opened, statu
 
 from mainspring.errors import StoreUnavailable, SubmitIndeterminate, TaskError
 from mainspring.store.base import FAILED, Accepted, Finish
-from mainspring.store.sqlite import log, outcomes
+from mainspring.store.sql import outcomes
+from mainspring.store.sql.store import MOST_RETRY_S, RETRY_S
+from mainspring.store.sqlite import log
 from mainspring.store.sqlite.liveness import LifeFile
-from mainspring.store.sqlite.store import MOST_RETRY_S, RETRY_S
 from mainspring.tasks import TaskId, TaskStatus
 
 pytestmark = pytest.mark.anyio
@@ -455,7 +456,7 @@ async def test_an_end_that_can_not_be_recorded_harms_no_other(
         real = outcomes.finish_one
 
         def broken(tx: Any, finish: Finish) -> None:
-            tx.ask("UPDATE task SET flags = 0")
+            tx.cursor.execute("UPDATE task SET flags = 0")
             if finish.claim.id == bad:
                 raise KeyError("a mistake of the store")
             real(tx, finish)

@@ -84,9 +84,9 @@ async def test_a_cancel_reaches_the_holder_in_another_process(path: Path, spawn:
 
 async def test_without_wakeups_the_safety_look_finds_it(path: Path, spawn: Spawn, monkeypatch: Any) -> None:
     """A hint may be lost: tasks, ends and cancels come through all the same."""
-    from mainspring.store.sqlite.bell import Bell
+    from mainspring.store.sqlite.bell import FileBell
 
-    monkeypatch.setattr(Bell, "ring", lambda *_: None)
+    monkeypatch.setattr(FileBell, "ring", lambda *_: None)
     async with serving(path, room=1) as (store, port), opened(real_store(path)) as other:
         (id,) = await submit(other, new())
         listener = Port(other)

@@ -14,8 +14,8 @@ from tests.conformance.kit import WORK, Port, SqliteFactory, error, new, opened,
 from mainspring.errors import Conflict, InternalError
 from mainspring.store.base import COMPLETED, FAILED, RELEASED, RETRY
 from mainspring.store.ready import ANYWHERE, Ready
-from mainspring.store.sqlite import claims
-from mainspring.store.sqlite.transaction import Transaction
+from mainspring.store.sql.transaction import Transaction
+from mainspring.store.sqlite import news
 
 pytestmark = pytest.mark.anyio
 MANY = 10_000
@@ -119,7 +119,7 @@ async def test_alone_there_are_no_news(factory: SqliteFactory) -> None:
 
 async def test_only_the_newest_news_are_kept(pair: tuple[Any, Any], factory: SqliteFactory, monkeypatch: Any) -> None:
     """Their number is bounded; who has missed some that are gone looks through everything."""
-    monkeypatch.setattr(claims, "_KEPT_NEWS", 8)
+    monkeypatch.setattr(news, "_KEPT_NEWS", 8)
     one, two = pair
     port = Port(two)
     await port.serve()
@@ -240,7 +240,7 @@ async def test_no_class_is_forgotten(ops: list[Any], kept: int, tmp_path_factory
     it takes is the best there is."""
     pair = Pair(SqliteFactory(Path(tmp_path_factory.mktemp("pair"))))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(claims, "_KEPT_NEWS", kept)
+        patch.setattr(news, "_KEPT_NEWS", kept)
         for at in (0, 1):
             await pair.reopen(at)
         for what, *values in ops:

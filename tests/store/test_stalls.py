@@ -16,8 +16,8 @@ from mainspring.config import StoreConfig
 from mainspring.environment import Environment
 from mainspring.errors import InvalidInput
 from mainspring.store.base import MAX_RELEASES
-from mainspring.store.sqlite import caretaker
-from mainspring.store.sqlite.vigil import Vigil
+from mainspring.store.sql import caretaker
+from mainspring.store.vigil import Vigil
 from mainspring.tasks import TaskStatus
 
 pytestmark = pytest.mark.anyio
@@ -219,7 +219,7 @@ async def test_a_task_that_stalls_every_process_fails(path: Path, spawn: Spawn) 
         (id,) = await submit(store, new())
         await held_and_stopped(path, peer, 1, running=1)
         async with opened(real_store(path)) as other:
-            await other.write(lambda tx: tx.ask("UPDATE task SET releases = ?", MAX_RELEASES))
+            await other.write(lambda tx: tx.cursor.execute("UPDATE task SET releases = ?", (MAX_RELEASES,)))
 
         async def failed() -> bool:
             return await status(store, id) is TaskStatus.FAILED

@@ -34,14 +34,15 @@ from mainspring.tasks.lifecycle import (
 )
 
 HOT = (
-    "insert_task last_seq task_by_id insert_edge find_class find_key add_key add_tally unfinished heads "
+    "insert_task last_seq task_by_id insert_edge find_class task_by_key add_key add_tally unfinished heads "
     "next_ready_class claim claim_of_class start complete complete_many held end again again_after_crash give_back "
     "insert_attempt any_waiting waiting_on edge_of wait_on release_children delay_children children_after "
-    "fail_children awaited having_children all_children_of raise_rank parents_of parent_results stands_for due_now "
-    "promote next_due overdue next_deadline heirs_results lacks_parent state_by_id outcome_by_id held_by put_progress "
-    "has_live_child is_stood_for prune_task prunable prune_attempts prune_edges prune_keys prune_progress "
-    "prune_stands_for prune_payload_blobs prune_retried blob_in_use whole_task attempts_of parents_ids retry_links "
-    "depends_on next_cascade add_news span_of_news news_after drop_news another_worker"
+    "fail_children awaited having_children all_children_of raise_ranks parents_of_all parents_of parent_results "
+    "stood_for promote next_due overdue next_deadline heirs_results lacks_parent state_by_id outcome_by_id held_by "
+    "put_progress with_live_child stand_for_these prune_tasks prunable prune_attempts prune_edges prune_keys "
+    "prune_progress prune_stands_for prune_payload_blobs prune_retried blob_in_use whole_task attempts_of parents_ids "
+    "retry_links depends_on next_cascade add_news span_of_news news_after drop_news another_worker status_and_id "
+    "class_and_id retried_as edges_of known_id asked_to_stop timeouts_of note_cancel to_renew copy_payload_blobs"
 ).split()
 
 
@@ -89,7 +90,7 @@ def test_claims_and_looks_use_partial_indexes(connection: apsw.Connection) -> No
         "heads": "task_ready",
         "next_ready_class": "task_ready",
         "claim_of_class": "task_ready",
-        "due_now": "task_due",
+        "promote": "task_due",
         "next_due": "task_due",
         "overdue": "task_deadline",
         "next_deadline": "task_deadline",
@@ -157,7 +158,7 @@ MOVES: dict[str, list[tuple[object, ...]]] = {
     "fail_children": [(status, 9, b"x", "[1]") for status in (FAILED, CANCELLED)],
     "release_children": [(9, "[1]")],
     "delay_children": [("[1]",)],
-    "promote": [(9, 1)],
+    "promote": [(9, 9, 1)],
 }
 """All statements that write a status or a reason, with values that fit the one task there is."""
 

@@ -25,8 +25,8 @@ from mainspring.processors.retrieval import RetrievalProcessor
 from mainspring.processors.search import SearchProcessor
 from mainspring.processors.storage import StorageProcessor
 from mainspring.processors.text import TextProcessor
+from mainspring.store.sql.transaction import Applier
 from mainspring.store.sqlite.store import SqliteStore
-from mainspring.store.sqlite.transaction import Applier
 from mainspring.tasks import BlobDelete, BlobRef, VectorDelete, VectorUpsert
 from mainspring.vectors.appliers import SCHEMA as VECTOR_SCHEMA
 from mainspring.vectors.appliers import apply_delete as delete_vectors

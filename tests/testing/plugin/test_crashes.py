@@ -186,7 +186,7 @@ def test_an_unsound_store_is_found(run: Run) -> None:
     result = run(
         SHOP,
         """
-        from mainspring.store.sqlite.transaction import Transaction
+        from mainspring.store.sql.transaction import Transaction
 
         def test_it(mainspring_crashes, monkeypatch):
             monkeypatch.setattr(Transaction, "write_tally", lambda self: None)

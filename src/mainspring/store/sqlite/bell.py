@@ -13,23 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mainspring.environment import SYSTEM, Environment
+from mainspring.store.bell import HELLO, LOOK, WELCOME, Bell
 
-LOOK = b"l"
-"""Something became ready."""
-ENDED = b"e"
-"""Followed by the ids of tasks that ended."""
-STOP = b"s"
-"""Followed by the ids of tasks that somebody asked to cancel."""
-HELLO = b"h"
-"""Followed by the name of a process that has come."""
-WELCOME = b"w"
-"""To one that has come: from now on it is told; what was before, it looks up."""
 _MOST_IDS = 2_000
 _LONGEST_PATH = 100
 """Bytes; systems differ by some."""
 
 
-class Bell:
+class FileBell(Bell):
     """A socket beside the store that others ring; rings theirs. Works without one where a path is too long for it."""
 
     def __init__(self, folder: Path, name: str, heard: Callable[[bytes, bytes], None], env: Environment) -> None:
@@ -158,7 +149,3 @@ def _heard(rung: dict[str, socket.socket], waiting: set[str]) -> set[str]:
         for name, ring in rung.items()
         if name not in waiting and fcntl.ioctl(ring, termios.TIOCOUTQ, bytes(4)) == bytes(4)
     }
-
-
-def split_ids(payload: bytes) -> list[bytes]:
-    return [payload[at : at + 16] for at in range(0, len(payload), 16)]

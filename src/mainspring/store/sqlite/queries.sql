@@ -25,11 +25,18 @@ INSERT INTO class (namespace, type, grp) VALUES (?, ?, ?) RETURNING id;
 -- name: find_class
 SELECT id FROM class WHERE namespace = ? AND type = ? AND grp = ?;
 
+-- name: status_and_id
+SELECT status, id FROM task WHERE seq = ?;
+
+-- name: class_and_id
+SELECT class, id FROM task WHERE seq = ?;
+
 -- name: class_by_id
 SELECT namespace, type, grp FROM class WHERE id = ?;
 
--- name: find_key
-SELECT task FROM idempotency WHERE namespace = ? AND key = ?;
+-- name: task_by_key
+SELECT seq, status, class, input, flags, spec, id FROM task
+WHERE seq = (SELECT task FROM idempotency WHERE namespace = ? AND key = ?);
 
 -- name: add_key
 INSERT INTO idempotency (namespace, key, task) VALUES (?, ?, ?);
@@ -181,11 +188,11 @@ WHERE edge.parent = ?;
 -- name: depends_on
 -- Whether one of these depends on that task, at whatever distance. None on the way can have completed before it.
 WITH RECURSIVE above(seq) AS (
-    SELECT task.seq FROM json_each(?) JOIN task ON task.seq = json_each.value WHERE task.status <> 2
+    SELECT task.seq FROM json_each(?1) JOIN task ON task.seq = json_each.value WHERE task.status <> 2
     UNION
     SELECT task.seq FROM above JOIN edge ON edge.child = above.seq JOIN task ON task.seq = edge.parent
-    WHERE task.status <> 2 OR task.seq = ?)
-SELECT 1 FROM above WHERE seq = ? LIMIT 1;
+    WHERE task.status <> 2 OR task.seq = ?2)
+SELECT 1 FROM above WHERE seq = ?2 LIMIT 1;
 
 -- name: lacks_parent
 -- Whether one of the tasks that it depends on was pruned.
@@ -194,9 +201,13 @@ SELECT 1 FROM edge LEFT JOIN task ON task.seq = edge.parent WHERE edge.child = ?
 -- name: last_edge
 SELECT max(n) FROM edge WHERE child = ?;
 
--- name: raise_rank
+-- name: raise_ranks
 -- A parent takes the best rank of those that wait for it; one that runs may come back.
-UPDATE task SET rank = ? WHERE seq = ? AND status < 2 AND rank > ? RETURNING class, reason;
+UPDATE task SET rank = ? WHERE seq IN (SELECT value FROM json_each(?)) AND status < 2 AND rank > ?
+RETURNING seq, class, reason;
+
+-- name: parents_of_all
+SELECT DISTINCT parent FROM edge WHERE child IN (SELECT value FROM json_each(?));
 
 -- name: parents_of
 SELECT parent FROM edge WHERE child = ?;
@@ -217,8 +228,11 @@ FROM former JOIN task AS old ON old.seq = former.seq JOIN task ON task.seq = for
 -- name: add_stands_for
 INSERT INTO stands_for (task, n, ref) VALUES (?, ?, ?);
 
--- name: stands_for
-SELECT ref FROM stands_for WHERE task = ? ORDER BY n;
+-- name: stood_for
+-- What the outputs of these tasks stand for.
+SELECT stands_for.task, task.seq, task.status, task.id
+FROM json_each(?) JOIN stands_for ON stands_for.task = json_each.value JOIN task ON task.seq = ref
+ORDER BY stands_for.task, n;
 
 -- name: add_cascade
 INSERT OR IGNORE INTO cascade (task, past) VALUES (?, ?);
@@ -230,12 +244,10 @@ DELETE FROM cascade WHERE task = ?;
 SELECT cascade.task, task.status, task.id, cascade.past FROM cascade LEFT JOIN task ON task.seq = cascade.task
 LIMIT ?;
 
--- name: due_now
-SELECT seq, class FROM task WHERE due_ms <= ? ORDER BY due_ms LIMIT ?;
-
 -- name: promote
 -- PENDING (delayed or retry) -> PENDING (ready)
-UPDATE task SET reason = 0, due_ms = NULL, ready_ms = ? WHERE seq = ? AND due_ms IS NOT NULL;
+UPDATE task SET reason = 0, due_ms = NULL, ready_ms = ?
+WHERE seq IN (SELECT seq FROM task WHERE due_ms <= ? ORDER BY due_ms LIMIT ?) RETURNING class;
 
 -- name: next_due
 SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL;
@@ -250,6 +262,10 @@ SELECT min(deadline_ms) FROM task WHERE deadline_ms IS NOT NULL AND status = 0 A
 -- name: ask_cancel
 -- RUNNING -> RUNNING, with the wish noted
 UPDATE task SET flags = flags | 1 WHERE seq = ? AND status = 1;
+
+-- name: note_cancel
+-- The same for an attempt that may not have begun.
+UPDATE task SET flags = flags | 1 WHERE seq = ? AND owner IS NOT NULL;
 
 -- name: state_by_id
 SELECT seq, status, reason, class, owner, attempt, flags, id FROM task WHERE id = ?;
@@ -336,12 +352,14 @@ DELETE FROM audit WHERE rowid IN
 -- Ended tasks in order of age from a cursor on; the caller decides which may go.
 SELECT seq, id, status, ended_ms FROM task WHERE seq > ? ORDER BY seq LIMIT ?;
 
--- name: has_live_child
-SELECT 1 FROM edge JOIN task ON task.seq = edge.child WHERE edge.parent = ? AND task.status < 2 LIMIT 1;
+-- name: with_live_child
+-- Those of these tasks that unfinished ones depend on.
+SELECT value FROM json_each(?)
+WHERE EXISTS (SELECT 1 FROM edge JOIN task ON task.seq = edge.child WHERE edge.parent = value AND task.status < 2);
 
--- name: is_stood_for
+-- name: stand_for_these
 -- A task whose result a kept task stands for must stay as long.
-SELECT 1 FROM stands_for WHERE ref = ? LIMIT 1;
+SELECT ref, task FROM stands_for WHERE ref IN (SELECT value FROM json_each(?));
 
 -- name: add_tombstone
 INSERT OR REPLACE INTO tombstone (id, status, ended_ms) VALUES (?, ?, ?);
@@ -349,29 +367,29 @@ INSERT OR REPLACE INTO tombstone (id, status, ended_ms) VALUES (?, ?, ?);
 -- name: drop_tombstones
 DELETE FROM tombstone WHERE id IN (SELECT id FROM tombstone WHERE ended_ms < ? LIMIT ?);
 
--- name: prune_task
-DELETE FROM task WHERE seq = ? AND status > 1 RETURNING class, status;
+-- name: prune_tasks
+DELETE FROM task WHERE seq IN (SELECT value FROM json_each(?)) AND status > 1 RETURNING class, status;
 
 -- name: prune_attempts
-DELETE FROM attempt WHERE task = ?;
+DELETE FROM attempt WHERE task IN (SELECT value FROM json_each(?));
 
 -- name: prune_edges
-DELETE FROM edge WHERE child = ?;
+DELETE FROM edge WHERE child IN (SELECT value FROM json_each(?));
 
 -- name: prune_keys
-DELETE FROM idempotency WHERE task = ?;
+DELETE FROM idempotency WHERE task IN (SELECT value FROM json_each(?));
 
 -- name: prune_progress
-DELETE FROM progress WHERE task = ?;
+DELETE FROM progress WHERE task IN (SELECT value FROM json_each(?));
 
 -- name: prune_stands_for
-DELETE FROM stands_for WHERE task = ?;
+DELETE FROM stands_for WHERE task IN (SELECT value FROM json_each(?));
 
 -- name: prune_payload_blobs
-DELETE FROM payload_blob WHERE task = ?;
+DELETE FROM payload_blob WHERE task IN (SELECT value FROM json_each(?));
 
 -- name: prune_retried
-DELETE FROM retried WHERE task = ? OR again = ?;
+DELETE FROM retried WHERE task IN (SELECT value FROM json_each(?1)) OR again IN (SELECT value FROM json_each(?1));
 
 -- name: blob_in_use
 SELECT 1 FROM payload_blob WHERE digest = ? LIMIT 1;
@@ -381,6 +399,28 @@ INSERT INTO retried (task, again) VALUES (?, ?);
 
 -- name: move_key
 UPDATE idempotency SET task = ? WHERE task = ?;
+
+-- name: retried_as
+SELECT task.id FROM retried JOIN task ON task.seq = retried.again WHERE retried.task = ?;
+
+-- name: descendants
+-- The edges of the tasks below that never ran because of this one: (task, parent, whether that was pruned, whether the
+-- task was retried).
+WITH RECURSIVE below(seq) AS (
+    VALUES (?1) UNION SELECT edge.child FROM below JOIN edge ON edge.parent = below.seq
+    JOIN task ON task.seq = edge.child WHERE task.status IN (3, 4) AND task.attempt = 0 AND task.error <> ?2)
+SELECT below.seq, edge.parent, task.seq IS NULL, retried.task IS NOT NULL
+FROM below JOIN edge ON edge.child = below.seq LEFT JOIN task ON task.seq = edge.parent
+LEFT JOIN retried ON retried.task = below.seq WHERE below.seq <> ?1;
+
+-- name: to_renew
+SELECT class, priority, max_retries, timeout_ms, input, spec, flags, not_before_ms FROM task WHERE seq = ?;
+
+-- name: edges_of
+SELECT parent, policy FROM edge WHERE child = ? ORDER BY n;
+
+-- name: copy_payload_blobs
+INSERT INTO payload_blob (digest, task) SELECT digest, ? FROM payload_blob WHERE task = ?;
 
 -- name: whole_task
 SELECT task.seq, task.id, task.class, task.rank, task.status, task.reason, task.attempt, task.owner, task.flags,
@@ -423,3 +463,18 @@ SELECT task.id FROM task JOIN class ON class.id = task.class
 WHERE (?1 IS NULL OR task.status = ?1) AND (?2 IS NULL OR class.type = ?2) AND (?3 IS NULL OR class.namespace = ?3)
     AND (?4 IS NULL OR task.seq < (SELECT seq FROM task WHERE id = ?4))
 ORDER BY task.seq DESC LIMIT ?5;
+
+-- name: known_id
+SELECT id FROM task WHERE id = ?;
+
+-- name: asked_to_stop
+SELECT id FROM task WHERE owner = ? AND flags & 1;
+
+-- name: registered_types
+SELECT type FROM handler UNION SELECT type FROM serves;
+
+-- name: held_by_status
+SELECT status, count(*) FROM task WHERE owner IS NOT NULL GROUP BY status;
+
+-- name: timeouts_of
+SELECT seq, attempt, status, timeout_ms FROM task WHERE owner = ?;

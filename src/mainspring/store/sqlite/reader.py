@@ -5,17 +5,46 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import apsw
 
 from mainspring.environment import Environment
 from mainspring.errors import TaskError
+from mainspring.store.sql.transaction import Row
+from mainspring.store.sqlite.statements import SQL
 
 logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
 _Job = tuple[Callable[[apsw.Connection], Any], Callable[[Any], None] | None, asyncio.Future[Any] | None]
+
+
+class FileView:
+    """See `store.sql.reads.View`."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+
+    def one(self, name: str, *values: Any) -> Any:
+        return self._connection.execute(SQL[name], values).fetchone()
+
+    def rows(self, name: str, *values: Any) -> list[Row]:
+        return self._connection.execute(SQL[name], values).fetchall()
+
+    def of_ids(self, name: str, ids: Sequence[bytes]) -> list[Row]:
+        cursor = self._connection.cursor()
+        found: list[Row] = []
+        with self._connection:
+            for id in ids:
+                found += cursor.execute(SQL[name], (id,))
+        return found
+
+    def snapshot(self) -> AbstractContextManager[Any]:
+        return self._connection
 
 
 class Reader:

@@ -43,5 +43,13 @@ SQL = named(__package__, "queries.sql")
 MIGRATIONS = named(__package__, "migrations.sql")
 WIDE = {
     name: widened(name)
-    for name in ("insert_task", "complete_many", "insert_attempt", "insert_edge", "add_tally", "add_news")
+    for name in (
+        "insert_task",
+        "complete_many",
+        "insert_attempt",
+        "insert_edge",
+        "add_tally",
+        "add_news",
+        "add_tombstone",
+    )
 }

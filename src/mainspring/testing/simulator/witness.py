@@ -11,7 +11,7 @@ import msgspec
 
 from mainspring.processors.context import Context
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, SUSPECT, Claimed
-from mainspring.store.sqlite.transaction import ClassKey, Transaction
+from mainspring.store.sql.transaction import ClassKey, Transaction
 from mainspring.tasks import TaskId
 from mainspring.testing.events import Ended, Event, Started
 from mainspring.testing.history import check_history

@@ -17,8 +17,8 @@ from mainspring.errors import TaskError
 from mainspring.processors import context as contexts
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
 from mainspring.store.base import Claimed
-from mainspring.store.sqlite.transaction import Transaction
-from mainspring.store.sqlite.writer import Group
+from mainspring.store.sql.transaction import Transaction
+from mainspring.store.sql.writer import Group
 from mainspring.tasks import TaskId
 from mainspring.testing.simulator.disk import Disk
 from mainspring.testing.simulator.handlers import handlers

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import apsw
 import msgspec
 
 from mainspring.config import StoreConfig
@@ -18,15 +17,13 @@ from mainspring.store.base import (
     SUSPECT,
     CrashEvidence,
 )
-from mainspring.store.sqlite import graph
-from mainspring.store.sqlite.transaction import Transaction, first
+from mainspring.store.sql import graph
+from mainspring.store.sql.transaction import Transaction, first
 from mainspring.tasks import ErrorInfo
 from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, RUNNING, TIMEOUT
 
 STEP = 500
 """Rows or pages that one transaction moves for upkeep, so that it stays short."""
-SPARE_PAGES = 16_384
-"""Free pages that a file keeps in any case: 64 MiB."""
 _TOO_LATE = ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0)
 _CANCELLED = ErrorInfo(type="TaskCancelled", message="cancelled; its worker died before it could stop", attempts=0)
 _UNHEARD = ErrorInfo(type="TaskCancelled", message="cancelled; its worker was silent and could not stop", attempts=0)
@@ -34,15 +31,13 @@ _UNHEARD = ErrorInfo(type="TaskCancelled", message="cancelled; its worker was si
 
 def promote(tx: Transaction) -> None:
     """Delays and backoffs that are over: their tasks become ready."""
-    for seq, class_id in tx.run("due_now", tx.now_ms, STEP).fetchall():
-        tx.must_change("promote", tx.now_ms, seq)
-        tx.ready.add(class_id)
+    tx.ready.update(row[0] for row in tx.run("promote", tx.now_ms, tx.now_ms, STEP).fetchall())
 
 
 def expire(tx: Transaction) -> None:
     """Deadlines that passed before a start."""
     for seq, class_id, *_ in tx.run("overdue", tx.now_ms, STEP).fetchall():
-        id, status = first(tx.ask("SELECT id, status FROM task WHERE seq = ?", seq))
+        status, id = first(tx.run("status_and_id", seq))
         if status >= COMPLETED:  # a parent that is overdue too has just taken it along
             continue
         graph.end_task(tx, seq, class_id, id, TIMEOUT, _TOO_LATE)
@@ -148,6 +143,7 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
     rows = tx.run("prunable", after, STEP).fetchall()
     totals: dict[int, int] = dict(tx.run("totals").fetchall())
     surplus = totals.get(COMPLETED, 0) - config.max_completed
+    old = []
     for seq, id, status, ended_ms in rows:
         if status < COMPLETED:
             continue
@@ -156,8 +152,9 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
             surplus -= 1
         elif ended_ms > tx.now_ms - keep_s * 1000:
             continue
-        if tx.one("has_live_child", seq) is None and tx.one("is_stood_for", seq) is None:
-            _remove(tx, seq, id, status, ended_ms)
+        old.append((seq, id, status, ended_ms))
+    if old and (free := _not_needed(tx, [seq for seq, *_ in old])):
+        _remove(tx, [row for row in old if row[0] in free])
     forgotten_ms = int(tx.now_ms - config.keep_tombstones_s * 1000)
     tx.run("drop_tombstones", forgotten_ms, STEP)  # as many as a step can make
     if after == 0:
@@ -166,21 +163,23 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
     return int(rows[-1][0]) if len(rows) == STEP else 0
 
 
-def can_shrink(connection: apsw.Connection) -> bool:
-    """Whether more is free inside the file than a store of its size soon needs again."""
-    free, pages = (int(connection.pragma(name) or 0) for name in ("freelist_count", "page_count"))
-    return free > SPARE_PAGES and free * 4 > pages
+def _not_needed(tx: Transaction, seqs: Sequence[int]) -> set[int]:
+    """Return those that no unfinished task depends on, and no kept one stands for."""
+    needed = {row[0] for row in tx.run("with_live_child", tx.listed(seqs))}
+    stand_in: dict[int, set[int]] = {}
+    for ref, task in tx.run("stand_for_these", tx.listed(seqs)):
+        stand_in.setdefault(ref, set()).add(task)
+    free: set[int] = set()
+    for seq in seqs:
+        if seq not in needed and stand_in.get(seq, free) <= free:
+            free.add(seq)
+    return free
 
 
-def shrink(tx: Transaction) -> None:
-    """Give some of what is free inside the file back to the disk. A file made before that was possible stays."""
-    tx.ask(f"PRAGMA incremental_vacuum({STEP})").fetchall()
-
-
-def _remove(tx: Transaction, seq: int, id: bytes, status: int, ended_ms: int) -> None:
-    row = tx.one("prune_task", seq)
-    tx.count(row[0], status, -1)
-    tx.run("add_tombstone", id, status, ended_ms)
-    for name in ("attempts", "edges", "keys", "progress", "stands_for", "payload_blobs"):
-        tx.run(f"prune_{name}", seq)
-    tx.run("prune_retried", seq, seq)
+def _remove(tx: Transaction, tasks: Sequence[tuple[int, bytes, int, int]]) -> None:
+    seqs = tx.listed([seq for seq, *_ in tasks])
+    for class_id, status in tx.run("prune_tasks", seqs).fetchall():
+        tx.count(class_id, status, -1)
+    tx.run_wide("add_tombstone", [(id, status, ended_ms) for _, id, status, ended_ms in tasks])
+    for name in ("attempts", "edges", "keys", "progress", "stands_for", "payload_blobs", "retried"):
+        tx.run(f"prune_{name}", seqs)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
-import apsw
 import msgspec
 
 from mainspring.blobs.base import BlobStore
 from mainspring.errors import TaskNotFound
 from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, CANCEL_ASKED, OUTCOMES, Ended, Spec, Standing
-from mainspring.store.sqlite.statements import SQL
-from mainspring.store.sqlite.transaction import Row
+from mainspring.store.sql.transaction import Row
 from mainspring.tasks import (
     Attempt,
     ErrorInfo,
@@ -28,6 +27,22 @@ from mainspring.tasks import (
 )
 from mainspring.tasks.codec import decode_input, decode_output
 from mainspring.tasks.lifecycle import RUNNING, STATUS_CODE, STATUS_OF, STORED_REASONS
+
+
+class View(Protocol):
+    """A connection that only reads, with the statements of its store."""
+
+    def one(self, name: str, *values: Any) -> Any:
+        """Return the first row of a named statement, or None."""
+
+    def rows(self, name: str, *values: Any) -> list[Row]: ...
+
+    def of_ids(self, name: str, ids: Sequence[bytes]) -> list[Row]:
+        """Return what a statement finds for each of these tasks, all at one moment."""
+
+    def snapshot(self) -> AbstractContextManager[Any]:
+        """All that is read inside is of one moment."""
+
 
 _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
@@ -49,32 +64,24 @@ def _payload(raw: bytes, is_blob: bool, blobs: BlobStore) -> bytes:
     return blobs.get(raw.decode()) if is_blob else raw
 
 
-def one(connection: apsw.Connection, name: str, *values: Any) -> Any:
-    return connection.execute(SQL[name], values).fetchone()
-
-
-def rows(connection: apsw.Connection, sql: str) -> list[Row]:
-    return connection.execute(sql).fetchall()
-
-
-def not_found(connection: apsw.Connection, id: bytes) -> TaskNotFound:
-    pruned = one(connection, "tombstone_by_id", id)
+def not_found(view: View, id: bytes) -> TaskNotFound:
+    pruned = view.one("tombstone_by_id", id)
     if pruned is None:
         return TaskNotFound(f"there is no task {TaskId(id)} in this store; check the id and the store's path")
     return TaskNotFound(f"task {TaskId(id)} ended as {STATUS_OF[pruned[0]].value} and was pruned since")
 
 
-def info(connection: apsw.Connection, blobs: BlobStore, id: bytes) -> TaskInfo:
+def info(view: View, blobs: BlobStore, id: bytes) -> TaskInfo:
     """Return all there is to know about a task, from one consistent view."""
-    with connection:
-        row = one(connection, "whole_task", id)
+    with view.snapshot():
+        row = view.one("whole_task", id)
         if row is None:
-            raise not_found(connection, id)
+            raise not_found(view, id)
         seq, status = row[0], STATUS_OF[row[4]]
-        tries = connection.execute(SQL["attempts_of"], (seq,)).fetchall()
-        parents = [TaskId(parent) for parent, _ in connection.execute(SQL["parents_ids"], (seq,))]
-        progress = one(connection, "progress_of", seq, row[6])
-        before, after = one(connection, "retry_links", seq)
+        tries = view.rows("attempts_of", seq)
+        parents = [TaskId(parent) for parent, _ in view.rows("parents_ids", seq)]
+        progress = view.one("progress_of", seq, row[6])
+        before, after = view.one("retry_links", seq)
     return TaskInfo(
         task=_task(row, parents, blobs),
         status=status,
@@ -131,13 +138,13 @@ def _attempt(row: Any) -> Attempt:
     )
 
 
-def result(connection: apsw.Connection, blobs: BlobStore, id: bytes) -> TaskResult | None:
+def result(view: View, blobs: BlobStore, id: bytes) -> TaskResult | None:
     """Return how a task ended, or None while it has not. Raises TaskNotFound."""
-    with connection:
-        row = one(connection, "whole_task", id)
+    with view.snapshot():
+        row = view.one("whole_task", id)
         if row is None:
-            raise not_found(connection, id)
-        tries = connection.execute(SQL["attempts_of"], (row[0],)).fetchall()
+            raise not_found(view, id)
+        tries = view.rows("attempts_of", row[0])
     status = STATUS_OF[row[4]]
     if not status.is_final:
         return None
@@ -172,40 +179,35 @@ def _metrics(row: Any, retry_count: int) -> TaskMetrics:
     )
 
 
-def ended(connection: apsw.Connection, ids: Sequence[bytes]) -> list[Ended]:
+def ended(view: View, ids: Sequence[bytes]) -> list[Ended]:
     """Return those of the tasks that have ended."""
-    cursor = connection.cursor()
-    found: list[Ended] = []
-    with connection:
-        for id in ids:
-            found += (Ended(*row) for row in cursor.execute(SQL["outcome_by_id"], (id,)))
-    return found
+    return [Ended(*row) for row in view.of_ids("outcome_by_id", ids)]
 
 
-def asked_to_stop(connection: apsw.Connection, owner: int) -> list[bytes]:
+def asked_to_stop(view: View, owner: int) -> list[bytes]:
     """Return the tasks of a worker that somebody wants cancelled."""
-    return [row[0] for row in connection.execute("SELECT id FROM task WHERE owner = ? AND flags & 1", (owner,))]
+    return [row[0] for row in view.rows("asked_to_stop", owner)]
 
 
 _AHEAD_LIMIT = 10_000
 
 
-def standing(connection: apsw.Connection, id: bytes) -> Standing:
+def standing(view: View, id: bytes) -> Standing:
     """Return where a task stands, with the reasons that only a look at everything tells."""
-    with connection:
-        row = one(connection, "whole_task", id)
+    with view.snapshot():
+        row = view.one("whole_task", id)
         if row is None:
-            raise not_found(connection, id)
+            raise not_found(view, id)
         seq, class_id, rank, reason = row[0], row[2], row[3], None if row[5] is None else STORED_REASONS[row[5]]
         namespace, kind, group = row[26:29]
         parents: list[bytes] = []
         if reason == "parents":
-            parents = [p for p, status in connection.execute(SQL["parents_ids"], (seq,)) if status < 2]
+            parents = [p for p, status in view.rows("parents_ids", seq) if status < 2]
         ahead, pause = 0, None
         if reason == "ready":
-            ahead = one(connection, "ahead", class_id, rank, seq, _AHEAD_LIMIT)[0]
-            pause = _pause_of(connection, namespace, kind, group)
-            served = {name for (name,) in connection.execute(SQL["served_types"])}
+            ahead = view.one("ahead", class_id, rank, seq, _AHEAD_LIMIT)[0]
+            pause = _pause_of(view, namespace, kind, group)
+            served = {name for (name,) in view.rows("served_types")}
             reason = "paused" if pause is not None else "ready" if kind in served else "no_worker"
     return Standing(
         status=STATUS_OF[row[4]],
@@ -223,26 +225,24 @@ def standing(connection: apsw.Connection, id: bytes) -> Standing:
     )
 
 
-def _pause_of(connection: apsw.Connection, namespace: str, kind: str, group: str) -> str | None:
-    for a, b, c in connection.execute(SQL["pauses"]):
+def _pause_of(view: View, namespace: str, kind: str, group: str) -> str | None:
+    for a, b, c in view.rows("pauses"):
         if a in ("", namespace) and b in ("", kind) and c in ("", group):
             named = (("namespace", a), ("type", b), ("group", c))
             return ", ".join(f"{name} {value}" for name, value in named if value) or "everything"
     return None
 
 
-def registered_types(connection: apsw.Connection) -> list[str]:
-    return [row[0] for row in rows(connection, "SELECT type FROM handler UNION SELECT type FROM serves")]
+def registered_types(view: View) -> list[str]:
+    return [row[0] for row in view.rows("registered_types")]
 
 
-def stats(connection: apsw.Connection) -> dict[str, Any]:
+def stats(view: View) -> dict[str, Any]:
     """Count by what is kept in step with every write; nothing here looks at each task but the unfinished ones."""
-    with connection:
-        totals: dict[int, int] = dict(rows(connection, "SELECT status, n FROM tally WHERE class = 0"))
-        held: dict[int, int] = dict(
-            rows(connection, "SELECT status, count(*) FROM task WHERE owner IS NOT NULL GROUP BY status")
-        )
-        kinds = rows(connection, SQL["tallies"])
+    with view.snapshot():
+        totals: dict[int, int] = dict(view.rows("totals"))
+        held: dict[int, int] = dict(view.rows("held_by_status"))
+        kinds = view.rows("tallies")
     running = held.get(1, 0)
     status = {STATUS_OF[code].value: n for code, n in totals.items() if code > 1}
     types: dict[str, dict[str, int]] = {}
@@ -253,16 +253,16 @@ def stats(connection: apsw.Connection) -> dict[str, Any]:
     return {"pending": totals.get(0, 0) - running, "running": running, **status, "types": types}
 
 
-def open_workers(connection: apsw.Connection) -> list[tuple[int, str, int]]:
-    return [(row[0], row[1], row[2]) for row in connection.execute(SQL["open_workers"])]
+def open_workers(view: View) -> list[tuple[int, str, int]]:
+    return [(row[0], row[1], row[2]) for row in view.rows("open_workers")]
 
 
 def overstayed(
-    connection: apsw.Connection, owner: int, limit_ms: int | None, running: frozenset[tuple[int, int]]
+    view: View, owner: int, limit_ms: int | None, running: frozenset[tuple[int, int]]
 ) -> list[tuple[int, int]]:
     """Return (seq, attempt) of what a silent worker held for too long: of what runs, all with a timeout up to the
     limit; without a limit everything."""
-    rows = connection.execute("SELECT seq, attempt, status, timeout_ms FROM task WHERE owner = ?", (owner,))
+    rows = view.rows("timeouts_of", owner)
     return [
         (seq, attempt)
         for seq, attempt, status, timeout_ms in rows
@@ -271,19 +271,19 @@ def overstayed(
     ]
 
 
-def without_payload(connection: apsw.Connection, digests: Sequence[str]) -> list[str]:
+def without_payload(view: View, digests: Sequence[str]) -> list[str]:
     """Return those blobs that no task's payload refers to."""
-    return [digest for digest in digests if one(connection, "blob_in_use", digest) is None]
+    return [digest for digest in digests if view.one("blob_in_use", digest) is None]
 
 
-def missing(connection: apsw.Connection, ids: Sequence[bytes]) -> list[bytes]:
+def missing(view: View, ids: Sequence[bytes]) -> list[bytes]:
     """Return those of the ids that the store does not know."""
-    cursor = connection.cursor()
-    return [id for id in ids if cursor.execute("SELECT 1 FROM task WHERE id = ?", (id,)).fetchone() is None]
+    known = {row[0] for row in view.of_ids("known_id", ids)}
+    return [id for id in ids if id not in known]
 
 
 def page(
-    connection: apsw.Connection,
+    view: View,
     blobs: BlobStore,
     *,
     status: TaskStatus | None,
@@ -294,5 +294,5 @@ def page(
 ) -> list[TaskInfo]:
     """Return the newest tasks first, a page at a time."""
     values = (None if status is None else STATUS_CODE[status], type, namespace, before.bytes if before else None, limit)
-    ids = [row[0] for row in connection.execute(SQL["page"], values)]
-    return [info(connection, blobs, id) for id in ids]
+    ids = [row[0] for row in view.rows("page", *values)]
+    return [info(view, blobs, id) for id in ids]

@@ -11,8 +11,8 @@ import msgspec
 
 from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.store.base import CANCEL_ASKED, Claimed, HandlerRecord
-from mainspring.store.sqlite import graph
-from mainspring.store.sqlite.transaction import Transaction, first
+from mainspring.store.sql import graph
+from mainspring.store.sql.transaction import Transaction, first
 from mainspring.tasks import ErrorInfo, TaskId
 from mainspring.tasks.codec import with_refs
 from mainspring.tasks.lifecycle import CANCELLED, CLAIMED, COMPLETED, DELAYED, PARENTS, PENDING, READY, STATUS_OF
@@ -52,7 +52,7 @@ def cancel(tx: Transaction, id: bytes) -> str:
         audit(tx, "cancel", task=str(TaskId(id)))
         return "cancelled"
     if not flags & CANCEL_ASKED:
-        tx.cursor.execute("UPDATE task SET flags = flags | 1 WHERE seq = ?", (seq,))
+        tx.run("note_cancel", seq)
         audit(tx, "cancel", task=str(TaskId(id)))
     tx.stop_asked.append(id)
     return "held" if reason == CLAIMED else "requested"
@@ -85,7 +85,7 @@ def retry(tx: Transaction, id: bytes, new_id: bytes) -> bytes:
             "only failed, timed out and cancelled tasks can be retried",
             field="task_id",
         )
-    again = tx.ask("SELECT t.id FROM retried r JOIN task t ON t.seq = r.again WHERE r.task = ?", seq).fetchone()
+    again = tx.one("retried_as", seq)
     if again is not None:
         raise InvalidInput(f"task {TaskId(id)} was retried already, as {TaskId(again[0])}", field="task_id")
     if tx.one("lacks_parent", seq) is not None:
@@ -104,17 +104,7 @@ def retry(tx: Transaction, id: bytes, new_id: bytes) -> bytes:
 
 def _descendants(tx: Transaction, seq: int) -> list[int]:
     """Return the tasks below that never ran because of it and can be made anew, parents first."""
-    rows = tx.ask(
-        """WITH RECURSIVE below(seq) AS (
-               VALUES (?1) UNION SELECT edge.child FROM below JOIN edge ON edge.parent = below.seq
-               JOIN task ON task.seq = edge.child
-               WHERE task.status IN (3, 4) AND task.attempt = 0 AND task.error <> ?2)
-           SELECT below.seq, edge.parent, task.seq IS NULL, retried.task IS NOT NULL
-           FROM below JOIN edge ON edge.child = below.seq LEFT JOIN task ON task.seq = edge.parent
-           LEFT JOIN retried ON retried.task = below.seq WHERE below.seq <> ?1""",
-        seq,
-        msgspec.msgpack.encode(_CANCELLED),
-    ).fetchall()
+    rows = tx.run("descendants", seq, msgspec.msgpack.encode(_CANCELLED)).fetchall()
     above: dict[int, set[int]] = {child: set() for child, *_ in rows}
     for child, parent, *_ in rows:
         if parent in above:
@@ -144,27 +134,20 @@ def _parents_first(above: dict[int, set[int]]) -> Iterator[int]:
 
 
 def _id_of(tx: Transaction, seq: int) -> bytes:
-    return first(tx.ask("SELECT id FROM task WHERE seq = ?", seq))[0]  # type: ignore[no-any-return]
+    return first(tx.run("status_and_id", seq))[1]  # type: ignore[no-any-return]
 
 
 def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, int]) -> None:
     """Insert a copy of an ended task. References to renewed parents, in edges and input, become the new ones."""
-    class_id, priority, max_retries, timeout_ms, input, spec, flags, not_before = first(
-        tx.ask(
-            "SELECT class, priority, max_retries, timeout_ms, input, spec, flags, not_before_ms "
-            "FROM task WHERE seq = ?",
-            old,
-        )
-    )
-    new = int(tx.one("last_seq")[0]) + 1
+    class_id, priority, max_retries, timeout_ms, input, spec, flags, not_before = first(tx.run("to_renew", old))
+    new = next(tx.numbers(1))
     new_id = new_id or TaskId.new().bytes
     input = with_refs(input, {_id_of(tx, before): _id_of(tx, after) for before, after in renewed.items()})
     rank = max(tx.now_ms, not_before or 0) - priority * tx.memory.ageing_ms
-    found: list[tuple[int, int]] = tx.ask("SELECT parent, policy FROM edge WHERE child = ? ORDER BY n", old).fetchall()
+    found: list[tuple[int, int]] = tx.run("edges_of", old).fetchall()
     parents = [(renewed.get(parent, parent), policy) for parent, policy in found]
     edges = [
-        graph.Edge(n, seq, policy, *first(tx.ask("SELECT status, id FROM task WHERE seq = ?", seq)))
-        for n, (seq, policy) in enumerate(parents)
+        graph.Edge(n, seq, policy, *first(tx.run("status_and_id", seq))) for n, (seq, policy) in enumerate(parents)
     ]
     unfinished, broken = graph.first_unfinished(edges)
     waits = broken or unfinished
@@ -176,9 +159,7 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
         input, spec,
     )  # fmt: skip
     tx.run_many("insert_edge", ((new, edge.n, edge.parent, edge.policy) for edge in edges))
-    tx.cursor.execute(
-        "INSERT INTO payload_blob (digest, task) SELECT digest, ? FROM payload_blob WHERE task = ?", (new, old)
-    )
+    tx.run("copy_payload_blobs", new, old)
     tx.run("add_retried", old, new)
     tx.run("move_key", new, old)
     tx.count(class_id, 0)

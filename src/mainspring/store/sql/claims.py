@@ -6,57 +6,28 @@ from heapq import heappop, heappush, heapreplace
 
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, STANDS_FOR, Claimed, Lane, ParentResult
 from mainspring.store.ready import ANYWHERE, Place
-from mainspring.store.sqlite.transaction import Row, Rows, Transaction
-
-_KEPT_NEWS = 10_000
-"""Who missed more than these looks through everything."""
+from mainspring.store.sql.transaction import Row, Rows, Transaction
 
 
-def look(tx: Transaction, *, everywhere: bool) -> None:
-    """Find the classes in which other processes made tasks ready since the last look; at first, all that have some."""
-    memory = tx.memory
-    oldest, newest = tx.one("span_of_news")
-    if everywhere or (oldest is not None and oldest > memory.seen_news + 1):
-        _look_everywhere(tx)
-    else:
-        for class_id in {row[0] for row in tx.run("news_after", memory.seen_news)}:
-            _note(tx, class_id)
-    memory.seen_news = newest or 0
-    memory.has_peers = tx.one("another_worker", memory.owner) is not None
-
-
-def _look_everywhere(tx: Transaction) -> None:
-    """Go through the whole index: one step a class, however many tasks it has."""
+def look_everywhere(tx: Transaction) -> None:
+    """Find all classes that have ready tasks."""
     for lane in tx.memory.lanes.values():
         lane.ready.clear()
-    class_id = -1
-    while (row := tx.one("next_ready_class", class_id)) is not None:
-        class_id = int(row[0])
-        _note(tx, class_id, (row[1], row[2]))
+    for class_id, *place in tx.ready_classes():
+        note(tx, class_id, (place[0], place[1]))
 
 
-def _note(tx: Transaction, class_id: int, bound: Place = ANYWHERE) -> None:
+def note(tx: Transaction, class_id: int, bound: Place = ANYWHERE) -> None:
+    """Remember that a class may have ready tasks."""
     lane = tx.lane_for(class_id)
     if lane is not None:
         lane.ready.add(class_id, bound)
 
 
-def tell(tx: Transaction) -> None:
-    """Leave word for other processes of the classes that got ready tasks."""
-    memory = tx.memory
-    if not tx.ready or not memory.has_peers:
-        return
-    tx.run_wide("add_news", [(class_id,) for class_id in sorted(tx.ready)])
-    newest = tx.cursor.connection.last_insert_rowid()
-    if newest % _KEPT_NEWS < len(tx.ready):
-        tx.run("drop_news", newest - _KEPT_NEWS)
-    memory.seen_news = newest
-
-
 def claim(tx: Transaction, most: int) -> None:
     """Take what the lanes have room for, up to `most` each."""
     for class_id in tx.ready:
-        _note(tx, class_id)
+        note(tx, class_id)
     for lane in tx.memory.lanes.values():
         room = min(tx.room(lane), most)
         if room > 0 and lane.ready:
@@ -68,7 +39,7 @@ def _claim_for(tx: Transaction, lane: Lane, room: int) -> None:
     if len(ready) > 1:
         best = _best(tx, lane, room)
         if best:
-            _take(tx, lane, tx.run("claim", tx.memory.owner, str(best)))
+            _take(tx, lane, tx.run("claim", tx.memory.owner, tx.listed(best)))
         return
     (class_id,) = ready
     may_run = tx.lane_for(class_id) is lane
@@ -123,7 +94,7 @@ def _take(tx: Transaction, lane: Lane, rows: Rows) -> int:
     if children:
         for claim in children.values():
             claim.parents = {}
-        for child, id, *result in tx.run("parent_results", str(list(children))):
+        for child, id, *result in tx.run("parent_results", tx.listed(list(children))):
             children[child].parents[id] = ParentResult(*result)  # type: ignore[index]
         _add_heirs(tx, children)
     return len(taken)

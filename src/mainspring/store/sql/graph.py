@@ -6,7 +6,6 @@ from there and never back: readiness is derived from rows, and each edge is look
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import msgspec
 
 from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.store.base import STANDS_FOR, Ended
-from mainspring.store.sqlite.transaction import Transaction, first
+from mainspring.store.sql.transaction import Crowded, Transaction, first
 from mainspring.tasks import ErrorInfo, TaskId
 from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, PARENTS, READY
 
@@ -58,24 +57,25 @@ def link(
 ) -> list[Edge]:
     """Return the edges of a child; a completed parent whose output stands for other tasks adds edges to those."""
     edges: dict[int, Edge] = {}
-    queue = deque(parents)
-    while queue:
-        seq, status, id = queue.popleft()
-        if seq in edges or seq == child:
-            continue
-        edges[seq] = Edge(first + len(edges), seq, policy, status, id)
-        if status == COMPLETED:
-            queue.extend(_stood_for(tx, seq))
+    wave = list(parents)
+    while wave:
+        completed = []
+        for seq, status, id in wave:
+            if seq in edges or seq == child:
+                continue
+            edges[seq] = Edge(first + len(edges), seq, policy, status, id)
+            if status == COMPLETED:
+                completed.append(seq)
+        wave = _stood_for(tx, completed) if completed else []
     return list(edges.values())
 
 
-def _stood_for(tx: Transaction, seq: int) -> list[tuple[int, int, bytes]]:
-    refs = [row[0] for row in tx.run("stands_for", seq)]
-    return [
-        (ref, row[0], row[1])
-        for ref in refs
-        for row in tx.ask("SELECT status, id FROM task WHERE seq = ?", ref).fetchall()
-    ]
+def _stood_for(tx: Transaction, seqs: Sequence[int]) -> list[tuple[int, int, bytes]]:
+    """Return (seq, status, id) of what the outputs of these stand for, in their order."""
+    refs: dict[int, list[tuple[int, int, bytes]]] = {}
+    for seq, *ref in tx.run("stood_for", tx.listed(seqs)):
+        refs.setdefault(seq, []).append(tuple(ref))
+    return [ref for seq in seqs for ref in refs.get(seq, ())]
 
 
 def first_unfinished(edges: Sequence[Edge]) -> tuple[Edge | None, Edge | None]:
@@ -87,22 +87,26 @@ def first_unfinished(edges: Sequence[Edge]) -> tuple[Edge | None, Edge | None]:
 
 def raise_parents(tx: Transaction, parents: Sequence[int], rank: int) -> None:
     """Give unfinished ancestors the rank of the best task that waits for them."""
-    queue = deque(parents)
-    for _ in range(RAISE_LIMIT):
-        if not queue:
-            return
-        seq = queue.popleft()
-        row = tx.one("raise_rank", rank, seq, rank)
-        if row is not None:
-            if row[1] == READY:
-                tx.ready.add(row[0])
-            queue.extend(row[0] for row in tx.run("parents_of", seq))
+    level, left = list(parents), RAISE_LIMIT
+    while level and left > 0:
+        level = level[:left]
+        left -= len(level)
+        raised = tx.run("raise_ranks", rank, tx.listed(level), rank).fetchall()
+        tx.ready.update(class_id for _, class_id, reason in raised if reason == READY)
+        seqs = [seq for seq, _, _ in raised]
+        level = [row[0] for row in tx.run("parents_of_all", tx.listed(seqs))] if seqs else []
 
 
 def ended(tx: Transaction, tasks: Sequence[tuple[int, int, bytes]]) -> None:
     """Let these ends, (seq, status, id), travel to the tasks that wait for them."""
-    if tasks and tx.one("any_waiting") is not None:
-        _travel(tx, [End(*task) for task in tasks])
+    if not tasks or tx.one("any_waiting") is None:
+        return
+    ends = [End(*task) for task in tasks]
+    if not tx.is_alone:
+        if not _unheard(tx, ends):
+            return
+        raise Crowded
+    _travel(tx, ends)
 
 
 def _travel(tx: Transaction, ends: Sequence[End]) -> None:
@@ -122,10 +126,10 @@ def _unheard(tx: Transaction, ends: Sequence[End]) -> list[End]:
     """Return those ends that somebody still has to hear of."""
     if not ends:
         return []
-    heard = {row[0] for row in tx.run("awaited", str([end.seq for end in ends]))}
+    heard = {row[0] for row in tx.run("awaited", tx.listed([end.seq for end in ends]))}
     failed = [end.seq for end in ends if end.status != COMPLETED and end.past != _ALL]
     if failed:
-        heard.update(row[0] for row in tx.run("having_children", str(failed)))
+        heard.update(row[0] for row in tx.run("having_children", tx.listed(failed)))
     return [end for end in ends if end.seq in heard]
 
 
@@ -150,7 +154,7 @@ def _advance(tx: Transaction, parents: Sequence[int], broken: list[End]) -> bool
     most = TRAVEL_LIMIT - tx.travelled
     if most <= 0:
         return False
-    found = tx.run("waiting_on", str(parents), most).fetchall()
+    found = tx.run("waiting_on", tx.listed(parents), most).fetchall()
     tx.travelled += len(found)
     free, late = [], []
     for child, class_id, not_before, at in found:
@@ -166,16 +170,16 @@ def _advance(tx: Transaction, parents: Sequence[int], broken: list[End]) -> bool
             free.append(child)
             tx.ready.add(class_id)
     if free:
-        tx.must_change_all("release_children", len(free), tx.now_ms, str(free))
+        tx.must_change_all("release_children", len(free), tx.now_ms, tx.listed(free))
     if late:
-        tx.must_change_all("delay_children", len(late), str(late))
+        tx.must_change_all("delay_children", len(late), tx.listed(late))
     return len(found) < most
 
 
 def fail_child(tx: Transaction, child: int, edge: Edge, *, travel: bool = True) -> End:
     """End a child whose parent did not complete: FAILED by policy require, CANCELLED by policy skip."""
     status, error = _failure(edge)
-    class_id, id = first(tx.ask("SELECT class, id FROM task WHERE seq = ?", child))
+    class_id, id = first(tx.run("class_and_id", child))
     end_task(tx, child, class_id, id, status, error)
     if travel:
         ended(tx, [(child, status, id)])
@@ -186,7 +190,7 @@ def _fail_waiting(tx: Transaction, children: Sequence[int], edge: Edge) -> list[
     """The same for many that wait."""
     status, error = _failure(edge)
     raw = msgspec.msgpack.encode(error)
-    rows = tx.run("fail_children", status, tx.now_ms, raw, str(children)).fetchall()
+    rows = tx.run("fail_children", status, tx.now_ms, raw, tx.listed(children)).fetchall()
     for _, class_id, id in rows:
         tx.count(class_id, 0, -1)
         tx.count(class_id, status)
@@ -229,7 +233,7 @@ def stand_for(tx: Transaction, seq: int, refs: Sequence[bytes]) -> None:
     stood_for = [edge.parent for edge in link(tx, 0, targets, REQUIRE)]
     if seq in stood_for:
         raise InvalidInput("the result stands, through others or at once, for the task itself", field="output")
-    if tx.one("depends_on", str(stood_for), seq, seq) is not None:
+    if tx.one("depends_on", tx.listed(stood_for), seq) is not None:
         raise InvalidInput(
             "the result stands for a task that depends on this one: neither would ever end; "
             "leave one of the two dependencies out",

@@ -10,8 +10,8 @@ import msgspec
 
 from mainspring.errors import Conflict, InvalidInput, QueueFull, TaskNotFound, invalid
 from mainspring.store.base import BLOB_INPUT, Accepted, Claimed, Lane, NewTask, Spec
-from mainspring.store.sqlite.graph import Edge, fail_child, first_unfinished, link, raise_parents
-from mainspring.store.sqlite.transaction import ClassKey, Transaction, first
+from mainspring.store.sql.graph import Edge, fail_child, first_unfinished, link, raise_parents
+from mainspring.store.sql.transaction import ClassKey, Transaction
 from mainspring.tasks import TaskId
 from mainspring.tasks.codec import with_refs
 from mainspring.tasks.lifecycle import CLAIMED, DELAYED, PARENTS, PENDING, READY
@@ -120,10 +120,9 @@ def _work_of(raw: bytes | None) -> tuple[str | None, dict[str, Any]]:
 def _existing_key(tx: Transaction, task: NewTask) -> Accepted | None:
     assert task.key is not None
     namespace = task.class_key[0]
-    row = tx.one("find_key", namespace, task.key)
-    if row is None:
+    stored = tx.one("task_by_key", namespace, task.key)
+    if stored is None:
         return None
-    stored = first(tx.ask("SELECT seq, status, class, input, flags, spec, id FROM task WHERE seq = ?", *row))
     if not _same_payload(tx, stored, task):
         raise Conflict(
             f"idempotency key {task.key!r} of namespace {namespace!r} belongs to task {TaskId(stored[6])} with another "
@@ -143,11 +142,6 @@ def _existing_id(tx: Transaction, task: NewTask) -> Accepted | None:
     return Accepted(task.id, True)
 
 
-def _next_seq(tx: Transaction) -> int:
-    row = tx.one("last_seq")
-    return 1 if row is None else int(row[0]) + 1
-
-
 class _Entry:
     """New tasks of one call on their way in: their rows are written together, when somebody has to find them there."""
 
@@ -156,7 +150,8 @@ class _Entry:
         self._tasks = tasks
         self._now = tx.now_ms
         self._ageing = tx.memory.ageing_ms
-        self._seq = _next_seq(tx)
+        self._numbers = tx.numbers(len(tasks))
+        self._seq = 0
         self._rows: list[tuple[Any, ...]] = []
         self._edges: list[tuple[int, int, int, int]] = []
         self._doors: dict[ClassKey, _Door] = {}
@@ -174,13 +169,13 @@ class _Entry:
         if door is None:
             door = self._doors[task.class_key] = _door(self._tx, task.class_key, self._tasks)
         door.entered += 1
+        self._seq = next(self._numbers)
         if task.after:
             self._add_linked(task, door, rank)
         else:
             self._add_free(task, door, rank)
         if task.key is not None or task.flags & BLOB_INPUT:
             self._noted.append((task, self._seq))
-        self._seq += 1
 
     def _row(
         self, task: NewTask, door: _Door, rank: int, reason: int, due: int | None,

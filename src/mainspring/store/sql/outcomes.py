@@ -27,9 +27,9 @@ from mainspring.store.base import (
     Ended,
     Finish,
 )
-from mainspring.store.sqlite import graph
-from mainspring.store.sqlite.intake import refuse_large_referrer, submit_children
-from mainspring.store.sqlite.transaction import Transaction
+from mainspring.store.sql import graph
+from mainspring.store.sql.intake import refuse_large_referrer, submit_children
+from mainspring.store.sql.transaction import Transaction
 from mainspring.tasks import ErrorInfo, TaskStatus
 from mainspring.tasks.codec import with_refs
 from mainspring.tasks.lifecycle import STATUS_CODE
@@ -61,13 +61,11 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
             finish_one(tx, finish)
     if not plain:
         return
-    connection = tx.cursor.connection
-    before = connection.total_changes()
-    tx.run_wide(
+    done = tx.run_wide(
         "complete_many",
         [(f.ended_ms, f.output, f.flags, f.claim.seq, f.claim.attempt, f.claim.owner) for f in plain],
     )
-    if connection.total_changes() - before != len(plain):
+    if done != len(plain):
         raise Replay
     tx.run_wide("insert_attempt", [_attempt_row(f, COMPLETED) for f in plain])
     completed = _STATUS[COMPLETED]

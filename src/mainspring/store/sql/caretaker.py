@@ -1,0 +1,167 @@
+"""The loop that looks after a store: who died, what grew old, what was not told. One process leads, all look."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
+
+from mainspring.blobs.base import BlobStore
+from mainspring.errors import StoreUnavailable
+from mainspring.store.base import Claimed, CrashEvidence
+from mainspring.store.sql import graph, upkeep
+from mainspring.store.sql.reads import View
+from mainspring.store.sql.store import SqlStore
+from mainspring.store.sql.transaction import Transaction
+from mainspring.store.vigil import Vigil
+
+logger = logging.getLogger("mainspring.store")
+
+TICK_S = 0.25
+"""How soon a dead worker is noticed."""
+_SWEEP_TICKS = 40
+"""Retention begins a sweep through the tasks this often,"""
+_SWEEP_STEPS = 8
+"""and takes at most this many steps of it a tick."""
+_COLLECT_TICKS = 2_400
+_BLOB_AGE_S = 86_400.0
+_HEARTBEAT_S = 1.0
+SURELY_S = 10.0
+"""Silence that no slow disk and no busy interpreter explains."""
+
+
+class Caretaker(ABC):
+    """A store brings who lives, and who leads."""
+
+    def __init__(self, store: SqlStore, look_s: float) -> None:
+        self._store = store
+        self._look_ticks = max(1, round(look_s / TICK_S))
+        self._tasks: list[asyncio.Task[None]] = []
+        self._over_all = Vigil(store.env.monotonic())
+        self._over_leader = Vigil(store.env.monotonic())
+        self._missed = ""  # the leader that this process stands in for
+        self._cursor = 0
+        self._ticks = 0
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Take what falls to this process, and begin."""
+
+    @abstractmethod
+    async def rescue_dead(self) -> None:
+        """Take back at once what workers held that live no more."""
+
+    @abstractmethod
+    async def _lead(self) -> None:
+        """What one process does for all."""
+
+    @abstractmethod
+    async def _unused(self, digests: Sequence[str]) -> list[str]:
+        """Return those blobs that neither a task's payload nor a name refers to."""
+
+    def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._run(), name="caretaker"),
+            loop.create_task(self._beat(), name="heartbeat"),
+        ]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._ticks += 1
+            for duty in (self._look, self._note_progress, self._lead):
+                try:
+                    await duty()
+                except StoreUnavailable as exc:
+                    logger.warning("upkeep waits: %s", exc)
+                except Exception:  # the boundary: one duty that fails must not end the others; it is logged
+                    logger.exception("upkeep failed; it is tried again")
+
+    async def _beat(self) -> None:
+        """Have the writer take turns where there is nothing to write, so that others see that this loop turns."""
+        every_s = min(_HEARTBEAT_S, self._store.config.stall_s / 4)
+        while True:
+            await asyncio.sleep(every_s)
+            self._store.is_revoked()
+            self._store.demand()
+
+    async def _look(self) -> None:
+        if self._ticks % self._look_ticks == 0:
+            self._store.look()
+
+    async def _note_progress(self) -> None:
+        if progress := self._store.take_progress():
+            await self._store.write(lambda tx: _write_progress(tx, progress))
+
+    async def _keep(self) -> None:
+        """What needs no look at who lives."""
+        await self._go_on()
+        if self._cursor or self._ticks % _SWEEP_TICKS == 0:
+            await self._sweep()
+        if self._ticks % _COLLECT_TICKS == 0:
+            await self._collect_blobs()
+
+    async def _go_on(self) -> None:
+        """Let ends travel on that somebody left half way: the writer does the rest."""
+        if await self._store.view(_has_cascade):
+            await self._store.write(graph.go_on)
+
+    def _watch(self, vigil: Vigil, turns: dict[str, int]) -> dict[str, float]:
+        return vigil.look(self._store.env.monotonic(), turns)
+
+    def _patience_s(self) -> float:
+        return min(SURELY_S, self._store.config.stall_s)
+
+    async def _sweep(self) -> None:
+        """Prune some steps; the next tick goes on where this one ended."""
+        store = self._store
+        for _ in range(_SWEEP_STEPS):
+            self._cursor = await store.write(lambda tx: upkeep.prune(tx, self._cursor, store.config))
+            if not self._cursor:
+                return
+
+    async def _collect_blobs(self) -> None:
+        """Remove blobs that nothing refers to. A young one may belong to a task that is being submitted: it stays."""
+        store = self._store
+        old = await store.env.to_thread(_old_blobs, store.blobs)
+        for at in range(0, len(old), upkeep.STEP):
+            some = old[at : at + upkeep.STEP]
+            for digest in await self._unused(some):
+                await store.env.to_thread(partial(store.blobs.delete, digest, older_than_s=_BLOB_AGE_S))
+
+    async def _rescue(self, owner: int, evidence: CrashEvidence) -> None:
+        total, n = 0, upkeep.STEP
+        while n == upkeep.STEP:
+            n = await self._store.write(lambda tx: upkeep.rescue(tx, owner, evidence))
+            total += n
+        await self._store.write(lambda tx: bury(tx, owner))
+        logger.warning(
+            "worker %s (pid %d) is gone; %d of its claims were taken back", evidence.worker, evidence.pid, total
+        )
+
+
+def _old_blobs(blobs: BlobStore) -> list[str]:
+    return [digest for digest, age_s in blobs.digests() if age_s > _BLOB_AGE_S]
+
+
+def _has_cascade(view: View) -> bool:
+    return view.one("next_cascade", 1) is not None
+
+
+def bury(tx: Transaction, owner: int) -> None:
+    tx.run("clear_serves", owner)
+    tx.run("end_worker", tx.now_ms, owner)
+
+
+def _write_progress(tx: Transaction, progress: Sequence[tuple[Claimed, float, float]]) -> None:
+    for claim, done, total in progress:
+        tx.run("put_progress", done, total, tx.now_ms, claim.seq, claim.attempt, claim.owner)

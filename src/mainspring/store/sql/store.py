@@ -1,0 +1,372 @@
+"""What every store that keeps tasks in tables does: calls go to its writer, news of commits to whoever wants them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from mainspring.blobs.base import BlobStore
+from mainspring.config import StoreConfig
+from mainspring.environment import Environment
+from mainspring.errors import StoreUnavailable, TaskNotFound
+from mainspring.store.base import (
+    CANCEL_ASKED,
+    Accepted,
+    Claimed,
+    Ended,
+    Finish,
+    HandlerRecord,
+    Listener,
+    NewTask,
+    Standing,
+    WorkerPort,
+)
+from mainspring.store.bell import ENDED, HELLO, LOOK, STOP, WELCOME, Bell, split_ids
+from mainspring.store.sql import commands, reads
+from mainspring.store.sql.reads import View
+from mainspring.store.sql.transaction import Applier, Memory, Transaction
+from mainspring.store.sql.writer import Command, Group, Started, Submission, Writer
+from mainspring.tasks import TaskId, TaskInfo, TaskResult, TaskStatus
+
+logger = logging.getLogger("mainspring.store")
+T = TypeVar("T")
+_LOOK_IDS = 2_000
+RETRY_S, MOST_RETRY_S = 0.1, 3.2
+"""How long after a failed write the next try comes by itself: each time twice as long, up to the second."""
+
+
+class Life(Protocol):
+    """What others can see of this process."""
+
+    @property
+    def mark(self) -> Callable[[int, int, int], None]: ...
+
+    @property
+    def revoked(self) -> int:
+        """How often others took claims of this process back."""
+
+
+class SqlStore(ABC):
+    """See `store.base.Store` for the contract. A store brings the connections, and how processes see one another."""
+
+    blobs: BlobStore
+    _writer: Writer
+    _bell: Bell
+    _life: Life | None = None
+    _loop: asyncio.AbstractEventLoop
+
+    def __init__(
+        self,
+        config: StoreConfig,
+        env: Environment,
+        *,
+        queue_size: int | None,
+        grace_s: float,
+        appliers: Mapping[type, Applier] | None,
+    ) -> None:
+        self.config = config
+        self.env = env
+        self.grace_s = grace_s
+        self.worker_id = env.random_bytes(6).hex()
+        self._memory = Memory(config)
+        self._memory.queue_size = queue_size
+        self._memory.appliers = dict(appliers or {})
+        self._revoked = 0  # how often others took claims back, as far as the worker has been told
+        self._recounting: asyncio.Future[None] | None = None
+        self._port: WorkerPort | None = None
+        self._closed = False
+        self._told_pauses: frozenset[tuple[str, str, str]] = frozenset()
+        self._listener: Listener | None = None
+        self._progress: dict[int, tuple[Claimed, float, float]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms: int | None = None
+        self._wall_ms = 0
+        self._started = 0.0
+
+    # What a store brings
+
+    @abstractmethod
+    async def open(self) -> None: ...
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+    @abstractmethod
+    async def view(self, run: Callable[[View], T]) -> T:
+        """Run a function that only reads, beside the writer."""
+
+    @abstractmethod
+    def view_soon(self, run: Callable[[View], T], then: Callable[[T], None]) -> None:
+        """The same, without waiting; the answer goes to `then`, on the loop."""
+
+    # Time
+
+    def now_ms(self) -> int:
+        return self._wall_ms + int((self.env.monotonic() - self._started) * 1000)
+
+    def ms_at(self, monotonic: float) -> int:
+        return self._wall_ms + int((monotonic - self._started) * 1000)
+
+    # Calls
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("the store is closed; open it again with a new engine")
+
+    async def submit(self, tasks: Sequence[NewTask]) -> list[Accepted]:
+        self._refuse_closed()
+        submission = Submission(tasks, self._loop.create_future())
+        self._writer.put(submission)
+        return await submission.future
+
+    async def write(self, run: Callable[[Transaction], T]) -> T:
+        """Run a function in the next transaction; for the rooms that own tables beside the tasks'."""
+        self._refuse_closed()
+        command = Command(run, self._loop.create_future())
+        self._writer.put(command)
+        return await command.future  # type: ignore[no-any-return]
+
+    def write_from_thread(self, run: Callable[[Any], T]) -> T:
+        """Like `write`, blocking, for threads other than the loop's."""
+        return self.env.on_loop(self._loop, self.write(lambda tx: run(tx.cursor)))
+
+    async def cancel(self, id: bytes) -> str:
+        return await self.write(lambda tx: commands.cancel(tx, id))
+
+    async def withdraw(self, claim: Claimed) -> bool:
+        return await self.write(lambda tx: commands.withdraw(tx, claim))
+
+    async def retry(self, id: bytes) -> bytes:
+        new_id = self.env.new_id()
+        return await self.write(lambda tx: commands.retry(tx, id, new_id))
+
+    async def pause(self, *, namespace: str = "", type: str = "", group: str = "") -> None:
+        await self._change_pauses(lambda tx: commands.pause(tx, namespace, type, group))
+
+    async def resume(self, *, namespace: str = "", type: str = "", group: str = "") -> int:
+        return await self._change_pauses(lambda tx: commands.resume(tx, namespace, type, group))
+
+    async def _change_pauses(self, run: Callable[[Transaction], T]) -> T:
+        changing = self._loop.create_task(self.write(run), name="pauses")
+        changing.add_done_callback(self._reload_pauses)
+        return await asyncio.shield(changing)  # who asked may leave; the change is acted on all the same
+
+    def _reload_pauses(self, _changed: asyncio.Task[Any]) -> None:
+        self._writer.look_anew()
+        self._bell.ring(LOOK)
+
+    async def register(self, types: Sequence[str], handlers: Sequence[HandlerRecord]) -> None:
+        await self.write(lambda tx: commands.register(tx, types, handlers))
+
+    async def registered_types(self) -> list[str]:
+        return await self.view(reads.registered_types)
+
+    # The worker's side
+
+    def serve(self, port: WorkerPort) -> None:
+        self._port = port
+        self._memory.lane_of_type = {kind: lane for lane in port.lanes.values() for kind in lane.types}
+        self._memory.lanes = dict(port.lanes)
+        self._writer.look_anew()
+
+    def stop_serving(self) -> None:
+        self._memory.lanes = {}
+        self._memory.lane_of_type = {}
+
+    def demand(self) -> None:
+        self._writer.kick()
+
+    def finish(self, finish: Finish) -> None:
+        self._writer.put(finish)
+
+    def started(self, claim: Claimed, started_ms: int) -> None:
+        self._writer.put(Started(claim, started_ms))
+
+    @property
+    def mark(self) -> Callable[[int, int, int], None]:
+        assert self._life is not None
+        return self._life.mark
+
+    def is_revoked(self) -> bool:
+        assert self._life is not None
+        if self._life.revoked == self._revoked:
+            return False
+        if self._recounting is None or self._recounting.done():
+            self._recounting = self._loop.create_future()
+            self._recounting.add_done_callback(asyncio.Future.exception)  # an outage: the next call tries again
+            self._writer.put(Command(self._recount, self._recounting))
+        return True
+
+    def _recount(self, tx: Transaction) -> None:
+        assert self._life is not None
+        tx.held = (self._life.revoked, frozenset(tx.run("claims_of", tx.memory.owner).fetchall()))
+
+    def progress(self, claim: Claimed, done: float, total: float) -> None:
+        """Keep the newest value; the caretaker writes it with the next tick."""
+        self._progress[claim.seq] = (claim, done, total)
+
+    def take_progress(self) -> list[tuple[Claimed, float, float]]:
+        taken, self._progress = list(self._progress.values()), {}
+        return taken
+
+    # News
+
+    def listen(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def _committed_soon(self, tx: Transaction, group: Group, next_event_ms: int | None) -> None:
+        self._loop.call_soon_threadsafe(self._committed, tx, group, next_event_ms)
+
+    def _committed(self, tx: Transaction, group: Group, next_event_ms: int | None) -> None:
+        for call in group.calls:
+            if call.future.done():
+                continue
+            if call.error is not None:
+                call.future.set_exception(call.error)
+            else:
+                call.future.set_result(call.result)
+        if self._port is not None:
+            self._tell_worker(self._port, tx)
+        if tx.ended and self._listener is not None:
+            self._listener.ended(tx.ended)
+        if self._bell.has_peers:
+            self._ring(tx)
+        self._arm(next_event_ms)
+
+    def _tell_worker(self, port: WorkerPort, tx: Transaction) -> None:
+        if tx.held is not None:  # the claims of earlier commits have been handed over by now, those of this one follow
+            self._revoked, held = tx.held
+            port.revoked(held)
+        if tx.claims:
+            port.claimed(tx.claims)
+        if tx.lost:
+            port.lost(tx.lost)
+        if tx.stop_asked:
+            port.asked_to_stop(tx.stop_asked)
+        if self._memory.pauses is not self._told_pauses:
+            self._told_pauses = self._memory.pauses
+            if self._told_pauses:
+                port.paused(self._memory.is_paused)
+
+    def _ring(self, tx: Transaction) -> None:
+        if tx.ready:
+            self._bell.ring(LOOK)
+        if tx.ended:
+            self._bell.ring_ids(ENDED, (ended.id for ended in tx.ended))
+        if tx.stop_asked:
+            self._bell.ring_ids(STOP, tx.stop_asked)
+
+    def _heard(self, kind: bytes, payload: bytes) -> None:
+        if kind in (LOOK, HELLO):
+            self._writer.kick()
+        elif kind == WELCOME:
+            self.look()
+        elif kind == STOP and self._port is not None:
+            self._port.asked_to_stop(split_ids(payload))
+        elif kind == ENDED and self._listener is not None:
+            wants = self._listener.wants
+            self._tell_of([id for id in split_ids(payload) if wants(id)])
+
+    def _tell_of(self, ids: list[bytes]) -> None:
+        """Look up tasks that others ended, and tell the listener."""
+        listener = self._listener
+        if ids and listener is not None:
+            self.view_soon(lambda view: reads.ended(view, ids), listener.ended)
+
+    def look(self) -> None:
+        """The safety look beside the wake-ups: for claims, for awaited tasks that others ended, for cancels."""
+        self._writer.kick()
+        if self._listener is not None:
+            self._tell_of(self._listener.awaited(_LOOK_IDS))
+        if self._port is not None:
+            owner = self._memory.owner
+            self.view_soon(lambda view: reads.asked_to_stop(view, owner), self._port.asked_to_stop)
+
+    def _arm(self, next_event_ms: int | None) -> None:
+        """Wake the writer when the next delay ends or deadline passes."""
+        if next_event_ms == self._timer_ms:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_ms, self._timer = next_event_ms, None
+        if next_event_ms is not None:
+            delay = max(0.0, (next_event_ms - self.now_ms()) / 1000) + 0.001
+            self._timer = self._loop.call_later(min(delay, 3600.0), self._due)
+
+    def _due(self) -> None:
+        self._timer = self._timer_ms = None
+        self._writer.kick()
+
+    def _retry_soon(self, before: int) -> None:
+        delay = min(RETRY_S * 2 ** min(before, 16), MOST_RETRY_S)
+        self._loop.call_soon_threadsafe(self._loop.call_later, delay, self._writer.kick)
+
+    # Looking
+
+    async def info(self, id: bytes) -> TaskInfo:
+        return await self.view(lambda view: reads.info(view, self.blobs, id))
+
+    async def standing(self, id: bytes) -> Standing:
+        return await self.view(lambda view: reads.standing(view, id))
+
+    async def stats(self) -> dict[str, Any]:
+        return await self.view(reads.stats)
+
+    async def result(self, id: bytes) -> TaskResult | None:
+        return await self.view(lambda view: reads.result(view, self.blobs, id))
+
+    async def ended(self, ids: Sequence[bytes]) -> list[Ended]:
+        return await self.view(lambda view: reads.ended(view, ids))
+
+    async def require(self, ids: Sequence[bytes]) -> None:
+        """Raises TaskNotFound for the first id that the store does not know."""
+        unknown = await self.view(lambda view: reads.missing(view, ids))
+        if unknown:
+            raise TaskNotFound(
+                f"there is no task {TaskId(unknown[0])} in this store; check the id and the store's path"
+            )
+
+    async def list_tasks(
+        self,
+        *,
+        status: TaskStatus | None = None,
+        type: str | None = None,
+        namespace: str | None = None,
+        limit: int = 50,
+        before: TaskId | None = None,
+    ) -> list[TaskInfo]:
+        return await self.view(
+            lambda view: reads.page(
+                view, self.blobs, status=status, type=type, namespace=namespace, limit=limit, before=before
+            )
+        )
+
+
+def sign_off(tx: Transaction, owner: int, *, has_served: bool) -> None:
+    """Hand back what is held. A process that only looked or submitted is forgotten: no attempt names it."""
+    rows: list[Any]
+    while rows := tx.run("held_by", owner, 500).fetchall():
+        for seq, id, _, _, class_id, _, _, flags in rows:
+            if flags & CANCEL_ASKED:
+                commands.cancel_held(tx, seq, class_id, id)
+            else:
+                tx.must_change("give_back", 0, 0, 0, seq)
+                tx.ready.add(class_id)
+    tx.run("clear_serves", owner)
+    if has_served:
+        tx.run("end_worker", tx.now_ms, owner)
+    else:
+        tx.run("forget_worker", owner)
+
+
+def resolve(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def fail(future: asyncio.Future[Any], exc: BaseException) -> None:
+    if not future.done():
+        future.set_exception(exc)

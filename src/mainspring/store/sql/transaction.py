@@ -1,0 +1,222 @@
+"""One transaction in the making: the cursor, the time, and what to tell whom once it is committed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Protocol, Self, TypeAlias
+
+from mainspring.config import StoreConfig
+from mainspring.errors import InternalError
+from mainspring.store.base import Claimed, Ended, Finish, Lane
+
+ClassKey = tuple[str, str, str]
+Applier = Callable[[Any, Any, str, int], Any]
+"""Writes an effect: (the store's own cursor, effect, namespace, now in ms)."""
+
+Row: TypeAlias = tuple[Any, ...]
+
+
+class Rows(Protocol):
+    """What a statement finds. The driver types a value as anything SQLite can hold; the schema says what it is."""
+
+    def __iter__(self) -> Iterator[Row]: ...
+    def fetchone(self) -> Row | None: ...
+    def fetchall(self) -> list[Row]: ...
+
+
+def first(rows: Rows) -> Row:
+    """Return the first row of a statement that always finds one."""
+    row = rows.fetchone()
+    if row is None:
+        raise InternalError("a row that must be in the store is missing; please report this")
+    return row
+
+
+class Crowded(Exception):
+    """Other processes may write meanwhile, and this must not happen beside them."""
+
+
+class Memory:
+    """What the writer's thread remembers between transactions; all of it can be read again from the file."""
+
+    def __init__(self, config: StoreConfig) -> None:
+        self.ageing_ms = int(config.ageing_s * 1000)
+        self.fresh_ms = int(min(60.0, config.keep_completed_s, config.keep_failed_s) * 1000)
+        """Younger tasks are not pruned, so that a submit need not look for their tombstones."""
+        self.owner = 0  # this process's row in `worker`
+        self.class_ids: dict[ClassKey, int] = {}
+        self.class_keys: dict[int, ClassKey] = {}
+        self.pauses: frozenset[ClassKey] = frozenset()
+        self.lanes: dict[str, Lane] = {}
+        self.lane_of_type: dict[str, Lane] = {}
+        self.queue_size: int | None = None
+        self.appliers: dict[type, Applier] = {}
+        self.has_peers = False  # other processes that may want to hear of ready tasks
+        self.seen_news = 0  # how far in `news` this process has looked
+
+    def is_paused(self, key: ClassKey) -> bool:
+        namespace, kind, group = key
+        return any(a in ("", namespace) and b in ("", kind) and c in ("", group) for a, b, c in self.pauses)
+
+
+class Transaction(ABC):
+    """Side effects wait here for the commit; a part of it can be thrown away with its savepoint.
+
+    A store brings the statements, by the names that the rules of this room use, and the ways to run them.
+    """
+
+    is_alone: ClassVar[bool] = True
+    """Whether no other process can write meanwhile."""
+
+    __slots__ = (
+        "claims",
+        "cursor",
+        "ended",
+        "held",
+        "is_travelling",
+        "lost",
+        "memory",
+        "new_classes",
+        "now_ms",
+        "ready",
+        "stop_asked",
+        "taken",
+        "tally",
+        "travelled",
+    )
+
+    def __init__(self, cursor: Any, memory: Memory, now_ms: int) -> None:
+        self.cursor = cursor
+        self.memory = memory
+        self.now_ms = now_ms
+        self.claims: list[Claimed] = []
+        self.ended: list[Ended] = []
+        self.held: tuple[int, frozenset[tuple[int, int]]] | None = None  # what is ours, after how many revocations
+        self.lost: list[Finish] = []
+        self.stop_asked: list[bytes] = []
+        self.tally: dict[tuple[int, int], int] = {}
+        self.new_classes: dict[ClassKey, int] = {}
+        self.ready: set[int] = set()  # classes in which it makes tasks ready, or better ones
+        self.taken: dict[str, int] = {}  # claims by lane
+        self.travelled = 0  # children that heard of an end
+        self.is_travelling = False  # ends are left that have to go on
+
+    def part(self) -> Self:
+        """Begin a part that may be thrown away."""
+        part = type(self)(self.cursor, self.memory, self.now_ms)
+        part.tally = dict(self.tally)
+        part.new_classes = dict(self.new_classes)
+        part.taken = dict(self.taken)
+        part.ready = set(self.ready)
+        part.travelled = self.travelled
+        part.is_travelling = self.is_travelling
+        return part
+
+    def keep(self, part: Transaction) -> None:
+        self.claims += part.claims
+        self.ended += part.ended
+        self.held = part.held or self.held
+        self.lost += part.lost
+        self.stop_asked += part.stop_asked
+        self.tally = part.tally
+        self.new_classes = part.new_classes
+        self.taken = part.taken
+        self.ready = part.ready
+        self.travelled = part.travelled
+        self.is_travelling = part.is_travelling
+
+    @abstractmethod
+    def run(self, name: str, *values: Any) -> Rows:
+        """Run a named statement."""
+
+    @abstractmethod
+    def run_many(self, name: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Run a statement once for each row of values."""
+
+    @abstractmethod
+    def run_wide(self, name: str, rows: Sequence[tuple[Any, ...]]) -> int:
+        """Run a statement for many rows in as few steps as there can be; returns how many rows it changed."""
+
+    @abstractmethod
+    def changed(self, name: str, *values: Any) -> int:
+        """Run a write and return how many rows it changed."""
+
+    @abstractmethod
+    def listed(self, numbers: Sequence[int]) -> Any:
+        """Return a list as the value of a statement."""
+
+    @abstractmethod
+    def numbers(self, n: int) -> Iterator[int]:
+        """Yield the sequence numbers of at least n new tasks."""
+
+    @abstractmethod
+    def ready_classes(self) -> Iterator[Row]:
+        """Yield every class that has ready tasks, with rank and sequence of the best of them."""
+
+    def one(self, name: str, *values: Any) -> Any:
+        """Return the first row, or None."""
+        return self.run(name, *values).fetchone()
+
+    def must_change(self, name: str, *values: Any) -> None:
+        if self.changed(name, *values) != 1:
+            raise InternalError(f"statement {name} found no row for {values[-1]!r}; please report this")
+
+    def must_change_all(self, name: str, n: int, *values: Any) -> None:
+        if (changed := self.changed(name, *values)) != n:
+            raise InternalError(f"statement {name} changed {changed} rows instead of {n}; please report this")
+
+    def count(self, class_id: int, status: int, n: int = 1) -> None:
+        """Note that n more tasks of a class are in a status; 0 stands for all that have not ended."""
+        key = (class_id, status)
+        self.tally[key] = self.tally.get(key, 0) + n
+
+    def class_id(self, key: ClassKey) -> int:
+        """Return the number of a class, making it when it is new."""
+        found = self.memory.class_ids.get(key) or self.new_classes.get(key)
+        if found is None:
+            row = self.one("find_class", *key) or self.one("add_class", *key)
+            found = int(row[0])
+            self.new_classes[key] = found
+        return found
+
+    def class_key(self, class_id: int) -> ClassKey:
+        key = self.memory.class_keys.get(class_id)
+        if key is None:
+            row = self.one("class_by_id", class_id)
+            key = (row[0], row[1], row[2])
+            self.new_classes[key] = class_id
+        return key
+
+    def lane_for(self, class_id: int) -> Lane | None:
+        memory = self.memory
+        key = self.class_key(class_id)
+        if memory.pauses and memory.is_paused(key):
+            return None
+        return memory.lane_of_type.get(key[1])
+
+    def room(self, lane: Lane) -> int:
+        return lane.room() - self.taken.get(lane.name, 0)
+
+    def write_tally(self) -> None:
+        if not self.tally:
+            return
+        totals: dict[int, int] = {}
+        rows = []
+        for (class_id, status), n in self.tally.items():
+            if n:
+                rows.append((class_id, status, n))
+                totals[status] = totals.get(status, 0) + n
+        rows += [(0, status, n) for status, n in totals.items() if n]
+        self.run_wide("add_tally", rows)
+
+    def committed(self) -> None:
+        """Take over into memory what the file holds now."""
+        memory = self.memory
+        for key, class_id in self.new_classes.items():
+            memory.class_ids[key] = class_id
+            memory.class_keys[class_id] = key
+        for name, n in self.taken.items():
+            lane = memory.lanes.get(name)
+            if lane is not None:  # serving may have stopped meanwhile
+                lane.taken += n

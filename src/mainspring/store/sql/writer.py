@@ -1,0 +1,467 @@
+"""The one writing thread: whatever came in since the last commit goes into the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+from mainspring.environment import Environment
+from mainspring.errors import InternalError, StoreUnavailable, SubmitIndeterminate, TaskError
+from mainspring.store.base import CANCEL_ASKED, FAILED, RELEASED, Accepted, Claimed, Ended, Finish, NewTask
+from mainspring.store.sql import claims, graph, intake, outcomes, upkeep
+from mainspring.store.sql.transaction import Crowded, Memory, Transaction
+from mainspring.tasks import ErrorInfo, TaskId
+from mainspring.tasks.codec import encode
+
+logger = logging.getLogger("mainspring.store")
+
+
+class Submission:
+    __slots__ = ("error", "future", "result", "tasks")
+
+    def __init__(self, tasks: Sequence[NewTask], future: asyncio.Future[list[Accepted]]) -> None:
+        self.tasks = tasks
+        self.future = future
+        self.result: Any = None  # list[Accepted] once it ran
+        self.error: BaseException | None = None
+
+
+class Command:
+    """Anything else that has to be written: a function of the transaction."""
+
+    __slots__ = ("error", "future", "result", "run")
+
+    def __init__(self, run: Callable[[Transaction], Any], future: asyncio.Future[Any]) -> None:
+        self.run = run
+        self.future = future
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class Started:
+    __slots__ = ("claim", "started_ms")
+
+    def __init__(self, claim: Claimed, started_ms: int) -> None:
+        self.claim = claim
+        self.started_ms = started_ms
+
+
+Operation = Submission | Command | Finish | Started
+
+
+class Group:
+    """The operations of one commit, by kind. Ends come first, so that the room they make is there for what follows."""
+
+    def __init__(self, operations: Sequence[Operation]) -> None:
+        self.finishes = [op for op in operations if type(op) is Finish]
+        self.submissions = [op for op in operations if type(op) is Submission]
+        self.commands = [op for op in operations if type(op) is Command]
+        over = {id(finish.claim) for finish in self.finishes}
+        self.starts = [
+            (op.claim, op.started_ms) for op in operations if type(op) is Started and id(op.claim) not in over
+        ]
+
+    @property
+    def calls(self) -> list[Submission | Command]:
+        return [*self.submissions, *self.commands]
+
+
+Report = Callable[[Transaction, Group, int | None], None]
+"""Told after each commit: what happened, for whom, and when the next delay or deadline falls due."""
+
+
+class Writer(ABC):
+    """Runs operations in transactions. `put` may be called from the loop at any time; answers come through `report`.
+
+    A store brings the connection, and what begins and ends a transaction on it.
+    """
+
+    OUTAGES: ClassVar[tuple[type[BaseException], ...]]
+    """What the driver raises when the store can't be written now."""
+    CONFLICTS: ClassVar[tuple[type[BaseException], ...]]
+    """What it raises when the rows refuse a write."""
+    DOUBTS: ClassVar[tuple[type[BaseException], ...]]
+    """What a commit raises that may have gone through."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        now_ms: Callable[[], int],
+        env: Environment,
+        batch: int,
+        report: Report,
+        retry_later: Callable[[int], None],
+    ) -> None:
+        self._memory = memory
+        self._now_ms = now_ms
+        self._batch = batch
+        self._report = report
+        self._retry_later = retry_later
+        self._inbox: deque[Operation] = deque()
+        self.signal = env.signal()
+        self._stopping = False
+        self._more = False  # the last commit handed over as much as one may, or left ends to go on: there can be more
+        self._is_travelling = False
+        self._is_astray = True  # what memory says of ready classes may be wrong
+        self._next_event: int | None = None
+        self._outages = 0  # in a row
+        self._doubtful: list[Claimed] = []  # handed over by a commit whose fate could not be told yet
+
+    # What a store brings
+
+    @property
+    @abstractmethod
+    def is_open(self) -> bool:
+        """Whether there is a connection that is taken for good."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect. Raises a TaskError, or one of OUTAGES."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
+    def _begin(self, group: Group) -> Transaction: ...
+
+    @abstractmethod
+    def _nothing(self) -> Transaction:
+        """Return a transaction in which nothing happens."""
+
+    @abstractmethod
+    def _commit(self) -> None:
+        """Raises one of DOUBTS when nobody knows whether it is committed."""
+
+    @abstractmethod
+    def _roll_back(self) -> None: ...
+
+    @abstractmethod
+    def _mark(self) -> None:
+        """Begin a part of the transaction that can be undone alone."""
+
+    @abstractmethod
+    def _undo(self) -> None:
+        """Undo all since the mark, which stays."""
+
+    @abstractmethod
+    def _unmark(self) -> None: ...
+
+    @abstractmethod
+    def _catch_up(self, tx: Transaction, is_astray: bool) -> None:
+        """What others committed and what time brought comes first, so that nothing new is handed over before it."""
+
+    @abstractmethod
+    def _tell(self, tx: Transaction) -> None:
+        """Leave word for other processes of what became ready."""
+
+    @abstractmethod
+    def _settle(self, tx: Transaction, group: Group) -> bool | None:
+        """Look for a commit that failed, and make what is found last; None where that can't be told."""
+
+    @abstractmethod
+    def _tidy(self) -> None:
+        """Called after each commit."""
+
+    @abstractmethod
+    def _mend(self, exc: BaseException) -> None:
+        """Called in an outage, when the connection is closed."""
+
+    # What all share
+
+    def put(self, operation: Operation) -> None:
+        self._inbox.append(operation)
+        self.signal.raise_()
+
+    def kick(self) -> None:
+        """Look again: a lane has room, or time has passed."""
+        self.signal.raise_()
+
+    def look_anew(self) -> None:
+        """Look through everything: what may run here has changed."""
+        self._is_astray = True
+        self.signal.raise_()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self.signal.raise_()
+
+    def run(self) -> Iterator[None]:
+        """The thread's whole life; the connection must be open."""
+        while True:
+            if not self._more:
+                yield
+            self._more = False
+            operations = []
+            while self._inbox:
+                operations.append(self._inbox.popleft())
+            if operations or not self._stopping:
+                self.commit(Group(operations))
+            if self._stopping and (not self._inbox or not self.is_open):
+                break
+        self.close()
+
+    def commit(self, group: Group) -> None:
+        """Run a group in one transaction; when one operation can't go with the others, each under its own savepoint."""
+        try:
+            if not self.is_open:
+                self.open()
+        except Exception as exc:  # noqa: BLE001 - whatever keeps the store from opening: callers are told
+            self._outage(group, exc)
+            return
+        try:
+            tx = self._transact(group, self._together)
+        except CommitFailed as exc:
+            self._outage(group, exc)
+            return
+        except self.OUTAGES as exc:
+            self._outage(group, exc)
+            return
+        except Exception as exc:
+            if not isinstance(exc, (outcomes.Replay, TaskError, *self.CONFLICTS)):
+                logger.exception("a group commit failed; its operations are run one by one")
+            try:
+                tx = self._transact(group, self._one_by_one)
+            except Exception as exc:  # noqa: BLE001 - the boundary of the thread: nobody may hang for it
+                self._outage(group, exc)
+                return
+        self._told(tx, group)
+
+    def _told(self, tx: Transaction, group: Group) -> None:
+        """It is committed: take over what it means, and report it."""
+        self._tidy()
+        self._outages = 0
+        tx.committed()
+        self._doubtful = []
+        self._is_travelling = tx.is_travelling
+        self._more = tx.is_travelling or any(n >= self._batch for n in tx.taken.values())
+        self._report(tx, group, self._next_event)
+
+    def _transact(self, group: Group, body: Callable[[Transaction, Group], None]) -> Transaction:
+        tx = self._begin(group)
+        is_astray = self._is_astray
+        if is_astray:
+            self._is_astray = False  # before the look: the loop may set it again meanwhile
+        try:
+            self._clear_doubt(tx)
+            self._catch_up(tx, is_astray)
+            is_astray = False
+            body(tx, group)
+            if self._is_travelling:
+                graph.go_on(tx)
+            self._next_event = upkeep.next_event_ms(tx)
+            self._let_time_pass(tx)
+            is_astray = True  # with what it claims, until that is committed
+            claims.claim(tx, self._batch)
+            self._tell(tx)
+            for class_id in tx.ready:
+                tx.class_key(class_id)  # known to memory from the commit on, also where another process made it
+            tx.write_tally()
+        except BaseException:
+            self._is_astray = self._is_astray or is_astray
+            self._roll_back()
+            raise
+        try:
+            self._commit()
+        except self.DOUBTS as exc:
+            raise CommitFailed(tx) from exc
+        return tx
+
+    def _clear_doubt(self, tx: Transaction) -> None:
+        """Hand over the claims of a commit in doubt that are in the file after all: nobody else would ever run them."""
+        for claim in self._doubtful:
+            row = tx.one("held", claim.seq, claim.attempt, claim.owner)
+            if row is None:
+                continue
+            if (lane := tx.memory.lane_of_type.get(claim.task_type)) is not None:
+                tx.taken[lane.name] = tx.taken.get(lane.name, 0) + 1
+            tx.claims.append(claim)
+            if row[2] & CANCEL_ASKED:
+                tx.stop_asked.append(claim.id)
+
+    def _let_time_pass(self, tx: Transaction) -> None:
+        if self._next_event is not None and self._next_event <= tx.now_ms:
+            upkeep.promote(tx)
+            upkeep.expire(tx)
+            self._next_event = upkeep.next_event_ms(tx)
+
+    def _together(self, tx: Transaction, group: Group) -> None:
+        if group.finishes:
+            outcomes.finish_all(tx, group.finishes)
+        if group.starts:
+            outcomes.start(tx, group.starts)
+        if len(group.submissions) > 1:
+            tasks = [task for submission in group.submissions for task in submission.tasks]
+            accepted = intake.submit(tx, tasks)
+            at = 0
+            for submission in group.submissions:
+                submission.result = accepted[at : at + len(submission.tasks)]
+                at += len(submission.tasks)
+        elif group.submissions:
+            group.submissions[0].result = intake.submit(tx, group.submissions[0].tasks)
+        for command in group.commands:
+            command.result = command.run(tx)
+
+    def _one_by_one(self, tx: Transaction, group: Group) -> None:
+        for finish in group.finishes:
+            self._guarded_finish(tx, finish)
+        if group.starts:
+            outcomes.start(tx, group.starts)
+        for submission in group.submissions:
+            self._guarded(tx, submission, partial(_submit_exactly, tasks=submission.tasks))
+        for command in group.commands:
+            self._guarded(tx, command, command.run)
+
+    def _guarded(self, tx: Transaction, call: Submission | Command, run: Callable[[Transaction], Any]) -> None:
+        part = tx.part()
+        self._mark()
+        try:
+            call.result = run(part)
+        except Crowded:
+            raise
+        except self.OUTAGES:
+            raise
+        except Exception as exc:  # noqa: BLE001 - the boundary: whoever asked gets it
+            self._undo()
+            self._unmark()
+            call.error = exc if isinstance(exc, TaskError) else _bug(exc)
+            return
+        self._unmark()
+        tx.keep(part)
+
+    def _guarded_finish(self, tx: Transaction, finish: Finish) -> None:
+        """An outcome whose effects are refused becomes a failure: the attempt is over either way."""
+        part = tx.part()
+        self._mark()
+        try:
+            outcomes.finish_one(part, finish)
+        except Crowded:
+            raise
+        except self.OUTAGES:
+            raise
+        except Exception as exc:  # noqa: BLE001 - the boundary: it becomes the attempt's recorded failure
+            self._undo()
+            part = self._refuse(tx, finish, exc)
+        self._unmark()
+        tx.keep(part)
+
+    def _refuse(self, tx: Transaction, finish: Finish, exc: Exception) -> Transaction:
+        """Record the failure; where not even that can be, the outcome is dropped, so that all others go on."""
+        part = tx.part()
+        try:
+            outcomes.finish_one(part, _refused(finish, exc))
+        except Crowded:
+            raise
+        except self.OUTAGES:
+            raise
+        except Exception:  # the boundary: tried again it would fail again, and everything with it
+            logger.exception(
+                "the end of task %s attempt %d can't be recorded and is dropped; please report this",
+                TaskId(finish.claim.id),
+                finish.claim.attempt,
+            )
+            self._undo()
+            return tx.part()
+        return part
+
+    def _outage(self, group: Group, exc: BaseException) -> None:
+        """The store can't write now. Callers are told, outcomes kept and tried again, the connection made anew."""
+        logger.warning("the store can't be written: %s", exc)
+        self.close()
+        self._mend(exc)
+        if isinstance(exc, CommitFailed) and self._resolve(exc.tx, group):
+            self._told(exc.tx, group)
+            return
+        cause = exc.__cause__ or exc
+        for call in group.calls:
+            call.result = None  # what was found before the rollback is void
+            if call.error is None:
+                call.error = StoreUnavailable(
+                    f"the store can't be written now ({cause}); nothing was stored: try again"
+                )
+        for finish in group.finishes:
+            finish.is_repeated = True
+        self._inbox.extendleft(reversed(group.finishes))
+        self._inbox.extend(Started(claim, started_ms) for claim, started_ms in group.starts)
+        self._report(self._nothing(), group, None)
+        self._retry_later(self._outages)
+        self._outages += 1
+
+    def _resolve(self, tx: Transaction, group: Group) -> bool:
+        """After a failed commit: open anew and look whether it is there after all."""
+        found: bool | None = None
+        try:
+            self.open()
+            found = self._settle(tx, group)
+        except Exception as exc:  # noqa: BLE001 - whatever keeps it from being read: callers are told of the doubt
+            logger.warning("whether a commit is stored can't be told now: %s", exc)
+            self.close()
+        if found is None:
+            self._doubtful = tx.claims
+            for call in group.calls:
+                call.error = call.error or _indeterminate(call)
+        return found is True
+
+    def _is_stored(self, tx: Transaction, group: Group, ask: Callable[..., Any]) -> bool | None:
+        """Whether a transaction is in the store, judged by one of its rows: all of it is there, or nothing.
+
+        `ask` returns the first row of a named statement.
+        """
+        fresh = [new.id for submission in group.submissions for new in submission.result or () if not new.existed]
+        if fresh:
+            return ask("task_by_id", fresh[0]) is not None
+        if taken := [claim for claim in tx.claims if all(claim is not doubtful for doubtful in self._doubtful)]:
+            return ask("held", taken[0].seq, taken[0].attempt, taken[0].owner) is not None
+        if recorded := [f.claim for f in group.finishes if _is_evidence(f, tx)]:
+            return ask("attempt_is_there", recorded[0].seq, recorded[0].attempt) is not None
+        return None
+
+
+def _is_evidence(finish: Finish, tx: Transaction) -> bool:
+    """Whether the attempt's row can only have come with this transaction."""
+    return finish.outcome != RELEASED and not finish.is_repeated and all(finish is not lost for lost in tx.lost)
+
+
+class CommitFailed(Exception):
+    """The commit itself failed: what was in it may or may not be stored."""
+
+    def __init__(self, tx: Transaction) -> None:
+        super().__init__("the commit failed")
+        self.tx = tx
+
+
+def _indeterminate(call: Submission | Command) -> TaskError:
+    if isinstance(call, Command):
+        return StoreUnavailable(
+            "the commit failed; the call may or may not have been carried out: look before a new try"
+        )
+    first = TaskId(call.tasks[0].id)
+    return SubmitIndeterminate(
+        f"the commit of task {first} failed and the store can't be read now; it may or may not be stored: "
+        "look it up by its id later, or submit the same task again",
+        task_id=first,
+    )
+
+
+def _bug(exc: Exception) -> InternalError:
+    error = InternalError(f"the store failed with {type(exc).__name__}: {exc}; nothing was stored, please report this")
+    error.__cause__ = exc
+    return error
+
+
+def _submit_exactly(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:
+    return intake.submit_again(tx, tasks)
+
+
+def _refused(finish: Finish, exc: BaseException) -> Finish:
+    error = ErrorInfo(type=type(exc).__name__, message=str(exc), attempts=finish.claim.retry_count + 1)
+    return Finish(
+        finish.claim, FAILED, finish.ended_ms, finish.started_ms, None, finish.lane, finish.usage, encode(error)[0]
+    )
+
+
+__all__ = ["Command", "Ended", "Group", "Operation", "Started", "Submission", "Writer"]
