@@ -18,8 +18,8 @@ from mainspring.store.sql import caretaker, graph, outcomes
 from mainspring.store.sql.caretaker import Caretaker
 from mainspring.store.sql.transaction import Transaction
 from mainspring.store.sql.writer import Group
-from mainspring.store.sqlite.reader import FileView
 from mainspring.store.sqlite.transaction import SqliteTransaction
+from mainspring.store.sqlite.view import FileView
 from mainspring.store.sqlite.writer import SqliteWriter
 from proof.faults import world
 

@@ -72,6 +72,9 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     ageing_s: float = 60.0  # a step of priority is worth this much waiting
     lock_timeout_s: float = 10.0  # how long a write waits for another process's
     stall_s: float = 600.0  # a process that lives and does nothing for so long loses what it holds
+    dead_s: float = 10.0  # on a server: a process that nobody has heard of for so long is dead
+    blobs: Path | None = None  # folder of large payloads; beside the file. On a server: one that all machines share
+    schema: str = "mainspring"  # on a server: where its tables are
 
     def __post_init__(self) -> None:
         _check(
@@ -86,6 +89,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
         )
         _check(self.ageing_s > 0, "ageing_s", self.ageing_s, "is not positive", "use about 60")
         _check(self.stall_s > 0, "stall_s", self.stall_s, "is not positive", "use about 600")
+        _check(self.dead_s >= 3, "dead_s", self.dead_s, "is less than three heartbeats", "use about 10")
 
 
 class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from tests.conformance.kit import FACTORIES, Factory, Port, opened
 
 
 @pytest.fixture(params=FACTORIES)
-def factory(request: pytest.FixtureRequest, tmp_path: Path) -> Factory:
+def factory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Factory]:
     made: Factory = FACTORIES[request.param](tmp_path)
-    return made
+    yield made
+    made.drop()
 
 
 @pytest.fixture

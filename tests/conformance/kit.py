@@ -10,12 +10,13 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import apsw
 import msgspec
+from tests import postgres
 
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.config import StoreConfig
@@ -34,9 +35,13 @@ from mainspring.store.base import (
     NewTask,
     Store,
 )
+from mainspring.store.liveness import running_in
+from mainspring.store.postgres.session import Found, Session
+from mainspring.store.postgres.store import PostgresStore
 from mainspring.store.sql import graph, upkeep
 from mainspring.store.sql.transaction import Applier, Transaction
 from mainspring.store.sql.writer import Operation
+from mainspring.store.sqlite.statements import SCHEMA
 from mainspring.store.sqlite.store import SqliteStore
 from mainspring.tasks import ErrorInfo, TaskId, TaskStatus, Text, TextOutput
 from mainspring.tasks.codec import encode
@@ -274,16 +279,64 @@ class Factory(Protocol):
     def states(self) -> dict[bytes, State]:
         """Return the state of every task."""
 
+    def drop(self) -> None:
+        """Take away what no folder takes along. All stores are closed."""
+
 
 def _write_note(cursor: apsw.Cursor, note: Note, namespace: str, now_ms: int) -> None:
     cursor.execute("INSERT INTO note VALUES (?)", (note.text,))
+    _then(note)
+
+
+def _then(note: Note) -> None:
     if note.then == "refuse":
         raise InvalidInput("note = 'x': is refused; leave it out", field="note")
     if note.then == "break":
         raise KeyError("a mistake of the applier")
 
 
-class SqliteFactory:
+class _SqlFactory:
+    """What is the same for stores whose rules are those of `store.sql`."""
+
+    async def die_with(self, store: Any, act: Callable[[], object]) -> None:
+        def last(tx: Transaction) -> None:
+            act()
+            store._writer.stop()
+
+        await store.write(last)
+        await self.die(store)
+
+    async def die(self, store: Any) -> None:
+        raise NotImplementedError
+
+    async def prune(self, store: Any) -> None:
+        def step(tx: Transaction) -> int:
+            return upkeep.prune(tx, cursor, store.config)
+
+        cursor = 0
+        while cursor := await store.write(step):
+            pass
+
+    async def hold_upkeep(self, store: Any) -> None:
+        await store._caretaker.stop()
+        store._arm = lambda next_event_ms: None
+
+    async def rescue(self, store: Any) -> None:
+        await store._caretaker.rescue_dead()
+
+    @asynccontextmanager
+    async def together(self, store: Any) -> AsyncIterator[None]:
+        given: list[Operation] = []
+        store._writer.put = given.append
+        try:
+            yield
+        finally:
+            del store._writer.put
+            store._writer._inbox.extend(given)
+            store._writer.kick()
+
+
+class SqliteFactory(_SqlFactory):
     """Stores on one file."""
 
     appliers: dict[type, Applier] = {Note: _write_note}
@@ -315,43 +368,9 @@ class SqliteFactory:
         store._life._fd = -1
         store._caretaker.release()
 
-    async def die_with(self, store: SqliteStore, act: Callable[[], object]) -> None:
-        def last(tx: Transaction) -> None:
-            act()
-            store._writer.stop()
-
-        await store.write(last)
-        await self.die(store)
-
-    async def prune(self, store: SqliteStore) -> None:
-        def step(tx: Transaction) -> int:
-            return upkeep.prune(tx, cursor, store.config)
-
-        cursor = 0
-        while cursor := await store.write(step):
-            pass
-
-    async def hold_upkeep(self, store: SqliteStore) -> None:
-        await store._caretaker.stop()
-        store._arm = lambda next_event_ms: None  # type: ignore[method-assign]
-
-    async def rescue(self, store: SqliteStore) -> None:
-        await store._caretaker.rescue_dead()
-
     async def go_on(self, store: SqliteStore) -> None:
         while self._rows("SELECT 1 FROM cascade LIMIT 1"):
             await store.write(graph.go_on)
-
-    @asynccontextmanager
-    async def together(self, store: SqliteStore) -> AsyncIterator[None]:
-        given: list[Operation] = []
-        store._writer.put = given.append  # type: ignore[method-assign,assignment]
-        try:
-            yield
-        finally:
-            del store._writer.put
-            store._writer._inbox.extend(given)
-            store._writer.kick()
 
     def contents(self) -> Contents:
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
@@ -384,6 +403,118 @@ class SqliteFactory:
         rows = self._rows("SELECT id, status, reason FROM task")
         reasons = (*STORED_REASONS, None)
         return {id: State(STATUS_OF[code], reasons[-1 if at is None else at]) for id, code, at in rows}
+
+    def drop(self) -> None:
+        """It goes with its folder."""
+
+
+class StillPulse:
+    """A heartbeat that is not judged by time: a store of the tests dies when the test says so."""
+
+    def __init__(self, store: PostgresStore) -> None:
+        pass
+
+    async def start(self) -> None: ...
+
+    def is_stale(self) -> bool:
+        return False
+
+    async def stop(self) -> None: ...
+
+
+def _write_note_there(cursor: Session, note: Note, namespace: str, now_ms: int) -> None:
+    cursor.execute("INSERT INTO note (text) VALUES ($1)", (note.text,))
+    _then(note)
+
+
+class PostgresFactory(_SqlFactory):
+    """Stores in one schema of the tests' server."""
+
+    appliers: dict[type, Applier] = {Note: _write_note_there}
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.schema = postgres.schema_of(folder)
+        self.clock = Clock()
+
+    def make(self, *, queue_size: int | None = None, **config: Any) -> PostgresStore:
+        return PostgresStore(
+            postgres.url(),
+            StoreConfig(ageing_s=AGEING_MS / 1000, **config),
+            schema=self.schema,
+            blobs=LocalBlobStore(self.folder / "blobs"),
+            env=self.clock,
+            queue_size=queue_size,
+            extra_schema="CREATE TABLE note (n bigserial PRIMARY KEY, text text NOT NULL)",
+            appliers=self.appliers,
+            pulse=StillPulse,
+        )
+
+    async def die(self, store: PostgresStore) -> None:
+        await store._caretaker.stop()
+        store.line.hang_up()
+        store._writer.stop()
+        await store._strand.ended()
+        await store._reader.stop()
+        marks = [number for mark in running_in(store.life.path) for number in mark]
+        self._ask("UPDATE worker SET is_lost = true, running = $1::bigint[] WHERE name = $2", marks, store.worker_id)
+        store._drop_life()
+
+    async def go_on(self, store: PostgresStore) -> None:
+        while self._ask("SELECT 1 FROM cascade LIMIT 1"):
+            await store.write(graph.go_on)
+
+    def _ask(self, sql: str, *values: Any) -> Found:
+        postgres.command(f"SET search_path = {self.schema}")
+        return postgres.ask(sql, *values)
+
+    def contents(self) -> Contents:
+        with closing(self.copy()) as connection:
+            return _contents(connection, slack_ms=1_000 + int(self.clock.jumped_s * 1000))
+
+    def copy(self) -> apsw.Connection:
+        """Return a file in memory with all that is in the store, as of one moment."""
+        connection = apsw.Connection(":memory:")
+        connection.execute(SCHEMA + "CREATE TABLE note (text TEXT NOT NULL) STRICT;")
+        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        postgres.command(f"SET search_path = {self.schema}; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            for table in tables:
+                if table in ("news", "sqlite_sequence"):  # of no consequence to anybody but live processes
+                    continue
+                names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+                columns, ending = ", ".join(names), ""
+                if table == "tally":
+                    columns, ending = "class, status, sum(n)::bigint", "GROUP BY class, status HAVING sum(n) <> 0"
+                if table == "note":
+                    ending = "ORDER BY n"
+                rows = postgres.ask(f"SELECT {columns} FROM {table} {ending}")
+                connection.executemany(
+                    f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", rows
+                )
+        finally:
+            postgres.command("COMMIT")
+        return connection
+
+    def recount(self) -> Counter[tuple[str, str]]:
+        rows = self._ask(
+            "SELECT type, status, count(*) FROM task JOIN class ON class.id = task.class GROUP BY type, status"
+        )
+        return Counter({(kind, STATUS_OF[code].value): n for kind, code, n in rows})
+
+    def notes(self) -> list[str]:
+        return [row[0] for row in self._ask("SELECT text FROM note ORDER BY n")]
+
+    def durable_status(self, id: bytes) -> int:
+        return int(self._ask("SELECT status FROM task WHERE id = $1", id)[0][0])
+
+    def states(self) -> dict[bytes, State]:
+        rows = self._ask("SELECT id, status, reason FROM task ORDER BY seq")
+        reasons = (*STORED_REASONS, None)
+        return {id: State(STATUS_OF[code], reasons[-1 if at is None else at]) for id, code, at in rows}
+
+    def drop(self) -> None:
+        postgres.drop(self.schema)
 
 
 def _contents(connection: apsw.Connection, slack_ms: int) -> Contents:
@@ -421,7 +552,7 @@ def _contents(connection: apsw.Connection, slack_ms: int) -> Contents:
     )  # fmt: skip
 
 
-FACTORIES: dict[str, type[SqliteFactory]] = {"sqlite": SqliteFactory}
+FACTORIES: dict[str, Any] = {"sqlite": SqliteFactory, "postgres": PostgresFactory}
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from tests.conformance.kit import Clock, Factory, Port, SqliteFactory, error, new, opened, submit
+from tests.conformance.kit import FACTORIES, Clock, Factory, Port, error, new, opened, submit
 
 from mainspring.store.base import (
     CANCELLED,
@@ -257,11 +257,12 @@ ACTS = (
 )  # fmt: skip
 
 
-async def test_the_table_holds(tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize("kind", FACTORIES)
+async def test_the_table_holds(kind: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """From every state everything is tried that anybody can ask for: what happens is exactly what the table allows."""
     seen: Seen = set()
     for number, act in enumerate(ACTS):
-        factory = SqliteFactory(tmp_path_factory.mktemp(f"table{number}"))
+        factory = FACTORIES[kind](tmp_path_factory.mktemp(f"table{number}"))
         store = factory.make(durability="relaxed")  # no power will fail, and there are many commits
         await store.open()
         port = Port(store)

@@ -31,7 +31,7 @@ from mainspring import (
     UnsupportedTaskType,
 )
 from mainspring.processors.custom import Handler
-from mainspring.store.sqlite.liveness import SLOTS
+from mainspring.store.liveness import SLOTS
 
 pytestmark = pytest.mark.anyio
 

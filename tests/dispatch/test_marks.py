@@ -11,7 +11,7 @@ from tests.engine.support import engine_on, until, value
 
 from mainspring import Engine, TaskTimeout
 from mainspring.dispatch.attempt import Attempt
-from mainspring.store.sqlite.liveness import SLOTS
+from mainspring.store.liveness import SLOTS
 from mainspring.tasks import Started
 
 pytestmark = pytest.mark.anyio

@@ -18,8 +18,8 @@ from mainspring import Engine
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.environment import SYSTEM
 from mainspring.errors import InvalidInput, StoreForeign, StoreUnavailable
+from mainspring.store.liveness import LifeFile
 from mainspring.store.sqlite import backup
-from mainspring.store.sqlite.liveness import LifeFile
 from mainspring.testing import check_history
 
 pytestmark = pytest.mark.anyio

@@ -16,10 +16,10 @@ from tests.conformance.kit import Clock, Port, SqliteFactory, new, opened, statu
 
 from mainspring.errors import StoreUnavailable, SubmitIndeterminate, TaskError
 from mainspring.store.base import FAILED, Accepted, Finish
+from mainspring.store.liveness import LifeFile
 from mainspring.store.sql import outcomes
 from mainspring.store.sql.store import MOST_RETRY_S, RETRY_S
 from mainspring.store.sqlite import log
-from mainspring.store.sqlite.liveness import LifeFile
 from mainspring.tasks import TaskId, TaskStatus
 
 pytestmark = pytest.mark.anyio

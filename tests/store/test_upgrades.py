@@ -18,8 +18,8 @@ from tests.store.fixtures.make import FOLDER, PAUSED, unpack
 from mainspring import Engine, EngineConfig, StoreConfig, TaskId, TaskStatus
 from mainspring.environment import SYSTEM
 from mainspring.errors import StoreNewer, StoreUnavailable
+from mainspring.store.liveness import LifeFile
 from mainspring.store.sqlite import backup, connection
-from mainspring.store.sqlite.liveness import LifeFile
 from mainspring.store.sqlite.statements import MIGRATIONS
 from mainspring.testing import check_history
 

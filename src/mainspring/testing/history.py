@@ -15,8 +15,8 @@ import msgspec
 
 from mainspring.blobs.base import BlobStore
 from mainspring.store.base import MAX_CRASHES, MAX_RELEASES
+from mainspring.store.sql.statements import named
 from mainspring.store.sqlite.connection import look
-from mainspring.store.sqlite.statements import named
 from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import REASON_CODE, STATUS_CODE, TRANSITIONS
 from mainspring.testing.events import Event, check_events

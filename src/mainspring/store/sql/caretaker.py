@@ -100,7 +100,7 @@ class Caretaker(ABC):
 
     async def _note_progress(self) -> None:
         if progress := self._store.take_progress():
-            await self._store.write(lambda tx: _write_progress(tx, progress))
+            await self._store.write(lambda tx: _write_progress(tx, progress), is_light=True)
 
     async def _keep(self) -> None:
         """What needs no look at who lives."""

@@ -37,18 +37,20 @@ def claim(tx: Transaction, most: int) -> None:
 def _claim_for(tx: Transaction, lane: Lane, room: int) -> None:
     ready = lane.ready
     if len(ready) > 1:
-        best = _best(tx, lane, room)
-        if best:
-            _take(tx, lane, tx.run("claim", tx.memory.owner, tx.listed(best)))
+        looked_into: set[int] = set()
+        best = _best(tx, lane, room, looked_into)
+        if best and _take(tx, lane, tx.run("claim", tx.memory.owner, tx.listed(best))) < len(best):
+            for class_id in looked_into:
+                note(tx, class_id)
         return
     (class_id,) = ready
     may_run = tx.lane_for(class_id) is lane
     taken = _take(tx, lane, tx.run("claim_of_class", tx.memory.owner, class_id, room)) if may_run else 0
-    if taken < room:
+    if taken < room and not (may_run and _is_contested(tx, class_id)):
         _nothing_left(tx, lane, class_id)
 
 
-def _best(tx: Transaction, lane: Lane, room: int) -> list[int]:
+def _best(tx: Transaction, lane: Lane, room: int, looked_into: set[int]) -> list[int]:
     """Return the best tasks of all classes. Only those are looked into whose bound goes before what is found so far."""
     ready = lane.ready
     found: dict[int, list[Place]] = {}  # the best of a class, the next one last
@@ -59,6 +61,7 @@ def _best(tx: Transaction, lane: Lane, room: int) -> list[int]:
             class_id = ready.pop()
             if tx.lane_for(class_id) is not lane:  # paused, or served no more
                 continue
+            looked_into.add(class_id)
             rows = tx.run("heads", class_id, room - len(best)).fetchall()
             if rows:
                 rows.reverse()
@@ -110,6 +113,11 @@ def _add_heirs(tx: Transaction, children: dict[int, Claimed]) -> None:
         if claim.flags & BLOB_INPUT or any(parent.flags & STANDS_FOR for parent in claim.parents.values()):
             for id, *result in tx.run("heirs_results", seq):
                 claim.parents.setdefault(id, ParentResult(*result))
+
+
+def _is_contested(tx: Transaction, class_id: int) -> bool:
+    """Whether ready tasks are left that another process is taking now: should that come to nothing, they stay."""
+    return not tx.is_alone and tx.one("heads", class_id, 1) is not None
 
 
 def _nothing_left(tx: Transaction, lane: Lane, class_id: int) -> None:

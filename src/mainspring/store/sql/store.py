@@ -122,10 +122,10 @@ class SqlStore(ABC):
         self._writer.put(submission)
         return await submission.future
 
-    async def write(self, run: Callable[[Transaction], T]) -> T:
+    async def write(self, run: Callable[[Transaction], T], *, is_light: bool = False) -> T:
         """Run a function in the next transaction; for the rooms that own tables beside the tasks'."""
         self._refuse_closed()
-        command = Command(run, self._loop.create_future())
+        command = Command(run, self._loop.create_future(), is_light=is_light)
         self._writer.put(command)
         return await command.future  # type: ignore[no-any-return]
 
@@ -137,7 +137,7 @@ class SqlStore(ABC):
         return await self.write(lambda tx: commands.cancel(tx, id))
 
     async def withdraw(self, claim: Claimed) -> bool:
-        return await self.write(lambda tx: commands.withdraw(tx, claim))
+        return await self.write(lambda tx: commands.withdraw(tx, claim), is_light=True)
 
     async def retry(self, id: bytes) -> bytes:
         new_id = self.env.new_id()
@@ -192,12 +192,14 @@ class SqlStore(ABC):
 
     def is_revoked(self) -> bool:
         assert self._life is not None
-        if self._life.revoked == self._revoked:
-            return False
+        return self._life.revoked != self._revoked and self._ask_what_is_held()
+
+    def _ask_what_is_held(self) -> bool:
+        """Have the worker told soon; returns that it has not been yet."""
         if self._recounting is None or self._recounting.done():
             self._recounting = self._loop.create_future()
             self._recounting.add_done_callback(asyncio.Future.exception)  # an outage: the next call tries again
-            self._writer.put(Command(self._recount, self._recounting))
+            self._writer.put(Command(self._recount, self._recounting, is_light=True))
         return True
 
     def _recount(self, tx: Transaction) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Protocol, Self, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias
 
 from mainspring.config import StoreConfig
 from mainspring.errors import InternalError
@@ -66,9 +66,6 @@ class Transaction(ABC):
     A store brings the statements, by the names that the rules of this room use, and the ways to run them.
     """
 
-    is_alone: ClassVar[bool] = True
-    """Whether no other process can write meanwhile."""
-
     __slots__ = (
         "claims",
         "cursor",
@@ -125,6 +122,11 @@ class Transaction(ABC):
         self.ready = part.ready
         self.travelled = part.travelled
         self.is_travelling = part.is_travelling
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process can write meanwhile."""
+        return True
 
     @abstractmethod
     def run(self, name: str, *values: Any) -> Rows:

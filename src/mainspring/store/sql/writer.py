@@ -32,13 +32,19 @@ class Submission:
 
 
 class Command:
-    """Anything else that has to be written: a function of the transaction."""
+    """Anything else that has to be written: a function of the transaction.
 
-    __slots__ = ("error", "future", "result", "run")
+    A light one writes only what belongs to this process, and needs no other to wait.
+    """
 
-    def __init__(self, run: Callable[[Transaction], Any], future: asyncio.Future[Any]) -> None:
+    __slots__ = ("error", "future", "is_light", "result", "run")
+
+    def __init__(
+        self, run: Callable[[Transaction], Any], future: asyncio.Future[Any], *, is_light: bool = False
+    ) -> None:
         self.run = run
         self.future = future
+        self.is_light = is_light
         self.result: Any = None
         self.error: BaseException | None = None
 
@@ -253,7 +259,7 @@ class Writer(ABC):
             body(tx, group)
             if self._is_travelling:
                 graph.go_on(tx)
-            self._next_event = upkeep.next_event_ms(tx)
+            self._look_ahead(tx)
             self._let_time_pass(tx)
             is_astray = True  # with what it claims, until that is committed
             claims.claim(tx, self._batch)
@@ -283,11 +289,14 @@ class Writer(ABC):
             if row[2] & CANCEL_ASKED:
                 tx.stop_asked.append(claim.id)
 
+    def _look_ahead(self, tx: Transaction) -> None:
+        self._next_event = upkeep.next_event_ms(tx)
+
     def _let_time_pass(self, tx: Transaction) -> None:
         if self._next_event is not None and self._next_event <= tx.now_ms:
             upkeep.promote(tx)
             upkeep.expire(tx)
-            self._next_event = upkeep.next_event_ms(tx)
+            self._look_ahead(tx)
 
     def _together(self, tx: Transaction, group: Group) -> None:
         if group.finishes:

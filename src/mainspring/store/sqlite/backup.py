@@ -19,8 +19,8 @@ import apsw
 
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.errors import InternalError, StoreDamaged, StoreNewer, StoreUnavailable, TaskNotFound, invalid
+from mainspring.store.liveness import is_held, living_names
 from mainspring.store.sqlite.connection import INCREMENTAL, look, our_errors, refuse_unreachable
-from mainspring.store.sqlite.liveness import is_held, living_names
 
 STEP_PAGES: Final = 1_000
 """About 4 MiB between two looks at the screen and at Ctrl-C."""

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mainspring.store.base import CrashEvidence
+from mainspring.store.liveness import LeaderLock, if_dead, revoke, running_in, turns_of
 from mainspring.store.sql import reads, upkeep
 from mainspring.store.sql.caretaker import Caretaker
 from mainspring.store.sql.transaction import Transaction
 from mainspring.store.sqlite import space
-from mainspring.store.sqlite.liveness import LeaderLock, if_dead, revoke, running_in, turns_of
 
 if TYPE_CHECKING:
     from mainspring.store.sqlite.store import SqliteStore

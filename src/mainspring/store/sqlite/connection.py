@@ -22,7 +22,7 @@ from mainspring.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from mainspring.store.sqlite.liveness import living_names
+from mainspring.store.liveness import living_names
 from mainspring.store.sqlite.statements import MIGRATIONS, SCHEMA
 
 APPLICATION_ID = 0x4D53_5052  # "MSPR"

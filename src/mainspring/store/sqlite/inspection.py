@@ -17,10 +17,10 @@ import apsw
 import msgspec
 
 from mainspring.environment import SYSTEM
+from mainspring.store.liveness import is_held, living_names
+from mainspring.store.sql.statements import named
 from mainspring.store.sqlite.bell import turning
 from mainspring.store.sqlite.connection import filesystem
-from mainspring.store.sqlite.liveness import is_held, living_names
-from mainspring.store.sqlite.statements import named
 from mainspring.tasks import TaskId
 
 SQL: Final = named(__package__, "inspection.sql")

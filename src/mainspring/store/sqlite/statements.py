@@ -3,23 +3,8 @@
 from __future__ import annotations
 
 import re
-from importlib import resources
 
-_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
-
-
-def _read(package: str, file: str) -> str:
-    return resources.files(package).joinpath(file).read_text(encoding="utf-8")
-
-
-def named(package: str, file: str) -> dict[str, str]:
-    """Return the statements of a package's file by name."""
-    parts = _NAME.split(_read(package, file))
-    return {
-        name: "\n".join(line for line in body.splitlines() if not line.startswith("--")).strip().rstrip(";")
-        for name, body in zip(parts[1::2], parts[2::2], strict=True)
-    }
-
+from mainspring.store.sql.statements import named, read
 
 _ROW = re.compile(r"(?<=VALUES )\([?, 0-9]+\)")
 _WIDTHS = (128, 32, 8, 1)
@@ -38,7 +23,7 @@ def _with_rows(sql: str, n: int) -> str:
     return _ROW.sub(lambda match: ", ".join([match[0]] * n), sql)
 
 
-SCHEMA = _read(__package__, "schema.sql")
+SCHEMA = read(__package__, "schema.sql")
 SQL = named(__package__, "queries.sql")
 MIGRATIONS = named(__package__, "migrations.sql")
 WIDE = {

@@ -18,18 +18,19 @@ from mainspring.blobs.base import BlobStore
 from mainspring.config import StoreConfig
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import StoreUnavailable, TaskError
+from mainspring.store.liveness import LifeFile
 from mainspring.store.sql import reads
+from mainspring.store.sql.reader import Reader
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.store import SqlStore, fail, resolve, sign_off
 from mainspring.store.sql.transaction import Applier
 from mainspring.store.sqlite.bell import FileBell
 from mainspring.store.sqlite.caretaker import SqliteCaretaker
 from mainspring.store.sqlite.connection import open_reader, open_writer, our_errors, refuse_unreachable
-from mainspring.store.sqlite.liveness import LifeFile
 from mainspring.store.sqlite.log import Log
-from mainspring.store.sqlite.reader import FileView, Reader
 from mainspring.store.sqlite.statements import SQL
 from mainspring.store.sqlite.transaction import SqliteTransaction
+from mainspring.store.sqlite.view import FileView
 from mainspring.store.sqlite.writer import SqliteWriter
 
 logger = logging.getLogger("mainspring.store")
@@ -75,7 +76,7 @@ class SqliteStore(SqlStore):
         self._writer: SqliteWriter = SqliteWriter(
             self._connect, self._memory, self.now_ms, env, log, batch_size, self._committed_soon, self._retry_soon
         )
-        self._reader = Reader(lambda: open_reader(self.path), env)
+        self._reader = Reader(lambda: open_reader(self.path), env, (apsw.Error,))
         self._bell: FileBell = FileBell(self.folder, self.worker_id, self._heard, env)
         self._caretaker = SqliteCaretaker(self, look_s)
         self._life: LifeFile | None = None

@@ -23,10 +23,10 @@ from mainspring.environment import Environment
 SLOTS = 65_536
 """More than there can be."""
 _MARK = struct.Struct("<qq")  # seq, attempt; seq 0 is an empty slot
-_SIZE = (SLOTS + 1) * _MARK.size
+_SIZE = (SLOTS + 2) * _MARK.size
 _PAGE = 16 * 1024
 _EMPTY = bytes(_PAGE)
-_TURNS, _REVOKED = SLOTS * 2, SLOTS * 2 + 1  # numbers behind the marks
+_TURNS, _REVOKED, _HEARD = SLOTS * 2, SLOTS * 2 + 1, SLOTS * 2 + 2  # numbers behind the marks
 _HELD: WeakSet[LifeFile | LeaderLock] = WeakSet()
 """The locks of this process, which a forked child lets go of."""
 
@@ -72,6 +72,11 @@ class LifeFile:
     def revoked(self) -> int:
         """How often others took claims of this process back."""
         return self._marks[_REVOKED]
+
+    @property
+    def heard_ns(self) -> int:
+        """When others last heard of this process, by the machine's monotonic clock; 0 where nobody tells them."""
+        return self._marks[_HEARD]
 
     def _unmap(self) -> None:
         self._marks.release()
@@ -156,6 +161,13 @@ def revoke(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError), path.open("r+b", buffering=0) as file:
         n = _number(file.fileno(), _REVOKED) + 1
         os.pwrite(file.fileno(), n.to_bytes(8, sys.byteorder), _REVOKED * 8)
+
+
+def note_heard(path: Path, at_ns: int, revoked: int) -> None:
+    """Tell a process, from its helper, when others heard of it, and how often they took claims back."""
+    with contextlib.suppress(FileNotFoundError), path.open("r+b", buffering=0) as file:
+        for place, n in ((_REVOKED, revoked), (_HEARD, at_ns)):
+            os.pwrite(file.fileno(), n.to_bytes(8, sys.byteorder), place * 8)
 
 
 def _number(fd: int, place: int) -> int:

@@ -1,0 +1,266 @@
+"""Reaching a server: its address, its errors in our words, and the tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+import msgspec
+
+from mainspring.config import StoreConfig
+from mainspring.errors import (
+    StoreForeign,
+    StoreNewer,
+    StoreReadOnly,
+    StoreRefused,
+    StoreUnavailable,
+    TaskError,
+    invalid,
+)
+from mainspring.store.postgres.statements import MIGRATIONS, SCHEMA
+
+SCHEMA_VERSION: Final = 1
+OLDEST_SERVER: Final = 14
+WRITING: Final = 0x4D535052  # "MSPR": locks of this number are ours; the second number is the schema's
+UPKEEP: Final = 0x4D535055
+MIGRATING: Final = 0x4D53504D
+"""Advisory locks: who writes beside others or alone, who looks after the store, who makes its tables."""
+_CONNECT_S = 10.0
+_PATIENCE_S = 60.0
+"""Longer than anything takes that waits for nobody."""
+_STOPPED_S = 15
+"""A transaction whose process does nothing for so long is ended by the server: others wait for it."""
+
+LOST: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.exceptions.OperatorInterventionError,
+    asyncpg.exceptions.IdleInTransactionSessionTimeoutError,
+    asyncpg.exceptions.InvalidSQLStatementNameError,
+)
+"""The connection is of no use any more."""
+OUTAGES: Final = (
+    *LOST,
+    asyncpg.exceptions.InsufficientResourcesError,  # a full disk, too many connections
+    asyncpg.exceptions.LockNotAvailableError,
+    asyncpg.exceptions.ReadOnlySQLTransactionError,  # the primary has become a replica
+    asyncpg.exceptions.PostgresSystemError,
+    asyncpg.exceptions.InternalServerError,
+    asyncpg.exceptions.InsufficientPrivilegeError,
+    asyncpg.exceptions.UndefinedTableError,
+    asyncpg.exceptions.InvalidCachedStatementError,
+)
+CONFLICTS: Final = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.exceptions.TransactionRollbackError,  # a deadlock with somebody who writes without us
+    asyncpg.exceptions.DataError,
+)
+
+
+class Server(msgspec.Struct, frozen=True):
+    """Where a store is."""
+
+    url: str  # with the password: never shown
+    shown: str
+    schema: str
+
+
+def parse(url: str, schema: str = "mainspring") -> Server:
+    """Read the address of a store: a URL as libpq knows it, and `?schema=` for another schema than ours.
+
+    Raises: InvalidInput.
+    """
+    shown = "postgresql://..."
+    try:
+        parts = urlsplit(url)
+        options = parse_qs(parts.query)
+        host = options.get("host", [parts.hostname or "localhost"])[0]
+        port = f":{parts.port}" if parts.port else ""
+        user = f"{parts.username}@" if parts.username else ""
+        shown = f"postgresql://{user}{host}{port}{parts.path}"
+    except ValueError as exc:
+        raise invalid("store", shown, f"is no address of a server ({exc})", _FORM) from None
+    schema = options.get("schema", [schema])[0]
+    if re.fullmatch(r"[a-z_][a-z0-9_]{0,47}", schema) is None or schema in ("public", "pg_catalog"):
+        raise invalid(
+            "schema", schema, "is no name of a schema of our own", "use letters, digits and _, and not `public`"
+        )
+    rest = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name != "schema"])
+    return Server(urlunsplit(("postgresql", *parts[1:3], rest, "")), shown, schema)
+
+
+_FORM = "use postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+
+
+@contextmanager
+def our_errors(server: Server) -> Iterator[None]:
+    """Turn the driver's errors into ours, at the store's edge. None of them names a password."""
+    try:
+        yield
+    except TaskError:
+        raise
+    except Exception as exc:
+        found = translated(server, exc)
+        if found is None:
+            raise
+        raise found from exc
+
+
+def translated(server: Server, exc: BaseException) -> TaskError | None:
+    """Return what an error of the driver means to whoever uses the store; None for one that is nobody's fault."""
+    where, why = server.shown, _why(server, exc)
+    if isinstance(exc, (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError)):
+        return StoreRefused(f"{where} lets this user not in ({why}); check user and password")
+    if isinstance(exc, asyncpg.InvalidCatalogNameError):
+        return StoreRefused(f"{where} has no such database ({why}); create it with CREATE DATABASE")
+    if isinstance(exc, asyncpg.exceptions.ReadOnlySQLTransactionError):
+        return StoreReadOnly(f"{where} takes no writes ({why}); name the primary server, not a replica")
+    if isinstance(exc, asyncpg.InsufficientPrivilegeError):
+        return StoreReadOnly(
+            f"{where}: this user lacks rights ({why}); GRANT CREATE ON DATABASE for the first start, and all rights on "
+            f"schema {server.schema} for every other"
+        )
+    if isinstance(exc, asyncpg.exceptions.TooManyConnectionsError):
+        return StoreUnavailable(f"{where} has no connection left ({why}); raise max_connections, or try again")
+    if isinstance(exc, asyncpg.exceptions.DiskFullError):
+        return StoreUnavailable(f"the disk of {where} is full ({why}); free space and try again")
+    if isinstance(exc, asyncpg.exceptions.LockNotAvailableError):
+        return StoreUnavailable(f"{where} is locked by another process ({why}); try again")
+    if isinstance(exc, asyncpg.exceptions.ClientConfigurationError):
+        return invalid("store", where, f"is no address of a server ({why})", _FORM)
+    if isinstance(exc, OUTAGES):
+        return StoreUnavailable(f"{where} can't be reached ({why}); check that the server runs, and try again")
+    return None
+
+
+def _why(server: Server, exc: BaseException) -> str:
+    text = str(exc) or type(exc).__name__
+    password = urlsplit(server.url).password
+    return text.replace(password, "...") if password else text
+
+
+async def connect(server: Server, name: str, config: StoreConfig) -> asyncpg.Connection:
+    """Return a connection on which names of tables are the store's."""
+    settings = {
+        "application_name": f"mainspring {name}",
+        "search_path": server.schema,
+        "lock_timeout": str(int(config.lock_timeout_s * 1000)),
+        "idle_in_transaction_session_timeout": f"{_STOPPED_S}s",
+        "tcp_keepalives_idle": "10",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "3",
+        "jit": "off",
+        # Statements are prepared when tables may be empty and planned once: that plan must do for a million rows.
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
+        "plan_cache_mode": "force_generic_plan",
+    }
+    connection: asyncpg.Connection = await asyncpg.connect(
+        server.url, server_settings=settings, timeout=_CONNECT_S, command_timeout=_PATIENCE_S
+    )
+    try:
+        wanted = "off" if config.durability == "relaxed" else "on"
+        if wanted == "off" or await connection.fetchval("SHOW synchronous_commit") == "off":
+            await connection.execute(f"SET synchronous_commit = {wanted}")
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def prepare(server: Server, config: StoreConfig, extra_schema: str) -> int:
+    """Make the tables, or take older ones through every step to this version; returns the schema's number.
+
+    Raises: StoreNewer, StoreForeign, StoreReadOnly, StoreRefused, StoreUnavailable.
+    """
+    with our_errors(server):
+        connection = await connect(server, "opens", config)
+        try:
+            _refuse_old(server, connection)
+            if await connection.fetchval("SELECT pg_is_in_recovery()"):
+                raise StoreReadOnly(f"{server.shown} is a read-only replica; name the primary server")
+            number = await _find(connection, server.schema)
+            if number is None or await _version(server, connection) < SCHEMA_VERSION:
+                await _make(server, connection, extra_schema)
+                number = await _find(connection, server.schema)
+            assert number is not None
+            return number
+        finally:
+            await connection.close()
+
+
+def _refuse_old(server: Server, connection: asyncpg.Connection) -> None:
+    version = connection.get_server_version()
+    if version.major < OLDEST_SERVER:
+        raise StoreRefused(
+            f"{server.shown} runs Postgres {version.major}, and {OLDEST_SERVER} is the oldest that works; update it"
+        )
+
+
+async def _find(connection: asyncpg.Connection, schema: str) -> int | None:
+    number: int | None = await connection.fetchval(
+        "SELECT oid::bigint % 2147483647 FROM pg_namespace WHERE nspname = $1", schema
+    )
+    return number
+
+
+async def _version(server: Server, connection: asyncpg.Connection) -> int:
+    """Return the version of the tables; 0 where there are none. Raises: StoreForeign, StoreNewer."""
+    tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = $1", server.schema)
+    if not tables:
+        return 0
+    if ("store",) not in {tuple(row) for row in tables}:
+        raise StoreForeign(
+            f"schema {server.schema} of {server.shown} holds other tables; it was left as it is: name another schema "
+            "with ?schema="
+        )
+    version = int(await connection.fetchval("SELECT version FROM store"))
+    if version > SCHEMA_VERSION:
+        raise StoreNewer(
+            f"schema {server.schema} of {server.shown} has version {version}, this version knows {SCHEMA_VERSION}; it "
+            "was left as it is: update mainspring"
+        )
+    return version
+
+
+async def _make(server: Server, connection: asyncpg.Connection, extra_schema: str) -> None:
+    """One process at a time, in one transaction."""
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1, hashtext($2))", MIGRATING, server.schema)
+        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {server.schema}")
+        version = await _version(server, connection)
+        if version == 0:
+            await connection.execute(SCHEMA)
+            await connection.execute("INSERT INTO store (version) VALUES ($1)", SCHEMA_VERSION)
+            await connection.execute(extra_schema)
+            return
+        while version < SCHEMA_VERSION:
+            version += 1
+            await connection.execute(MIGRATIONS[f"to_{version}"])
+        await connection.execute("UPDATE store SET version = $1", version)
+
+
+def is_lost(exc: BaseException) -> bool:
+    return isinstance(exc, LOST)
+
+
+__all__ = [
+    "CONFLICTS",
+    "OLDEST_SERVER",
+    "OUTAGES",
+    "SCHEMA_VERSION",
+    "Server",
+    "connect",
+    "is_lost",
+    "our_errors",
+    "parse",
+    "prepare",
+    "translated",
+]

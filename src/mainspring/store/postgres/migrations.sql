@@ -1,0 +1,1 @@
+-- What makes a schema of one version a schema of the next: run in one transaction when such a store is opened.

@@ -1,0 +1,562 @@
+-- Named statements, by the names that store/sql uses. The line above each says which state becomes which. The guard is
+-- the WHERE: no row changed means that the claim is lost or the state has moved on.
+
+-- name: insert_task
+-- new -> PENDING (ready, parents, delayed or claimed), many at once
+INSERT INTO task (seq, id, class, rank, status, reason, attempt, owner, flags, priority, max_retries, submitted_ms,
+    ready_ms, not_before_ms, due_ms, deadline_ms, timeout_ms, waits_for, waits_at, input, spec)
+SELECT v.seq, v.id, v.class, v.rank, 0, v.reason, v.attempt, v.owner, v.flags, v.priority, v.max_retries,
+    v.submitted_ms, v.ready_ms, v.not_before_ms, v.due_ms, v.deadline_ms, v.timeout_ms, v.waits_for, v.waits_at,
+    v.input, v.spec
+FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::smallint[], $6::integer[], $7::integer[],
+    $8::integer[], $9::smallint[], $10::integer[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bigint[],
+    $15::bigint[], $16::bigint[], $17::bigint[], $18::integer[], $19::bytea[], $20::bytea[])
+    AS v (seq, id, class, rank, reason, attempt, owner, flags, priority, max_retries, submitted_ms, ready_ms,
+    not_before_ms, due_ms, deadline_ms, timeout_ms, waits_for, waits_at, input, spec);
+
+-- name: numbers
+-- Numbers of new tasks, in order.
+SELECT nextval('task_seq') FROM generate_series(1, $1::integer);
+
+-- name: task_by_id
+SELECT seq, status, class, input, flags, spec FROM task WHERE id = $1;
+
+-- name: tombstone_by_id
+SELECT status FROM tombstone WHERE id = $1;
+
+-- name: insert_edge
+INSERT INTO edge (child, n, parent, policy)
+SELECT * FROM unnest($1::bigint[], $2::integer[], $3::bigint[], $4::smallint[]);
+
+-- name: add_class
+-- Another transaction may have made it a moment ago.
+INSERT INTO class (namespace, type, grp) VALUES ($1, $2, $3)
+ON CONFLICT (namespace, type, grp) DO UPDATE SET grp = excluded.grp RETURNING id;
+
+-- name: find_class
+SELECT id FROM class WHERE namespace = $1 AND type = $2 AND grp = $3;
+
+-- name: status_and_id
+SELECT status, id FROM task WHERE seq = $1;
+
+-- name: class_and_id
+SELECT class, id FROM task WHERE seq = $1;
+
+-- name: class_by_id
+SELECT namespace, type, grp FROM class WHERE id = $1;
+
+-- name: task_by_key
+SELECT seq, status, class, input, flags, spec, id FROM task
+WHERE seq = (SELECT task FROM idempotency WHERE namespace = $1 AND key = $2);
+
+-- name: add_key
+INSERT INTO idempotency (namespace, key, task) VALUES ($1, $2, $3);
+
+-- name: add_tally
+INSERT INTO tally AS old (class, status, n, worker)
+SELECT * FROM unnest($1::integer[], $2::smallint[], $3::bigint[], $4::integer[])
+ON CONFLICT (class, status, worker) DO UPDATE SET n = old.n + excluded.n;
+
+-- name: unfinished
+SELECT coalesce(sum(n), 0)::bigint FROM tally WHERE class = 0 AND status IN (0, 1);
+
+-- name: heads
+-- The best ready tasks of a class, in order.
+SELECT rank, seq FROM task WHERE class = $1 AND reason = 0 ORDER BY rank, seq LIMIT $2;
+
+-- name: ready_classes
+-- All classes that have ready tasks, with the best of each: one step of the index a class.
+WITH RECURSIVE head AS (
+    (SELECT class, rank, seq FROM task WHERE reason = 0 ORDER BY class, rank, seq LIMIT 1)
+    UNION ALL
+    SELECT next.class, next.rank, next.seq FROM head, LATERAL (
+        SELECT class, rank, seq FROM task WHERE reason = 0 AND class > head.class ORDER BY class, rank, seq LIMIT 1
+    ) AS next)
+SELECT class, rank, seq FROM head;
+
+-- name: catch_up
+-- What others committed since a transaction, and what falls due.
+SELECT pg_snapshot_xmin(pg_current_snapshot())::text,
+    (SELECT news_floor FROM store) >= $1::text::xid8,
+    ARRAY(SELECT DISTINCT class FROM news WHERE xid >= $1::text::xid8),
+    EXISTS (SELECT 1 FROM worker WHERE ended_ms IS NULL AND id <> $2),
+    ARRAY(SELECT ARRAY[namespace, type, grp] FROM pause),
+    (SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL),
+    (SELECT deadline_ms FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason <> 4
+     ORDER BY deadline_ms LIMIT 1),
+    EXISTS (SELECT 1 FROM worker WHERE ended_ms IS NULL AND id = $2);
+
+-- name: add_news
+INSERT INTO news (class) SELECT unnest($1::integer[]);
+
+-- name: raise_news_floor
+-- Forget what all that run have seen, but for the last minutes.
+UPDATE store SET news_floor = $1::text::xid8 WHERE news_floor < $1::text::xid8;
+
+-- name: drop_news
+DELETE FROM news WHERE xid <= $1::text::xid8;
+
+-- name: newest_transaction
+SELECT pg_snapshot_xmin(pg_current_snapshot())::text;
+
+-- name: claim
+-- PENDING (ready) -> PENDING (claimed). What another process is taking now is left to it.
+UPDATE task SET reason = 4, owner = $1, attempt = attempt + 1
+WHERE seq = ANY (ARRAY(SELECT seq FROM task WHERE seq = ANY ($2::bigint[]) AND reason = 0 FOR UPDATE SKIP LOCKED))
+RETURNING seq, id, attempt, class, rank, flags, priority, retry_count, max_retries, crashes, releases, ready_ms,
+    deadline_ms, timeout_ms, input, spec;
+
+-- name: claim_of_class
+-- The same for the best of one class.
+UPDATE task SET reason = 4, owner = $1, attempt = attempt + 1
+WHERE seq = ANY (ARRAY(SELECT seq FROM task WHERE class = $2 AND reason = 0 ORDER BY rank, seq LIMIT $3
+    FOR UPDATE SKIP LOCKED))
+RETURNING seq, id, attempt, class, rank, flags, priority, retry_count, max_retries, crashes, releases, ready_ms,
+    deadline_ms, timeout_ms, input, spec;
+
+-- name: start
+-- PENDING (claimed) -> RUNNING
+UPDATE task SET status = 1, reason = NULL WHERE seq = $1 AND attempt = $2 AND owner = $3 AND reason = 4;
+
+-- name: complete
+-- PENDING (claimed) or RUNNING -> COMPLETED, unless somebody asked for a cancel
+UPDATE task SET status = 2, reason = NULL, owner = NULL, ended_ms = $1, output = $2, flags = flags | $3, error = NULL
+WHERE seq = $4 AND attempt = $5 AND owner = $6 AND flags & 1 = 0;
+
+-- name: complete_many
+-- The same for many at once.
+UPDATE task SET status = 2, reason = NULL, owner = NULL, ended_ms = v.ended_ms, output = v.output,
+    flags = task.flags | v.flags, error = NULL
+FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::integer[], $6::integer[])
+    AS v (ended_ms, output, flags, seq, attempt, owner)
+WHERE task.seq = v.seq AND task.attempt = v.attempt AND task.owner = v.owner AND task.flags & 1 = 0;
+
+-- name: held
+-- What a finish may change: the row as it is, if this claim still holds it.
+SELECT status, class, flags, priority, retry_count, max_retries, crashes, releases, deadline_ms, id
+FROM task WHERE seq = $1 AND attempt = $2 AND owner = $3;
+
+-- name: end
+-- PENDING (any) or RUNNING -> CANCELLED or TIMEOUT; what is held or waits for parents -> FAILED
+UPDATE task SET status = $1::smallint, reason = NULL, owner = NULL, due_ms = NULL, waits_for = NULL, waits_at = NULL,
+    ended_ms = $2, error = $3
+WHERE seq = $4 AND status < 2 AND ($1::smallint <> 3 OR owner IS NOT NULL OR reason = 1);
+
+-- name: again
+-- PENDING (claimed) or RUNNING -> PENDING (retry)
+UPDATE task SET status = 0, reason = 3, owner = NULL, due_ms = $1, retry_count = retry_count + 1, error = $2,
+    flags = flags & ~2
+WHERE seq = $3 AND owner IS NOT NULL;
+
+-- name: again_after_crash
+-- PENDING (claimed) or RUNNING -> PENDING (retry), charged as a crash; it runs where it harms nobody from then on
+UPDATE task SET status = 0, reason = 3, owner = NULL, due_ms = $1, crashes = crashes + 1, error = $2,
+    flags = flags | $3
+WHERE seq = $4 AND owner IS NOT NULL;
+
+-- name: give_back
+-- PENDING (claimed) or RUNNING -> PENDING (ready), uncharged; its rank stays
+UPDATE task SET status = 0, reason = 0, owner = NULL, releases = releases + $1, crashes = crashes + $2,
+    flags = flags | $3
+WHERE seq = $4 AND owner IS NOT NULL;
+
+-- name: insert_attempt
+INSERT INTO attempt (task, number, outcome, owner, started_ms, ended_ms, duration_us, cpu_us, memory, network, batch,
+    wait_ms, lane, error)
+SELECT * FROM unnest($1::bigint[], $2::integer[], $3::smallint[], $4::integer[], $5::bigint[], $6::bigint[],
+    $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::integer[], $12::bigint[], $13::text[], $14::bytea[]);
+
+-- name: attempt_is_there
+SELECT 1 FROM attempt WHERE task = $1 AND number = $2;
+
+-- name: any_waiting
+SELECT 1 FROM task WHERE waits_for IS NOT NULL LIMIT 1;
+
+-- name: awaited
+-- Those of these tasks that others wait for.
+SELECT v FROM unnest($1::bigint[]) AS v WHERE EXISTS (SELECT 1 FROM task WHERE waits_for = v);
+
+-- name: having_children
+-- Those of these tasks that others depend on.
+SELECT v FROM unnest($1::bigint[]) AS v WHERE EXISTS (SELECT 1 FROM edge WHERE parent = v);
+
+-- name: waiting_on
+-- The children that wait for one of these parents, each with the next edge that is unfinished or broken, if there is one.
+SELECT child.seq, child.class, child.not_before_ms,
+    (SELECT edge.n FROM edge JOIN task AS parent ON parent.seq = edge.parent
+     WHERE edge.child = child.seq AND edge.n >= child.waits_at
+         AND (parent.status < 2 OR parent.status > 2 AND edge.policy <> 1)
+     ORDER BY edge.n LIMIT 1)
+FROM task AS child WHERE child.waits_for = ANY ($1::bigint[]) LIMIT $2;
+
+-- name: edge_of
+-- An edge, with how its parent stands.
+SELECT edge.n, edge.parent, edge.policy, task.status, task.id
+FROM edge JOIN task ON task.seq = edge.parent WHERE edge.child = $1 AND edge.n = $2;
+
+-- name: wait_on
+-- PENDING (parents) -> PENDING (parents), for another one
+UPDATE task SET waits_for = $1, waits_at = $2 WHERE seq = $3 AND reason = 1;
+
+-- name: release_children
+-- PENDING (parents) -> PENDING (ready)
+UPDATE task SET reason = 0, waits_for = NULL, waits_at = NULL, ready_ms = $1
+WHERE seq = ANY ($2::bigint[]) AND reason = 1;
+
+-- name: delay_children
+-- PENDING (parents) -> PENDING (delayed)
+UPDATE task SET reason = 2, due_ms = not_before_ms, waits_for = NULL, waits_at = NULL
+WHERE seq = ANY ($1::bigint[]) AND reason = 1;
+
+-- name: children_after
+-- The next of a parent's children, with what they wait with.
+SELECT edge.child, edge.policy, task.reason FROM edge JOIN task ON task.seq = edge.child
+WHERE edge.parent = $1 AND edge.child > $2 ORDER BY edge.child LIMIT $3;
+
+-- name: fail_children
+-- PENDING (parents) -> FAILED or CANCELLED
+UPDATE task SET status = $1, reason = NULL, waits_for = NULL, waits_at = NULL, ended_ms = $2, error = $3
+WHERE seq = ANY ($4::bigint[]) AND reason = 1 RETURNING seq, class, id;
+
+-- name: all_children_of
+SELECT edge.child, edge.policy, task.rank, task.reason FROM edge JOIN task ON task.seq = edge.child
+WHERE edge.parent = $1;
+
+-- name: depends_on
+-- Whether one of these depends on that task, at whatever distance. None on the way can have completed before it.
+WITH RECURSIVE above (seq) AS (
+    SELECT task.seq FROM task WHERE task.seq = ANY ($1::bigint[]) AND task.status <> 2
+    UNION
+    SELECT task.seq FROM above JOIN edge ON edge.child = above.seq JOIN task ON task.seq = edge.parent
+    WHERE task.status <> 2 OR task.seq = $2)
+SELECT 1 FROM above WHERE seq = $2 LIMIT 1;
+
+-- name: lacks_parent
+-- Whether one of the tasks that it depends on was pruned.
+SELECT 1 FROM edge LEFT JOIN task ON task.seq = edge.parent WHERE edge.child = $1 AND task.seq IS NULL LIMIT 1;
+
+-- name: last_edge
+SELECT max(n) FROM edge WHERE child = $1;
+
+-- name: raise_ranks
+-- A parent takes the best rank of those that wait for it; one that runs may come back.
+UPDATE task SET rank = $1 WHERE seq = ANY ($2::bigint[]) AND status < 2 AND rank > $3 RETURNING seq, class, reason;
+
+-- name: parents_of
+SELECT parent FROM edge WHERE child = $1;
+
+-- name: parents_of_all
+SELECT DISTINCT parent FROM edge WHERE child = ANY ($1::bigint[]);
+
+-- name: parent_results
+SELECT edge.child, task.id, task.status, task.output, task.flags
+FROM edge JOIN task ON task.seq = edge.parent WHERE edge.child = ANY ($1::bigint[]) ORDER BY edge.child, edge.n;
+
+-- name: heirs_results
+-- What parents that were made anew have left, by the ids of those that they were made of.
+WITH RECURSIVE former (seq, heir) AS (
+    SELECT retried.task, edge.parent FROM edge JOIN retried ON retried.again = edge.parent WHERE edge.child = $1
+    UNION ALL
+    SELECT retried.task, former.heir FROM former JOIN retried ON retried.again = former.seq)
+SELECT old.id, task.status, task.output, task.flags
+FROM former JOIN task AS old ON old.seq = former.seq JOIN task ON task.seq = former.heir;
+
+-- name: add_stands_for
+INSERT INTO stands_for (task, n, ref) VALUES ($1, $2, $3);
+
+-- name: stood_for
+-- What the outputs of these tasks stand for.
+SELECT stands_for.task, task.seq, task.status, task.id
+FROM stands_for JOIN task ON task.seq = ref WHERE stands_for.task = ANY ($1::bigint[]) ORDER BY stands_for.task, n;
+
+-- name: add_cascade
+INSERT INTO cascade (task, past) VALUES ($1, $2) ON CONFLICT DO NOTHING;
+
+-- name: drop_cascade
+DELETE FROM cascade WHERE task = $1;
+
+-- name: next_cascade
+SELECT cascade.task, task.status, task.id, cascade.past FROM cascade LEFT JOIN task ON task.seq = cascade.task
+LIMIT $1;
+
+-- name: promote
+-- PENDING (delayed or retry) -> PENDING (ready). What another process is promoting now is left to it.
+UPDATE task SET reason = 0, due_ms = NULL, ready_ms = $1
+WHERE seq = ANY (ARRAY(SELECT seq FROM task WHERE due_ms <= $2 ORDER BY due_ms LIMIT $3 FOR UPDATE SKIP LOCKED))
+RETURNING class;
+
+-- name: next_due
+SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL;
+
+-- name: overdue
+SELECT seq, class, owner, attempt, reason FROM task
+WHERE deadline_ms IS NOT NULL AND status = 0 AND deadline_ms <= $1 AND reason <> 4 ORDER BY deadline_ms LIMIT $2;
+
+-- name: next_deadline
+SELECT deadline_ms FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason <> 4 ORDER BY deadline_ms LIMIT 1;
+
+-- name: next_events
+SELECT (SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL),
+    (SELECT deadline_ms FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason <> 4
+     ORDER BY deadline_ms LIMIT 1);
+
+-- name: note_cancel
+-- The same for an attempt that may not have begun.
+UPDATE task SET flags = flags | 1 WHERE seq = $1 AND owner IS NOT NULL;
+
+-- name: state_by_id
+SELECT seq, status, reason, class, owner, attempt, flags, id FROM task WHERE id = $1;
+
+-- name: outcome_by_id
+SELECT id, status, output, flags, error FROM task WHERE id = $1 AND status > 1;
+
+-- name: outcomes_by_ids
+SELECT id, status, output, flags, error FROM task WHERE id = ANY ($1::bytea[]) AND status > 1;
+
+-- name: known_ids
+SELECT id FROM task WHERE id = ANY ($1::bytea[]);
+
+-- name: asked_to_stop
+SELECT id FROM task WHERE owner = $1 AND flags & 1 = 1;
+
+-- name: timeouts_of
+SELECT seq, attempt, status, timeout_ms FROM task WHERE owner = $1;
+
+-- name: add_worker
+INSERT INTO worker (name, pid, host, started_ms) VALUES ($1, $2, $3, $4) RETURNING id;
+
+-- name: newest_times
+-- What the clock must not go back behind: when a task came last, and when a worker came or went.
+SELECT (SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1), (SELECT max(started_ms) FROM worker),
+    (SELECT max(ended_ms) FROM worker);
+
+-- name: server_ms
+SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
+
+-- name: end_worker
+UPDATE worker SET ended_ms = $1 WHERE id = $2 AND ended_ms IS NULL;
+
+-- name: open_workers
+SELECT id, name, pid FROM worker WHERE ended_ms IS NULL;
+
+-- name: signs_of_life
+SELECT id, name, pid, beat, turns, is_lost, running FROM worker WHERE ended_ms IS NULL;
+
+-- name: is_open
+SELECT 1 FROM worker WHERE id = $1 AND ended_ms IS NULL;
+
+-- name: beat
+-- A worker's helper tells that it lives, and hears whether claims were taken back from it.
+UPDATE worker SET beat = beat + 1, turns = $1 WHERE name = $2 AND ended_ms IS NULL RETURNING revoked;
+
+-- name: farewell
+-- A worker's helper saw it die.
+UPDATE worker SET is_lost = true, running = $1::bigint[] WHERE name = $2 AND ended_ms IS NULL;
+
+-- name: revoke
+UPDATE worker SET revoked = revoked + 1 WHERE id = $1;
+
+-- name: revoked
+SELECT revoked FROM worker WHERE id = $1;
+
+-- name: lead
+UPDATE store SET leader = $1;
+
+-- name: rename_worker
+-- One that was taken for dead and lives leaves its name to its next row.
+UPDATE worker SET name = name || ' until ' || id WHERE id = $1;
+
+-- name: leader
+SELECT leader FROM store;
+
+-- name: forget_worker
+DELETE FROM worker WHERE id = $1;
+
+-- name: forget_workers
+DELETE FROM worker WHERE ended_ms < $1;
+
+-- name: stray_tallies
+SELECT 1 FROM tally WHERE worker <> 0 AND NOT EXISTS
+    (SELECT 1 FROM worker WHERE worker.id = tally.worker AND ended_ms IS NULL) LIMIT 1;
+
+-- name: gather_tallies
+-- What workers that are gone have counted is added up.
+WITH gone AS (
+    DELETE FROM tally WHERE worker <> 0 AND NOT EXISTS
+        (SELECT 1 FROM worker WHERE worker.id = tally.worker AND ended_ms IS NULL)
+    RETURNING class, status, n)
+INSERT INTO tally AS old (class, status, worker, n)
+SELECT class, status, 0, sum(n) FROM gone GROUP BY class, status
+ON CONFLICT (class, status, worker) DO UPDATE SET n = old.n + excluded.n;
+
+-- name: held_by
+SELECT seq, id, attempt, status, class, crashes, releases, flags FROM task WHERE owner = $1 LIMIT $2;
+
+-- name: claims_of
+SELECT seq, attempt FROM task WHERE owner = $1;
+
+-- name: clear_serves
+DELETE FROM serves WHERE worker = $1;
+
+-- name: add_serves
+INSERT INTO serves (worker, type) VALUES ($1, $2) ON CONFLICT DO NOTHING;
+
+-- name: served_types
+SELECT DISTINCT serves.type FROM serves JOIN worker ON worker.id = serves.worker WHERE worker.ended_ms IS NULL;
+
+-- name: registered_types
+SELECT type FROM handler UNION SELECT type FROM serves;
+
+-- name: put_handler
+INSERT INTO handler (type, version, lane, options, schema, source, seen_ms) VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (type, version) DO UPDATE SET lane = excluded.lane, options = excluded.options, schema = excluded.schema,
+    source = excluded.source, seen_ms = excluded.seen_ms;
+
+-- name: handler_source
+SELECT source FROM handler WHERE type = $1 AND version = $2;
+
+-- name: handlers
+SELECT type, version, lane, options, schema, seen_ms FROM handler ORDER BY type, version;
+
+-- name: add_pause
+INSERT INTO pause (namespace, type, grp, since_ms) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING;
+
+-- name: drop_pause
+DELETE FROM pause WHERE namespace = $1 AND type = $2 AND grp = $3;
+
+-- name: pauses
+SELECT namespace, type, grp FROM pause;
+
+-- name: put_progress
+INSERT INTO progress (done, total, at_ms, task, attempt)
+SELECT $1, $2, $3, seq, attempt FROM task WHERE seq = $4 AND attempt = $5 AND owner = $6
+ON CONFLICT (task) DO UPDATE SET attempt = excluded.attempt, done = excluded.done, total = excluded.total,
+    at_ms = excluded.at_ms;
+
+-- name: add_payload_blob
+INSERT INTO payload_blob (digest, task) VALUES ($1, $2) ON CONFLICT DO NOTHING;
+
+-- name: copy_payload_blobs
+INSERT INTO payload_blob (digest, task) SELECT digest, $1 FROM payload_blob WHERE task = $2;
+
+-- name: add_audit
+INSERT INTO audit (at_ms, action, detail) VALUES ($1, $2, $3);
+
+-- name: drop_audit
+-- The oldest ones stand first.
+DELETE FROM audit WHERE n IN (SELECT n FROM (SELECT n, at_ms FROM audit ORDER BY n LIMIT $1) AS oldest WHERE at_ms < $2);
+
+-- name: prunable
+-- Ended tasks in order of age from a cursor on; the caller decides which may go.
+SELECT seq, id, status, ended_ms FROM task WHERE seq > $1 ORDER BY seq LIMIT $2;
+
+-- name: with_live_child
+-- Those of these tasks that unfinished ones depend on.
+SELECT v FROM unnest($1::bigint[]) AS v
+WHERE EXISTS (SELECT 1 FROM edge JOIN task ON task.seq = edge.child WHERE edge.parent = v AND task.status < 2);
+
+-- name: stand_for_these
+-- A task whose result a kept task stands for must stay as long.
+SELECT ref, task FROM stands_for WHERE ref = ANY ($1::bigint[]);
+
+-- name: add_tombstone
+INSERT INTO tombstone (id, status, ended_ms) SELECT * FROM unnest($1::bytea[], $2::smallint[], $3::bigint[])
+ON CONFLICT (id) DO UPDATE SET status = excluded.status, ended_ms = excluded.ended_ms;
+
+-- name: drop_tombstones
+DELETE FROM tombstone WHERE id = ANY (ARRAY(SELECT id FROM tombstone WHERE ended_ms < $1 LIMIT $2));
+
+-- name: prune_tasks
+DELETE FROM task WHERE seq = ANY ($1::bigint[]) AND status > 1 RETURNING class, status;
+
+-- name: prune_attempts
+DELETE FROM attempt WHERE task = ANY ($1::bigint[]);
+
+-- name: prune_edges
+DELETE FROM edge WHERE child = ANY ($1::bigint[]);
+
+-- name: prune_keys
+DELETE FROM idempotency WHERE task = ANY ($1::bigint[]);
+
+-- name: prune_progress
+DELETE FROM progress WHERE task = ANY ($1::bigint[]);
+
+-- name: prune_stands_for
+DELETE FROM stands_for WHERE task = ANY ($1::bigint[]);
+
+-- name: prune_payload_blobs
+DELETE FROM payload_blob WHERE task = ANY ($1::bigint[]);
+
+-- name: prune_retried
+DELETE FROM retried WHERE task = ANY ($1::bigint[]) OR again = ANY ($1::bigint[]);
+
+-- name: blob_in_use
+SELECT 1 FROM payload_blob WHERE digest = $1 LIMIT 1;
+
+-- name: add_retried
+INSERT INTO retried (task, again) VALUES ($1, $2);
+
+-- name: move_key
+UPDATE idempotency SET task = $1 WHERE task = $2;
+
+-- name: retried_as
+SELECT task.id FROM retried JOIN task ON task.seq = retried.again WHERE retried.task = $1;
+
+-- name: descendants
+-- The edges of the tasks below that never ran because of this one: (task, parent, whether that was pruned, whether the
+-- task was retried).
+WITH RECURSIVE below (seq) AS (
+    SELECT $1::bigint UNION SELECT edge.child FROM below JOIN edge ON edge.parent = below.seq
+    JOIN task ON task.seq = edge.child WHERE task.status IN (3, 4) AND task.attempt = 0 AND task.error <> $2::bytea)
+SELECT below.seq, edge.parent, task.seq IS NULL, retried.task IS NOT NULL
+FROM below JOIN edge ON edge.child = below.seq LEFT JOIN task ON task.seq = edge.parent
+LEFT JOIN retried ON retried.task = below.seq WHERE below.seq <> $1::bigint;
+
+-- name: to_renew
+SELECT class, priority, max_retries, timeout_ms, input, spec, flags, not_before_ms FROM task WHERE seq = $1;
+
+-- name: edges_of
+SELECT parent, policy FROM edge WHERE child = $1 ORDER BY n;
+
+-- name: whole_task
+SELECT task.seq, task.id, task.class, task.rank, task.status, task.reason, task.attempt, task.owner, task.flags,
+    task.priority, task.retry_count, task.max_retries, task.crashes, task.releases, task.submitted_ms, task.ready_ms,
+    task.not_before_ms, task.due_ms, task.deadline_ms, task.timeout_ms, task.ended_ms, task.waits_for, task.input,
+    task.spec, task.output, task.error, class.namespace, class.type, class.grp, worker.name
+FROM task JOIN class ON class.id = task.class LEFT JOIN worker ON worker.id = task.owner WHERE task.id = $1;
+
+-- name: attempts_of
+SELECT attempt.number, attempt.outcome, worker.name, attempt.started_ms, attempt.ended_ms, attempt.duration_us,
+    attempt.cpu_us, attempt.memory, attempt.network, attempt.batch, attempt.wait_ms, attempt.lane, attempt.error
+FROM attempt LEFT JOIN worker ON worker.id = attempt.owner WHERE attempt.task = $1 ORDER BY attempt.number;
+
+-- name: parents_ids
+SELECT task.id, task.status FROM edge JOIN task ON task.seq = edge.parent WHERE edge.child = $1 ORDER BY edge.n;
+
+-- name: progress_of
+SELECT done, total FROM progress WHERE task = $1 AND attempt = $2;
+
+-- name: retry_links
+SELECT (SELECT t.id FROM retried r JOIN task t ON t.seq = r.task WHERE r.again = $1),
+       (SELECT t.id FROM retried r JOIN task t ON t.seq = r.again WHERE r.task = $1);
+
+-- name: ahead
+-- How many ready tasks of a class go first.
+SELECT count(*) FROM (SELECT 1 FROM task WHERE class = $1 AND reason = 0 AND (rank, seq) < ($2, $3) LIMIT $4) AS first;
+
+-- name: tallies
+SELECT class.namespace, class.type, class.grp, tally.status, sum(tally.n)::bigint
+FROM tally JOIN class ON class.id = tally.class GROUP BY 1, 2, 3, 4 HAVING sum(tally.n) <> 0 ORDER BY 1, 2, 3, 4;
+
+-- name: totals
+SELECT status, sum(n)::bigint FROM tally WHERE class = 0 GROUP BY status;
+
+-- name: held_by_status
+SELECT status, count(*) FROM task WHERE owner IS NOT NULL GROUP BY status;
+
+-- name: page
+SELECT task.id FROM task JOIN class ON class.id = task.class
+WHERE ($1::smallint IS NULL OR task.status = $1) AND ($2::text IS NULL OR class.type = $2)
+    AND ($3::text IS NULL OR class.namespace = $3)
+    AND ($4::bytea IS NULL OR task.seq < (SELECT seq FROM task WHERE id = $4))
+ORDER BY task.seq DESC LIMIT $5;

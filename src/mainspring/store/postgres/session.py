@@ -1,0 +1,119 @@
+"""A connection for a thread: statements by name, one after the other, each answered before the next."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import asyncpg
+
+from mainspring.store.postgres.statements import SQL
+from mainspring.store.sql.transaction import Row
+
+_CLOSE_S = 2.0
+_BY_IDS = {"outcome_by_id": "outcomes_by_ids", "known_id": "known_ids"}
+T = TypeVar("T")
+
+
+class Found(list[Row]):
+    """What a statement found, as all stores hand it out."""
+
+    __slots__ = ()
+
+    def fetchone(self) -> Row | None:
+        return self[0] if self else None
+
+    def fetchall(self) -> list[Row]:
+        return self
+
+
+class Session:
+    """Belongs to the thread that uses it: the driver's event loop turns within each call, and nowhere else.
+
+    Also what the store's looks go through (`store.sql.reads.View`), and what appliers of effects get as their cursor.
+    """
+
+    def __init__(self, connect: Callable[[], Coroutine[Any, Any, asyncpg.Connection]]) -> None:
+        self._loop = _new_loop()
+        self._prepared: dict[str, asyncpg.prepared_stmt.PreparedStatement] = {}
+        try:
+            self._connection = self._loop.run_until_complete(connect())
+        except BaseException:
+            self._loop.close()
+            raise
+
+    def close(self) -> None:
+        """End it, in order where the server still answers."""
+        if self._loop.is_closed():
+            return
+        try:
+            self._wait(self._connection.close(timeout=_CLOSE_S))
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            self._connection.terminate()
+        self._loop.close()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(work)
+
+    # Statements
+
+    def run(self, name: str, values: Sequence[Any] = ()) -> Found:
+        return self._wait(self._run(name, SQL[name], values))[0]
+
+    def changed(self, name: str, values: Sequence[Any] = ()) -> int:
+        """Run a write and return how many rows it changed."""
+        return self._wait(self._run(name, SQL[name], values))[1]
+
+    def run_many(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a statement once for each row of values, without waiting for one before the next."""
+        self._wait(self._run_many(name, rows))
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> Found:
+        """Run a statement that is not named here, with its values as $1, $2 ..."""
+        return self._wait(self._run(sql, sql, values))[0]
+
+    def command(self, sql: str) -> None:
+        """Run one or more statements without values, in one round trip."""
+        self._wait(self._connection.execute(sql))
+
+    async def _run(self, key: str, sql: str, values: Sequence[Any]) -> tuple[Found, int]:
+        statement = self._prepared.get(key)
+        if statement is None:
+            statement = self._prepared[key] = await self._connection.prepare(sql)
+        rows = await statement.fetch(*values)
+        last = (statement.get_statusmsg() or "").rpartition(" ")[2]
+        return Found(map(tuple, rows)), int(last) if last.isdecimal() else 0
+
+    async def _run_many(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
+        await self._connection.executemany(SQL[name], rows)
+
+    # A look (store.sql.reads.View)
+
+    def one(self, name: str, *values: Any) -> Any:
+        return self.run(name, values).fetchone()
+
+    def rows(self, name: str, *values: Any) -> list[Row]:
+        return self.run(name, values)
+
+    def of_ids(self, name: str, ids: Sequence[bytes]) -> list[Row]:
+        return self.run(_BY_IDS[name], (list(ids),))
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        self.command("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            yield self
+        finally:
+            with contextlib.suppress(asyncpg.InterfaceError, OSError):  # what broke it has been raised already
+                self.command("COMMIT")
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

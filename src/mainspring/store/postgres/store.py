@@ -1,0 +1,210 @@
+"""The store on a server: assembles sessions, writer, reader, line, heartbeat and caretaker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncpg
+
+from mainspring.blobs.base import BlobStore
+from mainspring.config import StoreConfig
+from mainspring.environment import SYSTEM, Environment
+from mainspring.errors import TaskError
+from mainspring.store.liveness import LifeFile
+from mainspring.store.postgres.caretaker import PostgresCaretaker
+from mainspring.store.postgres.connection import OUTAGES, connect, is_lost, our_errors, parse, prepare
+from mainspring.store.postgres.line import Line
+from mainspring.store.postgres.pulse import HelperPulse, Pulse
+from mainspring.store.postgres.session import Session
+from mainspring.store.postgres.writer import PostgresWriter
+from mainspring.store.sql import reads
+from mainspring.store.sql.reader import Reader
+from mainspring.store.sql.reads import View
+from mainspring.store.sql.store import SqlStore, fail, resolve, sign_off
+from mainspring.store.sql.transaction import Applier, Crowded, Transaction
+
+logger = logging.getLogger("mainspring.store")
+T = TypeVar("T")
+
+
+class PostgresStore(SqlStore):
+    """Tasks in a schema of a Postgres database, for any number of processes on any number of machines.
+
+    See `store.base.Store` for the contract.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        config: StoreConfig | None = None,
+        *,
+        blobs: BlobStore,
+        schema: str = "mainspring",
+        env: Environment = SYSTEM,
+        queue_size: int | None = None,
+        batch_size: int = 512,
+        look_s: float = 1.0,
+        grace_s: float = 2.0,
+        extra_schema: str = "",
+        appliers: Mapping[type, Applier] | None = None,
+        named_blobs: Callable[[Session, Sequence[str]], set[str]] | None = None,
+        pulse: Callable[[PostgresStore], Pulse] = HelperPulse,
+    ) -> None:
+        super().__init__(config or StoreConfig(), env, queue_size=queue_size, grace_s=grace_s, appliers=appliers)
+        self.server = parse(url, schema)
+        self.blobs = blobs
+        self._extra_schema = extra_schema
+        self._named_blobs = named_blobs
+        self._writer: PostgresWriter = PostgresWriter(
+            self._session, self._memory, self.now_ms, env, batch_size, self._committed_soon, self._retry_soon,
+            self._rejoin,
+        )  # fmt: skip
+        self._reader = Reader(self._session, env, OUTAGES, is_lost)
+        self.line = Line(self._connect, f"mainspring.{self.server.schema}", self.worker_id, self._heard, env)
+        self._bell = self.line
+        self._caretaker = PostgresCaretaker(self, look_s)
+        self._pulse = pulse(self)
+        self._sure_until = 0.0
+        self._folder: Path | None = None
+        self._life: LifeFile | None = None
+
+    @property
+    def owner(self) -> int:
+        """This process's row in `worker`."""
+        return self._memory.owner
+
+    @property
+    def life(self) -> LifeFile:
+        assert self._life is not None
+        return self._life
+
+    # Opening and closing
+
+    async def _connect(self) -> asyncpg.Connection:
+        return await connect(self.server, self.worker_id, self.config)
+
+    def _session(self) -> Session:
+        with our_errors(self.server):
+            return Session(self._connect)
+
+    async def open(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._writer.number = await prepare(self.server, self.config, self._extra_schema)
+        self._folder = Path(tempfile.mkdtemp(prefix="mainspring-"))
+        self._life = LifeFile(self._folder, self.worker_id, self.env)
+        opened: asyncio.Future[None] = self._loop.create_future()
+        self._strand = self.env.start_strand("mainspring-writer", self._write(opened), self._writer.signal)
+        try:
+            await opened
+        except BaseException:
+            self._drop_life()
+            raise
+        self._reader.start(self._loop)
+        try:
+            with our_errors(self.server):
+                await self.line.open(self._writer.number)
+            await self._pulse.start()
+            await self._caretaker.start()
+        except BaseException:
+            await self.close()
+            raise
+
+    def _write(self, opened: asyncio.Future[None]) -> Iterator[None]:
+        try:
+            with our_errors(self.server):
+                self._writer.open()
+                tx = self._writer.begin(alone=True)
+                self._set_clock(tx)
+                self._join(tx)
+                tx.cursor.command("COMMIT")
+        except BaseException as exc:  # noqa: BLE001 - whoever opens the store gets it
+            self._writer.close()
+            self._loop.call_soon_threadsafe(fail, opened, exc)
+            return
+        self._loop.call_soon_threadsafe(resolve, opened)
+        for _ in self._writer.run():
+            self.life.turn()
+            yield
+
+    def _set_clock(self, tx: Transaction) -> None:
+        """All machines go by the server's clock."""
+        wall_ms = tx.one("server_ms")[0] if self.env is SYSTEM else self.env.wall_ms()
+        self._started = self.env.monotonic()
+        self._wall_ms = max(wall_ms, *(ms or 0 for ms in tx.one("newest_times")))
+
+    def _join(self, tx: Transaction) -> None:
+        row = tx.one("add_worker", self.worker_id, self.env.pid(), self.env.host(), self.now_ms())
+        self._memory.owner = int(row[0])
+
+    def _rejoin(self, tx: Transaction) -> None:
+        """Others have not heard of this process for long and took back what it held: it begins anew, with nothing."""
+        if not tx.is_alone:
+            raise Crowded
+        logger.warning("worker %s was taken for dead; it goes on with what it is given from now on", self.worker_id)
+        tx.run("rename_worker", self.owner)
+        self._join(tx)
+        tx.run_many("add_serves", [(self.owner, kind) for kind in self._memory.lane_of_type])
+        tx.held = (self.life.revoked, frozenset())
+
+    async def close(self) -> None:
+        """Sign off. Whatever is still held is handed back first."""
+        self.stop_serving()
+        await self._caretaker.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+        owner = self.owner
+        try:
+            await self.write(lambda tx: sign_off(tx, owner, has_served=self._port is not None))
+        except TaskError as exc:  # its helper is silent from now on: others take back what was held
+            logger.warning("worker %s could not sign off: %s", self.worker_id, exc)
+        self._closed = True
+        await self._pulse.stop()
+        await self.line.close()
+        await self._reader.stop()
+        self._writer.stop()
+        await self._strand.ended()
+        self._drop_life()
+
+    def _drop_life(self) -> None:
+        if self._life is not None:
+            self._life.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    # What others took back
+
+    def is_revoked(self) -> bool:
+        """Also where this process may have been taken for dead: it has not been heard for half the time that takes."""
+        if super().is_revoked():
+            return True
+        now = self.env.monotonic()
+        if not self._pulse.is_stale() or now < self._sure_until:
+            return False
+        return self._ask_what_is_held()
+
+    def _tell_worker(self, port: Any, tx: Transaction) -> None:
+        if tx.held is not None:
+            self._sure_until = self.env.monotonic() + self.config.dead_s / 2
+        super()._tell_worker(port, tx)
+
+    # Looking
+
+    async def view(self, run: Callable[[View], T]) -> T:
+        self._refuse_closed()
+        with our_errors(self.server):
+            return await self._reader.run(run)
+
+    def view_soon(self, run: Callable[[View], T], then: Callable[[T], None]) -> None:
+        self._reader.put(run, then)
+
+    def unused_blobs(self, view: Any, digests: Sequence[str]) -> list[str]:
+        """Return those blobs that neither a task's payload nor a name refers to."""
+        unused = reads.without_payload(view, digests)
+        named = self._named_blobs(view, unused) if self._named_blobs is not None else set()
+        return [digest for digest in unused if digest not in named]

@@ -1,0 +1,204 @@
+"""The writer of a process on a server: its transactions run beside those of others, or alone where they must."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import asyncpg
+
+from mainspring.environment import Environment
+from mainspring.errors import StoreUnavailable
+from mainspring.store.base import Finish
+from mainspring.store.postgres import connection as server
+from mainspring.store.postgres.session import Session
+from mainspring.store.postgres.transaction import PostgresTransaction
+from mainspring.store.sql import claims, upkeep
+from mainspring.store.sql.transaction import Crowded, Memory, Transaction
+from mainspring.store.sql.writer import Group, Report, Writer
+
+logger = logging.getLogger("mainspring.store")
+_RESOLVE_S, _AGAIN_S = 15.0, 0.1
+"""How long after a failed commit the server is waited for, to tell what became of it; and how often it is tried."""
+
+
+class PostgresWriter(Writer):
+    OUTAGES = server.OUTAGES
+    CONFLICTS = server.CONFLICTS
+    DOUBTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+
+    def __init__(
+        self,
+        connect: Callable[[], Session],
+        memory: Memory,
+        now_ms: Callable[[], int],
+        env: Environment,
+        batch: int,
+        report: Report,
+        retry_later: Callable[[int], None],
+        rejoin: Callable[[Transaction], None],
+    ) -> None:
+        super().__init__(memory, now_ms, env, batch, report, retry_later)
+        self._connect = connect
+        self._env = env
+        self._rejoin = rejoin  # called in a transaction when others took this process for dead
+        self.session: Session | None = None
+        self.number = 0  # of the schema, for locks
+        self._alone = False
+        self._seen = "0"  # all transactions before this one have been looked at
+        self._next_deadline: int | None = None
+        self._next_due: int | None = None
+
+    # The connection
+
+    @property
+    def is_open(self) -> bool:
+        return self.session is not None
+
+    def open(self) -> None:
+        self.session = self._connect()
+        self._is_astray = True
+
+    def close(self) -> None:
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
+
+    def _tidy(self) -> None:
+        """The server does."""
+
+    def _mend(self, exc: BaseException) -> None:
+        """The server does."""
+
+    # Transactions
+
+    def _transact(self, group: Group, body: Callable[[Transaction, Group], None]) -> Transaction:
+        self._alone = body == self._one_by_one or _is_for_one(group)
+        try:
+            return super()._transact(group, body)
+        except Crowded:
+            self._alone = True
+            return super()._transact(group, body)
+
+    def begin(self, *, alone: bool) -> PostgresTransaction:
+        """Begin a transaction. Those beside others wait for one that is alone, and it for them."""
+        assert self.session is not None
+        shared = "" if alone else "_shared"
+        self.session.command(f"BEGIN; SELECT pg_advisory_xact_lock{shared}({server.WRITING}, {self.number})")
+        return PostgresTransaction(self.session, self._memory, self._now_ms(), alone=alone)
+
+    def _begin(self, group: Group) -> Transaction:
+        try:
+            return self.begin(alone=self._alone)
+        except server.LOST:  # while nothing was asked of it the server may have gone and come back
+            self.close()
+            self.open()
+            return self.begin(alone=self._alone)
+
+    def _nothing(self) -> Transaction:
+        return PostgresTransaction(None, self._memory, self._now_ms())  # type: ignore[arg-type]
+
+    def _commit(self) -> None:
+        assert self.session is not None
+        self.session.command("COMMIT")
+
+    def _roll_back(self) -> None:
+        if self.session is None:
+            return
+        try:
+            self.session.command("ROLLBACK")
+        except server.OUTAGES as exc:  # what broke it is being raised, and tells
+            logger.debug("a transaction ended with its connection: %s", exc)
+
+    def _mark(self) -> None:
+        self._command("SAVEPOINT one")
+
+    def _undo(self) -> None:
+        self._command("ROLLBACK TO one")
+
+    def _unmark(self) -> None:
+        self._command("RELEASE one")
+
+    def _command(self, sql: str) -> None:
+        assert self.session is not None
+        self.session.command(sql)
+
+    # What others did
+
+    def _catch_up(self, tx: Transaction, is_astray: bool) -> None:
+        memory = self._memory
+        seen, is_behind, news, memory.has_peers, pauses, self._next_due, self._next_deadline, is_open = tx.one(
+            "catch_up", self._seen, memory.owner
+        )
+        if not is_open:
+            self._rejoin(tx)
+        before, memory.pauses = memory.pauses, frozenset((a, b, c) for a, b, c in pauses)
+        if is_astray or is_behind or not before <= memory.pauses:
+            claims.look_everywhere(tx)
+        else:
+            for class_id in news:
+                claims.note(tx, class_id)
+        self._seen = seen
+        self._let_time_pass(tx)
+
+    def _look_ahead(self, tx: Transaction) -> None:
+        self._next_due, self._next_deadline = tx.one("next_events")
+        self._set_next()
+
+    def _set_next(self) -> None:
+        times = [ms for ms in (self._next_due, self._next_deadline) if ms is not None]
+        self._next_event = min(times, default=None)
+
+    def _let_time_pass(self, tx: Transaction) -> None:
+        is_due = self._next_due is not None and self._next_due <= tx.now_ms
+        is_overdue = self._next_deadline is not None and self._next_deadline <= tx.now_ms
+        if is_due:
+            upkeep.promote(tx)
+        if is_overdue:
+            upkeep.expire(tx)
+        if is_due or is_overdue:
+            self._look_ahead(tx)
+        else:
+            self._set_next()
+
+    def _tell(self, tx: Transaction) -> None:
+        if tx.ready and self._memory.has_peers:
+            tx.run("add_news", sorted(tx.ready))
+
+    # A commit in doubt
+
+    def _resolve(self, tx: Transaction, group: Group) -> bool:
+        """Wait for the server: it alone knows, and nothing else can be done meanwhile."""
+        until = self._env.monotonic() + _RESOLVE_S
+        while True:
+            try:
+                self.open()
+                self.close()
+                break
+            except (StoreUnavailable, *server.OUTAGES):
+                if self._stopping or self._env.monotonic() >= until:
+                    break
+                self._env.sleep(_AGAIN_S)
+        return super()._resolve(tx, group)
+
+    def _settle(self, tx: Transaction, group: Group) -> bool | None:
+        """The lock is free only when the transaction is over, wherever it is: then what is found stays so."""
+        assert self.session is not None
+        session = self.session
+        self.begin(alone=True)
+        found = self._is_stored(tx, group, session.one)
+        self._commit()
+        return found
+
+
+def _is_for_one(group: Group) -> bool:
+    """Whether a group is known to need rows that stand still."""
+    return (
+        any(not command.is_light for command in group.commands)
+        or any(task.after for submission in group.submissions for task in submission.tasks)
+        or any(_goes_on(finish) for finish in group.finishes)
+    )
+
+
+def _goes_on(finish: Finish) -> bool:
+    return bool(finish.refs or finish.effects or any(child.after for child in finish.children))

