@@ -46,6 +46,11 @@ def seconds(value: float | str | timedelta, field: str) -> float:
     return result
 
 
+def is_server(store: str | Path) -> bool:
+    """Whether a store is named by the address of a server."""
+    return str(store).startswith(("postgres://", "postgresql://"))
+
+
 def cores() -> int:
     """CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,6 +17,7 @@ from tests.store.fixtures.make import make
 
 from mainspring import Engine, EngineConfig, StoreConfig, TaskId, TaskStatus
 from mainspring.blobs.local import LocalBlobStore
+from mainspring.cli.opening import on_file
 from mainspring.store.sqlite import backup as copying
 from mainspring.testing import check_history
 from mainspring.testing.events import Acknowledged
@@ -65,9 +66,7 @@ async def finish(path: Path) -> None:
         return text
 
     async with engine:
-        ids = await engine.manager.store.read(
-            lambda rows: [TaskId(id) for (id,) in rows.execute("SELECT id FROM task")]
-        )
+        ids = await on_file(engine).read(lambda rows: [TaskId(id) for (id,) in rows.execute("SELECT id FROM task")])
         for id in ids:
             await engine.manager.get_task_result(id, timeout=60)
 

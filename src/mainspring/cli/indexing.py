@@ -15,6 +15,7 @@ import msgspec
 
 from mainspring.cli import ledger
 from mainspring.cli.folder import Changes, Document, Failure, Listing, compare
+from mainspring.cli.opening import on_file
 from mainspring.cli.pipeline import STEPS, Pipeline
 from mainspring.cli.progress import Watcher
 from mainspring.engine import Engine, TaskHandle
@@ -111,7 +112,7 @@ class Indexer:
             self._changes = await asyncio.to_thread(self._compared)
             turns = await self._turns(self._changes.todo)
             ours = {id: document for document, turn in turns for id in self._pipeline.step_ids(document, turn)}
-            left = await self._engine.manager.store.read(self._left_behind)
+            left = await on_file(self._engine).read(self._left_behind)
             stale = [id for id, source in left if id not in ours and self._is_mine(source)]
             if not stale:
                 self._resumed = len({ours[id].source for id, _ in left if id in ours})

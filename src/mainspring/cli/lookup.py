@@ -13,23 +13,13 @@ from mainspring.errors import TaskNotFound, UnsupportedTaskType, invalid
 from mainspring.tasks import TaskId, TaskType
 
 if TYPE_CHECKING:
-    import apsw
-
     from mainspring.engine import Engine
+    from mainspring.store.sql.reads import View
 
 SHORTEST_END = 6
 """Characters of an id's end that stand for the whole. Its beginning says only when it was made."""
 _ID_DIGITS = 32
 _SHOWN = 3
-
-_BY_END = "SELECT id FROM task WHERE substr(hex(id), -?) = ? LIMIT ?"
-_WORKERS = """
-SELECT worker.name, worker.pid, worker.host, worker.started_ms, group_concat(serves.type, ' ')
-FROM worker JOIN serves ON serves.worker = worker.id WHERE worker.ended_ms IS NULL GROUP BY worker.id ORDER BY worker.id
-"""
-_PAUSES = "SELECT namespace, type, grp, since_ms FROM pause ORDER BY since_ms"
-_HANDLER = "SELECT options, schema FROM handler WHERE type = ? ORDER BY seen_ms DESC LIMIT 1"
-_TYPES = "SELECT DISTINCT type FROM handler ORDER BY type"
 
 
 class WorkerRow(msgspec.Struct, frozen=True):
@@ -83,11 +73,8 @@ async def _find_id(engine: Engine, text: str) -> TaskId:
     if len(digits) == _ID_DIGITS:
         return TaskId(digits)
 
-    def read(connection: apsw.Connection) -> list[TaskId]:
-        rows = connection.execute(_BY_END, (len(digits), digits, _SHOWN + 1))
-        return [TaskId(id) for (id,) in rows]
-
-    found = await engine.manager.store.read(read)
+    rows = await engine.manager.store.view(lambda view: view.rows("ids_by_end", len(digits), digits, _SHOWN + 1))
+    found = [TaskId(id) for (id,) in rows]
     if not found:
         raise TaskNotFound(f"no task's id ends in {text!r}; check the id and the store's path")
     if len(found) > 1:
@@ -100,35 +87,29 @@ async def _find_id(engine: Engine, text: str) -> TaskId:
 async def workers(engine: Engine) -> list[WorkerRow]:
     """Return the processes that take tasks from this store now."""
 
-    def read(connection: apsw.Connection) -> list[WorkerRow]:
-        return [
-            WorkerRow(name, pid, host, when(started), sorted(types.split(" ")))
-            for name, pid, host, started, types in connection.execute(_WORKERS)
-        ]
-
-    return await engine.manager.store.read(read)
+    rows = await engine.manager.store.view(lambda view: view.rows("serving_workers"))
+    return [
+        WorkerRow(name, pid, host, when(started), sorted(types.split(" "))) for name, pid, host, started, types in rows
+    ]
 
 
 async def pauses(engine: Engine) -> list[PauseRow]:
     """Return what is paused, the oldest pause first."""
 
-    def read(connection: apsw.Connection) -> list[PauseRow]:
-        return [
-            PauseRow(namespace or None, kind or None, group or None, when(since))
-            for namespace, kind, group, since in connection.execute(_PAUSES)
-        ]
-
-    return await engine.manager.store.read(read)
+    rows = await engine.manager.store.view(lambda view: view.rows("pauses_since"))
+    return [
+        PauseRow(namespace or None, kind or None, group or None, when(since)) for namespace, kind, group, since in rows
+    ]
 
 
 async def registered(engine: Engine, task_type: TaskType) -> Registered:
     """Return what the store knows of a handler. Raises UnsupportedTaskType for one that no worker ever served."""
 
-    def read(connection: apsw.Connection) -> tuple[Any, list[str]]:
-        row = connection.execute(_HANDLER, (str(task_type),)).fetchone()
-        return row, [kind for (kind,) in connection.execute(_TYPES)]
+    def read(view: View) -> tuple[Any, list[str]]:
+        row = view.one("newest_handler", str(task_type))
+        return row, [kind for (kind,) in view.rows("handler_types")]
 
-    row, known = await engine.manager.store.read(read)
+    row, known = await engine.manager.store.view(read)
     if row is None:
         names = ", ".join(known) or "none"
         raise UnsupportedTaskType(

@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mainspring.config import is_server
 from mainspring.errors import StoreUnavailable, invalid
 
 if TYPE_CHECKING:
     from mainspring.cli.screen import Screen
     from mainspring.engine import Engine
+    from mainspring.store.sqlite.store import SqliteStore
 
 T = TypeVar("T")
 
@@ -48,13 +50,19 @@ def existing(store: str) -> Path:
     """Return the path of a store's file, to look at it without opening an engine. Raises as `opened` does."""
     if is_missing(store):
         _missing(store, None)
-    if _is_server(store):
-        raise invalid("store", store, "is a database server, which this version does not support", "name a file")
+    if is_server(store):
+        raise invalid("store", store, "is on a server, and this works on files alone", "name a file")
     return Path(store).resolve()
 
 
-def _is_server(store: str) -> bool:
-    return store.startswith(("postgres://", "postgresql://"))
+def on_file(engine: Engine) -> SqliteStore:
+    """Return the store of an engine on a file, for what only files can do yet. Raises InvalidInput."""
+    from mainspring.store.sqlite.store import SqliteStore
+
+    store = engine.manager.store
+    if not isinstance(store, SqliteStore):
+        raise invalid("store", engine.address, "is on a server, and this works on files alone", "name a file")
+    return store
 
 
 def _missing(store: str, making: Screen | None) -> None:
@@ -70,7 +78,7 @@ def is_missing(store: str) -> bool:
     """Whether opening this store would make it. Raises InvalidInput for ":memory:"."""
     if store == ":memory:":
         raise invalid("store", store, "is gone when this command ends", "name a file")
-    if _is_server(store):
-        return False  # the engine says why not
+    if is_server(store):
+        return False  # its tables are made by whoever comes first
     path = Path(store)
     return not path.exists() or (path.is_file() and path.stat().st_size == 0)

@@ -45,7 +45,7 @@ class Session:
 
     async def __aenter__(self) -> Self:
         if self._is_new:
-            self._screen.note(f"makes a new store at {self.engine.path}")
+            self._screen.note(f"makes a new store at {self.engine.address}")
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._stop)

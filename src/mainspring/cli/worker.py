@@ -48,8 +48,8 @@ def worker(
             "MODULE:ENGINE", target, "is one of two ways", "name the module that holds your engine, or give --builtin"
         )
     engine = _built_in(store) if target is None else _placed(load(target), store)
-    if is_missing(str(engine.path)):
-        screen.note(f"makes a new store at {engine.path}")
+    if is_missing(engine.address):
+        screen.note(f"makes a new store at {engine.address}")
     run(_work(engine, screen))
 
 
@@ -67,9 +67,9 @@ def _ready(engine: Engine, screen: Screen) -> None:
     types = sorted(map(str, engine.executor.types))
     worker_id, pid = engine.manager.store.worker_id, SYSTEM.pid()
     if screen.as_json:
-        screen.document({"event": "ready", "worker": worker_id, "pid": pid, "store": str(engine.path), "types": types})
+        screen.document({"event": "ready", "worker": worker_id, "pid": pid, "store": engine.address, "types": types})
     own = ", ".join(kind for kind in types if kind.startswith("custom:"))
-    screen.note(f"worker {worker_id} (pid {pid}) serves {own or 'the built-in types'} on {engine.path}")
+    screen.note(f"worker {worker_id} (pid {pid}) serves {own or 'the built-in types'} on {engine.address}")
     screen.note("Ctrl-C lets running tasks end, a second one hands them back")
 
 
@@ -86,8 +86,8 @@ def _placed(engine: Engine, store: str | None) -> Engine:
     """
     from mainspring.engine import Engine
 
-    is_lasting = engine.manager.store._private is None
-    own = str(engine.path) if is_lasting else DEFAULT_STORE  # nobody else could submit to ":memory:"
+    is_lasting = engine.manager.parts.is_lasting
+    own = engine.manager.parts.name if is_lasting else DEFAULT_STORE  # nobody else could submit to ":memory:"
     fresh = Engine(store or own, engine.config)
     for handler in engine.executor.handlers.values():
         fresh.executor.register(handler)

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
+from mainspring.blobs import server_keys
 from mainspring.blobs.keys import SCHEMA as BLOB_SCHEMA
 from mainspring.blobs.keys import BlobKeys
 from mainspring.blobs.keys import apply_delete as delete_key
 from mainspring.blobs.keys import apply_ref as put_key
 from mainspring.blobs.keys import named as named_blobs
 from mainspring.blobs.local import LocalBlobStore
-from mainspring.config import EngineConfig, seconds
+from mainspring.config import EngineConfig, is_server, seconds
 from mainspring.environment import SYSTEM, Environment
+from mainspring.errors import InvalidInput
 from mainspring.execution.executor import TaskExecutor
 from mainspring.models.base import EmbeddingModel
 from mainspring.models.manager import ModelManager
@@ -25,12 +27,16 @@ from mainspring.processors.retrieval import RetrievalProcessor
 from mainspring.processors.search import SearchProcessor
 from mainspring.processors.storage import StorageProcessor
 from mainspring.processors.text import TextProcessor
+from mainspring.store.sql.store import SqlStore
 from mainspring.store.sql.transaction import Applier
 from mainspring.store.sqlite.store import SqliteStore
 from mainspring.tasks import BlobDelete, BlobRef, VectorDelete, VectorUpsert
 from mainspring.vectors.appliers import SCHEMA as VECTOR_SCHEMA
 from mainspring.vectors.appliers import apply_delete as delete_vectors
 from mainspring.vectors.appliers import apply_upsert as upsert_vectors
+from mainspring.vectors.base import VectorStore
+from mainspring.vectors.missing import NoVectors
+from mainspring.vectors.missing import refuse as refuse_vectors
 from mainspring.vectors.sqlite import SqliteVectorStore
 
 if TYPE_CHECKING:
@@ -42,30 +48,30 @@ _APPLIERS: dict[type, Applier] = {
     BlobRef: put_key,
     BlobDelete: delete_key,
 }
+_SERVER_APPLIERS: dict[type, Applier] = {
+    VectorUpsert: refuse_vectors,
+    VectorDelete: refuse_vectors,
+    BlobRef: server_keys.apply_ref,
+    BlobDelete: server_keys.apply_delete,
+}
 
 
 class Parts:
-    """Everything over one store's file. `path` ":memory:" keeps nothing."""
+    """Everything over one store: a file, a server, or with ":memory:" nothing that is kept."""
+
+    store: SqlStore
+    keys: BlobKeys | server_keys.ServerBlobKeys
+    vectors: VectorStore
 
     def __init__(self, path: str | Path, config: EngineConfig, *, env: Environment = SYSTEM) -> None:
         self.config = config
-        self.store = SqliteStore(
-            path,
-            config.store,
-            blobs=lambda file: LocalBlobStore(file.with_name(file.name + "-blobs"), env=env),
-            env=env,
-            queue_size=config.manager.queue_size,
-            batch_size=config.manager.batch_size,
-            look_s=seconds(config.manager.processing_interval, "processing_interval"),
-            grace_s=seconds(config.manager.grace_s, "grace_s"),
-            extra_schema=VECTOR_SCHEMA + BLOB_SCHEMA,
-            appliers=_APPLIERS,
-            named_blobs=named_blobs,
-        )
+        self.is_lasting = str(path) != ":memory:"
+        if is_server(path):
+            self._on_server(str(path), env)
+        else:
+            self._on_file(path, env)
         self.blobs = self.store.blobs
-        self.keys = BlobKeys(self.store.path)
         self.models = ModelManager(config.models, environment=env)
-        self.vectors = SqliteVectorStore(self.store.path, self._write, env=env)
         self.executor = TaskExecutor(
             (
                 TextProcessor(self._tokenizer),
@@ -79,6 +85,61 @@ class Parts:
             slots=config.manager,
             env=env,
         )
+
+    def _on_file(self, path: str | Path, env: Environment) -> None:
+        config = self.config
+        self.store = store = SqliteStore(
+            path,
+            config.store,
+            blobs=lambda file: LocalBlobStore(config.store.blobs or file.with_name(file.name + "-blobs"), env=env),
+            env=env,
+            extra_schema=VECTOR_SCHEMA + BLOB_SCHEMA,
+            appliers=_APPLIERS,
+            named_blobs=named_blobs,
+            **self._settings(),
+        )
+        self.keys = BlobKeys(store.path)
+        self.vectors = SqliteVectorStore(store.path, self._write, env=env)
+        self.folder = store.path.parent
+        self.address = self.name = str(store.path)
+
+    def _on_server(self, url: str, env: Environment) -> None:
+        try:
+            from mainspring.store.postgres.connection import parse
+            from mainspring.store.postgres.store import PostgresStore
+        except ImportError as exc:
+            raise InvalidInput(
+                f"a store on a server needs the library {exc.name}; pip install 'mainspring[postgres]'", field="store"
+            ) from exc
+        config = self.config.store
+        server = parse(url, config.schema)
+        self.folder = config.blobs or Path.home().joinpath(
+            ".local", "share", "mainspring", f"{server.database}-{server.schema}-blobs"
+        )
+        self.store = store = PostgresStore(
+            url,
+            config,
+            blobs=LocalBlobStore(self.folder, env=env),
+            env=env,
+            extra_schema=server_keys.SCHEMA,
+            appliers=_SERVER_APPLIERS,
+            named_blobs=server_keys.named,
+            **self._settings(),
+        )
+        self.keys = server_keys.ServerBlobKeys(store.view_from_thread)
+        self.vectors = NoVectors()
+        self.address = server.shown
+        self.name = url  # opens it again; never shown
+
+    def _settings(self) -> dict[str, Any]:
+        """What the worker's settings mean for its store."""
+        manager = self.config.manager
+        return {
+            "queue_size": manager.queue_size,
+            "batch_size": manager.batch_size,
+            "look_s": seconds(manager.processing_interval, "processing_interval"),
+            "grace_s": seconds(manager.grace_s, "grace_s"),
+        }
 
     async def open(self) -> None:
         await self.store.open()

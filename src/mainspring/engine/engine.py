@@ -29,6 +29,7 @@ from mainspring.processors.custom import Handler
 from mainspring.resources.monitor import ResourceMonitor
 from mainspring.scheduling.scheduler import TaskScheduler
 from mainspring.store.base import NewTask
+from mainspring.store.sqlite.store import SqliteStore
 from mainspring.tasks import Resources, Retry, Task, TaskId, TaskPriority
 from mainspring.vectors.base import VectorStore
 
@@ -41,7 +42,7 @@ _MAP_AHEAD = 3
 
 
 class Engine(Operations):
-    """A durable task engine over one file.
+    """A durable task engine over one file, or over a schema of a Postgres database.
 
         engine = Engine("work.db")
 
@@ -53,9 +54,9 @@ class Engine(Operations):
             print(await handle.result())
 
     Args:
-        store: path of the file, made when missing; ":memory:" keeps nothing.
+        store: path of the file, made when missing; ":memory:" keeps nothing; or "postgresql://USER@HOST/DATABASE".
         config: all settings; each has a default.
-        worker: False only submits and looks; tasks run in other processes on the same file.
+        worker: False only submits and looks; tasks run in other processes on the same store.
 
     Raises (on entering): StoreNewer, StoreForeign, StoreReadOnly, StoreDamaged, StoreUnavailable.
     """
@@ -68,8 +69,6 @@ class Engine(Operations):
         worker: bool = True,
         env: Environment = SYSTEM,
     ) -> None:
-        if str(store).startswith(("postgres://", "postgresql://")):
-            raise invalid("store", store, "is a database server, which this version does not support", "name a file")
         self.config = config or EngineConfig()
         self._worker = worker
         self._parts = Parts(store, self.config, env=env)
@@ -81,7 +80,7 @@ class Engine(Operations):
         self._closed = False
 
     def _watch_resources(self, env: Environment) -> ResourceMonitor:
-        return ResourceMonitor(self._parts.store.path.parent, env=env)
+        return ResourceMonitor(self._parts.folder, env=env)
 
     # The parts, by the names of the design
 
@@ -103,8 +102,15 @@ class Engine(Operations):
 
     @property
     def path(self) -> Path:
-        """Where the store's file is."""
+        """Where the store's file is. Raises InvalidInput: it is on a server."""
+        if not isinstance(self._parts.store, SqliteStore):
+            raise invalid("path", self.address, "is a server's address, no file", "use engine.address")
         return self._parts.store.path
+
+    @property
+    def address(self) -> str:
+        """Where the store is: the path of its file, or the server's address without its password."""
+        return self._parts.address
 
     @property
     def sync(self) -> SyncEngine:

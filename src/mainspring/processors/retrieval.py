@@ -9,6 +9,7 @@ import msgspec
 
 from mainspring.blobs.base import BlobStore
 from mainspring.blobs.keys import BlobKeys
+from mainspring.blobs.server_keys import ServerBlobKeys
 from mainspring.config import RetrievalConfig
 from mainspring.errors import InvalidInput, invalid
 from mainspring.processors.base import Item, Lane, failure
@@ -87,7 +88,9 @@ class RetrievalProcessor:
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         form: Literal["bytes", "text", "json", "records"] | None = msgspec.field(default=None, name="as")
 
-    def __init__(self, blobs: BlobStore, keys: BlobKeys, vectors: VectorStore, config: RetrievalConfig) -> None:
+    def __init__(
+        self, blobs: BlobStore, keys: BlobKeys | ServerBlobKeys, vectors: VectorStore, config: RetrievalConfig
+    ) -> None:
         self._blobs = blobs
         self._keys = keys
         self._vectors = vectors

@@ -31,7 +31,7 @@ class TaskScheduler:
     ) -> None:
         self._manager = manager
         self._config = config or SchedulerConfig()
-        self._monitor = monitor or ResourceMonitor(manager.parts.store.path.parent)
+        self._monitor = monitor or ResourceMonitor(manager.parts.folder)
 
     async def schedule_task(self, task: Task) -> TaskId:
         """Store the task if the machine has room for it; durable on return.

@@ -70,6 +70,10 @@ class Server(msgspec.Struct, frozen=True):
     shown: str
     schema: str
 
+    @property
+    def database(self) -> str:
+        return urlsplit(self.url).path.strip("/") or "postgres"
+
 
 def parse(url: str, schema: str = "mainspring") -> Server:
     """Read the address of a store: a URL as libpq knows it, and `?schema=` for another schema than ours.
@@ -237,9 +241,8 @@ async def _make(server: Server, connection: asyncpg.Connection, extra_schema: st
         await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {server.schema}")
         version = await _version(server, connection)
         if version == 0:
-            await connection.execute(SCHEMA)
+            await connection.execute(SCHEMA + extra_schema)
             await connection.execute("INSERT INTO store (version) VALUES ($1)", SCHEMA_VERSION)
-            await connection.execute(extra_schema)
             return
         while version < SCHEMA_VERSION:
             version += 1

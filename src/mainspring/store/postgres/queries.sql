@@ -1,5 +1,6 @@
 -- Named statements, by the names that store/sql uses. The line above each says which state becomes which. The guard is
--- the WHERE: no row changed means that the claim is lost or the state has moved on.
+-- the WHERE: no row changed means that the claim is lost or the state has moved on. A guard that is no way to the row is
+-- written so that no index serves it (coalesce): plans are made once, when tables may be empty and any index looks good.
 
 -- name: insert_task
 -- new -> PENDING (ready, parents, delayed or claimed), many at once
@@ -102,7 +103,8 @@ SELECT pg_snapshot_xmin(pg_current_snapshot())::text;
 -- name: claim
 -- PENDING (ready) -> PENDING (claimed). What another process is taking now is left to it.
 UPDATE task SET reason = 4, owner = $1, attempt = attempt + 1
-WHERE seq = ANY (ARRAY(SELECT seq FROM task WHERE seq = ANY ($2::bigint[]) AND reason = 0 FOR UPDATE SKIP LOCKED))
+WHERE seq = ANY (ARRAY(SELECT seq FROM task WHERE seq = ANY ($2::bigint[]) AND coalesce(reason, -1) = 0
+    FOR UPDATE SKIP LOCKED))
 RETURNING seq, id, attempt, class, rank, flags, priority, retry_count, max_retries, crashes, releases, ready_ms,
     deadline_ms, timeout_ms, input, spec;
 
@@ -116,12 +118,12 @@ RETURNING seq, id, attempt, class, rank, flags, priority, retry_count, max_retri
 
 -- name: start
 -- PENDING (claimed) -> RUNNING
-UPDATE task SET status = 1, reason = NULL WHERE seq = $1 AND attempt = $2 AND owner = $3 AND reason = 4;
+UPDATE task SET status = 1, reason = NULL WHERE seq = $1 AND attempt = $2 AND coalesce(owner, 0) = $3 AND reason = 4;
 
 -- name: complete
 -- PENDING (claimed) or RUNNING -> COMPLETED, unless somebody asked for a cancel
 UPDATE task SET status = 2, reason = NULL, owner = NULL, ended_ms = $1, output = $2, flags = flags | $3, error = NULL
-WHERE seq = $4 AND attempt = $5 AND owner = $6 AND flags & 1 = 0;
+WHERE seq = $4 AND attempt = $5 AND coalesce(owner, 0) = $6 AND flags & 1 = 0;
 
 -- name: complete_many
 -- The same for many at once.
@@ -129,12 +131,12 @@ UPDATE task SET status = 2, reason = NULL, owner = NULL, ended_ms = v.ended_ms, 
     flags = task.flags | v.flags, error = NULL
 FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::integer[], $6::integer[])
     AS v (ended_ms, output, flags, seq, attempt, owner)
-WHERE task.seq = v.seq AND task.attempt = v.attempt AND task.owner = v.owner AND task.flags & 1 = 0;
+WHERE task.seq = v.seq AND task.attempt = v.attempt AND coalesce(task.owner, 0) = v.owner AND task.flags & 1 = 0;
 
 -- name: held
 -- What a finish may change: the row as it is, if this claim still holds it.
 SELECT status, class, flags, priority, retry_count, max_retries, crashes, releases, deadline_ms, id
-FROM task WHERE seq = $1 AND attempt = $2 AND owner = $3;
+FROM task WHERE seq = $1 AND attempt = $2 AND coalesce(owner, 0) = $3;
 
 -- name: end
 -- PENDING (any) or RUNNING -> CANCELLED or TIMEOUT; what is held or waits for parents -> FAILED
@@ -429,7 +431,7 @@ SELECT namespace, type, grp FROM pause;
 
 -- name: put_progress
 INSERT INTO progress (done, total, at_ms, task, attempt)
-SELECT $1, $2, $3, seq, attempt FROM task WHERE seq = $4 AND attempt = $5 AND owner = $6
+SELECT $1, $2, $3, seq, attempt FROM task WHERE seq = $4 AND attempt = $5 AND coalesce(owner, 0) = $6
 ON CONFLICT (task) DO UPDATE SET attempt = excluded.attempt, done = excluded.done, total = excluded.total,
     at_ms = excluded.at_ms;
 
@@ -560,3 +562,20 @@ WHERE ($1::smallint IS NULL OR task.status = $1) AND ($2::text IS NULL OR class.
     AND ($3::text IS NULL OR class.namespace = $3)
     AND ($4::bytea IS NULL OR task.seq < (SELECT seq FROM task WHERE id = $4))
 ORDER BY task.seq DESC LIMIT $5;
+
+-- name: ids_by_end
+SELECT id FROM task WHERE right(upper(encode(id, 'hex')), $1::integer) = $2 LIMIT $3;
+
+-- name: serving_workers
+SELECT worker.name, worker.pid, worker.host, worker.started_ms, string_agg(serves.type, ' ')
+FROM worker JOIN serves ON serves.worker = worker.id WHERE worker.ended_ms IS NULL
+GROUP BY worker.id ORDER BY worker.id;
+
+-- name: pauses_since
+SELECT namespace, type, grp, since_ms FROM pause ORDER BY since_ms;
+
+-- name: newest_handler
+SELECT options, schema FROM handler WHERE type = $1 ORDER BY seen_ms DESC LIMIT 1;
+
+-- name: handler_types
+SELECT DISTINCT type FROM handler ORDER BY type;

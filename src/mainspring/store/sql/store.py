@@ -110,6 +110,10 @@ class SqlStore(ABC):
     def ms_at(self, monotonic: float) -> int:
         return self._wall_ms + int((monotonic - self._started) * 1000)
 
+    def view_from_thread(self, run: Callable[[Any], T]) -> T:
+        """Like `view`, blocking, for threads other than the loop's."""
+        return asyncio.run_coroutine_threadsafe(self.view(run), self._loop).result()
+
     # Calls
 
     def _refuse_closed(self) -> None:

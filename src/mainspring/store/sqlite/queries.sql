@@ -478,3 +478,20 @@ SELECT status, count(*) FROM task WHERE owner IS NOT NULL GROUP BY status;
 
 -- name: timeouts_of
 SELECT seq, attempt, status, timeout_ms FROM task WHERE owner = ?;
+
+-- name: ids_by_end
+SELECT id FROM task WHERE substr(hex(id), -?) = ? LIMIT ?;
+
+-- name: serving_workers
+SELECT worker.name, worker.pid, worker.host, worker.started_ms, group_concat(serves.type, ' ')
+FROM worker JOIN serves ON serves.worker = worker.id WHERE worker.ended_ms IS NULL
+GROUP BY worker.id ORDER BY worker.id;
+
+-- name: pauses_since
+SELECT namespace, type, grp, since_ms FROM pause ORDER BY since_ms;
+
+-- name: newest_handler
+SELECT options, schema FROM handler WHERE type = ? ORDER BY seen_ms DESC LIMIT 1;
+
+-- name: handler_types
+SELECT DISTINCT type FROM handler ORDER BY type;
