@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import shutil
+import signal
 import tempfile
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from typing import Any
 
 import asyncpg
 
+from mainspring.store.postgres.connection import WRITING
 from mainspring.store.postgres.session import Found, Session
 
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="test-postgres")
@@ -66,6 +68,23 @@ def command(sql: str) -> None:
 def schema_of(folder: Path) -> str:
     """Return the name of a schema that belongs to a folder of the tests."""
     return "t_" + hashlib.blake2b(str(folder).encode(), digest_size=10).hexdigest()
+
+
+def address_of(folder: Path) -> str:
+    """Return the address of a store in the schema of that folder."""
+    sign = "&" if "?" in url() else "?"
+    return f"{url()}{sign}schema={schema_of(folder)}"
+
+
+def stop_between_commits(address: str, pid: int) -> None:
+    """Stop a process while it has no transaction under way on that store: others would wait for it."""
+    schema = address.rpartition("schema=")[2]
+    command(
+        f"BEGIN; SELECT pg_advisory_xact_lock({WRITING}, (oid::bigint % 2147483647)::integer) FROM pg_namespace "
+        f"WHERE nspname = '{schema}'"
+    )
+    os.kill(pid, signal.SIGSTOP)
+    command("ROLLBACK")
 
 
 def drop(schema: str) -> None:

@@ -16,7 +16,7 @@ from mainspring import Engine, EngineConfig, StoreConfig, TaskManagerConfig
 store, folder = sys.argv[1], Path(sys.argv[2])
 manager = TaskManagerConfig(async_slots=8, grace_s=0.2, drain_s=10)
 stall_s = float(sys.argv[3]) if len(sys.argv) > 3 else 600.0
-engine = Engine(store, EngineConfig(manager=manager, store=StoreConfig(stall_s=stall_s)))
+engine = Engine(store, EngineConfig(manager=manager, store=StoreConfig(stall_s=stall_s, blobs=folder / "blobs")))
 pid = os.getpid()
 
 

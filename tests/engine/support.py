@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mainspring import Engine, EngineConfig, ExecutorConfig, Retry, StoreConfig, TaskHandle, TaskManagerConfig
+from mainspring.config import is_server
 from mainspring.environment import Environment
 
 SOON = Retry(max_retries=3, delay="2ms", max_delay="5ms")
@@ -36,7 +41,16 @@ def quick(store: StoreConfig | None = None, executor: ExecutorConfig | None = No
 
 
 def engine_on(path: str | Path = ":memory:", *, worker: bool = True, **manager: Any) -> Engine:
-    return Engine(path, quick(**manager), worker=worker)
+    store = StoreConfig(blobs=_blobs()) if is_server(path) else None
+    return Engine(path, quick(store, **manager), worker=worker)
+
+
+@functools.cache
+def _blobs() -> Path:
+    """A folder for what is too large for a server's tables."""
+    folder = Path(tempfile.mkdtemp(prefix="mainspring-blobs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 async def value(handle: TaskHandle) -> Any:

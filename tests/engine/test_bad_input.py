@@ -41,8 +41,8 @@ PAST = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(scope="module")
-async def engine(anyio_backend: str) -> AsyncIterator[Engine]:
-    async with engine_on() as engine:
+async def engine(anyio_backend: str, place: str) -> AsyncIterator[Engine]:
+    async with engine_on(place) as engine:
         yield engine
 
 
@@ -185,7 +185,7 @@ async def test_unknown_models_and_collections(engine: Engine) -> None:
     for call in (engine.embed("x", model_id="no-such-model"), engine.infer("no-such-model", "x")):
         with pytest.raises((InvalidInput, UnsupportedTaskType), match="no-such-model"):
             await call
-    with pytest.raises(InvalidInput, match="no-such-collection"):
+    with pytest.raises(InvalidInput, match=r"no-such-collection|on a Postgres server yet"):
         await engine.search(np.ones(3, np.float32), collection="no-such-collection")
 
 
@@ -359,9 +359,7 @@ async def test_a_full_queue() -> None:
 
 
 async def test_stores_that_are_not_files(tmp_path: Any) -> None:
-    """A server's address, a folder and a foreign file are refused with a typed error."""
-    with pytest.raises(InvalidInput, match="postgresql"):
-        Engine("postgresql://localhost/x")
+    """A folder and a foreign file are refused with a typed error."""
     (tmp_path / "text.db").write_text("this is no database " * 100)
     for path in (tmp_path, tmp_path / "text.db", tmp_path / "text.db" / "x.db"):
         with pytest.raises(Exception, match=r".") as caught:

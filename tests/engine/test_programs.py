@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests import postgres
 from tests.engine.support import LIMIT_S, engine_on, quick, shows, until, value
 from tests.store.peers import stop_between_commits
 
@@ -44,13 +45,13 @@ def call(kind: str, /, **arguments: Any) -> Task:
 class Programs:
     """Starts `program.py` and sees to it that none is left."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: str) -> None:
         self.folder = folder
-        self.store = folder / "work.db"
+        self.store = store
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, *arguments: object) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(PROGRAM), str(self.store), str(self.folder), *map(str, arguments)]
+        command = [sys.executable, str(PROGRAM), self.store, str(self.folder), *map(str, arguments)]
         program = subprocess.Popen(command, env={**os.environ, **PATHS})
         self._started.append(program)
         return program
@@ -70,19 +71,27 @@ class Programs:
                 program.kill()
             program.wait(LIMIT_S)
 
+    def looking(self, stall_s: float = 600.0) -> Engine:
+        """An engine that runs nothing."""
+        config = quick(StoreConfig(stall_s=stall_s, blobs=self.folder / "blobs"))
+        return Engine(self.store, config, worker=False)
 
-@pytest.fixture
-def programs(tmp_path: Path) -> Iterator[Programs]:
-    programs = Programs(tmp_path)
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def programs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Programs]:
+    is_file = request.param == "sqlite"
+    programs = Programs(tmp_path, str(tmp_path / "work.db") if is_file else postgres.address_of(tmp_path))
     yield programs
     programs.end()
+    if not is_file:
+        postgres.drop(postgres.schema_of(tmp_path))
 
 
 @pytest.fixture
 async def client(programs: Programs, anyio_backend: str) -> AsyncIterator[Engine]:
     """An engine that only submits, beside a program that works."""
     await programs.running()
-    async with engine_on(programs.store, worker=False) as engine:
+    async with programs.looking() as engine:
         await serves(engine, "custom:hold")
         yield engine
 
@@ -183,7 +192,7 @@ async def test_a_killed_worker_is_noticed_and_its_tasks_run_again(client: Engine
 async def test_a_worker_that_was_stopped_for_too_long(programs: Programs) -> None:
     """Another one runs what it held. Awake again it starts none of that, stops what still runs, and works on."""
     sleeper = await programs.running(1.0)
-    async with Engine(programs.store, quick(StoreConfig(stall_s=1.0)), worker=False) as client:
+    async with programs.looking(1.0) as client:
         await serves(client, "custom:hold")
         running = [await client.submit(call("hold", name=f"r{n}")) for n in range(4)]
         for n in range(4):

@@ -34,8 +34,8 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")
-async def engine(anyio_backend: str) -> AsyncIterator[Engine]:
-    async with engine_on() as engine:
+async def engine(anyio_backend: str, place: str) -> AsyncIterator[Engine]:
+    async with engine_on(place) as engine:
         yield engine
 
 

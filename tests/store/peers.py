@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+from tests import postgres
 from tests.conformance.kit import Port, opened
 from tests.store.process import real_store
+
+from mainspring.config import is_server
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,8 +54,11 @@ class Peer:
         await self.process.wait()
 
 
-def stop_between_commits(store: Path, pid: int) -> None:
-    """Stop a process where it does not hold the file's write lock, which nobody else would get until it goes on."""
+def stop_between_commits(store: str | Path, pid: int) -> None:
+    """Stop a process where it does not hold the lock of who writes, which nobody else would get until it goes on."""
+    if is_server(store):
+        postgres.stop_between_commits(str(store), pid)
+        return
     connection = apsw.Connection(str(store))
     connection.set_busy_timeout(10_000)
     connection.execute("BEGIN IMMEDIATE")

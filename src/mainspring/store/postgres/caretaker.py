@@ -85,9 +85,7 @@ class PostgresCaretaker(Caretaker):
         leader = next((sign for sign in signs if sign.owner == row[0]), None)
         if leader is None:
             return False  # it is gone, and its lock with it: this process or another has it next time
-        silent_s = max(
-            self._watch(self._over_leader, {leader.name: leader.turns})[leader.name], self._silent[leader.name]
-        )
+        silent_s = self._watch(self._over_leader, {leader.name: leader.turns})[leader.name]
         if silent_s < self._patience_s():
             self._missed = ""
             return False
@@ -111,9 +109,11 @@ class PostgresCaretaker(Caretaker):
     async def _rescue_stalled(self, signs: Sequence[Sign]) -> None:
         """Take back what processes hold that live and do nothing, once they have been silent for long enough."""
         others = {sign.name: sign for sign in signs if sign.name != self._store.worker_id and not sign.is_lost}
-        for name, silent_s in self._watch(self._over_all, {name: one.turns for name, one in others.items()}).items():
-            if silent_s >= self._patience_s():
-                await self._take_back(others[name], silent_s)
+        turns = {name: sign.turns for name, sign in others.items()}
+        for name, silent_s in self._watch(self._over_all, turns).items():
+            heard_s = silent_s - self._silent.get(name, 0.0)  # its helper has said so for as long
+            if heard_s >= self._patience_s():
+                await self._take_back(others[name], heard_s)
 
     async def _take_back(self, sign: Sign, silent_s: float) -> None:
         store = self._store

@@ -50,6 +50,8 @@ class HelperPulse:
         self._again: asyncio.TimerHandle | None = None
         self._starting: asyncio.Task[None] | None = None
         self._is_over = False
+        config = store.config
+        self._every_s = min(BEAT_S, config.stall_s / 4, config.dead_s / 4)
 
     async def start(self) -> None:
         """Raises StoreUnavailable: no process can be started."""
@@ -64,7 +66,7 @@ class HelperPulse:
         self._child = await self._spawner.spawn(
             command, on_frame=lambda frame: None, on_exit=self._ended, keep_output=4096
         )
-        orders = Orders(store.server.url, store.server.schema, store.worker_id, str(store.life.path), BEAT_S)
+        orders = Orders(store.server.url, store.server.schema, store.worker_id, str(store.life.path), self._every_s)
         self._child.send(msgspec.msgpack.encode(orders))
 
     def _ended(self, how: Exit) -> None:
