@@ -1,0 +1,135 @@
+"""The SQL of a server: it fits the tables, and no statement that runs for each task looks at all rows."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests import postgres
+from tests.store.test_statements import HOT as HOT_ON_FILES
+
+from mainspring.store.postgres.statements import BESIDE_OTHERS, SCHEMA, SQL, WIDE
+from mainspring.store.sqlite.statements import SQL as SQL_OF_FILES
+
+HERE_ALONE = {  # named differently, or of no use to the other
+    "last_seq", "next_ready_class", "known_id", "news_after", "span_of_news", "another_worker", "ask_cancel", "reasons",
+}  # fmt: skip
+HOT = sorted(
+    ({*HOT_ON_FILES, *BESIDE_OTHERS, "known_ids", "outcomes_by_ids", "drop_news"} & SQL.keys())
+    - {"add_tally", "unfinished"}  # few rows a class, however many tasks
+)
+TABLES = "task edge attempt idempotency tombstone stands_for retried payload_blob news".split()
+SETTINGS = (
+    "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; "
+    "SET plan_cache_mode = force_generic_plan"
+)
+MANY = 20_000
+ENDS_OF_INDEXES = {"next_due", "next_deadline", "next_events", "any_waiting", "catch_up", "next_cascade"}
+"""They take the first entry of an index, whatever its key."""
+
+
+@pytest.fixture(scope="module", params=[0, MANY])
+def tables(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A schema without tasks, as it is when plans are made first, and one with many."""
+    schema = postgres.schema_of(Path(tmp_path_factory.mktemp("plans")))
+    postgres.command(f"CREATE SCHEMA {schema}; SET search_path = {schema}; {SCHEMA}; {SETTINGS}")
+    postgres.command("INSERT INTO store (version) VALUES (1)")
+    if request.param:
+        _fill(request.param)
+    yield schema
+    postgres.command("RESET ALL")
+    postgres.drop(schema)
+
+
+def _fill(n: int) -> None:
+    """Half of the tasks wait in one class, the others have ended; each depends on the one before it."""
+    postgres.command(f"""
+        INSERT INTO task (seq, id, class, rank, status, reason, priority, max_retries, submitted_ms, ready_ms, input,
+            ended_ms, output)
+        SELECT n, decode(lpad(to_hex(n), 32, '0'), 'hex'), 1, n, CASE WHEN n % 2 = 0 THEN 0 ELSE 2 END,
+            CASE WHEN n % 2 = 0 THEN 0 END, 1, 3, n, n, '', CASE WHEN n % 2 = 1 THEN n END,
+            CASE WHEN n % 2 = 1 THEN ''::bytea END FROM generate_series(1, {n}) AS n;
+        INSERT INTO edge (child, n, parent, policy) SELECT n + 1, 0, n, 0 FROM generate_series(1, {n}) AS n;
+        INSERT INTO attempt (task, number, outcome, ended_ms) SELECT n, 1, 0, n FROM generate_series(1, {n}) AS n;
+        INSERT INTO retried (task, again) SELECT n, n + {n} FROM generate_series(1, {n}) AS n;
+        ANALYZE""")
+
+
+_numbers = itertools.count()
+
+
+def plan(sql: str) -> list[str]:
+    """Return the steps of a statement as it is prepared once for all values."""
+    prepared = f"examined_{next(_numbers)}"
+    postgres.command(f"PREPARE {prepared} AS {sql}")
+    numbers = {int(number) for number in re.findall(r"\$(\d+)", sql)}
+    values = f"({', '.join(['NULL'] * max(numbers))})" if numbers else ""
+    return [row[0] for row in postgres.ask(f"EXPLAIN EXECUTE {prepared}{values}")]
+
+
+def indexes(schema: str) -> dict[str, str]:
+    """Return the first column of each index."""
+    rows: Any = postgres.ask(
+        """SELECT index.relname, attname FROM pg_index JOIN pg_class AS index ON index.oid = indexrelid
+           JOIN pg_namespace AS space ON space.oid = relnamespace
+           JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0] WHERE nspname = $1""",
+        schema,
+    )
+    return dict(rows)
+
+
+def looks_at_all(steps: list[str], first: dict[str, str]) -> list[str]:
+    """Return the steps that go through a whole table, or through an index whose key they don't use."""
+    found = []
+    for at, step in enumerate(steps):
+        on = re.search(r"Seq Scan on (\w+)", step)
+        if on and on[1] in TABLES:
+            found.append(step)
+        using = re.search(r"(?:Index Scan|Index Only Scan)(?: Backward)? (?:using|on) (\w+)", step)
+        if using and using[1].startswith(tuple(TABLES)):
+            details = [line.strip() for line in steps[at + 1 : at + 4]]
+            condition = next((line for line in details if line.startswith("Index Cond:")), "")
+            if re.search(rf"\b{first[using[1]]}\b", condition) is None:
+                found.append(step)
+    return found
+
+
+@pytest.mark.parametrize("name", SQL)
+def test_every_statement_fits_the_tables(tables: str, name: str) -> None:
+    """Each named statement can be prepared."""
+    plan(SQL[name])
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_hot_statements_stand_on_indexes(tables: str, name: str) -> None:
+    """With plans made for empty tables, and with plans made for full ones: a row is reached by the key of an index, or
+    as the first of one."""
+    steps = plan(SQL[name])
+    found = looks_at_all(steps, indexes(tables))
+    if name in ENDS_OF_INDEXES or name == "ready_classes":
+        found = [step for step in found if "Seq Scan" in step]
+    assert found == [], "\n".join(steps)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 1 FROM task WHERE timeout_ms = $1",
+        "SELECT 1 FROM task WHERE reason = 0 AND rank = $1 AND class IS NOT NULL",
+        "UPDATE task SET flags = 0 FROM unnest($1::bigint[]) AS v WHERE seq + 0 = v",
+    ],
+)
+def test_a_whole_look_is_found(tables: str, sql: str) -> None:
+    """The examination sees a scan of a table, and one of an index that does not lead to the row."""
+    assert looks_at_all(plan(sql), indexes(tables))
+
+
+def test_both_stores_have_the_statements_that_the_rules_use() -> None:
+    """What the shared rules run has a text for each store."""
+    assert SQL_OF_FILES.keys() - SQL.keys() - HERE_ALONE == set()
+    assert WIDE <= SQL.keys()
+    assert BESIDE_OTHERS <= SQL.keys()
