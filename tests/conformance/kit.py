@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -469,18 +469,23 @@ class PostgresFactory(_SqlFactory):
         return postgres.ask(sql, *values)
 
     def contents(self) -> Contents:
-        with closing(self.copy()) as connection:
+        with self.copied() as connection:
             return _contents(connection, slack_ms=1_000 + int(self.clock.jumped_s * 1000))
 
-    def copy(self) -> apsw.Connection:
-        """Return a file in memory with all that is in the store, as of one moment."""
-        connection = apsw.Connection(":memory:")
+    @contextmanager
+    def copied(self, without: Sequence[str] = ()) -> Iterator[apsw.Connection]:
+        """Give a file in memory with all that is in the store, as of one moment."""
+        with closing(apsw.Connection(":memory:")) as connection:
+            self._copy(connection, {"news", "sqlite_sequence", *without})
+            yield connection
+
+    def _copy(self, connection: apsw.Connection, without: set[str]) -> None:
         connection.execute(SCHEMA + "CREATE TABLE note (text TEXT NOT NULL) STRICT;")
         tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
         postgres.command(f"SET search_path = {self.schema}; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
             for table in tables:
-                if table in ("news", "sqlite_sequence"):  # of no consequence to anybody but live processes
+                if table in without:
                     continue
                 names = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
                 columns, ending = ", ".join(names), ""
@@ -494,7 +499,6 @@ class PostgresFactory(_SqlFactory):
                 )
         finally:
             postgres.command("COMMIT")
-        return connection
 
     def recount(self) -> Counter[tuple[str, str]]:
         rows = self._ask(

@@ -1,4 +1,4 @@
-"""A program around an engine, as users write it. Tests run it as a process: `program.py STORE FOLDER [STALL_S]`.
+"""A program around an engine, as users write it. Tests run it: `program.py STORE FOLDER [STALL_S [DEAD_S]]`.
 
 It works until SIGTERM, like a worker service. Its handlers leave marks in FOLDER.
 """
@@ -16,7 +16,9 @@ from mainspring import Engine, EngineConfig, StoreConfig, TaskManagerConfig
 store, folder = sys.argv[1], Path(sys.argv[2])
 manager = TaskManagerConfig(async_slots=8, grace_s=0.2, drain_s=10)
 stall_s = float(sys.argv[3]) if len(sys.argv) > 3 else 600.0
-engine = Engine(store, EngineConfig(manager=manager, store=StoreConfig(stall_s=stall_s, blobs=folder / "blobs")))
+dead_s = float(sys.argv[4]) if len(sys.argv) > 4 else 10.0
+settings = StoreConfig(stall_s=stall_s, dead_s=dead_s, blobs=folder / "blobs")
+engine = Engine(store, EngineConfig(manager=manager, store=settings))
 pid = os.getpid()
 
 
@@ -46,6 +48,14 @@ async def block(name: str) -> int:
 @engine.task
 async def step(n: int) -> int:
     return n + 1
+
+
+@engine.task
+async def hog(n: int) -> int:
+    """Keeps the interpreter to itself: no other thread of this process runs meanwhile."""
+    (folder / "hog.started").touch()
+    sum(range(n))
+    return pid
 
 
 @engine.task

@@ -15,66 +15,21 @@ from typing import Any
 import psutil
 import pytest
 from tests import postgres
-from tests.engine.support import LIMIT_S, engine_on, quick, shows, until, value
+from tests.engine.programs import PATHS, Programs, call, serves
+from tests.engine.support import LIMIT_S, engine_on, shows, until, value
 from tests.store.peers import stop_between_commits
 
-import mainspring
 from mainspring import (
-    Custom,
     Engine,
     InvalidInput,
     ProcessingFailed,
-    StoreConfig,
-    Task,
     TaskCancelled,
     TaskStatus,
     TaskTimeout,
-    TaskType,
     UnsupportedTaskType,
 )
 
 pytestmark = pytest.mark.anyio
-PROGRAM = Path(__file__).with_name("program.py")
-PATHS = {"PYTHONPATH": os.pathsep.join([str(Path(mainspring.__file__).parents[1]), *sys.path])}
-
-
-def call(kind: str, /, **arguments: Any) -> Task:
-    return Task(task_type=TaskType.custom(kind), input=Custom(arguments))
-
-
-class Programs:
-    """Starts `program.py` and sees to it that none is left."""
-
-    def __init__(self, folder: Path, store: str) -> None:
-        self.folder = folder
-        self.store = store
-        self._started: list[subprocess.Popen[bytes]] = []
-
-    def start(self, *arguments: object) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(PROGRAM), self.store, str(self.folder), *map(str, arguments)]
-        program = subprocess.Popen(command, env={**os.environ, **PATHS})
-        self._started.append(program)
-        return program
-
-    async def running(self, *arguments: object) -> subprocess.Popen[bytes]:
-        """Start one and wait until it serves its handlers."""
-        program = self.start(*arguments)
-        await until((self.folder / f"{program.pid}.pid").exists)
-        return program
-
-    def mark(self, name: str) -> Path:
-        return self.folder / name
-
-    def end(self) -> None:
-        for program in self._started:
-            if program.poll() is None:
-                program.kill()
-            program.wait(LIMIT_S)
-
-    def looking(self, stall_s: float = 600.0) -> Engine:
-        """An engine that runs nothing."""
-        config = quick(StoreConfig(stall_s=stall_s, blobs=self.folder / "blobs"))
-        return Engine(self.store, config, worker=False)
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -94,13 +49,6 @@ async def client(programs: Programs, anyio_backend: str) -> AsyncIterator[Engine
     async with programs.looking() as engine:
         await serves(engine, "custom:hold")
         yield engine
-
-
-async def serves(engine: Engine, kind: str) -> None:
-    """Wait until some program has said that it runs these."""
-    async with asyncio.timeout(LIMIT_S):
-        while kind not in await engine.manager.store.registered_types():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def test_one_submits_and_another_works(client: Engine, programs: Programs) -> None:

@@ -83,13 +83,13 @@ def parse(url: str, schema: str = "mainspring") -> Server:
     shown = "postgresql://..."
     try:
         parts = urlsplit(url)
-        options = parse_qs(parts.query)
+        options = parse_qs(parts.query, keep_blank_values=True)
         host = options.get("host", [parts.hostname or "localhost"])[0]
         port = f":{parts.port}" if parts.port else ""
         user = f"{parts.username}@" if parts.username else ""
         shown = f"postgresql://{user}{host}{port}{parts.path}"
-    except ValueError as exc:
-        raise invalid("store", shown, f"is no address of a server ({exc})", _FORM) from None
+    except ValueError:  # its text may quote the password
+        raise invalid("store", shown, "is no address of a server", _FORM) from None
     schema = options.get("schema", [schema])[0]
     if re.fullmatch(r"[a-z_][a-z0-9_]{0,47}", schema) is None or schema in ("public", "pg_catalog"):
         raise invalid(
@@ -99,7 +99,7 @@ def parse(url: str, schema: str = "mainspring") -> Server:
     return Server(urlunsplit(("postgresql", *parts[1:3], rest, "")), shown, schema)
 
 
-_FORM = "use postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+_FORM = "use postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with signs such as / and @ in the password as %2F and %40"
 
 
 @contextmanager
@@ -225,7 +225,7 @@ async def _version(server: Server, connection: asyncpg.Connection) -> int:
             f"schema {server.schema} of {server.shown} holds other tables; it was left as it is: name another schema "
             "with ?schema="
         )
-    version = int(await connection.fetchval("SELECT version FROM store"))
+    version = int(await connection.fetchval(f"SELECT version FROM {server.schema}.store"))  # noqa: S608 - checked
     if version > SCHEMA_VERSION:
         raise StoreNewer(
             f"schema {server.schema} of {server.shown} has version {version}, this version knows {SCHEMA_VERSION}; it "

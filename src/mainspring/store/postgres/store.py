@@ -71,6 +71,7 @@ class PostgresStore(SqlStore):
         self._caretaker = PostgresCaretaker(self, look_s)
         self._pulse = pulse(self)
         self._sure_until = 0.0
+        self._has_left = False
         self._folder: Path | None = None
         self._life: LifeFile | None = None
 
@@ -144,6 +145,8 @@ class PostgresStore(SqlStore):
 
     def _rejoin(self, tx: Transaction) -> None:
         """Others have not heard of this process for long and took back what it held: it begins anew, with nothing."""
+        if self._has_left:
+            return
         if not tx.is_alone:
             raise Crowded
         logger.warning("worker %s was taken for dead; it goes on with what it is given from now on", self.worker_id)
@@ -158,9 +161,8 @@ class PostgresStore(SqlStore):
         await self._caretaker.stop()
         if self._timer is not None:
             self._timer.cancel()
-        owner = self.owner
         try:
-            await self.write(lambda tx: sign_off(tx, owner, has_served=self._port is not None))
+            await self.write(self._leave)
         except TaskError as exc:  # its helper is silent from now on: others take back what was held
             logger.warning("worker %s could not sign off: %s", self.worker_id, exc)
         self._closed = True
@@ -170,6 +172,10 @@ class PostgresStore(SqlStore):
         self._writer.stop()
         await self._strand.ended()
         self._drop_life()
+
+    def _leave(self, tx: Transaction) -> None:
+        self._has_left = True
+        sign_off(tx, self.owner, has_served=self._port is not None)
 
     def _drop_life(self) -> None:
         if self._life is not None:

@@ -1,0 +1,176 @@
+"""Engines on one server: who is dead, who leads, and what an outage of the server costs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tests import postgres
+from tests.conformance.kit import PostgresFactory
+from tests.engine.programs import Programs, call, serves
+from tests.engine.support import engine_on, until, value
+
+from mainspring import Engine, TaskId, TaskStatus
+from mainspring.errors import StoreUnavailable, SubmitIndeterminate
+from mainspring.testing import check_history
+
+pytestmark = pytest.mark.anyio
+DEAD_S = 3.0
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    programs = Programs(tmp_path, postgres.address_of(tmp_path))
+    yield programs
+    programs.end()
+    postgres.drop(postgres.schema_of(tmp_path))
+
+
+@pytest.fixture
+async def client(programs: Programs, anyio_backend: str) -> AsyncIterator[Engine]:
+    """An engine that only looks; it is there first, and leads."""
+    async with programs.looking(dead_s=DEAD_S) as engine:
+        yield engine
+
+
+def helper_of(pid: int) -> psutil.Process:
+    (helper,) = (child for child in psutil.Process(pid).children() if "postgres.beat" in " ".join(child.cmdline()))
+    return helper
+
+
+async def rows(engine: Engine, name: str) -> list[Any]:
+    return await engine.manager.store.view(lambda view: view.rows(name))
+
+
+async def test_a_busy_interpreter_loses_nothing(client: Engine, programs: Programs) -> None:
+    """A handler that lets no thread of its process run for longer than a silent process lives keeps its claim."""
+    await programs.running(600.0, DEAD_S)
+    await serves(client, "custom:hog")
+    before = asyncio.get_running_loop().time()
+    handle = await client.submit(call("hog", n=400_000_000))
+    await handle.result(timeout=120)
+    info = await handle.info()
+    assert asyncio.get_running_loop().time() - before > DEAD_S + 1, "make it busy for longer"
+    assert [attempt.outcome for attempt in info.attempts] == ["completed"]
+
+
+async def test_a_helper_that_dies_is_replaced(client: Engine, programs: Programs) -> None:
+    """The process is not taken for dead meanwhile, nor afterwards."""
+    program = await programs.running(600.0, DEAD_S)
+    await serves(client, "custom:hold")
+    handle = await client.submit(call("hold", name="a"))
+    await until(programs.mark("a.started").exists)
+    first = helper_of(program.pid)
+    first.kill()
+    first.wait(10)
+    await until(lambda: any(child.pid != first.pid for child in psutil.Process(program.pid).children()))
+    (beat,) = [row[3] for row in await rows(client, "signs_of_life") if row[2] == program.pid]
+    async with asyncio.timeout(20):  # the new one beats
+        while [row[3] for row in await rows(client, "signs_of_life") if row[2] == program.pid] <= [beat + 1]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    programs.mark("a.go").touch()
+    assert await value(handle) == program.pid
+    assert (await handle.info()).attempt == 1
+
+
+async def test_who_is_cut_off_is_dead_and_comes_back(client: Engine, programs: Programs) -> None:
+    """A machine that nobody hears of loses what it held. When it is heard again, it stops that, and works on."""
+    program = await programs.running(600.0, DEAD_S)
+    await serves(client, "custom:hold")
+    handle = await client.submit(call("hold", name="a"))
+    await until(programs.mark("a.started").exists)
+    helper = helper_of(program.pid)
+    await asyncio.to_thread(postgres.stop_between_commits, programs.store, program.pid)
+    helper.suspend()
+    other = await programs.running(600.0, DEAD_S)
+    programs.mark(f"a.{other.pid}.go").touch()
+    assert await value(handle) == other.pid
+    program.send_signal(signal.SIGCONT)
+    helper.resume()
+    await until(programs.mark(f"a.{program.pid}.stopped").exists)
+    other.kill()
+    last = await client.submit(call("hold", name="last"))
+    programs.mark("last.go").touch()
+    assert await value(last) == program.pid
+
+
+async def test_another_leads_when_the_leader_dies(programs: Programs) -> None:
+    """What a dead leader held is taken back by whoever leads next, at once."""
+    leader = await programs.running()
+    async with programs.looking() as client:
+        await serves(client, "custom:hold")
+        handle = await client.submit(call("hold", name="a"))
+        await until(programs.mark("a.started").exists)
+        leader.kill()
+        await programs.running()
+        programs.mark("a.go").touch()
+        await value(handle)
+        assert [attempt.outcome for attempt in (await handle.info()).attempts] == ["crashed", "completed"]
+        (row,) = await rows(client, "leader")
+        assert row[0] in [sign[0] for sign in await rows(client, "signs_of_life")]
+
+
+async def test_a_restart_of_the_server_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    """The server dies twice under load: whoever submits is told the truth, work goes on by itself, each task completes
+    once, and every invariant holds."""
+    ran: Counter[int] = Counter()
+    engine = engine_on(postgres.address_of(tmp_path), async_slots=16)
+
+    @engine.task
+    async def count(n: int) -> int:
+        ran[n] += 1
+        await asyncio.sleep(0.001)
+        return n
+
+    told: Counter[str] = Counter()
+
+    async def submit(n: int, id: TaskId) -> Any:
+        while True:
+            try:
+                handle = await engine.submit(count, n, task_id=id)
+                return await handle.result(timeout=60)
+            except (StoreUnavailable, SubmitIndeterminate) as exc:
+                told[type(exc).__name__] += 1
+                await asyncio.sleep(0.02)
+
+    async with engine:
+        work = [asyncio.ensure_future(submit(n, TaskId())) for n in range(200)]
+        for at in (40, 120):
+            while sum(ran.values()) < at:  # noqa: ASYNC110 - how far the work is, no event tells
+                await asyncio.sleep(0.005)
+            await asyncio.to_thread(postgres.restart)
+        assert sorted(await asyncio.gather(*work)) == list(range(200))
+        stats = await engine.manager.stats()
+    assert (stats["completed"], stats["pending"], stats["running"]) == (200, 0, 0)
+    assert set(told) <= {"StoreUnavailable", "SubmitIndeterminate"}
+    factory = PostgresFactory(tmp_path)
+    with factory.copied(("note",)) as copy:
+        assert check_history(copy) == []
+    factory.drop()
+
+
+async def test_an_idle_connection_that_was_lost_is_nobodys_trouble(tmp_path: Path) -> None:
+    """The server went and came while nothing was asked of it: the next calls work, and a worker hears of new tasks."""
+    engine = engine_on(postgres.address_of(tmp_path))
+
+    @engine.task
+    async def same(n: int) -> int:
+        return n
+
+    async with engine:
+        assert await value(await engine.submit(same, 1)) == 1
+        postgres.ask(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'mainspring %' "
+            "AND application_name NOT LIKE 'mainspring helper %'"
+        )
+        assert (await engine.manager.stats())["completed"] == 1
+        handle = await engine.submit(same, 2)
+        assert await value(handle) == 2
+        assert (await handle.info()).status is TaskStatus.COMPLETED
+    postgres.drop(postgres.schema_of(tmp_path))

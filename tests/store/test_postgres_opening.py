@@ -1,0 +1,197 @@
+"""What keeps a store on a server from opening is said in a typed error, with what to do, and without the password."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+import pytest
+from tests import postgres
+from tests.conformance.kit import PostgresFactory, opened
+
+from mainspring import Engine, EngineConfig, StoreConfig
+from mainspring.errors import (
+    InvalidInput,
+    StoreForeign,
+    StoreNewer,
+    StoreReadOnly,
+    StoreRefused,
+    StoreUnavailable,
+    TaskError,
+)
+from mainspring.store.postgres import connection
+from mainspring.store.postgres.connection import SCHEMA_VERSION, parse, prepare
+
+pytestmark = pytest.mark.anyio
+SECRET = "s3cr et/%"
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> Iterator[PostgresFactory]:
+    made = PostgresFactory(tmp_path)
+    yield made
+    made.drop()
+
+
+@pytest.fixture(scope="module")
+def role() -> Iterator[str]:
+    """A user with few rights."""
+    postgres.command(f"CREATE ROLE t_guest LOGIN PASSWORD '{SECRET}'")
+    yield "t_guest"
+    postgres.command("DROP OWNED BY t_guest; DROP ROLE t_guest")
+
+
+def by(user: str, password: str = SECRET) -> str:
+    """The server's address for another user."""
+    _, _, rest = postgres.url().partition("@")
+    return f"postgresql://{user}:{quote(password, safe='')}@{rest}"
+
+
+async def refusal(url: str, schema: str = "t_none", **config: Any) -> TaskError:
+    with pytest.raises(TaskError) as caught:
+        await prepare(parse(url, schema), StoreConfig(**config), "")
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://host:port/db",
+        "postgresql://[::1/db",
+        "postgresql://h/db?schema=public",
+        "postgresql://h/db?schema=a-b",
+        "postgresql://h/db?schema=",
+        "postgresql://user:pa ss@h:99999/db",
+        "postgresql://user:pa ss/word@h/db",
+    ],
+)
+def test_an_address_that_is_none(url: str) -> None:
+    """It is refused before anything is reached, and without being shown whole."""
+    with pytest.raises(InvalidInput) as caught:
+        Engine(url)
+    assert "pa ss" not in str(caught.value)
+
+
+async def test_nobody_listens(tmp_path: Path) -> None:
+    """A server that is not there may come: the error says that trying again can help."""
+    for url in (
+        f"postgresql://u:{quote(SECRET, safe='')}@/db?host={tmp_path}",
+        f"postgresql://u:{quote(SECRET, safe='')}@127.0.0.1:1/db",
+    ):
+        error = await refusal(url)
+        assert isinstance(error, StoreUnavailable)
+        assert error.is_retryable
+        assert "s3cr" not in str(error)
+
+
+async def test_no_such_database_or_user() -> None:
+    """Both are named."""
+    url, _, rest = postgres.url().partition("/postgres?")
+    error = await refusal(f"{url}/nosuch?{rest}")
+    assert isinstance(error, StoreRefused)
+    assert "nosuch" in str(error)
+    assert "CREATE DATABASE" in str(error)
+    error = await refusal(by("t_nobody"))
+    assert isinstance(error, StoreRefused)
+    assert "t_nobody" in str(error)
+    assert "s3cr" not in str(error)
+
+
+async def test_a_wrong_password(role: str) -> None:
+    """It is refused as such; neither the right one nor the wrong one is shown."""
+    with postgres.asking_for_passwords(role):
+        error = await refusal(by(role, "wr0ng"))
+        assert isinstance(error, StoreRefused)
+        assert "check user and password" in str(error)
+        assert "wr0ng" not in str(error)
+        assert isinstance(await refusal(by(role)), StoreReadOnly)  # let in, and without rights
+
+
+async def test_rights_that_are_missing(role: str, factory: PostgresFactory) -> None:
+    """Who may not make the schema, and who may not use it, is told what to grant."""
+    error = await refusal(by(role))
+    assert isinstance(error, StoreReadOnly)
+    assert "GRANT CREATE" in str(error)
+    async with opened(factory.make()):
+        error = await refusal(by(role), factory.schema)
+        assert isinstance(error, StoreReadOnly)
+        assert factory.schema in str(error)
+
+
+async def test_a_server_that_only_reads(role: str) -> None:
+    """A replica, or one that was made read-only, is told from one that is gone."""
+    postgres.command(
+        f"GRANT CREATE ON DATABASE postgres TO {role}; ALTER ROLE {role} SET default_transaction_read_only = on"
+    )
+    try:
+        error = await refusal(by(role))
+        assert isinstance(error, StoreReadOnly)
+        assert "primary" in str(error)
+    finally:
+        postgres.command(f"REVOKE CREATE ON DATABASE postgres FROM {role}; ALTER ROLE {role} RESET ALL")
+
+
+async def test_a_newer_schema_is_left_alone(factory: PostgresFactory) -> None:
+    """As on a file: an older program does not touch it."""
+    async with opened(factory.make()):
+        pass
+    postgres.command(f"UPDATE {factory.schema}.store SET version = {SCHEMA_VERSION + 1}")
+    with pytest.raises(StoreNewer, match="update mainspring"):
+        await factory.make().open()
+    assert postgres.ask(f"SELECT version FROM {factory.schema}.store") == [(SCHEMA_VERSION + 1,)]
+
+
+async def test_another_programs_schema_is_left_alone(factory: PostgresFactory) -> None:
+    postgres.command(f"CREATE SCHEMA {factory.schema}; CREATE TABLE {factory.schema}.theirs (n int)")
+    with pytest.raises(StoreForeign, match="another schema"):
+        await factory.make().open()
+    assert postgres.ask("SELECT tablename::text FROM pg_tables WHERE schemaname = $1", factory.schema) == [("theirs",)]
+
+
+async def test_an_old_server_is_refused(factory: PostgresFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "OLDEST_SERVER", 99)
+    with pytest.raises(StoreRefused, match="update it"):
+        await factory.make().open()
+
+
+async def test_many_open_a_new_store_at_once(factory: PostgresFactory) -> None:
+    """One of them makes the tables, and all work on them."""
+    stores = [factory.make() for _ in range(5)]
+    await asyncio.gather(*(store.open() for store in stores))
+    assert len(await stores[0].view(lambda view: view.rows("open_workers"))) == 5
+    for store in stores:
+        await store.close()
+
+
+async def test_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has not installed the driver is told how."""
+    for name in [name for name in sys.modules if name.startswith("mainspring.store.postgres")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(InvalidInput, match=r"mainspring\[postgres\]"):
+        Engine("postgresql://h/db")
+
+
+async def test_the_password_is_nowhere(
+    role: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, factory: PostgresFactory
+) -> None:
+    """Not in the engine's address, not in what is logged, and not in the command line of the helper."""
+    caplog.set_level(logging.DEBUG)
+    postgres.command(
+        f"CREATE SCHEMA {factory.schema} AUTHORIZATION {role}; GRANT CREATE ON DATABASE postgres TO {role}"
+    )
+    config = EngineConfig(store=StoreConfig(schema=factory.schema, blobs=tmp_path / "blobs"))
+    engine = Engine(by(role), config)
+    async with engine:
+        child = engine.manager.store._pulse._child  # type: ignore[attr-defined]
+        command = " ".join(psutil.Process(child.pid).cmdline())
+        postgres.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", role)
+        await engine.manager.stats()
+    for text in (engine.address, caplog.text, command, repr(engine.manager.store.__dict__.keys())):
+        assert "s3cr" not in text
