@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from mainspring import Engine, EngineConfig, TaskManagerConfig
+from mainspring import Engine, EngineConfig, StoreConfig, TaskManagerConfig
 
 PAYLOAD = "x" * 100
 SUBMITTERS = 64
@@ -20,12 +20,13 @@ async def noop(text: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def opened(path: Path, *, worker: bool = True) -> AsyncIterator[Engine]:
+async def opened(path: Path | str, *, worker: bool = True, blobs: Path | None = None) -> AsyncIterator[Engine]:
     """Give an open engine as users have it: full durability, every default, but no limit to the queue.
 
     `noop` is registered with a timeout, so that the watch over running tasks is part of what is measured.
     """
-    engine = Engine(path, EngineConfig(manager=TaskManagerConfig(queue_size=None)), worker=worker)
+    config = EngineConfig(manager=TaskManagerConfig(queue_size=None), store=StoreConfig(blobs=blobs))
+    engine = Engine(path, config, worker=worker)
     engine.task(timeout=30)(noop)
     async with engine:
         yield engine

@@ -33,10 +33,10 @@ def failing_once(store: PostgresStore, *, is_stored: bool) -> None:
     """Let the connection be lost during the next commit, before or after the server has carried it out."""
     writer, real = store._writer, store._writer._commit
 
-    def commit() -> None:
-        del writer._commit  # type: ignore[method-assign]
+    def commit(tx: Any) -> None:
+        del writer._commit
         if is_stored:
-            real()
+            real(tx)
         assert writer.session is not None
         writer.session._connection.terminate()
         raise asyncpg.exceptions.ConnectionDoesNotExistError("connection was closed in the middle of operation")

@@ -53,11 +53,6 @@ WHERE seq = (SELECT task FROM idempotency WHERE namespace = $1 AND key = $2);
 -- name: add_key
 INSERT INTO idempotency (namespace, key, task) VALUES ($1, $2, $3);
 
--- name: add_tally
-INSERT INTO tally AS old (class, status, n, worker)
-SELECT * FROM unnest($1::integer[], $2::smallint[], $3::bigint[], $4::integer[])
-ON CONFLICT (class, status, worker) DO UPDATE SET n = old.n + excluded.n;
-
 -- name: unfinished
 SELECT coalesce(sum(n), 0)::bigint FROM tally WHERE class = 0 AND status IN (0, 1);
 
@@ -76,7 +71,7 @@ WITH RECURSIVE head AS (
 SELECT class, rank, seq FROM head;
 
 -- name: catch_up
--- What others committed since a transaction, and what falls due.
+-- What others committed since a transaction, and what falls due; with numbers for new tasks, and how many are unfinished.
 SELECT pg_snapshot_xmin(pg_current_snapshot())::text,
     (SELECT news_floor FROM store) >= $1::text::xid8,
     ARRAY(SELECT DISTINCT class FROM news WHERE xid >= $1::text::xid8),
@@ -85,10 +80,9 @@ SELECT pg_snapshot_xmin(pg_current_snapshot())::text,
     (SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL),
     (SELECT deadline_ms FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason <> 4
      ORDER BY deadline_ms LIMIT 1),
-    EXISTS (SELECT 1 FROM worker WHERE ended_ms IS NULL AND id = $2);
-
--- name: add_news
-INSERT INTO news (class) SELECT unnest($1::integer[]);
+    EXISTS (SELECT 1 FROM worker WHERE ended_ms IS NULL AND id = $2),
+    ARRAY(SELECT nextval('task_seq') FROM generate_series(1, $3::integer)),
+    (SELECT coalesce(sum(n), 0)::bigint FROM tally WHERE class = 0 AND status IN (0, 1));
 
 -- name: raise_news_floor
 -- Forget what all that run have seen, but for the last minutes.
@@ -125,13 +119,25 @@ UPDATE task SET status = 1, reason = NULL WHERE seq = $1 AND attempt = $2 AND co
 UPDATE task SET status = 2, reason = NULL, owner = NULL, ended_ms = $1, output = $2, flags = flags | $3, error = NULL
 WHERE seq = $4 AND attempt = $5 AND coalesce(owner, 0) = $6 AND flags & 1 = 0;
 
--- name: complete_many
--- The same for many at once.
-UPDATE task SET status = 2, reason = NULL, owner = NULL, ended_ms = v.ended_ms, output = v.output,
-    flags = task.flags | v.flags, error = NULL
-FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::integer[], $6::integer[])
-    AS v (ended_ms, output, flags, seq, attempt, owner)
-WHERE task.seq = v.seq AND task.attempt = v.attempt AND coalesce(task.owner, 0) = v.owner AND task.flags & 1 = 0;
+-- name: complete_and_note
+-- The same for many at once, with the rows of their attempts; tells how many there were, and whether anybody waits for anything.
+WITH v AS (SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::integer[], $6::integer[],
+        $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::integer[], $13::bigint[],
+        $14::text[])
+        AS v (ended_ms, output, flags, seq, attempt, owner, started_ms, duration_us, cpu_us, memory, network, batch,
+        wait_ms, lane)),
+    done AS (
+        UPDATE task SET status = 2, reason = NULL, owner = NULL, ended_ms = v.ended_ms, output = v.output,
+            flags = task.flags | v.flags, error = NULL
+        FROM v WHERE task.seq = v.seq AND task.attempt = v.attempt AND coalesce(task.owner, 0) = v.owner
+            AND task.flags & 1 = 0
+        RETURNING 1),
+    noted AS (
+        INSERT INTO attempt (task, number, outcome, owner, started_ms, ended_ms, duration_us, cpu_us, memory, network,
+            batch, wait_ms, lane)
+        SELECT seq, attempt, 0, owner, started_ms, ended_ms, duration_us, cpu_us, memory, network, batch, wait_ms, lane
+        FROM v)
+SELECT (SELECT count(*) FROM done), EXISTS (SELECT 1 FROM task WHERE waits_for IS NOT NULL);
 
 -- name: held
 -- What a finish may change: the row as it is, if this claim still holds it.

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from mainspring.store.postgres.session import Found, Session
 from mainspring.store.postgres.statements import BESIDE_OTHERS, WIDE
 from mainspring.store.sql.transaction import Crowded, Memory, Row, Transaction
+
+_ADD = "ON CONFLICT (class, status, worker) DO UPDATE SET n = old.n + excluded.n"
+_DUE, _DEADLINE = 13, 14
+"""Columns of a new task's row."""
+_MOVING = frozenset(("again", "again_after_crash", "delay_children", "give_back", "promote", "overdue"))
+"""Statements after which something else may be the next to fall due."""
 
 
 class PostgresTransaction(Transaction):
@@ -17,17 +24,65 @@ class PostgresTransaction(Transaction):
     holds, needs rows that stand still: it raises Crowded there, and is done again alone.
     """
 
-    __slots__ = ("alone",)
+    __slots__ = ("alone", "drawn", "is_anybody_waiting", "moves_times", "unfinished")
     cursor: Session
 
     def __init__(self, cursor: Session, memory: Memory, now_ms: int, *, alone: bool = True) -> None:
         super().__init__(cursor, memory, now_ms)
         self.alone = alone
+        self.drawn: list[int] = []  # numbers for new tasks
+        self.unfinished: int | None = None  # tasks when it began
+        self.is_anybody_waiting: bool | None = None  # as a statement has just told on the way
+        self.moves_times = False  # it may have made something due sooner
 
     def part(self) -> PostgresTransaction:
         part = super().part()
-        part.alone = self.alone
+        part.alone, part.drawn, part.unfinished = self.alone, self.drawn, self.unfinished
         return part
+
+    def keep(self, part: Transaction) -> None:
+        super().keep(part)
+        assert isinstance(part, PostgresTransaction)
+        self.drawn = part.drawn
+        self.moves_times = self.moves_times or part.moves_times
+
+    def one(self, name: str, *values: Any) -> Any:
+        if name == "unfinished" and self.unfinished is not None:
+            return (self.unfinished,)
+        if name == "any_waiting" and self.is_anybody_waiting is not None:
+            told, self.is_anybody_waiting = self.is_anybody_waiting, None  # it holds for this moment
+            return (1,) if told else None
+        return super().one(name, *values)
+
+    def complete(self, ends: Sequence[Row], attempts: Sequence[Row]) -> int:
+        rows = [
+            (*end, started, duration, cpu, memory, network, batch, wait, lane)
+            for end, (_, _, _, _, started, _, duration, cpu, memory, network, batch, wait, lane, _) in zip(
+                ends, attempts, strict=True
+            )
+        ]
+        ((done, self.is_anybody_waiting),) = self.cursor.run("complete_and_note", tuple(zip(*rows, strict=True)))
+        return int(done)
+
+    def write_tally(self) -> None:
+        """It goes with the commit."""
+
+    def closing(self) -> str:
+        """Return what is left to write, as statements: numbers alone."""
+        rows, totals = [], Counter[int]()
+        for (class_id, status), n in self.tally.items():
+            if n:
+                rows.append((class_id, status, n))
+                totals[status] += n
+        rows += [(0, status, n) for status, n in totals.items() if n]
+        sql = ""
+        if rows:
+            values = ", ".join(f"({class_id}, {status}, {n}, {self.memory.owner})" for class_id, status, n in rows)
+            sql += f"INSERT INTO tally AS old (class, status, n, worker) VALUES {values} {_ADD}; "  # noqa: S608 - ints
+        if self.ready and self.memory.has_peers:
+            classes = ", ".join(f"({class_id})" for class_id in sorted(self.ready))
+            sql += f"INSERT INTO news (class) VALUES {classes}; "  # noqa: S608 - ints
+        return sql
 
     @property
     def is_alone(self) -> bool:
@@ -51,8 +106,8 @@ class PostgresTransaction(Transaction):
         if not rows:
             return 0
         self._refuse_crowd(name)
-        if name == "add_tally":
-            rows = [(*row, self.memory.owner) for row in rows]
+        if name == "insert_task":
+            self.moves_times = self.moves_times or any(row[_DUE] or row[_DEADLINE] for row in rows)
         return self.cursor.changed(name, tuple(zip(*rows, strict=True)))
 
     def changed(self, name: str, *values: Any) -> int:
@@ -60,6 +115,7 @@ class PostgresTransaction(Transaction):
         return self.cursor.changed(name, values)
 
     def _refuse_crowd(self, name: str) -> None:
+        self.moves_times = self.moves_times or name in _MOVING
         if not self.alone and name not in BESIDE_OTHERS:
             raise Crowded(name)
 
@@ -67,7 +123,10 @@ class PostgresTransaction(Transaction):
         return list(numbers)
 
     def numbers(self, n: int) -> Iterator[int]:
-        return iter([row[0] for row in self.run("numbers", n)])
+        if len(self.drawn) < n:
+            self.drawn = [row[0] for row in self.run("numbers", n)]
+        some, self.drawn = self.drawn[:n], self.drawn[n:]
+        return iter(some)
 
     def ready_classes(self) -> Iterator[Row]:
         return iter(self.run("ready_classes"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import asyncpg
 
@@ -20,6 +21,21 @@ from mainspring.store.sql.writer import Group, Report, Writer
 logger = logging.getLogger("mainspring.store")
 _RESOLVE_S, _AGAIN_S = 15.0, 0.1
 """How long after a failed commit the server is waited for, to tell what became of it; and how often it is tried."""
+
+
+class _CaughtUp(NamedTuple):
+    """What the statement of that name tells."""
+
+    seen: str
+    is_behind: bool
+    news: list[int]
+    has_peers: bool
+    pauses: list[list[str]]
+    due: int | None
+    deadline: int | None
+    is_open: bool
+    numbers: list[int]
+    unfinished: int
 
 
 class PostgresWriter(Writer):
@@ -45,6 +61,7 @@ class PostgresWriter(Writer):
         self.session: Session | None = None
         self.number = 0  # of the schema, for locks
         self._alone = False
+        self._new_tasks = 0  # of the group
         self._seen = "0"  # all transactions before this one have been looked at
         self._next_deadline: int | None = None
         self._next_due: int | None = None
@@ -74,6 +91,7 @@ class PostgresWriter(Writer):
 
     def _transact(self, group: Group, body: Callable[[Transaction, Group], None]) -> Transaction:
         self._alone = body == self._one_by_one or _is_for_one(group)
+        self._new_tasks = sum(len(submission.tasks) for submission in group.submissions)
         try:
             return super()._transact(group, body)
         except Crowded:
@@ -98,9 +116,10 @@ class PostgresWriter(Writer):
     def _nothing(self) -> Transaction:
         return PostgresTransaction(None, self._memory, self._now_ms())  # type: ignore[arg-type]
 
-    def _commit(self) -> None:
+    def _commit(self, tx: Transaction) -> None:
         assert self.session is not None
-        self.session.command("COMMIT")
+        assert isinstance(tx, PostgresTransaction)
+        self.session.command(f"{tx.closing()}COMMIT")
 
     def _roll_back(self) -> None:
         if self.session is None:
@@ -126,23 +145,27 @@ class PostgresWriter(Writer):
     # What others did
 
     def _catch_up(self, tx: Transaction, is_astray: bool) -> None:
+        assert isinstance(tx, PostgresTransaction)
         memory = self._memory
-        seen, is_behind, news, memory.has_peers, pauses, self._next_due, self._next_deadline, is_open = tx.one(
-            "catch_up", self._seen, memory.owner
-        )
-        if not is_open:
+        found = _CaughtUp(*tx.one("catch_up", self._seen, memory.owner, self._new_tasks))
+        tx.drawn, tx.unfinished = found.numbers, found.unfinished
+        memory.has_peers, self._next_due, self._next_deadline = found.has_peers, found.due, found.deadline
+        if not found.is_open:
             self._rejoin(tx)
-        before, memory.pauses = memory.pauses, frozenset((a, b, c) for a, b, c in pauses)
-        if is_astray or is_behind or not before <= memory.pauses:
+        before, memory.pauses = memory.pauses, frozenset((a, b, c) for a, b, c in found.pauses)
+        if is_astray or found.is_behind or not before <= memory.pauses:
             claims.look_everywhere(tx)
         else:
-            for class_id in news:
+            for class_id in found.news:
                 claims.note(tx, class_id)
-        self._seen = seen
+        self._seen = found.seen
         self._let_time_pass(tx)
 
     def _look_ahead(self, tx: Transaction) -> None:
-        self._next_due, self._next_deadline = tx.one("next_events")
+        assert isinstance(tx, PostgresTransaction)
+        if tx.moves_times:
+            tx.moves_times = False
+            self._next_due, self._next_deadline = tx.one("next_events")
         self._set_next()
 
     def _set_next(self) -> None:
@@ -162,8 +185,7 @@ class PostgresWriter(Writer):
             self._set_next()
 
     def _tell(self, tx: Transaction) -> None:
-        if tx.ready and self._memory.has_peers:
-            tx.run("add_news", sorted(tx.ready))
+        """It goes with the commit."""
 
     # A commit in doubt
 
@@ -185,9 +207,9 @@ class PostgresWriter(Writer):
         """The lock is free only when the transaction is over, wherever it is: then what is found stays so."""
         assert self.session is not None
         session = self.session
-        self.begin(alone=True)
+        look = self.begin(alone=True)
         found = self._is_stored(tx, group, session.one)
-        self._commit()
+        self._commit(look)
         return found
 
 

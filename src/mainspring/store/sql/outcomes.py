@@ -61,13 +61,12 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
             finish_one(tx, finish)
     if not plain:
         return
-    done = tx.run_wide(
-        "complete_many",
+    done = tx.complete(
         [(f.ended_ms, f.output, f.flags, f.claim.seq, f.claim.attempt, f.claim.owner) for f in plain],
+        [_attempt_row(f, COMPLETED) for f in plain],
     )
     if done != len(plain):
         raise Replay
-    tx.run_wide("insert_attempt", [_attempt_row(f, COMPLETED) for f in plain])
     completed = _STATUS[COMPLETED]
     for class_key, n in Counter([f.claim.class_key for f in plain]).items():
         class_id = tx.class_id(class_key)

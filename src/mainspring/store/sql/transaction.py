@@ -156,6 +156,13 @@ class Transaction(ABC):
     def ready_classes(self) -> Iterator[Row]:
         """Yield every class that has ready tasks, with rank and sequence of the best of them."""
 
+    def complete(self, ends: Sequence[Row], attempts: Sequence[Row]) -> int:
+        """Complete attempts and record them; returns how many were held. If one was not, none may stay."""
+        done = self.run_wide("complete_many", ends)
+        if done == len(ends):
+            self.run_wide("insert_attempt", attempts)
+        return done
+
     def one(self, name: str, *values: Any) -> Any:
         """Return the first row, or None."""
         return self.run(name, *values).fetchone()

@@ -140,7 +140,7 @@ class Writer(ABC):
         """Return a transaction in which nothing happens."""
 
     @abstractmethod
-    def _commit(self) -> None:
+    def _commit(self, tx: Transaction) -> None:
         """Raises one of DOUBTS when nobody knows whether it is committed."""
 
     @abstractmethod
@@ -272,7 +272,7 @@ class Writer(ABC):
             self._roll_back()
             raise
         try:
-            self._commit()
+            self._commit(tx)
         except self.DOUBTS as exc:
             raise CommitFailed(tx) from exc
         return tx

@@ -88,7 +88,7 @@ class SqliteWriter(Writer):
     def _nothing(self) -> Transaction:
         return SqliteTransaction(None, self._memory, self._now_ms())
 
-    def _commit(self) -> None:
+    def _commit(self, tx: Transaction) -> None:
         self._cursor.execute("COMMIT")
 
     def _roll_back(self) -> None:
