@@ -63,8 +63,7 @@ def restart() -> None:
         ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'mainspring %'")
         return
     server = _server()
-    _THREAD.submit(_session().close).result()
-    _session.cache_clear()
+    close()
     control = server.bin_path / "pg_ctl"
     arguments = [str(control), "-D", str(server.pgdata), "-w", "-m", "immediate", "stop"]
     subprocess.run(arguments, check=True, capture_output=True, user=server.system_user)
@@ -77,6 +76,13 @@ def _session() -> Session:
         return await asyncpg.connect(url())
 
     return _THREAD.submit(Session, connect).result()
+
+
+def close() -> None:
+    """End the tests' own connection."""
+    if _session.cache_info().currsize:
+        _THREAD.submit(_session().close).result()
+        _session.cache_clear()
 
 
 def ask(sql: str, *values: Any) -> Found:

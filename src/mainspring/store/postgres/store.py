@@ -112,7 +112,7 @@ class PostgresStore(SqlStore):
                 await self.line.open(self._writer.number)
             await self._pulse.start()
             await self._caretaker.start()
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             await self.close()
             raise
 

@@ -112,7 +112,7 @@ class SqlStore(ABC):
 
     def view_from_thread(self, run: Callable[[Any], T]) -> T:
         """Like `view`, blocking, for threads other than the loop's."""
-        return asyncio.run_coroutine_threadsafe(self.view(run), self._loop).result()
+        return self.env.on_loop(self._loop, self.view(run))
 
     # Calls
 
