@@ -51,6 +51,16 @@ def is_server(store: str | Path) -> bool:
     return str(store).startswith(("postgres://", "postgresql://"))
 
 
+def without_password(store: str | Path) -> str:
+    """Return the name of a store as it may be shown."""
+    text = str(store)
+    if not is_server(text) or "@" not in text:
+        return text
+    scheme, _, rest = text.partition("://")
+    user, _, where = rest.rpartition("@")
+    return f"{scheme}://{user.partition(':')[0]}@{where}"
+
+
 def cores() -> int:
     """CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,6 +12,8 @@ from tests.model.machine import StepsMachine, StoreMachine, examine
 
 SEED = 0
 """`python -m proof.model --seed 0` tries the same examples first, and shortens what fails."""
+EXAMPLES = {"sqlite": 40, "postgres": 12}
+"""An example on a server takes as long as five on a file."""
 MUST_HAPPEN = {
     "submit": "list Conflict TaskNotFound QueueFull",
     "finish as completed": "completed False cancelled failed",
@@ -32,7 +34,9 @@ def test_the_store_does_what_its_specification_says(kind: str) -> None:
     """Whatever is asked in whatever order, of up to two processes on one file that come, go and die: answers, claims,
     lost outcomes, news, every row and every count are the model's after every step, and no invariant is broken."""
     machine: Any = type("Machine", (StoreMachine,), {"kind": kind, "seen": Counter()})
-    examine(machine, 40, SEED)
+    examine(machine, EXAMPLES[kind], SEED)
+    if kind != "sqlite":
+        return  # the first ones of the same examples, in each of which every answer was compared
     happened = {(name, answer.split()[0]) for name, answer in machine.seen}
     missing = {(name, answer) for name, answers in MUST_HAPPEN.items() for answer in answers.split()} - happened
     assert not missing
@@ -41,7 +45,7 @@ def test_the_store_does_what_its_specification_says(kind: str) -> None:
 @pytest.mark.parametrize("kind", FACTORIES)
 def test_ends_may_travel_in_steps(kind: str) -> None:
     """However few ends travel in one commit, what comes of them is the same."""
-    examine(type("Machine", (StepsMachine,), {"kind": kind}), 10, SEED)
+    examine(type("Machine", (StepsMachine,), {"kind": kind}), EXAMPLES[kind] // 4, SEED)
 
 
 @pytest.mark.parametrize(

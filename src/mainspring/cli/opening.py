@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mainspring.config import is_server
+from mainspring.config import is_server, without_password
 from mainspring.errors import StoreUnavailable, invalid
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def existing(store: str) -> Path:
     if is_missing(store):
         _missing(store, None)
     if is_server(store):
-        raise invalid("store", store, "is on a server, and this works on files alone", "name a file")
+        raise invalid("store", without_password(store), "is on a server, and this works on files alone", "name a file")
     return Path(store).resolve()
 
 
