@@ -147,7 +147,10 @@ def test_settings(run: Run) -> None:
     run("""
         @pytest.fixture
         def mainspring_config():
-            return EngineConfig(manager=TaskManagerConfig(async_slots=1))
+            # the machine is not looked at: it may have more on its disk
+            return EngineConfig(
+                manager=TaskManagerConfig(async_slots=1), scheduler=SchedulerConfig(max_storage_bytes=1)
+            )
 
         async def test_one_at_a_time(mainspring_engine):
             @mainspring_engine.task

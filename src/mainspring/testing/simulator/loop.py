@@ -64,7 +64,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._queues: dict[Any, deque[asyncio.Handle]] = {None: deque()}  # by process; None is the world around them
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._timer_numbers = count()
-        self._tasks: list[SimTask] = []
+        self.tasks: list[SimTask] = []
         self._frozen: list[Any] = []
         self._readers: dict[int, tuple[Callable[..., None], tuple[Any, ...]]] = {}
 
@@ -98,9 +98,9 @@ class SimLoop(asyncio.BaseEventLoop):
         return self.call_at(self.now + delay, callback, *args, context=context)
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None, **_: Any) -> SimTask:  # type: ignore[override]
-        number = len(self._tasks)
+        number = len(self.tasks)
         task = SimTask(coro, number, loop=self, name=name or f"{coro.__qualname__}-{number}", context=context)
-        self._tasks.append(task)
+        self.tasks.append(task)
         return task
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
@@ -177,7 +177,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def end_frames(self) -> None:
         """When all is over and judged: let frozen frames tidy up now, not whenever they would be collected."""
         asyncio._set_running_loop(self)  # without one some would make a loop of their own
-        for task in self._tasks:
+        for task in self.tasks:
             coroutine: Any = task.get_coro()
             for _ in range(_MOST_WAITS):
                 with contextlib.suppress(BaseException):  # what they say to that is of no interest to anybody

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import logging
 import re
@@ -129,7 +128,7 @@ class Crashes:
         folder.mkdir()
         steps = _Steps(point)
         stage = Stage(self._seed, self._began_ms)
-        with _without_older_garbage(), _quiet(is_quiet=self._only is None), stage.open():
+        with _quiet(is_quiet=self._only is None), stage.open():
             engine = SimulatedEngine(stage, folder / "work.db", config, like=like, traced=steps.sees)
             if again:
                 engine.carried = frozenset(engine.executor.handlers)
@@ -240,13 +239,3 @@ def _quiet(*, is_quiet: bool) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _without_older_garbage() -> Iterator[None]:
-    """What is collected at the end of a stage is its own; to look at all else too would take most of the time."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

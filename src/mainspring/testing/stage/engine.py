@@ -17,10 +17,9 @@ from mainspring.config import EngineConfig, seconds
 from mainspring.engine import Engine, SyncEngine
 from mainspring.errors import InvalidInput
 from mainspring.results.waiters import Waiting
-from mainspring.scheduling.scheduler import TaskScheduler
 from mainspring.tasks import TaskStatus
 from mainspring.testing.simulator.run import empty_store
-from mainspring.testing.simulator.world import Unlimited, let_go
+from mainspring.testing.simulator.world import Roomy, let_go
 from mainspring.testing.stage.lanes import Plan, Plans, play_lanes, type_of
 from mainspring.testing.stage.process import StageProcess
 from mainspring.testing.stage.stage import Stage
@@ -42,7 +41,7 @@ class Fallen(Exception):
     """The process died meanwhile."""
 
 
-class SimulatedEngine(Engine):
+class SimulatedEngine(Roomy):
     """An engine in virtual time.
 
     It is an `Engine` like any other, with a few methods for tests. In an `async def` test they are awaited; `sync` has
@@ -83,8 +82,6 @@ class SimulatedEngine(Engine):
         process.traced, process.is_tracing = self.traced, self.traced is not None
         self.death: asyncio.Future[None] = self.stage.loop.create_future()
         Engine.__init__(self, self._file, self._settings, env=process)
-        self.monitor = Unlimited()
-        self.scheduler = TaskScheduler(self.manager, self.monitor, self._settings.scheduler)
         self._sync = self._face = SimulatedSync(self)
         play_lanes(self.executor, self.plans, process.died)
         if models is not None:

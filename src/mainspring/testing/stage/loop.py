@@ -68,7 +68,7 @@ class StageLoop(SimLoop):
 
     def forget(self) -> None:
         """Let go of everything, also of what is frozen. Nothing runs any more."""
-        for left in (self._queues, self._timers, self._upkeep, self._frozen):
+        for left in (self._queues, self._timers, self._upkeep, self._frozen, self.tasks):
             left.clear()
 
     # What a simulated process has not got

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import gc
 import sys
 import warnings
 from collections.abc import Coroutine, Iterator
@@ -44,7 +43,6 @@ class Stage:
         self.machine.wall_offset_ms = (began_s - EPOCH_S) * 1_000
         self.engines: list[SimulatedEngine] = []
         self.dead: list[StageProcess] = []
-        self._kept: list[asyncio.Task[Any]] = []
         self._test = StageProcess(self.machine, "test")
         self._playing: asyncio.Task[Any] | None = None
         self._resting: asyncio.Future[bool] | None = None
@@ -138,10 +136,9 @@ class Stage:
     # The end
 
     def bury(self, process: StageProcess) -> None:
-        """A process has died. What ran in it stays as it is: dropped, it would tidy up."""
+        """A process has died. What ran in it stays as it is to the end: the loop keeps it."""
         process.die()
         self.dead.append(process)
-        self._kept += asyncio.all_tasks(self.loop)
 
     def _close(self) -> None:
         try:
@@ -158,25 +155,23 @@ class Stage:
 
     async def _cancel_rest(self) -> None:
         """End what the test has begun and not awaited."""
-        left = [task for task in asyncio.all_tasks(self.loop) if task.owner is self._test and task is not self._playing]  # type: ignore[attr-defined]
+        left = [task for task in self.loop.tasks if task.owner is self._test and not task.done()]
+        left = [task for task in left if task is not self._playing]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
     def _forget(self) -> None:
-        """Drop what is left of dead processes. It closes itself, and may fail at that: nobody is to hear of it."""
-        self._kept += asyncio.all_tasks(self.loop)
-        for task in self._kept:
+        """End what is left of dead processes. It tidies up, and may fail at that: nobody is to hear of it."""
+        for task in self.loop.tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
         self.loop.set_exception_handler(lambda *_: None)
         hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                self.loop.end_frames()
                 self.loop.close()
                 self.loop.forget()
-                if self._kept:
-                    self._kept.clear()
-                    gc.collect()
         finally:
             sys.unraisablehook = hook
