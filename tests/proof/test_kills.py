@@ -22,10 +22,8 @@ pytestmark = pytest.mark.anyio
 CYCLES = 10
 
 
-def crew_in(folder: Path, *without: str) -> Crew:
-    return Crew(
-        folder=folder, seed=1, workers=3, submitters=1, without=without, slowness=CONTROL_SLOWNESS if without else 1.0
-    )
+def crew_in(folder: Path) -> Crew:
+    return Crew(folder=folder, seed=1, workers=3, submitters=1)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +43,17 @@ async def test_nothing_is_lost_or_done_twice(whole: tuple[Path, Outcome]) -> Non
 
 async def test_without_the_attempt_guard_it_is_noticed(tmp_path: Path) -> None:
     """Stopped workers that wake up record what they should not, and the checker says so."""
-    outcome = await run(crew_in(tmp_path, "attempt guard"), 8, how={"stop": 1}, among="worker")
-    print(Counter(finding.kind for finding in outcome.findings))
-    assert outcome.findings
+    found: Counter[str] = Counter()
+    for seed in range(4):  # which stop finds which handler at work is chance, and the machine's load
+        crew = Crew(
+            folder=tmp_path / str(seed), seed=seed, workers=3, submitters=2, without=["attempt guard"],
+            slowness=CONTROL_SLOWNESS,
+        )  # fmt: skip
+        outcome = await run(crew, 6, how={"stop": 1}, among="worker")
+        found.update(finding.kind for finding in outcome.findings)
+        if found.total() - found["lost"]:
+            break
+    assert found.total() - found["lost"], found
 
 
 def _a_task(seen: Evidence, kind: str) -> str:
