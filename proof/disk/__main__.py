@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from proof.disk.campaigns import KINDS, cut, sweep, sweep_apart
+from proof.disk.campaigns import KINDS, cut, forgotten, sweep, sweep_apart
 from proof.faults import ablations
 from proof.faults.replay import put
 from proof.faults.scenes import Scene, all_scenes, small_steps
@@ -63,6 +63,11 @@ def controls(scenes: dict[str, Scene], seed: str, figures: Figures, *, stride: i
     with ablations.synchronous_off():
         figures.some(
             "files corrupt with synchronous=OFF", cut(scenes["mixed"], seed, stride=stride).violations["corrupt"]
+        )
+    with ablations.a_log_taken_as_it_is():
+        figures.some(
+            "acknowledged tasks lost where a log is taken as it is",
+            forgotten(scenes["recovery"], KINDS[3], 1, seed).violations["lost"],
         )
     with ablations.autocheckpoint(), ablations.errors_for_stored_commits() as found:
         sweep(scenes["small"], KINDS[6], seed, only="sync")

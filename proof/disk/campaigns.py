@@ -100,6 +100,20 @@ def _scenes() -> dict[str, Scene]:
     return all_scenes()
 
 
+def forgotten(scene: Scene, kind: Kind, at: int, seed: str) -> Tally:
+    """Let the n-th sync of an opening fail on a system that forgets then what it could not write, and cut the power."""
+    played = asyncio.run(play(scene, Trouble(kind.plan(at, "sync"), opening=True)))
+    where = f"{scene.name}, {kind}, at sync {at} of all"
+    rng, tally = random.Random(f"{seed} {where}"), Tally()
+    replay, promises = Replay(played.disk, forgetful=True), Promises(scene.told)
+    for n, entry in enumerate(played.disk.log):
+        _step(replay, promises, entry)
+        if n > played.disk.broke_at:
+            image = replay.after_power_cut(rng)
+            tally.add(judge(image, promises), promises, f"{where}, power cut after entry {n}", image)
+    return tally
+
+
 def _look_back(played: Played, scene: Scene, tally: Tally, where: str, rng: random.Random) -> None:
     """Judge what a death or a power cut would have left while the disk was broken, and what is there in the end."""
     disk, promises = played.disk, Promises(scene.told)

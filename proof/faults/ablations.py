@@ -18,6 +18,8 @@ from mainspring.store.sql import caretaker, graph, outcomes
 from mainspring.store.sql.caretaker import Caretaker
 from mainspring.store.sql.transaction import Transaction
 from mainspring.store.sql.writer import Group
+from mainspring.store.sqlite import connection as opening
+from mainspring.store.sqlite import log
 from mainspring.store.sqlite.transaction import SqliteTransaction
 from mainspring.store.sqlite.view import FileView
 from mainspring.store.sqlite.writer import SqliteWriter
@@ -124,6 +126,13 @@ def opening_that_writes_nothing() -> Iterator[None]:
         self._seen_version = -1
 
     with mock.patch.object(SqliteWriter, "open", opened):
+        yield
+
+
+@contextlib.contextmanager
+def a_log_taken_as_it_is() -> Iterator[None]:
+    """Who opens a store goes on behind whatever can be read of its log, and folds it."""
+    with mock.patch.object(opening, "write_log_anew"), mock.patch.object(log, "write_log_anew"):
         yield
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from proof.disk.campaigns import KINDS, Kind, cut, sweep
+from proof.disk.campaigns import KINDS, Kind, cut, forgotten, sweep
 from proof.faults import ablations
 from proof.faults.scenes import Scene, all_scenes, small_steps
 
@@ -63,7 +63,22 @@ def test_a_store_that_could_not_be_opened_can_be_later(
     assert found.violations == {}, found.first
 
 
+@pytest.mark.parametrize("at", [1, 2])
+def test_what_could_not_be_synced_is_written_again(at: int) -> None:
+    """Where an opening failed, the system may keep what it can't save: the next one does not build on that."""
+    found = forgotten(all_scenes()["recovery"], KINDS[3], at, SEED)
+    assert found.violations == {}, found.first
+    assert found.cases > 100
+
+
 # Less safe, and so it must show
+
+
+def test_a_log_taken_as_it_is_is_found() -> None:
+    """Without that, all is lost that was told after it."""
+    with ablations.a_log_taken_as_it_is():
+        found = forgotten(all_scenes()["recovery"], KINDS[3], 1, SEED)
+    assert found.violations["lost"] > 0
 
 
 def test_relaxed_durability_loses_what_it_says() -> None:

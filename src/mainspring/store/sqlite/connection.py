@@ -32,6 +32,7 @@ INCREMENTAL = 2
 _CACHE_KIB = 64 * 1024
 _CHECK_LIMIT = 256 * MIB
 _PEEK_MS = 5_000
+_PIECE = 64 * 1024  # SQLite's files take less than 128 KiB at once
 _LOOKS, _LOOK_AGAIN_S = 5, 0.05
 T = TypeVar("T")
 
@@ -78,7 +79,8 @@ def open_writer(path: Path, config: StoreConfig, *, extra_schema: str = "", vola
             connection.pragma("cache_size", -_CACHE_KIB)
             connection.pragma("trusted_schema", 0)
             connection.pragma("journal_size_limit", config.wal_limit_bytes)
-            _migrate(connection, path, extra_schema)
+            is_durable = not volatile and config.durability == "full"
+            _migrate(connection, path, extra_schema, is_durable=is_durable)
             os.chmod(path, 0o600)
         except BaseException:
             connection.close()
@@ -291,10 +293,33 @@ def _refuse_damaged(path: Path, peek: apsw.Connection) -> None:
         raise StoreDamaged(f"{path} is damaged ({found}); it was left as it is: restore a backup, or move it away")
 
 
-def _migrate(connection: apsw.Connection, path: Path, extra_schema: str) -> None:
+def write_log_anew(path: Path) -> None:
+    """Write the log over itself, and sync it. Within a write transaction: nobody adds to it meanwhile.
+
+    After a failed sync the system may take what it could not write for clean: it can be read, and no later sync saves
+    it. Who reads the log anew can't tell such frames from sound ones, goes on behind them, and a power cut takes all.
+    Written again they count as changed, and what the next sync answers holds for them.
+    """
+    log = os.fspath(path) + "-wal"
+    if not os.path.exists(log):
+        return
+    file = apsw.VFSFile("", log, [apsw.SQLITE_OPEN_WAL | apsw.SQLITE_OPEN_READWRITE, 0])
+    try:
+        size = file.xFileSize()
+        for at in range(0, size, _PIECE):
+            file.xWrite(file.xRead(min(_PIECE, size - at), at), at)
+        if size:
+            file.xSync(apsw.SQLITE_SYNC_NORMAL)
+    finally:
+        file.xClose()
+
+
+def _migrate(connection: apsw.Connection, path: Path, extra_schema: str, *, is_durable: bool) -> None:
     """Make the tables of a new file, or take an older one through every step to this version, in one transaction."""
     connection.execute("BEGIN IMMEDIATE")
     try:
+        if is_durable:
+            write_log_anew(path)
         version = int(connection.pragma("user_version") or 0)
         _refuse_newer(path, version)
         if 0 < version < SCHEMA_VERSION:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import apsw
 
-from mainspring.store.sqlite.connection import patience
+from mainspring.store.sqlite.connection import patience, write_log_anew
 
 logger = logging.getLogger("mainspring.store")
 
@@ -75,7 +75,9 @@ class Log:
         try:
             connection = apsw.Connection(os.fspath(self._path))
             try:
-                connection.pragma("journal_mode")  # only a look at the file tells it that there is a log
+                connection.execute("BEGIN IMMEDIATE")  # only a look at the file tells it that there is a log
+                write_log_anew(self._path)
+                connection.execute("COMMIT")
                 pages, folded = connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
                 return 0 < pages == folded
             finally:
