@@ -44,7 +44,7 @@ def test_a_death_costs_nothing_that_was_told(ground: Ground, scene: str, stride:
     [
         ("answers_before_the_commit", 4),
         ("effects_in_a_transaction_of_their_own", 60),
-        ("ends_that_travel_later", 5),
+        ("ends_that_travel_later", 3),
         ("buried_before_the_rescue", 60),
     ],
 )
