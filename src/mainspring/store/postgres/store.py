@@ -71,6 +71,8 @@ class PostgresStore(SqlStore):
         self._caretaker = PostgresCaretaker(self, look_s)
         self._pulse = pulse(self)
         self._sure_until = 0.0
+        self._awake_at = env.monotonic()
+        self._has_slept = False
         self._has_left = False
         self._folder: Path | None = None
         self._life: LifeFile | None = None
@@ -186,16 +188,20 @@ class PostgresStore(SqlStore):
     # What others took back
 
     def is_revoked(self) -> bool:
-        """Also where this process may have been taken for dead: it has not been heard for half the time that takes."""
+        """Also where others may have taken back what the helper has not heard of yet: this process has not been heard,
+        or has done nothing, for half the time that it takes."""
         if super().is_revoked():
             return True
         now = self.env.monotonic()
-        if not self._pulse.is_stale() or now < self._sure_until:
+        self._has_slept |= now - self._awake_at > self.config.stall_s / 2  # the caretaker asks more often than that
+        self._awake_at = now
+        if not self._has_slept and (not self._pulse.is_stale() or now < self._sure_until):
             return False
         return self._ask_what_is_held()
 
     def _tell_worker(self, port: Any, tx: Transaction) -> None:
         if tx.held is not None:
+            self._has_slept = False
             self._sure_until = self.env.monotonic() + self.config.dead_s / 2
         super()._tell_worker(port, tx)
 
