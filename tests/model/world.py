@@ -116,6 +116,7 @@ class World:
         self.untold: set[bytes] = set()  # what may have ended while nobody listened
         self.holders: dict[tuple[bytes, int], str] = {}  # who got an attempt
         self.clocks: dict[str, float] = {}
+        self.visited = 0  # when a process came or went last: no later clock is behind that
         self._ids = 0
 
     # Processes
@@ -123,6 +124,7 @@ class World:
     async def open(self) -> Worker:
         asyncio.get_running_loop().set_exception_handler(lambda _, mishap: self.mishaps.append(mishap))
         newest = max((task.submitted for task in list(self.model.tasks.values())[-1:]), default=0)
+        newest = max(newest, self.visited)
         store = self.factory.make(durability="relaxed", queue_size=self.queue_size, **KEEP)
         clock = self.factory.clock
         self.clocks[store.worker_id] = max(clock.wall_ms(), newest) - clock.monotonic() * 1000
@@ -138,6 +140,8 @@ class World:
 
     async def rescue(self, worker: Worker, *, is_opening: bool = False) -> None:
         dead, self.dead = self.dead, []
+        if dead or is_opening:
+            self.visited = max(self.visited, self.now(worker))
         ended = len(self.model.ends)
 
         def expect(now: int) -> None:
@@ -152,6 +156,7 @@ class World:
     async def close(self, worker: Worker) -> None:
         """A process signs off."""
         await worker.store.close()
+        self.visited = max(self.visited, self.now(worker))
         self.model.pass_time(self.now(worker))
         self.model.sign_off(worker.name, self.now(worker))
         self.model.pass_time(self.now(worker))
