@@ -61,6 +61,10 @@ def message(processor: StorageProcessor, input: Any, **params: Any) -> str:
         (Text("schön"), "schön".encode()),
         (Text(["a", "b"]), b'["a","b"]'),
         (Custom([{"x": 1}, np.arange(2)]), b'[{"x":1},[0,1]]'),
+        (Custom("schön"), "schön".encode()),  # as another task's result comes
+        (Custom(b"\x00raw"), b"\x00raw"),
+        (Text(b"\x00raw"), b"\x00raw"),
+        (Custom(5), b"5"),
     ],
 )
 def test_put(processor: StorageProcessor, blobs: LocalBlobStore, input: Any, data: bytes) -> None:

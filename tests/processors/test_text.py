@@ -108,6 +108,16 @@ def test_items_and_texts_keep_their_order(processor: TextProcessor) -> None:
     assert "input.text" in error(third)
 
 
+def test_bytes_that_came_as_text(processor: TextProcessor) -> None:
+    """Another task's result may be a document's bytes, alone or in a list: `extract` reads them, nothing else does."""
+    assert value(run(processor, Text(b"a"), "extract")) == "a"
+    assert value(run(processor, Text([b"a", "b"]), "extract")) == ["a", "b"]
+    for bad in (Text(b"a"), Text([b"a", "b"])):
+        assert "'extract' the first step" in error(run(processor, bad, "normalize"))
+        with pytest.raises(InvalidInput, match="'extract' the first step"):
+            processor.check(bad, None, {"steps": ["normalize"]})
+
+
 def test_normalize(processor: TextProcessor) -> None:
     """One form of characters, single spaces, plain line ends, at most one empty line, no control characters."""
     assert (

@@ -9,6 +9,8 @@ from mainspring.errors import invalid
 from mainspring.processors.calls import split_options, typed_task
 from mainspring.tasks import Binary, Custom, ModelInput, SearchQuery, Task, TaskPriority, TaskType, Text
 
+_BYTES = (bytes, bytearray, memoryview)
+
 
 def _no_more(kwargs: dict[str, Any], operation: str) -> None:
     if kwargs:
@@ -19,7 +21,7 @@ def _no_more(kwargs: dict[str, Any], operation: str) -> None:
 def text_task(text: Any, *steps: str | dict[str, Any], model_id: str | None = None, **options: Any) -> Task:
     chosen = split_options(options)
     _no_more(options, "text")
-    data = Binary(text) if isinstance(text, bytes) else Text(text)
+    data = Binary(bytes(text)) if isinstance(text, _BYTES) else Text(text)
     params = {"steps": list(steps)} if steps else {}
     return typed_task(TaskType.TEXT_PROCESSING, data, chosen, params=params, model_id=model_id)
 
@@ -66,7 +68,7 @@ def store_task(data: Any, key: str | None = None, *, if_absent: bool = False, **
     params: dict[str, Any] = {} if key is None else {"key": key}
     if if_absent:
         params["if_absent"] = True
-    payload: Any = Binary(data) if isinstance(data, bytes) else Text(data) if isinstance(data, str) else Custom(data)
+    payload = Binary(bytes(data)) if isinstance(data, _BYTES) else Text(data) if isinstance(data, str) else Custom(data)
     return typed_task(TaskType.DATA_STORAGE, payload, chosen, params=params)
 
 

@@ -56,10 +56,11 @@ class DeleteVectors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class StorageProcessor:
     """Stores what a task brings; it becomes visible when the task completes, and not at all when it fails.
 
-    `put` (the default) writes Binary as it is, Text as UTF-8 and Custom as JSON, in which bytes are base64 and arrays
-    are lists. `delete` takes a key away and reads no input: pass Text(""). `upsert` and `delete_vectors` take Custom
-    with the fields of `Upsert` and `DeleteVectors`. The StoredRef of a delete by filter counts 0: how many match is
-    known only when it commits.
+    `put` (the default) writes bytes as they are, a text as UTF-8 and anything else as JSON, in which bytes are base64
+    and arrays are lists: the same value is stored the same way whether the task brings it or another task's result.
+    `delete` takes a key away and reads no input: pass Text(""). `upsert` and `delete_vectors` take Custom with the
+    fields of `Upsert` and `DeleteVectors`. The StoredRef of a delete by filter counts 0: how many match is known only
+    when it commits.
     """
 
     task_type = TaskType.DATA_STORAGE
@@ -129,11 +130,12 @@ class StorageProcessor:
 def _bytes(input: TaskInput) -> bytes:
     if isinstance(input, Binary):
         return input.as_binary()
-    if isinstance(input, Text) and isinstance(input.text, str):
-        return input.text.encode()
-    if isinstance(input, (Text, Custom)):
-        return to_json(input.text if isinstance(input, Text) else input.value).encode()
-    raise invalid("input", type(input).__name__, "can't be stored", "pass Binary, Text or Custom")
+    if not isinstance(input, (Text, Custom)):
+        raise invalid("input", type(input).__name__, "can't be stored", "pass Binary, Text or Custom")
+    value = input.text if isinstance(input, Text) else input.value
+    if isinstance(value, bytes):
+        return value
+    return value.encode() if isinstance(value, str) else to_json(value).encode()
 
 
 def _fields(input: TaskInput, wanted: Any) -> Any:

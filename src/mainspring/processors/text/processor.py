@@ -21,7 +21,9 @@ Tokenizer: TypeAlias = "Callable[[str | None], EmbeddingModel]"
 
 
 class TextProcessor:
-    """Text → what the steps make of it; a list of texts → a list, in order; Binary → only with `extract` first.
+    """Text → what the steps make of it; a list of texts → a list, in order; bytes → only with `extract` first.
+
+    Bytes come as Binary, or as Text where they are another task's result.
 
     A bad text fails its task alone, and a task with several texts fails as one, naming the first bad.
     """
@@ -39,12 +41,12 @@ class TextProcessor:
 
     def check(self, input: TaskInput, model_id: str | None, params: dict[str, Any]) -> None:
         steps = self._steps(params)
-        if isinstance(input, Binary):
-            _check_bytes(steps)
-        elif not isinstance(input, Text):
+        if not isinstance(input, (Text, Binary)):
             raise invalid("input", type(input).__name__, "is neither Text nor Binary", "pass Text(...) or Binary(...)")
-        elif not _unknown_yet(input.text):
-            input.as_text()
+        if not _unknown_yet(input.data if isinstance(input, Binary) else input.text):
+            _documents(input, steps)
+        elif isinstance(input, Binary):
+            _check_extract(steps)
 
     def load(self) -> None:
         """Nothing: each step's library loads when the step first runs."""
@@ -64,13 +66,10 @@ class TextProcessor:
     def _answer(self, item: Item) -> Any:
         steps = self._steps(item.params)
         job = Job(item.context, lambda: self._model(item.model_id))
-        if isinstance(item.input, Binary):
-            _check_bytes(steps)
-            return _run(steps, item.input.as_binary(), job)
-        texts = item.input.as_text()
-        if isinstance(texts, str):
-            return _run(steps, texts, job)
-        return [_run_one_of_many(steps, text, job, n) for n, text in enumerate(texts)]
+        documents = _documents(item.input, steps)
+        if not isinstance(documents, list):
+            return _run(steps, documents, job)
+        return [_run_one_of_many(steps, document, job, n) for n, document in enumerate(documents)]
 
     def _steps(self, params: dict[str, Any]) -> tuple[Step, ...]:
         return parse(convert(params, self.Params, "params").steps)
@@ -93,16 +92,28 @@ def _run(steps: Sequence[Step], value: Any, job: Job) -> Any:
     return value
 
 
-def _run_one_of_many(steps: Sequence[Step], text: str, job: Job, n: int) -> Any:
+def _run_one_of_many(steps: Sequence[Step], document: str | bytes, job: Job, n: int) -> Any:
     try:
-        return _run(steps, text, job)
+        return _run(steps, document, job)
     except InvalidInput as exc:
         raise InvalidInput(f"input.text[{n}]: {exc}", field=f"input.text[{n}]", value=exc.value) from exc
 
 
-def _check_bytes(steps: Sequence[Step]) -> None:
+def _documents(input: TaskInput, steps: Sequence[Step]) -> str | bytes | list[str | bytes]:
+    """Return what the steps read. Raises InvalidInput: no texts, or bytes that these steps don't read."""
+    given = input.text if isinstance(input, Text) else input.as_binary()
+    if isinstance(given, bytes):
+        _check_extract(steps)
+        return given
+    if isinstance(given, (list, tuple)) and any(isinstance(part, bytes) for part in given):
+        _check_extract(steps)
+        return [part if isinstance(part, bytes) else Text([part]).as_text()[0] for part in given]
+    return input.as_text()  # type: ignore[return-value]  # a list of str alone
+
+
+def _check_extract(steps: Sequence[Step]) -> None:
     if not steps or not isinstance(steps[0], Extract):
-        raise invalid("input", "Binary", "is not text yet", "make 'extract' the first step")
+        raise invalid("input", "bytes", "are not text yet", "make 'extract' the first step")
 
 
 def _unknown_yet(text: Any) -> bool:

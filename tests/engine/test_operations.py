@@ -1,0 +1,52 @@
+"""The built-in operations as users call them: a value means the same whether it is given or comes from a task."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from tests.engine.support import engine_on, value
+
+from mainspring import Engine
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    engine = engine_on()
+    async with engine:
+        yield engine
+
+
+@pytest.mark.parametrize(
+    ("data", "stored"),
+    [
+        (b"doc \xff bytes", b"doc \xff bytes"),
+        (bytearray(b"abc"), b"abc"),
+        (memoryview(b"abc"), b"abc"),
+        ("schön", "schön".encode()),
+        ({"a": 1}, b'{"a":1}'),
+    ],
+)
+async def test_a_value_is_stored_as_it_is(engine: Engine, data: Any, stored: bytes) -> None:
+    """Bytes, texts and values are the same bytes under a key whether they are given or another task's result."""
+
+    @engine.task
+    async def give() -> Any:
+        return data
+
+    await engine.store(data, "given")
+    await value(await engine.submit(engine.store, await engine.submit(give), "came"))
+    assert await engine.retrieve("given", as_="bytes") == stored
+    assert await engine.retrieve("came", as_="bytes") == stored
+
+
+async def test_stored_bytes_are_documents(engine: Engine) -> None:
+    """What `retrieve` gives can be extracted: one document, and several together."""
+    await engine.store(b"plain", "a")
+    documents = [await engine.submit(engine.retrieve, "a", as_="bytes") for _ in range(2)]
+    assert await engine.text(documents[0], "extract") == "plain"
+    assert await engine.text(documents, "extract") == ["plain", "plain"]
+    assert await engine.text(bytearray(b"plain"), "extract") == "plain"
