@@ -175,7 +175,8 @@ class Client:
         for handle in handles:
             see(Acknowledged, str(handle.id))
         self._known.ids += [handle.id for handle in handles]
-        self._known.stored.update(handle.id.bytes for handle in handles)
+        # A key may answer with a task that somebody has retried: no limit holds for those.
+        self._known.stored.update(handle.id.bytes for handle in handles if handle.id in ids)
         self._world.witness.accepted(self._known.stored, self._world.shape.config.manager.queue_size)
         if key is not None:
             self._known.by_key.setdefault(key, set()).add(handles[0].id)
