@@ -1,0 +1,70 @@
+"""What is kept for others on a server does not grow, and nobody misses what was dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests import postgres
+from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> Iterator[PostgresFactory]:
+    made = PostgresFactory(tmp_path)
+    yield made
+    made.drop()
+
+
+def count(factory: PostgresFactory, table: str, where: str = "true") -> int:
+    return int(postgres.ask(f"SELECT count(*) FROM {factory.schema}.{table} WHERE {where}")[0][0])
+
+
+async def test_old_news_go_and_nobody_misses_them(factory: PostgresFactory) -> None:
+    """A process that has not looked for so long that news are gone looks through everything."""
+    async with opened(factory.make()) as one, opened(factory.make()) as other:
+        port = Port(other)
+        await port.serve()
+        for store in (one, other):
+            await factory.hold_upkeep(store)
+        await port.settle()
+        first = await submit(one, new(), new(group="g"))
+        assert count(factory, "news") == 2
+        await one._caretaker._forget_news()  # notes how far things are
+        second = await submit(one, new(group="h"))
+        await one._caretaker._forget_news()
+        assert count(factory, "news") < 3
+        claims = await port.room(5)
+        assert {claim.id for claim in claims} == {*first, *second}
+
+
+async def test_news_are_left_only_for_others(factory: PostgresFactory) -> None:
+    """A process alone writes none."""
+    async with opened(factory.make()) as store:
+        await submit(store, new(), new())
+        assert count(factory, "news") == 0
+
+
+async def test_counts_of_processes_that_are_gone_are_added_up(factory: PostgresFactory) -> None:
+    """However many come and go, the counts stay few, and what they say stays the same."""
+    for _ in range(5):
+        async with opened(factory.make()) as store:
+            await submit(store, new(), new(group="g"))
+    async with opened(factory.make()) as store:
+        port = Port(store)
+        await port.serve()
+        for claim in await port.room(4):
+            await port.finish(claim)
+        before: Any = await store.stats()
+        async with opened(factory.make()):
+            pass
+        await store.write(lambda tx: tx.run("gather_tallies"))
+        assert await store.stats() == before
+        assert before["pending"] == 6
+        assert before["completed"] == 4
+        owners = postgres.ask(f"SELECT DISTINCT worker FROM {factory.schema}.tally ORDER BY worker")
+        assert owners == [(0,), (store.owner,)]
