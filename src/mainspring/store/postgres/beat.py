@@ -69,6 +69,8 @@ class Helper:
                 await connection.execute(SQL["farewell"], marks, self._orders.name)
                 await connection.close(timeout=2.0)
                 return
+            except asyncpg.UndefinedTableError:  # the store was taken away: nobody is left to be told
+                return
             except _BROKEN:
                 self._drop()
                 await asyncio.sleep(_AGAIN_S)
