@@ -21,7 +21,7 @@ from tests import postgres
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.config import StoreConfig
 from mainspring.environment import Environment
-from mainspring.errors import InvalidInput
+from mainspring.errors import InvalidInput, TaskError
 from mainspring.store.base import (
     CANCEL_ASKED,
     COMPLETED,
@@ -108,6 +108,7 @@ class Port:
         self.asked: list[bytes] = []
         self.ends: list[Ended] = []
         self.overdrawn: list[str] = []  # lanes that were handed more than they had room for
+        self.given_up: TaskError | None = None
         self._news = asyncio.Event()
         store.listen(self)
 
@@ -143,6 +144,10 @@ class Port:
 
     def awaited(self, most: int) -> list[bytes]:
         return []
+
+    def give_up(self, error: TaskError) -> None:
+        self.given_up = error
+        self._news.set()
 
     # What the test does
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mainspring.errors import StoreDamaged
 from mainspring.results.waiters import Waiters
 from mainspring.store.base import Ended
 
@@ -46,3 +47,19 @@ async def test_an_end_between_the_look_and_the_wait_is_not_missed() -> None:
     waiters.ended([Ended(KEY, 2, b"", 0, None)])
     store.may_answer.set()
     assert (await told).status == 2
+
+
+async def test_who_waits_is_told_that_no_end_may_come() -> None:
+    """A store that can't say any more how tasks end says so; a task that ends all the same is told to those who ask
+    again."""
+    waiters = Waiters(SlowStore())  # type: ignore[arg-type]
+    waiting = waiters.expect(KEY)
+    told = asyncio.ensure_future(waiters.wait(waiting))
+    await asyncio.sleep(0)
+    waiters.give_up(StoreDamaged("it is"))
+    with pytest.raises(StoreDamaged):
+        await told
+    again = asyncio.ensure_future(waiters.wait(waiting))
+    await asyncio.sleep(0)
+    waiters.ended([Ended(KEY, 2, b"", 0, None)])
+    assert (await again).status == 2

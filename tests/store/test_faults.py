@@ -14,7 +14,7 @@ import pytest
 from proof.faults.vfs import Disk, Fault, Operation, Plan
 from tests.conformance.kit import Clock, Port, SqliteFactory, new, opened, status, submit
 
-from mainspring.errors import StoreUnavailable, SubmitIndeterminate, TaskError
+from mainspring.errors import StoreDamaged, StoreUnavailable, SubmitIndeterminate, TaskError
 from mainspring.store.base import FAILED, Accepted, Finish
 from mainspring.store.liveness import LifeFile
 from mainspring.store.sql import outcomes
@@ -68,6 +68,20 @@ async def test_a_broken_disk_is_told(disk: Disk, factory: SqliteFactory, store: 
     disk.heal()
     assert factory.states() == {}
     assert await submit(store, task) == [task.id]
+
+
+async def test_damage_is_told_to_all_who_ask_or_wait(disk: Disk, store: Any) -> None:
+    """When the file proves to be damaged, calls are refused with what it is, and whoever waits for a result is told
+    too: the tasks may never run."""
+    port = Port(store)
+    await port.serve()
+    await submit(store, new())
+    disk.break_(breaks(apsw.CorruptError))
+    assert isinstance(await outcome(store.submit([new()])), SubmitIndeterminate)  # the commit itself met it
+    assert isinstance(await outcome(store.submit([new()])), StoreDamaged)
+    assert isinstance(await outcome(store.pause(type="custom:x")), StoreDamaged)
+    await port.until(lambda: port.given_up is not None)
+    assert isinstance(port.given_up, StoreDamaged)
 
 
 @pytest.mark.parametrize("error", [apsw.FullError, apsw.IOError])

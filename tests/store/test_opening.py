@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import apsw
 import pytest
 from tests.conformance.kit import Port, SqliteFactory, new, opened, state, submit
 
+from mainspring import Engine
 from mainspring.errors import (
     StoreDamaged,
     StoreForeign,
@@ -162,10 +164,13 @@ def flip(path: Path, at: int, n: int = 2000) -> None:
     path.write_bytes(raw)
 
 
+@pytest.mark.parametrize("stop", [made, died])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
-async def test_damage_is_found_after_an_unclean_stop(tmp_path: Path, share: float) -> None:
-    """When the last process did not sign off the file is checked; damage is told, and nothing is written."""
-    path = await died(tmp_path)
+async def test_damage_is_found_before_anything_is_written(
+    tmp_path: Path, stop: Callable[..., object], share: float
+) -> None:
+    """The file is checked, however the last process ended; damage is told, and nothing is written."""
+    path: Path = await stop(tmp_path)  # type: ignore[misc]
     flip(path, int(len(contents(path)["work.db"]) * share) // 4096 * 4096)  # a page's head: payloads have no checksum
     assert "damaged" in await refused(path, StoreDamaged)
 
@@ -187,17 +192,29 @@ async def test_a_damaged_first_page(tmp_path: Path, at: int) -> None:
     await refused(path, StoreRefused)
 
 
-async def test_damage_that_shows_later_is_told(tmp_path: Path) -> None:
-    """Damage in a file that was closed well may be met only at work: whoever asks gets an error of ours, and does
+async def test_nothing_is_left_beside_a_refused_file(tmp_path: Path) -> None:
+    """An engine makes no folder for the blobs of a file that it does not open."""
+    path = await made(tmp_path)
+    flip(path, len(contents(path)["work.db"]) // 2 // 4096 * 4096)
+    shutil.rmtree(path.with_name("work.db-blobs"))
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(StoreDamaged):
+        await Engine(path).start()
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+async def test_damage_that_shows_later_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage in a file that is too large to be checked is met only at work: whoever asks is told what it is, and does
     not hang."""
+    monkeypatch.setattr("mainspring.store.sqlite.connection._CLEAN_CHECK_LIMIT", 0)
     path = await made(tmp_path, tasks=2000)
     size = path.stat().st_size
     flip(path, size // 5, size)  # what is read and written last lies at the end
     async with asyncio.timeout(20):
-        with pytest.raises(TaskError):
+        with pytest.raises(StoreDamaged):
             async with opened(SqliteFactory(tmp_path).make()) as store:
                 await store.list_tasks(limit=2000)
-        with pytest.raises(TaskError):
+        with pytest.raises(StoreDamaged):
             async with opened(SqliteFactory(tmp_path).make()) as store:
                 await store.submit([new() for _ in range(2000)])
 

@@ -24,7 +24,7 @@ _ABANDONED_S = 24 * 3600.0
 class LocalBlobStore:
     """A BlobStore in `folder`, which is made if need be; for any number of threads and processes at once.
 
-    With `make=False` it is for looking alone: nothing is made or tidied, and a folder that is missing has no blobs.
+    With `make=False` nothing is made or tidied before `make` is called, and a folder that is missing has no blobs.
 
     Files are readable by their owner alone. The folder must lie on a file system that keeps `rename`, `fsync` and
     `flock` (network file systems are not promised).
@@ -37,8 +37,14 @@ class LocalBlobStore:
         self._env = env
         self._temporary = self.folder / "tmp"
         self._shards: set[str] = set()  # those whose own entry in the folder is known to be durable
-        if not make:
-            return
+        if make:
+            self.make()
+
+    def make(self) -> None:
+        """Make the folder, and remove what processes left in it that died while they wrote.
+
+        Raises: StoreUnavailable.
+        """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._temporary.mkdir(mode=0o700, exist_ok=True)

@@ -91,7 +91,9 @@ class Parts:
         self.store = store = SqliteStore(
             path,
             config.store,
-            blobs=lambda file: LocalBlobStore(config.store.blobs or file.with_name(file.name + "-blobs"), env=env),
+            blobs=lambda file: LocalBlobStore(
+                config.store.blobs or file.with_name(file.name + "-blobs"), env=env, make=False
+            ),
             env=env,
             extra_schema=VECTOR_SCHEMA + BLOB_SCHEMA,
             appliers=_APPLIERS,
@@ -119,7 +121,7 @@ class Parts:
         self.store = store = PostgresStore(
             url,
             config,
-            blobs=LocalBlobStore(self.folder, env=env),
+            blobs=LocalBlobStore(self.folder, env=env, make=False),
             env=env,
             extra_schema=server_keys.SCHEMA,
             appliers=_SERVER_APPLIERS,
@@ -143,6 +145,12 @@ class Parts:
 
     async def open(self) -> None:
         await self.store.open()
+        try:
+            if isinstance(self.blobs, LocalBlobStore):
+                self.blobs.make()  # only now: beside a file that is refused nothing is left
+        except BaseException:
+            await self.store.close()
+            raise
 
     async def close(self) -> None:
         """Lanes must be at rest: first what they used is closed, then the store."""

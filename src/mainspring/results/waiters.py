@@ -9,7 +9,7 @@ from itertools import islice
 from weakref import ref
 
 from mainspring.config import seconds
-from mainspring.errors import StoreUnavailable, TaskTimeout
+from mainspring.errors import StoreUnavailable, TaskError, TaskTimeout
 from mainspring.store.base import Ended, Store
 from mainspring.tasks import Ref, TaskId
 
@@ -44,10 +44,10 @@ class Waiting(Ref):
                     future.set_result(None)
             self._futures = None
 
-    def give_up(self) -> None:
+    def give_up(self, error: TaskError) -> None:
         for future in self._futures or ():
             if not future.done():
-                future.set_exception(_closed(self.key))
+                future.set_exception(error)
 
     def future(self) -> asyncio.Future[None]:
         """Return a future of one's own that is done when the task has ended; cancelling it leaves the others."""
@@ -139,8 +139,13 @@ class Waiters:
         self._closed = True
         for known in list(self._waiting.values()):
             if (waiting := known()) is not None:
-                waiting.give_up()
+                waiting.give_up(_closed(waiting.key))
         self._waiting.clear()
+
+    def give_up(self, error: TaskError) -> None:
+        for known in list(self._waiting.values()):
+            if (waiting := known()) is not None:
+                waiting.give_up(error)
 
     def wants(self, id: bytes) -> bool:
         return id in self._waiting

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
+from mainspring.errors import TaskError
 from mainspring.store.ready import Ready
 from mainspring.tasks import (
     Effect,
@@ -232,6 +233,9 @@ class Listener(Protocol):
 
     def awaited(self, most: int) -> list[bytes]:
         """Some of the tasks that somebody awaits now, for the safety look; others the next time."""
+
+    def give_up(self, error: TaskError) -> None:
+        """The store can't say any more how tasks end: whoever waits now gets the error."""
 
 
 class Store(Protocol):

@@ -174,8 +174,8 @@ class Writer(ABC):
         """Called after each commit."""
 
     @abstractmethod
-    def _mend(self, exc: BaseException) -> None:
-        """Called in an outage, when the connection is closed."""
+    def _mend(self, exc: BaseException) -> TaskError | None:
+        """Called in an outage, when the connection is closed. Returns what callers are told if no new try can help."""
 
     # What all share
 
@@ -381,7 +381,7 @@ class Writer(ABC):
         """The store can't write now. Callers are told, outcomes kept and tried again, the connection made anew."""
         logger.warning("the store can't be written: %s", exc)
         self.close()
-        self._mend(exc)
+        final = self._mend(exc)
         if isinstance(exc, CommitFailed) and self._resolve(exc.tx, group):
             self._told(exc.tx, group)
             return
@@ -389,7 +389,7 @@ class Writer(ABC):
         for call in group.calls:
             call.result = None  # what was found before the rollback is void
             if call.error is None:
-                call.error = StoreUnavailable(
+                call.error = final or StoreUnavailable(
                     f"the store can't be written now ({cause}); nothing was stored: try again"
                 )
         for finish in group.finishes:

@@ -31,10 +31,23 @@ _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.
 INCREMENTAL = 2
 _CACHE_KIB = 64 * 1024
 _CHECK_LIMIT = 256 * MIB
+"""The largest file that is checked whole after an unclean stop: about half a second."""
+_CLEAN_CHECK_LIMIT = 32 * MIB
+"""The largest one that is checked whole although it was closed well."""
 _PEEK_MS = 5_000
 _PIECE = 64 * 1024  # SQLite's files take less than 128 KiB at once
 _LOOKS, _LOOK_AGAIN_S = 5, 0.05
 T = TypeVar("T")
+
+
+DAMAGES = (apsw.NotADBError, apsw.CorruptError, apsw.FormatError)
+"""What the driver raises when it meets damage."""
+
+
+def damaged(path: Path, exc: BaseException) -> StoreDamaged:
+    return StoreDamaged(
+        f"{path} is damaged ({exc}); nothing of this was written: restore a backup, or move it away to start anew"
+    )
 
 
 @contextmanager
@@ -42,10 +55,8 @@ def our_errors(path: Path) -> Iterator[None]:
     """Turn the driver's errors into ours, at the store's edge."""
     try:
         yield
-    except (apsw.NotADBError, apsw.CorruptError, apsw.FormatError) as exc:
-        raise StoreDamaged(
-            f"{path} is damaged ({exc}); it was left as it is: restore a backup, or move it away to start anew"
-        ) from exc
+    except DAMAGES as exc:
+        raise damaged(path, exc) from exc
     except (apsw.ReadOnlyError, apsw.PermissionsError, apsw.AuthError) as exc:
         raise StoreReadOnly(f"{path} can't be written ({exc}); check the rights of file and folder") from exc
     except apsw.CantOpenError as exc:
@@ -277,16 +288,17 @@ def _refuse_shared(path: Path, version: int) -> None:
 
 
 def _refuse_damaged(path: Path, peek: apsw.Connection) -> None:
-    """Look for damage before anything is written: for missing pages always, for the rest after an unclean stop.
+    """Look for damage before anything is written: for missing pages always, for the rest in files below the limits.
 
-    Files above the limit are left to `doctor`.
+    What is larger is left to `doctor`, and to whoever meets the damage.
     """
     pages, size, on_disk = peek.pragma("page_count"), peek.pragma("page_size"), path.stat().st_size
     if pages * size > on_disk and not path.with_name(path.name + "-wal").exists():
         raise StoreDamaged(f"{path} is damaged: {on_disk} of {pages * size} bytes are left; restore a backup")
     if peek.pragma("user_version") == 0 or on_disk > _CHECK_LIMIT:
         return
-    if peek.execute("SELECT 1 FROM worker WHERE ended_ms IS NULL LIMIT 1").fetchone() is None:
+    unclean = "SELECT 1 FROM worker WHERE ended_ms IS NULL LIMIT 1"
+    if on_disk > _CLEAN_CHECK_LIMIT and peek.execute(unclean).fetchone() is None:
         return
     found = peek.pragma("quick_check", 1)
     if found != "ok":

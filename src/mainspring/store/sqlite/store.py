@@ -17,16 +17,24 @@ import apsw
 from mainspring.blobs.base import BlobStore
 from mainspring.config import StoreConfig
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import StoreUnavailable, TaskError
+from mainspring.errors import StoreDamaged, StoreUnavailable, TaskError
 from mainspring.store.liveness import LifeFile
 from mainspring.store.sql import reads
 from mainspring.store.sql.reader import Reader
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.store import SqlStore, fail, resolve, sign_off
 from mainspring.store.sql.transaction import Applier
+from mainspring.store.sql.writer import CommitFailed
 from mainspring.store.sqlite.bell import FileBell
 from mainspring.store.sqlite.caretaker import SqliteCaretaker
-from mainspring.store.sqlite.connection import open_reader, open_writer, our_errors, refuse_unreachable
+from mainspring.store.sqlite.connection import (
+    DAMAGES,
+    damaged,
+    open_reader,
+    open_writer,
+    our_errors,
+    refuse_unreachable,
+)
 from mainspring.store.sqlite.log import Log
 from mainspring.store.sqlite.statements import SQL
 from mainspring.store.sqlite.transaction import SqliteTransaction
@@ -74,8 +82,9 @@ class SqliteStore(SqlStore):
         self.folder = self.path.with_name(self.path.name + "-live")
         log = Log(self.path, self.config.wal_limit_bytes, self.config.lock_timeout_s)
         self._writer: SqliteWriter = SqliteWriter(
-            self._connect, self._memory, self.now_ms, env, log, batch_size, self._committed_soon, self._retry_soon
-        )
+            self._connect, self._memory, self.now_ms, env, log, batch_size, self._committed_soon, self._retry_soon,
+            self._damage_of,
+        )  # fmt: skip
         self._reader = Reader(lambda: open_reader(self.path), env, (apsw.Error,))
         self._bell: FileBell = FileBell(self.folder, self.worker_id, self._heard, env)
         self._caretaker = SqliteCaretaker(self, look_s)
@@ -184,7 +193,25 @@ class SqliteStore(SqlStore):
         return await self.read(lambda connection: run(FileView(connection)))
 
     def view_soon(self, run: Callable[[View], T], then: Callable[[T], None]) -> None:
-        self._reader.put(lambda connection: run(FileView(connection)), then)
+        def look(connection: apsw.Connection) -> T:
+            try:
+                return run(FileView(connection))
+            except DAMAGES as exc:
+                self._damage_of(exc)
+                raise
+
+        self._reader.put(look, then)
+
+    def _damage_of(self, exc: BaseException) -> StoreDamaged | None:
+        """Return what an error says of damage, if it does; whoever waits for results is told: none may ever come."""
+        cause = exc.__cause__ if isinstance(exc, CommitFailed) else exc
+        if isinstance(cause, DAMAGES):
+            cause = damaged(self.path, cause)
+        if not isinstance(cause, StoreDamaged):
+            return None
+        if self._listener is not None:
+            self._loop.call_soon_threadsafe(self._listener.give_up, cause)
+        return cause
 
 
 def _memory_folder() -> str | None:

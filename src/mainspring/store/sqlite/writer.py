@@ -9,11 +9,12 @@ from typing import Any
 import apsw
 
 from mainspring.environment import Environment
-from mainspring.errors import StoreUnavailable
+from mainspring.errors import StoreDamaged, StoreUnavailable, TaskError
 from mainspring.store.sql import upkeep
 from mainspring.store.sql.transaction import Memory, Transaction
 from mainspring.store.sql.writer import Group, Report, Writer
 from mainspring.store.sqlite import news
+from mainspring.store.sqlite.connection import DAMAGES
 from mainspring.store.sqlite.log import Log
 from mainspring.store.sqlite.statements import SQL
 from mainspring.store.sqlite.transaction import SqliteTransaction
@@ -22,7 +23,9 @@ logger = logging.getLogger("mainspring.store")
 
 
 class SqliteWriter(Writer):
-    OUTAGES = (apsw.FullError, apsw.IOError, apsw.BusyError, apsw.CantOpenError, apsw.LockedError, apsw.ReadOnlyError)
+    OUTAGES = (
+        apsw.FullError, apsw.IOError, apsw.BusyError, apsw.CantOpenError, apsw.LockedError, apsw.ReadOnlyError, *DAMAGES
+    )  # fmt: skip
     CONFLICTS = (apsw.ConstraintError,)
     DOUBTS = (apsw.Error,)
 
@@ -36,9 +39,11 @@ class SqliteWriter(Writer):
         batch: int,
         report: Report,
         retry_later: Callable[[int], None],
+        damage: Callable[[BaseException], StoreDamaged | None],
     ) -> None:
         super().__init__(memory, now_ms, env, batch, report, retry_later)
         self._connect = connect
+        self._damage = damage
         self._log = log
         self._seen_version = -1
         self.connection: apsw.Connection | None = None
@@ -66,8 +71,9 @@ class SqliteWriter(Writer):
         is_full = isinstance(exc.__cause__ or exc, apsw.FullError)
         return is_full and not self._outages & (self._outages - 1) and self._log.make_room()
 
-    def _mend(self, exc: BaseException) -> None:
+    def _mend(self, exc: BaseException) -> TaskError | None:
         self._makes_room(exc)
+        return self._damage(exc)
 
     def close(self) -> None:
         connection, self.connection = self.connection, None
