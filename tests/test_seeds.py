@@ -25,7 +25,6 @@ async def test_task_scheduling() -> None:
     result = await task_manager.get_task_result(task_id)
 
     assert result.status == TaskStatus.COMPLETED
-    await task_manager.stop()
 
 
 async def test_task_dependencies() -> None:
@@ -57,4 +56,3 @@ async def test_task_dependencies() -> None:
     result2 = await task_manager.get_task_result(task2_id)
 
     assert result1.timestamp <= result2.timestamp
-    await task_manager.stop()

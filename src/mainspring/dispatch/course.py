@@ -172,7 +172,7 @@ class Course:
         except asyncio.CancelledError as exc:
             if attempt.abandoned:
                 return False
-            if not desk.is_open:
+            if desk.is_ending:
                 desk.freed()
                 self._let_go(attempt)
                 raise

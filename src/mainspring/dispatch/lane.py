@@ -32,6 +32,7 @@ class LaneDesk:
         env: Environment,
         serve: Callable[[LaneDesk, Claimed, int, asyncio.Task[Any]], Awaitable[bool] | None],
         broken: Callable[[LaneDesk, Claimed, Exception], None],
+        loop_ends: Callable[[], bool],
         first_mark: int,
     ) -> None:
         self.port = Lane(name, 0)
@@ -46,6 +47,7 @@ class LaneDesk:
         self._prefetch_s = seconds(config.prefetch_s, "prefetch_s")
         self._serve = serve
         self._broken = broken
+        self._loop_ends = loop_ends
         self._queue: deque[Claimed] = deque()  # in the one order
         self._idle: deque[asyncio.Future[None]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,6 +70,11 @@ class LaneDesk:
     @property
     def is_open(self) -> bool:
         return self._open
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether a cancellation that reaches a slot is meant for it, rather than left behind by its handler."""
+        return not self._open or self._loop_ends()
 
     def add_slot(self) -> None:
         task = asyncio.get_running_loop().create_task(self._slot(self._next_mark), name=f"{self.port.name}-slot")
@@ -167,8 +174,10 @@ class LaneDesk:
         try:
             await waiting
         except asyncio.CancelledError:
-            if not self._open or task not in self._tasks:
+            if task not in self._tasks:
                 raise
+        if task.cancelling() and self.is_ending:
+            raise asyncio.CancelledError
         while task.cancelling():  # also where the handler has swallowed it already
             task.uncancel()
 

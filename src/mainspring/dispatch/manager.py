@@ -126,12 +126,12 @@ class TaskManager:
         for number, (name, n) in enumerate(slots.items()):
             self._desks[name] = LaneDesk(
                 name, n, partial(self.executor.runner, name), self.store, self.config, self._env,
-                self._course.serve, self._course.broken, number * _MARKS_A_LANE,
+                self._course.serve, self._course.broken, self._loop_ends, number * _MARKS_A_LANE,
             )  # fmt: skip
         self.lanes = {name: desk.port for name, desk in self._desks.items()}
+        self._pacer = self._loop.create_task(self._keep_pace(), name="pacer")
         for desk in self._desks.values():
             desk.open()
-        self._pacer = self._loop.create_task(self._keep_pace(), name="pacer")
         await self._announce()
 
     async def _announce(self) -> None:
@@ -160,8 +160,6 @@ class TaskManager:
             return
         self._draining = True
         limit = seconds(self.config.drain_s if drain_s is None else drain_s, "drain_s")
-        if self._pacer is not None:
-            self._pacer.cancel()
         for desk in self._desks.values():
             desk.shut()
         self._release_queued()
@@ -172,9 +170,11 @@ class TaskManager:
         self._course.close()
         for desk in self._desks.values():
             await desk.close()
+        self._running = False
+        if self._pacer is not None:
+            self._pacer.cancel()
         if self._settling:
             await asyncio.gather(*self._settling, return_exceptions=True)
-        self._running = False
         if self._owned:
             await self.parts.close()
             self.waiters.close()
@@ -201,11 +201,26 @@ class TaskManager:
 
     async def _keep_pace(self) -> None:
         """Look at intervals whether more is claimed than starts soon."""
-        while True:
-            await asyncio.sleep(_PACE_S)
-            for desk in self._desks.values():
-                if desk.queued:
-                    self._hand_back(desk, desk.take_surplus())
+        try:
+            while True:
+                await asyncio.sleep(_PACE_S)
+                for desk in self._desks.values():
+                    if desk.queued and not self._draining:
+                        self._hand_back(desk, desk.take_surplus())
+        except asyncio.CancelledError:
+            if self._running:
+                self._abandoned()
+            raise
+
+    def _loop_ends(self) -> bool:
+        """Whether whoever runs the loop cancels all that is on it: no handler can get at this task by itself."""
+        return self._pacer is not None and self._pacer.cancelling() > 0
+
+    def _abandoned(self) -> None:
+        """The loop ends and nobody has stopped us. Claim nothing more; what is held falls back with this process."""
+        logger.warning("the event loop ends before the engine was stopped: `await engine.stop()`, or `async with`")
+        self.store.stop_serving()
+        self.waiters.close()
 
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
         for desk in self._desks.values():
