@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from tests.conformance.kit import OTHER, WORK, Factory, Port, new, opened, state, submit
 
 from mainspring.errors import Conflict, InvalidInput, QueueFull, TaskNotFound
-from mainspring.store.base import FAILED, Accepted
+from mainspring.store.base import BLOB_INPUT, FAILED, Accepted
 from mainspring.tasks import TaskId, TaskStatus
 
 pytestmark = pytest.mark.anyio
@@ -240,3 +241,20 @@ async def test_types_that_workers_serve_are_known_to_all(factory: Factory, store
     """A submitter elsewhere sees what was registered."""
     async with opened(factory.make()) as other:
         assert set(await other.registered_types()) == {WORK, OTHER}
+
+
+async def test_what_cannot_be_read_back_hides_nothing(store: Any) -> None:
+    """A row whose input or options fit no type is shown with what is wrong; the rows beside it as ever."""
+    broken = new()
+    broken.input = msgspec.msgpack.encode({"kind": "query", "collection": 5})
+    broken.spec = msgspec.msgpack.encode({"model_id": 5, "params": {1: 2}})
+    missing = new()
+    missing.input, missing.flags = b"0" * 64, BLOB_INPUT
+    ids = await submit(store, broken, missing, new("fine"))
+    first, second, third = [await store.info(id) for id in ids]
+    assert "collection" in first.task.input.value["unreadable"]
+    assert (first.task.model_id, first.task.params) == (5, {1: 2})
+    assert "no blob" in second.task.input.value["unreadable"]
+    assert third.task.input.text == "fine"
+    page = await store.list_tasks(limit=10)
+    assert {info.task.id.bytes for info in page} == set(ids)

@@ -34,6 +34,7 @@ from mainspring import (
     Text,
     UnsupportedTaskType,
 )
+from mainspring.tasks import Ref
 
 pytestmark = pytest.mark.anyio
 NAN = float("nan")
@@ -106,7 +107,9 @@ async def test_options(engine: Engine, echo: Any, field: str, bad: Any) -> None:
         ("timeout", "30s x"), ("timeout", -1), ("priority", 99), ("priority", NAN), ("max_retries", -5),
         ("max_retries", "many"), ("deadline", datetime(2099, 1, 1)), ("deadline", "soon"), ("not_before", 5),  # noqa: DTZ001
         ("metadata", {"a": 5}), ("namespace", None), ("params", {"a": object()}), ("dependencies", ("x",)),
-        ("dependencies", None), ("idempotency_key", 5), ("task_type", "nonsense"), ("input", None), ("input", {"x": 1}),
+        ("dependencies", None), ("idempotency_key", 5), ("idempotency_key", "a\0b"), ("params", [1]),
+        ("params", {1: 2}), ("model_id", 5), ("id", "abc"), ("id", None), ("task_type", 5), ("namespace", "a\0b"), ("input", "text"),
+        ("task_type", "nonsense"), ("input", None), ("input", {"x": 1}),
     ],
     ids=lambda item: str(item)[:30],
 )  # fmt: skip
@@ -224,6 +227,66 @@ async def test_missing_parents(engine: Engine, echo: Any) -> None:
         with pytest.raises(TaskNotFound, match=str(ghost)):
             await call
     assert await stored(engine) == before
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [
+        ("filter", "x"), ("filter", [1]), ("filter", {5: 1}), ("filter", Ref(TaskId())),
+        ("collection", 5), ("collection", ""), ("collection", Ref(TaskId())), ("top_k", Ref(TaskId())), ("top_k", 0),
+    ],
+    ids=lambda item: str(item)[:30],
+)  # fmt: skip
+async def test_queries(engine: Engine, field: str, bad: Any) -> None:
+    """A query that could be stored and never read is refused, by the task and by the call; each names the field."""
+    before = await stored(engine)
+    query = SearchQuery(**{"vector": [1.0], field: bad})
+    with pytest.raises(InvalidInput) as caught:
+        await engine.submit(Task(task_type=TaskType.VECTOR_SEARCH, input=query))
+    assert caught.value.field == f"input.{field}"
+    with pytest.raises(InvalidInput):
+        await engine.search([1.0], **{field: bad})
+    assert await stored(engine) == before
+
+
+@pytest.mark.parametrize("bad", [5, "text", None, {"task_type": "x"}], ids=str)
+async def test_what_is_no_task(engine: Engine, bad: Any) -> None:
+    """Whatever takes a Task says so, and whatever takes several."""
+    for call in (
+        engine.submit_all([bad]),
+        engine.manager.submit_task(bad),
+        engine.manager.submit_tasks([bad]),
+        engine.scheduler.schedule_task(bad),
+        engine.scheduler.schedule_tasks([bad]),
+    ):
+        with pytest.raises(InvalidInput, match="Task"):
+            await call
+    with pytest.raises(InvalidInput, match="list of tasks"):
+        await engine.submit_all(5)  # type: ignore[arg-type]
+
+
+async def test_parents_in_the_same_call(engine: Engine, echo: Any) -> None:
+    """A cycle is named with its tasks, a parent behind its child with both; nothing is stored."""
+
+    def task(id: TaskId, *after: TaskId) -> Task:
+        return Task(task_type=TaskType.custom("echo"), input=Custom({"x": 1}), id=id, dependencies=after)
+
+    a, b, c = TaskId(), TaskId(), TaskId()
+    before = await stored(engine)
+    for tasks in ([task(a, b), task(b, c), task(c, a)], [task(a, b), task(b, a)]):
+        for submit in (engine.submit_all, engine.manager.submit_tasks, engine.scheduler.schedule_tasks):
+            with pytest.raises(InvalidInput, match="closes a cycle") as caught:
+                await submit(tasks)
+            assert caught.value.field == "dependencies"
+            assert all(str(item.id) in str(caught.value) for item in tasks)
+    with pytest.raises(InvalidInput, match=f"{b}.*later in the same call.*{a}.*before their children"):
+        await engine.submit_all([task(a, b), task(b)])
+    with pytest.raises(TaskNotFound, match=str(c)):
+        await engine.submit_all([task(a, c), task(b)])
+    assert await stored(engine) == before
+    handles = await engine.submit_all([task(b), task(a, b)])
+    assert await engine.gather(handles) == [1, 1]
+    await engine.submit_all([task(a, b), task(b)])  # stored already: a repeated submit is harmless in any order
 
 
 def test_declarations() -> None:

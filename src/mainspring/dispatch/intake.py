@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,19 +12,21 @@ import msgspec
 
 from mainspring.config import SchedulerConfig, seconds
 from mainspring.environment import Environment
-from mainspring.errors import UnsupportedTaskType, invalid
+from mainspring.errors import InvalidInput, UnsupportedTaskType, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.calls import id_of, typed_task, with_declared
 from mainspring.processors.custom import Handler
 from mainspring.results.values import Values
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, POLICY_CODE, NewTask, Spec, Store
-from mainspring.tasks import Custom, Task, TaskId, TaskPriority, TaskType
+from mainspring.tasks import Custom, Task, TaskId, TaskInput, TaskPriority, TaskType
 from mainspring.tasks.codec import encode, encode_input
 
 _spec_encoder = msgspec.msgpack.Encoder()
+_spec_decoder = msgspec.msgpack.Decoder(Spec)
 _MAX_NAME = 128
 _PRIORITIES = frozenset(TaskPriority)
 _MAX_KEY = 512
+_SHOWN = 10
 _DRIFT_MS = 1_000
 """Two clocks that differ by less show the same time."""
 
@@ -44,12 +47,15 @@ class Intake:
 
     async def new_tasks(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
         """Return the tasks in their stored form. Raises InvalidInput or UnsupportedTaskType for the first bad one."""
+        if not isinstance(tasks, Sequence):
+            raise invalid("tasks", tasks, "is no list of tasks", "pass [Task(...), ...]")
         result = []
         served, inline = self._executor.types, self._values.inline_bytes
         for task in tasks:
             if isinstance(task, NewTask):
                 new = task
             else:
+                _check_kind(task)
                 if task.task_type not in served and task.task_type not in self._elsewhere:
                     await self._look_elsewhere(task.task_type)
                 new = self._new_task(task)
@@ -74,9 +80,9 @@ class Intake:
         return CallMaker(handler, pattern, self._env.new_id)
 
     def _new_task(self, task: Task) -> NewTask:
+        self._check_fields(task)
         data, refs = encode_input(task.input)
         self._executor.check(task, has_refs=bool(refs))
-        self._check_fields(task)
         return self._stored(task, data, refs)
 
     async def _look_elsewhere(self, kind: TaskType) -> None:
@@ -156,6 +162,7 @@ class Intake:
         return ms if abs(ahead_ms) < _DRIFT_MS else ms + ahead_ms
 
     def _spec(self, task: Task) -> bytes | None:
+        """Return the columns that most tasks go without; whatever is stored there can be read back."""
         if not (
             task.params
             or task.metadata
@@ -164,6 +171,8 @@ class Intake:
             or task.on_dependency_failure != "require"
         ):
             return None
+        if not isinstance(task.params, dict):
+            raise invalid("params", task.params, "is no mapping", "use a dict of option to value")
         if not isinstance(task.metadata, dict):
             raise invalid("metadata", task.metadata, "is no mapping", "use a dict of str to str")
         for name, value in task.metadata.items():
@@ -186,11 +195,31 @@ class Intake:
 
     def _encode_spec(self, spec: Spec) -> bytes:
         try:
-            return _spec_encoder.encode(spec)
-        except (TypeError, ValueError, OverflowError) as exc:
+            raw = _spec_encoder.encode(spec)
+            _spec_decoder.decode(raw)
+            return raw
+        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
             raise invalid(
                 "metadata and params", spec.params, f"can't be stored ({exc})", "use JSON-like values"
             ) from exc
+
+
+def unordered(tasks: Sequence[NewTask]) -> InvalidInput | None:
+    """Return what is wrong where a parent that the store does not know stands in the same call all the same."""
+    place = {task.id: n for n, task in enumerate(tasks)}
+    graph = {task.id: [parent for parent in task.after if parent in place] for task in tasks}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as exc:
+        cycle = [str(TaskId(id)) for id in exc.args[1]]
+        shown = " <- ".join(cycle if len(cycle) <= _SHOWN else [*cycle[:_SHOWN], "..."])
+        return invalid("dependencies", TaskId(exc.args[1][0]), f"closes a cycle: {shown}", "leave one of these out")
+    for n, task in enumerate(tasks):
+        for parent in graph[task.id]:
+            if place[parent] > n:
+                why = f"stands later in the same call than its child {TaskId(task.id)}"
+                return invalid("dependencies", TaskId(parent), why, "put parents before their children")
+    return None
 
 
 class CallMaker:
@@ -220,7 +249,21 @@ class CallMaker:
         )  # fmt: skip
 
 
+def _check_kind(task: Any) -> None:
+    """Raises InvalidInput for what is no task, or has no id, type or input to begin with."""
+    if not isinstance(task, Task):
+        raise invalid("task", task, "is no Task", "pass Task(...), or submit(function, ...) to an engine")
+    if not isinstance(task.id, TaskId):
+        raise invalid("id", task.id, "is no TaskId", "pass TaskId(...), or leave it out for a new one")
+    if not isinstance(task.task_type, str):
+        raise invalid("task_type", task.task_type, "is no task type", "use TaskType")
+    if not isinstance(task.input, TaskInput):
+        raise invalid("input", task.input, "is no input", "use Text, Binary, SearchQuery, ModelInput or Custom")
+
+
 def _check_names(task: Task) -> None:
+    if task.model_id is not None and (not isinstance(task.model_id, str) or not task.model_id):
+        raise invalid("model_id", task.model_id, "is no model's name", "use its text, or None")
     if task.namespace != "default":
         _check_name("namespace", task.namespace, _MAX_NAME)
     if task.group is not None:
@@ -230,7 +273,7 @@ def _check_names(task: Task) -> None:
 
 
 def _check_name(field: str, value: Any, most: int) -> None:
-    if not isinstance(value, str) or not 0 < len(value) <= most:
+    if not isinstance(value, str) or not 0 < len(value) <= most or "\0" in value:
         raise invalid(field, value, f"is no text of 1 to {most} characters", "use a shorter one, or a hash")
     try:
         value.encode()

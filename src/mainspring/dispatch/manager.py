@@ -13,7 +13,7 @@ import msgspec
 
 from mainspring.config import EngineConfig, SchedulerConfig, TaskManagerConfig, seconds
 from mainspring.dispatch.course import Course
-from mainspring.dispatch.intake import Intake
+from mainspring.dispatch.intake import Intake, unordered
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.parts import Parts
 from mainspring.dispatch.recording import Recorder
@@ -244,7 +244,11 @@ class TaskManager:
         return [TaskId(accepted.id) for accepted in await self.accept(tasks)]
 
     async def accept(self, tasks: Sequence[Task]) -> list[Accepted]:
-        return await self.store.submit(await self.intake.new_tasks(tasks))
+        ready = await self.intake.new_tasks(tasks)
+        try:
+            return await self.store.submit(ready)
+        except TaskNotFound as exc:
+            raise unordered(ready) or exc from None
 
     async def get_task(self, task_id: TaskId) -> TaskInfo:
         """Return all the store knows about a task. Raises TaskNotFound."""

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from mainspring.blobs.base import BlobStore
 from mainspring.config import EngineConfig
+from mainspring.dispatch.intake import unordered
 from mainspring.dispatch.manager import TaskManager
 from mainspring.dispatch.parts import Parts
 from mainspring.engine.handle import TaskHandle
 from mainspring.engine.operations import Operations
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import InternalError, InvalidInput, invalid
+from mainspring.errors import InternalError, InvalidInput, TaskNotFound, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.models.manager import ModelManager
 from mainspring.processors.base import Lane
@@ -269,7 +270,11 @@ class Engine(Operations):
     async def _hand_over(self, ready: list[NewTask]) -> list[TaskHandle]:
         expect = self.manager.waiters.expect
         handles = [expect(task.id) for task in ready]
-        for n, accepted in enumerate(await self._parts.store.submit(ready)):
+        try:
+            stored = await self._parts.store.submit(ready)
+        except TaskNotFound as exc:
+            raise unordered(ready) or exc from None
+        for n, accepted in enumerate(stored):
             if accepted.existed:
                 handles[n].known = False  # it may have ended before
                 handles[n] = self.handle(TaskId(accepted.id))

@@ -50,6 +50,15 @@ class SearchProcessor:
         known = query.vector is None and not isinstance(query.text, Ref)
         if known and (not isinstance(query.text, str) or not query.text.strip()):
             raise invalid("input.text", query.text, "is no text to look for", "pass words, or a vector")
+        for name in ("collection", "top_k", "filter"):
+            if isinstance(value := getattr(query, name), Ref):
+                raise invalid(f"input.{name}", value, "can't come from a task", "await its result, and pass that")
+        if type(query.collection) is not str or not query.collection:
+            raise invalid("input.collection", query.collection, "is no name", 'use one such as "docs"')
+        if query.filter is not None and not (
+            isinstance(query.filter, dict) and all(type(name) is str for name in query.filter)
+        ):
+            raise invalid("input.filter", query.filter, "is no mapping", 'use one such as {"language": "en"}, or None')
         if type(query.top_k) is not int or not 1 <= query.top_k <= MAX_TOP_K:
             raise invalid("input.top_k", query.top_k, "is out of range", f"use 1 to {MAX_TOP_K}")
 

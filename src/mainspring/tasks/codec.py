@@ -170,9 +170,12 @@ _output_decoder: msgspec.msgpack.Decoder[TaskOutput] = msgspec.msgpack.Decoder(T
 
 
 def decode_input(data: bytes, results: Mapping[TaskId, Any] | None = None) -> TaskInput:
-    """Return the input; with results of parents put in place of the references."""
+    """Return the input; with results of parents put in place of the references. Raises InvalidInput."""
     if not results:
-        return _input_decoder.decode(data)
+        try:
+            return _input_decoder.decode(data)
+        except (msgspec.DecodeError, InternalError) as exc:
+            raise InvalidInput(f"the stored input can't be read ({exc}); submit the task again") from exc
     return convert(decode(data, results), TaskInput)
 
 

@@ -10,15 +10,17 @@ from typing import Any, Protocol
 import msgspec
 
 from mainspring.blobs.base import BlobStore
-from mainspring.errors import TaskNotFound
+from mainspring.errors import TaskError, TaskNotFound
 from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, CANCEL_ASKED, OUTCOMES, Ended, Spec, Standing
 from mainspring.store.sql.transaction import Row
 from mainspring.tasks import (
     Attempt,
+    Custom,
     ErrorInfo,
     Task,
     TaskId,
     TaskInfo,
+    TaskInput,
     TaskMetrics,
     TaskPriority,
     TaskResult,
@@ -101,12 +103,29 @@ def info(view: View, blobs: BlobStore, id: bytes) -> TaskInfo:
     )
 
 
+def _spec(raw: bytes | None) -> Spec:
+    if raw is None:
+        return Spec()
+    try:
+        return _spec_decoder.decode(raw)
+    except msgspec.ValidationError:  # shown as it stands there: whoever looks for what is wrong must see it
+        return Spec(**msgspec.msgpack.decode(raw))
+
+
+def _input(raw: bytes, is_blob: bool, blobs: BlobStore) -> TaskInput:
+    """Return the input, or what is wrong with it: one that can't be read must not hide the task, nor its neighbours."""
+    try:
+        return decode_input(_payload(raw, is_blob, blobs))
+    except TaskError as exc:
+        return Custom({"unreadable": str(exc)})
+
+
 def _task(row: Any, parents: Sequence[TaskId], blobs: BlobStore) -> Task:
-    spec = Spec() if row[23] is None else _spec_decoder.decode(row[23])
+    spec = _spec(row[23])
     return Task(
         id=TaskId(row[1]),
         task_type=TaskType(row[27]),
-        input=decode_input(_payload(row[22], bool(row[8] & BLOB_INPUT), blobs)),
+        input=_input(row[22], bool(row[8] & BLOB_INPUT), blobs),
         priority=TaskPriority(row[9]),
         model_id=spec.model_id,
         deadline=when(row[18]),
