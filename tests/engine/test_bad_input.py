@@ -108,8 +108,8 @@ async def test_options(engine: Engine, echo: Any, field: str, bad: Any) -> None:
         ("max_retries", "many"), ("deadline", datetime(2099, 1, 1)), ("deadline", "soon"), ("not_before", 5),  # noqa: DTZ001
         ("metadata", {"a": 5}), ("namespace", None), ("params", {"a": object()}), ("dependencies", ("x",)),
         ("dependencies", None), ("idempotency_key", 5), ("idempotency_key", "a\0b"), ("params", [1]),
-        ("params", {1: 2}), ("model_id", 5), ("id", "abc"), ("id", None), ("task_type", 5), ("namespace", "a\0b"), ("input", "text"),
-        ("task_type", "nonsense"), ("input", None), ("input", {"x": 1}),
+        ("params", {1: 2}), ("model_id", 5), ("id", "abc"), ("id", None), ("task_type", 5),
+        ("namespace", "a\0b"), ("input", "text"), ("task_type", "nonsense"), ("input", None), ("input", {"x": 1}),
     ],
     ids=lambda item: str(item)[:30],
 )  # fmt: skip
@@ -289,6 +289,14 @@ async def test_parents_in_the_same_call(engine: Engine, echo: Any) -> None:
     await engine.submit_all([task(a, b), task(b)])  # stored already: a repeated submit is harmless in any order
 
 
+def generator() -> Any:
+    yield 1
+
+
+async def async_generator() -> Any:
+    yield 1
+
+
 def test_declarations() -> None:
     """Contradictory declarations fail there and then, naming what to change; nothing is registered."""
     engine = engine_on()
@@ -318,7 +326,7 @@ def test_declarations() -> None:
         (other_option, {}, "timeout"),
         (lambda: 1, {}, "lambda"),
         (5, {}, "callable"),
-        (partial(plain), {}, "name|task_type"),
+        (partial(plain), {}, "no name"),
         (plain, {"name": "a b"}, "a b"),
         (plain, {"timeout": -1}, "timeout"),
         (plain, {"timeout": 0}, "timeout"),
@@ -333,6 +341,16 @@ def test_declarations() -> None:
         (plain, {"priority": "urgent"}, "priority"),
         (plain, {"priority": NAN}, "priority"),
         (plain, {"version": 2}, "version"),
+        (plain, {"retry": True}, "retry"),
+        (plain, {"retry": Retry(max_retries=True)}, "max_retries"),
+        (plain, {"retry": Retry(max_retries=2_000_000)}, "max_retries"),
+        (plain, {"resources": Resources()}, "resources"),
+        (plain, {"cache": "7d"}, "cache"),
+        (plain, {"bogus": 1}, "bogus"),
+        (generator, {}, "generator"),
+        (async_generator, {}, "generator"),
+        (int, {}, "class"),
+        (Machine(), {}, "no name"),
     ]
     for function, options, named in cases:
         with pytest.raises(InvalidInput) as caught:
@@ -364,6 +382,9 @@ def test_one_name_for_two_handlers() -> None:
 class Machine:
     def method(self) -> None: ...
 
+    async def __call__(self, n: int) -> int:
+        return n + 1
+
 
 def test_what_cannot_carry_its_registration() -> None:
     """A bound method or a builtin can't be marked as a handler: refused, and nothing is registered."""
@@ -372,6 +393,34 @@ def test_what_cannot_carry_its_registration() -> None:
         with pytest.raises(InvalidInput):
             engine.task(thing)
     assert engine.executor.handlers == {}
+
+
+async def test_what_can_be_called_and_is_no_function(engine: Engine) -> None:
+    """A partial and an object are handlers under a name of their own, with the types of what they stand for."""
+
+    def power(base: int, exponent: int) -> int:
+        return int(base**exponent)
+
+    square = engine.task(name="square")(partial(power, exponent=2))
+    assert await value(await engine.submit(square, 3)) == 9
+    plus_one = engine.task(name="plus_one")(Machine())
+    assert await value(await engine.submit(plus_one, 1)) == 2
+    for function in (square, plus_one):
+        with pytest.raises(InvalidInput, match="int"):
+            await engine.submit(function, "x")
+
+
+async def test_parameters_that_are_given_by_name_alone(engine: Engine) -> None:
+    """As in Python itself."""
+
+    @engine.task
+    async def named(x: int, *, y: int = 0, z: int) -> int:
+        return x + y + z
+
+    assert await value(await engine.submit(named, 1, z=2)) == 3
+    for args, kwargs, why in (((1, 2, 3), {}, "takes 1 of them by place"), ((1,), {}, "misses z")):
+        with pytest.raises(InvalidInput, match=why):
+            await engine.submit(named, *args, **kwargs)
 
 
 async def test_too_large(anyio_backend: str) -> None:

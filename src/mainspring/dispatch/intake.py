@@ -15,7 +15,7 @@ from mainspring.environment import Environment
 from mainspring.errors import InvalidInput, UnsupportedTaskType, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.calls import id_of, typed_task, with_declared
-from mainspring.processors.custom import Handler
+from mainspring.processors.custom import MAX_RETRIES, Handler
 from mainspring.results.values import Values
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, POLICY_CODE, NewTask, Spec, Store
 from mainspring.tasks import Custom, Task, TaskId, TaskInput, TaskPriority, TaskType
@@ -98,7 +98,7 @@ class Intake:
             raise invalid("timeout", task.timeout, "leaves no time", "use a positive number of seconds, or None")
         if task.priority not in _PRIORITIES:
             raise invalid("priority", task.priority, "is unknown", "use a TaskPriority")
-        if type(task.max_retries) is not int or not 0 <= task.max_retries <= 1_000_000:
+        if type(task.max_retries) is not int or not 0 <= task.max_retries <= MAX_RETRIES:
             raise invalid("max_retries", task.max_retries, "is out of range", "use 0 or more")
         if task.cache is not None:
             raise invalid("cache", task.cache, "results are not cached yet", "leave it out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import signal
 import sys
 from collections import deque
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from mainspring.engine.sync import SyncEngine
 
 F = TypeVar("F", bound=Callable[..., Any])
+_DECLARED = inspect.signature(Handler).parameters.keys() - {"function"}
 _MAP_CHUNK = 1_000
 _MAP_AHEAD = 3
 
@@ -213,6 +215,8 @@ class Engine(Operations):
         return self._register(function, options)
 
     def _register(self, function: F, options: dict[str, Any]) -> F:
+        for name in options.keys() - _DECLARED:
+            raise invalid(name, options[name], "is no option of a declaration", f"use {', '.join(sorted(_DECLARED))}")
         handler = Handler(function, **options)
         self.executor.register(handler)
         function.__mainspring__ = handler  # type: ignore[attr-defined]

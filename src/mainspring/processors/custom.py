@@ -13,6 +13,7 @@ import msgspec
 
 from mainspring.config import seconds
 from mainspring.errors import InvalidInput, invalid
+from mainspring.processors.annotations import is_async, resolved
 from mainspring.processors.base import Item, Lane, failure
 from mainspring.processors.context import Context
 from mainspring.tasks import (
@@ -54,6 +55,7 @@ class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True):
     task_id: TaskId | None = None
 
 
+MAX_RETRIES = 1_000_000
 OPTION_NAMES = frozenset(SubmitOptions.__struct_fields__)
 
 
@@ -63,6 +65,7 @@ class Handler:
     __slots__ = (
         "__weakref__",
         "accepted",
+        "by_place",
         "context_parameter",
         "convert_input",
         "function",
@@ -72,6 +75,7 @@ class Handler:
         "name",
         "parameters",
         "params_type",
+        "places",
         "priority",
         "required",
         "resources",
@@ -95,21 +99,18 @@ class Handler:
         priority: TaskPriority = TaskPriority.NORMAL,
         resources: Resources | None = None,
     ) -> None:
-        if not callable(function):
-            raise invalid("handler", function, "is not callable", "decorate a function")
+        _check_function(function)
         self.function = function
-        self.is_async = inspect.iscoroutinefunction(function)
+        self.is_async = is_async(function)
         self.name = name or str(getattr(function, "__name__", ""))
-        if inspect.ismethod(function) or inspect.isbuiltin(function):
-            raise invalid("handler", function, "is a bound method or a builtin", "wrap it in a function of your own")
-        if self.name == "<lambda>":
-            raise invalid("handler", function, "a lambda has no name to find it by", "pass name=... or use def")
+        if self.name in ("", "<lambda>"):
+            raise invalid("handler", function, "has no name to find it by", "pass name=... or use def")
         self.task_type = TaskType.custom(self.name)
         self.version = version
         if not isinstance(version, str) or not version:
             raise invalid("version", version, "is no text", 'use one such as "2"')
         self.lane = lane or ("async" if self.is_async else "thread")
-        self.retry = Retry() if retry is None else Retry(max_retries=retry) if isinstance(retry, int) else retry
+        self.retry = _retry_of(retry)
         self.timeout = None if timeout is None else seconds(timeout, "timeout")
         if self.timeout == 0:
             raise invalid("timeout", timeout, "leaves no time", "use a positive duration, or None")
@@ -121,18 +122,18 @@ class Handler:
 
     def _read_signature(self) -> None:
         signature = inspect.signature(self.function)
-        try:
-            hints = typing.get_type_hints(self.function)
-        except NameError:  # an annotation that exists only for type checkers: treated as not annotated
-            hints = {}
+        hints = resolved(self.function, self.name)
         self.context_parameter: str | None = None
         fields: list[Any] = []
         self.parameters: tuple[str, ...] = ()
         names: list[str] = []
+        places = 0
         required: list[str] = []
         typed = False
         for parameter in signature.parameters.values():
             hint = hints.get(parameter.name, Any)
+            if typing.get_origin(hint) is typing.Annotated and hint.__origin__ in (Context, Context | None):
+                hint = Context
             if hint is Context or hint == Context | None:
                 self.context_parameter = parameter.name
                 continue
@@ -151,6 +152,8 @@ class Handler:
                     "rename the parameter",
                 )
             names.append(parameter.name)
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                places += 1
             typed = typed or hint is not Any
             if parameter.default is parameter.empty:
                 required.append(parameter.name)
@@ -158,6 +161,8 @@ class Handler:
             else:
                 fields.append((parameter.name, hint, msgspec.field(default_factory=_constant(parameter.default))))
         self.parameters = tuple(names)
+        self.places = places
+        self.by_place = places if places == len(names) else -1
         self.required = frozenset(required)
         self.accepted = frozenset(names)
         self.params_type = msgspec.defstruct(f"{self.name.replace('.', '_')}_input", fields, kw_only=True)
@@ -165,7 +170,7 @@ class Handler:
         self.is_native = _is_native(self.params_type)
         try:
             self.schema = json_schema(self.params_type)
-        except (TypeError, ValueError, RuntimeError) as exc:
+        except (TypeError, ValueError, RuntimeError, NameError) as exc:
             raise invalid(
                 "handler",
                 f"{self.name}{signature}",
@@ -186,10 +191,11 @@ class Handler:
             )
         if self.lane == "process":
             check_importable(self.function, self.name)
-        if not isinstance(self.retry, Retry):
-            raise invalid("retry", self.retry, "is no retry policy", "use Retry(...), or the number of retries")
-        if not isinstance(self.retry.max_retries, int) or self.retry.max_retries < 0:
-            raise invalid("retry.max_retries", self.retry.max_retries, "is no count", "use 0 for no retry")
+        if type(self.retry.max_retries) is not int or not 0 <= self.retry.max_retries <= MAX_RETRIES:
+            why = f"is no count from 0 to {MAX_RETRIES}"
+            raise invalid("retry.max_retries", self.retry.max_retries, why, "use 0 for no retry")
+        if self.resources is not None:
+            raise invalid("resources", self.resources, "are not reserved yet", "leave it out")
         if not isinstance(self.retry.factor, (int, float)) or not 1 <= self.retry.factor <= 1_000:
             raise invalid("retry.factor", self.retry.factor, "is not between 1 and 1000", "use about 2")
         seconds(self.retry.delay, "retry.delay")
@@ -198,12 +204,11 @@ class Handler:
     def bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the call's arguments by name, as they are stored. Raises InvalidInput for what does not fit."""
         parameters = self.parameters
-        if len(args) == len(parameters) and not kwargs:
+        if len(args) == self.by_place and not kwargs:
             return dict(zip(parameters, args))  # noqa: B905 - equally long; the argument costs more than the rest
-        if len(args) > len(parameters):
-            raise invalid(
-                "arguments", args, f"{self.name} takes {len(parameters)} of them", f"it wants ({', '.join(parameters)})"
-            )
+        if len(args) > self.places:
+            why = f"{self.name} takes {self.places} of them" + (" by place" if self.by_place < 0 else "")
+            raise invalid("arguments", args, why, f"it wants ({', '.join(parameters)})")
         bound = dict(zip(parameters, args, strict=False))
         for name, value in kwargs.items():
             if name not in parameters or name in bound:
@@ -234,6 +239,28 @@ class Handler:
             except msgspec.ValidationError:
                 pass  # said below
         return msgspec.structs.asdict(convert(arguments, self.params_type, f"arguments of {self.name}"))
+
+
+def _retry_of(retry: Any) -> Retry:
+    if retry is None:
+        return Retry()
+    if type(retry) is int:
+        return Retry(max_retries=retry)
+    if not isinstance(retry, Retry):
+        raise invalid("retry", retry, "is no retry policy", "use Retry(...), or the number of retries")
+    return retry
+
+
+def _check_function(function: Any) -> None:
+    """Raises InvalidInput for what can be called and is no handler all the same."""
+    if not callable(function):
+        raise invalid("handler", function, "is not callable", "decorate a function")
+    if inspect.ismethod(function) or inspect.isbuiltin(function):
+        raise invalid("handler", function, "is a bound method or a builtin", "wrap it in a function of your own")
+    if inspect.isclass(function):
+        raise invalid("handler", function, "is a class", "decorate a function that makes what it returns")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise invalid("handler", function, "is a generator, which is no value", "return a list")
 
 
 def priority_of(value: Any) -> TaskPriority:
