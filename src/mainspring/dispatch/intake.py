@@ -14,11 +14,11 @@ from mainspring.config import SchedulerConfig, seconds
 from mainspring.environment import Environment
 from mainspring.errors import InvalidInput, UnsupportedTaskType, invalid
 from mainspring.execution.executor import TaskExecutor
-from mainspring.processors.calls import id_of, typed_task, with_declared
+from mainspring.processors.calls import check_task, id_of, typed_task, with_declared
 from mainspring.processors.custom import MAX_RETRIES, Handler
 from mainspring.results.values import Values
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, POLICY_CODE, NewTask, Spec, Store
-from mainspring.tasks import Custom, Task, TaskId, TaskInput, TaskPriority, TaskType
+from mainspring.tasks import Custom, Task, TaskId, TaskPriority, TaskType
 from mainspring.tasks.codec import encode, encode_input
 
 _spec_encoder = msgspec.msgpack.Encoder()
@@ -55,7 +55,7 @@ class Intake:
             if isinstance(task, NewTask):
                 new = task
             else:
-                _check_kind(task)
+                check_task(task)
                 if task.task_type not in served and task.task_type not in self._elsewhere:
                     await self._look_elsewhere(task.task_type)
                 new = self._new_task(task)
@@ -247,18 +247,6 @@ class CallMaker:
             id or self._new_id(), like.class_key, data, like.priority, like.max_retries, like.timeout_ms,
             like.deadline_ms, like.not_before_ms, flags, like.spec, like.key, after, like.policy,
         )  # fmt: skip
-
-
-def _check_kind(task: Any) -> None:
-    """Raises InvalidInput for what is no task, or has no id, type or input to begin with."""
-    if not isinstance(task, Task):
-        raise invalid("task", task, "is no Task", "pass Task(...), or submit(function, ...) to an engine")
-    if not isinstance(task.id, TaskId):
-        raise invalid("id", task.id, "is no TaskId", "pass TaskId(...), or leave it out for a new one")
-    if not isinstance(task.task_type, str):
-        raise invalid("task_type", task.task_type, "is no task type", "use TaskType")
-    if not isinstance(task.input, TaskInput):
-        raise invalid("input", task.input, "is no input", "use Text, Binary, SearchQuery, ModelInput or Custom")
 
 
 def _check_names(task: Task) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import msgspec
@@ -19,10 +20,10 @@ from mainspring.dispatch.parts import Parts
 from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.registry import record_of
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import StoreUnavailable, TaskError, TaskNotFound
+from mainspring.errors import InvalidInput, StoreUnavailable, TaskError, TaskNotFound
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import Lane as LaneName
-from mainspring.processors.calls import submitter
+from mainspring.processors.calls import id_of, submitter
 from mainspring.processors.context import current, waiting_inside
 from mainspring.results.values import Values, completed, is_at_hand
 from mainspring.results.waiters import Waiters, Waiting, within
@@ -59,7 +60,8 @@ _PACE_S = 0.25
 class TaskManager:
     """Submits tasks, runs them as slots fall free, and knows how they end.
 
-    Without a store it makes a private one that goes with it. Use it as the engine's part, or by itself:
+    Without a store it makes a private one that goes with it; with a path or an address it opens that one. Use it as the
+    engine's part, or by itself:
 
         manager = await TaskManager.new(TaskManagerConfig())
         task_id = await manager.submit_task(task)
@@ -70,14 +72,18 @@ class TaskManager:
     def __init__(
         self,
         config: TaskManagerConfig | None = None,
-        store: Parts | None = None,
+        store: Parts | str | Path | None = None,
         *,
         scheduler_config: SchedulerConfig | None = None,
         env: Environment = SYSTEM,
     ) -> None:
         self.config = config or TaskManagerConfig()
-        self._owned = store is None
-        self.parts = store or Parts(":memory:", EngineConfig(manager=self.config), env=env)
+        self._owned = not isinstance(store, Parts)
+        self.parts = (
+            store
+            if isinstance(store, Parts)
+            else Parts(":memory:" if store is None else store, EngineConfig(manager=self.config), env=env)
+        )
         self.store = self.parts.store
         self.executor: TaskExecutor = self.parts.executor
         self.values = Values(self.parts.blobs, self.parts.config.store, env)
@@ -91,6 +97,7 @@ class TaskManager:
         self._settling: set[asyncio.Task[Any]] = set()
         self._running = False
         self._draining = False
+        self._stopped = False
         self._pacer: asyncio.Task[None] | None = None
         self.lanes: Mapping[str, Lane] = {}
 
@@ -107,6 +114,8 @@ class TaskManager:
         """Open what is ours and, with `work`, begin to take tasks."""
         if self._running:
             return
+        if self._stopped:
+            raise InvalidInput("this manager was stopped and can't start again; make a new TaskManager", field="start")
         self._loop = asyncio.get_running_loop()
         if self._owned:
             await self.parts.open()
@@ -176,6 +185,7 @@ class TaskManager:
         if self._settling:
             await asyncio.gather(*self._settling, return_exceptions=True)
         if self._owned:
+            self._stopped = True
             await self.parts.close()
             self.waiters.close()
         else:
@@ -250,11 +260,11 @@ class TaskManager:
         except TaskNotFound as exc:
             raise unordered(ready) or exc from None
 
-    async def get_task(self, task_id: TaskId) -> TaskInfo:
+    async def get_task(self, task_id: TaskId | str) -> TaskInfo:
         """Return all the store knows about a task. Raises TaskNotFound."""
-        return await self.store.info(task_id.bytes)
+        return await self.store.info(id_of(task_id).bytes)
 
-    async def get_task_result(self, task_id: TaskId, timeout: float | str | None = None) -> TaskResult:
+    async def get_task_result(self, task_id: TaskId | str, timeout: float | str | None = None) -> TaskResult:
         """Wait until the task has ended and return how; a failure is a result, not an exception.
 
         Where the output stands for other tasks, their values are in it, once they have ended too. Where one of those
@@ -265,9 +275,10 @@ class TaskManager:
         """
         if current.get() is not None:
             raise waiting_inside()
-        async with within(timeout, task_id.bytes):
-            ended = await self.waiters.wait(self.waiters.find(task_id.bytes))
-            result = await self.store.result(task_id.bytes)
+        key = id_of(task_id).bytes
+        async with within(timeout, key):
+            ended = await self.waiters.wait(self.waiters.find(key))
+            result = await self.store.result(key)
             assert result is not None
             return await self._whole(result, ended) if ended.flags & STANDS_FOR else result
 
@@ -295,17 +306,18 @@ class TaskManager:
     async def _value_of(self, task_id: TaskId) -> Any:
         return await self.value(self.waiters.find(task_id.bytes))
 
-    async def cancel_task(self, task_id: TaskId) -> str:
+    async def cancel_task(self, task_id: TaskId | str) -> str:
         """Answer `cancelled`: it never runs (again). `requested`: it runs and is asked to stop; nothing it still
         returns is recorded. `already(STATUS)`: it had ended.
 
         Raises: TaskNotFound.
         """
-        waiting = self.waiters.find(task_id.bytes)
-        answer = await self.store.cancel(task_id.bytes)
+        key = id_of(task_id).bytes
+        waiting = self.waiters.find(key)
+        answer = await self.store.cancel(key)
         if answer != "held":
             return answer
-        if any(task_id.bytes in desk.running for desk in self._desks.values()):
+        if any(key in desk.running for desk in self._desks.values()):
             return "requested"
         try:  # some worker has claimed it; only that one knows whether it began
             async with within(_CANCEL_WAIT_S, waiting.key):
@@ -314,9 +326,9 @@ class TaskManager:
             return "requested"
         return "cancelled" if ended.status == STATUS_CANCELLED else "requested"
 
-    async def retry_task(self, task_id: TaskId) -> TaskId:
+    async def retry_task(self, task_id: TaskId | str) -> TaskId:
         """Make a new task of one that failed, timed out or was cancelled, with the descendants that failed for it."""
-        return TaskId(await self.store.retry(task_id.bytes))
+        return TaskId(await self.store.retry(id_of(task_id).bytes))
 
     async def pause(self, *, type: str = "", namespace: str = "", group: str = "") -> None:
         """Start no more tasks of this kind, in any process; without arguments: of any kind."""

@@ -73,6 +73,7 @@ class Parts:
         self.blobs = self.store.blobs
         self.models = ModelManager(config.models, environment=env)
         self.executor = TaskExecutor(
+            config.executor,
             (
                 TextProcessor(self._tokenizer),
                 EmbeddingProcessor(self.models),
@@ -81,7 +82,6 @@ class Parts:
                 StorageProcessor(self.blobs),
                 RetrievalProcessor(self.blobs, self.keys, self.vectors, config.retrieval),
             ),
-            config.executor,
             slots=config.manager,
             env=env,
         )

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-from mainspring.config import ExecutorConfig, TaskManagerConfig
+from mainspring.config import ExecutorConfig, TaskManagerConfig, seconds
 from mainspring.environment import SYSTEM, Environment, Lock
-from mainspring.errors import Conflict, InvalidInput, UnsupportedTaskType, invalid
+from mainspring.errors import Conflict, InvalidInput, TaskTimeout, UnsupportedTaskType, invalid
 from mainspring.execution.base import Report, Runner, Work
 from mainspring.execution.loop import LoopRunner
 from mainspring.execution.threads import ThreadRunner
+from mainspring.models.base import EmbeddingModel
+from mainspring.models.manager import ModelManager
 from mainspring.processors.base import Lane, Processor
-from mainspring.processors.calls import call_task, task_of
+from mainspring.processors.calls import call_task, check_task, task_of
 from mainspring.processors.context import Child
 from mainspring.processors.custom import Handler, HandlerProcessor, check_importable
+from mainspring.processors.embedding import EmbeddingProcessor
+from mainspring.processors.inference import InferenceProcessor
+from mainspring.processors.text import TextProcessor
 from mainspring.tasks import (
     Custom,
+    ErrorInfo,
     Retry,
     Signal,
     Task,
@@ -36,13 +43,14 @@ _NO_RETRY_POLICY = Retry()
 class TaskExecutor:
     """Processors and handlers by task type, and the lanes they run in.
 
-    The engine takes claimed tasks through it; `execute_task` runs a single one here and now, without any store.
+    The engine takes claimed tasks through it; `execute_task` runs a single one here and now, without any store. By
+    itself it knows the built-in types that need no store: text processing, embedding generation and model inference.
     """
 
     def __init__(
         self,
-        processors: Iterable[Processor] = (),
         config: ExecutorConfig | None = None,
+        processors: Iterable[Processor] | None = None,
         *,
         slots: TaskManagerConfig | None = None,
         env: Environment = SYSTEM,
@@ -57,7 +65,7 @@ class TaskExecutor:
         self._loading = Lock()
         self.submit: Callable[..., Child] | None = None
         self.store_now: Any = None
-        for processor in processors:
+        for processor in _without_a_store(env) if processors is None else processors:
             self._processors[processor.task_type] = processor
 
     @property
@@ -193,6 +201,7 @@ class TaskExecutor:
 
         Raises: UnsupportedTaskType, InvalidInput: the task can't be run at all.
         """
+        check_task(task)
         if task.task_type not in self._processors:
             known = ", ".join(sorted(self._processors))
             raise UnsupportedTaskType(f"task_type = {str(task.task_type)!r}: not registered; registered are {known}")
@@ -200,6 +209,7 @@ class TaskExecutor:
         if refs or task.dependencies:
             raise invalid("dependencies", task.dependencies or refs, "need a store", "submit the task to an engine")
         self.check(task, has_refs=False)
+        limit_s = self._limit_s(task)
         work = Work(
             task.id.bytes,
             1,
@@ -211,17 +221,37 @@ class TaskExecutor:
             task.retry_count,
         )
         lane = self.lane_of(task.task_type)
-        report = self.runner(lane).run(work, _Unheard())
+        runner = self.runner(lane)
+        report = runner.run(work, _Unheard())
         if not isinstance(report, Report):
-            report = await report
+            report = await self._within(limit_s, runner, work, report)
         return self._result(task, report, lane)
+
+    def _limit_s(self, task: Task) -> float | None:
+        if task.timeout is not None:
+            return seconds(task.timeout, "timeout")
+        handler = self._handlers.get(task.task_type)
+        return None if handler is None else handler.timeout
+
+    async def _within(self, limit_s: float | None, runner: Runner, work: Work, report: Awaitable[Report]) -> Report:
+        """Await a report; past the limit the attempt is asked to stop, then given up."""
+        going = asyncio.ensure_future(report)
+        try:
+            await asyncio.wait({going}, timeout=limit_s)
+            if going.done():
+                return going.result()
+            for hard in (False, True):
+                runner.stop(work, hard=hard)
+                await asyncio.wait({going}, timeout=seconds(self._slots.grace_s, "grace_s"))
+            return Report(error=ErrorInfo(type="TaskTimeout", message=f"it ran longer than {limit_s} s"))
+        finally:
+            going.cancel()
 
     def _result(self, task: Task, report: Report, lane: Lane) -> TaskResult:
         usage = report.usage
-        failed = report.error is not None
         return TaskResult(
             task_id=task.id,
-            status=TaskStatus.FAILED if failed else TaskStatus.COMPLETED,
+            status=_status_of(report),
             output=None if report.output is None else decode_output(report.output),
             error=report.error,
             metrics=TaskMetrics(
@@ -244,6 +274,22 @@ class TaskExecutor:
         for kind in sorted(self._loaded):
             self._processors[kind].close()
         self._loaded.clear()
+
+
+def _status_of(report: Report) -> TaskStatus:
+    if report.error is None:
+        return TaskStatus.COMPLETED
+    return TaskStatus.TIMEOUT if report.error.type == TaskTimeout.__name__ else TaskStatus.FAILED
+
+
+def _without_a_store(env: Environment) -> tuple[Processor, ...]:
+    models = ModelManager(environment=env)
+
+    def tokenizer(model_id: str | None) -> EmbeddingModel:
+        with models.acquire_embedding(model_id or models.config.default_embedding) as model:
+            return model
+
+    return TextProcessor(tokenizer), EmbeddingProcessor(models), InferenceProcessor(models)
 
 
 class _Unheard:

@@ -120,6 +120,18 @@ def id_of(item: Any) -> TaskId:
     return TaskId(item)
 
 
+def check_task(task: Any) -> None:
+    """Raises InvalidInput for what is no task, or has no id, type or input to begin with."""
+    if not isinstance(task, Task):
+        raise invalid("task", task, "is no Task", "pass Task(...), or submit(function, ...) to an engine")
+    if not isinstance(task.id, TaskId):
+        raise invalid("id", task.id, "is no TaskId", "pass TaskId(...), or leave it out for a new one")
+    if not isinstance(task.task_type, str):
+        raise invalid("task_type", task.task_type, "is no task type", "use TaskType")
+    if not isinstance(task.input, TaskInput):
+        raise invalid("input", task.input, "is no input", "use Text, Binary, SearchQuery, ModelInput or Custom")
+
+
 def child_id(parent: TaskId, call: int) -> TaskId:
     """Return the id of a handler's n-th `submit(..., now=True)`: the same in every attempt, ordered like its parent."""
     digest = hashlib.blake2b(parent.bytes + call.to_bytes(8, "big"), digest_size=10).digest()

@@ -43,18 +43,19 @@ class ResourceMonitor:
     host use does not. Without a limit they are the machine's.
 
     Args:
-        folder: on the disk whose room is watched.
+        folder: on the disk whose room is watched; by default where the program runs.
         sample_interval: seconds, or text such as "500ms".
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path = ".",
         sample_interval: float | str = 0.5,
         *,
         cgroup: Cgroup | None = None,
         env: Environment = SYSTEM,
     ) -> None:
+        folder = Path(folder)
         if not folder.is_dir():
             raise invalid("folder", str(folder), "is no folder", "create it first")
         self._folder = folder

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mainspring.config import SchedulerConfig
 from mainspring.dispatch.manager import TaskManager
 from mainspring.errors import InsufficientResources
+from mainspring.processors.calls import id_of
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
 from mainspring.scheduling.explain import explain
 from mainspring.tasks import Task, TaskId
@@ -54,9 +55,9 @@ class TaskScheduler:
         usage = self._monitor.sample()
         _refuse("storage", usage.storage_bytes, self._config.max_storage_bytes, usage.storage_limit_bytes)
 
-    async def explain(self, task_id: TaskId) -> str:
+    async def explain(self, task_id: TaskId | str) -> str:
         """Return one sentence that says why the task is not running, or how it ended. Raises TaskNotFound."""
-        return await explain(self._manager, task_id)
+        return await explain(self._manager, id_of(task_id))
 
     def _refuse_when_full(self, usage: ResourceUsage) -> None:
         config = self._config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import msgspec
 
@@ -27,8 +27,14 @@ class VectorStore(Protocol):
     Writes of tasks come as effects and commit with the task; `write` is for everybody else.
     """
 
-    def search(self, queries: Sequence[SearchQuery]) -> list[SearchResults]:
-        """Answer queries whose vectors are given, exactly: cosine similarity, best first, ties by id.
+    @overload
+    def search(self, query: SearchQuery, /) -> SearchResults: ...
+
+    @overload
+    def search(self, queries: Sequence[SearchQuery], /) -> list[SearchResults]: ...
+
+    def search(self, queries: SearchQuery | Sequence[SearchQuery], /) -> SearchResults | list[SearchResults]:
+        """Answer a query, or several at once, whose vectors are given: cosine similarity, best first, ties by id.
 
         Sees every record committed before the call. The answer to a query does not depend on those beside it.
 
@@ -46,6 +52,19 @@ class VectorStore(Protocol):
         """
 
     def collections(self) -> list[Collection]: ...
+
+    def upsert(
+        self,
+        collection: str,
+        records: Sequence[VectorRecord],
+        *,
+        model_id: str | None = None,
+        replace: dict[str, Any] | None = None,
+    ) -> int:
+        """Insert or replace records by id; see `write`. `replace` is a filter of what is deleted with it."""
+
+    def delete(self, collection: str, ids: Sequence[str] = (), *, filter: dict[str, Any] | None = None) -> int:
+        """Delete records by id or by a filter; see `write`."""
 
     def write(self, effect: VectorUpsert | VectorDelete) -> int:
         """Apply at once in a transaction of its own; returns how many records were written or deleted.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from mainspring.errors import InvalidInput
-from mainspring.tasks import SearchQuery, SearchResults, VectorDelete, VectorRecord, VectorUpsert
+from mainspring.tasks import SearchQuery, VectorDelete, VectorRecord, VectorUpsert
 from mainspring.vectors.base import Collection
 
 
@@ -20,7 +20,7 @@ def refuse(*_: object) -> NoReturn:
 class NoVectors:
     """See `vectors.base.VectorStore`."""
 
-    def search(self, queries: Sequence[SearchQuery]) -> list[SearchResults]:
+    def search(self, queries: SearchQuery | Sequence[SearchQuery], /) -> Any:
         refuse()
 
     def get(self, collection: str, ids: Sequence[str]) -> list[VectorRecord]:
@@ -32,6 +32,19 @@ class NoVectors:
     def collections(self) -> list[Collection]:
         """There are none."""
         return []
+
+    def upsert(
+        self,
+        collection: str,
+        records: Sequence[VectorRecord],
+        *,
+        model_id: str | None = None,
+        replace: dict[str, Any] | None = None,
+    ) -> int:
+        refuse()
+
+    def delete(self, collection: str, ids: Sequence[str] = (), *, filter: dict[str, Any] | None = None) -> int:
+        refuse()
 
     def write(self, effect: VectorUpsert | VectorDelete) -> int:
         refuse()

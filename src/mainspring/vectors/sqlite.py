@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
 
 import apsw
 import msgspec
@@ -67,7 +67,15 @@ class SqliteVectorStore:
         self._following = [Lock() for _ in range(_LOCKS)]  # held while a matrix follows the file
         self._write = write or _OwnWriter(self._path)
 
-    def search(self, queries: Sequence[SearchQuery]) -> list[SearchResults]:
+    @overload
+    def search(self, query: SearchQuery, /) -> SearchResults: ...
+
+    @overload
+    def search(self, queries: Sequence[SearchQuery], /) -> list[SearchResults]: ...
+
+    def search(self, queries: SearchQuery | Sequence[SearchQuery], /) -> SearchResults | list[SearchResults]:
+        if isinstance(queries, SearchQuery):
+            return self.search([queries])[0]
         for query in queries:
             _check(query)
         by_collection: dict[str, list[int]] = {}
@@ -99,6 +107,19 @@ class SqliteVectorStore:
         with self._reading() as cursor:
             states = [State(*row) for row in cursor.execute(_COLLECTIONS)]
         return [Collection(state.name, state.dim, state.records, state.model_id, state.updated_ms) for state in states]
+
+    def upsert(
+        self,
+        collection: str,
+        records: Sequence[VectorRecord],
+        *,
+        model_id: str | None = None,
+        replace: dict[str, Any] | None = None,
+    ) -> int:
+        return self.write(VectorUpsert(collection, tuple(records), model_id, replace))
+
+    def delete(self, collection: str, ids: Sequence[str] = (), *, filter: dict[str, Any] | None = None) -> int:
+        return self.write(VectorDelete(collection, tuple(ids), filter))
 
     def write(self, effect: VectorUpsert | VectorDelete) -> int:
         now_ms = self._env.wall_ms()

@@ -97,7 +97,7 @@ class PostgresStore(SqlStore):
             return Session(self._connect)
 
     async def open(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._opens()
         self._writer.number = await prepare(self.server, self.config, self._extra_schema)
         self._folder = Path(tempfile.mkdtemp(prefix="mainspring-"))
         self._life = LifeFile(self._folder, self.worker_id, self.env)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from mainspring.blobs.base import BlobStore
 from mainspring.config import StoreConfig
 from mainspring.environment import Environment
-from mainspring.errors import StoreUnavailable, TaskNotFound
+from mainspring.errors import InvalidInput, StoreUnavailable, TaskNotFound
 from mainspring.store.base import (
     CANCEL_ASKED,
     Accepted,
@@ -77,7 +77,8 @@ class SqlStore(ABC):
         self._revoked = 0  # how often others took claims back, as far as the worker has been told
         self._recounting: asyncio.Future[None] | None = None
         self._port: WorkerPort | None = None
-        self._closed = False
+        self._closed = True
+        self._was_open = False
         self._told_pauses: frozenset[tuple[str, str, str]] = frozenset()
         self._listener: Listener | None = None
         self._progress: dict[int, tuple[Claimed, float, float]] = {}
@@ -85,6 +86,12 @@ class SqlStore(ABC):
         self._timer_ms: int | None = None
         self._wall_ms = 0
         self._started = 0.0
+
+    def _opens(self) -> None:
+        """Begin to take calls on the loop that runs."""
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = self.env.thread_ident()
+        self._closed, self._was_open = False, True
 
     # What a store brings
 
@@ -117,6 +124,9 @@ class SqlStore(ABC):
     # Calls
 
     def _refuse_closed(self) -> None:
+        if self._closed and not self._was_open:
+            why = "the store is not open yet; use `async with engine:`, or `await engine.start()` or `manager.start()`"
+            raise InvalidInput(why, field="start")
         if self._closed:
             raise StoreUnavailable("the store is closed; open it again with a new engine")
 
@@ -134,7 +144,11 @@ class SqlStore(ABC):
         return await command.future  # type: ignore[no-any-return]
 
     def write_from_thread(self, run: Callable[[Any], T]) -> T:
-        """Like `write`, blocking, for threads other than the loop's."""
+        """Like `write`, blocking, for threads other than the loop's. Raises InvalidInput on the loop's own."""
+        self._refuse_closed()
+        if self.env.thread_ident() == self._loop_thread:
+            why = "this write would block the event loop for ever; await asyncio.to_thread(...), or the engine's method"
+            raise InvalidInput(why, field="write")
         return self.env.on_loop(self._loop, self.write(lambda tx: run(tx.cursor)))
 
     async def cancel(self, id: bytes) -> str:
@@ -154,6 +168,7 @@ class SqlStore(ABC):
         return await self._change_pauses(lambda tx: commands.resume(tx, namespace, type, group))
 
     async def _change_pauses(self, run: Callable[[Transaction], T]) -> T:
+        self._refuse_closed()
         changing = self._loop.create_task(self.write(run), name="pauses")
         changing.add_done_callback(self._reload_pauses)
         return await asyncio.shield(changing)  # who asked may leave; the change is acted on all the same

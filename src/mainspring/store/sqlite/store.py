@@ -101,7 +101,7 @@ class SqliteStore(SqlStore):
         return open_writer(self.path, self.config, extra_schema=self._extra_schema, volatile=self._private is not None)
 
     async def open(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._opens()
         opened: asyncio.Future[None] = self._loop.create_future()
         self._strand = self.env.start_strand("mainspring-writer", self._write(opened), self._writer.signal)
         try:
