@@ -71,6 +71,20 @@ def _check(ok: bool, field: str, value: Any, why: str, remedy: str) -> None:
         raise invalid(field, value, why, remedy)
 
 
+def _check_counts(config: msgspec.Struct, *names: str, least: int = 1) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if type(value) is not int or value < least:
+            raise invalid(name, value, f"is no whole number from {least}", f"use {least} or more")
+
+
+def _check_seconds(config: msgspec.Struct, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check(not isinstance(value, str), name, value, "is no number of seconds", "use a number")
+        seconds(value, name)
+
+
 class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Where tasks live, and for how long."""
 
@@ -95,6 +109,12 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
         _check(
             self.durability in ("full", "relaxed"), "durability", self.durability, "is unknown", "use full or relaxed"
         )
+        _check_counts(self, "inline_bytes", "max_payload_bytes", "wal_limit_bytes")
+        _check_counts(self, "max_completed", least=0)
+        _check_seconds(
+            self, "keep_completed_s", "keep_failed_s", "keep_tombstones_s", "ageing_s", "lock_timeout_s", "stall_s",
+            "dead_s",
+        )  # fmt: skip
         _check(
             0 < self.inline_bytes <= self.max_payload_bytes,
             "inline_bytes",
@@ -124,17 +144,11 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float = 30.0  # how long stop() lets running work finish before releasing it
 
     def __post_init__(self) -> None:
-        _check(
-            self.queue_size is None or self.queue_size > 0,
-            "queue_size",
-            self.queue_size,
-            "is not positive",
-            "use None for unbounded",
-        )
+        if self.queue_size is not None:
+            _check_counts(self, "queue_size")
+        _check_counts(self, "batch_size", "async_slots", "thread_slots", "process_slots", "prefetch_max")
         for name in ("async_slots", "thread_slots", "process_slots"):
             _check(getattr(self, name) <= 10_000, name, getattr(self, name), "is above 10,000", "use more processes")
-        for name in ("batch_size", "async_slots", "thread_slots", "process_slots", "prefetch_max"):
-            _check(getattr(self, name) > 0, name, getattr(self, name), "is not positive", "use 1 or more")
         for name in ("processing_interval", "grace_s", "drain_s", "prefetch_s"):
             seconds(getattr(self, name), name)
         _check(
@@ -157,8 +171,18 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_params_bytes: int = 64 * KIB
 
     def __post_init__(self) -> None:
+        _check_counts(self, "max_dependencies", "max_metadata_bytes", "max_params_bytes", least=0)
+        for name in ("max_memory_bytes", "max_storage_bytes"):
+            if getattr(self, name) is not None:
+                _check_counts(self, name)
         if self.max_cpu_usage is not None:
-            _check(0 < self.max_cpu_usage <= 1, "max_cpu_usage", self.max_cpu_usage, "is no share", "use 0..1, as 0.9")
+            _check(
+                isinstance(self.max_cpu_usage, (int, float)) and 0 < self.max_cpu_usage <= 1,
+                "max_cpu_usage",
+                self.max_cpu_usage,
+                "is no share",
+                "use 0..1, as 0.9",
+            )
 
 
 class ExecutorConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,6 +194,11 @@ class ExecutorConfig(msgspec.Struct, frozen=True, kw_only=True):
     child_prefetch: int = 8  # tasks sent to a child ahead of time
     child_stderr_bytes: int = 8 * KIB  # tail of a dead child's stderr kept as evidence
     child_start_timeout_s: float = 60.0  # imports of heavy libraries are slow on a loaded machine
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "child_recycle_tasks", "child_recycle_bytes", "child_prefetch")
+        _check_counts(self, "traceback_chars", "child_stderr_bytes", least=0)
+        _check_seconds(self, "child_start_timeout_s")
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,6 +230,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     executor: ExecutorConfig = ExecutorConfig()
     models: ModelConfig = msgspec.field(default_factory=ModelConfig)
     retrieval: RetrievalConfig = RetrievalConfig()
+
+    def __post_init__(self) -> None:
+        for field in msgspec.structs.fields(type(self)):
+            value = getattr(self, field.name)
+            wanted: Any = field.type
+            _check(isinstance(value, wanted), field.name, value, f"is no {wanted.__name__}", "pass one")
 
 
 __all__ = [

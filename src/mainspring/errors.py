@@ -39,12 +39,20 @@ if TYPE_CHECKING:
 
 
 class TaskError(Exception):
-    """Base of all errors. `info` is the stored record of a task's failure, where there is one."""
+    """Base of all errors.
+
+    `info` is the stored record of a task's failure, where there is one. `field` and `value` tell what was wrong, where
+    that is one thing; of an error that a task recorded, the message alone tells the value.
+    """
 
     is_retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, info: ErrorInfo | None = None) -> None:
+    def __init__(
+        self, message: str, *, field: str | None = None, value: Any = None, info: ErrorInfo | None = None
+    ) -> None:
         super().__init__(message)
+        self.field = field
+        self.value = value
         self.info = info
 
     @property
@@ -55,13 +63,6 @@ class TaskError(Exception):
 
 class InvalidInput(TaskError):
     """A value that can't work. The message names the field, the value and the remedy."""
-
-    def __init__(
-        self, message: str, *, field: str | None = None, value: Any = None, info: ErrorInfo | None = None
-    ) -> None:
-        super().__init__(message, info=info)
-        self.field = field
-        self.value = value
 
 
 def invalid(field: str, value: object, why: str, remedy: str) -> InvalidInput:
@@ -118,8 +119,16 @@ class ResourceLimitExceeded(TaskError):
 
     is_retryable = True
 
-    def __init__(self, message: str, *, retry_after: float | None = None, info: ErrorInfo | None = None) -> None:
-        super().__init__(message, info=info)
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        field: str | None = None,
+        value: Any = None,
+        info: ErrorInfo | None = None,
+    ) -> None:
+        super().__init__(message, field=field, value=value, info=info)
         self.retry_after = retry_after
 
 
@@ -191,8 +200,11 @@ BY_NAME: dict[str, type[TaskError]] = {
         InvalidInput,
         UnsupportedTaskType,
         TaskNotFound,
+        Conflict,
         ResourceLimitExceeded,
         InsufficientResources,
+        QueueFull,
+        StoreUnavailable,
         TaskTimeout,
         TaskCancelled,
         DependencyNotMet,
@@ -206,4 +218,4 @@ def from_info(info: ErrorInfo) -> TaskError:
     """Return the exception that tells a caller how its task ended. Users' own exception classes are never rebuilt."""
     cls = BY_NAME.get(info.type, ProcessingFailed)
     message = info.message if cls.__name__ == info.type else f"{info.type}: {info.message}"
-    return cls(message, info=info)
+    return cls(message, field=info.field, info=info)

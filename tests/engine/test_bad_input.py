@@ -18,11 +18,14 @@ from mainspring import (
     Context,
     Custom,
     Engine,
+    EngineConfig,
+    ExecutorConfig,
     InvalidInput,
     ModelInput,
     QueueFull,
     Resources,
     Retry,
+    SchedulerConfig,
     SearchQuery,
     StoreConfig,
     Task,
@@ -289,6 +292,43 @@ async def test_parents_in_the_same_call(engine: Engine, echo: Any) -> None:
     await engine.submit_all([task(a, b), task(b)])  # stored already: a repeated submit is harmless in any order
 
 
+async def test_errors_name_the_value(engine: Engine, echo: Any) -> None:
+    """`field` and `value` are there for whoever wants to act on them; of what a task recorded, the field."""
+    ghost = TaskId()
+    for call in (engine.handle(ghost).info(), engine.manager.cancel_task(ghost), engine.handle(ghost).result()):
+        with pytest.raises(TaskNotFound) as missing:
+            await call
+        assert (missing.value.field, missing.value.value) == ("task id", ghost)
+    with pytest.raises(TaskNotFound) as parent:
+        await engine.submit(echo, 1, after=ghost)
+    assert (parent.value.field, parent.value.value) == ("dependencies", ghost)
+    with pytest.raises(UnsupportedTaskType) as unsupported:
+        await engine.submit(Task(task_type=TaskType.custom("ghost"), input=Custom({})))
+    assert (unsupported.value.field, unsupported.value.value) == ("task_type", "custom:ghost")
+
+    @engine.task
+    async def two(a: Any, b: Any) -> None:
+        raise InvalidInput("of its own", field="page")
+
+    bad = object()
+    with pytest.raises(InvalidInput, match=r"argument b: .*can't be stored") as argument:
+        await engine.submit(two, 1, bad)
+    assert (argument.value.field, argument.value.value) == ("b", bad)
+    with pytest.raises(InvalidInput, match="of its own") as recorded:
+        await value(await engine.submit(two, 1, 2))
+    assert (recorded.value.field, recorded.value.attempts) == ("page", 1)
+
+
+async def test_a_taken_key(engine: Engine) -> None:
+    """`if_absent` on a key that names other content is a Conflict, and not tried again."""
+    await engine.store(b"a", "taken")
+    handle = await engine.submit(engine.store, b"b", "taken", if_absent=True)
+    with pytest.raises(Conflict, match="taken") as caught:
+        await value(handle)
+    assert not caught.value.is_retryable
+    assert caught.value.attempts == 1
+
+
 def generator() -> Any:
     yield 1
 
@@ -491,6 +531,41 @@ def test_settings() -> None:
     ):
         with pytest.raises(InvalidInput, match=name):
             TaskManagerConfig(**{name: bad})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "bad"),
+    [
+        (TaskManagerConfig, "batch_size", "x"), (TaskManagerConfig, "batch_size", 1.5),
+        (TaskManagerConfig, "queue_size", -1), (TaskManagerConfig, "queue_size", "many"),
+        (SchedulerConfig, "max_memory_bytes", -1), (SchedulerConfig, "max_cpu_usage", "half"),
+        (SchedulerConfig, "max_dependencies", -1), (StoreConfig, "keep_completed_s", -1),
+        (StoreConfig, "keep_failed_s", "7d"), (StoreConfig, "inline_bytes", 1.5), (StoreConfig, "stall_s", None),
+        (ExecutorConfig, "child_prefetch", 0), (ExecutorConfig, "child_start_timeout_s", NAN),
+        (EngineConfig, "store", {}), (EngineConfig, "manager", None),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_of_a_wrong_type(settings: Any, name: str, bad: Any) -> None:
+    """InvalidInput that names the setting, not whatever fails first for it."""
+    with pytest.raises(InvalidInput) as caught:
+        settings(**{name: bad})
+    assert caught.value.field == name
+
+
+async def test_what_the_face_is_given(engine: Engine, echo: Any) -> None:
+    """Its methods refuse what is of another kind altogether."""
+    for store in (5, None, "", b"work.db"):
+        with pytest.raises(InvalidInput, match="store"):
+            Engine(store)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="config"):
+        Engine(config={})  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="items"):
+        await engine.map(echo, 5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="key"):
+        await engine.retrieve(5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="model_id"):
+        engine.models.register(5, object())  # type: ignore[arg-type]
 
 
 async def test_many_bad_ones_among_good_ones(engine: Engine, echo: Any) -> None:

@@ -90,7 +90,8 @@ class Intake:
         self._elsewhere = frozenset(await self._store.registered_types())
         if kind not in self._elsewhere:
             known = ", ".join(sorted({*self._executor.types, *self._elsewhere}))
-            raise UnsupportedTaskType(f"task_type = {str(kind)!r}: nobody has registered it; registered are {known}")
+            why = f"task_type = {str(kind)!r}: nobody has registered it; registered are {known}"
+            raise UnsupportedTaskType(why, field="task_type", value=kind)
 
     def _check_fields(self, task: Task) -> None:
         """Raises InvalidInput for what no task may be, whatever its type and input."""
@@ -236,7 +237,10 @@ class CallMaker:
         """Raises InvalidInput for arguments that don't fit or can't be stored."""
         handler, like = self._handler, self._pattern
         bound = handler.bind(args, kwargs)
-        data, refs = encode(Custom(bound))
+        try:
+            data, refs = encode(Custom(bound))
+        except InvalidInput as exc:
+            raise _argument(bound) or exc from exc
         flags, after = like.flags, like.after
         if refs:
             flags |= HAS_REFS
@@ -247,6 +251,16 @@ class CallMaker:
             id or self._new_id(), like.class_key, data, like.priority, like.max_retries, like.timeout_ms,
             like.deadline_ms, like.not_before_ms, flags, like.spec, like.key, after, like.policy,
         )  # fmt: skip
+
+
+def _argument(bound: Mapping[str, Any]) -> InvalidInput | None:
+    """Return what is wrong with the first argument that can't be stored."""
+    for name, value in bound.items():
+        try:
+            encode(value)
+        except InvalidInput as exc:
+            return InvalidInput(f"argument {name}: {exc}", field=name, value=value)
+    return None
 
 
 def _check_names(task: Task) -> None:

@@ -37,8 +37,7 @@ class Recorder:
 
     def refuse(self, claim: Claimed, exc: Exception, lane: str) -> None:
         """Record that an attempt could not begin."""
-        failed = failure(exc)
-        error = ErrorInfo(type=failed.error.type, message=failed.error.message, attempts=claim.retry_count + 1)
+        error = msgspec.structs.replace(failure(exc).error, traceback=None, attempts=claim.retry_count + 1)
         self._store.finish(Finish(claim, FAILED, self._store.now_ms(), error=_encoder.encode(error), lane=lane))
 
     def record(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from mainspring.config import seconds
 from mainspring.environment import Environment
 from mainspring.execution.base import Report, StopCause
@@ -39,9 +41,7 @@ def verdict(claim: Claimed, report: Report, cause: StopCause | None, retry: Retr
         return Verdict(RELEASED)
     if report.error is None:
         return Verdict(COMPLETED)
-    error = ErrorInfo(
-        type=report.error.type, message=report.error.message, traceback=report.error.traceback, attempts=tries
-    )
+    error = msgspec.structs.replace(report.error, attempts=tries)
     if report.crashed:
         return Verdict(CRASHED, error, _backoff_ms(retry, claim.crashes, env))
     if not report.retryable:

@@ -72,6 +72,10 @@ class Engine(Operations):
         worker: bool = True,
         env: Environment = SYSTEM,
     ) -> None:
+        if not isinstance(store, (str, Path)) or not str(store):
+            raise invalid("store", store, "is no path or address", 'use "work.db", ":memory:" or "postgresql://..."')
+        if config is not None and not isinstance(config, EngineConfig):
+            raise invalid("config", config, "is no EngineConfig", "pass EngineConfig(...)")
         self.config = config or EngineConfig()
         self._worker = worker
         self._parts = Parts(store, self.config, env=env)
@@ -299,6 +303,8 @@ class Engine(Operations):
 
         try:
             new = self._maker(function, options)
+            if not isinstance(items, Iterable):
+                raise invalid("items", items, "can't be iterated", "pass a list, or whatever yields the items")
             rest = iter(items)
             while chunk := [new(item) for item in islice(rest, _MAP_CHUNK)]:
                 ready = await self._ready(chunk)  # before the next chunk, which must not overtake it

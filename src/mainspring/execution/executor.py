@@ -204,7 +204,8 @@ class TaskExecutor:
         check_task(task)
         if task.task_type not in self._processors:
             known = ", ".join(sorted(self._processors))
-            raise UnsupportedTaskType(f"task_type = {str(task.task_type)!r}: not registered; registered are {known}")
+            why = f"task_type = {str(task.task_type)!r}: not registered; registered are {known}"
+            raise UnsupportedTaskType(why, field="task_type", value=task.task_type)
         data, refs = encode_input(task.input)
         if refs or task.dependencies:
             raise invalid("dependencies", task.dependencies or refs, "need a store", "submit the task to an engine")

@@ -344,7 +344,7 @@ class ModelManager:
 
 
 def _check_id(model_id: str) -> None:
-    if not _MODEL_ID.fullmatch(model_id):
+    if not isinstance(model_id, str) or not _MODEL_ID.fullmatch(model_id):
         raise invalid("model_id", model_id, "is no model id", "use letters, digits, . _ - and at most one /")
 
 

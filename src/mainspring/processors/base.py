@@ -79,7 +79,12 @@ def failure(exc: BaseException, traceback_chars: int = 4_000) -> Failed:
         retryable = exc.is_retryable
         if isinstance(exc, ResourceLimitExceeded) and exc.retry_after is not None:
             retry_after = seconds(exc.retry_after, "retry_after")
-    error = ErrorInfo(type=type(exc).__name__, message=_storable(text_of(exc)[:_MESSAGE_CHARS]), traceback=tail)
+    error = ErrorInfo(
+        type=type(exc).__name__,
+        message=_storable(text_of(exc)[:_MESSAGE_CHARS]),
+        traceback=tail,
+        field=exc.field if isinstance(exc, TaskError) else None,
+    )
     return Failed(error, retryable=retryable, retry_after=retry_after)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mainspring.errors import invalid
 from mainspring.processors.calls import split_options, typed_task
-from mainspring.tasks import Binary, Custom, ModelInput, SearchQuery, Task, TaskPriority, TaskType, Text
+from mainspring.tasks import Binary, Custom, ModelInput, Ref, SearchQuery, Task, TaskPriority, TaskType, Text
 
 _BYTES = (bytes, bytearray, memoryview)
 
@@ -122,7 +122,11 @@ def delete_task(
 
 def retrieve_task(key: str | None = None, *, as_: str | None = None, **where: Any) -> Task:
     chosen = split_options(where)
-    if key is not None:
+    if key is not None and not isinstance(key, (str, Ref)):
+        raise invalid("key", key, "is no text", "pass a key, or a file:// address")
+    if isinstance(key, Ref):
+        where["key"] = key
+    elif key is not None:
         where["url" if key.startswith("file://") else "key"] = key
     params = {} if as_ is None else {"as": as_}
     return typed_task(TaskType.DATA_RETRIEVAL, Custom(where), chosen, params=params)

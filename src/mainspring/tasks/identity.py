@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import Final, Literal
+from operator import attrgetter
+from typing import Final, Literal, Protocol, cast
 
 import uuid_utils
 
 from mainspring.environment import HERE
 from mainspring.errors import invalid
+
+_Bytes = bytes
+
+
+class _Uuid(Protocol):
+    @property
+    def bytes(self) -> _Bytes: ...
 
 
 class TaskId:
@@ -18,21 +26,24 @@ class TaskId:
     Prints as the usual 36 characters and orders by time of creation. `TaskId()` and `TaskId.new()` make a fresh one.
     """
 
-    __slots__ = ("bytes",)
+    __slots__ = ("_bytes",)
 
-    def __init__(self, value: bytes | str | TaskId | None = None) -> None:
+    def __init__(self, value: bytes | str | _Uuid | None = None) -> None:
         if type(value) is bytes and len(value) == 16:
-            self.bytes: bytes = value
+            self._bytes = value
             return
         if value is None:
             value = HERE.get().new_id()
         elif isinstance(value, str):
             value = _parse_uuid(value)
-        elif isinstance(value, TaskId):
-            value = value.bytes
-        else:
-            raise invalid("task id", value, "is not 16 bytes or a UUID's text", "pass a TaskId, its text or its bytes")
-        self.bytes = value
+        else:  # another TaskId, or a UUID of whatever library
+            given, value = value, getattr(value, "bytes", None)
+            if type(value) is not bytes or len(value) != 16:
+                why, remedy = "is not 16 bytes or a UUID's text", "pass a TaskId, a UUID, its text or its bytes"
+                raise invalid("task id", given, why, remedy)
+        self._bytes = value
+
+    bytes = cast(_Bytes, property(attrgetter("_bytes"), doc="The 16 bytes."))
 
     @classmethod
     def new(cls) -> TaskId:
@@ -50,8 +61,11 @@ class TaskId:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TaskId) and self.bytes == other.bytes
 
-    def __lt__(self, other: TaskId) -> bool:
-        return self.bytes < other.bytes
+    def __lt__(self, other: object) -> bool:
+        return self.bytes < other.bytes if isinstance(other, TaskId) else NotImplemented
+
+    def __le__(self, other: object) -> bool:
+        return self.bytes <= other.bytes if isinstance(other, TaskId) else NotImplemented
 
 
 def _parse_uuid(text: str) -> bytes:
@@ -129,6 +143,8 @@ class TaskType(str):
     def __new__(cls, text: str) -> TaskType:
         if type(text) is cls:
             return text
+        if not isinstance(text, str):
+            raise invalid("task_type", text, "is no task type", f"use one of {', '.join(_BUILT_IN)} or custom:NAME")
         if text not in _BUILT_IN and not (text.startswith("custom:") and _CUSTOM_NAME.fullmatch(text, 7)):
             raise invalid("task_type", text, "is no task type", f"use one of {', '.join(_BUILT_IN)} or custom:NAME")
         return super().__new__(cls, text)

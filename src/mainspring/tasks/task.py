@@ -65,6 +65,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     traceback: str | None = None  # its tail, without local variables
     attempts: int = 1
+    field: str | None = None  # which value was wrong, where it was one
 
     def __str__(self) -> str:
         return self.message

@@ -37,8 +37,10 @@ def state(tx: Transaction, id: bytes) -> tuple[int, int, int | None, int, int | 
 def not_found(tx: Transaction, id: bytes) -> TaskNotFound:
     pruned = tx.one("tombstone_by_id", id)
     if pruned is None:
-        return TaskNotFound(f"there is no task {TaskId(id)} in this store; check the id and the store's path")
-    return TaskNotFound(f"task {TaskId(id)} ended as {STATUS_OF[pruned[0]].value} and was pruned since")
+        why = f"there is no task {TaskId(id)} in this store; check the id and the store's path"
+    else:
+        why = f"task {TaskId(id)} ended as {STATUS_OF[pruned[0]].value} and was pruned since"
+    return TaskNotFound(why, field="task id", value=TaskId(id))
 
 
 def cancel(tx: Transaction, id: bytes) -> str:

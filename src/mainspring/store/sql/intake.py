@@ -315,8 +315,12 @@ def _parent(tx: Transaction, id: bytes) -> tuple[int, int, bytes]:
     if tx.one("tombstone_by_id", id) is None:
         raise TaskNotFound(
             f"dependencies = {TaskId(id)}: there is no such task; submit parents before their children "
-            "(or all of them in one call)"
+            "(or all of them in one call)",
+            field="dependencies",
+            value=TaskId(id),
         )
     raise TaskNotFound(
-        f"dependencies = {TaskId(id)}: that task ended and was pruned, its result is gone; submit it again"
+        f"dependencies = {TaskId(id)}: that task ended and was pruned, its result is gone; submit it again",
+        field="dependencies",
+        value=TaskId(id),
     )

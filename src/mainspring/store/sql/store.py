@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from mainspring.blobs.base import BlobStore
 from mainspring.config import StoreConfig
 from mainspring.environment import Environment
-from mainspring.errors import InvalidInput, StoreUnavailable, TaskNotFound
+from mainspring.errors import InvalidInput, StoreUnavailable
 from mainspring.store.base import (
     CANCEL_ASKED,
     Accepted,
@@ -346,9 +346,7 @@ class SqlStore(ABC):
         """Raises TaskNotFound for the first id that the store does not know."""
         unknown = await self.view(lambda view: reads.missing(view, ids))
         if unknown:
-            raise TaskNotFound(
-                f"there is no task {TaskId(unknown[0])} in this store; check the id and the store's path"
-            )
+            raise reads.unknown_task(unknown[0])
 
     async def list_tasks(
         self,

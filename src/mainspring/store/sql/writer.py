@@ -467,7 +467,9 @@ def _submit_exactly(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]
 
 
 def _refused(finish: Finish, exc: BaseException) -> Finish:
-    error = ErrorInfo(type=type(exc).__name__, message=str(exc), attempts=finish.claim.retry_count + 1)
+    field = exc.field if isinstance(exc, TaskError) else None
+    tries = finish.claim.retry_count + 1
+    error = ErrorInfo(type=type(exc).__name__, message=str(exc), attempts=tries, field=field)
     return Finish(
         finish.claim, FAILED, finish.ended_ms, finish.started_ms, None, finish.lane, finish.usage, encode(error)[0]
     )
