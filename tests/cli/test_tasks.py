@@ -76,6 +76,10 @@ def test_a_key_stores_one_task(here: Run) -> None:
     ("arguments", "why"),
     [
         ('{"widht": 3}', "mainspring: widht = 3: is no parameter of resize; resize takes (width, height)\n"),
+        (
+            '{"width": "a"}',
+            "mainspring: width = 'a': width is no integer; pass what resize is annotated with\n",
+        ),
         ("{}", "mainspring: resize misses width; resize takes (width, height)\n"),
     ],
 )

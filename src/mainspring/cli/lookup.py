@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from mainspring.errors import TaskNotFound, UnsupportedTaskType, invalid
+from mainspring.processors.declared import Declared
 from mainspring.tasks import TaskId, TaskType
 
 if TYPE_CHECKING:
@@ -43,14 +44,6 @@ class PauseRow(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         named = (("type", self.type), ("namespace", self.namespace), ("group", self.group))
         return ", ".join(f"{name} {value}" for name, value in named if value) or "everything"
-
-
-class Registered(msgspec.Struct, frozen=True):
-    """A handler as its worker declared it, for submitters without its code."""
-
-    options: dict[str, Any]  # max_retries, timeout, priority
-    parameters: tuple[str, ...]
-    required: frozenset[str]
 
 
 async def find_ids(engine: Engine, texts: Sequence[str]) -> list[TaskId]:
@@ -102,7 +95,7 @@ async def pauses(engine: Engine) -> list[PauseRow]:
     ]
 
 
-async def registered(engine: Engine, task_type: TaskType) -> Registered:
+async def registered(engine: Engine, task_type: TaskType) -> Declared:
     """Return what the store knows of a handler. Raises UnsupportedTaskType for one that no worker ever served."""
 
     def read(view: View) -> tuple[Any, list[str]]:
@@ -116,9 +109,7 @@ async def registered(engine: Engine, task_type: TaskType) -> Registered:
             f"task_type = {str(task_type)!r}: no worker has registered it in this store (registered are: {names}); "
             "start a worker whose module declares it"
         )
-    schema = msgspec.json.decode(row[1])
-    arguments = schema["$defs"][schema["$ref"].rpartition("/")[2]]
-    return Registered(msgspec.json.decode(row[0]), tuple(arguments["properties"]), frozenset(arguments["required"]))
+    return Declared.read(task_type.name, row[0], row[1])
 
 
 def when(ms: int) -> datetime:

@@ -145,13 +145,7 @@ async def _as_declared(
 ) -> dict[str, Any]:
     """Return the options with the handler's own where none are given; refuse arguments that it does not take."""
     known = await registered(engine, task_type)
-    given = payload.value  # type: ignore[union-attr]
-    takes = f"{task_type.name} takes ({', '.join(known.parameters)})"
-    for name in given:
-        if name not in known.parameters:
-            raise invalid(name, given[name], f"is no parameter of {task_type.name}", takes)
-    if missing := known.required - given.keys():
-        raise InvalidInput(f"{task_type.name} misses {', '.join(sorted(missing))}; {takes}", field=min(missing))
+    known.check(payload)
     return {**known.options, **options}
 
 

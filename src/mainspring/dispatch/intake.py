@@ -16,6 +16,7 @@ from mainspring.errors import InvalidInput, UnsupportedTaskType, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.calls import check_task, id_of, typed_task, with_declared
 from mainspring.processors.custom import MAX_RETRIES, Handler
+from mainspring.processors.declared import Declared
 from mainspring.results.values import Values
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, POLICY_CODE, NewTask, Spec, Store
 from mainspring.tasks import Custom, Task, TaskId, TaskPriority, TaskType
@@ -43,6 +44,7 @@ class Intake:
         self._config = config
         self._env = env
         self._elsewhere: frozenset[str] = frozenset()
+        self._declared: dict[str, Declared] = {}  # handlers whose code is not here
         self._patterns: WeakKeyDictionary[Handler, NewTask] = WeakKeyDictionary()  # of calls without options
 
     async def new_tasks(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
@@ -56,8 +58,8 @@ class Intake:
                 new = task
             else:
                 check_task(task)
-                if task.task_type not in served and task.task_type not in self._elsewhere:
-                    await self._look_elsewhere(task.task_type)
+                if task.task_type not in served:
+                    await self._check_elsewhere(task)
                 new = self._new_task(task)
             if len(new.input) > inline:
                 new.input = await self._values.put(new.input, "input")
@@ -85,13 +87,31 @@ class Intake:
         self._executor.check(task, has_refs=bool(refs))
         return self._stored(task, data, refs)
 
-    async def _look_elsewhere(self, kind: TaskType) -> None:
+    async def _check_elsewhere(self, task: Task) -> None:
         """A submitter need not have the code: some worker may have registered it in the store."""
-        self._elsewhere = frozenset(await self._store.registered_types())
+        known = self._declared.get(task.task_type)
+        try:
+            if known is None:
+                known = await self._look_elsewhere(task.task_type)
+            if known is not None:
+                known.check(task.input)
+        except InvalidInput:  # a newer worker may take it
+            known = await self._look_elsewhere(task.task_type)
+            if known is not None:
+                known.check(task.input)
+
+    async def _look_elsewhere(self, kind: TaskType) -> Declared | None:
+        row = await self._store.declared(kind)
+        if row is not None:
+            self._declared[kind] = Declared.read(TaskType(kind).name, *row)
+            return self._declared[kind]
+        if kind not in self._elsewhere:
+            self._elsewhere = frozenset(await self._store.registered_types())
         if kind not in self._elsewhere:
             known = ", ".join(sorted({*self._executor.types, *self._elsewhere}))
             why = f"task_type = {str(kind)!r}: nobody has registered it; registered are {known}"
             raise UnsupportedTaskType(why, field="task_type", value=kind)
+        return None
 
     def _check_fields(self, task: Task) -> None:
         """Raises InvalidInput for what no task may be, whatever its type and input."""
@@ -133,9 +153,7 @@ class Intake:
             not_before_ms = _ms(task.not_before, "not_before")
             if deadline_ms is not None and not_before_ms >= deadline_ms:
                 raise invalid("not_before", task.not_before.isoformat(), "is not before the deadline", "swap them")
-        timeout = task.timeout
-        if timeout is None and (handler := self._executor.handlers.get(task.task_type)) is not None:
-            timeout = handler.timeout
+        timeout = self._declared_timeout(task.task_type) if task.timeout is None else task.timeout
         after: tuple[bytes, ...] = ()
         if task.dependencies or refs:
             after = tuple(dict.fromkeys(id_of(item).bytes for item in (*task.dependencies, *refs)))
@@ -154,6 +172,12 @@ class Intake:
             after=after,
             policy=POLICY_CODE[task.on_dependency_failure],
         )
+
+    def _declared_timeout(self, kind: TaskType) -> float | str | None:
+        if (handler := self._executor.handlers.get(kind)) is not None:
+            return handler.timeout
+        known = self._declared.get(kind)
+        return None if known is None else known.options["timeout"]
 
     def _by_store(self, ms: int | None) -> int | None:
         """Return a moment by the store's clock: the wall clock may have been moved since the store was opened."""

@@ -263,6 +263,9 @@ class Store(Protocol):
     async def registered_types(self) -> list[str]:
         """Return all types that any worker has served."""
 
+    async def declared(self, kind: str) -> tuple[str, str] | None:
+        """Return options and JSON Schema of a handler's arguments, as its newest worker registered them."""
+
     def serve(self, port: WorkerPort) -> None:
         """Begin to hand over claims."""
 

@@ -204,6 +204,10 @@ def from_json(text: str | bytes, wanted: type[T] | Any = Any, field: str = "inpu
         raise invalid(field, text, str(exc), "pass valid JSON") from exc
 
 
+OWN_RULES = "$comment"
+"""A schema that has it is for people: what fits is decided elsewhere."""
+
+
 def json_schema(wanted: Any) -> dict[str, Any]:
     """Return the JSON Schema of a type that `convert` takes."""
 
@@ -211,7 +215,7 @@ def json_schema(wanted: Any) -> dict[str, Any]:
         if kind is TaskId:
             return {"type": "string", "format": "uuid"}
         if hasattr(kind, "model_json_schema"):
-            return dict(kind.model_json_schema())
+            return {**kind.model_json_schema(), OWN_RULES: "values are converted by the model's own rules"}
         return {"type": "array"} if kind.__name__ == "ndarray" else {"type": "string"}
 
     return msgspec.json.schema(wanted, schema_hook=own)

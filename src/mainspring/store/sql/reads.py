@@ -262,6 +262,12 @@ def registered_types(view: View) -> list[str]:
     return [row[0] for row in view.rows("registered_types")]
 
 
+def declared(view: View, kind: str) -> tuple[str, str] | None:
+    """Return options and schema of a handler, as its newest worker wrote them."""
+    row = view.one("newest_handler", kind)
+    return None if row is None else (row[0], row[1])
+
+
 def stats(view: View) -> dict[str, Any]:
     """Count by what is kept in step with every write; nothing here looks at each task but the unfinished ones."""
     with view.snapshot():

@@ -183,6 +183,9 @@ class SqlStore(ABC):
     async def registered_types(self) -> list[str]:
         return await self.view(reads.registered_types)
 
+    async def declared(self, kind: str) -> tuple[str, str] | None:
+        return await self.view(lambda view: reads.declared(view, kind))
+
     # The worker's side
 
     def serve(self, port: WorkerPort) -> None:
