@@ -50,3 +50,17 @@ async def test_stored_bytes_are_documents(engine: Engine) -> None:
     assert await engine.text(documents[0], "extract") == "plain"
     assert await engine.text(documents, "extract") == ["plain", "plain"]
     assert await engine.text(bytearray(b"plain"), "extract") == "plain"
+
+
+async def test_handles_within_lists_of_an_upsert(engine: Engine) -> None:
+    """Each value of a record may be another task's result, at any depth."""
+
+    @engine.task
+    async def give(value: Any) -> Any:
+        return value
+
+    id, text, label = [await engine.submit(give, name) for name in ("a", "words", "en")]
+    vector = await engine.submit(give, [1.0, 0.0])
+    await engine.upsert("c", [vector], ids=[id], texts=[text], metadata=[{"language": label}])
+    (hit,) = await engine.search([1.0, 0.0], collection="c")
+    assert (hit.id, hit.text, hit.metadata) == ("a", "words", {"language": "en"})

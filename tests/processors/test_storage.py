@@ -139,6 +139,7 @@ def test_upsert_of_nothing_still_replaces(processor: StorageProcessor) -> None:
         ({"vectors": [[1], [1, 2]]}, "input.vectors"),
         ({"vectors": [[[1.0]], [[2.0]]]}, "3 dimensions"),
         ({"vectors": "text"}, "input.vectors"),
+        ({"vectors": np.array([[1 + 1j], [1]])}, "is complex"),
         ({"ids": ["a"]}, "input.ids"),
         ({"ids": ["a", "a"]}, "'a'"),
         ({"ids": None}, "id_prefix"),
@@ -180,6 +181,11 @@ def test_delete_vectors(processor: StorageProcessor) -> None:
         (Custom({"collection": "c"}), {"op": "upsert"}, "vectors"),
         (Text("x"), {"op": "upsert"}, "input"),
         (SearchQuery("x"), {}, "input"),
+        (Binary("x"), {}, "input.data"),
+        (Custom(5), {"op": "upsert"}, "input"),
+        (Custom({"collection": "c", "vectors": Ref(TaskId()), "id": ["a"]}), {"op": "upsert"}, "input.id"),
+        (Custom({"vectors": Ref(TaskId()), "ids": ["a"]}), {"op": "upsert"}, "input.collection"),
+        (Custom({"collection": 5, "vectors": [Ref(TaskId())]}), {"op": "upsert"}, "input.collection"),
     ],
 )
 def test_refused_at_submit(processor: StorageProcessor, input: Any, params: dict[str, Any], says: str) -> None:
@@ -191,9 +197,9 @@ def test_refused_at_submit(processor: StorageProcessor, input: Any, params: dict
 def test_parents_results_are_looked_at_later(processor: StorageProcessor) -> None:
     """A value that another task will give passes the check at submit."""
     processor.check(Binary(Ref(TaskId())), None, {})
-    processor.check(
-        Custom({"collection": "c", "vectors": Ref(TaskId()), "texts": Ref(TaskId())}), None, {"op": "upsert"}
-    )
+    for late in (Ref(TaskId()), [Ref(TaskId())], {"a": Ref(TaskId())}, [{"a": [Ref(TaskId())]}]):
+        for name in ("vectors", "texts", "ids", "metadata", "replace"):
+            processor.check(Custom({"collection": "c", "vectors": [[1.0]], name: late}), None, {"op": "upsert"})
 
 
 def test_a_full_store_fails_its_items_alone(processor: StorageProcessor, blobs: LocalBlobStore) -> None:

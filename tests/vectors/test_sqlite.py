@@ -242,6 +242,7 @@ def test_collections_tell_what_fixes_them(store: SqliteVectorStore) -> None:
         ([record("new", [1, 0]), record("bad", [1])], {"model_id": "mini"}, ["'bad'", "1", "2"]),
         ([record("bad", ["x", "y"])], {"model_id": "mini"}, ["'bad'", "no vector"]),
         ([record("bad", [[1, 0], [0, 1]])], {"model_id": "mini"}, ["'bad'", "shape"]),
+        ([record("bad", np.array([1 + 1j, 0]))], {"model_id": "mini"}, ["'bad'", "complex"]),
         ([record("bad", None)], {"model_id": "mini"}, ["'bad'"]),
         ([record("twice", [1, 0]), record("twice", [1, 0])], {"model_id": "mini"}, ["'twice'"]),
         ([record("", [1, 0])], {"model_id": "mini"}, ["id", "not empty"]),

@@ -9,6 +9,7 @@ import msgspec
 
 from mainspring.blobs.base import BlobStore
 from mainspring.errors import invalid
+from mainspring.models.inputs import has_ref
 from mainspring.processors.base import Item, Lane, failure
 from mainspring.tasks import (
     Binary,
@@ -79,10 +80,12 @@ class StorageProcessor:
         if options.op in ("put", "delete"):
             if not isinstance(input, (Binary, Text, Custom)):
                 raise invalid("input", type(input).__name__, "can't be stored", "pass Binary, Text or Custom")
+            if isinstance(input, Binary) and not isinstance(input.data, Ref):
+                input.as_binary()
         elif not isinstance(input, Custom):
             raise invalid("input", type(input).__name__, f"does not fit op {options.op}", "pass Custom({...})")
-        elif isinstance(input.value, dict) and not any(isinstance(value, Ref) for value in input.value.values()):
-            _fields(input, Upsert if options.op == "upsert" else DeleteVectors)
+        elif not isinstance(input.value, Ref):
+            _check_fields(input, Upsert if options.op == "upsert" else DeleteVectors)
 
     def load(self) -> None:
         """Nothing: the blob store is there."""
@@ -144,6 +147,21 @@ def _fields(input: TaskInput, wanted: Any) -> Any:
     return convert(input.value, wanted, "input")
 
 
+def _check_fields(input: Custom, wanted: type[Upsert | DeleteVectors]) -> None:
+    """Check what is known already; values that hold a parent's result, at any depth, are looked at when it is there."""
+    value = input.value
+    if not isinstance(value, dict) or not has_ref(value):
+        _fields(input, wanted)
+        return
+    fields = {field.name: field for field in msgspec.structs.fields(wanted)}
+    for name in (*value, *(field.name for field in fields.values() if field.required)):
+        if name not in fields or name not in value:
+            why = "is missing" if name in fields else f"is unknown; there are {', '.join(fields)}"
+            raise invalid(f"input.{name}", value.get(name), why, "name it as the others")
+        if not has_ref(value[name]):
+            convert(value[name], fields[name].type, f"input.{name}")
+
+
 def _upsert(given: Upsert) -> Done:
     vectors = _matrix(given.vectors)
     count = len(vectors)
@@ -171,7 +189,10 @@ def _matrix(value: Any) -> Any:
 
     remedy = "pass numbers of shape (n, dim)"
     try:
-        vectors = np.asarray(value, dtype=np.float32)
+        given = np.asarray(value)
+        if given.dtype.kind == "c":
+            raise invalid("input.vectors", str(given.dtype), "is complex", remedy)
+        vectors = given.astype(np.float32, copy=False)
     except (TypeError, ValueError) as exc:
         raise invalid("input.vectors", value, f"is no array of numbers ({exc})", remedy) from exc
     if vectors.size == 0:

@@ -186,7 +186,7 @@ class StoredRef(_Output, frozen=True, tag="stored_ref"):
     key: str
     size: int = 0  # bytes of a blob
     digest: str | None = None  # blake3, hexadecimal
-    count: int = 1  # blobs or records written or deleted
+    count: int = 1  # blobs or records written; of a delete: how many were named, whether or not they were there
 
     @property
     def value(self) -> StoredRef:

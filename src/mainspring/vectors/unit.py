@@ -51,7 +51,10 @@ def _row(name: str, value: Any) -> NDArray[np.float64]:
     import numpy as np
 
     try:
-        row = np.asarray(value, dtype=np.float64)
+        given = np.asarray(value)
+        if given.dtype.kind == "c":
+            raise invalid(name, value, "is complex", "pass real numbers, shape (dim,)")
+        row = given.astype(np.float64, copy=False)
     except (TypeError, ValueError) as exc:
         raise invalid(name, value, f"is no vector ({exc})", "pass numbers, shape (dim,)") from exc
     if row.ndim == 2 and len(row) == 1:
