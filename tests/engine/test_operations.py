@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.engine.support import engine_on, value
 
-from mainspring import Engine
+from mainspring import Engine, InvalidInput, SearchQuery
 
 pytestmark = pytest.mark.anyio
 
@@ -64,3 +64,13 @@ async def test_handles_within_lists_of_an_upsert(engine: Engine) -> None:
     await engine.upsert("c", [vector], ids=[id], texts=[text], metadata=[{"language": label}])
     (hit,) = await engine.search([1.0, 0.0], collection="c")
     assert (hit.id, hit.text, hit.metadata) == ("a", "words", {"language": "en"})
+
+
+async def test_a_ready_query_brings_everything(engine: Engine) -> None:
+    """Beside a SearchQuery nothing may be given that it has itself: it would do nothing."""
+    await engine.upsert("c", [[1.0, 0.0], [0.0, 1.0]], ids=["a", "b"])
+    query = SearchQuery(vector=[1.0, 0.0], collection="c")
+    assert [hit.id for hit in await engine.search(query)] == ["a", "b"]
+    for beside in ({"top_k": 1}, {"filter": {"a": 1}}, {"collection": "c"}):
+        with pytest.raises(InvalidInput, match="beside a SearchQuery"):
+            await engine.search(query, **beside)

@@ -345,14 +345,37 @@ def test_wrong_inputs_are_refused_at_submit(processor: TextProcessor) -> None:
     processor.check(Text(["a", Ref(TaskId())]), None, {})
 
 
+def test_tokens_that_the_model_adds_are_not_counted(model: TrainedModel) -> None:
+    """A marker stands for nothing in the text, so an empty text has no tokens."""
+
+    class Marking(TrainedModel):
+        def count_tokens(self, texts: Sequence[str]) -> list[int]:
+            return [count + 2 for count in model.count_tokens(texts)]
+
+        def token_offsets(self, text: str) -> list[tuple[int, int]]:
+            return [(0, 0), *model.token_offsets(text), (len(text), len(text))]
+
+    processor = TextProcessor(lambda model_id: Marking())  # type: ignore[arg-type, return-value]
+    assert value(run(processor, [SENTENCES, ""], "tokens")) == [len(model.token_offsets(SENTENCES)), 0]
+
+
+def test_the_overlap_follows_the_size(processor: TextProcessor) -> None:
+    """Without an overlap of one's own every size works; small pieces repeat a quarter, large ones 20 units."""
+    text = " ".join(str(n) for n in range(1_000))
+    for size, most in ((1, 0), (2, 0), (8, 2), (32, 8), (80, 20), (400, 20)):
+        first, second = value(run(processor, text, {"step": "chunk", "size": size, "unit": "words"}))[:2]
+        assert len(set(first.text.split()) & set(second.text.split())) == most
+    assert "more than half" in error(run(processor, text, {"step": "chunk", "size": 32, "overlap": 20}))
+
+
 def test_a_bad_text_of_several_is_named(model: TrainedModel) -> None:
     """The error of a list tells which text it was."""
 
     class Refusing(TrainedModel):
-        def count_tokens(self, texts: Sequence[str]) -> list[int]:
-            if "bad" in texts:
+        def token_offsets(self, text: str) -> list[tuple[int, int]]:
+            if text == "bad":
                 raise InvalidInput("can't be read")
-            return model.count_tokens(texts)
+            return model.token_offsets(text)
 
     processor = TextProcessor(lambda model_id: Refusing())  # type: ignore[arg-type, return-value]
     assert error(run(processor, ["good", "bad"], "tokens")) == "input.text[1]: can't be read"

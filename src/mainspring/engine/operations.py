@@ -68,12 +68,15 @@ class Operations:
         self,
         query: Any,
         *,
-        collection: str = "default",
-        top_k: int = 10,
+        collection: str | None = None,
+        top_k: int | None = None,
         filter: dict[str, Any] | None = None,
         **options: Any,
     ) -> list[SearchHit]:
-        """Return the records nearest to a text or a vector, best first. Its default priority is HIGH."""
+        """Return the records nearest to a text or a vector, best first. Its default priority is HIGH.
+
+        Without more it gives 10 of the collection "default"; a `SearchQuery` brings all three by itself.
+        """
         return list(await self._value(self.search, query, collection=collection, top_k=top_k, filter=filter, **options))
 
     @_submits(operations.store_task)

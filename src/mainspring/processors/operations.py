@@ -48,17 +48,26 @@ def infer_task(
 
 
 def search_task(
-    query: Any, *, collection: str = "default", top_k: int = 10, filter: dict[str, Any] | None = None, **options: Any
+    query: Any,
+    *,
+    collection: str | None = None,
+    top_k: int | None = None,
+    filter: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Task:
     chosen = split_options(options)
     _no_more(options, "search")
     chosen.setdefault("priority", TaskPriority.HIGH)
+    asked = {"collection": collection, "top_k": top_k, "filter": filter}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     if isinstance(query, SearchQuery):
+        for name, value in given.items():
+            raise invalid(name, value, "is given beside a SearchQuery, which has its own", "set it there")
         data = query
     elif isinstance(query, str):
-        data = SearchQuery(text=query, collection=collection, top_k=top_k, filter=filter)
+        data = SearchQuery(text=query, **given)
     else:
-        data = SearchQuery(vector=query, collection=collection, top_k=top_k, filter=filter)
+        data = SearchQuery(vector=query, **given)
     return typed_task(TaskType.VECTOR_SEARCH, data, chosen)
 
 

@@ -124,7 +124,7 @@ class Tokens(Step, frozen=True, tag="tokens"):
     gives_text = False
 
     def run(self, text: str, job: Job) -> int:
-        return job.model().count_tokens([text])[0]
+        return len(split.token_starts(text, job.model(), job.look))
 
 
 class Split(Step, frozen=True, tag="chunk"):
@@ -136,15 +136,17 @@ class Split(Step, frozen=True, tag="chunk"):
 
     gives_text = False
     size: Positive = 200
-    overlap: Annotated[int, msgspec.Meta(ge=0)] = 20  # units repeated from the piece before, at most
+    overlap: Annotated[int, msgspec.Meta(ge=0)] | None = None  # units repeated from the piece before, at most half of
+    # `size`; None: 20, or a quarter of `size` where that is less
     unit: Literal["tokens", "words", "characters"] = "tokens"
 
     def __post_init__(self) -> None:
-        if self.overlap > self.size // 2:
+        if self.overlap is not None and self.overlap > self.size // 2:
             raise ValueError(f"overlap {self.overlap} is more than half of size {self.size}")
 
     def run(self, text: str, job: Job) -> list[Chunk]:
-        return split.chunks(text, self._starts(text, job), self.size, self.overlap, counted=self.unit == "tokens")
+        overlap = min(20, self.size // 4) if self.overlap is None else self.overlap
+        return split.chunks(text, self._starts(text, job), self.size, overlap, counted=self.unit == "tokens")
 
     def _starts(self, text: str, job: Job) -> Sequence[int]:
         if self.unit == "tokens":
