@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.engine.support import engine_on, value
 
@@ -74,3 +75,29 @@ async def test_a_ready_query_brings_everything(engine: Engine) -> None:
     for beside in ({"top_k": 1}, {"filter": {"a": 1}}, {"collection": "c"}):
         with pytest.raises(InvalidInput, match="beside a SearchQuery"):
             await engine.search(query, **beside)
+
+
+class Lengths:
+    def embed(self, texts: list[str]) -> Any:
+        return np.array([[len(text), 1.0] for text in texts], np.float32)
+
+
+async def test_one_text_has_one_vector(engine: Engine) -> None:
+    """A single text gives (dim,), a list (n, dim): awaited, submitted, from another task and as its result."""
+    engine.models.register("lengths", Lengths())
+
+    @engine.task
+    async def shape(vectors: Any) -> list[int]:
+        return list(vectors.shape)
+
+    text = await engine.submit(engine.text, "words")
+    for given, wanted in (("words", (2,)), (text, (2,)), (["words"], (1, 2)), ([text, "b"], (2, 2))):
+        assert (await engine.embed(given, model_id="lengths")).shape == wanted
+        handle = await engine.submit(engine.embed, given, model_id="lengths")
+        assert (await value(handle)).shape == wanted
+        assert await value(await engine.submit(shape, handle)) == list(wanted)
+    await value(
+        await engine.submit(engine.upsert, "c", await engine.submit(engine.embed, text, model_id="lengths"), ids=["a"])
+    )
+    (hit,) = await engine.search(await engine.submit(engine.embed, text, model_id="lengths"), collection="c")
+    assert hit.id == "a"

@@ -44,10 +44,7 @@ class Operations:
         self, text: Any, *, model_id: str | None = None, normalize: bool = True, truncate: bool = True, **options: Any
     ) -> Any:
         """Return float32 vectors: shape (dim,) for one text, (n, dim) for a list of n."""
-        vectors = await self._value(
-            self.embed, text, model_id=model_id, normalize=normalize, truncate=truncate, **options
-        )
-        return vectors[0] if isinstance(text, str) else vectors
+        return await self._value(self.embed, text, model_id=model_id, normalize=normalize, truncate=truncate, **options)
 
     @_submits(operations.infer_task)
     async def infer(

@@ -79,13 +79,14 @@ class EmbeddingProcessor:
             return [failure(exc)] * len(members)
         outcomes: list[Outcome] = []
         start = 0
-        for _, texts in members:
+        for item, texts in members:
             end = start + len(texts)
             cut = tuple(row - start for row in truncated if start <= row < end)
             if cut and not params.truncate:
                 outcomes.append(_too_long(texts[cut[0]], limit))
             else:
-                outcomes.append(Done(EmbeddingOutput(vectors[start:end], model_id, cut)))
+                of_one = isinstance(item.input.as_text(), str)
+                outcomes.append(Done(EmbeddingOutput(vectors[start:end], model_id, cut, of_one)))
             start = end
         return outcomes
 

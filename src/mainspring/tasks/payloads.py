@@ -156,6 +156,12 @@ class EmbeddingOutput(_Output, frozen=True, tag="embedding"):
     vectors: Any  # float32, shape (n, dim); n is 1 for a single text
     model_id: str = ""
     truncated: tuple[int, ...] = ()  # rows whose text was longer than the model reads
+    of_one: bool = False  # the input was a text, not a list
+
+    @property
+    def value(self) -> Any:
+        """float32, shape (n, dim) for a list of n texts, (dim,) for a single text."""
+        return self.vectors[0] if self.of_one else self.vectors
 
 
 class ModelOutput(_Output, frozen=True, tag="model_output"):
