@@ -12,12 +12,12 @@ from tests.cli.indexed import ask, config_for, need_model, records
 
 from mainspring.cli.folder import Changes, Document, Failure, Listing, compare, look
 from mainspring.cli.indexing import Indexer, IndexReport
-from mainspring.cli.indexing_command import parse_filter, search
+from mainspring.cli.indexing_command import parse_filter, search, source_of
 from mainspring.cli.pipeline import Pipeline
 from mainspring.cli.progress import Quiet
 from mainspring.engine import Engine
 from mainspring.errors import InvalidInput, StoreUnavailable
-from mainspring.tasks import TaskStatus
+from mainspring.tasks import SearchHit, TaskStatus
 
 TEXTS = {
     "cats.txt": "Cats are small carnivorous mammals that people keep at home.",
@@ -238,3 +238,11 @@ async def test_search_needs_no_worker(folder: Path, capsys: pytest.CaptureFixtur
     assert ask(store, "SELECT count(*) FROM task") == [(12,)]
     with pytest.raises(StoreUnavailable, match="there is no store"):
         await asyncio.to_thread(search, "x", store=str(store) + "x")
+    with pytest.raises(InvalidInput, match="'dcos': does not exist; there are: docs"):
+        await asyncio.to_thread(search, "x", collection="dcos", store=str(store))
+
+
+def test_a_name_stays_in_its_line() -> None:
+    """A file's name may hold anything; an answer is told in its own lines all the same."""
+    hit = SearchHit("id", 0.5, "text", {"source": "a\n9. 1.000  b\x1b[2J\u2028.md"})
+    assert source_of(hit) == "a\\n9. 1.000  b\\x1b[2J\\u2028.md"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_COLLECTION = "default"
 _SNIPPET = 240  # characters of an answer that people see
+_NAMED = 20  # collections that an error names
 
 
 def index(
@@ -104,9 +105,12 @@ async def _search(
     from mainspring.processors.operations import search_task
 
     async with opened(store) as engine:
-        fetch_model(engine.config.models, screen)
         names = [found.name for found in engine.vectors.collections()]
         name = collection or (names[0] if len(names) == 1 else DEFAULT_COLLECTION)
+        if name not in names:
+            known = ", ".join(names[:_NAMED]) or "none; `mainspring index PATH` makes one"
+            raise invalid("collection", name, "does not exist", f"there are: {known}")
+        fetch_model(engine.config.models, screen)
         asked = search_task(query, collection=name, top_k=top_k, filter=filter or None)
         result = await engine.executor.execute_task(asked)
     if result.error is not None:
@@ -137,8 +141,9 @@ def _value(text: str) -> Any:
 
 
 def source_of(hit: SearchHit) -> str:
-    """Return where an answer stands, as short as it can be said from here."""
-    return str(hit.metadata.get("source", hit.id)).removeprefix(f"{Path.cwd()}/")
+    """Return where an answer stands, in one line and as short as it can be said from here."""
+    source = str(hit.metadata.get("source", hit.id)).removeprefix(f"{Path.cwd()}/")
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in source)
 
 
 def snippet(hit: SearchHit) -> str:

@@ -164,6 +164,15 @@ def test_a_folder_is_written_once_and_kept_up_to_date(tmp_path: Path) -> None:
     assert kept.read_text() == "mine"
 
 
+@pytest.mark.parametrize("below", [".", "corpus", "deep/corpus"])
+def test_a_file_in_place_of_the_folder_is_told(tmp_path: Path, below: str) -> None:
+    """A file where the folder or one above it should be is named, and stays."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InvalidInput, match="file"):
+        write_corpus(tmp_path / "file" / below)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_folder_with_other_files_is_refused_untouched(tmp_path: Path) -> None:
     """Text files that the demo did not write are never removed."""
     (tmp_path / "diary.txt").write_text("dear diary")

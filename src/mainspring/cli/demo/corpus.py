@@ -67,7 +67,7 @@ def write_corpus(folder: Path, *, full: bool = False) -> list[Path]:
     A file whose content is right already is not touched, so its time stays. Text files in the folder that belong to no
     document any more are removed; that is why the folder must be new, empty or made by this function.
 
-    Raises: InvalidInput: the folder holds something else; nothing was written.
+    Raises: InvalidInput: the folder holds something else, or can't be made; nothing was written.
     """
     files = file_names(documents(full=full))
     _own(folder)
@@ -83,7 +83,11 @@ def _own(folder: Path) -> None:
     marker = folder / MARKER
     if folder.exists() and not marker.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise invalid("folder", str(folder), "holds files that are not the demo's", "name an empty or a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        why = f"can't be made ({exc.strerror})"
+        raise invalid("folder", str(folder), why, "name one that can, or make the folder above writable") from exc
     if not marker.exists():
         marker.write_text("Made by `mainspring demo`: text files in this folder are replaced and removed by it.\n")
 
