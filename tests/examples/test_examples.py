@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.cli.indexed import need_model
 
 import mainspring
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def run(name: str, *arguments: str) -> str:
+def run(name: str | Path, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(Path(mainspring.__file__).parents[1])}
     done = subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments],
@@ -61,3 +63,17 @@ def test_search_files(tmp_path: Path) -> None:
         out = run("search_files.py", str(folder), "How do I make bread?", str(tmp_path / "work.db"))
         assert out.splitlines()[:2] == ["1 records stored"] * 2
         assert "bread.txt" in out.splitlines()[2]
+
+
+def test_the_program_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs as it stands, but for the addresses, which are those of files here."""
+    pytest.importorskip("onnxruntime")
+    need_model()
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "page.html").write_text("<p>a real\n  page</p>")
+    program = re.sub(
+        r"https://\w+\.\w+", (tmp_path / "page.html").as_uri(), readme.split("```python\n")[1].split("```")[0]
+    )
+    (tmp_path / "app.py").write_text(program)
+    monkeypatch.chdir(tmp_path)
+    assert run(tmp_path / "app.py").splitlines() == [" a real page ", *["<p>a real", "  page</p>"] * 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -385,3 +386,8 @@ def test_every_step_is_documented() -> None:
     """Each step has a name and says what it gives."""
     assert set(STEPS) >= {"fix", "normalize", "strip_html", "extract", "chunk", "language", "sentences", "tokens"}
     assert all(kind.__doc__ for kind in STEPS.values())
+    page = (Path(__file__).parents[2] / "docs" / "text.md").read_text(encoding="utf-8")
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert list(rows) == list(STEPS)
+    for name, kind in STEPS.items():
+        assert all(f"`{option}" in rows[name] for option in kind.__struct_fields__), name
