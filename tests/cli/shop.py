@@ -50,6 +50,11 @@ async def hold(until: str, ctx: Context) -> str:
 
 
 @engine.task
+def size(data: bytes) -> int:
+    return len(data)
+
+
+@engine.task
 def refuse(why: str) -> None:
     raise Permanent(why)
 

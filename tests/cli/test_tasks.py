@@ -88,6 +88,12 @@ def test_arguments_are_checked_without_the_code(here: Run, arguments: str, why: 
     assert here("submit", "custom:resize", arguments) == Answer(2, "", why)
 
 
+def test_bytes_are_base64_in_json(here: Run) -> None:
+    """A handler that wants bytes gets those that stand in the JSON."""
+    assert here("submit", "custom:size", '{"data": "AP8B"}', "--wait").out == "3\n"
+    assert "data is no bytes" in here("submit", "custom:size", '{"data": "?"}').err
+
+
 def test_an_unknown_handler_is_refused_with_those_there_are(here: Run) -> None:
     """Exit code 2, and the names to choose from."""
     answer = here("submit", "custom:nope", "{}")

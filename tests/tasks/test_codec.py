@@ -22,7 +22,17 @@ from mainspring.tasks import (
     StoredRef,
     TextOutput,
 )
-from mainspring.tasks.codec import decode, decode_input, decode_output, encode, from_json, json_schema, refs_in, to_json
+from mainspring.tasks.codec import (
+    convert,
+    decode,
+    decode_input,
+    decode_output,
+    encode,
+    from_json,
+    json_schema,
+    refs_in,
+    to_json,
+)
 from mainspring.tasks.lifecycle import ALLOWED, TRANSITIONS, as_markdown
 
 PLAIN = st.recursive(
@@ -178,3 +188,10 @@ def test_payloads_of_another_kind() -> None:
     for wrong in (Text(5), Text([5]), Text([{"no": "text"}])):
         with pytest.raises(InvalidInput, match=r"input\.text"):
             wrong.as_text()
+
+
+def test_a_text_is_no_bytes() -> None:
+    """Stored bytes come as bytes; a text in their place would pass for base64."""
+    assert convert({"a": [b"\xff"]}, dict[str, list[bytes]]) == {"a": [b"\xff"]}
+    with pytest.raises(InvalidInput, match="Expected `bytes`, got `str`"):
+        convert({"a": ["abcd"]}, dict[str, list[bytes]])

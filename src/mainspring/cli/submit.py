@@ -115,12 +115,12 @@ def submit(
     }
     wanted = {name: value for name, value in options.items() if value is not None}
     payload = _arguments(input, text, file, params) if task_type.is_custom else _input(task_type, input, text, file)
-    build = partial(typed_task, task_type, payload, params=_object(params, "params"), model_id=model)
+    build = partial(typed_task, task_type, params=_object(params, "params"), model_id=model)
     return run(_submit(build, task_type, payload, wanted, store, wait, Screen(as_json)))
 
 
 async def _submit(
-    build: Callable[[dict[str, Any]], Task],
+    build: Callable[[TaskInput, dict[str, Any]], Task],
     task_type: TaskType,
     payload: TaskInput,
     options: dict[str, Any],
@@ -131,22 +131,16 @@ async def _submit(
     # A store that isn't there knows no handler: only built-in types may make one.
     async with opened(store, making=None if task_type.is_custom else screen) as engine:
         if task_type.is_custom:
-            options = await _as_declared(engine, task_type, payload, options)
+            known = await registered(engine, task_type)
+            payload = Custom(known.from_json(cast(Custom, payload).value))
+            known.check(payload)
+            options = {**known.options, **options}
         if "after" in options:
             options["after"] = await find_ids(engine, options["after"])
-        task = build(options)
+        task = build(payload, options)
         id = (await engine.submit(task)).id
         await _tell(engine, task, id, screen, on_stdout=screen.as_json or not wait)
         return await _waited(engine, id, screen) if wait else OK
-
-
-async def _as_declared(
-    engine: Engine, task_type: TaskType, payload: TaskInput, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the options with the handler's own where none are given; refuse arguments that it does not take."""
-    known = await registered(engine, task_type)
-    known.check(payload)
-    return {**known.options, **options}
 
 
 async def _tell(engine: Engine, task: Task, id: TaskId, screen: Screen, *, on_stdout: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import re
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from mainspring.tasks.codec import OWN_RULES, decode, encode
 
 Schema = Mapping[str, Any]
 
+_ENCODED = "contentEncoding"
+"""A schema that has it stands for bytes."""
 _BOUNDS: tuple[tuple[str, Callable[[Any, Any], bool]], ...] = (
     ("minimum", operator.ge),
     ("exclusiveMinimum", operator.gt),
@@ -61,6 +64,31 @@ class Declared(msgspec.Struct, frozen=True):
             if why := self._fault(value, parameters[name], name):
                 raise invalid(name, input.value[name], why, f"pass what {self.name} is annotated with")
 
+    def from_json(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return arguments that came as JSON with the bytes that stand there as base64."""
+        parameters = self._arguments.get("properties", {})
+        return {name: self._with_bytes(value, parameters.get(name, {})) for name, value in arguments.items()}
+
+    def _with_bytes(self, value: Any, schema: Schema | bool) -> Any:
+        if isinstance(schema, bool):
+            return value
+        schema = self._resolved(schema)
+        for kind in schema.get("anyOf", ()):
+            if not self._fault(found := self._with_bytes(value, kind), kind, ""):
+                return found
+        if isinstance(value, str) and _ENCODED in schema:
+            try:
+                return b64decode(value, validate=True)
+            except ValueError:
+                return value  # `check` says so
+        if isinstance(value, list):
+            first, rest = schema.get("prefixItems", []), schema.get("items", True)
+            return [self._with_bytes(item, first[n] if n < len(first) else rest) for n, item in enumerate(value)]
+        if isinstance(value, dict):
+            named, others = schema.get("properties", {}), schema.get("additionalProperties", True)
+            return {name: self._with_bytes(item, named.get(name, others)) for name, item in value.items()}
+        return value
+
     def _resolved(self, schema: Schema) -> Schema:
         while "$ref" in schema:
             schema = self.schema.get("$defs", {}).get(schema["$ref"].rpartition("/")[2], {})
@@ -80,7 +108,7 @@ class Declared(msgspec.Struct, frozen=True):
             return f"{path} is none of {schema['enum']}"
         kind = schema.get("type")
         if kind in _FITS and not _FITS[kind](value, schema):
-            return f"{path} is no {kind}"
+            return f"{path} is no {'bytes' if _ENCODED in schema else kind}"
         return _out_of_bounds(value, schema, path) or self._fault_inside(value, schema, path)
 
     def _fault_inside(self, value: Any, schema: Schema, path: str) -> str:
@@ -106,7 +134,9 @@ def _is_number(value: Any, _: Schema) -> bool:
 
 
 def _is_text(value: Any, schema: Schema) -> bool:
-    """Bytes, times, decimals and the like are texts in JSON, and need none in the store."""
+    """Times, decimals and the like are texts in JSON, and need be none in the store; bytes never are one there."""
+    if (_ENCODED in schema) != isinstance(value, bytes):
+        return False
     if "format" in schema and _is_number(value, schema):
         return True
     return not isinstance(value, (int, float, list, dict, type(None))) and not hasattr(value, "dtype")

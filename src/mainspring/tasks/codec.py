@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _REF, _ARRAY = 1, 2
 _REF_HEAD = b"\xd8\x01"  # an extension of 16 bytes, of type 1
 _DTYPES = frozenset("?bBhHiIlLqQefdFD")
+BYTES = (bytes, bytearray, memoryview)
+"""What `msgspec.convert` need not find written as a text."""
 T = TypeVar("T")
 
 
@@ -151,9 +153,12 @@ def _from_plain(wanted: Any, value: Any) -> Any:
 
 
 def convert(value: Any, wanted: type[T] | Any, field: str = "input", *, strict: bool = True) -> T:
-    """Return `value` as the wanted type. Raises InvalidInput that names the path within the field."""
+    """Return `value` as the wanted type. Raises InvalidInput that names the path within the field.
+
+    Bytes are bytes: a text is not taken for base64.
+    """
     try:
-        return msgspec.convert(value, wanted, dec_hook=_from_plain, strict=strict)
+        return msgspec.convert(value, wanted, dec_hook=_from_plain, strict=strict, builtin_types=BYTES)
     except (msgspec.ValidationError, TypeError) as exc:
         name = getattr(wanted, "__name__", str(wanted))
         raise invalid(field, value, str(exc), f"pass what fits {name}") from exc
