@@ -13,7 +13,7 @@ from typing import Any
 
 import apsw
 import pytest
-from tests.cli.conftest import SHOP, Worker
+from tests.cli.conftest import SHOP, Worker, finished, started
 from tests.store.fixtures.make import make
 
 from mainspring.store.sqlite.connection import SCHEMA_VERSION
@@ -128,6 +128,8 @@ def test_a_killed_worker(call, tmp_path: Path, worker: Worker) -> None:
     worker.signal(signal.SIGKILL)
     worker.process.wait()
     assert "died and holds 1 claims" in "".join(whats(call("doctor", "--json"), "workers"))
+    looked = finished(started("stats", "--json", folder=tmp_path))  # opens the store, and takes them back
+    assert (looked.code, looked.err) == (0, "")
 
 
 def test_a_file_that_was_moved_away_under_its_worker(call, tmp_path: Path, worker: Worker) -> None:

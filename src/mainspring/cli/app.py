@@ -50,7 +50,9 @@ def run() -> int:
     """Run the command of this process's arguments and return its exit code."""
     arguments = sys.argv[1:]
     as_json = "--json" in arguments
-    logging.basicConfig(level=logging.WARNING, format="mainspring: %(message)s")
+    # A program that reads stderr finds its error there and nothing else; a worker has warnings to give all the same.
+    level = logging.ERROR if as_json and arguments[0] != "worker" else logging.WARNING
+    logging.basicConfig(level=level, format="mainspring: %(message)s")
     app = build(COMMANDS if _COMPLETES in os.environ else arguments[:1])
     try:
         code = app(args=arguments or ["--help"], prog_name="mainspring", standalone_mode=False)
