@@ -36,7 +36,7 @@ from mainspring import (
     TaskId,
     TaskManagerConfig,
 )
-from mainspring.errors import TaskError
+from mainspring.errors import TaskError, TaskNotFound
 from mainspring.tasks import OnDependencyFailure
 
 TYPE = "custom:told"
@@ -176,7 +176,10 @@ class EngineWorld:
         return {task.id for task in self.model.tasks.values() if task.holder is not None}
 
     async def _shown(self, id: bytes) -> dict[str, Any]:
-        info = await self.engine.manager.get_task(TaskId(id))
+        try:
+            info = await self.engine.manager.get_task(TaskId(id))
+        except TaskNotFound:  # a child, whose parent's outcome is on its way to the store
+            return {"status": "unknown"}
         is_held = info.worker is not None
         return {
             "status": "held" if is_held else info.status.value, "reason": None if is_held else info.reason,
