@@ -261,8 +261,16 @@ class TaskManager:
             raise unordered(ready) or exc from None
 
     async def get_task(self, task_id: TaskId | str) -> TaskInfo:
-        """Return all the store knows about a task. Raises TaskNotFound."""
-        return await self.store.info(id_of(task_id).bytes)
+        """Return all the store knows about a task. Raises TaskNotFound.
+
+        Where a ready task is kept from running its reason says by what: `paused`, or `no_worker` that serves its type.
+        """
+        key = id_of(task_id).bytes
+        info = await self.store.info(key)
+        if info.reason != "ready":
+            return info
+        reason = (await self.store.standing(key)).reason
+        return msgspec.structs.replace(info, reason=reason) if reason in ("paused", "no_worker") else info
 
     async def get_task_result(self, task_id: TaskId | str, timeout: float | str | None = None) -> TaskResult:
         """Wait until the task has ended and return how; a failure is a result, not an exception.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from mainspring.engine.handle import TaskHandle
 from mainspring.environment import SYSTEM, ThreadEvent
 from mainspring.errors import InvalidInput
-from mainspring.tasks import Ref, TaskInfo
+from mainspring.tasks import Ref, Task, TaskId, TaskInfo
 
 if TYPE_CHECKING:
     from mainspring.engine.engine import Engine
@@ -47,12 +47,14 @@ class SyncEngine:
         with engine.sync as sync:
             print(sync.submit(fetch, url).result())
 
-    Not for code that runs on an event loop already: use the engine itself there.
+    Entered again inside, it is the same open engine, which the outermost `with` closes. Not for code that runs on an
+    event loop already: use the engine itself there.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._depth = 0
 
     def __enter__(self) -> Self:
         if self._loop is None:
@@ -64,13 +66,16 @@ class SyncEngine:
             except BaseException:
                 self._end_loop()
                 raise
+        self._depth += 1
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
+        self._depth -= 1
+        if self._depth == 0:
+            self.close()
 
     def close(self) -> None:
-        """Drain and close, as leaving the `with` does."""
+        """Drain and close, as leaving the outermost `with` does."""
         if self._loop is not None:
             self.run(self._engine.stop())
             self._end_loop()
@@ -107,6 +112,33 @@ class SyncEngine:
 
     def map(self, function: Callable[..., Any], items: Iterable[Any], /, **options: Any) -> list[SyncHandle]:
         return [SyncHandle(handle, self) for handle in self.run(self._engine.map(function, items, **options))]
+
+    def submit_all(self, tasks: Sequence[Task]) -> list[SyncHandle]:
+        return [SyncHandle(handle, self) for handle in self.run(self._engine.submit_all(tasks))]
+
+    def handle(self, task_id: TaskId | str) -> SyncHandle:
+        """Return a handle of any stored task. Whether it exists shows when the handle is used."""
+        return SyncHandle(self._engine.handle(task_id), self)
+
+    def gather(self, handles: Iterable[SyncHandle]) -> list[Any]:
+        """Return the results in the handles' order; raises the first error met in that order."""
+        return self.run(self._engine.gather([handle._handle for handle in handles]))
+
+    def retry(self, task_id: TaskId | str) -> SyncHandle:
+        """See `TaskManager.retry_task`."""
+        return self.handle(self.run(self._engine.manager.retry_task(task_id)))
+
+    def pause(self, *, type: str = "", namespace: str = "", group: str = "") -> None:
+        """See `TaskManager.pause`."""
+        self.run(self._engine.manager.pause(type=type, namespace=namespace, group=group))
+
+    def resume(self, *, type: str = "", namespace: str = "", group: str = "") -> bool:
+        """See `TaskManager.resume`."""
+        return self.run(self._engine.manager.resume(type=type, namespace=namespace, group=group))
+
+    def stats(self) -> dict[str, Any]:
+        """See `TaskManager.stats`."""
+        return self.run(self._engine.manager.stats())
 
     def as_completed(self, handles: Iterable[SyncHandle]) -> Iterator[SyncHandle]:
         """Yield the handles as their tasks end."""
