@@ -57,7 +57,7 @@ class Declared(msgspec.Struct, frozen=True):
         for name in input.value:
             if name not in parameters:
                 raise invalid(str(name), input.value[name], f"is no parameter of {self.name}", takes)
-        if missing := self._arguments.get("required", []) and set(self._arguments["required"]) - input.value.keys():
+        if missing := set(self._arguments.get("required", ())) - input.value.keys():
             raise InvalidInput(f"{self.name} misses {', '.join(sorted(missing))}; {takes}", field=min(missing))
         stored = decode(encode(input.value)[0])  # what the worker will see
         for name, value in stored.items():
