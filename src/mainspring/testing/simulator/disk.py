@@ -11,6 +11,7 @@ from mainspring.testing.simulator.machine import Process
 from mainspring.testing.simulator.strands import Died
 
 _WRITES: Final = ("INSERT", "UPDATE", "DELETE", "COMMIT", "BEGIN")
+_CLAIM: Final = "attempt + 1"
 _ERRORS: Final = {"busy": apsw.BusyError, "full": apsw.FullError, "io error": apsw.IOError}
 
 
@@ -39,6 +40,7 @@ class Disk:
         self._broken_until = 0.0
         self._error: type[apsw.Error] = apsw.IOError
         self._passes = False
+        self._claims = False  # in the transaction under way
         process.traced = self._sees
 
     def arm(self, kind: str, left: int) -> None:
@@ -59,6 +61,10 @@ class Disk:
     def _sees(self, connection: apsw.Connection, sql: str) -> bool:
         if self._passes or sql.startswith("ROLLBACK"):
             return True
+        if sql.startswith("BEGIN"):
+            self._claims = False
+        elif _CLAIM in sql:
+            self._claims = True
         is_broken = self._broken_until > self._process.monotonic()
         if is_broken and sql.startswith(_WRITES):
             raise self._error("simulated")
@@ -71,6 +77,8 @@ class Disk:
         return True
 
     def _is_meant(self, kind: str, sql: str) -> bool:
+        if kind == "commit in doubt":  # where claims go down with it, it costs most
+            return sql == "COMMIT" and (self._claims or self._rng.random() < 0.2)
         if kind == "busy":
             return sql.startswith("BEGIN")
         if kind.endswith("commit") or kind.startswith("commit"):

@@ -67,6 +67,7 @@ def draw(rng: Random) -> Shape:
                 async_slots=rng.choice((1, 2, 3, 6)),
                 thread_slots=rng.choice((1, 2)),
                 process_slots=1,
+                prefetch_s=rng.choice((0.02, 10.0)),  # with much of it claims wait for slots, where cancel finds them
                 prefetch_max=rng.choice((1, 4, 2048)),
                 grace_s=rng.choice((0.2, 2.0)),
                 drain_s=rng.choice((0.0, 0.3, 30.0)),
