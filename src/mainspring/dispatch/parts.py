@@ -121,7 +121,7 @@ class Parts:
         self.store = store = PostgresStore(
             url,
             config,
-            blobs=LocalBlobStore(self.folder, env=env, make=False),
+            blobs=LocalBlobStore(self.folder, env=env),  # the monitor watches its disk from the start
             env=env,
             extra_schema=server_keys.SCHEMA,
             appliers=_SERVER_APPLIERS,
