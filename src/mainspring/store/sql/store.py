@@ -242,7 +242,11 @@ class SqlStore(ABC):
         self._listener = listener
 
     def _committed_soon(self, tx: Transaction, group: Group, next_event_ms: int | None) -> None:
-        self._loop.call_soon_threadsafe(self._committed, tx, group, next_event_ms)
+        try:
+            self._loop.call_soon_threadsafe(self._committed, tx, group, next_event_ms)
+        except RuntimeError:
+            if not self._loop.is_closed():  # else nobody is left to be told
+                raise
 
     def _committed(self, tx: Transaction, group: Group, next_event_ms: int | None) -> None:
         for call in group.calls:
