@@ -299,3 +299,20 @@ async def test_a_type_that_cannot_be_converted_is_refused_when_declared(engine: 
     with pytest.raises(InvalidInput, match="thing"):
         engine.task(strange)
     assert len(engine.executor.handlers) == count
+
+
+async def test_what_looks_like_another_type_is_refused(engine: Engine) -> None:
+    """Text is not bytes in base64, and an array is no dict: each is named, and nothing is stored."""
+
+    @engine.task
+    async def takes_bytes(data: bytes) -> int:
+        return len(data)
+
+    @engine.task
+    async def takes_dict(data: dict[str, int]) -> int:
+        return len(data)
+
+    for function, wrong in ((takes_bytes, "abcd"), (takes_dict, np.zeros(3))):
+        with pytest.raises(InvalidInput, match="data"):
+            await engine.submit(function, wrong)
+    assert await value(await engine.submit(takes_bytes, b"abcd")) == 4

@@ -30,7 +30,7 @@ from mainspring.tasks import (
     TaskPriority,
     TaskType,
 )
-from mainspring.tasks.codec import convert, decode, encode, json_schema
+from mainspring.tasks.codec import BYTES, convert, decode, encode, json_schema
 
 LANES: tuple[Lane, ...] = ("async", "thread", "process")
 
@@ -235,8 +235,8 @@ class Handler:
         """Return stored arguments in the types that the function wants. Raises InvalidInput."""
         if self.is_native:  # no hook: less than half the time
             try:
-                return msgspec.structs.asdict(msgspec.convert(arguments, self.params_type))
-            except msgspec.ValidationError:
+                return msgspec.structs.asdict(msgspec.convert(arguments, self.params_type, builtin_types=BYTES))
+            except (msgspec.ValidationError, AttributeError):  # the latter of an array where a dict is wanted
                 pass  # said below
         return msgspec.structs.asdict(convert(arguments, self.params_type, f"arguments of {self.name}"))
 

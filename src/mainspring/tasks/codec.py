@@ -159,7 +159,7 @@ def convert(value: Any, wanted: type[T] | Any, field: str = "input", *, strict: 
     """
     try:
         return msgspec.convert(value, wanted, dec_hook=_from_plain, strict=strict, builtin_types=BYTES)
-    except (msgspec.ValidationError, TypeError) as exc:
+    except (msgspec.ValidationError, TypeError, AttributeError) as exc:  # the last of an array where a dict is wanted
         name = getattr(wanted, "__name__", str(wanted))
         raise invalid(field, value, str(exc), f"pass what fits {name}") from exc
     except ValueError as exc:  # pydantic's ValidationError is one
