@@ -127,7 +127,7 @@ async def main():
         try:
             await handle.result()
         finally:
-            print("leaving", flush=True)
+            asyncio.get_running_loop().call_soon(lambda: print("draining", flush=True))
 
 asyncio.run(main())
 """
@@ -143,7 +143,7 @@ def test_two_interrupts_end_a_program(tmp_path: Path) -> None:
     try:
         assert program.stdout.readline() == "runs\n"
         program.send_signal(signal.SIGINT)
-        assert program.stdout.readline() == "leaving\n"
+        assert program.stdout.readline() == "draining\n"
         program.send_signal(signal.SIGINT)
         assert program.stdout.readline() == "ends\n"
         assert program.wait(LIMIT_S) != 0
