@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mainspring.cli import app, exits
-from mainspring.errors import BY_NAME, Conflict, QueueFull, StoreNewer, SubmitIndeterminate, TaskTimeout
+from mainspring.errors import BY_NAME, StoreNewer, SubmitIndeterminate, TaskTimeout
 from mainspring.tasks import ErrorInfo, TaskId
 
 LOOKS = [["ps"], ["show", "a" * 32], ["why", "a" * 32], ["wait", "a" * 32], ["result", "a" * 32], ["cancel", "a" * 32]]
@@ -138,14 +138,17 @@ def test_errors_that_end_a_task_are_no_errors_of_the_command() -> None:
         "InvalidInput": 2,
         "UnsupportedTaskType": 2,
         "TaskNotFound": 3,
+        "Conflict": 2,
         "ResourceLimitExceeded": 4,
         "InsufficientResources": 4,
+        "QueueFull": 4,
+        "StoreUnavailable": 4,
         "TaskTimeout": 5,
         "TaskCancelled": 1,
         "DependencyNotMet": 1,
         "InternalError": 1,
     }
-    assert [exits.code_of(kind("x")) for kind in (Conflict, StoreNewer, QueueFull, SubmitIndeterminate)] == [2, 4, 4, 4]
+    assert [exits.code_of(kind("x")) for kind in (StoreNewer, SubmitIndeterminate)] == [4, 4]
     ended = ErrorInfo(type="TaskTimeout", message="attempt 1 ran longer than 1 s")
     assert exits.code_of(TaskTimeout("x", info=ended)) == 1
 

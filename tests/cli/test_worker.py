@@ -38,13 +38,13 @@ def test_a_signal_lets_running_tasks_end(call, worker: Worker) -> None:
 
 
 def test_a_second_signal_hands_back_at_once(call, worker: Worker) -> None:
-    """The task does not end; it is ready again, uncharged."""
+    """The task does not end; it is there for the next worker, uncharged."""
     id = hold(call, worker)
     worker.signal(signal.SIGTERM)
     worker.signal(signal.SIGINT)
     assert worker.end().code == 0
     told = call("show", id, "--json").json
-    assert (told["status"], told["reason"], told["retry_count"]) == ("pending", "ready", 0)
+    assert (told["status"], told["reason"], told["retry_count"]) == ("pending", "no_worker", 0)
     assert [item["outcome"] for item in told["attempts"]] == ["released"]
 
 

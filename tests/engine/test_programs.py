@@ -57,9 +57,8 @@ async def test_one_submits_and_another_works(client: Engine, programs: Programs)
     second = await client.submit(call("step", n=first))
     assert await value(second) == 3
     assert await client.gather([await client.submit(call("step", n=n)) for n in range(50)]) == list(range(1, 51))
-    wrong = await client.submit(call("step", n="one"))
-    with pytest.raises(InvalidInput, match="int"):
-        await value(wrong)
+    with pytest.raises(InvalidInput, match="is no integer"):
+        await client.submit(call("step", n="one"))
     with pytest.raises(UnsupportedTaskType, match="custom:step"):
         await client.submit(call("ghost"))
 
