@@ -111,6 +111,11 @@ class Indexer:
         while True:
             self._changes = await asyncio.to_thread(self._compared)
             turns = await self._turns(self._changes.todo)
+            # What an earlier run left behind goes on meanwhile: what came to its end between the two looks is done, and
+            # no content that has gone through before and has to again.
+            self._changes = await asyncio.to_thread(self._compared)
+            todo = {document.source for document in self._changes.todo}
+            turns = [(document, turn) for document, turn in turns if document.source in todo]
             ours = {id: document for document, turn in turns for id in self._pipeline.step_ids(document, turn)}
             left = await on_file(self._engine).read(self._left_behind)
             stale = [id for id, source in left if id not in ours and self._is_mine(source)]
