@@ -34,7 +34,8 @@ def installed(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.syspath_prepend(str(folder))
     source = str(Path(mainspring.__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), source]))
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    for name in ("PYTEST_ADDOPTS", "CI", "BUILD_NUMBER"):  # the last two make pytest say each failure twice in full
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
