@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mainspring.cli import app, exits
-from mainspring.errors import BY_NAME, StoreNewer, SubmitIndeterminate, TaskTimeout
+from mainspring.errors import BY_NAME, StoreNewer, SubmitIndeterminate, TaskTimeout, UnsupportedTaskType
 from mainspring.tasks import ErrorInfo, TaskId
 
 LOOKS = [["ps"], ["show", "a" * 32], ["why", "a" * 32], ["wait", "a" * 32], ["result", "a" * 32], ["cancel", "a" * 32]]
@@ -158,6 +158,12 @@ def test_an_unsure_submit_names_the_task(capsys: pytest.CaptureFixture[str]) -> 
     id = TaskId()
     assert exits.tell(SubmitIndeterminate("unknown", task_id=id), as_json=True) == 4
     assert json.loads(capsys.readouterr().err)["error"]["task_id"] == str(id)
+
+
+def test_an_error_names_the_field(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever kind of error it is."""
+    exits.tell(UnsupportedTaskType("nobody serves it", field="task_type"), as_json=True)
+    assert json.loads(capsys.readouterr().err)["error"]["field"] == "task_type"
 
 
 def test_only_the_door_reads_the_environment() -> None:

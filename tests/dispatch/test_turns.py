@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.engine.support import LIMIT_S, engine_on, until
+from tests.engine.support import LIMIT_S, engine_on, shows, until
 
 from mainspring import TaskStatus, TaskTimeout
 from mainspring.environment import SYSTEM
@@ -40,6 +40,37 @@ async def test_a_turn_that_comes_after_the_deadline() -> None:
     assert started == []
 
 
+@pytest.mark.parametrize("asked", ["cancel", "pause"])
+async def test_what_waits_for_its_turn_is_taken_back(asked: str) -> None:
+    """Whoever cancels or pauses it meanwhile is obeyed at once, and it does not begin when its turn comes."""
+    started: list[int] = []
+    async with engine_on() as engine:
+
+        @engine.task(name="prompt")
+        async def prompt() -> None:
+            started.append(1)
+
+        course: Any = engine.manager._course
+        desk = engine.manager._desks["async"]
+        async with course._alone:
+            handle = await engine.submit(prompt)
+            await until(lambda: len(desk._waiting) == 1)
+            if asked == "cancel":
+                assert await handle.cancel() == "cancelled"
+            else:
+                await engine.manager.pause(type="custom:prompt")
+                await until(lambda: not desk._waiting)
+        if asked == "cancel":
+            await shows(handle, status=TaskStatus.CANCELLED)
+        else:
+            await shows(handle, status=TaskStatus.PENDING, reason="paused")
+        assert started == []
+        if asked == "pause":
+            await engine.manager.resume(type="custom:prompt")
+            await handle.result(timeout=LIMIT_S)
+            assert started == [1]
+
+
 @pytest.mark.parametrize("lane", ["async", "thread"])
 async def test_a_turn_that_comes_in_a_drain(tmp_path: Path, lane: str) -> None:
     """It is handed back uncharged: nothing begins any more once a drain has begun."""
@@ -60,7 +91,7 @@ async def test_a_turn_that_comes_in_a_drain(tmp_path: Path, lane: str) -> None:
         await until(lambda: engine.manager._desks[lane].queued == 0)
         course._any.enter()  # something else runs: the drain waits for it
         stopping = asyncio.ensure_future(engine.stop())
-        await until(lambda: engine.manager._desks[lane].is_shut)
+        await until(lambda: not engine.manager._desks[lane]._taking)
     await asyncio.sleep(0.01)
     course._any.leave()
     await stopping

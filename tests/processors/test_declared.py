@@ -57,7 +57,7 @@ HINTS: list[Any] = [
     Any, int, float, bool, str, None, int | None, str | list[int], list[str], list[Any], dict[str, int],
     tuple[int, str], tuple[int, ...], Literal["a", 3], Annotated[int, msgspec.Meta(ge=0, lt=3)],
     Annotated[str, msgspec.Meta(min_length=2)], Annotated[str, msgspec.Meta(pattern="^t")], Point, Closed, Page, Pair,
-    Person, datetime, Decimal, UUID, list[Page], dict[str, Point],
+    Person, datetime, Decimal, UUID, list[Page], dict[str, Point], bytes, bytes | None, list[bytes], dict[str, bytes],
 ]  # fmt: skip
 LOOSER = (list[Any], Person, datetime, Decimal, UUID)
 """Hints whose JSON Schema says less than their types know."""

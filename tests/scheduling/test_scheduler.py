@@ -46,6 +46,8 @@ async def test_scheduling_by_itself() -> None:
             await scheduler.schedule_task(text(dependencies=(TaskId(),)))
         with pytest.raises(TaskNotFound):
             await scheduler.explain(TaskId())
+        with pytest.raises(InvalidInput, match="pass config="):
+            TaskScheduler(manager, SchedulerConfig())  # type: ignore[arg-type]
     finally:
         await manager.stop()
 

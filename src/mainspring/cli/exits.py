@@ -50,7 +50,7 @@ def tell(error: TaskError, *, as_json: bool) -> int:
     """Write the error to stderr and return its exit code."""
     code = code_of(error)
     details: dict[str, Any] = {"retryable": error.is_retryable}
-    if isinstance(error, InvalidInput) and error.field is not None:
+    if error.field is not None:
         details["field"] = error.field
     if isinstance(error, ResourceLimitExceeded) and error.retry_after is not None:
         details["retry_after"] = error.retry_after

@@ -18,7 +18,7 @@ from mainspring.execution.base import Report, Runner
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import failure, text_of
 from mainspring.results.values import Values
-from mainspring.store.base import BLOB_INPUT, HAS_REFS, RELEASED, SUSPECT, Claimed, Finish, Store
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, SUSPECT, Claimed, Store
 from mainspring.tasks import ErrorInfo, TaskId
 
 logger = logging.getLogger("mainspring.dispatch")
@@ -95,9 +95,12 @@ class Course:
     async def _serve_with_care(self, attempt: Attempt) -> bool:
         """The same for a claim that something has to be done for before it runs."""
         desk, claim = attempt.desk, attempt.claim
+        desk.waits(claim)
         try:
             complete(claim, await self._values.input(claim))
         except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
+            if not desk.begins(claim):
+                return True
             desk.freed()
             self.recorder.refuse(claim, exc, desk.port.name)
             return True
@@ -114,6 +117,7 @@ class Course:
         logger.error(
             "task %s attempt %d broke its slot; please report this", TaskId(claim.id), claim.attempt, exc_info=exc
         )
+        desk.withdraw(claim.id)  # where it had not begun
         attempt = desk.running.get(claim.id)
         if desk.over is not claim and not (attempt is not None and attempt.ended):
             desk.freed()
@@ -134,13 +138,9 @@ class Course:
             return await self._ran(attempt, attempt.desk.runner())
 
     async def _ran(self, attempt: Attempt, runner: Runner) -> bool:
-        """Its turn has come. It had to wait for it: the deadline may have passed, or a drain have begun."""
+        """Its turn has come. It had to wait for it: it may have been taken back, or its deadline have passed."""
         desk, claim = attempt.desk, attempt.claim
-        if self._is_too_late(desk, claim):
-            return True
-        if desk.is_shut:
-            desk.freed()
-            self._store.finish(Finish(claim, RELEASED, self._store.now_ms()))
+        if not desk.begins(claim) or self._is_too_late(desk, claim):
             return True
         going = self._run(attempt, runner)
         return going is None or await going

@@ -49,6 +49,7 @@ class LaneDesk:
         self._broken = broken
         self._loop_ends = loop_ends
         self._queue: deque[Claimed] = deque()  # in the one order
+        self._waiting: dict[bytes, Claimed] = {}  # given to a slot, where their turn has not come
         self._idle: deque[asyncio.Future[None]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_mark = first_mark
@@ -102,21 +103,33 @@ class LaneDesk:
                 waiting.set_result(None)
                 return
 
-    def withdraw(self, claim: Claimed) -> None:
-        """Take a claim out that has not been given to a slot."""
-        self._queue.remove(claim)
+    def waits(self, claim: Claimed) -> None:
+        """A slot has it and can't begin at once: until `begins` it may be taken back."""
+        self._waiting[claim.id] = claim
 
-    def find(self, id: bytes) -> Claimed | None:
-        return next((claim for claim in self._queue if claim.id == id), None)
+    def begins(self, claim: Claimed) -> bool:
+        """Whether a claim that waited in its slot still is to begin: it was not taken back meanwhile."""
+        if self._waiting.get(claim.id) is not claim:
+            return False
+        del self._waiting[claim.id]
+        return True
+
+    def withdraw(self, id: bytes) -> Claimed | None:
+        """Take the claim of this task out, if there is one that has not begun."""
+        taken = self.take(lambda claim: claim.id == id)
+        return taken[0] if taken else None
 
     def take(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
-        """Take claims that have not been given to a slot out of the queue."""
-        taken = [claim for claim in self._queue if is_wanted(claim)]
-        if taken:
+        """Take out claims that have not begun."""
+        queued = [claim for claim in self._queue if is_wanted(claim)]
+        if queued:
             kept = [claim for claim in self._queue if not is_wanted(claim)]
             self._queue.clear()
             self._queue.extend(kept)
-        return taken
+        waiting = [claim for claim in self._waiting.values() if is_wanted(claim)]
+        for claim in waiting:
+            del self._waiting[claim.id]
+        return waiting + queued
 
     def take_surplus(self) -> list[Claimed]:
         """Take out what will not start soon after all: the tasks at hand are slower than those before them."""
@@ -209,11 +222,6 @@ class LaneDesk:
             self._ended = 0
             self._at_rest = 0.0
             self._window_at += passed
-
-    @property
-    def is_shut(self) -> bool:
-        """Whether nothing that has not begun begins any more."""
-        return not self._taking
 
     def shut(self) -> None:
         """Take no more claims; those that are here go on."""

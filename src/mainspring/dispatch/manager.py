@@ -404,8 +404,7 @@ class TaskManager:
             for desk in self._desks.values():
                 if (attempt := desk.running.get(id)) is not None:
                     self._course.watch.ask(attempt, "cancel")
-                elif (claim := desk.find(id)) is not None:
-                    desk.withdraw(claim)
+                elif (claim := desk.withdraw(id)) is not None:
                     desk.port.released += 1
                     self.store.finish(Finish(claim, CANCELLED, self.store.now_ms()))
 

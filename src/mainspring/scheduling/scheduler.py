@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mainspring.config import SchedulerConfig
 from mainspring.dispatch.manager import TaskManager
-from mainspring.errors import InsufficientResources
+from mainspring.errors import InsufficientResources, invalid
 from mainspring.processors.calls import id_of
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
 from mainspring.scheduling.explain import explain
@@ -30,6 +30,8 @@ class TaskScheduler:
         monitor: ResourceMonitor | None = None,
         config: SchedulerConfig | None = None,
     ) -> None:
+        if isinstance(monitor, SchedulerConfig):
+            raise invalid("monitor", monitor, "is a SchedulerConfig", "pass config=SchedulerConfig(...)")
         self._manager = manager
         self._config = config or SchedulerConfig()
         self._monitor = monitor or ResourceMonitor(manager.parts.folder)
