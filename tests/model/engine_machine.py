@@ -193,9 +193,9 @@ class EngineWorld:
     def value(self, id: bytes, child: Task) -> Any:
         """What a child gets for a task: None for one that was allowed to fail, and the heir's of one made anew."""
         heir: bytes | None = id
-        while heir is not None and (heir == id or heir not in child.parents):
+        while heir is not None and heir not in child.parents:
             heir = self.model.retried.get(heir)
-        if heir is not None:
+        if heir not in (None, id):
             return self.value(heir, child)
         task = self.model.tasks[id]
         if task.status != "completed":

@@ -184,6 +184,23 @@ async def test_a_file_that_is_cut_short(tmp_path: Path, stop: Callable[..., obje
     await refused(path, StoreDamaged)
 
 
+async def test_a_file_whose_maker_died_half_way(tmp_path: Path) -> None:
+    """What a process that was killed while it made the file has left there is rolled back: it was no store yet."""
+    empty = apsw.Connection(os.fspath(tmp_path / "work.db"))
+    empty.pragma("auto_vacuum", 2)
+    empty.execute("VACUUM")
+    empty.close()
+    maker = apsw.Connection(os.fspath(tmp_path / "other.db"))
+    maker.pragma("cache_size", 1)  # pages go to the file before the transaction ends, and the journal before them
+    maker.execute("BEGIN; CREATE TABLE t (x)")
+    maker.executemany("INSERT INTO t VALUES (randomblob(?))", [(1000,)] * 500)
+    shutil.copy(tmp_path / "other.db-journal", tmp_path / "work.db-journal")
+    os.truncate(tmp_path / "work.db", 2048)
+    maker.close(True)
+    async with opened(SqliteFactory(tmp_path).make()) as store:
+        await submit(store, new())
+
+
 @pytest.mark.parametrize("at", [0, 20, 100])
 async def test_a_damaged_first_page(tmp_path: Path, at: int) -> None:
     """Without its first page a file can't be told from somebody else's; it's refused either way and not touched."""

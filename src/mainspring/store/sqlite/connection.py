@@ -293,7 +293,8 @@ def _refuse_damaged(path: Path, peek: apsw.Connection) -> None:
     What is larger is left to `doctor`, and to whoever meets the damage.
     """
     pages, size, on_disk = peek.pragma("page_count"), peek.pragma("page_size"), path.stat().st_size
-    if pages * size > on_disk and not path.with_name(path.name + "-wal").exists():
+    is_unfinished = any(path.with_name(path.name + end).exists() for end in ("-wal", "-journal"))  # SQLite looks first
+    if pages * size > on_disk and not is_unfinished:
         raise StoreDamaged(f"{path} is damaged: {on_disk} of {pages * size} bytes are left; restore a backup")
     if peek.pragma("user_version") == 0 or on_disk > _CHECK_LIMIT:
         return
