@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from mainspring.execution.executor import TaskExecutor
     from mainspring.models import Model, ModelInfo, ModelManager
     from mainspring.processors.base import Item, Processor
+    from mainspring.processors.batch import Batch
     from mainspring.processors.context import Context
     from mainspring.resources import ResourceMonitor, ResourceUsage
     from mainspring.scheduling import TaskScheduler
@@ -101,6 +102,7 @@ _HOMES = {
     "execution.executor": "TaskExecutor",
     "models": "Model ModelInfo ModelManager",
     "processors.base": "Item Processor",
+    "processors.batch": "Batch",
     "processors.context": "Context",
     "resources": "ResourceMonitor ResourceUsage",
     "scheduling": "TaskScheduler",
@@ -116,6 +118,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "Attempt",
+    "Batch",
     "Binary",
     "BinaryOutput",
     "BlobInfo",

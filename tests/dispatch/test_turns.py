@@ -91,7 +91,8 @@ async def test_a_turn_that_comes_in_a_drain(tmp_path: Path, lane: str) -> None:
         await until(lambda: engine.manager._desks[lane].queued == 0)
         course._any.enter()  # something else runs: the drain waits for it
         stopping = asyncio.ensure_future(engine.stop())
-        await until(lambda: not engine.manager._desks[lane]._taking)
+        desk: Any = engine.manager._desks[lane]
+        await until(lambda: not desk._taking)
     await asyncio.sleep(0.01)
     course._any.leave()
     await stopping

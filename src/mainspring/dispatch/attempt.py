@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     """What is known of a running claim; its handler's signals arrive here, from whatever thread."""
 
     claim: Claimed
-    desk: Any  # LaneDesk
+    desk: Any  # Desk
     slot: int
     task: Any  # the slot's asyncio.Task
     runner: Any = None  # where it runs
@@ -29,6 +30,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     asked_at: float = 0.0
     ended: bool = False  # its handler returned; only the record is missing
     abandoned: bool = False  # its slot was given up; whatever still comes is dropped
+    together: Sequence[Attempt] = ()  # all attempts of its call, where that was formed of several tasks
 
     @property
     def started_ms(self) -> int | None:

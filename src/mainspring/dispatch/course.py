@@ -8,17 +8,20 @@ from collections.abc import Awaitable
 from typing import Any
 
 from mainspring.dispatch.attempt import Attempt, complete
+from mainspring.dispatch.desk import Desk, is_suspect
 from mainspring.dispatch.exclusion import Exclusion
-from mainspring.dispatch.lane import LaneDesk, is_suspect
+from mainspring.dispatch.gathering import Gathering
+from mainspring.dispatch.lane import LaneDesk
+from mainspring.dispatch.members import Members
 from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.watch import Watch
 from mainspring.environment import Environment
 from mainspring.errors import InternalError
-from mainspring.execution.base import Report, Runner
+from mainspring.execution.base import BatchReport, Report, Runner
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import failure, text_of
 from mainspring.results.values import Values
-from mainspring.store.base import BLOB_INPUT, HAS_REFS, SUSPECT, Claimed, Store
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, RELEASED, SUSPECT, Claimed, Finish, Store
 from mainspring.tasks import ErrorInfo, TaskId
 
 logger = logging.getLogger("mainspring.dispatch")
@@ -33,7 +36,7 @@ class Course:
 
     def __init__(
         self,
-        desks: dict[str, LaneDesk],
+        desks: dict[str, Desk],
         store: Store,
         executor: TaskExecutor,
         values: Values,
@@ -47,6 +50,7 @@ class Course:
         self._store = store
         self._executor = executor
         self._values = values
+        self._env = env
         self._any = Exclusion()  # whoever runs
         self._alone = Exclusion()  # who runs within this process and could harm it
         self._starts: asyncio.TimerHandle | None = None
@@ -83,7 +87,7 @@ class Course:
             return self._serve_with_care(attempt)
         return self._run(attempt, desk.runner())
 
-    def _is_too_late(self, desk: LaneDesk, claim: Claimed) -> bool:
+    def _is_too_late(self, desk: Desk, claim: Claimed) -> bool:
         """Whether the deadline has passed; then the claim is over."""
         now_ms = self._store.now_ms()
         if claim.deadline_ms is None or now_ms <= claim.deadline_ms:
@@ -102,7 +106,7 @@ class Course:
             if not desk.begins(claim):
                 return True
             desk.freed()
-            self.recorder.refuse(claim, exc, desk.port.name)
+            self.recorder.refuse(claim, exc, desk.lane)
             return True
         if desk.mark is None:
             return await self._ran(attempt, desk.runner())
@@ -112,7 +116,7 @@ class Course:
             await self._alone.wait()
         return await self._ran(attempt, desk.runner())
 
-    def broken(self, desk: LaneDesk, claim: Claimed, exc: Exception) -> None:
+    def broken(self, desk: Desk, claim: Claimed, exc: Exception) -> None:
         """Something of ours failed around an attempt: record that, so that nobody waits for ever."""
         logger.error(
             "task %s attempt %d broke its slot; please report this", TaskId(claim.id), claim.attempt, exc_info=exc
@@ -126,7 +130,7 @@ class Course:
         error = InternalError(
             f"the engine failed around it with {type(exc).__name__}: {text_of(exc)}; please report this"
         )
-        self.recorder.refuse(claim, error, desk.port.name)
+        self.recorder.refuse(claim, error, desk.lane)
 
     async def _run_suspect(self, attempt: Attempt) -> bool:
         """It may have killed its process: run it where it harms nobody, or at least with nobody beside it."""
@@ -154,6 +158,11 @@ class Course:
                 attempt.desk.mark(attempt.slot, 0, 0)
             self.recorder.record(attempt, going)
             return None
+        self._enter(attempt)
+        return self._see_through(attempt, going)
+
+    def _enter(self, attempt: Attempt) -> None:
+        """Note that it runs."""
         attempt.desk.running[attempt.claim.id] = attempt
         self._any.enter()
         if attempt.desk.mark is not None and not attempt.in_child:
@@ -162,7 +171,6 @@ class Course:
             self.watch.watch(attempt)
         if self._starts is None:
             self._starts = asyncio.get_running_loop().call_later(_RECORD_STARTS_S, self._record_starts)
-        return self._see_through(attempt, going)
 
     async def _see_through(self, attempt: Attempt, going: Report | Awaitable[Report]) -> bool:
         """Await the end of an attempt that did not end at once, and record it."""
@@ -191,6 +199,99 @@ class Course:
             self.recorder.record(attempt, report)
         self._let_go(attempt)  # last: a drain waits for it, and what is not recorded by then would be lost
         return True
+
+    # Batches
+
+    def prepare(self, desk: Gathering, claim: Claimed) -> Awaitable[bool] | None:
+        """Put in place what a claim came without: at once, or with what ends with whether it can still join."""
+        if claim.flags & _NEEDS_CARE:
+            desk.waits(claim)
+            return self._prepare(desk, claim)
+        complete(claim, claim.input)
+        return None
+
+    async def _prepare(self, desk: Gathering, claim: Claimed) -> bool:
+        try:
+            complete(claim, await self._values.input(claim))
+        except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
+            if desk.begins(claim):
+                desk.freed()
+                self.recorder.refuse(claim, exc, desk.lane)
+            return False
+        return desk.begins(claim)
+
+    async def serve_call(self, desk: Gathering, claims: list[Claimed], mark: int, task: asyncio.Task[Any]) -> bool:
+        """Run claims in one call, from there to their outcomes; returns whether the slot is still good."""
+        if is_suspect(claims[0]):
+            return await self._serve_with_care(Attempt(claims[0], desk, mark, task))
+        if desk.mark is not None and self._alone.is_taken:
+            for claim in claims:
+                desk.waits(claim)
+            await self._alone.wait()
+            claims = [claim for claim in claims if desk.begins(claim)]
+        claims = [claim for claim in claims if not self._is_too_late(desk, claim)]
+        return not claims or await self._run_together(desk, claims, task)
+
+    async def _run_together(self, desk: Gathering, claims: list[Claimed], task: asyncio.Task[Any]) -> bool:
+        members = Members(desk.runner(), claims)
+        marks = desk.marks.take(len(claims))
+        attempts = [Attempt(claim, desk, mark, task, members) for claim, mark in zip(claims, marks, strict=True)]
+        desk.begin(len(claims))
+        for attempt in attempts:
+            attempt.together = attempts
+            self._enter(attempt)
+        began = self._env.monotonic()
+        try:
+            done = await self._joint_end(desk, attempts, members)
+            if done is None:
+                return False
+            for attempt in attempts:
+                attempt.ended = True
+            desk.end(claims, self._env.monotonic() - began)
+            if task.cancelling():
+                await desk.absorb(task)
+            await self._record_together(desk, attempts, done)
+            return True
+        finally:
+            desk.marks.give_back(marks)
+
+    async def _joint_end(self, desk: Gathering, attempts: list[Attempt], members: Members) -> BatchReport | None:
+        """Await the end of a call; None where its slot was given up meanwhile."""
+        task = attempts[0].task
+        try:
+            done = await members.run(attempts)
+        except asyncio.CancelledError as exc:
+            if not attempts[0].abandoned and desk.is_ending:
+                desk.end([attempt.claim for attempt in attempts], 0.0)
+                for attempt in attempts:
+                    self._let_go(attempt)
+                raise
+            while not attempts[0].abandoned and task.uncancel():  # the handler cancelled the task that it runs in
+                pass
+            done = BatchReport([Report(error=failure(exc).error)] * len(attempts))
+        if not attempts[0].abandoned:
+            return done
+        for attempt in attempts:
+            self._unmark(attempt)
+        return None
+
+    async def _record_together(self, desk: Gathering, attempts: list[Attempt], done: BatchReport) -> None:
+        if done.fits is not None:
+            desk.learn(attempts[0].claim, done.fits)
+        late = [attempt for attempt in attempts if attempt.cause == "timeout"]
+        if len(attempts) > 1 and late:
+            desk.ran_out_of_time([attempt.claim for attempt in late])
+        for attempt, report in zip(attempts, done.reports, strict=True):
+            if len(attempts) > 1 and attempt.cause == "timeout":
+                self._store.finish(Finish(attempt.claim, RELEASED, self._store.now_ms()))
+                self._let_go(attempt)
+                continue
+            desk.forget(attempt.claim)
+            if self._is_bulky(report):
+                await self.recorder.record_whole(attempt, report)
+            else:
+                self.recorder.record(attempt, report)
+            self._let_go(attempt)
 
     def _over(self, attempt: Attempt) -> None:
         """Its handler is done; room for another claim comes before the record, whose commit looks for room."""
@@ -236,11 +337,18 @@ class Course:
 
     def _give_up(self, attempt: Attempt) -> None:
         """Record the end of an attempt whose handler does not come back, and replace its slot."""
-        attempt.abandoned = True
-        attempt.desk.freed()
-        self._let_go(attempt)
+        members = attempt.together or (attempt,)
+        for member in members:
+            member.abandoned = True
+        if attempt.together:
+            attempt.desk.end([member.claim for member in members], float("inf"))
+        else:
+            attempt.desk.freed()
+        for member in members:
+            self._let_go(member)
         attempt.desk.lose_slot(attempt.task)
-        if attempt.desk.port.name != "async":  # the slot itself only waits for the thread
+        if attempt.desk.lane != "async":  # the slot itself only waits for the thread
             attempt.task.cancel()
         error = ErrorInfo(type="TaskTimeout", message="did not stop when asked")
-        self.recorder.record(attempt, Report(error=error, retryable=True))
+        for member in members:
+            self.recorder.record(member, Report(error=error, retryable=True))

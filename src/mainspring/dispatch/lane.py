@@ -9,47 +9,46 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from mainspring.config import TaskManagerConfig, seconds
-from mainspring.dispatch.attempt import Attempt
+from mainspring.dispatch.desk import Desk, place
+from mainspring.dispatch.gathering import Gathering
 from mainspring.environment import Environment
 from mainspring.execution.base import Runner
-from mainspring.store.base import SUSPECT, Claimed, Lane, Store
+from mainspring.processors.base import Lane as LaneName
+from mainspring.store.base import Claimed, Store
 
 _RATE_WINDOW_S = 0.05
 _SLICE_S = 0.005
 _REVOKED_S = 0.01
 
 
-class LaneDesk:
-    """Slots are asyncio tasks that live as long as the lane: none is made for a claim."""
+class LaneDesk(Desk):
+    """Slots are asyncio tasks that live as long as the lane: none is made for a claim.
+
+    They also take the calls that the gatherings of this lane have ready, in the one order.
+    """
 
     def __init__(
         self,
-        name: str,
+        name: LaneName,
         slots: int,
         runner: Callable[[], Runner],
         store: Store,
         config: TaskManagerConfig,
         env: Environment,
         serve: Callable[[LaneDesk, Claimed, int, asyncio.Task[Any]], Awaitable[bool] | None],
-        broken: Callable[[LaneDesk, Claimed, Exception], None],
+        broken: Callable[[Desk, Claimed, Exception], None],
         loop_ends: Callable[[], bool],
         first_mark: int,
     ) -> None:
-        self.port = Lane(name, 0)
-        self.store = store
-        self.env = env
-        self.mark = store.mark if name in ("async", "thread") else None  # a crash in here is this process's crash
+        super().__init__(name, name, runner, store, env)
         self.slots = slots
-        self.runner = runner
-        self.running: dict[bytes, Attempt] = {}
-        self.over: Claimed | None = None  # the last one whose handler ended
+        self.gatherings: list[Gathering] = []
         self._config = config
         self._prefetch_s = seconds(config.prefetch_s, "prefetch_s")
         self._serve = serve
         self._broken = broken
         self._loop_ends = loop_ends
         self._queue: deque[Claimed] = deque()  # in the one order
-        self._waiting: dict[bytes, Claimed] = {}  # given to a slot, where their turn has not come
         self._idle: deque[asyncio.Future[None]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_mark = first_mark
@@ -78,7 +77,7 @@ class LaneDesk:
         return not self._open or self._loop_ends()
 
     def add_slot(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._slot(self._next_mark), name=f"{self.port.name}-slot")
+        task = asyncio.get_running_loop().create_task(self._slot(self._next_mark), name=f"{self.lane}-slot")
         self._next_mark += 1
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -86,16 +85,21 @@ class LaneDesk:
     def put(self, claims: list[Claimed]) -> None:
         queue = self._queue
         for claim in claims:
-            if queue and _place(claim) < _place(queue[-1]):
-                insort(queue, claim, key=_place)
+            if queue and place(claim) < place(queue[-1]):
+                insort(queue, claim, key=place)
             else:
                 queue.append(claim)
         if self._rests_since is not None:
             self._at_rest += self.env.monotonic() - self._rests_since
             self._rests_since = None
-        self._wake_one()
+        self.wake_one()
 
-    def _wake_one(self) -> None:
+    @property
+    def idle(self) -> int:
+        """Slots that wait for work."""
+        return len(self._idle)
+
+    def wake_one(self) -> None:
         """Wake a slot. One is enough: whoever has to wait for its handler wakes the next one first."""
         while self._idle:
             waiting = self._idle.popleft()
@@ -103,33 +107,13 @@ class LaneDesk:
                 waiting.set_result(None)
                 return
 
-    def waits(self, claim: Claimed) -> None:
-        """A slot has it and can't begin at once: until `begins` it may be taken back."""
-        self._waiting[claim.id] = claim
-
-    def begins(self, claim: Claimed) -> bool:
-        """Whether a claim that waited in its slot still is to begin: it was not taken back meanwhile."""
-        if self._waiting.get(claim.id) is not claim:
-            return False
-        del self._waiting[claim.id]
-        return True
-
-    def withdraw(self, id: bytes) -> Claimed | None:
-        """Take the claim of this task out, if there is one that has not begun."""
-        taken = self.take(lambda claim: claim.id == id)
-        return taken[0] if taken else None
-
-    def take(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
-        """Take out claims that have not begun."""
-        queued = [claim for claim in self._queue if is_wanted(claim)]
-        if queued:
+    def _take_queued(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
+        taken = [claim for claim in self._queue if is_wanted(claim)]
+        if taken:
             kept = [claim for claim in self._queue if not is_wanted(claim)]
             self._queue.clear()
             self._queue.extend(kept)
-        waiting = [claim for claim in self._waiting.values() if is_wanted(claim)]
-        for claim in waiting:
-            del self._waiting[claim.id]
-        return waiting + queued
+        return taken
 
     def take_surplus(self) -> list[Claimed]:
         """Take out what will not start soon after all: the tasks at hand are slower than those before them."""
@@ -143,13 +127,14 @@ class LaneDesk:
     def queued(self) -> int:
         return len(self._queue)
 
-    async def _slot(self, mark: int) -> None:
-        queue, serve = self._queue, self._serve
+    async def _slot(self, mark: int) -> None:  # noqa: C901 - each claim of a busy lane goes through here
+        queue, gatherings, serve = self._queue, self.gatherings, self._serve
         task = asyncio.current_task()
         assert task is not None
         slice_at = self._now
         while self._open:
-            if not queue:
+            gathering = self._first_call() if gatherings else None
+            if gathering is None and not queue:
                 await self._unhurt(task, self._rest())
                 slice_at = self._now
                 continue
@@ -162,22 +147,51 @@ class LaneDesk:
             if self.store.is_revoked():
                 await self._unhurt(task, asyncio.sleep(_REVOKED_S))
                 continue
+            if gathering is not None:
+                if not await self._serve_call(gathering, mark, task):
+                    return
+                continue
             claim = queue.popleft()
             try:
                 going = serve(self, claim, mark, task)
                 if going is None:
                     continue
-                if queue:
-                    self._wake_one()
+                if queue or gatherings:
+                    self.wake_one()
                 if not await going:
                     return
             except Exception as exc:  # noqa: BLE001 - the boundary: a bug may cost a task, never its slot
                 self._broken(self, claim, exc)
 
+    async def _serve_call(self, gathering: Gathering, mark: int, task: asyncio.Task[Any]) -> bool:
+        """Take the next call of a gathering, from claims to outcomes; returns whether the slot is still good."""
+        claims = gathering.form()
+        self.wake_one()
+        try:
+            return await gathering.serve(gathering, claims, mark, task)
+        except Exception as exc:  # noqa: BLE001 - the boundary: a bug may cost tasks, never their slot
+            for claim in claims:
+                self._broken(gathering, claim, exc)
+            return True
+
+    def _first_call(self) -> Gathering | None:
+        """Return the gathering that has a call to begin which goes before all else, if one has."""
+        best = place(self._queue[0]) if self._queue else None
+        found = None
+        for gathering in self.gatherings:
+            first = gathering.first()
+            if first is not None and (best is None or first < best):
+                best, found = first, gathering
+        return found
+
     def _rest(self) -> asyncio.Future[None]:
         """Return what is done when there is a claim."""
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle.append(waiting)
+        if self.gatherings:
+            for gathering in self.gatherings:
+                gathering.pace()
+            self.store.demand()
         if not self.running and self._rests_since is None:
             self._rests_since = self.env.monotonic()
         return waiting
@@ -238,12 +252,3 @@ class LaneDesk:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _place(claim: Claimed) -> tuple[int, int]:
-    return claim.rank, claim.seq
-
-
-def is_suspect(claim: Claimed) -> bool:
-    """Whether it ran when its process died, so that it must run alone."""
-    return bool(claim.flags & SUSPECT)

@@ -14,8 +14,11 @@ import msgspec
 
 from mainspring.config import EngineConfig, SchedulerConfig, TaskManagerConfig, seconds
 from mainspring.dispatch.course import Course
+from mainspring.dispatch.desk import Desk
+from mainspring.dispatch.gathering import Gathering
 from mainspring.dispatch.intake import Intake, unordered
 from mainspring.dispatch.lane import LaneDesk
+from mainspring.dispatch.members import Marks
 from mainspring.dispatch.parts import Parts
 from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.registry import record_of
@@ -91,7 +94,9 @@ class TaskManager:
         self._env = env
         self.intake = Intake(self.executor, self.store, self.values, scheduler_config or SchedulerConfig(), env)
         recorder = Recorder(self.store, self.executor, self.values, self.intake, env)
-        self._desks: dict[str, LaneDesk] = {}
+        self._desks: dict[str, Desk] = {}  # of lanes, and of types whose tasks run together
+        self._gatherings: dict[str, Gathering] = {}  # the latter, by type
+        self._marks = Marks(2 * _MARKS_A_LANE)  # no mark is made of what runs in child processes
         grace_s = seconds(self.config.grace_s, "grace_s")
         self._course = Course(self._desks, self.store, self.executor, self.values, recorder, grace_s, env)
         self._settling: set[asyncio.Task[Any]] = set()
@@ -133,23 +138,39 @@ class TaskManager:
             "process": self.config.process_slots,
         }
         for number, (name, n) in enumerate(slots.items()):
-            self._desks[name] = LaneDesk(
+            desk = self._desks[name] = LaneDesk(
                 name, n, partial(self.executor.runner, name), self.store, self.config, self._env,
                 self._course.serve, self._course.broken, self._loop_ends, number * _MARKS_A_LANE,
             )  # fmt: skip
-        self.lanes = {name: desk.port for name, desk in self._desks.items()}
-        self._pacer = self._loop.create_task(self._keep_pace(), name="pacer")
-        for desk in self._desks.values():
             desk.open()
+        self._pacer = self._loop.create_task(self._keep_pace(), name="pacer")
         await self._announce()
 
     async def _announce(self) -> None:
         """Tell the store, and through it the other processes, what is served here."""
-        types = self.executor.types_by_lane()
-        for name, port in self.lanes.items():
-            port.types = types.get(name, frozenset())
+        for lane, types in self.executor.types_by_lane().items():
+            desk = self._desks[lane]
+            assert isinstance(desk, LaneDesk)
+            for kind in types:
+                self._gather(kind, desk)
+            desk.port.types = types - self._gatherings.keys()
+        self.lanes = {name: desk.port for name, desk in self._desks.items()}
         await self.store.register(list(self.executor.types), [record_of(h) for h in self.executor.handlers.values()])
         self.store.serve(self)
+
+    def _gather(self, kind: str, lane: LaneDesk) -> None:
+        """Let tasks of this type join, if they may."""
+        processor: Any = self.executor.types[kind]
+        if kind in self._gatherings or getattr(processor, "batch", None) is None:
+            return
+        gathering = Gathering(
+            kind, processor, lane, self.config, self._course.prepare, self._course.serve_call,
+            self._course.recorder.refuse, self._marks,
+        )  # fmt: skip
+        gathering.port.types = frozenset((kind,))
+        gathering.pace()
+        lane.gatherings.append(gathering)
+        self._gatherings[kind] = self._desks[gathering.port.name] = gathering
 
     def refresh(self) -> None:
         """A handler was registered: serve it too."""
@@ -191,6 +212,7 @@ class TaskManager:
         else:
             await self.executor.close()
         self._desks.clear()
+        self._gatherings.clear()
         self.lanes = {}
 
     def _release_queued(self) -> None:
@@ -203,7 +225,7 @@ class TaskManager:
         for claim in claims:
             self.store.finish(Finish(claim, RELEASED, now, is_counted=is_counted))
 
-    def _hand_back(self, desk: LaneDesk, claims: list[Claimed]) -> None:
+    def _hand_back(self, desk: Desk, claims: list[Claimed]) -> None:
         """Give claims to whoever may start them sooner; that says nothing about the tasks and is not counted."""
         if claims:
             desk.port.released += len(claims)
@@ -356,7 +378,7 @@ class TaskManager:
                 priority=TaskPriority(attempt.claim.priority),
                 start_time=datetime.fromtimestamp(self.store.ms_at(attempt.started_at) / 1000, UTC),
                 worker_id=self.store.worker_id,
-                lane=attempt.desk.port.name,
+                lane=attempt.desk.lane,
             )
             for attempt in self._course.attempts()
             if attempt.started_at is not None
@@ -366,9 +388,15 @@ class TaskManager:
         """Return counts by status, reason, type and lane."""
         stats = await self.store.stats()
         stats["lanes"] = {
-            name: {"slots": desk.slots, "running": len(desk.running), "claimed": desk.queued}
-            for name, desk in self._desks.items()
+            desk.lane: {
+                "slots": desk.slots,
+                "running": sum(len(one.running) for one in (desk, *desk.gatherings)),
+                "claimed": sum(one.queued for one in (desk, *desk.gatherings)),
+            }
+            for desk in self._desks.values()
+            if isinstance(desk, LaneDesk)
         }
+        stats["batches"] = {kind: gathering.stats() for kind, gathering in self._gatherings.items()}
         return stats
 
     # The store's news (see WorkerPort)
@@ -381,7 +409,7 @@ class TaskManager:
         for claim in claims:
             by_type.setdefault(claim.task_type, []).append(claim)
         for kind, some in by_type.items():
-            self._desks[self.executor.lane_of(kind)].put(some)
+            (self._gatherings.get(kind) or self._desks[self.executor.lane_of(kind)]).put(some)
 
     def lost(self, finishes: list[Finish]) -> None:
         for finish in finishes:

@@ -46,7 +46,7 @@ class Recorder:
     ) -> None:  # fmt: skip
         """Record how an attempt ended; what it brings counts only when it completed."""
         claim, usage = attempt.claim, report.usage
-        lane = "process" if attempt.in_child else attempt.desk.port.name
+        lane = "process" if attempt.in_child else attempt.desk.lane
         started = attempt.started_ms
         ended = self._store.now_ms() if started is None else started + int(usage.duration * 1000)
         if is_completed(claim, report, attempt.cause):

@@ -41,7 +41,7 @@ class Watch:
             return
         attempt.cause = cause
         attempt.asked_at = self._env.monotonic()
-        hard = cause == "timeout" and (attempt.in_child or attempt.desk.port.name == "process")
+        hard = cause == "timeout" and (attempt.in_child or attempt.desk.lane == "process")
         if not attempt.runner.stop(attempt.claim, hard=hard):
             self._arm(attempt.asked_at + self._grace_s)
 
@@ -81,7 +81,7 @@ class Watch:
                 attempt.claim.task_id,
                 attempt.claim.attempt,
                 attempt.cause,
-                attempt.desk.port.name,
+                attempt.desk.lane,
             )
             self._give_up(attempt)
 

@@ -25,6 +25,7 @@ from mainspring.errors import InternalError, InvalidInput, TaskNotFound, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.models.manager import ModelManager
 from mainspring.processors.base import Lane
+from mainspring.processors.batch import Batch
 from mainspring.processors.calls import split_options
 from mainspring.processors.context import current, waiting_inside
 from mainspring.processors.custom import Handler
@@ -199,6 +200,7 @@ class Engine(Operations):
         timeout: float | str | None = None,
         priority: TaskPriority = TaskPriority.NORMAL,
         resources: Resources | None = None,
+        batch: Batch | None = None,
     ) -> Callable[[F], F]: ...
 
     def task(self, function: F | None = None, **options: Any) -> F | Callable[[F], F]:
@@ -211,6 +213,10 @@ class Engine(Operations):
             retry: how often and how soon a failed attempt is repeated; an int is `Retry(max_retries=...)`.
             timeout: seconds or text, for one attempt.
             priority: of its tasks, unless the call says another.
+            batch: its tasks join: the first parameter is a list and gets one item of each task, the function returns a
+                list with one result for each, in the same order (an exception in it fails that task alone). Where it
+                raises, halves are tried, so that only what can't be done fails. Callers submit single items. Tasks join
+                only where all other arguments are equal.
 
         Raises: InvalidInput: options contradict each other or the function. Conflict: the name is taken.
         """

@@ -5,8 +5,8 @@ Nothing here knows a store: the same runner works in this process, in a child an
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import Literal, Protocol
+from collections.abc import Awaitable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from mainspring.tasks import Report, Signal, Work
 
@@ -21,6 +21,14 @@ class Channel(Protocol):
 StopCause = Literal["timeout", "cancel", "drain"]
 
 
+class BatchReport(NamedTuple):
+    """How the attempts of a batch ended, in their order."""
+
+    reports: list[Report]
+    calls: int = 1
+    fits: int | None = None  # the most items that went through in one call after memory ran out; None: it did not
+
+
 class Runner(Protocol):
     """A lane's way of running attempts. Used from one event loop."""
 
@@ -29,6 +37,12 @@ class Runner(Protocol):
 
         Does not raise for anything a handler does. Sends `Started` exactly when the handler's code is about to begin.
         An attempt that was stopped reports whatever it came to; the caller knows that it asked for the stop and why.
+        """
+
+    def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> Awaitable[BatchReport]:
+        """Run attempts of one type that may be done in one call, under the same conditions as `run`.
+
+        `stop` with the first of them stops all.
         """
 
     def stop(self, work: Work, *, hard: bool) -> bool:
@@ -41,4 +55,4 @@ class Runner(Protocol):
         """Free threads, children and whatever else was taken. Nothing runs any more when this is called."""
 
 
-__all__ = ["Channel", "Report", "Runner", "StopCause", "Work"]
+__all__ = ["BatchReport", "Channel", "Report", "Runner", "StopCause", "Work"]

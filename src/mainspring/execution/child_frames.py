@@ -36,6 +36,13 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag="run"):
     place: Place
 
 
+class RunBatch(msgspec.Struct, frozen=True, array_like=True, tag="run_batch"):
+    """Attempts for one call; whatever is said of them names the first one."""
+
+    works: tuple[Work, ...]
+    place: Place
+
+
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):
     """Set the attempt's `ctx.cancelled`."""
 
@@ -92,8 +99,20 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag="finished"):
     resident_bytes: int | None = None  # of the child, now
 
 
-ToChild: TypeAlias = Setup | Prepare | Run | Stop | Stored
-ToParent: TypeAlias = Ready | Loading | Note | Store | Finished
+class FinishedBatch(msgspec.Struct, frozen=True, array_like=True, tag="finished_batch"):
+    """The end of all attempts of a batch."""
+
+    id: bytes
+    attempt: int
+    reports: tuple[Report, ...]
+    calls: int
+    fits: int | None
+    cpu_s: float = 0.0  # of the child, so far
+    resident_bytes: int | None = None  # of the child, now
+
+
+ToChild: TypeAlias = Setup | Prepare | Run | RunBatch | Stop | Stored
+ToParent: TypeAlias = Ready | Loading | Note | Store | Finished | FinishedBatch
 
 encode = msgspec.msgpack.Encoder(enc_hook=str.__str__).encode  # a task type is a str of its own class
 decode_to_child = msgspec.msgpack.Decoder(ToChild).decode

@@ -13,7 +13,7 @@ import os
 import queue
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -25,15 +25,18 @@ from mainspring.children.parent import die_with_parent, kill_own_group, take_pip
 from mainspring.environment import SYSTEM
 from mainspring.errors import TaskCancelled, from_info
 from mainspring.execution import places
-from mainspring.execution.base import Report
+from mainspring.execution.base import BatchReport, Report
+from mainspring.execution.batches import Gathered, in_halves
 from mainspring.execution.child_frames import (
     Finished,
+    FinishedBatch,
     Key,
     Loading,
     Note,
     Prepare,
     Ready,
     Run,
+    RunBatch,
     Setup,
     Stop,
     Store,
@@ -46,7 +49,7 @@ from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
 from mainspring.processors.base import Item, failure
 from mainspring.processors.calls import submitter
-from mainspring.processors.context import Context, current, logger
+from mainspring.processors.context import current, logger
 from mainspring.processors.custom import HandlerProcessor
 from mainspring.tasks import Log, Outcome, Progress, Signal, Started, Task, TaskId, Usage, codec
 
@@ -76,8 +79,8 @@ class Link:
 
     def __init__(self, pipe: BlockingPipe) -> None:
         self._pipe = pipe
-        self._inbox: queue.SimpleQueue[Run | Prepare | None] = queue.SimpleQueue()
-        self._context: Context | None = None  # of the attempt that the main thread has
+        self._inbox: queue.SimpleQueue[Run | RunBatch | Prepare | None] = queue.SimpleQueue()
+        self._running: tuple[Key, Callable[[], None]] | None = None  # what the main thread has, and how to stop it
         self._stopped: set[Key] = set()
         self._answers: dict[int, queue.SimpleQueue[Stored]] = {}
         self._numbers = itertools.count(1)
@@ -98,7 +101,7 @@ class Link:
         SYSTEM.start_thread("pipe", self._read, frames[1:])
         return cast(Setup, decode_to_child(frames[0]))
 
-    def next(self) -> Run | Prepare | None:
+    def next(self) -> Run | RunBatch | Prepare | None:
         """Block until there is something to do; None when there will be nothing any more."""
         self.busy = False
         taken = self._inbox.get()
@@ -117,28 +120,27 @@ class Link:
 
     def _hear(self, data: bytes) -> None:
         frame = decode_to_child(data)
-        if isinstance(frame, Run | Prepare):
+        if isinstance(frame, Run | RunBatch | Prepare):
             self._inbox.put(frame)
         elif isinstance(frame, Stop):
             self._stopped.add((frame.id, frame.attempt))
-            if (context := self._context) is not None:
-                self._cancel_if_stopped(context)
+            if (running := self._running) is not None:
+                self._cancel_if_stopped(*running)
         elif isinstance(frame, Stored):
             self._answers[frame.number].put(frame)
 
-    def _cancel_if_stopped(self, context: Context) -> None:
-        if (context.id.bytes, context.attempt) in self._stopped:
-            context.cancel()
+    def _cancel_if_stopped(self, key: Key, cancel: Callable[[], None]) -> None:
+        if key in self._stopped:
+            cancel()
 
-    def taken_up(self, context: Context) -> None:
-        """From now on the parent's stop reaches this context; one that came before does so now."""
-        self._context = context
-        self._cancel_if_stopped(context)
+    def taken_up(self, key: Key, cancel: Callable[[], None]) -> None:
+        """From now on the parent's stop reaches this work; one that came before does so now."""
+        self._running = (key, cancel)
+        self._cancel_if_stopped(key, cancel)
 
     def finished(self, key: Key, report: Report, resident_bytes: int | None) -> None:
         """Report an attempt's end; what can't be sent, as too large a result, becomes a failure."""
-        self._context = None
-        self._stopped.discard(key)
+        self._let_go(key)
         cpu_s = Meter.cpu_s()
         try:
             effects = codec.encode(report.effects)[0] if report.effects else None
@@ -146,6 +148,15 @@ class Link:
             self.send(Finished(*key, bare, effects, cpu_s, resident_bytes))
         except Exception as exc:  # noqa: BLE001 - values' own methods run when a child task is encoded
             self.send(Finished(*key, failed(failure(exc), report.usage), None, cpu_s, resident_bytes))
+
+    def finished_batch(self, key: Key, batch: BatchReport, resident_bytes: int | None) -> None:
+        """Report the end of a batch."""
+        self._let_go(key)
+        self.send(FinishedBatch(*key, tuple(batch.reports), batch.calls, batch.fits, Meter.cpu_s(), resident_bytes))
+
+    def _let_go(self, key: Key) -> None:
+        self._running = None
+        self._stopped.discard(key)
 
     def store_now(self, key: Key, task: Task) -> TaskId:
         """Block until the parent has stored the task, and return its id there. Raises: what storing it raised."""
@@ -210,6 +221,8 @@ class Desk:
         while (taken := self._link.next()) is not None:
             if isinstance(taken, Prepare):
                 self._prepare(taken.places)
+            elif isinstance(taken, RunBatch):
+                self._run_batch(taken)
             else:
                 self._run(taken)
 
@@ -236,14 +249,39 @@ class Desk:
         except BaseException as exc:  # noqa: BLE001 - the handler's module may raise anything, as may a broken payload
             result = failed(failure(exc, self._traceback_chars), Usage())
         else:
-            self._link.taken_up(item.context)
+            self._link.taken_up(key, item.context.cancel)
             if item.context.cancelled:
-                stopped = failed(failure(TaskCancelled("asked to stop before it began")), Usage())
-                result = msgspec.structs.replace(stopped, unstarted=True)
+                result = _unstarted()
             else:
                 result, sample = self._measured(processor, item)
                 resident_bytes = sample.resident_bytes
         self._link.finished(key, result, resident_bytes)
+
+    def _run_batch(self, frame: RunBatch) -> None:
+        first = frame.works[0]
+        key = (first.id, first.attempt)
+        if frame.place not in self._processors:
+            self._link.send(Loading(*key))
+        try:
+            processor = self._processor(frame.place)
+        except BaseException as exc:  # noqa: BLE001 - the handler's module may raise anything
+            refused = failed(failure(exc, self._traceback_chars), Usage())
+            self._link.finished_batch(key, BatchReport([refused] * len(frame.works)), None)
+            return
+        batch = Gathered(frame.works, [Signals(self._link, key)] * len(frame.works), None)
+        self._link.taken_up(key, batch.cancel)
+        if batch.is_cancelled:
+            self._link.finished_batch(key, BatchReport([_unstarted()] * len(frame.works)), None)
+            return
+        self._link.send(Note(*key, Started()))
+        self._meter.start()
+        start = SYSTEM.monotonic()
+        joint = in_halves(batch.items, partial(_outcomes, processor))
+        duration = SYSTEM.monotonic() - start
+        sample = self._meter.stop()
+        if os.getpid() != self._pid:  # a fork that the handler let escape: only the original reports
+            os._exit(0)
+        self._link.finished_batch(key, batch.report(joint, duration, sample.cpu_s), sample.resident_bytes)
 
     def _measured(self, processor: HandlerProcessor, item: Item) -> tuple[Report, Sample]:
         context = item.context
@@ -262,6 +300,29 @@ class Desk:
         current.reset(token)
         usage = Usage(duration, sample.cpu_s, sample.peak_bytes, context.network_bytes)
         return report(outcome, usage), sample
+
+
+def _unstarted() -> Report:
+    stopped = failed(failure(TaskCancelled("asked to stop before it began")), Usage())
+    return msgspec.structs.replace(stopped, unstarted=True)
+
+
+def _outcomes(processor: HandlerProcessor, items: Sequence[Item]) -> Sequence[Outcome]:
+    token = current.set(items[0].context)
+    try:
+        outcomes = processor.process(items)
+        return outcomes if isinstance(outcomes, Sequence) else _awaited_all(outcomes)
+    finally:
+        current.reset(token)
+
+
+def _awaited_all(outcomes: Awaitable[Sequence[Outcome]]) -> Sequence[Outcome]:
+    import asyncio
+
+    async def awaited() -> Sequence[Outcome]:
+        return await outcomes
+
+    return asyncio.run(awaited())
 
 
 def _outcome(processor: HandlerProcessor, item: Item) -> Outcome:

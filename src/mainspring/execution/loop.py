@@ -10,12 +10,13 @@ from typing import Any
 
 from mainspring.environment import Environment
 from mainspring.errors import TaskCancelled
-from mainspring.execution.base import Channel, Report, Work
+from mainspring.execution.base import BatchReport, Channel, Report, Work
+from mainspring.execution.batches import Answer, Gathered, Joint, failed_of, halving
 from mainspring.execution.blocked import LoopWatch
 from mainspring.execution.copies import Original, leave
 from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
-from mainspring.processors.base import Processor, failure
+from mainspring.processors.base import Item, Processor, failure
 from mainspring.processors.context import Child, Context, current
 from mainspring.tasks import Done, Outcome, Started, Usage
 
@@ -62,7 +63,7 @@ class LoopRunner(Original):
         else:
             if self.is_copy:
                 leave()
-            drive = _Drive(self, context, inner, steps, waits_for, env.thread_cpu_ns() - cpu_ns, env)
+            drive = _Drive(self, (context,), inner, steps, waits_for, env.thread_cpu_ns() - cpu_ns, env)
             return self._go_on(work, drive, began)
         if self.is_copy:
             leave()
@@ -87,7 +88,58 @@ class LoopRunner(Original):
         finally:
             del self._running[key]
         usage = Usage(self._env.monotonic() - began, drive.cpu_ns / 1e9)
-        return await _wind_up(drive.context, outcome, usage)
+        return await _wind_up(drive.contexts[0], outcome, usage)
+
+    async def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
+        env = self._env
+        if self._watch is None:
+            self._watch = LoopWatch(env)
+        batch = Gathered(works, channels, self._submit)
+        for channel in channels:
+            channel.send(_STARTED)
+        began, cpu_ns = env.monotonic(), 0
+        steps = halving(batch.items, failed_of)
+        try:
+            some = next(steps)
+            while True:
+                answer, used_ns = await self._call(works[0], some)
+                cpu_ns += used_ns
+                some = steps.send(answer)
+        except StopIteration as stop:
+            joint: Joint[Outcome] = stop.value
+        for item in batch.items:
+            await item.context.close()
+        return batch.report(joint, env.monotonic() - began, cpu_ns / 1e9)
+
+    async def _call(self, work: Work, items: Sequence[Item]) -> tuple[Answer[Outcome], int]:
+        """Return what came of one call for several items, and the CPU time that it took."""
+        inner = contextvars.copy_context()
+        inner.run(current.set, items[0].context)
+        cpu_ns = self._env.thread_cpu_ns()
+        key = (work.id, work.attempt)
+        drive: _Drive | None = None
+        answer: Answer[Outcome]
+        try:
+            steps: Any = self._processors[work.task_type].process(items).__await__()  # type: ignore[union-attr]
+            waits_for = inner.run(steps.send, None)
+            used_ns = self._env.thread_cpu_ns() - cpu_ns
+            drive = self._running[key] = _Drive(
+                self, [item.context for item in items], inner, steps, waits_for, used_ns, self._env
+            )
+            answer = await drive.through()
+        except StopIteration as stop:
+            answer = stop.value
+        except asyncio.CancelledError as exc:
+            if not (drive is not None and drive.stopping) and _is_cancelled_from_outside():
+                raise
+            answer = TaskCancelled("stopped while it ran") if drive is not None and drive.stopping else exc
+        except BaseException as exc:  # noqa: BLE001 - whatever a handler raises is its items' outcome, not our end
+            answer = exc
+        finally:
+            self._running.pop(key, None)
+            if self.is_copy:
+                leave()
+        return answer, self._env.thread_cpu_ns() - cpu_ns if drive is None else drive.cpu_ns
 
     def stop(self, work: Work, *, hard: bool) -> bool:
         drive = self._running.get((work.id, work.attempt))
@@ -123,14 +175,14 @@ class _Drive:
     alone, not the slot that runs it.
     """
 
-    __slots__ = ("_cpu", "_inner", "_runner", "_steps", "_throw", "_waits_for", "context", "cpu_ns", "stopping")
+    __slots__ = ("_cpu", "_inner", "_runner", "_steps", "_throw", "_waits_for", "contexts", "cpu_ns", "stopping")
 
     def __init__(
-        self, runner: LoopRunner, context: Context, inner: contextvars.Context, steps: Any, waits_for: Any,
+        self, runner: LoopRunner, contexts: Sequence[Context], inner: contextvars.Context, steps: Any, waits_for: Any,
         cpu_ns: int, env: Environment,
     ) -> None:  # fmt: skip
         self._runner = runner
-        self.context = context
+        self.contexts = contexts
         self.cpu_ns = cpu_ns  # of the first step
         self.stopping = False
         self._inner = inner
@@ -141,7 +193,8 @@ class _Drive:
 
     def stop(self) -> None:
         """Raise CancelledError where the coroutine waits, or at its next step where it does not."""
-        self.context.cancel()
+        for context in self.contexts:
+            context.cancel()
         self.stopping = True
         self._throw = self._waits_for is None or not self._waits_for.cancel()
 

@@ -12,6 +12,7 @@ from types import ModuleType
 import msgspec
 
 from mainspring.errors import invalid
+from mainspring.processors.batch import Batch
 from mainspring.processors.custom import Handler
 
 _SCRIPT = "__mainspring_main__"
@@ -23,6 +24,7 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     name: str  # the handler's own
     version: str
     script: str | None = None  # the file whose top level was `__main__`
+    batches: bool = False  # it gets the items of several tasks
 
 
 def place_of(handler: Handler) -> Place:
@@ -38,7 +40,7 @@ def place_of(handler: Handler) -> Place:
             script = os.path.abspath(str(main.__file__))
         else:
             raise invalid("lane", "process", f"{handler.name} was not defined in a file", "put it into a module")
-    return Place(module, function.__qualname__, str(handler.name), handler.version, script)
+    return Place(module, function.__qualname__, str(handler.name), handler.version, script, handler.batch is not None)
 
 
 def load(place: Place) -> Handler:
@@ -53,7 +55,9 @@ def load(place: Place) -> Handler:
         found = handler.function
     if not callable(found):
         raise invalid("handler", place.qualname, "is no function", "keep the handler's name for the function itself")
-    return Handler(found, name=place.name, version=place.version, lane="process")
+    return Handler(
+        found, name=place.name, version=place.version, lane="process", batch=Batch() if place.batches else None
+    )
 
 
 def _script(path: str) -> ModuleType:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any
+from signal import SIGKILL
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -26,15 +27,18 @@ from mainspring.errors import (
     TaskTimeout,
     UnsupportedTaskType,
 )
-from mainspring.execution.base import Channel, Report, Work
+from mainspring.execution.base import BatchReport, Channel, Report, Work
+from mainspring.execution.batches import Joint, halving
 from mainspring.execution.child_frames import (
     Finished,
+    FinishedBatch,
     Key,
     Loading,
     Note,
     Prepare,
     Ready,
     Run,
+    RunBatch,
     Setup,
     Stop,
     Store,
@@ -47,22 +51,33 @@ from mainspring.execution.encoding import failed
 from mainspring.execution.places import Place, place_of
 from mainspring.processors.base import failure
 from mainspring.processors.custom import Handler
-from mainspring.tasks import Effect, ErrorInfo, Failed, Started, Task, TaskId, Usage, codec
+from mainspring.tasks import Effect, ErrorInfo, Failed, Signal, Started, Task, TaskId, Usage, codec
 
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from mainspring.execution.child_main import main; main()"
 _END_GRACE_S = 1.0  # for the clean-up of an idle child that is not needed any more
 
 
 class _Attempt:
-    """A `run` call."""
+    """A call of `run`, or one for a batch: what is said of that names its first work."""
 
-    __slots__ = ("channel", "desk", "ended", "killed", "loading", "patience", "place", "started_s", "too_slow", "work")
+    __slots__ = (
+        "channels",
+        "desk",
+        "ended",
+        "killed",
+        "loading",
+        "patience",
+        "place",
+        "started_s",
+        "too_slow",
+        "works",
+    )
 
-    def __init__(self, work: Work, channel: Channel, place: Place, ended: asyncio.Future[Report]) -> None:
-        self.work = work
-        self.channel = channel
+    def __init__(self, works: Sequence[Work], channels: Sequence[Channel], place: Place) -> None:
+        self.works = works
+        self.channels = channels
         self.place = place
-        self.ended = ended
+        self.ended: asyncio.Future[_End] = asyncio.get_running_loop().create_future()
         self.desk: _Desk | None = None  # None while it waits for a child
         self.loading = False  # its handler is being imported
         self.patience: asyncio.TimerHandle | None = None  # how long that may take
@@ -72,7 +87,27 @@ class _Attempt:
 
     @property
     def key(self) -> Key:
-        return (self.work.id, self.work.attempt)
+        return (self.works[0].id, self.works[0].attempt)
+
+    @property
+    def frame(self) -> Run | RunBatch:
+        bare = [work.bare() for work in self.works]
+        return Run(bare[0], self.place) if len(bare) == 1 else RunBatch(tuple(bare), self.place)
+
+    def send(self, signal: Signal) -> None:
+        for channel in self.channels:
+            channel.send(signal)
+
+
+class _Died(Exception):
+    """The child of a batch died, and nobody asked for it."""
+
+
+class _DiedForMemory(_Died, MemoryError):
+    """By a SIGKILL that is not ours, which is how a kernel ends those for whom no memory is left."""
+
+
+_End: TypeAlias = Report | BatchReport | _Died
 
 
 class _Desk:
@@ -135,12 +170,33 @@ class ProcessRunner:
 
         A call that is cancelled kills its attempt.
         """
-        place = self._places.get(work.task_type)
+        return await self._through((work,), (channel,))  # type: ignore[return-value]  # that of a single work
+
+    async def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
+        """Run attempts in one call in a child. Where that dies, halves go on in others: the guilty one dies alone."""
+        members = list(zip(works, channels, strict=True))
+        steps = halving(members, _report_of)
+        calls, fits = 0, None
+        try:
+            some = next(steps)
+            while True:
+                end = await self._through(*zip(*some, strict=True))
+                if isinstance(end, BatchReport):
+                    calls, fits = calls + end.calls, end.fits or fits
+                    some = steps.send(end.reports)
+                else:
+                    some = steps.send(end if isinstance(end, _Died) else [end] * len(some))
+        except StopIteration as stop:
+            joint: Joint[Report] = stop.value
+        return BatchReport(joint.outcomes, max(calls, joint.calls), joint.fits or fits)
+
+    async def _through(self, works: Sequence[Work], channels: Sequence[Channel]) -> _End:
+        place = self._places.get(works[0].task_type)
         if place is None:
-            return _refused(UnsupportedTaskType(f"no handler for {work.task_type} in the process lane"))
+            return _refused(UnsupportedTaskType(f"no handler for {works[0].task_type} in the process lane"))
         if self._closing:
             return _unstarted("the process lane is closed")
-        attempt = _Attempt(work, channel, place, asyncio.get_running_loop().create_future())
+        attempt = _Attempt(works, channels, place)
         self._attempts[attempt.key] = attempt
         self._waiting.append(attempt)
         self._assign()
@@ -148,7 +204,7 @@ class ProcessRunner:
             return await attempt.ended
         finally:
             if attempt.ended.cancelled():
-                self.stop(work, hard=True)
+                self.stop(works[0], hard=True)
 
     def stop(self, work: Work, *, hard: bool) -> bool:
         """Set the handler's `ctx.cancelled`; `hard` kills its child and all that it started."""
@@ -171,7 +227,7 @@ class ProcessRunner:
         """End all children. Attempts that still run are killed."""
         self._closing = True
         for attempt in list(self._attempts.values()):
-            self.stop(attempt.work, hard=True)
+            self.stop(attempt.works[0], hard=True)
         for desk in list(self._desks):
             self._retire(desk)
         while self._background:
@@ -196,7 +252,7 @@ class ProcessRunner:
         attempt.desk, desk.attempt = desk, attempt
         desk.tasks += 1
         try:
-            desk.send(Run(attempt.work.bare(), attempt.place))
+            desk.send(attempt.frame)
         except InvalidInput as exc:
             self._settle(attempt, _refused(exc))
             self._free(desk)
@@ -206,7 +262,7 @@ class ProcessRunner:
         if desk.child is not None and desk.child.usable:
             self._idle.append(desk)
 
-    def _settle(self, attempt: _Attempt, report: Report) -> None:
+    def _settle(self, attempt: _Attempt, report: _End) -> None:
         if attempt.patience is not None:
             attempt.patience.cancel()
         del self._attempts[attempt.key]  # before anybody can ask to stop it: its child may have other work by then
@@ -274,8 +330,8 @@ class ProcessRunner:
                 if attempt.patience is not None:
                     attempt.patience.cancel()
                 self._proven[attempt.place] = None
-            attempt.channel.send(frame.signal)
-        elif isinstance(frame, Finished):
+            attempt.send(frame.signal)
+        elif isinstance(frame, Finished | FinishedBatch):
             self._finished(desk, attempt, frame)
         elif isinstance(frame, Loading):
             attempt.loading = True
@@ -290,8 +346,11 @@ class ProcessRunner:
             attempt.too_slow = True
             attempt.desk.child.kill()
 
-    def _finished(self, desk: _Desk, attempt: _Attempt, frame: Finished) -> None:
-        self._settle(attempt, frame.report if frame.effects is None else _with_effects(frame.report, frame.effects))
+    def _finished(self, desk: _Desk, attempt: _Attempt, frame: Finished | FinishedBatch) -> None:
+        if isinstance(frame, FinishedBatch):
+            self._settle(attempt, BatchReport(list(frame.reports), frame.calls, frame.fits))
+        else:
+            self._settle(attempt, frame.report if frame.effects is None else _with_effects(frame.report, frame.effects))
         desk.cpu_s = frame.cpu_s
         self._free(desk)
         too_large = (frame.resident_bytes or 0) > self._config.child_recycle_bytes
@@ -333,7 +392,7 @@ class ProcessRunner:
         elif not desk.ready and not self._closing:
             self._start_failed(f"{exit} before it was ready", exit.output)
 
-    def _death(self, desk: _Desk, attempt: _Attempt, exit: Exit) -> Report:
+    def _death(self, desk: _Desk, attempt: _Attempt, exit: Exit) -> Report | _Died:
         began = attempt.started_s is not None
         if attempt.too_slow and not attempt.killed:
             limit_s = self._config.child_start_timeout_s
@@ -349,12 +408,15 @@ class ProcessRunner:
             cpu_time = None if exit.cpu_time is None else max(0.0, exit.cpu_time - desk.cpu_s)
             duration = self._environment.monotonic() - attempt.started_s
             usage = Usage(duration, cpu_time, exit.peak_bytes)
-        return Report(
+        report = Report(
             error=ErrorInfo(type="ProcessingFailed", message=message, traceback=exit.output or None),
             usage=usage,
             crashed=not attempt.killed and (began or attempt.loading),
             unstarted=not began and (attempt.killed or not attempt.loading),
         )
+        if len(attempt.works) == 1 or not (report.crashed and began):
+            return report
+        return _DiedForMemory() if exit.signal == SIGKILL else _Died()
 
 
 def _with_effects(report: Report, data: bytes) -> Report:
@@ -363,6 +425,11 @@ def _with_effects(report: Report, data: bytes) -> Report:
     except InvalidInput as exc:  # the handler submitted what is no task
         return failed(failure(exc), report.usage)
     return msgspec.structs.replace(report, effects=effects)
+
+
+def _report_of(_: BaseException, together: int) -> Report:
+    """Whose fault it was could not be found out: it is charged to nobody."""
+    return _unstarted(f"its child process died of one of {together} tasks in a batch")
 
 
 def _refused(exc: TaskError) -> Report:

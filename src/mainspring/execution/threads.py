@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from mainspring.environment import Environment
-from mainspring.execution.base import Channel, Report, Work
+from mainspring.execution.base import BatchReport, Channel, Report, Work
+from mainspring.execution.batches import Gathered, in_halves
 from mainspring.execution.copies import Original, leave
 from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
@@ -18,8 +20,10 @@ from mainspring.processors.base import Item, Processor, failure
 from mainspring.processors.context import Child, current
 from mainspring.tasks import Outcome, Started, Usage
 
+T = TypeVar("T")
 _STARTED = Started()
-_Job = tuple[Work, Channel, "asyncio.Future[Report]"]
+_Key = tuple[bytes, int]
+_Job = tuple[_Key, Callable[[], Any], "asyncio.Future[Any]"]
 
 
 class ThreadRunner(Original):
@@ -42,24 +46,30 @@ class ThreadRunner(Original):
         self._inbox: deque[_Job | None] = deque()
         self._signal = env.turns()
         self._threads = 0
-        self._lost: set[tuple[bytes, int]] = set()  # attempts whose threads were given up
-        self._running: dict[tuple[bytes, int], Item] = {}  # an attempt that was given up may outlive the next one
+        self._lost: set[_Key] = set()  # attempts whose threads were given up
+        self._running: dict[_Key, Callable[[], None]] = {}  # how to ask it; what was given up may outlive the next one
 
     def run(self, work: Work, channel: Channel) -> Awaitable[Report]:
+        return self._in_thread(work, partial(self._run, work, channel))
+
+    def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> Awaitable[BatchReport]:
+        return self._in_thread(works[0], partial(self._run_batch, works, channels))
+
+    def _in_thread(self, work: Work, run: Callable[[], T]) -> Awaitable[T]:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Report] = loop.create_future()
+        future: asyncio.Future[T] = loop.create_future()
         if self._threads < self._slots + len(self._lost):
             self._threads += 1
             self._env.start_strand(f"mainspring-thread-{self._threads}", self._work(loop), self._signal)
-        self._inbox.append((work, channel, future))
+        self._inbox.append(((work.id, work.attempt), run, future))
         self._signal.raise_()
         return future
 
     def stop(self, work: Work, *, hard: bool) -> bool:
         """Set the flag that a fair handler looks at. With `hard` the thread is given up and another takes its place."""
-        item = self._running.get((work.id, work.attempt))
-        if item is not None:
-            item.context.cancel()
+        cancel = self._running.get((work.id, work.attempt))
+        if cancel is not None:
+            cancel()
             if hard:
                 self._lost.add((work.id, work.attempt))
         return False
@@ -75,20 +85,20 @@ class ThreadRunner(Original):
             job = self._inbox.popleft()
             if job is None:
                 return
-            work, channel, future = job
+            key, run, future = job
             if future.cancelled():  # it was given up before it began
                 continue
-            result = self._run(work, channel)
-            if (work.id, work.attempt) in self._lost:  # it came back, but another thread has its place
+            result = run()
+            if key in self._lost:  # it came back, but another thread has its place
                 with contextlib.suppress(RuntimeError):  # the loop may be closed by now: nobody counts any more
-                    loop.call_soon_threadsafe(self._gone, (work.id, work.attempt))
+                    loop.call_soon_threadsafe(self._gone, key)
                 return
             try:
                 loop.call_soon_threadsafe(_answer, future, result)
             except RuntimeError:  # the loop was closed while a lost thread was still at it: nobody waits any more
                 return
 
-    def _gone(self, key: tuple[bytes, int]) -> None:
+    def _gone(self, key: _Key) -> None:
         self._lost.discard(key)
         self._threads -= 1
 
@@ -99,7 +109,7 @@ class ThreadRunner(Original):
         except Exception as exc:  # noqa: BLE001 - a stored payload that does not decode is that attempt's failure
             return failed(failure(exc), Usage())
         key = (work.id, work.attempt)
-        self._running[key] = item
+        self._running[key] = item.context.cancel
         channel.send(_STARTED)
         began, cpu = env.monotonic(), env.thread_cpu_ns()
         try:
@@ -115,12 +125,33 @@ class ThreadRunner(Original):
         return report(outcome, usage)
 
     def _process(self, task_type: str, item: Item) -> Outcome:
-        current.set(item.context)
+        return self._processed(task_type, (item,))[0]
+
+    def _run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
+        env = self._env
+        batch = Gathered(works, channels, self._submit)
+        key = (works[0].id, works[0].attempt)
+        self._running[key] = batch.cancel
+        for channel in channels:
+            channel.send(_STARTED)
+        began, cpu = env.monotonic(), env.thread_cpu_ns()
+        processed = partial(self._processed, works[0].task_type)
+        try:
+            joint = contextvars.copy_context().run(in_halves, batch.items, processed)
+        finally:
+            if self.is_copy:
+                leave()
+            del self._running[key]
+        for item in batch.items:
+            item.context.close_blocking()
+        return batch.report(joint, env.monotonic() - began, (env.thread_cpu_ns() - cpu) / 1e9)
+
+    def _processed(self, task_type: str, items: Sequence[Item]) -> Sequence[Outcome]:
+        current.set(items[0].context)
         self._load(task_type)
-        batch: Any = self._processors[task_type].process((item,))
-        return batch[0]  # type: ignore[no-any-return]
+        return self._processors[task_type].process(items)  # type: ignore[return-value]  # a plain function, in here
 
 
-def _answer(future: asyncio.Future[Report], result: Report) -> None:
+def _answer(future: asyncio.Future[T], result: T) -> None:
     if not future.done():
         future.set_result(result)

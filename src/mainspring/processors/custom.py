@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import sys
 import typing
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from mainspring.config import seconds
 from mainspring.errors import InvalidInput, invalid
 from mainspring.processors.annotations import is_async, resolved
 from mainspring.processors.base import Item, Lane, failure
+from mainspring.processors.batch import Batch, Call, items_parameter
 from mainspring.processors.context import Context
 from mainspring.tasks import (
     ChildTasks,
@@ -29,8 +30,9 @@ from mainspring.tasks import (
     TaskInput,
     TaskPriority,
     TaskType,
+    Work,
 )
-from mainspring.tasks.codec import BYTES, convert, decode, encode, json_schema
+from mainspring.tasks.codec import BYTES, convert, decode, decode_input, encode, json_schema
 
 LANES: tuple[Lane, ...] = ("async", "thread", "process")
 
@@ -65,12 +67,14 @@ class Handler:
     __slots__ = (
         "__weakref__",
         "accepted",
+        "batch",
         "by_place",
         "context_parameter",
         "convert_input",
         "function",
         "is_async",
         "is_native",
+        "items",
         "lane",
         "name",
         "parameters",
@@ -98,6 +102,7 @@ class Handler:
         timeout: float | str | None = None,
         priority: TaskPriority = TaskPriority.NORMAL,
         resources: Resources | None = None,
+        batch: Batch | None = None,
     ) -> None:
         _check_function(function)
         self.function = function
@@ -116,6 +121,7 @@ class Handler:
             raise invalid("timeout", timeout, "leaves no time", "use a positive duration, or None")
         self.priority = priority_of(priority)
         self.resources = resources
+        self.batch = batch
         self.source_hash = _source_hash(function)
         self._read_signature()
         self._check()
@@ -123,6 +129,9 @@ class Handler:
     def _read_signature(self) -> None:
         signature = inspect.signature(self.function)
         hints = resolved(self.function, self.name)
+        self.items = ""  # the parameter that gets the items of a batch
+        if self.batch is not None:
+            self.items, hints[self.items] = _items(self.batch, self.name, signature, hints)
         self.context_parameter: str | None = None
         fields: list[Any] = []
         self.parameters: tuple[str, ...] = ()
@@ -223,7 +232,9 @@ class Handler:
         return bound
 
     def check_arguments(self, bound: dict[str, Any]) -> None:
-        """Refuse arguments of the wrong type, in calls without references: those are checked when they are known."""
+        """Refuse arguments that can't work, in calls without references: those are checked when they are known."""
+        if self.batch is not None:
+            self.batch.check_item(bound.get(self.items))
         if not self.convert_input:
             return
         try:
@@ -239,6 +250,19 @@ class Handler:
             except (msgspec.ValidationError, AttributeError):  # the latter of an array where a dict is wanted
                 pass  # said below
         return msgspec.structs.asdict(convert(arguments, self.params_type, f"arguments of {self.name}"))
+
+
+def _items(batch: Any, name: str, signature: inspect.Signature, hints: dict[str, Any]) -> tuple[str, Any]:
+    """Return the parameter that gets the items of a batch, and the type of one. Raises InvalidInput."""
+    if not isinstance(batch, Batch):
+        raise invalid("batch", batch, "is no batch policy", "use Batch(max_size=64)")
+    for parameter in signature.parameters.values():
+        if Context in (hint := hints.get(parameter.name), *typing.get_args(hint)):
+            raise invalid("batch", f"{name}{signature}", "a call is for several tasks", f"leave out {parameter.name}")
+    found, item = items_parameter(name, [*signature.parameters], hints)
+    if signature.parameters[found].default is not inspect.Parameter.empty:
+        raise invalid("batch", f"{name}{signature}", f"{found} has a default", "each task brings an item: leave it out")
+    return found, item
 
 
 def _retry_of(retry: Any) -> Retry:
@@ -351,7 +375,33 @@ class HandlerProcessor:
         """Nothing was taken."""
 
     def process(self, batch: Sequence[Item]) -> Sequence[Outcome] | Awaitable[Sequence[Outcome]]:
+        if self.handler.batch is not None:
+            return self._await_together(batch) if self.handler.is_async else self._call_together(batch)
         return self._await_all(batch) if self.handler.is_async else [self._call(item) for item in batch]
+
+    @property
+    def batch(self) -> Batch | None:
+        return self.handler.batch
+
+    def join(self, work: Work) -> tuple[Hashable, float]:
+        """See `Batching`."""
+        handler, batch = self.handler, self.handler.batch
+        assert batch is not None
+        if len(handler.parameters) == 1 and batch.cost is None and batch.shape is None:
+            return (), 0.0
+        arguments = dict(decode_input(work.input).value)  # type: ignore[union-attr]  # Custom, checked at submit
+        item = arguments.pop(handler.items)
+        batch.check_item(item)
+        shape = None if batch.shape is None else batch.shape(item)
+        return (encode(sorted(arguments.items()))[0], shape), batch.cost_of(item)
+
+    def _call_together(self, batch: Sequence[Item]) -> Sequence[Outcome]:
+        call = Call(self.handler, batch, self._traceback_chars)
+        return call.outcomes(self.handler.function(**call.arguments) if call.arguments else ())
+
+    async def _await_together(self, batch: Sequence[Item]) -> Sequence[Outcome]:
+        call = Call(self.handler, batch, self._traceback_chars)
+        return call.outcomes(await self.handler.function(**call.arguments) if call.arguments else ())
 
     async def _await_all(self, batch: Sequence[Item]) -> Sequence[Outcome]:
         outcomes: list[Outcome] = []

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from mainspring.errors import TaskCancelled, UnsupportedTaskType, invalid
-from mainspring.execution.base import Channel, Report, Runner, Work
+from mainspring.execution.base import BatchReport, Channel, Report, Runner, Work
 from mainspring.execution.encoding import report
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import failure
 from mainspring.tasks import ErrorInfo, Started, Usage
 
+R = TypeVar("R")
 _STARTED = Started()
 _KILLED = "its child process was killed by the test"
 
@@ -88,6 +89,21 @@ class PlayedLane:
             return self._crash() or asyncio.get_running_loop().create_future()
         return report(failure(error), Usage())
 
+    async def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
+        errors = [self._plans.take(work.task_type) for work in works]
+        for error, channel in zip(errors, channels, strict=True):
+            if error is not None:
+                channel.send(_STARTED)
+        if any(isinstance(error, Crash) for error in errors):
+            return BatchReport([self._crash() or await asyncio.get_running_loop().create_future()] * len(works))
+        left = [n for n, error in enumerate(errors) if error is None]
+        done = BatchReport([])
+        if left:
+            done = await self._inner.run_batch([works[n] for n in left], [channels[n] for n in left])
+        ended = iter(done.reports)
+        reports = [next(ended) if error is None else report(failure(error), Usage()) for error in errors]
+        return done._replace(reports=reports)
+
     def stop(self, work: Work, *, hard: bool) -> bool:
         return self._inner.stop(work, hard=hard)
 
@@ -108,11 +124,16 @@ class InlineChildren:
         self._killed: dict[tuple[bytes, int], asyncio.Future[None]] = {}
 
     async def run(self, work: Work, channel: Channel) -> Report:
+        going = self._runner(work).run(work, channel)
+        return going if isinstance(going, Report) else await self._unless_killed(work, going)
+
+    async def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
+        done = await self._unless_killed(works[0], self._runner(works[0]).run_batch(works, channels))
+        return BatchReport([done] * len(works)) if isinstance(done, Report) else done
+
+    async def _unless_killed(self, work: Work, going: Awaitable[R]) -> R | Report:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        going = self._runner(work).run(work, channel)
-        if isinstance(going, Report):
-            return going
         ended = asyncio.ensure_future(going)
         killed = self._killed[work.id, work.attempt] = loop.create_future()
         try:

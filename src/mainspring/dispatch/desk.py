@@ -1,0 +1,100 @@
+"""A desk: claims of one port that have not begun, and the attempts that run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mainspring.dispatch.attempt import Attempt
+from mainspring.environment import Environment
+from mainspring.execution.base import Runner
+from mainspring.processors.base import Lane as LaneName
+from mainspring.store.base import SUSPECT, Claimed, Lane, Store
+
+
+class Desk:
+    """What a lane's own desk and that of a type whose tasks run together have in common."""
+
+    def __init__(self, name: str, lane: LaneName, runner: Callable[[], Runner], store: Store, env: Environment) -> None:
+        self.port = Lane(name, 0)
+        self.lane = lane
+        self.store = store
+        self.env = env
+        self.mark = store.mark if lane in ("async", "thread") else None  # a crash in here is this process's crash
+        self.runner = runner
+        self.running: dict[bytes, Attempt] = {}
+        self.over: Claimed | None = None  # the last one whose handler ended
+        self._waiting: dict[bytes, Claimed] = {}  # on their way into a slot, where their turn has not come
+
+    def waits(self, claim: Claimed) -> None:
+        """It can't begin at once: until `begins` it may be taken back."""
+        self._waiting[claim.id] = claim
+
+    def begins(self, claim: Claimed) -> bool:
+        """Whether a claim that waited for its turn still is to begin: it was not taken back meanwhile."""
+        if self._waiting.get(claim.id) is not claim:
+            return False
+        del self._waiting[claim.id]
+        return True
+
+    def withdraw(self, id: bytes) -> Claimed | None:
+        """Take the claim of this task out, if there is one that has not begun."""
+        taken = self.take(lambda claim: claim.id == id)
+        return taken[0] if taken else None
+
+    def take(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
+        """Take out claims that have not begun."""
+        waiting = [claim for claim in self._waiting.values() if is_wanted(claim)]
+        for claim in waiting:
+            del self._waiting[claim.id]
+        return waiting + self._take_queued(is_wanted)
+
+    def put(self, claims: list[Claimed]) -> None:
+        """Claims have come."""
+        raise NotImplementedError
+
+    @property
+    def queued(self) -> int:
+        """How many have not begun."""
+        raise NotImplementedError
+
+    def take_surplus(self) -> list[Claimed]:
+        """Take out what will not start soon after all."""
+        raise NotImplementedError
+
+    def shut(self) -> None:
+        """Take no more claims; those that are here go on."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+    def _take_queued(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
+        raise NotImplementedError
+
+    def freed(self) -> None:
+        """A claim that is over makes room."""
+        raise NotImplementedError
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether a cancellation that reaches a slot is meant for it, rather than left behind by its handler."""
+        raise NotImplementedError
+
+    async def absorb(self, task: Any) -> None:
+        """Take a cancellation that a handler left behind, so that it hits nothing of ours."""
+        raise NotImplementedError
+
+    def lose_slot(self, task: Any) -> None:
+        """Go on without a slot whose handler does not come back: another takes its place."""
+        raise NotImplementedError
+
+
+def place(claim: Claimed) -> tuple[int, int]:
+    """Return where a claim stands in the one order."""
+    return claim.rank, claim.seq
+
+
+def is_suspect(claim: Claimed) -> bool:
+    """Whether it ran when its process died, so that it must run alone."""
+    return bool(claim.flags & SUSPECT)

@@ -1,0 +1,288 @@
+"""Batches in the making: claims of one type wait here until they make a call, or have waited long enough."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import insort
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mainspring.config import TaskManagerConfig, seconds
+from mainspring.dispatch.desk import Desk, is_suspect, place
+from mainspring.dispatch.members import Marks
+from mainspring.processors.batch import Batching
+from mainspring.store.base import Claimed
+from mainspring.tasks import TaskPriority
+
+if TYPE_CHECKING:
+    from mainspring.dispatch.lane import LaneDesk
+
+Place = tuple[int, int]
+_REMEMBERED = 10_000
+
+
+class _Member(NamedTuple):
+    place: Place
+    claim: Claimed
+    cost: float
+    since: float  # monotonic seconds
+
+    @property
+    def is_urgent(self) -> bool:
+        return self.claim.priority > TaskPriority.NORMAL
+
+
+class _Group:
+    """Claims that may join: best first."""
+
+    __slots__ = ("cost", "members", "since", "size", "urgent")
+
+    def __init__(self, size: int) -> None:
+        self.size = size  # of a call, at most
+        self.members: list[_Member] = []
+        self.cost = 0.0
+        self.urgent = 0
+        self.since = 0.0  # the oldest
+
+    def add(self, member: _Member) -> None:
+        if not self.members:
+            self.since = member.since
+        insort(self.members, member, key=lambda one: one.place)
+        self.cost += member.cost
+        self.urgent += member.is_urgent
+
+    def keep(self, members: list[_Member]) -> None:
+        self.members = members
+        self.cost = sum(member.cost for member in members)
+        self.urgent = sum(member.is_urgent for member in members)
+        self.since = min((member.since for member in members), default=0.0)
+
+
+class Gathering(Desk):
+    """The desk of a type whose tasks run together. It has no slots of its own: those of its lane take its calls."""
+
+    def __init__(
+        self,
+        kind: str,
+        processor: Batching,
+        lane: LaneDesk,
+        config: TaskManagerConfig,
+        prepare: Callable[[Gathering, Claimed], Awaitable[bool] | None],
+        serve: Callable[[Gathering, list[Claimed], int, asyncio.Task[Any]], Awaitable[bool]],
+        refuse: Callable[[Claimed, Exception, str], None],
+        marks: Marks,
+    ) -> None:
+        super().__init__(f"{lane.lane}/{kind}", lane.lane, lane.runner, lane.store, lane.env)
+        self.kind = kind
+        self.policy = processor.batch
+        self.marks = marks
+        self.serve = serve
+        self.closed: Counter[str] = Counter()  # why calls began
+        self.calls = 0  # that have ended
+        self.items = 0  # in those
+        self._wait_s = self.policy.wait_s
+        self._join = processor.join
+        self._lane = lane
+        self._prefetch_s = seconds(config.prefetch_s, "prefetch_s")
+        self._prepare = prepare
+        self._refuse = refuse
+        self._groups: dict[tuple[Hashable, int], _Group] = {}
+        self._fits: dict[Hashable, int] = {}  # where memory has run out: what went through
+        self._limits: dict[bytes, int] = {}  # tasks that ran out of time in a call: the size of their next one
+        self._preparing: set[asyncio.Task[None]] = set()
+        self._begun = 0  # claims in calls
+        self._last_call_s = float("inf")
+        self._timer: asyncio.TimerHandle | None = None
+        self._taking = True
+
+    # Claims come ...
+
+    def put(self, claims: list[Claimed]) -> None:
+        for claim in claims:
+            if is_suspect(claim):  # it runs alone, and what it needs is done then
+                self._add(claim, (claim.id,), 0.0)
+                continue
+            preparing = self._prepare(self, claim)
+            if preparing is None:
+                self._gather(claim)
+            else:
+                task = asyncio.get_running_loop().create_task(self._gather_later(claim, preparing))
+                self._preparing.add(task)
+                task.add_done_callback(self._preparing.discard)
+        self._lane.wake_one()
+
+    async def _gather_later(self, claim: Claimed, preparing: Awaitable[bool]) -> None:
+        if await preparing:
+            self._gather(claim)
+            self._lane.wake_one()
+
+    def _gather(self, claim: Claimed) -> None:
+        try:
+            key, cost = self._join(claim)
+        except Exception as exc:  # noqa: BLE001 - users' functions of an item run in there: that attempt's failure
+            self.freed()
+            self._refuse(claim, exc, self.lane)
+        else:
+            self._add(claim, (key, claim.timeout_ms), cost)
+
+    def _add(self, claim: Claimed, key: Hashable, cost: float) -> None:
+        size = min(self.policy.max_size, self._limits.get(claim.id, self.policy.max_size))
+        group = self._groups.get((key, size))
+        if group is None:
+            group = self._groups[key, size] = _Group(size)
+        group.add(_Member(place(claim), claim, cost, self.env.monotonic()))
+
+    # ... wait ...
+
+    @property
+    def queued(self) -> int:
+        return sum(len(group.members) for group in self._groups.values()) + len(self._waiting)
+
+    def first(self) -> Place | None:
+        """Return the place of the call that may begin now; None: there is none, and somebody is woken when there is."""
+        if not self._groups:
+            return None
+        now = self.env.monotonic()
+        best = self._best(now)
+        if best is not None:
+            return self._groups[best].members[0].place
+        self._wake_at(min(group.since for group in self._groups.values()) + self._wait_s, now)
+        return None
+
+    def _best(self, now: float) -> tuple[Hashable, int] | None:
+        found: tuple[Place, tuple[Hashable, int]] | None = None
+        for key, group in self._groups.items():
+            if self._why(key, group, now) and (found is None or group.members[0].place < found[0]):
+                found = (group.members[0].place, key)
+        return None if found is None else found[1]
+
+    def _why(self, key: tuple[Hashable, int], group: _Group, now: float) -> str:
+        """Return why a call of this group may begin now, if it may."""
+        if len(group.members) >= self._size(key):
+            return "full"
+        if self.policy.max_cost is not None and group.cost >= self.policy.max_cost:
+            return "cost"
+        if group.urgent:
+            return "urgent"
+        return "wait" if now - group.since >= self._wait_s or is_suspect(group.members[0].claim) else ""
+
+    def _size(self, key: tuple[Hashable, int]) -> int:
+        return min(key[1], self._fits.get(key[0], key[1]))
+
+    def _wake_at(self, due: float, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(due - now, self._lane.wake_one)
+
+    def _take_queued(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
+        taken: list[Claimed] = []
+        for key, group in list(self._groups.items()):
+            wanted = [member.claim for member in group.members if is_wanted(member.claim)]
+            if wanted:
+                taken += wanted
+                self._keep(key, [member for member in group.members if not is_wanted(member.claim)])
+        return taken
+
+    def _keep(self, key: tuple[Hashable, int], members: list[_Member]) -> None:
+        if members:
+            self._groups[key].keep(members)
+        else:
+            del self._groups[key]
+
+    def take_surplus(self) -> list[Claimed]:
+        """Take out what has no slot to begin in any more: the last ones in the order."""
+        self.pace()
+        surplus = self.queued - max(0, self.port.limit - self._begun)
+        if surplus <= 0:
+            return []
+        last = sorted((m.place for group in self._groups.values() for m in group.members), reverse=True)[:surplus]
+        chosen = set(last)
+        return self._take_queued(lambda claim: place(claim) in chosen)
+
+    # ... and go
+
+    def form(self) -> list[Claimed]:
+        """Take out what goes into the next call; `first` has just told that there is one."""
+        now = self.env.monotonic()
+        key = self._best(now)
+        assert key is not None
+        group, size = self._groups[key], self._size(key)
+        why = self._why(key, group, now)
+        n, cost = 0, 0.0
+        for member in group.members[:size]:
+            if n and self.policy.max_cost is not None and cost + member.cost > self.policy.max_cost:
+                why = "cost"
+                break
+            n += 1
+            cost += member.cost
+        formed = [member.claim for member in group.members[:n]]
+        self._keep(key, group.members[n:])
+        self.closed[why] += 1
+        return formed
+
+    def begin(self, n: int) -> None:
+        """A call with so many claims begins."""
+        self._begun += n
+        self.pace()
+
+    def end(self, claims: list[Claimed], duration: float) -> None:
+        """A call is over; room for the next one comes before the records, whose commit looks for room."""
+        self._begun -= len(claims)
+        self.port.released += len(claims)
+        self.over = claims[-1]
+        self.calls += 1
+        self.items += len(claims)
+        self._last_call_s = duration
+        self.pace(freeing=1)
+
+    def learn(self, claim: Claimed, fits: int) -> None:
+        """Memory ran out in its call: no larger one of its like is made again."""
+        self._fits[self._join(claim)[0], claim.timeout_ms] = fits
+
+    def ran_out_of_time(self, claims: list[Claimed]) -> None:
+        """Whose fault it was is not known: each of them comes again in a smaller call."""
+        if len(self._limits) > _REMEMBERED:  # of tasks that ended elsewhere; what is forgotten costs a larger call
+            self._limits.clear()
+        for claim in claims:
+            self._limits[claim.id] = max(1, len(claims) // 2)
+
+    def forget(self, claim: Claimed) -> None:
+        """It has ended."""
+        self._limits.pop(claim.id, None)
+
+    def pace(self, freeing: int = 0) -> None:
+        """Claim what free slots can begin, and one call more where calls are short."""
+        if self._taking:
+            calls = self._lane.idle + freeing + (self._last_call_s < self._prefetch_s)
+            self.port.limit = self._begun + calls * self.policy.max_size
+
+    def shut(self) -> None:
+        self._taking = False
+        self.port.limit = -1_000_000_000
+
+    async def close(self) -> None:
+        self.shut()
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._preparing:
+            task.cancel()
+
+    def freed(self) -> None:
+        """One that was in no call is over."""
+        self.port.released += 1
+
+    @property
+    def is_ending(self) -> bool:
+        return self._lane.is_ending
+
+    async def absorb(self, task: asyncio.Task[Any]) -> None:
+        await self._lane.absorb(task)
+
+    def lose_slot(self, task: asyncio.Task[Any] | None) -> None:
+        self._lane.lose_slot(task)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what calls there were and why they began. `fill` is the share of `max_size` that was used."""
+        fill = self.items / (self.calls * self.policy.max_size) if self.calls else None
+        return {"calls": self.calls, "items": self.items, "fill": fill, "closed": dict(self.closed)}

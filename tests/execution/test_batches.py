@@ -1,0 +1,109 @@
+"""Halving: one call for many, and what is done where it raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from mainspring.errors import RetryAfter, TaskCancelled
+from mainspring.execution.batches import Joint, halving, is_out_of_memory
+
+Call = Callable[[Sequence[int]], Sequence[str]]
+
+
+def through(n: int, call: Call) -> tuple[Joint[str], list[int]]:
+    """Bring n items through; returns what came of it, and the size of each call."""
+    steps = halving(range(n), lambda exc, together: f"{type(exc).__name__} in {together}")
+    sizes = []
+    try:
+        some = next(steps)
+        while True:
+            sizes.append(len(some))
+            try:
+                answer: Any = call(some)
+            except BaseException as exc:  # noqa: BLE001 - that is what is brought through
+                answer = exc
+            some = steps.send(answer)
+    except StopIteration as stop:
+        return stop.value, sizes
+
+
+def names(items: Sequence[int]) -> list[str]:
+    return [str(item) for item in items]
+
+
+def without(*bad: int, error: type[BaseException] = ValueError) -> Call:
+    def call(items: Sequence[int]) -> list[str]:
+        if set(bad) & set(items):
+            raise error("no")
+        return names(items)
+
+    return call
+
+
+def test_what_goes_well_takes_one_call() -> None:
+    joint, sizes = through(100, names)
+    assert (joint, sizes) == (Joint(names(range(100)), 1, None), [100])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 100])
+def test_one_bad_item_fails_alone(n: int) -> None:
+    """Wherever it stands, with two calls for each halving."""
+    for bad in range(n):
+        joint, sizes = through(n, without(bad))
+        assert joint.outcomes == ["ValueError in 1" if item == bad else str(item) for item in range(n)]
+        assert len(sizes) <= 1 + 2 * (n - 1).bit_length()
+
+
+def test_nothing_in_a_batch_takes_no_call() -> None:
+    assert through(0, names) == (Joint([], 0, None), [])
+
+
+def test_searching_is_bounded() -> None:
+    """A few bad items are found; where all are bad the calls stay few, and the rest fails with its call's error."""
+    joint, _ = through(256, without(3, 100, 200))
+    assert [n for n, outcome in enumerate(joint.outcomes) if outcome == "ValueError in 1"] == [3, 100, 200]
+    joint, sizes = through(256, without(*range(256)))
+    assert len(sizes) <= 1 + 6 * 8
+    assert all(outcome.startswith("ValueError in ") for outcome in joint.outcomes)
+
+
+@pytest.mark.parametrize("error", [RetryAfter, TaskCancelled])
+def test_what_is_true_for_all_is_not_searched_for(error: type[BaseException]) -> None:
+    """Who is asked to come later, or is not wanted any more, must not ask again for each half."""
+
+    def call(items: Sequence[int]) -> list[str]:
+        raise error(1.0)
+
+    joint, sizes = through(64, call)
+    assert (set(joint.outcomes), sizes) == ({f"{error.__name__} in 64"}, [64])
+
+
+def test_memory_that_runs_out_halves_until_it_fits() -> None:
+    """However often that has to be; the largest call that went through is told."""
+
+    def call(items: Sequence[int]) -> list[str]:
+        if len(items) > 3:
+            raise MemoryError
+        return names(items)
+
+    joint, _ = through(64, call)
+    assert (joint.outcomes, joint.fits) == (names(range(64)), 2)
+    joint, _ = through(64, without(*range(64), error=MemoryError))
+    assert set(joint.outcomes) == {"MemoryError in 1"}
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (RuntimeError("Failed to allocate memory for requested buffer of size 5"), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError("no"), False),
+    ],
+)
+def test_errors_that_mean_memory(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
