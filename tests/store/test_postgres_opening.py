@@ -154,6 +154,17 @@ async def test_another_programs_schema_is_left_alone(factory: PostgresFactory) -
     assert postgres.ask("SELECT tablename::text FROM pg_tables WHERE schemaname = $1", factory.schema) == [("theirs",)]
 
 
+@pytest.mark.parametrize("is_in_address", [True, False])
+async def test_the_schema_is_the_one_that_was_named(tmp_path: Path, is_in_address: bool) -> None:
+    """By the address or by the settings: the tables are made there."""
+    schema = postgres.schema_of(tmp_path)
+    url = postgres.address_of(tmp_path) if is_in_address else postgres.url()
+    config = StoreConfig(blobs=tmp_path) if is_in_address else StoreConfig(blobs=tmp_path, schema=schema)
+    async with Engine(url, EngineConfig(store=config)):
+        assert postgres.ask(f"SELECT version FROM {schema}.store") == [(SCHEMA_VERSION,)]
+    postgres.drop(schema)
+
+
 async def test_an_old_server_is_refused(factory: PostgresFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "OLDEST_SERVER", 99)
     with pytest.raises(StoreRefused, match="update it"):

@@ -123,6 +123,7 @@ class Parts:
             config,
             blobs=LocalBlobStore(self.folder, env=env),  # the monitor watches its disk from the start
             env=env,
+            schema=config.schema,
             extra_schema=server_keys.SCHEMA,
             appliers=_SERVER_APPLIERS,
             named_blobs=server_keys.named,
