@@ -129,7 +129,11 @@ class TaskManager:
         self._running = True
         self._draining = False
         if work:
-            await self._start_work()
+            try:
+                await self._start_work()
+            except BaseException:
+                await self.stop(drain_s=0)
+                raise
 
     async def _start_work(self) -> None:
         slots: dict[LaneName, int] = {

@@ -143,7 +143,13 @@ class Engine(Operations):
             raise InvalidInput("this engine was closed and can't be opened again; make a new Engine", field="engine")
         if not self._open:
             await self._parts.open()
-            await self.manager.start(work=self._worker)
+            try:
+                await self.manager.start(work=self._worker)
+            except BaseException:  # the store may be gone again: nothing of this engine stays behind
+                self._closed = True
+                await self._parts.close()
+                self.manager.waiters.close()
+                raise
             self._open = True
         return self
 

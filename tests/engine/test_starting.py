@@ -1,0 +1,50 @@
+"""An engine that can't begin its work leaves nothing behind that looks like a worker."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tests import postgres
+from tests.engine.support import engine_on
+
+from mainspring import InvalidInput, StoreUnavailable
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield str(tmp_path / "work.db")
+        return
+    yield postgres.address_of(tmp_path)
+    postgres.drop(postgres.schema_of(tmp_path))
+
+
+async def test_a_store_that_goes_while_an_engine_starts(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was open, and what is served could not be told: the start is refused, and no row of a living worker stays, no
+    thread and no helper. A new engine starts."""
+    engine = engine_on(address)
+
+    @engine.task
+    async def same(n: int) -> int:
+        return n
+
+    async def gone(*_: Any) -> None:
+        raise StoreUnavailable("the server is gone")
+
+    monkeypatch.setattr(engine.manager.store, "register", gone)
+    with pytest.raises(StoreUnavailable):
+        await engine.start()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("mainspring")] == []
+    assert psutil.Process().children() == []
+    with pytest.raises(InvalidInput, match="make a new Engine"):
+        await engine.start()
+    async with engine_on(address, worker=False) as other:
+        workers: Any = await other.manager.store.view(lambda view: view.rows("open_workers"))  # type: ignore[attr-defined]
+        assert len(workers) == 1
