@@ -44,6 +44,17 @@ def failing_once(store: PostgresStore, *, is_stored: bool) -> None:
     writer._commit = commit  # type: ignore[method-assign]
 
 
+def losing(store: PostgresStore, error: Exception) -> None:
+    """Let the writer find with its next transaction that its connection is of no use any more."""
+    session = store._writer.session
+    assert session is not None
+
+    def fail(sql: str) -> None:
+        raise error
+
+    session.command = fail  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize("is_stored", [True, False])
 async def test_a_failed_commit_is_looked_up(factory: PostgresFactory, is_stored: bool) -> None:
     """Whoever submitted is told what became of it, and nothing is stored twice."""
@@ -59,6 +70,53 @@ async def test_a_failed_commit_is_looked_up(factory: PostgresFactory, is_stored:
                 await store.info(task.id)
         assert await store.submit([task]) == [Accepted(task.id, is_stored)]
         assert len(factory.states()) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.exceptions.AdminShutdownError("terminating connection due to administrator command"),
+        ConnectionResetError(),
+    ],
+)
+async def test_a_connection_that_ended_meanwhile_is_made_anew(factory: PostgresFactory, error: Exception) -> None:
+    """However the driver tells it: nothing had been asked of it, so the call goes through on another one."""
+    async with opened(factory.make()) as store:
+        losing(store, error)
+        task = new("a")
+        assert await store.submit([task]) == [Accepted(task.id, False)]
+
+
+async def test_a_connection_that_can_t_be_made_anew(factory: PostgresFactory) -> None:
+    """Callers are told why, and the next call after the server came back goes through."""
+    async with opened(factory.make()) as store:
+        losing(store, ConnectionResetError())
+        connect = store._writer._connect
+
+        def refuse() -> Any:
+            raise StoreUnavailable("the server is gone")
+
+        store._writer._connect = refuse
+        task = new("a")
+        with pytest.raises(StoreUnavailable, match="the server is gone"):
+            await store.submit([task])
+        store._writer._connect = connect
+        assert await store.submit([task]) == [Accepted(task.id, False)]
+
+
+async def test_an_error_without_words_is_named(factory: PostgresFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a transaction, where nothing else tells what happened."""
+    async with opened(factory.make()) as store:
+
+        def reset(*_: Any) -> None:
+            raise ConnectionResetError
+
+        monkeypatch.setattr(store._writer, "_catch_up", reset)
+        with pytest.raises(StoreUnavailable, match=r"\(ConnectionResetError\)"):
+            await store.submit([new("a")])
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("is_stored", [True, False])

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 
+from mainspring.store.postgres.connection import LOST
 from mainspring.store.postgres.statements import SQL
 from mainspring.store.sql.transaction import Row
 
@@ -51,7 +52,7 @@ class Session:
             return
         try:
             self._wait(self._connection.close(timeout=_CLOSE_S))
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except (asyncpg.PostgresError, *LOST):
             self._connection.terminate()
         self._loop.close()
 
@@ -107,7 +108,7 @@ class Session:
         try:
             yield self
         finally:
-            with contextlib.suppress(asyncpg.InterfaceError, OSError):  # what broke it has been raised already
+            with contextlib.suppress(*LOST):  # what broke it has been raised already
                 self.command("COMMIT")
 
 

@@ -63,7 +63,7 @@ class PostgresStore(SqlStore):
         self._named_blobs = named_blobs
         self._writer: PostgresWriter = PostgresWriter(
             self._session, self._memory, self.now_ms, env, batch_size, self._committed_soon, self._retry_soon,
-            self._rejoin,
+            self._rejoin, self.server,
         )  # fmt: skip
         self._reader = Reader(self._session, env, OUTAGES, is_lost)
         self.line = Line(self._connect, f"mainspring.{self.server.schema}", self.worker_id, self._heard, env)

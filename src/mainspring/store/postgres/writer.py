@@ -9,7 +9,7 @@ from typing import NamedTuple
 import asyncpg
 
 from mainspring.environment import Environment
-from mainspring.errors import StoreUnavailable
+from mainspring.errors import StoreRefused, StoreUnavailable, TaskError
 from mainspring.store.base import Finish
 from mainspring.store.postgres import connection as server
 from mainspring.store.postgres.session import Session
@@ -39,9 +39,9 @@ class _CaughtUp(NamedTuple):
 
 
 class PostgresWriter(Writer):
-    OUTAGES = server.OUTAGES
+    OUTAGES = (*server.OUTAGES, StoreUnavailable, StoreRefused)  # with ours, where the connection had to be made anew
     CONFLICTS = server.CONFLICTS
-    DOUBTS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+    DOUBTS = (asyncpg.PostgresError, *server.LOST)
 
     def __init__(
         self,
@@ -53,8 +53,10 @@ class PostgresWriter(Writer):
         report: Report,
         retry_later: Callable[[int], None],
         rejoin: Callable[[Transaction], None],
+        where: server.Server,
     ) -> None:
         super().__init__(memory, now_ms, env, batch, report, retry_later)
+        self._server = where
         self._connect = connect
         self._env = env
         self._rejoin = rejoin  # called in a transaction when others took this process for dead
@@ -84,8 +86,10 @@ class PostgresWriter(Writer):
     def _tidy(self) -> None:
         """The server does."""
 
-    def _mend(self, exc: BaseException) -> None:
-        """The server does."""
+    def _mend(self, exc: BaseException) -> TaskError | None:
+        """The server does. Rights that are missing somebody has to grant."""
+        is_refused = isinstance(exc, asyncpg.InsufficientPrivilegeError)
+        return server.translated(self._server, exc) if is_refused else None
 
     # Transactions
 

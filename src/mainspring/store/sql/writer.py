@@ -379,18 +379,19 @@ class Writer(ABC):
 
     def _outage(self, group: Group, exc: BaseException) -> None:
         """The store can't write now. Callers are told, outcomes kept and tried again, the connection made anew."""
-        logger.warning("the store can't be written: %s", exc)
+        cause = exc.__cause__ or exc
+        why = str(cause) or type(cause).__name__
+        logger.warning("the store can't be written: %s", why)
         self.close()
         final = self._mend(exc)
         if isinstance(exc, CommitFailed) and self._resolve(exc.tx, group):
             self._told(exc.tx, group)
             return
-        cause = exc.__cause__ or exc
         for call in group.calls:
             call.result = None  # what was found before the rollback is void
             if call.error is None:
                 call.error = final or StoreUnavailable(
-                    f"the store can't be written now ({cause}); nothing was stored: try again"
+                    f"the store can't be written now ({why}); nothing was stored: try again"
                 )
         for finish in group.finishes:
             finish.is_repeated = True
