@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from tests import postgres
 from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
@@ -68,3 +69,26 @@ async def test_counts_of_processes_that_are_gone_are_added_up(factory: PostgresF
         assert before["completed"] == 4
         owners = postgres.ask(f"SELECT DISTINCT worker FROM {factory.schema}.tally ORDER BY worker")
         assert owners == [(0,), (store.owner,)]
+
+
+async def test_a_long_transaction_of_others_repeats_no_news(factory: PostgresFactory) -> None:
+    """While somebody's transaction stays open, what was committed since it began is looked at once, not each time."""
+
+    async def news(since: str) -> tuple[str, list[int]]:
+        row = await other.view(lambda view: view.one("catch_up", since, other.owner, 0))
+        return row[0], row[2]
+
+    async with opened(factory.make()) as one, opened(factory.make()) as other:
+        for store in (one, other):
+            await factory.hold_upkeep(store)
+        blocker = await asyncpg.connect(postgres.url())
+        await blocker.execute(f"BEGIN; INSERT INTO {factory.schema}.news (class) VALUES (1)")
+        first, _ = await news("1:1:")
+        await submit(one, new())
+        second, told = await news(first)
+        assert told == [1]
+        third, told = await news(second)
+        assert told == []
+        await blocker.execute("COMMIT")  # it was under way at each of them
+        assert (await news(third))[1] == [1]
+        await blocker.close()

@@ -71,10 +71,12 @@ WITH RECURSIVE head AS (
 SELECT class, rank, seq FROM head;
 
 -- name: catch_up
--- What others committed since a transaction, and what falls due; with numbers for new tasks, and how many are unfinished.
-SELECT pg_snapshot_xmin(pg_current_snapshot())::text,
-    (SELECT news_floor FROM store) >= $1::text::xid8,
-    ARRAY(SELECT DISTINCT class FROM news WHERE xid >= $1::text::xid8),
+-- What others committed since a snapshot, and what falls due; with numbers for new tasks, and how many are unfinished.
+-- Transactions that were under way then are looked for by their numbers: somebody else's long one costs no more than that.
+SELECT pg_current_snapshot()::text,
+    (SELECT news_floor FROM store) >= pg_snapshot_xmin($1::text::pg_snapshot),
+    ARRAY(SELECT class FROM news WHERE xid >= pg_snapshot_xmax($1::text::pg_snapshot)
+          UNION SELECT class FROM news WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))),
     EXISTS (SELECT 1 FROM worker WHERE ended_ms IS NULL AND id <> $2),
     ARRAY(SELECT ARRAY[namespace, type, grp] FROM pause),
     (SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL),

@@ -64,7 +64,7 @@ class PostgresWriter(Writer):
         self.number = 0  # of the schema, for locks
         self._alone = False
         self._new_tasks = 0  # of the group
-        self._seen = "0"  # all transactions before this one have been looked at
+        self._seen = "1:1:"  # the snapshot that was looked at last
         self._next_deadline: int | None = None
         self._next_due: int | None = None
 
