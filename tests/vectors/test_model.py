@@ -1,18 +1,19 @@
-"""The vector store against a plain dict, through random upserts, deletes and searches."""
+"""Each vector store against a plain dict, through random upserts, deletes and searches."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from tests.vectors.homes import HOMES
 
 from mainspring.tasks import SearchQuery, VectorDelete, VectorRecord, VectorUpsert
-from mainspring.vectors import SqliteVectorStore
+from mainspring.vectors import VectorStore
 
 IDS = st.sampled_from([f"r{n}" for n in range(12)])
 LABEL = st.integers(0, 3)
@@ -23,11 +24,13 @@ VECTOR = st.integers(0, 5)
 class VectorStoreMachine(RuleBasedStateMachine):
     """`store` writes and searches after each step; `follower` searches now and then and must catch up over many."""
 
+    kind: ClassVar[str]
+
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        path = Path(self.folder.name) / "work.db"
-        self.store, self.follower = SqliteVectorStore(path), SqliteVectorStore(path)
+        self.home = HOMES[self.kind](Path(self.folder.name))
+        self.store, self.follower = self.home.open(), self.home.open()
         self.known: dict[str, tuple[int, int]] = {}
         self.store.write(VectorUpsert("docs", (VectorRecord("seed", VECTORS[0], None, {"label": 0}),)))
         self.known["seed"] = (0, 0)
@@ -56,7 +59,7 @@ class VectorStoreMachine(RuleBasedStateMachine):
         self.compare(self.store, 0, 1000, None)
         assert self.store.collections()[0].count == len(self.known)
 
-    def compare(self, store: SqliteVectorStore, vector: int, top_k: int, label: int | None) -> None:
+    def compare(self, store: VectorStore, vector: int, top_k: int, label: int | None) -> None:
         def cosine(number: int) -> float:
             a, b = VECTORS[number].astype(float), VECTORS[vector].astype(float)
             return round(float(a @ b / np.linalg.norm(a) / np.linalg.norm(b)), 6)
@@ -68,12 +71,23 @@ class VectorStoreMachine(RuleBasedStateMachine):
         assert [hit.id for hit in store.search([query])[0].hits] == wanted
 
     def teardown(self) -> None:
-        self.store.close()
-        self.follower.close()
+        self.home.drop()
         self.folder.cleanup()
 
 
-VectorStoreMachine.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
-TestVectorStore = VectorStoreMachine.TestCase
+class OnSqlite(VectorStoreMachine):
+    kind = "sqlite"
+
+
+class OnPostgres(VectorStoreMachine):
+    kind = "postgres"
+
+
+def _examples(n: int) -> settings:
+    return settings(max_examples=n, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+OnSqlite.TestCase.settings = _examples(25)
+OnPostgres.TestCase.settings = _examples(8)  # each in a schema of its own
+TestOnSqlite = OnSqlite.TestCase
+TestOnPostgres = OnPostgres.TestCase

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import apsw
-
 from mainspring.blobs import server_keys
 from mainspring.blobs.keys import SCHEMA as BLOB_SCHEMA
 from mainspring.blobs.keys import BlobKeys
@@ -35,8 +33,6 @@ from mainspring.vectors.appliers import SCHEMA as VECTOR_SCHEMA
 from mainspring.vectors.appliers import apply_delete as delete_vectors
 from mainspring.vectors.appliers import apply_upsert as upsert_vectors
 from mainspring.vectors.base import VectorStore
-from mainspring.vectors.missing import NoVectors
-from mainspring.vectors.missing import refuse as refuse_vectors
 from mainspring.vectors.sqlite import SqliteVectorStore
 
 if TYPE_CHECKING:
@@ -47,12 +43,6 @@ _APPLIERS: dict[type, Applier] = {
     VectorDelete: lambda cursor, effect, namespace, now: delete_vectors(cursor, effect, now),
     BlobRef: put_key,
     BlobDelete: delete_key,
-}
-_SERVER_APPLIERS: dict[type, Applier] = {
-    VectorUpsert: refuse_vectors,
-    VectorDelete: refuse_vectors,
-    BlobRef: server_keys.apply_ref,
-    BlobDelete: server_keys.apply_delete,
 }
 
 
@@ -109,6 +99,7 @@ class Parts:
         try:
             from mainspring.store.postgres.connection import parse
             from mainspring.store.postgres.store import PostgresStore
+            from mainspring.vectors import postgres as server_vectors
         except ImportError as exc:
             raise InvalidInput(
                 f"a store on a server needs the library {exc.name}; pip install 'mainspring[postgres]'", field="store"
@@ -124,13 +115,18 @@ class Parts:
             blobs=LocalBlobStore(self.folder, env=env),  # the monitor watches its disk from the start
             env=env,
             schema=config.schema,
-            extra_schema=server_keys.SCHEMA,
-            appliers=_SERVER_APPLIERS,
+            extra_schema=server_keys.SCHEMA + server_vectors.SCHEMA,
+            appliers={
+                VectorUpsert: lambda cursor, effect, namespace, now: server_vectors.apply_upsert(cursor, effect, now),
+                VectorDelete: lambda cursor, effect, namespace, now: server_vectors.apply_delete(cursor, effect, now),
+                BlobRef: server_keys.apply_ref,
+                BlobDelete: server_keys.apply_delete,
+            },
             named_blobs=server_keys.named,
             **self._settings(),
         )
         self.keys = server_keys.ServerBlobKeys(store.view_from_thread)
-        self.vectors = NoVectors()
+        self.vectors = server_vectors.PostgresVectorStore(store.look_aside, self._write, env=env)
         self.address = server.shown
         self.name = url  # opens it again; never shown
 
@@ -161,7 +157,7 @@ class Parts:
         self.keys.close()
         await self.store.close()
 
-    def _write(self, run: Callable[[apsw.Cursor], int]) -> int:
+    def _write(self, run: Callable[[Any], int]) -> int:
         return self.store.write_from_thread(run)
 
     def _tokenizer(self, model_id: str | None) -> EmbeddingModel:

@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple
 
 import apsw
 
-from mainspring.errors import InvalidInput, invalid
 from mainspring.tasks import VectorDelete, VectorRecord, VectorUpsert
 from mainspring.vectors import labels
-from mainspring.vectors.unit import unit_rows, wrong_dimension
+from mainspring.vectors.checks import check_ids, check_name, does_not_fit
+from mainspring.vectors.unit import unit_rows
 
 SCHEMA: Final = resources.files("mainspring.vectors").joinpath("schema.sql").read_text("utf-8")
 """Made by whoever opens the file for writing; safe to run again."""
@@ -68,13 +68,13 @@ def apply_upsert(cursor: apsw.Cursor, effect: VectorUpsert, now_ms: int) -> int:
     Raises: InvalidInput: another dimension or model than the collection's; a vector that is not finite or zero; an id
         that is empty or there twice; metadata that is not JSON-like.
     """
-    _check_name(effect.collection)
+    check_name(effect.collection)
     state = find(cursor, effect.collection)
     if state is not None and effect.replace is not None:
         _remove(cursor, state, labels.matching_rows(cursor, state.id, effect.replace), now_ms)
     if not effect.records:
         return 0
-    ids = _check_ids(effect.records)
+    ids = check_ids(effect.records)
     units = unit_rows([(f"vector of {record.id!r}", record.vector) for record in effect.records])
     state = _fit(cursor, effect, units.shape[1], now_ms)
     _remove(cursor, state, _rows_of(cursor, state, ids), now_ms)
@@ -90,7 +90,7 @@ def apply_delete(cursor: apsw.Cursor, effect: VectorDelete, now_ms: int) -> int:
     Returns: how many records were deleted.
     Raises: InvalidInput: the filter can't be understood.
     """
-    _check_name(effect.collection)
+    check_name(effect.collection)
     state = find(cursor, effect.collection)
     if state is None:
         return 0
@@ -109,15 +109,8 @@ def _fit(cursor: apsw.Cursor, effect: VectorUpsert, dim: int, now_ms: int) -> St
         return state
     elif state.records == 0:
         cursor.execute(_BEGIN_AGAIN, (dim, effect.model_id, state.id))
-    elif state.model_id != effect.model_id:
-        raise InvalidInput(
-            f"model_id = {effect.model_id!r}: collection {state.name!r} holds vectors of {state.model_id!r}, and the "
-            "two can't be compared; use another collection, or replace all its records at once with replace={}",
-            field="model_id",
-            value=effect.model_id,
-        )
     else:
-        raise wrong_dimension(f"vector of {effect.records[0].id!r}", dim, f"collection {state.name!r} has {state.dim}")
+        raise does_not_fit(effect, dim, state)
     state = find(cursor, effect.collection)
     assert state is not None
     return state
@@ -171,19 +164,3 @@ def _forget_old(cursor: apsw.Cursor, state: State) -> None:
     if old is not None:
         cursor.execute(_RAISE_FLOOR, (old, state.id))
         cursor.execute(_FORGET, (state.id, old))
-
-
-def _check_name(name: str) -> None:
-    if not isinstance(name, str) or not name or len(name) > 200:
-        raise invalid("collection", name, "is no name", "use a text of 1 to 200 characters")
-
-
-def _check_ids(records: tuple[VectorRecord, ...]) -> list[str]:
-    ids = [record.id for record in records]
-    for id in ids:
-        if not isinstance(id, str) or not id:
-            raise invalid("id", id, "is no id of a record", "use a text that is not empty")
-    if len(set(ids)) < len(ids):
-        twice = next(id for id in ids if ids.count(id) > 1)
-        raise invalid("id", twice, "is there twice in one upsert", "write each record once")
-    return ids

@@ -45,6 +45,12 @@ class VectorStore(Protocol):
     def get(self, collection: str, ids: Sequence[str]) -> list[VectorRecord]:
         """Return the records that are there, in the order of `ids`. Raises: InvalidInput: unknown collection."""
 
+    def page(self, collection: str, *, after: str = "", limit: int = 500) -> list[VectorRecord]:
+        """Return at most `limit` records whose ids come after `after`, in the order of their ids.
+
+        Raises: InvalidInput: unknown collection.
+        """
+
     def metadata(self, collection: str, filter: dict[str, Any] | None = None) -> list[tuple[str, dict[str, Any]]]:
         """Return id and metadata of all matching records, without their vectors.
 

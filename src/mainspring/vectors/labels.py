@@ -95,7 +95,7 @@ def matching_rows(cursor: apsw.Cursor, collection: int, filter: dict[str, Any]) 
 
     Raises: InvalidInput: the filter is no mapping of keys to JSON-like values.
     """
-    conditions = _conditions(filter)
+    conditions = [(key, to_json("filter", values)) for key, values in conditions_of(filter)]
     if len(conditions) > 1:  # the rarest leads, the others are looked up for its rows alone
         conditions.sort(key=lambda condition: cursor.execute(_ROUGH_COUNT, (collection, *condition)).get)
     bindings: dict[str, int | str] = {"collection": collection}
@@ -108,7 +108,11 @@ def matching_rows(cursor: apsw.Cursor, collection: int, filter: dict[str, Any]) 
     return rows
 
 
-def _conditions(filter: dict[str, Any]) -> list[tuple[str, str]]:
+def conditions_of(filter: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return what a filter asks: key and labels, of which a record must have one for every key.
+
+    Raises: InvalidInput: it is no mapping of keys to JSON-like values.
+    """
     if not isinstance(filter, dict) or not all(isinstance(key, str) for key in filter):
         raise invalid("filter", filter, "is no mapping of metadata keys", "pass {key: value} or {key: [value, value]}")
     if len(filter) > 32:
@@ -116,6 +120,5 @@ def _conditions(filter: dict[str, Any]) -> list[tuple[str, str]]:
     conditions = []
     for key, wanted in filter.items():
         values = wanted if isinstance(wanted, (list, tuple, set, frozenset)) else [wanted]
-        field = f"filter[{key!r}]"
-        conditions.append((key, to_json(field, [_label(field, value) for value in values])))
+        conditions.append((key, [_label(f"filter[{key!r}]", value) for value in values]))
     return conditions

@@ -1,7 +1,4 @@
-"""A collection's vectors in memory, as of one version: exact search is one matrix product for all queries together.
-
-Source of the error bound: N. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition 2002, section 3.1.
-"""
+"""A collection's vectors in memory, as of one version: exact search is one matrix product for all queries together."""
 
 from __future__ import annotations
 
@@ -11,6 +8,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+
+from mainspring.vectors.unit import exact_scores, margin
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,8 +175,7 @@ class Matrix:
         if k == 0:
             return Nearest([], [])
         worst = np.partition(scores, len(scores) - k)[len(scores) - k]
-        margin = 2 * self.dim * 2.0**-24  # two dot products of unit vectors may each be off by half of it
-        near = np.flatnonzero(scores >= worst - margin)
+        near = np.flatnonzero(scores >= worst - margin(self.dim))
         if slots is not None:
             near = slots[near]
         exact = self._exact(query, near)
@@ -186,11 +184,7 @@ class Matrix:
         return Nearest([places[i] for i in order], [exact[i] for i in order])
 
     def _exact(self, query: NDArray[np.float32], slots: NDArray[np.int64]) -> list[float]:
-        import numpy as np
-
-        double = query.astype(np.float64)
         scores: list[float] = []
         for start in range(0, len(slots), _CHUNK):
-            vectors = self.vectors[slots[start : start + _CHUNK]].astype(np.float64)
-            scores += np.clip(np.einsum("ij,j->i", vectors, double), -1.0, 1.0).tolist()
+            scores += exact_scores(query, self.vectors[slots[start : start + _CHUNK]])
         return scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
@@ -11,11 +11,12 @@ import apsw
 import msgspec
 
 from mainspring.environment import SYSTEM, Environment, Lock
-from mainspring.errors import StoreUnavailable, invalid
+from mainspring.errors import StoreUnavailable
 from mainspring.tasks import SearchHit, SearchQuery, SearchResults, VectorDelete, VectorRecord, VectorUpsert
 from mainspring.vectors import labels
 from mainspring.vectors.appliers import SCHEMA, State, apply_delete, apply_upsert, find
-from mainspring.vectors.base import MAX_TOP_K, Collection
+from mainspring.vectors.base import Collection
+from mainspring.vectors.checks import check_query, unknown
 from mainspring.vectors.matrix import Matrix, Nearest
 from mainspring.vectors.unit import unit_rows, wrong_dimension
 
@@ -43,6 +44,9 @@ SELECT id, metadata FROM vector_record WHERE row IN (SELECT value FROM json_each
 _RECORDS = """
 SELECT id, vector, text, metadata FROM vector_record
 WHERE collection = ? AND id IN (SELECT value FROM json_each(?))
+"""
+_PAGE = """
+SELECT id, vector, text, metadata FROM vector_record WHERE collection = ? AND id > ? ORDER BY id LIMIT ?
 """
 
 
@@ -77,7 +81,7 @@ class SqliteVectorStore:
         if isinstance(queries, SearchQuery):
             return self.search([queries])[0]
         for query in queries:
-            _check(query)
+            check_query(query)
         by_collection: dict[str, list[int]] = {}
         for index, query in enumerate(queries):
             by_collection.setdefault(query.collection, []).append(index)
@@ -87,15 +91,15 @@ class SqliteVectorStore:
         return [answers[index] for index in range(len(queries))]
 
     def get(self, collection: str, ids: Sequence[str]) -> list[VectorRecord]:
-        import numpy as np
-
         with self._reading() as cursor:
             state = _known(cursor, collection)
-            found = {
-                id: VectorRecord(id, np.frombuffer(vector, "<f4"), text, msgspec.json.decode(metadata))
-                for id, vector, text, metadata in cursor.execute(_RECORDS, (state.id, labels.to_json("ids", ids)))
-            }
+            rows = cursor.execute(_RECORDS, (state.id, labels.to_json("ids", ids)))
+            found = {record.id: record for record in _records(rows)}
         return [found[id] for id in ids if id in found]
+
+    def page(self, collection: str, *, after: str = "", limit: int = 500) -> list[VectorRecord]:
+        with self._reading() as cursor:
+            return _records(cursor.execute(_PAGE, (_known(cursor, collection).id, after, limit)))
 
     def metadata(self, collection: str, filter: dict[str, Any] | None = None) -> list[tuple[str, dict[str, Any]]]:
         with self._reading() as cursor:
@@ -250,16 +254,17 @@ def _our_errors(path: str) -> Iterator[None]:
 def _known(cursor: apsw.Cursor, name: str) -> State:
     state = find(cursor, name)
     if state is None:
-        names = [State(*row).name for row in cursor.execute(_COLLECTIONS)][:20]
-        raise invalid("collection", name, "does not exist", f"use one of {names}, or write records into it first")
+        raise unknown(name, [State(*row).name for row in cursor.execute(_COLLECTIONS)])
     return state
 
 
-def _check(query: SearchQuery) -> None:
-    if query.vector is None:
-        raise invalid("vector", None, "is missing", "embed the query's text first, or submit it as a search task")
-    if not isinstance(query.top_k, int) or isinstance(query.top_k, bool) or not 1 <= query.top_k <= MAX_TOP_K:
-        raise invalid("top_k", query.top_k, "is out of range", f"use 1 to {MAX_TOP_K}")
+def _records(rows: Iterable[Any]) -> list[VectorRecord]:
+    import numpy as np
+
+    return [
+        VectorRecord(id, np.frombuffer(vector, "<f4"), text, msgspec.json.decode(metadata))
+        for id, vector, text, metadata in rows
+    ]
 
 
 def _within(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mainspring.errors import InvalidInput, invalid
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+_ROUNDED: Final = 2.0**-23
+"""A vector whose length differs from 1 by less is one that was rounded: it stays as it is to the last bit."""
 
 
 def unit_rows(named: Sequence[tuple[str, Any]]) -> NDArray[np.float32]:
@@ -35,8 +38,30 @@ def unit_rows(named: Sequence[tuple[str, Any]]) -> NDArray[np.float32]:
         if not 0 < length < math.inf:
             why = "has no length" if length == 0 else "is not finite"
             raise invalid(name, value, f"{why} and points nowhere", "leave it out, or embed a text that says something")
+    lengths[np.abs(lengths - 1) < _ROUNDED] = 1.0
     units: NDArray[np.float32] = (matrix / lengths[:, None]).astype("<f4")
     return units
+
+
+def exact_scores(query: NDArray[np.float32], vectors: NDArray[np.float32]) -> list[float]:
+    """Return the cosines of a unit-length query with unit-length rows, in double precision.
+
+    Equal vectors get equal scores, wherever they lie and whatever lies beside them.
+    """
+    import numpy as np
+
+    scores: list[float] = np.clip(
+        np.einsum("ij,j->i", vectors.astype(np.float64), query.astype(np.float64)), -1.0, 1.0
+    ).tolist()
+    return scores
+
+
+def margin(dim: int) -> float:
+    """Return how far two dot products of unit vectors may be off in single precision, in any order of summing up.
+
+    Source: N. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition 2002, section 3.1.
+    """
+    return 2 * dim * 2.0**-24
 
 
 def wrong_dimension(name: str, dim: int, against: str) -> InvalidInput:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -150,9 +151,11 @@ def _why(server: Server, exc: BaseException) -> str:
     return text.replace(password, "...") if password else text
 
 
-async def connect(server: Server, name: str, config: StoreConfig) -> asyncpg.Connection:
-    """Return a connection on which names of tables are the store's."""
-    settings = {
+async def connect(
+    server: Server, name: str, config: StoreConfig, settings: Mapping[str, str] = MappingProxyType({})
+) -> asyncpg.Connection:
+    """Return a connection on which names of tables are the store's. `settings` go before those that are made here."""
+    chosen = {
         "application_name": f"mainspring {name}",
         "search_path": server.schema,
         "lock_timeout": str(int(config.lock_timeout_s * 1000)),
@@ -166,9 +169,10 @@ async def connect(server: Server, name: str, config: StoreConfig) -> asyncpg.Con
         "enable_hashjoin": "off",
         "enable_mergejoin": "off",
         "plan_cache_mode": "force_generic_plan",
+        **settings,
     }
     connection: asyncpg.Connection = await asyncpg.connect(
-        server.url, server_settings=settings, timeout=_CONNECT_S, command_timeout=_PATIENCE_S
+        server.url, server_settings=chosen, timeout=_CONNECT_S, command_timeout=_PATIENCE_S
     )
     try:
         wanted = "off" if config.durability == "relaxed" else "on"

@@ -76,9 +76,9 @@ class Session:
         """Run a statement that is not named here, with its values as $1, $2 ..."""
         return self._wait(self._run(sql, sql, values))[0]
 
-    def command(self, sql: str) -> None:
-        """Run one or more statements without values, in one round trip."""
-        self._wait(self._connection.execute(sql))
+    def command(self, sql: str, patience_s: float | None = None) -> None:
+        """Run one or more statements without values, in one round trip. `patience_s` is for those that take long."""
+        self._wait(self._connection.execute(sql, timeout=patience_s))
 
     async def _run(self, key: str, sql: str, values: Sequence[Any]) -> tuple[Found, int]:
         statement = self._prepared.get(key)

@@ -20,6 +20,7 @@ from mainspring.store.liveness import LifeFile
 from mainspring.store.postgres.caretaker import PostgresCaretaker
 from mainspring.store.postgres.connection import OUTAGES, connect, is_lost, our_errors, parse, prepare
 from mainspring.store.postgres.line import Line
+from mainspring.store.postgres.lookers import PLANS, Lookers
 from mainspring.store.postgres.pulse import HelperPulse, Pulse
 from mainspring.store.postgres.session import Session
 from mainspring.store.postgres.writer import PostgresWriter
@@ -66,6 +67,7 @@ class PostgresStore(SqlStore):
             self._rejoin, self.server,
         )  # fmt: skip
         self._reader = Reader(self._session, env, OUTAGES, is_lost)
+        self._lookers = Lookers(self._looking_session, self.server)
         self.line = Line(self._connect, f"mainspring.{self.server.schema}", self.worker_id, self._heard, env)
         self._bell = self.line
         self._caretaker = PostgresCaretaker(self, look_s)
@@ -95,6 +97,9 @@ class PostgresStore(SqlStore):
     def _session(self) -> Session:
         with our_errors(self.server):
             return Session(self._connect)
+
+    def _looking_session(self) -> Session:
+        return Session(lambda: connect(self.server, self.worker_id, self.config, PLANS))
 
     async def open(self) -> None:
         self._opens()
@@ -171,6 +176,7 @@ class PostgresStore(SqlStore):
         await self._pulse.stop()
         await self.line.close()
         await self._reader.stop()
+        await self.env.to_thread(self._lookers.close)
         self._writer.stop()
         await self._strand.ended()
         self._drop_life()
@@ -214,6 +220,11 @@ class PostgresStore(SqlStore):
 
     def view_soon(self, run: Callable[[View], T], then: Callable[[T], None]) -> None:
         self._reader.put(run, then)
+
+    def look_aside(self, run: Callable[[Session], T]) -> T:
+        """Run a function that may look for long, beside all else; blocks. For the rooms that own other tables."""
+        self._refuse_closed()
+        return self._lookers.run(run)
 
     def unused_blobs(self, view: Any, digests: Sequence[str]) -> list[str]:
         """Return those blobs that neither a task's payload nor a name refers to."""
