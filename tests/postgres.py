@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -137,3 +138,20 @@ def stop_between_commits(address: str, pid: int) -> None:
 
 def drop(schema: str) -> None:
     command(f"SET client_min_messages = error; DROP SCHEMA IF EXISTS {schema} CASCADE")
+
+
+@contextmanager
+def own_database(folder: Path, role: str | None = None) -> Iterator[str]:
+    """Give the address of an empty database, for what belongs to a whole one; it is `role`'s, who is made for it."""
+    name = schema_of(folder)
+    if role is not None:
+        command(f"CREATE ROLE {role} LOGIN PASSWORD 'guest'")
+    command(f"CREATE DATABASE {name}" + (f" OWNER {role}" if role else ""))
+    parts = urlsplit(url())
+    user = parts.netloc if role is None else f"{role}:guest@{parts.netloc.rpartition('@')[2]}"
+    try:
+        yield parts._replace(netloc=user, path=f"/{name}").geturl()
+    finally:
+        command(f"DROP DATABASE {name} WITH (FORCE)")
+        if role is not None:
+            command(f"DROP ROLE {role}")

@@ -204,6 +204,7 @@ BY_NAME: dict[str, type[TaskError]] = {
         ResourceLimitExceeded,
         InsufficientResources,
         QueueFull,
+        StoreRefused,
         StoreUnavailable,
         TaskTimeout,
         TaskCancelled,

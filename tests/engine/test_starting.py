@@ -46,5 +46,5 @@ async def test_a_store_that_goes_while_an_engine_starts(address: str, monkeypatc
     with pytest.raises(InvalidInput, match="make a new Engine"):
         await engine.start()
     async with engine_on(address, worker=False) as other:
-        workers: Any = await other.manager.store.view(lambda view: view.rows("open_workers"))  # type: ignore[attr-defined]
+        workers: Any = await other.manager.store.view(lambda view: view.rows("open_workers"))
         assert len(workers) == 1

@@ -49,7 +49,7 @@ def losing(store: PostgresStore, error: Exception) -> None:
     session = store._writer.session
     assert session is not None
 
-    def fail(sql: str) -> None:
+    def fail(sql: str, patience_s: float | None = None) -> None:
         raise error
 
     session.command = fail  # type: ignore[method-assign]

@@ -41,13 +41,11 @@ class SqliteHome:
 class PostgresHome:
     """Sessions as the store on a server has them, and a writer for each store that waits for no other."""
 
-    def __init__(self, folder: Path) -> None:
-        self.server = parse(postgres.address_of(folder))
-        postgres.drop(self.server.schema)
-        postgres.command(f"CREATE SCHEMA {self.server.schema}")
+    def __init__(self, folder: Path, address: str | None = None) -> None:
+        self.server = parse(address or postgres.address_of(folder))
         self._ends: list[Callable[[], object]] = []
         with self.session() as session:
-            session.command(SCHEMA)
+            session.command(f"CREATE SCHEMA {self.server.schema}; {SCHEMA}")
 
     def session(self, **settings: str) -> _Closing:
         return _Closing(Session(lambda: connect(self.server, "tests", StoreConfig(), settings)))
@@ -65,9 +63,13 @@ class PostgresHome:
         return PostgresVectorStore(lookers.run, write)
 
     def drop(self) -> None:
+        self.close()
+        postgres.drop(self.server.schema)
+
+    def close(self) -> None:
         for end in self._ends:
             end()
-        postgres.drop(self.server.schema)
+        self._ends.clear()
 
 
 class _Closing:
