@@ -302,6 +302,19 @@ async def test_a_pause_holds_from_its_own_commit_on(store: Any, port: Port) -> N
     assert ids(port.order) == [id, also]
 
 
+async def test_what_is_resumed_is_not_passed_over(store: Any, port: Port) -> None:
+    """Room that comes in the same commit goes to the best of all that may run after it."""
+    await store.pause(group="better")
+    (better,) = await submit(store, new(priority=3, group="better"))
+    (held, worse) = await submit(store, new(), new())
+    claim = await port.take()
+    store.finish(port.end(claim))
+    await store.resume(group="better")  # it goes down in one commit with that end
+    await port.settle()
+    assert ids(port.order) == [held, better]
+    assert worse not in ids(port.order)
+
+
 async def test_whoever_resumes_need_not_stay(store: Any, port: Port) -> None:
     """A call that is given up while its write is on the way acts all the same, in this process too."""
     await store.pause(type=WORK)

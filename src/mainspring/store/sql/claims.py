@@ -28,6 +28,8 @@ def claim(tx: Transaction, most: int) -> None:
     """Take what the lanes have room for, up to `most` each."""
     for class_id in tx.ready:
         note(tx, class_id)
+    if tx.is_loosened:
+        return
     for lane in tx.memory.lanes.values():
         room = min(tx.room(lane), most)
         if room > 0 and lane.ready:

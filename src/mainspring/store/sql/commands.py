@@ -200,4 +200,5 @@ def pause(tx: Transaction, namespace: str, kind: str, group: str) -> None:
 
 def resume(tx: Transaction, namespace: str, kind: str, group: str) -> int:
     audit(tx, "resume", namespace=namespace, type=kind, group=group)
+    tx.is_loosened = True
     return tx.changed("drop_pause", namespace, kind, group)

@@ -71,6 +71,7 @@ class Transaction(ABC):
         "cursor",
         "ended",
         "held",
+        "is_loosened",
         "is_travelling",
         "lost",
         "memory",
@@ -95,6 +96,7 @@ class Transaction(ABC):
         self.tally: dict[tuple[int, int], int] = {}
         self.new_classes: dict[ClassKey, int] = {}
         self.ready: set[int] = set()  # classes in which it makes tasks ready, or better ones
+        self.is_loosened = False  # more may run after it: it claims nothing, the next one takes the best of all
         self.taken: dict[str, int] = {}  # claims by lane
         self.travelled = 0  # children that heard of an end
         self.is_travelling = False  # ends are left that have to go on
@@ -106,6 +108,7 @@ class Transaction(ABC):
         part.new_classes = dict(self.new_classes)
         part.taken = dict(self.taken)
         part.ready = set(self.ready)
+        part.is_loosened = self.is_loosened
         part.travelled = self.travelled
         part.is_travelling = self.is_travelling
         return part
@@ -120,6 +123,7 @@ class Transaction(ABC):
         self.new_classes = part.new_classes
         self.taken = part.taken
         self.ready = part.ready
+        self.is_loosened = part.is_loosened
         self.travelled = part.travelled
         self.is_travelling = part.is_travelling
 
