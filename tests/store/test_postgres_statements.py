@@ -19,11 +19,24 @@ HERE_ALONE = {  # named differently, or of no use to the other
     "last_seq", "next_ready_class", "known_id", "news_after", "span_of_news", "another_worker", "ask_cancel", "reasons",
     "add_tally", "add_news", "complete_many",
 }  # fmt: skip
+HOT_HERE = "known_ids outcomes_by_ids drop_news whereabouts inbox_of_id inbox_of_key".split()
 HOT = sorted(
-    ({*HOT_ON_FILES, *BESIDE_OTHERS, "known_ids", "outcomes_by_ids", "drop_news"} & SQL.keys())
+    (
+        {
+            *HOT_ON_FILES,
+            *BESIDE_OTHERS,
+            "known_ids",
+            "outcomes_by_ids",
+            "drop_news",
+            "whereabouts",
+            "inbox_of_id",
+            "inbox_of_key",
+        }
+        & SQL.keys()
+    )
     - {"unfinished"}  # few rows a class, however many tasks
 )
-TABLES = "task edge attempt idempotency tombstone stands_for retried payload_blob news".split()
+TABLES = "task edge attempt idempotency tombstone stands_for retried payload_blob news inbox".split()
 SETTINGS = (
     "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; "
     "SET plan_cache_mode = force_generic_plan"
@@ -31,8 +44,8 @@ SETTINGS = (
 MANY = 20_000
 ENDS_OF_INDEXES = {
     "next_due": "task_due", "next_deadline": "task_deadline", "next_events": "task_due task_deadline",
-    "any_waiting": "task_waits", "catch_up": "task_due task_deadline", "complete_and_note": "task_waits",
-    "next_cascade": "cascade_pkey", "ready_classes": "task_ready",
+    "any_waiting": "task_waits", "catch_up": "task_due task_deadline inbox_pkey", "complete_and_note": "task_waits",
+    "next_cascade": "cascade_pkey", "ready_classes": "task_ready", "take_inbox": "inbox_pkey",
 }  # fmt: skip
 """They take the first entry of these, whatever its key."""
 
@@ -60,6 +73,8 @@ def _fill(n: int) -> None:
             CASE WHEN n % 2 = 1 THEN ''::bytea END FROM generate_series(1, {n}) AS n;
         INSERT INTO edge (child, n, parent, policy) SELECT n + 1, 0, n, 0 FROM generate_series(1, {n}) AS n;
         INSERT INTO attempt (task, number, outcome, ended_ms) SELECT n, 1, 0, n FROM generate_series(1, {n}) AS n;
+        INSERT INTO inbox (id, namespace, key, task) SELECT decode(lpad(to_hex(n), 32, '0'), 'hex'), 'a', n::text, ''
+            FROM generate_series(1, {n}) AS n;
         INSERT INTO retried (task, again) SELECT n, n + {n} FROM generate_series(1, {n}) AS n;
         ANALYZE""")
 

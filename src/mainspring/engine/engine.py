@@ -249,7 +249,9 @@ class Engine(Operations):
             raise invalid("submit", (args, kwargs), "can't be given beside a ready Task", "set its fields instead")
         return function
 
-    async def submit(self, function: Callable[..., Any] | Task, /, *args: Any, **kwargs: Any) -> TaskHandle:
+    async def submit(
+        self, function: Callable[..., Any] | Task, /, *args: Any, connection: Any = None, **kwargs: Any
+    ) -> TaskHandle:
         """Store one task; durable on return.
 
         Args:
@@ -257,15 +259,17 @@ class Engine(Operations):
             args, kwargs: its arguments; a handle among them, at any depth, is a dependency and becomes its result.
                 Options stand beside them: priority, deadline, delay, not_before, timeout, max_retries, idempotency_key,
                 metadata, group, namespace, after, on_dependency_failure, task_id.
+            connection: yours to the database of the store, of asyncpg, psycopg 3 or SQLAlchemy: the task exists if and
+                only if its transaction commits (`docs/postgres.md`). Don't wait for the result inside of that.
 
         Raises: InvalidInput, UnsupportedTaskType, TaskNotFound (an unknown parent), Conflict, QueueFull,
             InsufficientResources (storage), StoreUnavailable, SubmitIndeterminate.
         """
-        return (await self._store((self._new(function, args, kwargs),)))[0]
+        return (await self._store((self._new(function, args, kwargs),), connection))[0]
 
-    async def submit_all(self, tasks: Sequence[Task]) -> list[TaskHandle]:
+    async def submit_all(self, tasks: Sequence[Task], *, connection: Any = None) -> list[TaskHandle]:
         """Store all of them or none; parents may stand in the same list, before their children."""
-        return await self._store(tasks)
+        return await self._store(tasks, connection)
 
     def _new(
         self, function: Callable[..., Any] | Task, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -278,8 +282,21 @@ class Engine(Operations):
         id = options.pop("task_id", None)
         return self.manager.intake.call_maker(handler, options)(args, kwargs, None if id is None else TaskId(id).bytes)
 
-    async def _store(self, tasks: Sequence[Task | NewTask]) -> list[TaskHandle]:
+    async def _store(self, tasks: Sequence[Task | NewTask], connection: Any = None) -> list[TaskHandle]:
+        if connection is not None:
+            return await self._pledge(tasks, connection)
         return await self._hand_over(await self._ready(tasks))
+
+    async def _pledge(self, tasks: Sequence[Task | NewTask], connection: Any) -> list[TaskHandle]:
+        """Hand tasks to a user's transaction."""
+        store, promise = self._parts.store, self.manager.waiters.promise
+        borrowed = store.borrow(connection)
+        ready = await self._ready(tasks)
+        try:
+            pledged = await store.submit_within(ready, borrowed)
+        except TaskNotFound as exc:
+            raise unordered(ready) or exc from None
+        return [promise(task.id, task.origin) for task in pledged]  # type: ignore[misc]  # `make` of our waiters
 
     async def _ready(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
         if not self._open:
@@ -300,11 +317,13 @@ class Engine(Operations):
                 handles[n] = self.handle(TaskId(accepted.id))
         return handles  # type: ignore[return-value]  # `make` of our waiters
 
-    async def map(self, function: Callable[..., Any], items: Iterable[Any], /, **options: Any) -> list[TaskHandle]:
+    async def map(
+        self, function: Callable[..., Any], items: Iterable[Any], /, *, connection: Any = None, **options: Any
+    ) -> list[TaskHandle]:
         """Store one task for each item, which becomes the function's first argument; returns their handles in order.
 
         Stored in chunks of 1,000, in order. When one is refused no more are handed in, and the error's note says how
-        many tasks were stored.
+        many tasks were stored. With a connection (see `submit`) all of them come with its commit.
         """
         handles: list[TaskHandle] = []
         pending: deque[asyncio.Task[list[TaskHandle]]] = deque()
@@ -319,6 +338,9 @@ class Engine(Operations):
                 raise invalid("items", items, "can't be iterated", "pass a list, or whatever yields the items")
             rest = iter(items)
             while chunk := [new(item) for item in islice(rest, _MAP_CHUNK)]:
+                if connection is not None:
+                    handles += await self._pledge(chunk, connection)
+                    continue
                 ready = await self._ready(chunk)  # before the next chunk, which must not overtake it
                 pending.append(asyncio.ensure_future(self._hand_over(ready)))
                 await settle(_MAP_AHEAD)
@@ -352,6 +374,7 @@ class Engine(Operations):
             raise waiting_inside()
         handles = list(handles)
         ready: asyncio.Queue[TaskHandle] = asyncio.Queue()
+        await asyncio.gather(*(self.manager.waiters.come(handle) for handle in handles if handle.origin is not None))
         unknown = [handle for handle in handles if not handle.known and handle.ended is None]
         if unknown:
             by_id = {handle.key: handle for handle in unknown}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from mainspring.engine.handle import TaskHandle
 from mainspring.environment import SYSTEM, ThreadEvent
-from mainspring.errors import InvalidInput
+from mainspring.errors import InvalidInput, invalid
 from mainspring.tasks import Ref, Task, TaskId, TaskInfo
 
 if TYPE_CHECKING:
@@ -107,14 +107,35 @@ class SyncEngine:
             "engine.sync would block this event loop; use the engine itself with await", field="engine.sync"
         )
 
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> SyncHandle:
-        return SyncHandle(self.run(self._engine.submit(function, *args, **kwargs)), self)
+    def submit(self, function: Callable[..., Any], /, *args: Any, connection: Any = None, **kwargs: Any) -> SyncHandle:
+        """See `Engine.submit`; `connection` is one that blocks too."""
+        lent = self._borrow(connection)
+        return SyncHandle(self.run(self._engine.submit(function, *args, connection=lent, **kwargs)), self)
 
-    def map(self, function: Callable[..., Any], items: Iterable[Any], /, **options: Any) -> list[SyncHandle]:
-        return [SyncHandle(handle, self) for handle in self.run(self._engine.map(function, items, **options))]
+    def map(
+        self, function: Callable[..., Any], items: Iterable[Any], /, *, connection: Any = None, **options: Any
+    ) -> list[SyncHandle]:
+        lent = self._borrow(connection)
+        handles = self.run(self._engine.map(function, items, connection=lent, **options))
+        return [SyncHandle(handle, self) for handle in handles]
 
-    def submit_all(self, tasks: Sequence[Task]) -> list[SyncHandle]:
-        return [SyncHandle(handle, self) for handle in self.run(self._engine.submit_all(tasks))]
+    def submit_all(self, tasks: Sequence[Task], *, connection: Any = None) -> list[SyncHandle]:
+        lent = self._borrow(connection)
+        return [SyncHandle(handle, self) for handle in self.run(self._engine.submit_all(tasks, connection=lent))]
+
+    def _borrow(self, connection: Any) -> Any:
+        """In the caller's thread, as a proxy may stand for another connection in each. Raises InvalidInput."""
+        if connection is None:
+            return None
+        borrowed = self._engine.manager.store.borrow(connection)
+        if borrowed.is_async:
+            raise invalid(
+                "connection",
+                type(connection).__qualname__,
+                "belongs to an event loop, and engine.sync blocks",
+                "pass one that blocks too, or use the engine itself with await",
+            )
+        return borrowed
 
     def handle(self, task_id: TaskId | str) -> SyncHandle:
         """Return a handle of any stored task. Whether it exists shows when the handle is used."""

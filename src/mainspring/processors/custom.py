@@ -59,6 +59,8 @@ class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 MAX_RETRIES = 1_000_000
 OPTION_NAMES = frozenset(SubmitOptions.__struct_fields__)
+_TAKEN_NAMES = OPTION_NAMES | {"connection"}
+"""What calls of the engine take beside a handler's own arguments."""
 
 
 class Handler:
@@ -153,7 +155,7 @@ class Handler:
                     f"parameter {parameter.name} can't be named in a stored task",
                     "use ordinary parameters: inputs are stored by name",
                 )
-            if parameter.name in OPTION_NAMES:
+            if parameter.name in _TAKEN_NAMES:
                 raise invalid(
                     "handler",
                     f"{self.name}{signature}",

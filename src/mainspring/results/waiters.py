@@ -14,16 +14,19 @@ from mainspring.store.base import Ended, Store
 from mainspring.tasks import Ref, TaskId
 
 _SWEEP_AT = 4_096
+_SOON_S, _RARELY_S = 0.02, 1.0
+"""How long after a look for a user's open transaction the next comes: each time twice as long, up to a second."""
 
 
 class Waiting(Ref):
     """A place where the end of one task arrives. It is told only as long as somebody holds it."""
 
-    __slots__ = ("__weakref__", "_futures", "ended", "known")
+    __slots__ = ("__weakref__", "_futures", "ended", "known", "origin")
 
     def __init__(self, key: bytes, known: bool) -> None:
         self.key = key
         self.known = known  # submitted here: its end can't have been missed
+        self.origin: str | None = None  # the user's transaction that submitted it; until it has come
         self.ended: Ended | None = None
         self._futures: list[asyncio.Future[None]] | None = None  # one for each who waits, made by the first
 
@@ -86,6 +89,12 @@ class Waiters:
     def find(self, key: bytes) -> Waiting:
         return self._held(key) or self._hold(key, False)
 
+    def promise(self, key: bytes, origin: str | None) -> Waiting:
+        """Return the place of a task that comes with a user's transaction; without origin it is there already."""
+        waiting = self.find(key)
+        waiting.known, waiting.origin = False, origin
+        return waiting
+
     def _held(self, key: bytes) -> Waiting | None:
         """Return the place that somebody holds already: submitted again or found again, all wait in one."""
         known = self._waiting.get(key)
@@ -123,9 +132,35 @@ class Waiters:
         found = await self._store.ended([waiting.key])
         if found:
             waiting.settle(found[0])
-        else:
+            return
+        if waiting.origin is None:
             await self._store.require([waiting.key])
-            waiting.known = True
+        elif not await self._come(waiting, waiting.origin):
+            return
+        waiting.known, waiting.origin = True, None
+
+    async def come(self, waiting: Waiting) -> None:
+        """Wait until a user's transaction has brought the task. Raises TaskNotFound: it was rolled back."""
+        if waiting.ended is None and not waiting.known:
+            await self._look(waiting)
+
+    async def _come(self, waiting: Waiting, origin: str) -> bool:
+        """Wait until a user's transaction has brought the task; returns false if it has ended already, or has to.
+
+        Its end is told when it is over. A rollback is told by nobody: that is looked for.
+        """
+        future = waiting.future()
+        delay = _SOON_S
+        try:
+            while not await self._store.has_come(waiting.key, origin):
+                await asyncio.wait((future,), timeout=delay)
+                if future.done():
+                    future.result()  # the engine may have been closed
+                    return False
+                delay = min(2 * delay, _RARELY_S)
+            return True
+        finally:
+            waiting.forget(future)
 
     def ended(self, tasks: list[Ended]) -> None:
         pop = self._waiting.pop

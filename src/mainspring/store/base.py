@@ -98,6 +98,13 @@ class Accepted(msgspec.Struct, frozen=True, gc=False):
     existed: bool  # the same id or idempotency key with the same payload was there already
 
 
+class Pledged(NamedTuple):
+    """A task that is there from the moment a user's transaction commits."""
+
+    id: bytes
+    origin: str | None  # that transaction; None where the task was in the store already
+
+
 class ParentResult(NamedTuple):
     """What a parent left, for the claim of its child."""
 
@@ -255,6 +262,21 @@ class Store(Protocol):
         """Store all of them or none; durable on return.
 
         Raises: TaskNotFound, Conflict, QueueFull, InvalidInput, StoreUnavailable, SubmitIndeterminate.
+        """
+
+    def borrow(self, connection: Any) -> Any:
+        """Take a user's connection for `submit_within`. Raises InvalidInput: it can't commit with this store."""
+
+    async def submit_within(self, tasks: Sequence[NewTask], borrowed: Any) -> list[Pledged]:
+        """Store the tasks in the transaction of a user's connection: they are there if and only if that commits.
+
+        Raises: what `submit` does, as far as it can be told before that; and what the connection's driver raises.
+        """
+
+    async def has_come(self, id: bytes, origin: str) -> bool:
+        """Return whether a task that was submitted within a user's transaction is there; false while that is open.
+
+        Raises: TaskNotFound: it was rolled back.
         """
 
     async def register(self, types: Sequence[str], handlers: Sequence[HandlerRecord]) -> None:

@@ -9,13 +9,13 @@ import asyncio
 import logging
 from base64 import b85decode, b85encode
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 
 from mainspring.environment import Environment
 from mainspring.errors import TaskError
-from mainspring.store.bell import HELLO, WELCOME, Bell
+from mainspring.store.bell import HELLO, LOOK, WELCOME, Bell
 from mainspring.store.postgres.connection import LOST, OUTAGES, UPKEEP
 
 logger = logging.getLogger("mainspring.store")
@@ -27,6 +27,13 @@ _MOST_WAITING = 1_000
 """Messages that wait to be sent; more are dropped: they are hints."""
 _AGAIN_S, _MOST_AGAIN_S = 0.1, 3.2
 _BROKEN = (*OUTAGES, TaskError)
+POSTED: Final = f" {b85encode(LOOK).decode()}"
+"""What a user's transaction says with its commit; it comes from no process."""
+
+
+def channel_of(schema: str) -> str:
+    """Return the name under which processes on one store talk."""
+    return f"mainspring.{schema}"
 
 
 class Line(Bell):
@@ -82,7 +89,8 @@ class Line(Bell):
         if kind == BYE:
             self._peers.discard(sender)
             return
-        self._peers.add(sender)
+        if sender:
+            self._peers.add(sender)
         if kind == HELLO:
             self.ring(WELCOME)
         self._heard(kind, payload)

@@ -83,8 +83,33 @@ SELECT pg_current_snapshot()::text,
     (SELECT deadline_ms FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason <> 4
      ORDER BY deadline_ms LIMIT 1),
     EXISTS (SELECT 1 FROM worker WHERE ended_ms IS NULL AND id = $2),
+    (SELECT n FROM inbox ORDER BY n LIMIT 1) IS NOT NULL,
     ARRAY(SELECT nextval('task_seq') FROM generate_series(1, $3::integer)),
     (SELECT coalesce(sum(n), 0)::bigint FROM tally WHERE class = 0 AND status IN (0, 1));
+
+-- name: take_inbox
+-- The oldest tasks of users' transactions, to be taken in. What another process is taking now is left to it.
+DELETE FROM inbox WHERE n = ANY (ARRAY(SELECT n FROM inbox ORDER BY n LIMIT $1 FOR UPDATE SKIP LOCKED))
+RETURNING n, id, task;
+
+-- name: whereabouts
+-- Which of these tasks the store knows, and where: 0 as tasks, 1 on their way in, 2 as pruned ones.
+SELECT id, 0 FROM task WHERE id = ANY ($1::bytea[])
+UNION ALL SELECT id, 1 FROM inbox WHERE id = ANY ($1::bytea[])
+UNION ALL SELECT id, 2 FROM tombstone WHERE id = ANY ($1::bytea[]);
+
+-- name: inbox_of_id
+SELECT task, xid::text FROM inbox WHERE id = $1;
+
+-- name: inbox_of_key
+SELECT task, xid::text FROM inbox WHERE namespace = $1 AND key = $2 ORDER BY n LIMIT 1;
+
+-- name: identity
+SELECT identity::text FROM store;
+
+-- name: fate
+-- How a transaction stands: in progress, committed or aborted; unknown when it was long ago.
+SELECT pg_xact_status($1::text::xid8);
 
 -- name: raise_news_floor
 -- Forget what all that run have seen, but for the last minutes.

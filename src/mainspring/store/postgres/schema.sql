@@ -6,6 +6,7 @@ CREATE TABLE store (
     version     integer NOT NULL,
     leader      integer,                       -- the worker that looks after the store, or did last
     news_floor  xid8    NOT NULL DEFAULT '0',  -- news of transactions up to this one are gone
+    identity    uuid    NOT NULL DEFAULT gen_random_uuid(),  -- tells it from every other store
     only_one    boolean PRIMARY KEY DEFAULT true CHECK (only_one)
 );
 
@@ -136,6 +137,18 @@ CREATE TABLE news (
     class integer NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX news_xid ON news (xid);
+
+-- Tasks that users submit in transactions of their own, until a process takes them in. Users write here and nowhere else, and
+-- nobody waits for what they write: a transaction of theirs may stay open for as long as it likes.
+CREATE TABLE inbox (
+    n         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,    -- parents come before their children
+    xid       xid8   NOT NULL DEFAULT pg_current_xact_id(),       -- the user's transaction
+    id        bytea  NOT NULL UNIQUE CHECK (length(id) = 16),
+    namespace text,                                               -- of the idempotency key
+    key       text,
+    task      bytea  NOT NULL                                     -- MessagePack of a NewTask
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+CREATE INDEX inbox_key ON inbox (namespace, key) WHERE key IS NOT NULL;
 
 -- How many tasks a class has in each status; class 0 is all of them. Each worker counts what it changed, so that none
 -- waits for another's row; what workers that are gone have counted is added up as worker 0.

@@ -19,7 +19,8 @@ from mainspring.errors import TaskError
 from mainspring.store.liveness import LifeFile
 from mainspring.store.postgres.caretaker import PostgresCaretaker
 from mainspring.store.postgres.connection import OUTAGES, connect, is_lost, our_errors, parse, prepare
-from mainspring.store.postgres.line import Line
+from mainspring.store.postgres.inbox import InboxStore
+from mainspring.store.postgres.line import Line, channel_of
 from mainspring.store.postgres.lookers import PLANS, Lookers
 from mainspring.store.postgres.pulse import HelperPulse, Pulse
 from mainspring.store.postgres.session import Session
@@ -27,14 +28,14 @@ from mainspring.store.postgres.writer import PostgresWriter
 from mainspring.store.sql import reads
 from mainspring.store.sql.reader import Reader
 from mainspring.store.sql.reads import View
-from mainspring.store.sql.store import SqlStore, fail, resolve, sign_off
+from mainspring.store.sql.store import fail, resolve, sign_off
 from mainspring.store.sql.transaction import Applier, Crowded, Transaction
 
 logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
 
 
-class PostgresStore(SqlStore):
+class PostgresStore(InboxStore):
     """Tasks in a schema of a Postgres database, for any number of processes on any number of machines.
 
     See `store.base.Store` for the contract.
@@ -68,7 +69,7 @@ class PostgresStore(SqlStore):
         )  # fmt: skip
         self._reader = Reader(self._session, env, OUTAGES, is_lost)
         self._lookers = Lookers(self._looking_session, self.server)
-        self.line = Line(self._connect, f"mainspring.{self.server.schema}", self.worker_id, self._heard, env)
+        self.line = Line(self._connect, channel_of(self.server.schema), self.worker_id, self._heard, env)
         self._bell = self.line
         self._caretaker = PostgresCaretaker(self, look_s)
         self._pulse = pulse(self)

@@ -24,7 +24,7 @@ class PostgresTransaction(Transaction):
     holds, needs rows that stand still: it raises Crowded there, and is done again alone.
     """
 
-    __slots__ = ("alone", "drawn", "is_anybody_waiting", "moves_times", "unfinished")
+    __slots__ = ("alone", "drawn", "has_arrivals", "is_anybody_waiting", "moves_times", "unfinished")
     cursor: Session
 
     def __init__(self, cursor: Session, memory: Memory, now_ms: int, *, alone: bool = True) -> None:
@@ -34,6 +34,7 @@ class PostgresTransaction(Transaction):
         self.unfinished: int | None = None  # tasks when it began
         self.is_anybody_waiting: bool | None = None  # as a statement has just told on the way
         self.moves_times = False  # it may have made something due sooner
+        self.has_arrivals = False  # more tasks of users' transactions may be there to be taken in
 
     def part(self) -> PostgresTransaction:
         part = super().part()

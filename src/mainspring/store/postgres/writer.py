@@ -12,6 +12,7 @@ from mainspring.environment import Environment
 from mainspring.errors import StoreRefused, StoreUnavailable, TaskError
 from mainspring.store.base import Finish
 from mainspring.store.postgres import connection as server
+from mainspring.store.postgres.arrivals import take_in
 from mainspring.store.postgres.session import Session
 from mainspring.store.postgres.transaction import PostgresTransaction
 from mainspring.store.sql import claims, upkeep
@@ -34,6 +35,7 @@ class _CaughtUp(NamedTuple):
     due: int | None
     deadline: int | None
     is_open: bool
+    has_arrivals: bool
     numbers: list[int]
     unfinished: int
 
@@ -163,7 +165,30 @@ class PostgresWriter(Writer):
             for class_id in found.news:
                 claims.note(tx, class_id)
         self._seen = found.seen
+        if found.has_arrivals:
+            take_in(tx, self._attempt)
         self._let_time_pass(tx)
+
+    def _attempt(self, tx: PostgresTransaction, run: Callable[[PostgresTransaction], None]) -> Exception | None:
+        """Run a part that can be undone alone; returns why it was."""
+        part = tx.part()
+        self._mark()
+        try:
+            run(part)
+        except (Crowded, *self.OUTAGES):
+            raise
+        except Exception as exc:  # noqa: BLE001 - the boundary: whoever asks for the part records it
+            self._undo()
+            self._unmark()
+            return exc
+        self._unmark()
+        tx.keep(part)
+        return None
+
+    def _told(self, tx: Transaction, group: Group) -> None:
+        super()._told(tx, group)
+        assert isinstance(tx, PostgresTransaction)
+        self._more = self._more or tx.has_arrivals
 
     def _look_ahead(self, tx: Transaction) -> None:
         assert isinstance(tx, PostgresTransaction)

@@ -94,10 +94,12 @@ def refuse_large_referrer(is_blob: int) -> None:
 
 def _refuse_overflow(tx: Transaction) -> None:
     """Judge by what the transaction would leave behind: repeated submits add nothing, and ends in it make room."""
-    limit = tx.memory.queue_size
-    if limit is None:
-        return
-    unfinished = tx.one("unfinished")[0] + sum(count for (_, status), count in tx.tally.items() if status == 0)
+    if (limit := tx.memory.queue_size) is not None:
+        unfinished = tx.one("unfinished")[0] + sum(count for (_, status), count in tx.tally.items() if status == 0)
+        refuse_too_many(unfinished, limit)
+
+
+def refuse_too_many(unfinished: int, limit: int) -> None:
     if unfinished > limit:
         raise QueueFull(
             f"{unfinished} tasks would be unfinished, more than queue_size = {limit}; nothing was stored: "
@@ -106,10 +108,25 @@ def _refuse_overflow(tx: Transaction) -> None:
         )
 
 
-def _same_payload(tx: Transaction, row: Any, task: NewTask) -> bool:
+def is_same_work(kind: str, input: bytes, spec: bytes | None, task: NewTask) -> bool:
     """The same type, input, model and params; other options may differ."""
-    same_input = tx.class_key(row[2])[1] == task.class_key[1] and row[3] == task.input
-    return same_input and (row[5] == task.spec or _work_of(row[5]) == _work_of(task.spec))
+    same_input = kind == task.class_key[1] and input == task.input
+    return same_input and (spec == task.spec or _work_of(spec) == _work_of(task.spec))
+
+
+def _same_payload(tx: Transaction, row: Any, task: NewTask) -> bool:
+    return is_same_work(tx.class_key(row[2])[1], row[3], row[5], task)
+
+
+def key_conflict(task: NewTask, id: bytes) -> Conflict:
+    return Conflict(
+        f"idempotency key {task.key!r} of namespace {task.class_key[0]!r} belongs to task {TaskId(id)} with another "
+        "payload; use another key, or submit the same payload"
+    )
+
+
+def id_conflict(task: NewTask) -> Conflict:
+    return Conflict(f"task {TaskId(task.id)} exists already with another payload; leave the id out, or use a fresh one")
 
 
 def _work_of(raw: bytes | None) -> tuple[str | None, dict[str, Any]]:
@@ -124,10 +141,7 @@ def _existing_key(tx: Transaction, task: NewTask) -> Accepted | None:
     if stored is None:
         return None
     if not _same_payload(tx, stored, task):
-        raise Conflict(
-            f"idempotency key {task.key!r} of namespace {namespace!r} belongs to task {TaskId(stored[6])} with another "
-            "payload; use another key, or submit the same payload"
-        )
+        raise key_conflict(task, stored[6])
     return Accepted(stored[6], True)
 
 
@@ -136,9 +150,7 @@ def _existing_id(tx: Transaction, task: NewTask) -> Accepted | None:
     if row is None:
         return None
     if not _same_payload(tx, row, task):
-        raise Conflict(
-            f"task {TaskId(task.id)} exists already with another payload; leave the id out, or use a fresh one"
-        )
+        raise id_conflict(task)
     return Accepted(task.id, True)
 
 
@@ -200,7 +212,7 @@ class _Entry:
         elif door.lane is not None and tx.taken.get(door.lane.name, 0) < door.room:
             tx.taken[door.lane.name] = tx.taken.get(door.lane.name, 0) + 1
             owner = tx.memory.owner
-            tx.claims.append(_claimed(task, self._seq, rank, owner, now))
+            tx.claims.append(claim_of(task, self._seq, rank, owner, now))
             self._row(task, door, rank, CLAIMED, None, attempt=1, owner=owner)
         else:
             tx.ready.add(door.class_id)
@@ -300,7 +312,8 @@ def _are_in_order(tx: Transaction, tasks: Sequence[NewTask]) -> bool:
     return all(a <= b for a, b in pairwise(rank_of(task, tx.now_ms, tx.memory.ageing_ms) for task in tasks))
 
 
-def _claimed(task: NewTask, seq: int, rank: int, owner: int, now: int) -> Claimed:
+def claim_of(task: NewTask, seq: int, rank: int, owner: int, now: int) -> Claimed:
+    """Return the claim of a task that enters held by a worker."""
     key = task.class_key
     return Claimed(
         task.id, 1, key[1], task.input, key[0], None, None, 0, task.deadline_ms, seq, owner, key, rank, task.flags,
@@ -312,15 +325,13 @@ def _parent(tx: Transaction, id: bytes) -> tuple[int, int, bytes]:
     row = tx.one("task_by_id", id)
     if row is not None:
         return int(row[0]), int(row[1]), id
-    if tx.one("tombstone_by_id", id) is None:
-        raise TaskNotFound(
-            f"dependencies = {TaskId(id)}: there is no such task; submit parents before their children "
-            "(or all of them in one call)",
-            field="dependencies",
-            value=TaskId(id),
-        )
-    raise TaskNotFound(
-        f"dependencies = {TaskId(id)}: that task ended and was pruned, its result is gone; submit it again",
-        field="dependencies",
-        value=TaskId(id),
+    raise no_parent(id, is_pruned=tx.one("tombstone_by_id", id) is not None)
+
+
+def no_parent(id: bytes, *, is_pruned: bool) -> TaskNotFound:
+    why = (
+        "that task ended and was pruned, its result is gone; submit it again"
+        if is_pruned
+        else "there is no such task; submit parents before their children (or all of them in one call)"
     )
+    return TaskNotFound(f"dependencies = {TaskId(id)}: {why}", field="dependencies", value=TaskId(id))

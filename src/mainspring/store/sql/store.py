@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from mainspring.blobs.base import BlobStore
 from mainspring.config import StoreConfig
 from mainspring.environment import Environment
-from mainspring.errors import InvalidInput, StoreUnavailable
+from mainspring.errors import InternalError, InvalidInput, StoreUnavailable, invalid
 from mainspring.store.base import (
     CANCEL_ASKED,
     Accepted,
@@ -21,6 +21,7 @@ from mainspring.store.base import (
     HandlerRecord,
     Listener,
     NewTask,
+    Pledged,
     Standing,
     WorkerPort,
 )
@@ -135,6 +136,21 @@ class SqlStore(ABC):
         submission = Submission(tasks, self._loop.create_future())
         self._writer.put(submission)
         return await submission.future
+
+    def borrow(self, connection: Any) -> Any:
+        raise invalid(
+            "connection",
+            f"{type(connection).__module__}.{type(connection).__qualname__}",
+            "can't commit together with a store in a file",
+            'open the engine on the Postgres database that it leads to, Engine("postgresql://..."), or submit '
+            "after the commit, without it",
+        )
+
+    async def submit_within(self, tasks: Sequence[NewTask], borrowed: Any) -> list[Pledged]:
+        raise InternalError(f"tasks for a connection that was never taken ({borrowed}); please report this")
+
+    async def has_come(self, id: bytes, origin: str) -> bool:
+        raise InternalError(f"task {TaskId(id)} can't come from a transaction ({origin}); please report this")
 
     async def write(self, run: Callable[[Transaction], T], *, is_light: bool = False) -> T:
         """Run a function in the next transaction; for the rooms that own tables beside the tasks'."""

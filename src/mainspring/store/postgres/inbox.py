@@ -1,0 +1,245 @@
+"""Submitting within a user's transaction: a row in the inbox, which commits or goes with everything else in there.
+
+The transaction takes no lock and touches no row that others need. What can be told before it commits is checked before
+the row is written: by what is committed, and by what the transaction itself has put in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import asyncpg
+import msgspec
+
+from mainspring.errors import StoreReadOnly, TaskNotFound, invalid
+from mainspring.store.base import Accepted, NewTask, Pledged, Standing
+from mainspring.store.postgres.arrivals import decode
+from mainspring.store.postgres.borrowed import Borrowed, borrow
+from mainspring.store.postgres.connection import Server
+from mainspring.store.postgres.line import POSTED, channel_of
+from mainspring.store.postgres.statements import WITHIN
+from mainspring.store.sql import reads
+from mainspring.store.sql.intake import id_conflict, is_same_work, key_conflict, no_parent, refuse_too_many
+from mainspring.store.sql.reads import View
+from mainspring.store.sql.store import SqlStore
+from mainspring.tasks import TaskId, TaskInfo, TaskResult
+
+T = TypeVar("T")
+_HERE, _COMING, _PRUNED = range(3)
+_encode = msgspec.msgpack.Encoder(enc_hook=str.__str__).encode  # a task type is more than a str
+
+
+class _Found(NamedTuple):
+    """What is committed."""
+
+    identity: str
+    unfinished: int
+    places: dict[bytes, int]  # of tasks and parents, by id
+    pledged: dict[bytes, Pledged]  # for tasks that there are already, by the id that was submitted
+
+
+class InboxStore(SqlStore):
+    """A store that also takes tasks from users' transactions. Who asks for one that has just come has it taken in."""
+
+    server: Server
+
+    def borrow(self, connection: Any) -> Borrowed:
+        return borrow(connection, self.env)
+
+    async def submit_within(self, tasks: Sequence[NewTask], borrowed: Borrowed) -> list[Pledged]:
+        within = {name: sql.replace("STORE", self.server.schema) for name, sql in WITHIN.items()}
+        self._refuse_elsewhere(*(await borrowed.fetch(within["look"]))[0])
+        found = await self.view(lambda view: _look(view, tasks))
+        if self._memory.queue_size is not None:
+            refuse_too_many(found.unfinished + len(tasks) - len(found.pledged), self._memory.queue_size)
+        pledged = {**found.pledged, **await _under_own_keys(borrowed, within, tasks, found)}
+        fresh = [task for task in tasks if task.id not in pledged]
+        await _refuse_unknown_parents(borrowed, within, fresh, found.places)
+        if fresh:
+            pledged.update(await self._put(borrowed, within, fresh, found.identity))
+        return [pledged[task.id] for task in tasks]
+
+    def _refuse_elsewhere(self, database: str, is_read_only: bool, is_there: bool, may: bool | None) -> None:
+        schema = self.server.schema
+        if not is_there:
+            raise invalid(
+                "connection",
+                f"a connection to database {database}",
+                f"leads to no store in schema {schema}",
+                f"connect to the engine's database, {self.server.shown}",
+            )
+        if is_read_only:
+            raise StoreReadOnly("the transaction of this connection is read-only; submit in one that may write")
+        if not may:
+            raise StoreReadOnly(
+                f"the user of this connection lacks rights; GRANT USAGE ON SCHEMA {schema}, GRANT SELECT, INSERT ON "
+                f"{schema}.inbox, and GRANT SELECT ON {schema}.store"
+            )
+
+    async def _put(
+        self, borrowed: Borrowed, within: dict[str, str], tasks: Sequence[NewTask], identity: str
+    ) -> dict[bytes, Pledged]:
+        rows = await borrowed.fetch(
+            within["put"],
+            identity,
+            [task.id for task in tasks],
+            [None if task.key is None else task.class_key[0] for task in tasks],
+            [task.key for task in tasks],
+            [_encode(task) for task in tasks],
+            channel_of(self.server.schema),
+            POSTED,
+        )
+        if not rows:
+            why = f"leads to another store in a schema {self.server.schema}"
+            raise invalid("connection", "a connection", why, f"connect to the engine's database, {self.server.shown}")
+        n, origin, _ = rows[0]
+        if n < len(tasks):  # some ids are there already: the transaction repeats itself
+            ours = {task.id: task for task in tasks}
+            for id, raw, _ in await borrowed.fetch(within["of_ids"], list(ours)):
+                if not _is_same(decode(raw), ours[bytes(id)]):
+                    raise id_conflict(ours[bytes(id)])
+        return {task.id: Pledged(task.id, origin) for task in tasks}
+
+    async def has_come(self, id: bytes, origin: str) -> bool:
+        status, place = await self.view(lambda view: _fate(view, id, origin))
+        if place == _PRUNED:
+            raise await self.view(lambda view: reads.not_found(view, id))
+        if place is None and status != "in progress":
+            raise TaskNotFound(
+                f"task {TaskId(id)} was never stored: the transaction that submitted it was rolled back, as a whole or "
+                "to a savepoint before it",
+                field="task id",
+                value=TaskId(id),
+            )
+        return place is not None
+
+    # What asks for single tasks
+
+    async def _found(self, ids: Sequence[bytes], call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a call that did not find a task, if one of these has come and is not taken in yet."""
+        while True:
+            try:
+                return await call()
+            except TaskNotFound:
+                places: dict[bytes, int] = dict(await self.view(lambda view: view.rows("whereabouts", list(ids))))
+                if _COMING not in places.values():
+                    raise
+            await self.write(_nothing)  # alone: after whoever may be taking it in, or by itself
+
+    async def submit(self, tasks: Sequence[NewTask]) -> list[Accepted]:
+        parents = [id for task in tasks for id in task.after]
+        return await self._found(parents, partial(super().submit, tasks)) if parents else await super().submit(tasks)
+
+    async def info(self, id: bytes) -> TaskInfo:
+        return await self._found([id], partial(super().info, id))
+
+    async def standing(self, id: bytes) -> Standing:
+        return await self._found([id], partial(super().standing, id))
+
+    async def result(self, id: bytes) -> TaskResult | None:
+        return await self._found([id], partial(super().result, id))
+
+    async def require(self, ids: Sequence[bytes]) -> None:
+        await self._found(ids, partial(super().require, ids))
+
+    async def cancel(self, id: bytes) -> str:
+        return await self._found([id], partial(super().cancel, id))
+
+    async def retry(self, id: bytes) -> bytes:
+        return await self._found([id], partial(super().retry, id))
+
+
+def _nothing(tx: object) -> None:
+    """What has come is taken in at the beginning of every transaction."""
+
+
+def _look(view: View, tasks: Sequence[NewTask]) -> _Found:
+    """Return what is committed of these tasks, of their keys and of their parents. Raises Conflict."""
+    own = {task.id for task in tasks}
+    ids = [*own, *{id for task in tasks for id in task.after if id not in own}]
+    places: dict[bytes, int] = dict(view.rows("whereabouts", ids))
+    pledged: dict[bytes, Pledged] = {}
+    for task in tasks:
+        found = _by_id(view, task, places.get(task.id)) or (None if task.key is None else _by_key(view, task))
+        if found is not None:
+            pledged[task.id] = found
+    return _Found(view.one("identity")[0], view.one("unfinished")[0], places, pledged)
+
+
+def _by_id(view: View, task: NewTask, place: int | None) -> Pledged | None:
+    if place is None:
+        return None
+    row = view.one("task_by_id", task.id)
+    coming = None if row is not None else view.one("inbox_of_id", task.id)
+    if row is not None and not is_same_work(view.one("class_by_id", row[2])[1], row[3], row[5], task):
+        raise id_conflict(task)
+    if coming is not None and not _is_same(decode(coming[0]), task):
+        raise id_conflict(task)
+    return Pledged(task.id, None)
+
+
+def _by_key(view: View, task: NewTask) -> Pledged | None:
+    row = view.one("task_by_key", task.class_key[0], task.key)
+    if row is not None:
+        if not is_same_work(view.one("class_by_id", row[2])[1], row[3], row[5], task):
+            raise key_conflict(task, row[6])
+        return Pledged(row[6], None)
+    coming = view.one("inbox_of_key", task.class_key[0], task.key)
+    return None if coming is None else _same_key(decode(coming[0]), task, coming[1])
+
+
+def _same_key(first: NewTask, task: NewTask, origin: str | None) -> Pledged:
+    if not _is_same(first, task):
+        raise key_conflict(task, first.id)
+    return Pledged(first.id, origin)
+
+
+def _is_same(first: NewTask, task: NewTask) -> bool:
+    return is_same_work(first.class_key[1], first.input, first.spec, task)
+
+
+async def _under_own_keys(
+    borrowed: Borrowed, within: dict[str, str], tasks: Sequence[NewTask], found: _Found
+) -> dict[bytes, Pledged]:
+    """Return what tasks of this call and of this transaction have keys of this call. Raises Conflict."""
+    keyed = [task for task in tasks if task.key is not None and task.id not in found.pledged]
+    if not keyed:
+        return {}
+    rows = await borrowed.fetch(within["of_keys"], [task.class_key[0] for task in keyed], [task.key for task in keyed])
+    firsts: dict[tuple[str, str | None], tuple[NewTask, str | None]] = {}
+    for namespace, key, raw, origin in rows:
+        firsts.setdefault((namespace, key), (decode(raw), origin))
+    pledged: dict[bytes, Pledged] = {}
+    for task in keyed:
+        first, origin = firsts.setdefault((task.class_key[0], task.key), (task, None))
+        if first.id != task.id:
+            pledged[task.id] = _same_key(first, task, origin)
+    return pledged
+
+
+async def _refuse_unknown_parents(
+    borrowed: Borrowed, within: dict[str, str], tasks: Sequence[NewTask], places: dict[bytes, int]
+) -> None:
+    """Raises TaskNotFound for a parent that is neither committed nor submitted before in this transaction."""
+    unknown: set[bytes] = set()
+    earlier: set[bytes] = set()
+    for task in tasks:
+        unknown.update(id for id in task.after if id not in earlier and places.get(id) not in (_HERE, _COMING))
+        earlier.add(task.id)
+    if not unknown:
+        return
+    unknown -= {bytes(row[0]) for row in await borrowed.fetch(within["of_ids"], list(unknown))}
+    for id in unknown:
+        raise no_parent(id, is_pruned=places.get(id) == _PRUNED)
+
+
+def _fate(view: View, id: bytes, origin: str) -> tuple[str | None, int | None]:
+    """Return how a transaction stands, and then where the task is: what it committed is seen by the later look."""
+    try:
+        status = view.one("fate", origin)[0]
+    except asyncpg.InvalidParameterValueError:  # a server that took over has not come so far: it is lost
+        status = None
+    places: dict[bytes, int] = dict(view.rows("whereabouts", [id]))
+    return status, places.get(id)

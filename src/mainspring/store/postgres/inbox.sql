@@ -1,0 +1,34 @@
+-- What runs on connections of users, in their transactions. STORE stands for the schema. Each value is in a CAST where its
+-- type is not plain (`::` means something else to SQLAlchemy).
+
+-- name: look
+-- Where this connection leads, and what it may do there. It reads catalogs alone, so that it fails nowhere: an error would
+-- undo what the user has done so far.
+SELECT current_database(), current_setting('transaction_read_only') = 'on', inbox.oid IS NOT NULL,
+    has_schema_privilege(space.oid, 'USAGE') AND has_table_privilege(inbox.oid, 'SELECT')
+    AND has_table_privilege(inbox.oid, 'INSERT') AND has_table_privilege(store.oid, 'SELECT')
+FROM (VALUES (1)) AS one
+LEFT JOIN pg_catalog.pg_namespace AS space ON space.nspname = 'STORE'
+LEFT JOIN pg_catalog.pg_class AS inbox ON inbox.relnamespace = space.oid AND inbox.relname = 'inbox'
+LEFT JOIN pg_catalog.pg_class AS store ON store.relnamespace = space.oid AND store.relname = 'store';
+
+-- name: put
+-- New tasks, in their order, and a word to the processes that becomes theirs to hear with the commit. No row where this is
+-- another store.
+WITH here AS (SELECT 1 FROM STORE.store WHERE CAST(identity AS text) = $1),
+    put AS (
+        INSERT INTO STORE.inbox (id, namespace, key, task)
+        SELECT v.id, v.namespace, v.key, v.task
+        FROM unnest(CAST($2 AS bytea[]), CAST($3 AS text[]), CAST($4 AS text[]), CAST($5 AS bytea[]))
+            WITH ORDINALITY AS v (id, namespace, key, task, at)
+        WHERE EXISTS (SELECT 1 FROM here) ORDER BY v.at
+        ON CONFLICT (id) DO NOTHING
+        RETURNING 1)
+SELECT (SELECT count(*) FROM put), CAST(pg_current_xact_id() AS text), CAST(pg_notify($6, $7) AS text) FROM here;
+
+-- name: of_ids
+SELECT id, task, CAST(xid AS text) FROM STORE.inbox WHERE id = ANY (CAST($1 AS bytea[]));
+
+-- name: of_keys
+SELECT namespace, key, task, CAST(xid AS text) FROM STORE.inbox WHERE (namespace, key) IN
+    (SELECT v.namespace, v.key FROM unnest(CAST($1 AS text[]), CAST($2 AS text[])) AS v (namespace, key)) ORDER BY n;
