@@ -257,6 +257,8 @@ class Writer(ABC):
             self._catch_up(tx, is_astray)
             is_astray = False
             body(tx, group)
+            if tx.is_loosened:
+                self._is_astray = True
             if self._is_travelling:
                 graph.go_on(tx)
             self._look_ahead(tx)
