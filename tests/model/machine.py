@@ -195,7 +195,7 @@ class StoreMachine(RuleBasedStateMachine):
     def do(self, act: tuple[Any, ...]) -> None:
         name, *values = act
         self.steps[name] += 1
-        if not self.world.workers and name not in ("open", "advance", "jump"):
+        if not self.world.workers and name not in ("open", "advance", "jump", "sleep"):
             self.open()
         getattr(self, name)(*values)
 
@@ -257,7 +257,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     def jump(self, seconds: int) -> None:
         """Set the wall clock, forwards or back."""
-        self.world.factory.clock.jump(seconds)
+        self.run(self.world.jump(seconds))
+
+    def sleep(self, seconds: int) -> None:
+        """Suspend the machine."""
+        self.run(self.world.sleep(seconds))
 
     def prune(self, n: int) -> None:
         self.run(self.world.perform(self.worker(n), self.world.prune(self.worker(n))))
