@@ -11,10 +11,11 @@ A program breaks what the store stands on, and looks whether what was told to ca
     points       a process that dies by SIGKILL at each statement and in each file operation, and within recovery
     model        random calls against the specification of the store, which is tests/model/specification.py
     simulation   whole engines in virtual time; the simulator is mainspring.testing.simulator
-    kills        real processes under SIGKILL, SIGSTOP and SIGTERM, with a ledger that handlers write
+    kills        real processes under SIGKILL, SIGSTOP and SIGTERM, with a ledger that handlers write; servers too
     soak         a mixed load for a long time, with lines fitted to what each process uses
 
-`faults` holds what disk and points share: the breakable disk, the scenarios that are played on it, and the judge. Every
+`faults` holds what disk and points share: the breakable disk, the scenarios that are played on it, and the judge.
+`server` is a Postgres of our own that may die, `copied` makes a file of what is in it, for what judges files. Every
 program has ablations: with a safeguard of the engine taken away it must find something, or it proves nothing. `figures`
 is how all of them print: the seed with the command that repeats it, what was found, a table of figures with what was
 wanted of each, a verdict; the exit code is 1 where something wanted is not met. What runs leave lies in proof/out/,

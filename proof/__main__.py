@@ -47,6 +47,9 @@ PROGRAMS = (
     Program("simulation", "the same with safeguards of the engine taken out, which must be found", 3, ("--ablations",)),
     Program("kills", "real processes killed, stopped and drained", 15, ("--cycles", "1000"), ("--cycles", "100"), 1.5),
     Program("kills", "the same without fencing by attempts, which must be found", 0.5, ("--ablations",)),
+    Program(
+        "kills", "the same on a server, which dies and loses processes and connections", 6, ("--store", "postgres")
+    ),
     Program("soak", "a mixed load for half an hour, in which nothing may grow", 31, (), ("--minutes", "2"), 2.3),
     Program("soak", "the same with a handler that leaks, which must be found", 1, ("--ablations",)),
 )

@@ -15,6 +15,7 @@ import apsw
 import msgspec
 
 from mainspring.blobs.local import LocalBlobStore
+from mainspring.config import is_server
 from mainspring.store.base import CRASHED, RELEASED
 from mainspring.tasks import Custom, CustomOutput, ErrorInfo, TaskId, TaskStatus
 from mainspring.tasks.codec import decode_input, decode_output
@@ -30,6 +31,7 @@ from mainspring.testing.events import (
     Started,
     Submitted,
 )
+from proof.copied import copied
 from proof.figures import Finding
 from proof.kills.ledger import Line, Word, read
 
@@ -73,8 +75,11 @@ class Evidence(NamedTuple):
         }
 
 
-def evidence(store: Path, ledger: Path) -> Evidence:
-    connection = apsw.Connection(str(store), flags=apsw.SQLITE_OPEN_READONLY)
+async def evidence(store: str, ledger: Path) -> Evidence:
+    if is_server(store):
+        connection = await copied(store)
+    else:
+        connection = apsw.Connection(store, flags=apsw.SQLITE_OPEN_READONLY)
     found = connection.execute(
         "SELECT task.id, seq, status, attempt, type, output, error, flags, input "
         "FROM task JOIN class ON class.id = class"
@@ -86,10 +91,9 @@ def evidence(store: Path, ledger: Path) -> Evidence:
     return Evidence(rows, dict(lines), read(ledger, "words", Word), connection)
 
 
-def check(store: Path, seen: Evidence) -> list[Finding]:
+def check(seen: Evidence, blobs: Path) -> list[Finding]:
     """Return all that must not be."""
-    blobs = LocalBlobStore(store.with_name(store.name + "-blobs"))
-    history = check_history(store, history=_events(seen), blobs=blobs)
+    history = check_history(seen.connection, history=_events(seen), blobs=LocalBlobStore(blobs))
     return [
         *(Finding("history", str(violation)) for violation in history),
         *_lost(seen),

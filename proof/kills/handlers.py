@@ -11,10 +11,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mainspring import Context, Engine, EngineConfig, ExecutorConfig, Permanent, Retry, StoreConfig, TaskManagerConfig
+from mainspring import (
+    Context,
+    Engine,
+    EngineConfig,
+    ExecutorConfig,
+    Permanent,
+    Retry,
+    StoreConfig,
+    StoreUnavailable,
+    TaskManagerConfig,
+)
+from mainspring.config import is_server
 from mainspring.processors.custom import Handler, handler_of
-from proof.kills.ledger import noted
+from proof.kills.ledger import FOLDER, noted
 
+_AGAIN_S = 0.1
 SOON = Retry(max_retries=5, delay="20ms", max_delay="100ms")
 
 
@@ -70,15 +82,27 @@ for _handler in HANDLERS:  # as a decorator does: a child process that imports t
     vars(_handler)["__mainspring__"] = Handler(_handler, lane="process" if _handler is computes else None, retry=SOON)
 
 
-def engine_on(store: Path, *, worker: bool, stall_s: float) -> Engine:
+def engine_on(store: str, *, worker: bool, stall_s: float) -> Engine:
     """The engine that workers and submitters share."""
+    blobs = Path(os.environ[FOLDER]).with_name("blobs") if is_server(store) else None
     config = EngineConfig(
         manager=TaskManagerConfig(async_slots=8, thread_slots=2, process_slots=1, grace_s=0.3, drain_s=1.0),
         executor=ExecutorConfig(child_recycle_tasks=20),
-        store=StoreConfig(stall_s=stall_s),
+        store=StoreConfig(stall_s=stall_s, blobs=blobs),
     )
     engine = Engine(store, config, worker=worker)
     for handler in HANDLERS:
         declared = handler_of(handler)
         engine.task(retry=declared.retry, lane=declared.lane)(handler)
     return engine
+
+
+async def started(store: str, *, worker: bool, stall_s: float) -> Engine:
+    """Start such an engine. While the server is down it is tried again, as whatever runs a program does."""
+    while True:
+        try:
+            return await engine_on(store, worker=worker, stall_s=stall_s).start()
+        except StoreUnavailable:
+            if not is_server(store):
+                raise
+            await asyncio.sleep(_AGAIN_S)

@@ -15,10 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import apsw
+import asyncpg
 import psutil
 
+from mainspring.store.postgres.connection import OUTAGES, parse
 from proof import ROOT
 from proof.kills.ledger import FOLDER
+from proof.kills.outages import ON_SERVER, SCHEMA, Outages
+from proof.server import OwnServer
 
 STALL_S = 1.5
 """Of the store, so that a stop can be long enough for claims to be taken back and short enough for many stops."""
@@ -29,7 +33,9 @@ _WHILE_STARTING = 0.15
 """Share of deeds that don't wait until their victim is up."""
 _LONGEST_WAIT_S = 0.8
 HOW = {"kill": 5, "stop": 3, "term": 2}
-"""What is done to a victim, by weight."""
+"""What is done to a victim, so many of ten times."""
+HOW_ON_A_SERVER = {"kill": 3, "stop": 1, "term": 1, "cut": 2, "backend": 2, "server": 2}
+"""What is done to a victim or to the server, so many of eleven times."""
 
 
 @dataclass(eq=False)
@@ -72,6 +78,7 @@ class Crew:
     seed: int
     workers: int
     submitters: int
+    server: OwnServer | None = None  # that holds the store; without one it is a file
     without: Sequence[str] = ()
     slowness: float = 1.0  # of the handlers: the slower, the more stops find them at work, and the next attempt too
     members: list[Member] = field(default_factory=list)
@@ -79,8 +86,12 @@ class Crew:
     faults: list[str] = field(default_factory=list)
 
     @property
-    def store(self) -> Path:
-        return self.folder / "work.db"
+    def store(self) -> str:
+        return str(self.folder / "work.db") if self.server is None else f"{self.server.url}&schema={SCHEMA}"
+
+    @property
+    def blobs(self) -> Path:
+        return self.folder / ("work.db-blobs" if self.server is None else "blobs")
 
     @property
     def ledger(self) -> Path:
@@ -91,7 +102,7 @@ class Crew:
         """Start all; none is left afterwards."""
         self.ledger.mkdir(parents=True)
         os.environ[FOLDER] = str(self.ledger)
-        store, stall_s = str(self.store), str(STALL_S)
+        store, stall_s = self.store, str(STALL_S)
         for n in range(self.workers):
             self._add(f"worker{n}", "proof.kills.worker", store, stall_s, *self.without)
         for n in range(self.submitters):
@@ -119,17 +130,21 @@ class Crew:
         rng = random.Random(self.seed)
         free = self.those(among)
         places = asyncio.Semaphore(min(at_once, len(free)))
+        outages = Outages(self.server, self.done) if self.server is not None else None
 
-        async def deed(victim: Member, what: str, chances: Sequence[float]) -> None:
-            await self._do(victim, what, chances)
-            free.append(victim)
+        async def deed(victim: Member | None, what: str, chances: Sequence[float]) -> None:
+            if victim is not None:
+                await self._do(victim, what, chances)
+                free.append(victim)
+            elif outages is not None:
+                await asyncio.sleep(_LONGEST_WAIT_S * chances[0])
+                await outages.do(what, *chances[1:3])
             places.release()
 
         async with asyncio.TaskGroup() as deeds:
-            for _ in range(cycles):
+            for what in _deeds(rng, how, cycles):
                 await places.acquire()
-                victim = free.pop(rng.randrange(len(free)))
-                (what,) = rng.choices(list(how), list(how.values()))
+                victim = None if what in ON_SERVER else free.pop(rng.randrange(len(free)))
                 deeds.create_task(deed(victim, what, [rng.random() for _ in range(4)]))
 
     async def _do(self, victim: Member, what: str, chances: Sequence[float]) -> None:
@@ -153,8 +168,24 @@ class Crew:
     async def _up(self, member: Member) -> None:
         """Wait until a process stands in the store, or is gone."""
         assert member.process is not None
-        while member.process.returncode is None and not _is_up(self.store, member.pid):  # noqa: ASYNC110
+        is_up = f"SELECT 1 FROM worker WHERE pid = {member.pid} AND ended_ms IS NULL"
+        while member.process.returncode is None:
+            with contextlib.suppress(apsw.Error, *OUTAGES):  # it may not be made yet, or be down
+                if await self.look(is_up):
+                    break
             await asyncio.sleep(0.05)
+
+    async def look(self, sql: str) -> bool:
+        """Return whether a statement finds anything in the store."""
+        if self.server is None:
+            with contextlib.closing(apsw.Connection(self.store, flags=apsw.SQLITE_OPEN_READONLY)) as file:
+                return file.execute(sql).fetchone() is not None
+        server = parse(self.store)
+        connection = await asyncpg.connect(server.url, server_settings={"search_path": server.schema})
+        try:
+            return await connection.fetchrow(sql) is not None
+        finally:
+            await connection.close()
 
     async def _kill(self, victim: Member, pause: float) -> None:
         victim.send(signal.SIGKILL)
@@ -187,16 +218,12 @@ class Crew:
         await asyncio.gather(*(self._end(member) for member in self.those(kind)))
 
 
-def _is_up(store: Path, pid: int) -> bool:
-    with contextlib.suppress(apsw.Error):  # the store may not be made yet
-        connection = apsw.Connection(str(store), flags=apsw.SQLITE_OPEN_READONLY)
-        try:
-            return bool(
-                connection.execute("SELECT 1 FROM worker WHERE pid = ? AND ended_ms IS NULL", (pid,)).fetchone()
-            )
-        finally:
-            connection.close()
-    return False
+def _deeds(rng: random.Random, how: Mapping[str, int], cycles: int) -> list[str]:
+    """Return what is done, in the order in which it begins: each as often as it has to be, whatever the seed."""
+    each = [what for what, weight in how.items() for _ in range(weight)]
+    deeds = [each[n % len(each)] for n in range(cycles)]
+    rng.shuffle(deeds)
+    return deeds
 
 
 def _child_of(victim: Member, chance: float) -> int | None:

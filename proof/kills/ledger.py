@@ -33,8 +33,8 @@ class Line(msgspec.Struct, frozen=True):
 class Word(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a submitter was told, written after it was told, or what it is about to ask."""
 
-    event: str  # asked, accepted, refused, in_doubt, cancel, seen
-    task: str
+    event: str  # asked, accepted, refused, in_doubt, cancel, seen, unanswered
+    task: str  # unanswered: who asked
     at: int
     key: str = ""  # of idempotency
     answer: str = ""  # to a cancel; the status that was seen

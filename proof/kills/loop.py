@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
-import apsw
-
+from mainspring.store.postgres.connection import OUTAGES
 from proof.figures import Finding
 from proof.kills.check import Evidence, check, evidence, mistakes
 from proof.kills.killer import HOW, Crew
@@ -32,23 +31,25 @@ async def run(crew: Crew, cycles: int, *, at_once: int = 2, how: Mapping[str, in
     async with crew.at_work():
         await crew.harass(cycles, at_once, how, among)
         await crew.dismiss("submitter")
-        await _quiet(crew.store, _CONTROL_QUIET_WITHIN_S if crew.without else _QUIET_WITHIN_S)
+        await _quiet(crew, _CONTROL_QUIET_WITHIN_S if crew.without else _QUIET_WITHIN_S)
         await crew.dismiss("worker")
-    seen = evidence(crew.store, crew.ledger)
+    seen = await evidence(crew.store, crew.ledger)
     findings = [Finding("process", fault) for fault in crew.faults]
     findings += mistakes(member.log for member in crew.members)
-    findings += check(crew.store, seen)
+    findings += check(seen, crew.blobs)
     return Outcome(findings, crew.done, seen, time.monotonic() - began)
 
 
-async def _quiet(store: Path, limit_s: float) -> None:
+async def _quiet(crew: Crew, limit_s: float) -> None:
     """Wait until nothing is left to do, or for as long as that can take: what has not ended then never will."""
-    connection = apsw.Connection(str(store), flags=apsw.SQLITE_OPEN_READONLY)
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limit_s):
-            while connection.execute("SELECT 1 FROM task WHERE status < 2 LIMIT 1").fetchone():  # noqa: ASYNC110
+            while await _has_work(crew):  # noqa: ASYNC110 - it is other processes' work
                 await asyncio.sleep(0.05)
-    except TimeoutError:
-        pass
-    finally:
-        connection.close()
+
+
+async def _has_work(crew: Crew) -> bool:
+    try:
+        return await crew.look("SELECT 1 FROM task WHERE status < 2 LIMIT 1")
+    except OUTAGES:  # the last one may not be over
+        return True

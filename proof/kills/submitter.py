@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mainspring import Engine, StoreUnavailable, SubmitIndeterminate, TaskHandle, TaskId, TaskTimeout
+from mainspring.config import is_server
 from proof.kills import handlers
 from proof.kills.ledger import FOLDER, Word, read, say
 
@@ -25,12 +26,13 @@ _KEYS_AGAIN = 6
 
 
 class Submitter:
-    def __init__(self, engine: Engine, name: str, rng: random.Random, slowness: float) -> None:
+    def __init__(self, engine: Engine, name: str, rng: random.Random, slowness: float, *, has_vectors: bool) -> None:
         self._engine = engine
         self._name = name
         self._rng = rng
         self._slowness = slowness
         self._recent: deque[TaskHandle] = deque(maxlen=40)
+        self._has_vectors = has_vectors
         self._n = 0
         self.stopping = asyncio.Event()
 
@@ -44,13 +46,17 @@ class Submitter:
 
     async def client(self) -> None:
         kinds = [self._plain] * 5 + [self._key] * 2 + [self._chain, self._joins, self._family] * 2
-        kinds += [self._retried, self._doomed, self._timed, self._stored, self._vectors, self._stored_again]
+        kinds += [self._retried, self._doomed, self._timed, self._stored, self._stored_again]
+        kinds += [self._vectors] * self._has_vectors
         kinds += [self._cancel] * 3 + [self._await] * 3
         while not self.stopping.is_set():
-            if await self._unfinished() > _MOST_UNFINISHED:
-                await asyncio.sleep(0.2)
-                continue
-            await self._rng.choice(kinds)()
+            try:
+                if await self._unfinished() > _MOST_UNFINISHED:
+                    await asyncio.sleep(0.2)
+                    continue
+                await self._rng.choice(kinds)()
+            except StoreUnavailable:  # of a question: whoever submits notes what it was told
+                say("unanswered", self._name)
             await asyncio.sleep(self._rng.uniform(0, 0.12))
 
     async def _unfinished(self) -> int:
@@ -153,9 +159,9 @@ class Submitter:
             say("seen", handle.id, answer=result.status.value)
 
 
-async def main(store: Path, stall_s: float, seed: str, name: str, slowness: float) -> None:
-    async with handlers.engine_on(store, worker=False, stall_s=stall_s) as engine:
-        submitter = Submitter(engine, name, random.Random(seed), slowness)
+async def main(store: str, stall_s: float, seed: str, name: str, slowness: float) -> None:
+    async with await handlers.started(store, worker=False, stall_s=stall_s) as engine:
+        submitter = Submitter(engine, name, random.Random(seed), slowness, has_vectors=not is_server(store))
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, submitter.stopping.set)
         await submitter.begin_again()
         async with asyncio.TaskGroup() as clients:
@@ -164,4 +170,4 @@ async def main(store: Path, stall_s: float, seed: str, name: str, slowness: floa
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4], float(sys.argv[5])))
+    asyncio.run(main(sys.argv[1], float(sys.argv[2]), sys.argv[3], sys.argv[4], float(sys.argv[5])))

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from pathlib import Path
 
 from proof.kills.ablations import ABLATIONS
-from proof.kills.handlers import engine_on
+from proof.kills.handlers import started
+
+
+async def main(store: str, stall_s: float) -> None:
+    engine = await started(store, worker=True, stall_s=stall_s)
+    await engine.run()
+
 
 if __name__ == "__main__":
     for name in sys.argv[3:]:
         ABLATIONS[name]()
-    asyncio.run(engine_on(Path(sys.argv[1]), worker=True, stall_s=float(sys.argv[2])).run())
+    asyncio.run(main(sys.argv[1], float(sys.argv[2])))

@@ -13,6 +13,7 @@ from proof.kills.check import Evidence, check
 from proof.kills.killer import Crew
 from proof.kills.ledger import Line, Word
 from proof.kills.loop import Outcome, run
+from proof.server import OwnServer
 
 from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import COMPLETED, RUNNING
@@ -22,6 +23,9 @@ pytestmark = pytest.mark.anyio
 CYCLES = 10
 
 
+CYCLES_ON_A_SERVER = 8
+
+
 def crew_in(folder: Path) -> Crew:
     return Crew(folder=folder, seed=1, workers=3, submitters=1)
 
@@ -29,7 +33,7 @@ def crew_in(folder: Path) -> Crew:
 @pytest.fixture(scope="module")
 async def whole(tmp_path_factory: pytest.TempPathFactory, anyio_backend: str) -> tuple[Path, Outcome]:
     crew = crew_in(tmp_path_factory.mktemp("kills"))
-    return crew.store, await run(crew, CYCLES, at_once=2)
+    return crew.folder, await run(crew, CYCLES, at_once=2)
 
 
 async def test_nothing_is_lost_or_done_twice(whole: tuple[Path, Outcome]) -> None:
@@ -38,6 +42,18 @@ async def test_nothing_is_lost_or_done_twice(whole: tuple[Path, Outcome]) -> Non
     print(dict(outcome.signals), outcome.seen.figures, f"{outcome.took_s:.0f} s")
     assert [str(finding) for finding in outcome.findings] == []
     assert outcome.signals.total() >= CYCLES
+    assert outcome.seen.figures["completed"] > 0
+
+
+async def test_nothing_is_lost_or_done_twice_on_a_server(tmp_path: Path) -> None:
+    """The same while the server is killed, loses a process, and ends connections."""
+    how = {"kill": 2, "cut": 2, "backend": 2, "server": 2}
+    with OwnServer() as server:
+        crew = Crew(folder=tmp_path, seed=1, workers=2, submitters=1, server=server)
+        outcome = await run(crew, CYCLES_ON_A_SERVER, how=how)
+    print(dict(outcome.signals), outcome.seen.figures, f"{outcome.took_s:.0f} s")
+    assert [str(finding) for finding in outcome.findings] == []
+    assert outcome.signals["kill of the server"] == outcome.signals["kill of a backend"] == 2
     assert outcome.seen.figures["completed"] > 0
 
 
@@ -84,7 +100,7 @@ def _begin_later(seen: Evidence) -> None:
 
 
 def _end_elsewhere(seen: Evidence) -> None:
-    id = _a_task(seen, "custom:waits")
+    id = next(id for id, row in seen.rows.items() if row.type == "custom:waits" and (row.status, row.flags) == (2, 0))
     seen.lines[id] = [msgspec.structs.replace(line, pid=1) for line in seen.lines[id]]
 
 
@@ -135,13 +151,13 @@ def _lose_children(seen: Evidence) -> None:
 )
 async def test_the_checker_sees(whole: tuple[Path, Outcome], kind: str, spoil: Callable[[Evidence], None]) -> None:
     """What was noted is changed in one way, and the checker names it."""
-    store, outcome = whole
+    folder, outcome = whole
     seen = outcome.seen
     spoilt = Evidence(
         dict(seen.rows), {id: list(lines) for id, lines in seen.lines.items()}, [*seen.words], seen.connection
     )
     spoil(spoilt)
-    assert kind in {finding.kind for finding in check(store, spoilt)}
+    assert kind in {finding.kind for finding in check(spoilt, folder / "work.db-blobs")}
 
 
 def test_a_line_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,14 @@ def test_every_folder_is_a_program_or_told_of() -> None:
     there = {
         path.stem for path in (ROOT / "proof").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
     }
-    assert there - {program.name for program in PROGRAMS} == {"__init__", "__main__", "faults", "figures"}
+    assert there - {program.name for program in PROGRAMS} == {
+        "__init__",
+        "__main__",
+        "faults",
+        "figures",
+        "copied",
+        "server",
+    }
 
 
 def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,191 @@
+"""A server that goes, fills up, only reads or withholds rights while work is under way: what callers are told is true,
+and work goes on by itself when the server is well again."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from proof.server import OwnServer
+from tests import postgres
+from tests.engine.support import LIMIT_S, quick, until, value
+
+from mainspring import Engine, StoreConfig, TaskHandle
+from mainspring.errors import StoreReadOnly, StoreUnavailable, SubmitIndeterminate, TaskError, TaskNotFound
+from mainspring.tasks import TaskId
+
+pytestmark = pytest.mark.anyio
+MIB = 1 << 20
+ROOM, BALLAST = 10 * MIB, 5 * MIB
+"""Of a disk that is soon full, and what can be taken away from it again."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[OwnServer]:
+    with OwnServer() as server:
+        yield server
+
+
+class Work:
+    """An engine with one handler, which counts its starts and ends when it is let go."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.starts: Counter[int] = Counter()
+        self.goes = asyncio.Event()
+        store = StoreConfig(schema=postgres.schema_of(folder), blobs=folder / "blobs", inline_bytes=MIB)
+        self.engine = Engine(url, quick(store))
+
+        @self.engine.task
+        async def waits(n: int, text: str = "") -> int:
+            self.starts[n] += 1
+            await self.goes.wait()
+            return n
+
+        self.waits = waits
+
+    async def submit(self, n: int, text: str = "") -> TaskHandle | TaskError:
+        async with asyncio.timeout(LIMIT_S):
+            try:
+                return await self.engine.submit(self.waits, n, text, task_id=_id(n))
+            except TaskError as exc:
+                return exc
+
+    async def all_is_told_truly(self, answers: dict[int, TaskHandle | TaskError]) -> None:
+        """What was accepted ends, once and with its value; what was refused is not there."""
+        self.goes.set()
+        for n, answer in answers.items():
+            if isinstance(answer, TaskHandle):
+                assert await value(answer) == n
+                assert self.starts[n] == 1
+                continue
+            assert isinstance(answer, (StoreUnavailable, StoreReadOnly, SubmitIndeterminate))
+            if not isinstance(answer, SubmitIndeterminate):
+                with pytest.raises(TaskNotFound):
+                    await self.engine.handle(_id(n)).info()
+
+
+def _id(n: int) -> TaskId:
+    return TaskId(f"01900000-0000-7000-8000-{n:012d}")
+
+
+async def test_a_server_that_is_gone_for_a_while(server: OwnServer, tmp_path: Path) -> None:
+    """Calls are refused meanwhile. What handlers end with then is recorded when it is back, without running again, and
+    what waited for a slot goes on."""
+    work = Work(server.url, tmp_path)
+    async with work.engine as engine:
+        answers = {n: await work.submit(n) for n in range(80)}
+        await until(lambda: len(work.starts) == 64)  # as many as there are slots
+        await asyncio.to_thread(server.stop)
+        answers |= {n: await work.submit(n) for n in range(80, 90)}
+        assert all(isinstance(answers[n], StoreUnavailable) for n in range(80, 90))
+        with pytest.raises(StoreUnavailable):
+            await engine.manager.stats()
+        work.goes.set()
+        await asyncio.sleep(2 * engine.manager.config.grace_s)
+        await asyncio.to_thread(server.start)
+        answers |= {
+            n: await work.submit(n) for n in range(90, 92)
+        }  # with no call in between the next one may still fail
+        await work.all_is_told_truly(answers)
+        assert len(work.starts) >= 80
+
+
+async def test_an_engine_starts_when_its_server_does(server: OwnServer, tmp_path: Path) -> None:
+    """Whoever starts first is told that trying again can help, and a new engine then works."""
+    await asyncio.to_thread(server.stop)
+    with pytest.raises(StoreUnavailable, match="check that the server runs") as caught:
+        await Work(server.url, tmp_path).engine.start()
+    assert caught.value.is_retryable
+    await asyncio.to_thread(server.start)
+    work = Work(server.url, tmp_path)
+    async with work.engine:
+        await work.all_is_told_truly({1: await work.submit(1)})
+
+
+async def test_a_replica(server: OwnServer, tmp_path: Path) -> None:
+    """One that follows the primary is refused as such; once it is the primary itself, all that was stored is there."""
+    work = Work(server.url, tmp_path)
+    async with work.engine:
+        answers = {n: await work.submit(n) for n in range(5)}
+        with server.replica() as replica:
+            with pytest.raises(StoreReadOnly, match="name the primary server"):
+                await Work(replica.url, tmp_path).engine.start()
+            await work.all_is_told_truly(answers)
+            await asyncio.to_thread(replica.promote)
+            heir = Work(replica.url, tmp_path)
+            async with heir.engine as engine:
+                assert [await value(engine.handle(_id(n))) for n in range(5)] == list(range(5))
+                await heir.all_is_told_truly({5: await heir.submit(5)})
+
+
+async def test_rights_that_are_taken_away(server: OwnServer, tmp_path: Path) -> None:
+    """Calls are refused with what is missing, and work goes on when it is granted again."""
+    schema, role = postgres.schema_of(tmp_path), "t_worker"
+    url = server.url.replace("postgres@", f"{role}@")
+    await asyncio.to_thread(server.ask, f"CREATE ROLE {role} LOGIN")
+    await asyncio.to_thread(server.ask, f"GRANT CREATE ON DATABASE postgres TO {role}")
+    work = Work(url, tmp_path)
+    async with work.engine:
+        answers = {0: await work.submit(0)}
+        await asyncio.to_thread(server.ask, f"REVOKE INSERT ON {schema}.task FROM {role}")
+        answers[1] = await work.submit(1)
+        assert isinstance(answers[1], StoreReadOnly)
+        assert "permission denied for table task" in str(answers[1])
+        assert f"GRANT CREATE ON DATABASE for the first start, and all rights on schema {schema}" in str(answers[1])
+        await asyncio.to_thread(server.ask, f"GRANT INSERT ON {schema}.task TO {role}")
+        answers[2] = await work.submit(2)
+        await work.all_is_told_truly(answers)
+    for right in ("SELECT", "UPDATE"):
+        await asyncio.to_thread(server.ask, f"REVOKE {right} ON ALL TABLES IN SCHEMA {schema} FROM {role}")
+        with pytest.raises(StoreReadOnly, match=f"GRANT .* schema {schema}"):
+            await Work(url, tmp_path).engine.start()
+        await asyncio.to_thread(server.ask, f"GRANT {right} ON ALL TABLES IN SCHEMA {schema} TO {role}")
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system with little room; skipped where we may not mount one."""
+    folder = Path(tempfile.mkdtemp(prefix="mainspring-disk-"))
+    command = ["mount", "-t", "tmpfs", "-o", f"size={ROOM},mode=0777", "tmpfs", str(folder)]
+    try:
+        has_mount = shutil.which("mount") is not None
+        if not has_mount or subprocess.run(command, check=False, capture_output=True).returncode:
+            pytest.skip("a file system of its own can't be mounted here: a full disk needs the rights of root")
+        yield folder
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+    finally:
+        folder.rmdir()
+
+
+async def test_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
+    """Submits are refused with that reason as long as there is no room; what runs ends, and when there is room again
+    nothing needs to be restarted."""
+    (small_disk / "ballast").write_bytes(bytes(BALLAST))
+    with OwnServer() as server:
+        await asyncio.to_thread(server.keep_tables_on, small_disk / "tables")
+        work = Work(server.url, tmp_path)
+        async with work.engine:
+            answers: dict[int, TaskHandle | TaskError] = {}
+            while not any(isinstance(answer, TaskError) for answer in answers.values()):
+                answers[len(answers)] = await work.submit(len(answers), _noise(300_000))
+            assert len(answers) > 3
+            refusal = answers[len(answers) - 1]
+            assert isinstance(refusal, StoreUnavailable)
+            assert "No space left on device" in str(refusal)
+            (small_disk / "ballast").unlink()
+            answers[100] = await work.submit(100, _noise(300_000))
+            assert isinstance(answers[100], TaskHandle)
+            await work.all_is_told_truly(answers)
+
+
+def _noise(n: int) -> str:
+    """Text that the server can't compress."""
+    import random
+
+    return "".join(random.Random(n).choices("".join(map(chr, range(33, 126))), k=n))
