@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import psutil
 import pytest
 from tests import postgres
@@ -173,4 +174,35 @@ async def test_an_idle_connection_that_was_lost_is_nobodys_trouble(tmp_path: Pat
         handle = await engine.submit(same, 2)
         assert await value(handle) == 2
         assert (await handle.info()).status is TaskStatus.COMPLETED
+    postgres.drop(postgres.schema_of(tmp_path))
+
+
+async def test_no_transaction_is_open_while_a_handler_runs(tmp_path: Path) -> None:
+    """However long it takes: what holds back vacuum is no work of ours."""
+    engine = engine_on(postgres.address_of(tmp_path))
+    runs, goes = asyncio.Event(), asyncio.Event()
+
+    @engine.task
+    async def hold() -> None:
+        runs.set()
+        await goes.wait()
+
+    async with engine:
+        handle = await engine.submit(hold)
+        await runs.wait()
+        name = f"mainspring {engine.manager.store.worker_id}"
+        began = postgres.ask("SELECT clock_timestamp()")[0][0]
+
+        def old() -> Any:
+            sql = "SELECT 1 FROM pg_stat_activity WHERE application_name LIKE $1 AND xact_start < $2"
+            return postgres.ask(sql, f"{name}%", began)
+
+        await until(lambda: not old())
+        other = await asyncpg.connect(postgres.url(), server_settings={"application_name": name})
+        async with other.transaction():
+            began = await other.fetchval("SELECT clock_timestamp()")
+            assert old(), "the look sees a transaction that is open"
+        await other.close()
+        goes.set()
+        await value(handle)
     postgres.drop(postgres.schema_of(tmp_path))
