@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests import postgres
 from tests.store.test_statements import HOT as HOT_ON_FILES
@@ -42,6 +43,7 @@ SETTINGS = (
     "SET plan_cache_mode = force_generic_plan"
 )
 MANY = 20_000
+QUEUED = 100_000
 ENDS_OF_INDEXES = {
     "next_due": "task_due", "next_deadline": "task_deadline", "next_events": "task_due task_deadline",
     "any_waiting": "task_waits", "catch_up": "task_due task_deadline inbox_pkey", "complete_and_note": "task_waits",
@@ -152,3 +154,36 @@ def test_both_stores_have_the_statements_that_the_rules_use() -> None:
     assert SQL_OF_FILES.keys() - SQL.keys() - HERE_ALONE == set()
     assert SQL.keys() >= WIDE
     assert SQL.keys() >= BESIDE_OTHERS
+
+
+def _queue(first: int, last: int) -> None:
+    postgres.command(f"""
+        INSERT INTO task (seq, id, class, rank, status, reason, priority, max_retries, submitted_ms, ready_ms, input)
+        SELECT n, decode(lpad(to_hex(n), 32, '0'), 'hex'), 1, n, 0, 0, 1, 3, n, n, ''
+        FROM generate_series({first}, {last}) AS n; ANALYZE task""")
+
+
+def _pages_of_a_claim() -> int:
+    """Return how many pages it takes to claim the best 100 tasks of a class; the claim itself is taken back."""
+    name = f"examined_{next(_numbers)}"
+    postgres.command(f"PREPARE {name} AS {SQL['claim_of_class']}; BEGIN")
+    try:
+        steps = postgres.ask(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {name}(1, 1, 100)")
+    finally:
+        postgres.command("ROLLBACK")
+    top = msgspec.json.decode(steps[0][0])[0]["Plan"]
+    return int(top["Shared Hit Blocks"] + top["Shared Read Blocks"])
+
+
+def test_a_claim_costs_the_same_however_many_are_queued(tmp_path: Path) -> None:
+    """Counted in pages, so that neither the machine nor its load matters."""
+    schema = postgres.schema_of(tmp_path)
+    postgres.command(f"CREATE SCHEMA {schema}; SET search_path = {schema}; {SCHEMA}; {SETTINGS}")
+    try:
+        _queue(1, 10_000)
+        few = _pages_of_a_claim()
+        _queue(10_001, QUEUED)
+        assert _pages_of_a_claim() <= 1.5 * few
+    finally:
+        postgres.command("RESET ALL")
+        postgres.drop(schema)
