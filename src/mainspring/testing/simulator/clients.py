@@ -29,6 +29,7 @@ _DO: Final = {
     "submit_family": 12,
     "submit_key": 8,
     "map_some": 4,
+    "submit_burst": 8,
     "cancel": 16,
     "wait": 14,
     "pause": 3,
@@ -38,6 +39,7 @@ _DO: Final = {
     "rest": 25,
 }
 _KEYS = 4
+_SHORT_S = 0.02
 _HANDLERS: Final = {"work": 52, "steady": 8, "timed": 16, "crunch": 24}
 
 
@@ -109,6 +111,25 @@ class Client:
 
     async def _map_some(self) -> None:
         await self._submit([self._new_task(parents=[]) for _ in range(self._rng.randint(2, 8))])
+
+    async def _submit_burst(self) -> None:
+        """Short work of one length, so that lanes claim ahead; some is given up while it waits there."""
+        tasks = []
+        for _ in range(self._rng.randint(4, 8)):
+            plan = {"n": self._known.number(), "do": [["sleep", _SHORT_S]]}
+            task = self._engine.build(self._handlers["work"], (plan, []), {"priority": TaskPriority.NORMAL})
+            self._known.plans[task.id] = plan
+            tasks.append(task)
+        await self._submit(tasks)
+        await asyncio.sleep(_SHORT_S * (1 + 2 * self._rng.random()))
+        for task in self._rng.sample(tasks, 3):
+            self._node.process.spawn(self._give_up(self._engine.handle(task.id)), "give up")
+
+    async def _give_up(self, handle: TaskHandle) -> None:
+        try:
+            await self._cancel_it(handle)
+        except (StoreUnavailable, TaskNotFound) as exc:
+            self._say("cancel fails", task=handle.id, error=exc)
 
     async def _submit_key(self) -> None:
         """The same key with the same payload, from whatever process; at times with another one."""
@@ -222,10 +243,13 @@ class Client:
 
     async def _cancel(self) -> None:
         if (handle := self._some_handle()) is not None:
-            self._say("cancels", task=handle.id)
-            answer = await handle.cancel()
-            self._say("cancel answered", task=handle.id, answer=answer)
-            self._world.witness.see(CancelAnswered, str(handle.id), answer)
+            await self._cancel_it(handle)
+
+    async def _cancel_it(self, handle: TaskHandle) -> None:
+        self._say("cancels", task=handle.id)
+        answer = await handle.cancel()
+        self._say("cancel answered", task=handle.id, answer=answer)
+        self._world.witness.see(CancelAnswered, str(handle.id), answer)
 
     async def _pause(self) -> None:
         what = self._rng.choice(({}, {"type": "custom:work"}, {"group": "a"}))
