@@ -34,7 +34,7 @@ _DO: Final = {
     "wait": 14,
     "pause": 3,
     "resume": 3,
-    "retry": 4,
+    "retry": 8,
     "look": 5,
     "rest": 25,
 }
