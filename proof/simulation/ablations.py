@@ -170,7 +170,14 @@ SAFEGUARDS: Final = (
     Safeguard(
         "no start after cancelled",
         "a claim that is cancelled leaves the queue",
-        (Edit(TaskManager, "asked_to_stop", "desk.withdraw(claim)", "pass"),),
+        (
+            Edit(
+                TaskManager,
+                "asked_to_stop",
+                "desk.withdraw(id)",
+                "next((one for one in [*desk._waiting.values(), *getattr(desk, '_queue', ())] if one.id == id), None)",
+            ),
+        ),
     ),
     Safeguard(
         "no outcome after requested",
