@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from tests import postgres
 from tests.cli.conftest import SHOP, Answer, Worker
+from tests.cli.indexed import need_model
 
-from mainspring.config import without_password
+from mainspring.config import ModelConfig, without_password
+
+MODELS = ModelConfig().cache_folder
 
 
 @pytest.fixture
@@ -37,6 +40,59 @@ def test_commands_take_an_address(store: str, tmp_path: Path, run: Callable[...,
     finally:
         worker.signal(signal.SIGTERM)
         assert worker.end().code == 0
+
+
+def test_a_folder_is_indexed_and_searched_on_a_server(store: str, tmp_path: Path, run: Callable[..., Answer]) -> None:
+    """Only what changed is computed again; the collection moves to a file and back, and may have an index."""
+    (tmp_path / ".cache" / "mainspring").mkdir(parents=True)
+    ModelConfig().cache_folder.symlink_to(MODELS)
+    need_model()
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "cats.txt").write_text("Cats are small mammals that people keep at home.")
+    (files / "sun.txt").write_text("The Sun is a star made of hydrogen.")
+    first = run("index", str(files), "--store", store, "--json").json
+    assert (first["indexed"], first["failed"]) == (2, [])
+    (files / "sun.txt").unlink()
+    (files / "rust.txt").write_text("Iron rusts when water touches it.")
+    second = run("index", str(files), "--store", store, "--json").json
+    assert (second["indexed"], second["unchanged"], second["removed"]) == (1, 1, 1)
+
+    def best(place: str) -> tuple[str, float]:
+        hit = run("search", "a pet", "--store", place, "--json").json["hits"][0]
+        return Path(hit["metadata"]["source"]).name, hit["score"]
+
+    assert best(store)[0] == "cats.txt"
+    (row,) = run("collections", "--store", store, "--json").json
+    assert (row["name"], row["count"], row["dim"]) == ("default", 2, 384)
+    moved = run("collections", "copy", "default", "--from", store, "--to", "moved.db", "--json").json
+    assert (moved["records"], moved["written"]) == (2, 2)
+    assert best("moved.db") == best(store)
+    back = run("collections", "copy", "default", "--from", "moved.db", "--to", store, "--as", "again", "--json").json
+    assert back == {"name": "again", "records": 2, "written": 2}
+    assert run("collections", "index", "again", "--store", store).code == 0
+    found = run("search", "a pet", "--store", store, "--collection", "again", "--filter", "size=48", "--json").json
+    assert [Path(hit["metadata"]["source"]).name for hit in found["hits"]] == ["cats.txt"]
+    assert run("collections", "index", "again", "--drop", "--store", store).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("copy", "nothing", "--from", "{store}", "--to", "new.db"), 2, "nothing"),
+        (("copy", "a", "--from", "{store}", "--to", "{store}"), 2, "is where it comes from"),
+        (("copy", "a", "--from", "gone.db", "--to", "{store}"), 4, "no store at"),
+        (("index", "a", "--store", "file.db"), 2, "is a file"),
+        (("index", "nothing", "--store", "{store}"), 2, "nothing"),
+        (("index", "a", "--store", "{store}", "--memory-mb", "0"), 2, "memory_mb"),
+    ],
+)
+def test_what_collections_can_t_do(
+    store: str, run: Callable[..., Answer], arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    answer = run("collections", *(argument.format(store=store) for argument in arguments))
+    assert answer.code == code, answer.err
+    assert words in answer.err
 
 
 @pytest.mark.parametrize("command", [("doctor",), ("backup", "copy.db")])

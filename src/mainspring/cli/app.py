@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "backup": ("backup", "Copy a store while workers go on"),
     "restore": ("backup", "Make a store of a backup"),
     "models": ("catalog", "List models, or bring one here"),
-    "collections": ("catalog", "List collections of vectors"),
+    "collections": ("collecting", "List, copy or index collections of vectors"),
     "sim": ("sim", "Check the promises in simulated worlds"),
 }
 """Each command: the module here with the function (or `typer.Typer`) of its name, and its line in the overview."""

@@ -1,16 +1,13 @@
-"""`models` and `collections`: what tasks can use."""
+"""`models`: what tasks can compute with."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mainspring.cli.lookup import when
-from mainspring.cli.opening import opened, run
-from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath
-from mainspring.cli.screen import Screen, local, size, table
+from mainspring.cli.options import AsJson
+from mainspring.cli.screen import Screen, size, table
 
 if TYPE_CHECKING:
     from mainspring.config import ModelConfig
@@ -91,28 +88,3 @@ def _is_here(info: ModelInfo, config: ModelConfig) -> bool:
     return info.model_id != ALL_MINILM_L6_V2.model_id or is_complete(
         ALL_MINILM_L6_V2, config.cache_folder / info.model_id
     )
-
-
-def collections(store: StorePath = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """List the collections of vectors."""
-    run(_collections(store, Screen(as_json)))
-
-
-async def _collections(store: str, screen: Screen) -> None:
-    async with opened(store) as engine:
-        found = await asyncio.to_thread(engine.vectors.collections)
-    if screen.as_json:
-        screen.document(
-            [
-                {"name": c.name, "count": c.count, "dim": c.dim, "model_id": c.model_id, "updated": when(c.updated_ms)}
-                for c in found
-            ]
-        )
-        return
-    rows = [(c.name, f"{c.count:,}", str(c.dim), c.model_id or "", local(when(c.updated_ms))) for c in found]
-    screen.draw(
-        table(("collection", "records", "dimensions", "model", "updated"), rows, right=("records", "dimensions"))
-    )
-
-
-__all__ = ["collections", "models"]

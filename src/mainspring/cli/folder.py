@@ -46,7 +46,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     removed: list[str]  # sources that are indexed and not in the folder any more
 
 
-def look(folder: Path, store: Path) -> Listing:
+def look(folder: Path, store: Path | None) -> Listing:
     """Return the documents below a folder, in order of their paths.
 
     Hidden files and folders and the store's own files are left out, links to folders not followed. A file counts as a
@@ -60,7 +60,7 @@ def look(folder: Path, store: Path) -> Listing:
     documents: list[Document] = []
     skipped = 0
     folder = folder.resolve()
-    for path in _files(folder, store.absolute(), failures):
+    for path in _files(folder, store and store.absolute(), failures):
         if not _may_be_document(path):
             skipped += 1
         elif (found := _seen(path, failures)) is not None:
@@ -103,12 +103,12 @@ def _removed(listing: Listing, indexed: Iterable[str]) -> Iterator[str]:
             yield source
 
 
-def _files(folder: Path, store: Path, failures: list[Failure]) -> Iterator[Path]:
+def _files(folder: Path, store: Path | None, failures: list[Failure]) -> Iterator[Path]:
     def unlisted(error: OSError) -> None:
         failures.append(Failure(source=_shown(str(error.filename)), step="look", reason=str(error.strerror)))
 
     for parent, folders, names in os.walk(folder, onerror=unlisted):
-        own = store.name if Path(parent) == store.parent else None
+        own = store.name if store is not None and Path(parent) == store.parent else None
         folders[:] = sorted(name for name in folders if not _is_left_out(name, own))
         yield from (Path(parent, name) for name in sorted(names) if not _is_left_out(name, own))
 

@@ -10,17 +10,16 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-import apsw
 import msgspec
 
 from mainspring.cli import ledger
 from mainspring.cli.folder import Changes, Document, Failure, Listing, compare
-from mainspring.cli.opening import on_file
 from mainspring.cli.pipeline import STEPS, Pipeline
 from mainspring.cli.progress import Watcher
 from mainspring.engine import Engine, TaskHandle
 from mainspring.environment import SYSTEM
 from mainspring.errors import TaskError, invalid
+from mainspring.store.sql.reads import View
 from mainspring.tasks import TaskId, TaskStatus
 
 _AT_ONCE = 256
@@ -117,7 +116,7 @@ class Indexer:
             todo = {document.source for document in self._changes.todo}
             turns = [(document, turn) for document, turn in turns if document.source in todo]
             ours = {id: document for document, turn in turns for id in self._pipeline.step_ids(document, turn)}
-            left = await on_file(self._engine).read(self._left_behind)
+            left = await self._engine.manager.store.view(self._left_behind)
             stale = [id for id, source in left if id not in ours and self._is_mine(source)]
             if not stale:
                 self._resumed = len({ours[id].source for id, _ in left if id in ours})
@@ -127,8 +126,8 @@ class Indexer:
             for id in stale:
                 await self._engine.manager.get_task_result(id)
 
-    def _left_behind(self, connection: apsw.Connection) -> list[tuple[TaskId, str]]:
-        return ledger.unfinished(connection, self._pipeline.collection)
+    def _left_behind(self, view: View) -> list[tuple[TaskId, str]]:
+        return ledger.unfinished(view, self._pipeline.collection)
 
     def _is_mine(self, source: str) -> bool:
         return not source or Path(source).is_relative_to(self._listing.folder)

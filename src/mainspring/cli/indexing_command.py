@@ -12,6 +12,7 @@ from mainspring.cli.exits import NOT_COMPLETED, OK
 from mainspring.cli.opening import opened, run
 from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath
 from mainspring.cli.screen import Screen
+from mainspring.config import is_server
 from mainspring.errors import from_info, invalid
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def index(
     from mainspring.cli.session import INTERRUPTED
 
     screen = Screen(as_json)
-    report = run(_index(look(path, Path(store)), collection, store, screen))
+    own_file = None if is_server(store) else Path(store)
+    report = run(_index(look(path, own_file), collection, store, screen))
     if as_json:
         screen.document(report)
     else:

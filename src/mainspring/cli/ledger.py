@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import ceil
 
-import apsw
 import msgspec
 
 from mainspring.store.base import COMPLETED, OUTCOMES, RETRY, Spec
+from mainspring.store.sql.reads import View
 from mainspring.tasks import TaskId
 
-# Every unfinished task is in one of these partial indexes, so that those that ended are not walked over.
-_UNFINISHED = """
-SELECT id, spec FROM task WHERE reason = 0 UNION ALL SELECT id, spec FROM task WHERE waits_for IS NOT NULL
-UNION ALL SELECT id, spec FROM task WHERE due_ms IS NOT NULL UNION ALL SELECT id, spec FROM task WHERE owner IS NOT NULL
-"""
-_ATTEMPTS = """
-SELECT class.type, attempt.outcome, attempt.duration_us, attempt.wait_ms, attempt.cpu_us
-FROM attempt JOIN task ON task.seq = attempt.task JOIN class ON class.id = task.class WHERE attempt.ended_ms >= ?
-"""
 _spec = msgspec.msgpack.Decoder(Spec)
 
 
@@ -36,20 +27,20 @@ class TypeFigures(msgspec.Struct, frozen=True, kw_only=True):
     cpu_time: float  # of all together
 
 
-def unfinished(connection: apsw.Connection, collection: str) -> list[tuple[TaskId, str]]:
+def unfinished(view: View, collection: str) -> list[tuple[TaskId, str]]:
     """Return id and source of the steps that are not finished of documents on their way into a collection."""
     found = []
-    for id, raw in connection.execute(_UNFINISHED):
+    for id, raw in view.rows("unfinished_specs"):
         labels = {} if raw is None else _spec.decode(raw).metadata
         if labels.get("collection") == collection and "source" in labels:
             found.append((TaskId(id), labels["source"]))
     return found
 
 
-def by_type(connection: apsw.Connection, since_ms: int) -> list[TypeFigures]:
+def by_type(view: View, since_ms: int) -> list[TypeFigures]:
     """Return the figures of all attempts that ended since then, by type."""
     attempts: dict[str, list[tuple[int, int | None, int | None, int | None]]] = {}
-    for type, *attempt in connection.execute(_ATTEMPTS, (since_ms,)):
+    for type, *attempt in view.rows("attempts_since", since_ms):
         attempts.setdefault(type, []).append((attempt[0], attempt[1], attempt[2], attempt[3]))
     return [_figures(type, attempts[type]) for type in sorted(attempts)]
 

@@ -18,7 +18,6 @@ from mainspring.cli.demo.quality import Quality, Question, baseline, evaluate, l
 from mainspring.cli.folder import Changes, Document, Failure, look
 from mainspring.cli.indexing import Indexer, IndexReport
 from mainspring.cli.ledger import TypeFigures
-from mainspring.cli.opening import on_file
 from mainspring.cli.progress import Quiet, progress
 from mainspring.cli.screen import Screen
 from mainspring.cli.session import Session, fetch_model
@@ -99,7 +98,7 @@ class Demo:
                 indexer = Indexer(engine, look(self._corpus, self._store), COLLECTION, watcher)
                 if await session.until_stopped(self._index(engine, indexer, watcher)):
                     await session.until_stopped(self._ask_all(engine))
-                tasks = await on_file(engine).read(lambda connection: ledger.by_type(connection, since_ms))
+                tasks = await engine.manager.store.view(lambda view: ledger.by_type(view, since_ms))
         return DemoReport(
             python=platform.python_version(),
             corpus=str(self._corpus),

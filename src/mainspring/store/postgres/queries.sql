@@ -642,3 +642,12 @@ SELECT options, schema FROM handler WHERE type = $1 ORDER BY seen_ms DESC LIMIT 
 
 -- name: handler_types
 SELECT DISTINCT type FROM handler ORDER BY type;
+
+-- name: unfinished_specs
+-- Every unfinished task is in one of these partial indexes, so that those that ended are not walked over.
+SELECT id, spec FROM task WHERE reason = 0 UNION ALL SELECT id, spec FROM task WHERE waits_for IS NOT NULL
+UNION ALL SELECT id, spec FROM task WHERE due_ms IS NOT NULL UNION ALL SELECT id, spec FROM task WHERE owner IS NOT NULL;
+
+-- name: attempts_since
+SELECT class.type, attempt.outcome, attempt.duration_us, attempt.wait_ms, attempt.cpu_us
+FROM attempt JOIN task ON task.seq = attempt.task JOIN class ON class.id = task.class WHERE attempt.ended_ms >= $1;
