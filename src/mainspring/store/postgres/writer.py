@@ -44,8 +44,12 @@ class _CaughtUp(NamedTuple):
     unfinished: int
 
 
+class _Unopened(Exception):
+    """The connection had to be made anew and was refused; a refusal of something that is written is no outage."""
+
+
 class PostgresWriter(Writer):
-    OUTAGES = (*server.OUTAGES, StoreUnavailable, StoreRefused)  # with ours, where the connection had to be made anew
+    OUTAGES = (*server.OUTAGES, StoreUnavailable, _Unopened)
     CONFLICTS = server.CONFLICTS
     DOUBTS = (asyncpg.PostgresError, *server.LOST)
 
@@ -120,7 +124,10 @@ class PostgresWriter(Writer):
             return self.begin(alone=self._alone)
         except server.LOST:  # while nothing was asked of it the server may have gone and come back
             self.close()
-            self.open()
+            try:
+                self.open()
+            except StoreRefused as exc:
+                raise _Unopened from exc
             return self.begin(alone=self._alone)
 
     def _nothing(self) -> Transaction:
