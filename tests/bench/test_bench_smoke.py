@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import postgres
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,3 +108,12 @@ def test_memory_is_no_disk(tmp_path: Path) -> None:
     done = start("latency", memory, tmp_path, "--n", "1")
     assert done.returncode != 0
     assert "real disk" in done.stderr
+
+
+def test_vectors(disk: Path) -> None:
+    """Each share that a filter leaves is searched exactly and by the index, whose recall is told."""
+    rows = rows_of(ran("vectors", disk, "--n", "300", "--server", postgres.url()))
+    for share in (100, 10, 1):
+        assert f"exact, {share} % / 300" in rows
+        assert "recall@10 " in rows[f"by the index, {share} % / 300"]["note"]
+    postgres.drop("bench_vectors_300")

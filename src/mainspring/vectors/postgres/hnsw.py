@@ -19,7 +19,7 @@ from mainspring.errors import StoreRefused, StoreUnavailable, invalid
 from mainspring.vectors.postgres.tables import Cursor, State
 
 MEMORY_MB: Final = 256
-FEW: Final = 2_000
+FEW = 2_000
 """Records that are compared one by one as quickly as a graph is walked."""
 _MOST_DIMENSIONS: Final = 2_000  # pgvector's limit
 _OLDEST: Final = (0, 8)  # has iterative scans
