@@ -18,6 +18,7 @@ import msgspec
 
 from mainspring.dispatch import manager, recording, verdict
 from mainspring.dispatch.course import Course
+from mainspring.dispatch.desk import Desk
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.manager import TaskManager
 from mainspring.execution.threads import ThreadRunner
@@ -157,7 +158,12 @@ SAFEGUARDS: Final = (
         "turns in a drain",
         "nothing begins once a drain has begun",
         (
-            Edit(Course, "_ran", "if desk.is_shut:", "if False:"),
+            Edit(
+                Desk,
+                "take",
+                "waiting = [claim for claim in self._waiting.values() if is_wanted(claim)]",
+                "waiting = []",
+            ),
             Edit(ThreadRunner, "_work", "if future.cancelled():", "if False:"),
         ),
     ),
@@ -328,7 +334,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "slots",
         "a claim wakes a slot",
-        (Edit(LaneDesk, "put", "self._wake_one()", "pass"),),
+        (Edit(LaneDesk, "put", "self.wake_one()", "pass"),),
     ),
     Safeguard(
         "data version",
@@ -370,7 +376,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "queue size",
         "the queue is bounded",
-        (Edit(intake, "_refuse_overflow", "if limit is None:", "if True:"),),
+        (Edit(intake, "_refuse_overflow", "if (limit := tx.memory.queue_size) is not None:", "if False:"),),
     ),
 )
 
