@@ -166,3 +166,26 @@ def test_what_did_not_come_fails_the_test(run: Run) -> None:
     )
     assert "what it asked to fail did not: fail_next(solid, Crash): 1 attempts did not come" in text
     assert text.count("the test ends") == 4  # each once in full, and once in the summary
+
+
+def test_a_worker_that_dies_while_the_test_submits(run: Run) -> None:
+    """The call is answered by the next one, and each task is stored once."""
+    result = run(
+        """
+        @pytest.mark.parametrize("lane", ["async", "thread"])
+        async def test_it(mainspring_engine, lane):
+            def plain(x: str) -> str:
+                return x.upper()
+
+            async def on_loop(x: str) -> str:
+                return x.upper()
+
+            up = mainspring_engine.task(name="up")(plain if lane == "thread" else on_loop)
+            mainspring_engine.fail_next(up, Crash)
+            handles = [await mainspring_engine.submit(up, x) for x in "abcdefgh"]
+            await mainspring_engine.run_until_idle()
+            assert [await handle.result() for handle in handles] == list("ABCDEFGH")
+            assert (await mainspring_engine.manager.stats())["completed"] == 8
+        """
+    )
+    result.assert_outcomes(passed=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextvars import Context
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -14,10 +14,11 @@ import apsw
 import msgspec
 
 from mainspring.config import EngineConfig, seconds
-from mainspring.engine import Engine, SyncEngine
+from mainspring.engine import Engine, SyncEngine, TaskHandle
 from mainspring.errors import InvalidInput
 from mainspring.results.waiters import Waiting
-from mainspring.tasks import TaskStatus
+from mainspring.store.base import NewTask
+from mainspring.tasks import Task, TaskStatus
 from mainspring.testing.simulator.run import empty_store
 from mainspring.testing.simulator.world import Roomy, let_go
 from mainspring.testing.stage.lanes import Plan, Plans, play_lanes, type_of
@@ -49,7 +50,7 @@ class SimulatedEngine(Roomy):
     """
 
     back: asyncio.Future[None]
-    """Done when another process has come after a death."""
+    """Done while a process is there: after a death, when another one has come."""
 
     def __init__(
         self,
@@ -67,6 +68,8 @@ class SimulatedEngine(Roomy):
         self.stage = stage
         self.plans = Plans()
         self.traced = traced  # sees each statement of each of its processes
+        self.back = stage.loop.create_future()
+        self.back.set_result(None)
         self.carried: frozenset[str] | None = None  # types whose handlers the next process knows; None: all
         if not path.exists():
             path.write_bytes(empty_store())
@@ -112,6 +115,21 @@ class SimulatedEngine(Roomy):
         if not task.done():
             raise Fallen
         return task.result()  # type: ignore[no-any-return]
+
+    async def _ready(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
+        await self.back
+        return await super()._ready(tasks)
+
+    async def _hand_over(self, ready: list[NewTask]) -> list[TaskHandle]:
+        """Where the process dies meanwhile the next one is asked: by their ids tasks are stored once."""
+        while True:
+            handing = asyncio.ensure_future(super()._hand_over(ready))
+            either: set[asyncio.Future[Any]] = {handing, self.death}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if handing.done():
+                return handing.result()
+            handing.cancel()
+            await self.back
 
     def _fall(self) -> None:
         """The process dies on the spot, and another one comes."""
