@@ -74,6 +74,23 @@ def test_writers_of_a_collection_come_one_after_the_other(home: PostgresHome) ->
     assert collection.count == len(stores[0].metadata("docs"))
 
 
+def test_a_writer_waits_for_one_who_writes_the_same_record(home: PostgresHome, store: PostgresVectorStore) -> None:
+    """And then writes over what that one has left."""
+    upsert(store, record("old", [1, 0]))
+    with home.session() as first, ThreadPoolExecutor(1) as pool:
+        first.command("BEGIN")
+        apply_upsert(first, VectorUpsert("docs", (record("a", [1, 0], "first"),)), 1)
+        (backend,) = first.execute("SELECT pg_backend_pid()")
+        second = pool.submit(upsert, store, record("a", [1, 0], "second"))
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid))"
+        while not postgres.ask(waiting, *backend):
+            assert not second.done()
+        first.command("COMMIT")
+        assert second.result() == 1
+    assert [one.text for one in store.get("docs", ["a"])] == ["second"]
+    assert [collection.count for collection in store.collections()] == [2]
+
+
 # The extension
 
 
