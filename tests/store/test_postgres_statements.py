@@ -18,7 +18,7 @@ from mainspring.store.sqlite.statements import SQL as SQL_OF_FILES
 
 HERE_ALONE = {  # named differently, or of no use to the other
     "last_seq", "next_ready_class", "known_id", "news_after", "span_of_news", "another_worker", "ask_cancel", "reasons",
-    "add_tally", "add_news", "complete_many", "kept_time", "keep_time",
+    "add_tally", "add_news", "complete_many",
 }  # fmt: skip
 HOT_HERE = "known_ids outcomes_by_ids drop_news whereabouts inbox_of_id inbox_of_key".split()
 HOT = sorted(

@@ -11,8 +11,6 @@ import pytest
 from tests import postgres
 from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
 
-from mainspring.store.sql import upkeep
-
 pytestmark = pytest.mark.anyio
 
 
@@ -94,27 +92,3 @@ async def test_a_long_transaction_of_others_repeats_no_news(factory: PostgresFac
         await blocker.execute("COMMIT")  # it was under way at each of them
         assert (await news(third))[1] == [1]
         await blocker.close()
-
-
-async def test_classes_without_tasks_are_removed(factory: PostgresFactory) -> None:
-    """They go with their counts once their last task was pruned; who remembers them makes them anew."""
-    async with opened(factory.make()) as one, opened(factory.make()) as other:
-        port = Port(other)
-        await port.serve()
-        for store in (one, other):
-            await factory.hold_upkeep(store)
-        await submit(other, new(group="a"), new(group="b"))
-        for claim in await port.room(2):
-            await port.finish(claim)
-        (left,) = await submit(one, new(group="left", not_before_ms=one.now_ms() + 10**10))
-        assert await one.write(lambda tx: upkeep.forget_classes(tx, 0)) == 0
-        assert count(factory, "class") == 3
-        factory.clock.advance(864_000)
-        await factory.prune(one)
-        await one.write(lambda tx: upkeep.forget_classes(tx, 0))
-        assert count(factory, "class") == 1
-        assert count(factory, "tally", f"class NOT IN (SELECT 0 UNION SELECT id FROM {factory.schema}.class)") == 0
-        sent = await submit(other, new(group="b"), new(group="a"))
-        claims = await port.room(3)
-        assert [(claim.id, claim.class_key[2]) for claim in claims] == list(zip(sent, "ba", strict=True))
-        assert left in factory.states()

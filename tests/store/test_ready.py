@@ -14,7 +14,6 @@ from tests.conformance.kit import WORK, Port, SqliteFactory, error, new, opened,
 from mainspring.errors import Conflict, InternalError
 from mainspring.store.base import COMPLETED, FAILED, RELEASED, RETRY
 from mainspring.store.ready import ANYWHERE, Ready
-from mainspring.store.sql import upkeep
 from mainspring.store.sql.transaction import Transaction
 from mainspring.store.sqlite import news
 
@@ -141,7 +140,6 @@ OPS = st.lists(
         st.tuples(st.just("resume"), st.integers(0, 1), st.integers(0, 3)),
         st.tuples(st.just("refused"), st.integers(0, 1)),
         st.tuples(st.just("reopen"), st.integers(0, 1)),
-        st.tuples(st.just("forget"), st.integers(0, 1)),
     ),
     max_size=25,
 )
@@ -159,7 +157,7 @@ class Pair:
     async def reopen(self, at: int) -> None:
         if self.stores[at] is not None:
             await self.stores[at].close()
-        self.stores[at] = self.factory.make(keep_completed_s=0, keep_failed_s=0)
+        self.stores[at] = self.factory.make()
         await self.stores[at].open()
         await self.stores[at]._caretaker.stop()
         self.ports[at] = Port(self.stores[at])
@@ -205,10 +203,6 @@ class Pair:
 
     async def resume(self, at: int, group: int) -> None:
         await self.stores[at].resume(group=str(group))
-
-    async def forget(self, at: int) -> None:
-        await self.factory.prune(self.stores[at])
-        await self.stores[at].write(lambda tx: upkeep.forget_classes(tx, 0))
 
     async def refused(self, at: int) -> None:
         """A transaction that fails, and takes back what it had done."""

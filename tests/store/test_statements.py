@@ -43,7 +43,7 @@ HOT = (
     "prune_progress prune_stands_for prune_payload_blobs prune_retried blob_in_use whole_task attempts_of parents_ids "
     "retry_links depends_on next_cascade add_news span_of_news news_after drop_news another_worker status_and_id "
     "class_and_id retried_as edges_of known_id asked_to_stop timeouts_of note_cancel to_renew copy_payload_blobs "
-    "kept_time keep_time classes_after drop_class drop_tally"
+    "kept_time keep_time"
 ).split()
 
 

@@ -56,20 +56,6 @@ INSERT INTO idempotency (namespace, key, task) VALUES ($1, $2, $3);
 -- name: unfinished
 SELECT coalesce(sum(n), 0)::bigint FROM tally WHERE class = 0 AND status IN (0, 1);
 
--- name: classes_after
-SELECT id FROM class WHERE id > $1 ORDER BY id LIMIT $2;
-
--- name: drop_class
-DELETE FROM class WHERE id = $1
-    AND NOT EXISTS (SELECT 1 FROM tally WHERE class = $1 GROUP BY status HAVING sum(n) <> 0)
-RETURNING namespace, type, grp;
-
--- name: drop_tally
-DELETE FROM tally WHERE class = $1;
-
--- name: add_news
-INSERT INTO news (class) VALUES ($1);
-
 -- name: heads
 -- The best ready tasks of a class, in order.
 SELECT rank, seq FROM task WHERE class = $1 AND reason = 0 ORDER BY rank, seq LIMIT $2;

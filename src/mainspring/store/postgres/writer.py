@@ -175,7 +175,7 @@ class PostgresWriter(Writer):
         if not found.is_open:
             self._rejoin(tx)
         before, memory.pauses = memory.pauses, frozenset((a, b, c) for a, b, c in found.pauses)
-        if is_astray or found.is_behind or claims.FORGOTTEN in found.news or not before <= memory.pauses:
+        if is_astray or found.is_behind or not before <= memory.pauses:
             claims.look_everywhere(tx)
         else:
             for class_id in found.news:

@@ -43,7 +43,6 @@ class Caretaker(ABC):
         self._over_leader = Vigil(store.env.monotonic())
         self._missed = ""  # the leader that this process stands in for
         self._cursor = 0
-        self._class_cursor = 0
         self._ticks = 0
 
     @abstractmethod
@@ -128,14 +127,6 @@ class Caretaker(ABC):
         for _ in range(_SWEEP_STEPS):
             self._cursor = await store.write(lambda tx: upkeep.prune(tx, self._cursor, store.config))
             if not self._cursor:
-                await self._forget_classes()
-                return
-
-    async def _forget_classes(self) -> None:
-        """Remove classes without tasks in some steps; the next sweep goes on where this one ended."""
-        for _ in range(_SWEEP_STEPS):
-            self._class_cursor = await self._store.write(lambda tx: upkeep.forget_classes(tx, self._class_cursor))
-            if not self._class_cursor:
                 return
 
     async def _collect_blobs(self) -> None:

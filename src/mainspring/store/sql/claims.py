@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from heapq import heappop, heappush, heapreplace
-from typing import Final
 
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, STANDS_FOR, Claimed, Lane, ParentResult
 from mainspring.store.ready import ANYWHERE, Place
 from mainspring.store.sql.transaction import Row, Rows, Transaction
 
-FORGOTTEN: Final = 0
-"""In `news`, where no class has this number: some were removed, and numbers may stand for others from now on."""
-
 
 def look_everywhere(tx: Transaction) -> None:
-    """Find all classes that have ready tasks; what is remembered of classes is void."""
-    tx.memory.forget_classes()
+    """Find all classes that have ready tasks."""
     for lane in tx.memory.lanes.values():
         lane.ready.clear()
     for class_id, *place in tx.ready_classes():

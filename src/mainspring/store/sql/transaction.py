@@ -55,16 +55,6 @@ class Memory:
         self.has_peers = False  # other processes that may want to hear of ready tasks
         self.seen_news = 0  # how far in `news` this process has looked
 
-    def forget_classes(self) -> None:
-        self.class_ids.clear()
-        self.class_keys.clear()
-
-    def forget_class(self, class_id: int, key: ClassKey) -> None:
-        self.class_ids.pop(key, None)
-        self.class_keys.pop(class_id, None)
-        for lane in self.lanes.values():
-            lane.ready.discard(class_id)
-
     def is_paused(self, key: ClassKey) -> bool:
         namespace, kind, group = key
         return any(a in ("", namespace) and b in ("", kind) and c in ("", group) for a, b, c in self.pauses)

@@ -18,7 +18,6 @@ from mainspring.store.base import (
     CrashEvidence,
 )
 from mainspring.store.sql import graph
-from mainspring.store.sql.claims import FORGOTTEN
 from mainspring.store.sql.transaction import Transaction, first
 from mainspring.tasks import ErrorInfo
 from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, RUNNING, TIMEOUT
@@ -170,24 +169,6 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
         tx.run("drop_audit", STEP, forgotten_ms)
         tx.run("forget_workers", forgotten_ms)
     return int(rows[-1][0]) if len(rows) == STEP else 0
-
-
-def forget_classes(tx: Transaction, after: int) -> int:
-    """Remove classes that have no tasks, from a cursor on; returns the new cursor, 0 when the end was reached.
-
-    Other processes remember the numbers of classes. They hear of it in this same commit, before they write again.
-    """
-    seen = [row[0] for row in tx.run("classes_after", after, STEP)]
-    in_use = {class_id for class_id, _ in tx.tally}  # by what is not written yet
-    gone = 0
-    for class_id in seen:
-        if class_id not in in_use and (key := tx.one("drop_class", class_id)) is not None:
-            tx.run("drop_tally", class_id)
-            tx.memory.forget_class(class_id, key)
-            gone += 1
-    if gone and tx.memory.has_peers:
-        tx.run("add_news", FORGOTTEN)
-    return seen[-1] if len(seen) == STEP else 0
 
 
 def _not_needed(tx: Transaction, seqs: Sequence[int]) -> set[int]:

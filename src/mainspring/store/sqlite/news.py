@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mainspring.store.sql.claims import FORGOTTEN, look_everywhere, note
+from mainspring.store.sql.claims import look_everywhere, note
 from mainspring.store.sql.transaction import Transaction
 
 _KEPT_NEWS = 10_000
@@ -13,11 +13,10 @@ def look(tx: Transaction, *, everywhere: bool) -> None:
     """Find the classes in which other processes made tasks ready since the last look; at first, all that have some."""
     memory = tx.memory
     oldest, newest = tx.one("span_of_news")
-    news = {row[0] for row in tx.run("news_after", memory.seen_news)}
-    if everywhere or FORGOTTEN in news or (oldest is not None and oldest > memory.seen_news + 1):
+    if everywhere or (oldest is not None and oldest > memory.seen_news + 1):
         look_everywhere(tx)
     else:
-        for class_id in news:
+        for class_id in {row[0] for row in tx.run("news_after", memory.seen_news)}:
             note(tx, class_id)
     memory.seen_news = newest or 0
     memory.has_peers = tx.one("another_worker", memory.owner) is not None

@@ -47,16 +47,6 @@ INSERT INTO tally (class, status, n) VALUES (?, ?, ?) ON CONFLICT (class, status
 -- name: unfinished
 SELECT coalesce(sum(n), 0) FROM tally WHERE class = 0 AND status IN (0, 1);
 
--- name: classes_after
-SELECT id FROM class WHERE id > ? ORDER BY id LIMIT ?;
-
--- name: drop_class
-DELETE FROM class WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM tally WHERE class = ?1 AND n <> 0)
-RETURNING namespace, type, grp;
-
--- name: drop_tally
-DELETE FROM tally WHERE class = ?;
-
 -- name: heads
 -- The best ready tasks of a class, in order.
 SELECT rank, seq FROM task WHERE class = ? AND reason = 0 ORDER BY rank, seq LIMIT ?;

@@ -2,7 +2,7 @@
 -- since 1970 by the wall clock; ranks and ends of backoffs go by the order's clock (clock.py), which never goes back.
 
 -- What tasks of one kind have in common, interned: it leads the ready index, so that a class that may not run now costs
--- nothing to pass over. One without tasks is removed; its number may come again.
+-- nothing to pass over.
 CREATE TABLE class (
     id        INTEGER PRIMARY KEY,
     namespace TEXT NOT NULL,
