@@ -23,7 +23,6 @@ from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.manager import TaskManager
 from mainspring.execution.threads import ThreadRunner
 from mainspring.store.sql import claims, commands, graph, intake, outcomes, upkeep
-from mainspring.store.sql.clock import Clock
 from mainspring.store.sql.writer import Writer
 from mainspring.store.sqlite import news, statements
 from mainspring.store.sqlite import store as sqlite_store
@@ -251,26 +250,23 @@ SAFEGUARDS: Final = (
     ),
     # Time and order
     Safeguard(
-        "wall clock",
-        "delays end and deadlines pass by the wall clock, wherever it is set",
-        (Edit(Clock, "follow", "self._at(since) - STEP_MS <= wall_ms <= self._at(until) + STEP_MS", "True"),),
-    ),
-    Safeguard(
-        "clock of the order",
-        "order and backoffs go by a clock that is never set back",
-        (Edit(Clock, "_read", "max(wall + int(elapsed + lead), self._newest_ms) - now", "0"),),
-    ),
-    Safeguard(
-        "pace of the order",
-        "that clock goes on where the wall clock is set back",
-        (Edit(Clock, "follow", "max(0.0, before - wall_ms + (until - started) * 1000 + lead)", "0.0"),),
+        "clock",
+        "order and delays go by a clock that does not jump",
+        (
+            Edit(
+                SqliteStore,
+                "now_ms",
+                "self._wall_ms + int((self.env.monotonic() - self._started) * 1000)",
+                "self.env.wall_ms()",
+            ),
+        ),
     ),
     Safeguard(
         "not before",
         "nothing starts before its time",
         sql={
-            "delays_over": ("due_ms <= ?", "due_ms - 86400000 <= ?"),
-            "next_events": ("SELECT (SELECT min(due_ms)", "SELECT (SELECT min(due_ms) - 86400000"),
+            "promote": ("due_ms <= ?", "due_ms - 86400000 <= ?"),
+            "next_due": ("SELECT min(due_ms)", "SELECT min(due_ms) - 86400000"),
         },
     ),
     Safeguard(

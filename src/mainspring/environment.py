@@ -104,13 +104,10 @@ ThreadEvent = threading.Event
 ThreadLocal = threading.local
 _sleep = time.sleep
 """Taken now: a test may put something in its place."""
-_ELAPSED: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""Linux's monotonic clock stands still while the machine is suspended, macOS's does not."""
 
 
 class Environment:
-    """The real machine. Wall clock for what is stored, monotonic for differences in which something runs, elapsed time
-    where a machine that sleeps must count."""
+    """The real machine. Wall clock for what is stored, monotonic for differences."""
 
     def wall_ms(self) -> int:
         """Milliseconds since 1970, UTC. May jump."""
@@ -119,14 +116,6 @@ class Environment:
     def monotonic(self) -> float:
         """Seconds; only differences mean anything."""
         return time.monotonic()
-
-    def elapsed(self) -> float:
-        """Seconds, also those in which the machine was suspended; only differences mean anything."""
-        return time.clock_gettime(_ELAPSED)
-
-    def server_ms(self, told_ms: int) -> int:
-        """Return what a store's server has for wall clock, as it has just told."""
-        return told_ms
 
     def thread_cpu_ns(self) -> int:
         """CPU time of the calling thread."""

@@ -58,45 +58,23 @@ class Clock(Environment):
     """Time stands still until the test moves it."""
 
     def __init__(self) -> None:
-        self._machine = {"now": 1_800_000_000.0, "slept": 0.0, "apart": 0.0}  # what processes on it share
-        self._ahead_s = 0.0
-        self._server = self  # what a server goes by
+        self._now = 1_800_000_000.0
+        self._wall_ahead = 0.0
+        self.jumped_s = 0.0  # how far processes may be apart
 
     def monotonic(self) -> float:
-        return self._machine["now"]
-
-    def elapsed(self) -> float:
-        return self._machine["now"] + self._machine["slept"]
+        return self._now
 
     def wall_ms(self) -> int:
-        return round((self.elapsed() + self._ahead_s) * 1000)
-
-    def server_ms(self, told_ms: int) -> int:
-        return self._server.wall_ms()
+        return round((self._now + self._wall_ahead) * 1000)
 
     def advance(self, seconds: float) -> None:
-        self._machine["now"] += seconds
+        self._now += seconds
 
     def jump(self, seconds: float) -> None:
-        """Set the wall clock: no other knows of it."""
-        self._ahead_s += seconds
-        self._machine["apart"] += abs(seconds)
-
-    def sleep(self, seconds: float) -> None:
-        """Suspend the machine: the monotonic clock knows nothing of it."""
-        self._machine["slept"] += seconds
-
-    def beside(self, ahead_s: float) -> Clock:
-        """Return the clock of another process on this machine, with a wall clock of its own."""
-        other = Clock()
-        other._machine, other._server = self._machine, self._server
-        other.jump(ahead_s)
-        return other
-
-    @property
-    def apart_ms(self) -> int:
-        """How far what was written at one time may be from each other."""
-        return int(self._machine["apart"] * 1000)
+        """Set the wall clock alone."""
+        self._wall_ahead += seconds
+        self.jumped_s += abs(seconds)
 
 
 class Note(msgspec.Struct, frozen=True):
@@ -372,12 +350,12 @@ class SqliteFactory(_SqlFactory):
         self.path = folder / "work.db"
         self.clock = Clock()
 
-    def make(self, *, queue_size: int | None = None, env: Environment | None = None, **config: Any) -> SqliteStore:
+    def make(self, *, queue_size: int | None = None, **config: Any) -> SqliteStore:
         return SqliteStore(
             self.path,
             StoreConfig(ageing_s=AGEING_MS / 1000, **config),
             blobs=lambda file: LocalBlobStore(file.with_name(file.name + "-blobs")),
-            env=env or self.clock,
+            env=self.clock,
             queue_size=queue_size,
             extra_schema="CREATE TABLE IF NOT EXISTS note (text TEXT NOT NULL) STRICT;",
             appliers=self.appliers,
@@ -403,7 +381,7 @@ class SqliteFactory(_SqlFactory):
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
             connection.execute("BEGIN")  # one snapshot for all
-            return _contents(connection, slack_ms=1_000 + self.clock.apart_ms)
+            return _contents(connection, slack_ms=1_000 + int(self.clock.jumped_s * 1000))
         finally:
             connection.close()
 
@@ -464,13 +442,13 @@ class PostgresFactory(_SqlFactory):
         self.schema = postgres.schema_of(folder)
         self.clock = Clock()
 
-    def make(self, *, queue_size: int | None = None, env: Environment | None = None, **config: Any) -> PostgresStore:
+    def make(self, *, queue_size: int | None = None, **config: Any) -> PostgresStore:
         return PostgresStore(
             postgres.url(),
             StoreConfig(ageing_s=AGEING_MS / 1000, **config),
             schema=self.schema,
             blobs=LocalBlobStore(self.folder / "blobs"),
-            env=env or self.clock,
+            env=self.clock,
             queue_size=queue_size,
             extra_schema="CREATE TABLE note (n bigserial PRIMARY KEY, text text NOT NULL)",
             appliers=self.appliers,
@@ -497,13 +475,13 @@ class PostgresFactory(_SqlFactory):
 
     def contents(self) -> Contents:
         with self.copied() as connection:
-            return _contents(connection, slack_ms=1_000 + self.clock.apart_ms)
+            return _contents(connection, slack_ms=1_000 + int(self.clock.jumped_s * 1000))
 
     @contextmanager
     def copied(self, without: Sequence[str] = ()) -> Iterator[apsw.Connection]:
         """Give a file in memory with all that is in the store, as of one moment."""
         with closing(apsw.Connection(":memory:")) as connection:
-            self._copy(connection, {"clock", "news", "sqlite_sequence", *without})
+            self._copy(connection, {"news", "sqlite_sequence", *without})
             yield connection
 
     def _copy(self, connection: apsw.Connection, without: set[str]) -> None:

@@ -142,7 +142,6 @@ ACTS = acts(
             ("hand_back_again_and_again", NUMBERS, st.sampled_from([11, 2]), st.sampled_from([True, True, False])),
             ("pause", WORKERS, PAUSES),
             ("jump", st.sampled_from([-86_400, -3, 3, 86_400])),
-            ("sleep", st.sampled_from([3, 28_800])),
             ("close", WORKERS),
             ("rescue", WORKERS),
         ],

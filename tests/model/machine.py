@@ -195,7 +195,7 @@ class StoreMachine(RuleBasedStateMachine):
     def do(self, act: tuple[Any, ...]) -> None:
         name, *values = act
         self.steps[name] += 1
-        if not self.world.workers and name not in ("open", "advance", "jump", "sleep"):
+        if not self.world.workers and name not in ("open", "advance", "jump"):
             self.open()
         getattr(self, name)(*values)
 
@@ -257,11 +257,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def jump(self, seconds: int) -> None:
         """Set the wall clock, forwards or back."""
-        self.run(self.world.jump(seconds))
-
-    def sleep(self, seconds: int) -> None:
-        """Suspend the machine."""
-        self.run(self.world.sleep(seconds))
+        self.world.factory.clock.jump(seconds)
 
     def prune(self, n: int) -> None:
         self.run(self.world.perform(self.worker(n), self.world.prune(self.worker(n))))

@@ -2,8 +2,7 @@
 
 A `Model` is one place where tasks live, whatever process writes to it. Each verb does at once, and in the simplest way
 that can be, what docs/guarantees.md promises; it knows no tables, indexes, transactions or threads. `now` is the clock
-of the process that asks, with the order's clock beside it. What is refused raises the store's own errors and changes
-nothing.
+of the process that asks. What is refused raises the store's own errors and changes nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
 
-from tests.model.words import ALLOW_FAILURE, SKIP, Claim, Kind, Outcome, Rules, Task, ordered
+from tests.model.words import ALLOW_FAILURE, SKIP, Claim, Kind, Outcome, Rules, Task
 
 from mainspring.errors import Conflict, InvalidInput, QueueFull, TaskNotFound
 from mainspring.store.base import MAX_CRASHES, MAX_RELEASES
@@ -29,7 +28,6 @@ class Model:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.seq = 0
-        self.newest = 0  # of what is written by the order's clock: nobody's is behind it
         self.tasks: dict[bytes, Task] = {}  # in order of submission
         self.keys: dict[tuple[str, str], bytes] = {}
         self.retried: dict[bytes, bytes] = {}  # as which new task
@@ -99,8 +97,7 @@ class Model:
         rank = base - task.priority * self.rules.ageing
         if task.deadline is not None:
             rank = min(rank, task.deadline - self.rules.ageing)
-        task.rank = max(rank, base - 4 * self.rules.ageing) + ordered(now) - now
-        self.newest = max(self.newest, ordered(now))
+        task.rank = max(rank, base - 4 * self.rules.ageing)
         task.seq, task.submitted, task.reason = self.seq, now, "parents"
         self.tasks[task.id] = task
         self.settle(now)
@@ -142,8 +139,7 @@ class Model:
 
     def _wait_or_ready(self, task: Task, due: int | None, reason: str, now: int) -> None:
         task.status, task.holder = "pending", None
-        is_over = due is None or due <= (ordered(now) if reason == "retry" else now)
-        task.reason, task.due = ("ready", None) if is_over else (reason, due)
+        task.reason, task.due = ("ready", None) if due is None or due <= now else (reason, due)
 
     def _end(self, task: Task, status: str, at: int, error: str | None) -> None:
         task.status, task.ended, task.error = status, at, error
@@ -153,7 +149,7 @@ class Model:
     def pass_time(self, now: int) -> None:
         """Delays end; deadlines of what nobody holds pass, in their order."""
         for task in self.tasks.values():
-            if task.due is not None and task.due <= (ordered(now) if task.reason == "retry" else now):
+            if task.due is not None and task.due <= now:
                 self._wait_or_ready(task, None, "", now)
         late = [task for task in self.tasks.values() if task.deadline is not None and task.deadline <= now]
         for task in sorted(late, key=lambda task: (task.deadline, task.seq)):
@@ -227,8 +223,7 @@ class Model:
             task.retries += how == "retry"
             task.crashes += how == "crashed"
             task.is_suspect = how == "crashed"
-            self.newest = max(self.newest, ordered(now))
-            self._wait_or_ready(task, ordered(now) + outcome.delay, "retry", now)
+            self._wait_or_ready(task, now + outcome.delay, "retry", now)
         elif how == "released" and outcome.is_counted and task.releases >= MAX_RELEASES:
             self._end(task, "failed", now, "InternalError")
         elif how == "released":

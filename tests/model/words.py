@@ -10,23 +10,6 @@ Kind = tuple[str, str, str]
 """Namespace, type, group."""
 
 
-class Moment(int):
-    """A time of a process's wall clock, and how far ahead of it the clock is that orders tasks and ends backoffs."""
-
-    ahead: int = 0
-
-    @classmethod
-    def at(cls, ms: int, ahead: int) -> Moment:
-        moment = cls(ms)
-        moment.ahead = ahead
-        return moment
-
-
-def ordered(now: int) -> int:
-    """Return what the order's clock shows at a moment."""
-    return now + now.ahead if isinstance(now, Moment) else now
-
-
 @dataclass(eq=False)
 class Task:
     """All there is to know about a task. What is below the line is what befalls it."""

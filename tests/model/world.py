@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from tests.conformance.kit import AGEING_MS, FACTORIES, OTHER, OUTPUT, WORK, Factory, Note, Port, new
 from tests.model.specification import Model
-from tests.model.words import Claim, Moment, Outcome, Rules, Task
+from tests.model.words import Claim, Outcome, Rules, Task
 
 from mainspring.errors import TaskError, TaskNotFound
 from mainspring.store.base import (
@@ -33,7 +33,7 @@ from mainspring.tasks.lifecycle import STATUS_OF
 
 LANES = {"async": (WORK,), "thread": (OTHER,)}
 UNSERVED = "custom:elsewhere"
-KEEP: dict[str, Any] = {"keep_completed_s": 100, "keep_failed_s": 200, "keep_tombstones_s": 400, "max_completed": 6}
+KEEP = {"keep_completed_s": 100, "keep_failed_s": 200, "keep_tombstones_s": 400, "max_completed": 6}
 FINISHES, STARTS, SUBMISSIONS, COMMANDS = range(4)
 _REFUSALS = {"refuse": "InvalidInput", "break": "KeyError"}  # what a note of the kit ends with
 _ERROR_OF = {"failed": "ValueError", "timeout": "TaskTimeout", "retry": "ValueError", "crashed": "ProcessingFailed"}
@@ -54,7 +54,7 @@ class Worker(Port):
     def __init__(self, store: Any) -> None:
         super().__init__(store, 0, **LANES)
         self.name: str = store.worker_id
-        self.begun: dict[bytes, float] = {}  # when the handlers of held claims began, by the monotonic clock
+        self.begun: dict[bytes, int] = {}  # when the handlers of held claims began
         self.marked: dict[bytes, int] = {}  # in which slot one is marked
         self.must_miss = 0  # outcomes that must have been lost
         self.fresh: list[Claimed] = []  # handed over and not compared yet
@@ -115,15 +115,19 @@ class World:
         self.told: list[Ended] = []  # by processes that are gone
         self.untold: set[bytes] = set()  # what may have ended while nobody listened
         self.holders: dict[tuple[bytes, int], str] = {}  # who got an attempt
-        self.orders: dict[str, tuple[float, float]] = {}  # what a process's order clock showed, and when
+        self.clocks: dict[str, float] = {}
+        self.visited = 0  # when a process came or went last: no later clock is behind that
         self._ids = 0
 
     # Processes
 
     async def open(self) -> Worker:
         asyncio.get_running_loop().set_exception_handler(lambda _, mishap: self.mishaps.append(mishap))
+        newest = max((task.submitted for task in list(self.model.tasks.values())[-1:]), default=0)
+        newest = max(newest, self.visited)
         store = self.factory.make(durability="relaxed", queue_size=self.queue_size, **KEEP)
-        self.orders[store.worker_id] = (0, self.factory.clock.elapsed())
+        clock = self.factory.clock
+        self.clocks[store.worker_id] = max(clock.wall_ms(), newest) - clock.monotonic() * 1000
         await store.open()
         await self.factory.hold_upkeep(store)
         worker = Worker(store)
@@ -136,6 +140,8 @@ class World:
 
     async def rescue(self, worker: Worker, *, is_opening: bool = False) -> None:
         dead, self.dead = self.dead, []
+        if dead or is_opening:
+            self.visited = max(self.visited, self.now(worker))
         ended = len(self.model.ends)
 
         def expect(now: int) -> None:
@@ -150,6 +156,7 @@ class World:
     async def close(self, worker: Worker) -> None:
         """A process signs off."""
         await worker.store.close()
+        self.visited = max(self.visited, self.now(worker))
         self.model.pass_time(self.now(worker))
         self.model.sign_off(worker.name, self.now(worker))
         self.model.pass_time(self.now(worker))
@@ -172,28 +179,12 @@ class World:
         elif not self.in_steps:
             await self.compare()
 
-    def now(self, worker: Worker) -> Moment:
-        """What a process's clocks must say: the wall clock, and one that goes on from whatever is ahead of that."""
-        clock = self.factory.clock
-        was, at = self.orders[worker.name]
-        order = max(was + (clock.elapsed() - at) * 1000, clock.wall_ms(), self.model.newest)
-        self.orders[worker.name] = (order, clock.elapsed())
-        return Moment.at(clock.wall_ms(), round(order) - clock.wall_ms())
+    def now(self, worker: Worker) -> int:
+        """What a process's clock must say: its wall clock at opening and what has passed since."""
+        return round(self.clocks[worker.name] + self.factory.clock.monotonic() * 1000)
 
     async def advance(self, ms: int) -> None:
         self.factory.clock.advance(ms / 1000)
-        if self.workers:
-            await self.perform(self.workers[0])
-
-    async def jump(self, seconds: float) -> None:
-        """Set the wall clock, as all processes notice soon."""
-        self.factory.clock.jump(seconds)
-        if self.workers:
-            await self.perform(self.workers[0])
-
-    async def sleep(self, seconds: float) -> None:
-        """Suspend the machine: all processes wake up later."""
-        self.factory.clock.sleep(seconds)
         if self.workers:
             await self.perform(self.workers[0])
 
@@ -354,7 +345,7 @@ class World:
         def give() -> None:
             now = worker.store.now_ms()
             if worker.held.get(claim.id) is claim:
-                worker.begun[claim.id] = self.factory.clock.monotonic()
+                worker.begun[claim.id] = now
                 if mark:
                     slot = worker.marked[claim.id] = min(set(range(100)) - set(worker.marked.values()))
                     worker.store.mark(slot, claim.seq, claim.attempt)
@@ -368,8 +359,7 @@ class World:
         """End a claim; when it's not held any more, see that it is lost. `again`: take another for it."""
         is_held = worker.held.get(claim.id) is claim
         lane = worker.lane_of(claim)
-        begun = worker.begun.get(claim.id) if is_held else None
-        started = None if begun is None else worker.store.ms_at(begun)
+        started = worker.begun.get(claim.id) if is_held else None
         how = OUTCOMES[outcome]
         children: tuple[Task, ...] = extra.get("children", ())
         effects: tuple[Note, ...] = extra.get("effects", ())

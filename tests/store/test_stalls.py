@@ -168,7 +168,7 @@ async def test_a_living_process_is_not_silent(path: Path, spawn: Spawn) -> None:
 
 
 class Suspended(Environment):
-    """Of a machine that can sleep: all clocks go on meanwhile, but the monotonic one, which may or may not."""
+    """Of a machine that can sleep: wall clocks go on meanwhile, the clock of differences may or may not."""
 
     def __init__(self, *, counts_sleep: bool) -> None:
         self.slept_s = 0
@@ -179,9 +179,6 @@ class Suspended(Environment):
 
     def monotonic(self) -> float:
         return super().monotonic() + self.slept_s * self._counts_sleep
-
-    def elapsed(self) -> float:
-        return super().elapsed() + self.slept_s
 
 
 @pytest.mark.parametrize("counts_sleep", [True, False])

@@ -38,12 +38,11 @@ HOT = (
     "next_ready_class claim claim_of_class start complete complete_many held end again again_after_crash give_back "
     "insert_attempt any_waiting waiting_on edge_of wait_on release_children delay_children children_after "
     "fail_children awaited having_children all_children_of raise_ranks parents_of_all parents_of parent_results "
-    "stood_for delays_over backoffs_over next_events overdue heirs_results lacks_parent state_by_id outcome_by_id "
-    "held_by put_progress with_live_child stand_for_these prune_tasks prunable prune_attempts prune_edges prune_keys "
+    "stood_for promote next_due overdue next_deadline heirs_results lacks_parent state_by_id outcome_by_id held_by "
+    "put_progress with_live_child stand_for_these prune_tasks prunable prune_attempts prune_edges prune_keys "
     "prune_progress prune_stands_for prune_payload_blobs prune_retried blob_in_use whole_task attempts_of parents_ids "
     "retry_links depends_on next_cascade add_news span_of_news news_after drop_news another_worker status_and_id "
-    "class_and_id retried_as edges_of known_id asked_to_stop timeouts_of note_cancel to_renew copy_payload_blobs "
-    "kept_time keep_time"
+    "class_and_id retried_as edges_of known_id asked_to_stop timeouts_of note_cancel to_renew copy_payload_blobs"
 ).split()
 
 
@@ -91,10 +90,10 @@ def test_claims_and_looks_use_partial_indexes(connection: apsw.Connection) -> No
         "heads": "task_ready",
         "next_ready_class": "task_ready",
         "claim_of_class": "task_ready",
-        "delays_over": "task_due",
-        "backoffs_over": "task_due",
-        "next_events": "task_due",
+        "promote": "task_due",
+        "next_due": "task_due",
         "overdue": "task_deadline",
+        "next_deadline": "task_deadline",
         "waiting_on": "task_waits",
         "any_waiting": "task_waits",
         "held_by": "task_held",
@@ -159,8 +158,7 @@ MOVES: dict[str, list[tuple[object, ...]]] = {
     "fail_children": [(status, 9, b"x", "[1]") for status in (FAILED, CANCELLED)],
     "release_children": [(9, "[1]")],
     "delay_children": [("[1]",)],
-    "delays_over": [(9, 9, 9)],
-    "backoffs_over": [(9, 9, 9)],
+    "promote": [(9, 9, 1)],
 }
 """All statements that write a status or a reason, with values that fit the one task there is."""
 

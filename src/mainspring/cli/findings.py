@@ -308,7 +308,7 @@ def _clock(facts: Facts) -> Iterator[Finding]:
             level="warning",
             about="clock",
             what=f"the newest row is {span(ahead_ms / 1000)} ahead of this machine's clock",
-            remedy="set the clock: it went back, or the store comes from another machine; delays, deadlines and "
-            "retention go by it as it is",
+            remedy="set the clock: it went back, or the store comes from another machine; times go on from the newest "
+            "row meanwhile, so delays and retention come late",
             figures={"ahead_s": ahead_ms / 1000},
         )

@@ -28,6 +28,8 @@ _MAX_NAME = 128
 _PRIORITIES = frozenset(TaskPriority)
 _MAX_KEY = 512
 _SHOWN = 10
+_DRIFT_MS = 1_000
+"""Two clocks that differ by less show the same time."""
 
 
 class Intake:
@@ -162,8 +164,8 @@ class Intake:
             priority=int(task.priority),
             max_retries=task.max_retries,
             timeout_ms=None if timeout is None else max(1, int(seconds(timeout, "timeout") * 1000)),
-            deadline_ms=None if deadline_ms is None else self._store.ms_of(deadline_ms),
-            not_before_ms=None if not_before_ms is None else self._store.ms_of(not_before_ms),
+            deadline_ms=self._by_store(deadline_ms),
+            not_before_ms=self._by_store(not_before_ms),
             flags=HAS_REFS if refs else 0,
             spec=self._spec(task),
             key=task.idempotency_key,
@@ -176,6 +178,13 @@ class Intake:
             return handler.timeout
         known = self._declared.get(kind)
         return None if known is None else known.options["timeout"]
+
+    def _by_store(self, ms: int | None) -> int | None:
+        """Return a moment by the store's clock: the wall clock may have been moved since the store was opened."""
+        if ms is None:
+            return None
+        ahead_ms = self._store.now_ms() - self._env.wall_ms()
+        return ms if abs(ahead_ms) < _DRIFT_MS else ms + ahead_ms
 
     def _spec(self, task: Task) -> bytes | None:
         """Return the columns that most tasks go without; whatever is stored there can be read back."""

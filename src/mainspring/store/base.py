@@ -256,7 +256,7 @@ class Store(Protocol):
     async def close(self) -> None: ...
 
     def now_ms(self) -> int:
-        """The wall clock, as the store judges times by it."""
+        """The store's clock: wall clock at open plus monotonic time, never below what is stored."""
 
     async def submit(self, tasks: Sequence[NewTask]) -> list[Accepted]:
         """Store all of them or none; durable on return.
@@ -303,11 +303,8 @@ class Store(Protocol):
     def started(self, claim: Claimed, started_ms: int) -> None:
         """Record that a handler runs, with the next commit."""
 
-    def ms_of(self, wall_ms: int) -> int:
-        """A time by this machine's wall clock, as the store has it."""
-
     def ms_at(self, monotonic: float) -> int:
-        """The wall clock at a moment of the monotonic one."""
+        """The store's clock at a moment of the monotonic one."""
 
     def mark(self, slot: int, seq: int, attempt: int) -> None:
         """Note what runs in a slot (0, 0: nothing), for whoever has to judge after a crash of this process."""

@@ -75,7 +75,7 @@ class LifeFile:
 
     @property
     def heard_ns(self) -> int:
-        """When others last heard of this process, by the machine's elapsed time; 0 where nobody tells them."""
+        """When others last heard of this process, by the machine's monotonic clock; 0 where nobody tells them."""
         return self._marks[_HEARD]
 
     def _unmap(self) -> None:

@@ -48,7 +48,7 @@ class Helper:
 
     async def _beat(self) -> None:
         while True:
-            at_ns = int(SYSTEM.elapsed() * 1e9)  # before: others count from when it arrived at the latest
+            at_ns = int(SYSTEM.monotonic() * 1e9)  # before: others count from when it arrived at the latest
             try:
                 connection = await self._open()
                 row = await connection.fetchrow(SQL["beat"], turns_of(self._life) or 0, self._orders.name)

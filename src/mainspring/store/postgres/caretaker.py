@@ -70,15 +70,10 @@ class PostgresCaretaker(Caretaker):
         await self._rescue_lost(signs)
         await self._rescue_stalled(signs)
         await self._keep()
-        for stray, gather in (("stray_tallies", "gather_tallies"), ("stray_times", "gather_times")):
-            await self._gather(stray, gather)
+        if await self._store.view(lambda view: view.one("stray_tallies")):
+            await self._store.write(lambda tx: tx.run("gather_tallies"))
         if self._ticks % _NEWS_TICKS == 0:
             await self._forget_news()
-
-    async def _gather(self, stray: str, gather: str) -> None:
-        """Take over what workers that are gone have left in rows of their own."""
-        if await self._store.view(lambda view: view.one(stray)):
-            await self._store.write(lambda tx: tx.run(gather))
 
     def _listen(self, signs: Sequence[Sign]) -> None:
         beats = {sign.name: sign.beat for sign in signs}

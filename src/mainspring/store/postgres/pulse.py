@@ -87,7 +87,7 @@ class HelperPulse:
 
     def is_stale(self) -> bool:
         heard_s = self._store.life.heard_ns / 1e9
-        return heard_s > 0 and self._store.env.elapsed() - heard_s > self._store.config.dead_s / 2
+        return heard_s > 0 and self._store.env.monotonic() - heard_s > self._store.config.dead_s / 2
 
     async def stop(self) -> None:
         self._is_over = True

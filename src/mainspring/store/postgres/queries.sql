@@ -79,12 +79,9 @@ SELECT pg_current_snapshot()::text,
           UNION SELECT class FROM news WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))),
     EXISTS (SELECT 1 FROM worker WHERE ended_ms IS NULL AND id <> $2),
     ARRAY(SELECT ARRAY[namespace, type, grp] FROM pause),
-    (SELECT min(due_ms) FROM task WHERE reason = 2 AND due_ms IS NOT NULL),
-    (SELECT min(due_ms) FROM task WHERE reason = 3 AND due_ms IS NOT NULL),
+    (SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL),
     (SELECT deadline_ms FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason <> 4
      ORDER BY deadline_ms LIMIT 1),
-    (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
-    (SELECT coalesce(max(order_ms), 0) FROM clock),
     EXISTS (SELECT 1 FROM worker WHERE ended_ms IS NULL AND id = $2),
     (SELECT n FROM inbox ORDER BY n LIMIT 1) IS NOT NULL,
     ARRAY(SELECT nextval('task_seq') FROM generate_series(1, $3::integer)),
@@ -317,28 +314,24 @@ DELETE FROM cascade WHERE task = $1;
 SELECT cascade.task, task.status, task.id, cascade.past FROM cascade LEFT JOIN task ON task.seq = cascade.task
 LIMIT $1;
 
--- name: delays_over
--- PENDING (delayed) -> PENDING (ready). What another process is promoting now is left to it.
+-- name: promote
+-- PENDING (delayed or retry) -> PENDING (ready). What another process is promoting now is left to it.
 UPDATE task SET reason = 0, due_ms = NULL, ready_ms = $1
-WHERE seq = ANY (ARRAY(SELECT seq FROM task WHERE reason = 2 AND due_ms <= $2 ORDER BY due_ms LIMIT $3
-    FOR UPDATE SKIP LOCKED))
+WHERE seq = ANY (ARRAY(SELECT seq FROM task WHERE due_ms <= $2 ORDER BY due_ms LIMIT $3 FOR UPDATE SKIP LOCKED))
 RETURNING class;
 
--- name: backoffs_over
--- PENDING (retry) -> PENDING (ready), likewise
-UPDATE task SET reason = 0, due_ms = NULL, ready_ms = $1
-WHERE seq = ANY (ARRAY(SELECT seq FROM task WHERE reason = 3 AND due_ms <= $2 ORDER BY due_ms LIMIT $3
-    FOR UPDATE SKIP LOCKED))
-RETURNING class;
+-- name: next_due
+SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL;
 
 -- name: overdue
 SELECT seq, class, owner, attempt, reason FROM task
 WHERE deadline_ms IS NOT NULL AND status = 0 AND deadline_ms <= $1 AND reason <> 4 ORDER BY deadline_ms LIMIT $2;
 
+-- name: next_deadline
+SELECT deadline_ms FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason <> 4 ORDER BY deadline_ms LIMIT 1;
+
 -- name: next_events
--- When the next delay ends, the next backoff, and the next deadline passes.
-SELECT (SELECT min(due_ms) FROM task WHERE reason = 2 AND due_ms IS NOT NULL),
-    (SELECT min(due_ms) FROM task WHERE reason = 3 AND due_ms IS NOT NULL),
+SELECT (SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL),
     (SELECT deadline_ms FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason <> 4
      ORDER BY deadline_ms LIMIT 1);
 
@@ -367,22 +360,13 @@ SELECT seq, attempt, status, timeout_ms FROM task WHERE owner = $1;
 -- name: add_worker
 INSERT INTO worker (name, pid, host, started_ms) VALUES ($1, $2, $3, $4) RETURNING id;
 
--- name: times
--- What the server has for wall clock, and how far the order's clock has come.
-SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint, (SELECT coalesce(max(order_ms), 0) FROM clock);
+-- name: newest_times
+-- What the clock must not go back behind: when a task came last, and when a worker came or went.
+SELECT (SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1), (SELECT max(started_ms) FROM worker),
+    (SELECT max(ended_ms) FROM worker);
 
--- name: stray_times
-SELECT 1 FROM clock WHERE worker <> 0 AND NOT EXISTS
-    (SELECT 1 FROM worker WHERE worker.id = clock.worker AND ended_ms IS NULL) LIMIT 1;
-
--- name: gather_times
--- Of what workers that are gone have left the newest is kept.
-WITH gone AS (
-    DELETE FROM clock WHERE worker <> 0 AND NOT EXISTS
-        (SELECT 1 FROM worker WHERE worker.id = clock.worker AND ended_ms IS NULL)
-    RETURNING order_ms)
-INSERT INTO clock AS old (worker, order_ms) SELECT 0, max(order_ms) FROM gone HAVING count(*) > 0
-ON CONFLICT (worker) DO UPDATE SET order_ms = greatest(old.order_ms, excluded.order_ms);
+-- name: server_ms
+SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint;
 
 -- name: end_worker
 UPDATE worker SET ended_ms = $1 WHERE id = $2 AND ended_ms IS NULL;

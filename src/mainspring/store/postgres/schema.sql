@@ -1,6 +1,5 @@
 -- Version 1. The same tables as SQLite's, in a schema of their own; what differs says why. Codes of status and reason
--- stand in tasks/lifecycle.py, flags in store/base.py. Times are milliseconds since 1970 by the server's clock; ranks and
--- ends of backoffs go by the order's clock (sql/clock.py), which never goes back.
+-- stand in tasks/lifecycle.py, flags in store/base.py. Times are milliseconds since 1970 by the store's clock.
 
 -- What this schema is: one row.
 CREATE TABLE store (
@@ -62,7 +61,7 @@ CREATE TABLE task (
 
 CREATE UNIQUE INDEX task_id ON task (id);
 CREATE INDEX task_ready ON task (class, rank, seq) WHERE reason = 0;
-CREATE INDEX task_due ON task (reason, due_ms) WHERE due_ms IS NOT NULL;
+CREATE INDEX task_due ON task (due_ms) WHERE due_ms IS NOT NULL;
 CREATE INDEX task_deadline ON task (deadline_ms) WHERE deadline_ms IS NOT NULL AND status = 0;
 CREATE INDEX task_held ON task (owner) WHERE owner IS NOT NULL;
 CREATE INDEX task_waits ON task (waits_for) WHERE waits_for IS NOT NULL;
@@ -159,13 +158,6 @@ CREATE TABLE tally (
     n      bigint   NOT NULL,
     status smallint NOT NULL,
     PRIMARY KEY (class, status, worker)
-) WITH (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
-
--- How far the order's clock has come for each worker, so that none waits for another's row; for all that are gone it
--- stands as worker 0.
-CREATE TABLE clock (
-    worker   integer PRIMARY KEY,
-    order_ms bigint  NOT NULL
 ) WITH (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
 
 CREATE TABLE progress (

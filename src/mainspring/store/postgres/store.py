@@ -33,8 +33,6 @@ from mainspring.store.sql.transaction import Applier, Crowded, Transaction
 
 logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
-_DRIFT_MS = 1_000
-"""Two clocks that differ by less show the same time."""
 
 
 class PostgresStore(InboxStore):
@@ -66,7 +64,7 @@ class PostgresStore(InboxStore):
         self._extra_schema = extra_schema
         self._named_blobs = named_blobs
         self._writer: PostgresWriter = PostgresWriter(
-            self._session, self._memory, self.clock, env, batch_size, self._committed_soon, self._retry_soon,
+            self._session, self._memory, self.now_ms, env, batch_size, self._committed_soon, self._retry_soon,
             self._rejoin, self.server,
         )  # fmt: skip
         self._reader = Reader(self._session, env, OUTAGES, is_lost)
@@ -76,7 +74,7 @@ class PostgresStore(InboxStore):
         self._caretaker = PostgresCaretaker(self, look_s)
         self._pulse = pulse(self)
         self._sure_until = 0.0
-        self._awake_at = env.elapsed()
+        self._awake_at = env.monotonic()
         self._has_slept = False
         self._has_left = False
         self._folder: Path | None = None
@@ -145,12 +143,9 @@ class PostgresStore(InboxStore):
 
     def _set_clock(self, tx: Transaction) -> None:
         """All machines go by the server's clock."""
-        server_ms, order_ms = tx.one("times")
-        self.clock.start(self.env.server_ms(server_ms), order_ms)
-
-    def ms_of(self, wall_ms: int) -> int:
-        ahead_ms = self.now_ms() - self.env.wall_ms()
-        return wall_ms if abs(ahead_ms) < _DRIFT_MS else wall_ms + ahead_ms
+        wall_ms = tx.one("server_ms")[0] if self.env is SYSTEM else self.env.wall_ms()
+        self._started = self.env.monotonic()
+        self._wall_ms = max(wall_ms, *(ms or 0 for ms in tx.one("newest_times")))
 
     def _join(self, tx: Transaction) -> None:
         row = tx.one("add_worker", self.worker_id, self.env.pid(), self.env.host(), self.now_ms())
@@ -204,7 +199,7 @@ class PostgresStore(InboxStore):
         or has done nothing, for half the time that it takes."""
         if super().is_revoked():
             return True
-        now = self.env.elapsed()
+        now = self.env.monotonic()
         self._has_slept |= now - self._awake_at > self.config.stall_s / 2  # the caretaker asks more often than that
         self._awake_at = now
         if not self._has_slept and (not self._pulse.is_stale() or now < self._sure_until):
@@ -214,7 +209,7 @@ class PostgresStore(InboxStore):
     def _tell_worker(self, port: Any, tx: Transaction) -> None:
         if tx.held is not None:
             self._has_slept = False
-            self._sure_until = self.env.elapsed() + self.config.dead_s / 2
+            self._sure_until = self.env.monotonic() + self.config.dead_s / 2
         super()._tell_worker(port, tx)
 
     # Looking

@@ -11,12 +11,9 @@ from mainspring.store.postgres.statements import BESIDE_OTHERS, WIDE
 from mainspring.store.sql.transaction import Crowded, Memory, Row, Transaction
 
 _ADD = "ON CONFLICT (class, status, worker) DO UPDATE SET n = old.n + excluded.n"
-_KEEP = "ON CONFLICT (worker) DO UPDATE SET order_ms = greatest(old.order_ms, excluded.order_ms)"
 _DUE, _DEADLINE = 13, 14
 """Columns of a new task's row."""
-_MOVING = frozenset(
-    ("again", "again_after_crash", "delay_children", "give_back", "delays_over", "backoffs_over", "overdue")
-)
+_MOVING = frozenset(("again", "again_after_crash", "delay_children", "give_back", "promote", "overdue"))
 """Statements after which something else may be the next to fall due."""
 
 
@@ -30,8 +27,8 @@ class PostgresTransaction(Transaction):
     __slots__ = ("alone", "drawn", "has_arrivals", "is_anybody_waiting", "moves_times", "unfinished")
     cursor: Session
 
-    def __init__(self, cursor: Session, memory: Memory, now_ms: int, lead_ms: int = 0, *, alone: bool = True) -> None:
-        super().__init__(cursor, memory, now_ms, lead_ms)
+    def __init__(self, cursor: Session, memory: Memory, now_ms: int, *, alone: bool = True) -> None:
+        super().__init__(cursor, memory, now_ms)
         self.alone = alone
         self.drawn: list[int] = []  # numbers for new tasks
         self.unfinished: int | None = None  # tasks when it began
@@ -71,9 +68,6 @@ class PostgresTransaction(Transaction):
     def write_tally(self) -> None:
         """It goes with the commit."""
 
-    def keep_time(self) -> None:
-        """It goes with the commit."""
-
     def closing(self) -> str:
         """Return what is left to write, as statements: numbers alone."""
         rows, totals = [], Counter[int]()
@@ -86,9 +80,6 @@ class PostgresTransaction(Transaction):
         if rows:
             values = ", ".join(f"({class_id}, {status}, {n}, {self.memory.owner})" for class_id, status, n in rows)
             sql += f"INSERT INTO tally AS old (class, status, n, worker) VALUES {values} {_ADD}; "  # noqa: S608 - ints
-        if self.is_stamped:
-            values = f"({self.memory.owner}, {self.now_ms + self.lead_ms})"
-            sql += f"INSERT INTO clock AS old (worker, order_ms) VALUES {values} {_KEEP}; "  # noqa: S608 - ints
         if self.ready and self.memory.has_peers:
             classes = ", ".join(f"({class_id})" for class_id in sorted(self.ready))
             sql += f"INSERT INTO news (class) VALUES {classes}; "  # noqa: S608 - ints

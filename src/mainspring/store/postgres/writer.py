@@ -16,7 +16,6 @@ from mainspring.store.postgres.arrivals import take_in
 from mainspring.store.postgres.session import Session
 from mainspring.store.postgres.transaction import PostgresTransaction
 from mainspring.store.sql import claims, upkeep
-from mainspring.store.sql.clock import Clock
 from mainspring.store.sql.transaction import Crowded, Memory, Transaction
 from mainspring.store.sql.writer import Group, Report, Writer
 
@@ -33,11 +32,8 @@ class _CaughtUp(NamedTuple):
     news: list[int]
     has_peers: bool
     pauses: list[list[str]]
-    delay: int | None
-    backoff: int | None
+    due: int | None
     deadline: int | None
-    server_ms: int
-    order_ms: int
     is_open: bool
     has_arrivals: bool
     numbers: list[int]
@@ -57,7 +53,7 @@ class PostgresWriter(Writer):
         self,
         connect: Callable[[], Session],
         memory: Memory,
-        clock: Clock,
+        now_ms: Callable[[], int],
         env: Environment,
         batch: int,
         report: Report,
@@ -65,7 +61,7 @@ class PostgresWriter(Writer):
         rejoin: Callable[[Transaction], None],
         where: server.Server,
     ) -> None:
-        super().__init__(memory, clock, env, batch, report, retry_later)
+        super().__init__(memory, now_ms, env, batch, report, retry_later)
         self._server = where
         self._connect = connect
         self._env = env
@@ -117,7 +113,7 @@ class PostgresWriter(Writer):
         assert self.session is not None
         shared = "" if alone else "_shared"
         self.session.command(f"BEGIN; SELECT pg_advisory_xact_lock{shared}({server.WRITING}, {self.number})")
-        return PostgresTransaction(self.session, self._memory, *self._clock.take(), alone=alone)
+        return PostgresTransaction(self.session, self._memory, self._now_ms(), alone=alone)
 
     def _begin(self, group: Group) -> Transaction:
         try:
@@ -131,7 +127,7 @@ class PostgresWriter(Writer):
             return self.begin(alone=self._alone)
 
     def _nothing(self) -> Transaction:
-        return PostgresTransaction(None, self._memory, self._clock.now_ms())  # type: ignore[arg-type]
+        return PostgresTransaction(None, self._memory, self._now_ms())  # type: ignore[arg-type]
 
     def _commit(self, tx: Transaction) -> None:
         assert self.session is not None
@@ -164,14 +160,9 @@ class PostgresWriter(Writer):
     def _catch_up(self, tx: Transaction, is_astray: bool) -> None:
         assert isinstance(tx, PostgresTransaction)
         memory = self._memory
-        asked = self._env.elapsed()
         found = _CaughtUp(*tx.one("catch_up", self._seen, memory.owner, self._new_tasks))
-        self._clock.follow(self._env.server_ms(found.server_ms), asked, self._env.elapsed())
-        self._clock.reach(found.order_ms)
-        tx.now_ms, tx.lead_ms = self._clock.take()
         tx.drawn, tx.unfinished = found.numbers, found.unfinished
-        memory.has_peers = found.has_peers
-        self._next_due, self._next_deadline = upkeep.next_due_ms(tx, found.delay, found.backoff), found.deadline
+        memory.has_peers, self._next_due, self._next_deadline = found.has_peers, found.due, found.deadline
         if not found.is_open:
             self._rejoin(tx)
         before, memory.pauses = memory.pauses, frozenset((a, b, c) for a, b, c in found.pauses)
@@ -210,12 +201,12 @@ class PostgresWriter(Writer):
         assert isinstance(tx, PostgresTransaction)
         if tx.moves_times:
             tx.moves_times = False
-            delay, backoff, self._next_deadline = tx.one("next_events")
-            self._next_due = upkeep.next_due_ms(tx, delay, backoff)
+            self._next_due, self._next_deadline = tx.one("next_events")
         self._set_next()
 
     def _set_next(self) -> None:
-        self._next_event = upkeep.earliest(self._next_due, self._next_deadline)
+        times = [ms for ms in (self._next_due, self._next_deadline) if ms is not None]
+        self._next_event = min(times, default=None)
 
     def _let_time_pass(self, tx: Transaction) -> None:
         is_due = self._next_due is not None and self._next_due <= tx.now_ms

@@ -145,7 +145,7 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
     new = next(tx.numbers(1))
     new_id = new_id or TaskId.new().bytes
     input = with_refs(input, {_id_of(tx, before): _id_of(tx, after) for before, after in renewed.items()})
-    rank = max(tx.now_ms, not_before or 0) + tx.lead() - priority * tx.memory.ageing_ms
+    rank = max(tx.now_ms, not_before or 0) - priority * tx.memory.ageing_ms
     found: list[tuple[int, int]] = tx.run("edges_of", old).fetchall()
     parents = [(renewed.get(parent, parent), policy) for parent, policy in found]
     edges = [

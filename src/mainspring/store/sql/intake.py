@@ -34,8 +34,7 @@ def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True
     """Store the tasks; those with a key or an id that exist already are recognised. All or none."""
     accepted: list[Accepted] = []
     entry = _Entry(tx, tasks)
-    fresh_ms = tx.now_ms + tx.lead_ms - tx.memory.fresh_ms
-    old = max(0, fresh_ms).to_bytes(6, "big")  # ids begin with the time they were made at
+    old = max(0, tx.now_ms - tx.memory.fresh_ms).to_bytes(6, "big")  # ids begin with the time they were made at
     for task in tasks:
         found = None
         if task.key is not None:
@@ -163,7 +162,6 @@ class _Entry:
         self._tasks = tasks
         self._now = tx.now_ms
         self._ageing = tx.memory.ageing_ms
-        self._lead = tx.lead()
         self._numbers = tx.numbers(len(tasks))
         self._seq = 0
         self._rows: list[tuple[Any, ...]] = []
@@ -178,7 +176,7 @@ class _Entry:
             now - task.priority * self._ageing
             if task.not_before_ms is None and task.deadline_ms is None
             else rank_of(task, now, self._ageing)
-        ) + self._lead
+        )
         door = self._doors.get(task.class_key)
         if door is None:
             door = self._doors[task.class_key] = _door(self._tx, task.class_key, self._tasks)

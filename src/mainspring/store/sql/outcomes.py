@@ -123,7 +123,6 @@ def _again(tx: Transaction, finish: Finish, outcome: int) -> tuple[int, bytes | 
     due = tx.now_ms + finish.delay_ms
     if claim.deadline_ms is not None and due > claim.deadline_ms:
         return TIMEOUT, _timed_out(finish.error, "deadline would pass before the next try")
-    due += tx.lead()
     if outcome == CRASHED:
         tx.must_change("again_after_crash", due, finish.error, SUSPECT, claim.seq)
     else:

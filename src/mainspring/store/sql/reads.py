@@ -28,7 +28,7 @@ from mainspring.tasks import (
     TaskType,
 )
 from mainspring.tasks.codec import decode_input, decode_output
-from mainspring.tasks.lifecycle import RETRY, RUNNING, STATUS_CODE, STATUS_OF, STORED_REASONS
+from mainspring.tasks.lifecycle import RUNNING, STATUS_CODE, STATUS_OF, STORED_REASONS
 
 
 class View(Protocol):
@@ -79,14 +79,8 @@ def unknown_task(id: bytes) -> TaskNotFound:
     return TaskNotFound(why, field="task id", value=TaskId(id))
 
 
-def _due(row: Any, lead_ms: int) -> datetime | None:
-    """When a delay or backoff ends, by the wall clock: backoffs go by the order's, which may be ahead."""
-    return when(row[17]) if row[17] is None or row[5] != RETRY else _when(row[17] - lead_ms)
-
-
-def info(view: View, blobs: BlobStore, id: bytes, lead_ms: int = 0) -> TaskInfo:
-    """Return all there is to know about a task, from one consistent view. Its moments follow each other, also where
-    the wall clock was set back between them."""
+def info(view: View, blobs: BlobStore, id: bytes) -> TaskInfo:
+    """Return all there is to know about a task, from one consistent view."""
     with view.snapshot():
         row = view.one("whole_task", id)
         if row is None:
@@ -96,18 +90,15 @@ def info(view: View, blobs: BlobStore, id: bytes, lead_ms: int = 0) -> TaskInfo:
         parents = [TaskId(parent) for parent, _ in view.rows("parents_ids", seq)]
         progress = view.one("progress_of", seq, row[6])
         before, after = view.one("retry_links", seq)
-    begun = next((attempt[3] for attempt in reversed(tries) if attempt[3]), None)
-    started = None if begun is None else max(begun, row[14])
-    ended = None if row[20] is None else max(row[20], started or row[14])
     return TaskInfo(
         task=_task(row, parents, blobs),
         status=status,
         reason=None if row[5] is None else STORED_REASONS[row[5]],
         attempt=row[6],
         submitted=_when(row[14]),
-        started=when(started),
-        ended=when(ended),
-        due=_due(row, lead_ms),
+        started=when(next((started for *_, started in [(t[3],) for t in reversed(tries)] if started), None)),
+        ended=when(row[20]),
+        due=when(row[17]),
         cancel_requested=bool(row[8] & CANCEL_ASKED),
         progress=None if progress is None else (progress[0], progress[1]),
         retry_of=None if before is None else TaskId(before),
@@ -226,7 +217,7 @@ def asked_to_stop(view: View, owner: int) -> list[bytes]:
 _AHEAD_LIMIT = 10_000
 
 
-def standing(view: View, id: bytes, lead_ms: int = 0) -> Standing:
+def standing(view: View, id: bytes) -> Standing:
     """Return where a task stands, with the reasons that only a look at everything tells."""
     with view.snapshot():
         row = view.one("whole_task", id)
@@ -249,7 +240,7 @@ def standing(view: View, id: bytes, lead_ms: int = 0) -> Standing:
         type=kind,
         attempt=row[6],
         worker=row[29],
-        due=_due(row, lead_ms),
+        due=when(row[17]),
         error=_error(row[25]),
         parents=parents,
         parents_left=len(parents),
@@ -325,7 +316,6 @@ def missing(view: View, ids: Sequence[bytes]) -> list[bytes]:
 def page(
     view: View,
     blobs: BlobStore,
-    lead_ms: int,
     *,
     status: TaskStatus | None,
     type: str | None,
@@ -336,4 +326,4 @@ def page(
     """Return the newest tasks first, a page at a time."""
     values = (None if status is None else STATUS_CODE[status], type, namespace, before.bytes if before else None, limit)
     ids = [row[0] for row in view.rows("page", *values)]
-    return [info(view, blobs, id, lead_ms) for id in ids]
+    return [info(view, blobs, id) for id in ids]

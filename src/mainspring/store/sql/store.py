@@ -27,7 +27,6 @@ from mainspring.store.base import (
 )
 from mainspring.store.bell import ENDED, HELLO, LOOK, STOP, WELCOME, Bell, split_ids
 from mainspring.store.sql import commands, reads
-from mainspring.store.sql.clock import Clock
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.transaction import Applier, Memory, Transaction
 from mainspring.store.sql.writer import Command, Group, Started, Submission, Writer
@@ -86,7 +85,8 @@ class SqlStore(ABC):
         self._progress: dict[int, tuple[Claimed, float, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
-        self.clock = Clock(env)
+        self._wall_ms = 0
+        self._started = 0.0
 
     def _opens(self) -> None:
         """Begin to take calls on the loop that runs."""
@@ -113,13 +113,10 @@ class SqlStore(ABC):
     # Time
 
     def now_ms(self) -> int:
-        return self.clock.now_ms()
-
-    def ms_of(self, wall_ms: int) -> int:
-        return wall_ms
+        return self._wall_ms + int((self.env.monotonic() - self._started) * 1000)
 
     def ms_at(self, monotonic: float) -> int:
-        return self.clock.ms_at(monotonic)
+        return self._wall_ms + int((monotonic - self._started) * 1000)
 
     def view_from_thread(self, run: Callable[[Any], T]) -> T:
         """Like `view`, blocking, for threads other than the loop's."""
@@ -354,10 +351,10 @@ class SqlStore(ABC):
     # Looking
 
     async def info(self, id: bytes) -> TaskInfo:
-        return await self.view(lambda view: reads.info(view, self.blobs, id, self.clock.lead_ms()))
+        return await self.view(lambda view: reads.info(view, self.blobs, id))
 
     async def standing(self, id: bytes) -> Standing:
-        return await self.view(lambda view: reads.standing(view, id, self.clock.lead_ms()))
+        return await self.view(lambda view: reads.standing(view, id))
 
     async def stats(self) -> dict[str, Any]:
         return await self.view(reads.stats)
@@ -385,14 +382,7 @@ class SqlStore(ABC):
     ) -> list[TaskInfo]:
         return await self.view(
             lambda view: reads.page(
-                view,
-                self.blobs,
-                self.clock.lead_ms(),
-                status=status,
-                type=type,
-                namespace=namespace,
-                limit=limit,
-                before=before,
+                view, self.blobs, status=status, type=type, namespace=namespace, limit=limit, before=before
             )
         )
 

@@ -72,9 +72,7 @@ class Transaction(ABC):
         "ended",
         "held",
         "is_loosened",
-        "is_stamped",
         "is_travelling",
-        "lead_ms",
         "lost",
         "memory",
         "new_classes",
@@ -86,12 +84,10 @@ class Transaction(ABC):
         "travelled",
     )
 
-    def __init__(self, cursor: Any, memory: Memory, now_ms: int, lead_ms: int = 0) -> None:
+    def __init__(self, cursor: Any, memory: Memory, now_ms: int) -> None:
         self.cursor = cursor
         self.memory = memory
         self.now_ms = now_ms
-        self.lead_ms = lead_ms  # how far the order's clock is ahead
-        self.is_stamped = False  # something is written by the order's clock
         self.claims: list[Claimed] = []
         self.ended: list[Ended] = []
         self.held: tuple[int, frozenset[tuple[int, int]]] | None = None  # what is ours, after how many revocations
@@ -107,7 +103,7 @@ class Transaction(ABC):
 
     def part(self) -> Self:
         """Begin a part that may be thrown away."""
-        part = type(self)(self.cursor, self.memory, self.now_ms, self.lead_ms)
+        part = type(self)(self.cursor, self.memory, self.now_ms)
         part.tally = dict(self.tally)
         part.new_classes = dict(self.new_classes)
         part.taken = dict(self.taken)
@@ -115,7 +111,6 @@ class Transaction(ABC):
         part.is_loosened = self.is_loosened
         part.travelled = self.travelled
         part.is_travelling = self.is_travelling
-        part.is_stamped = self.is_stamped
         return part
 
     def keep(self, part: Transaction) -> None:
@@ -131,7 +126,6 @@ class Transaction(ABC):
         self.is_loosened = part.is_loosened
         self.travelled = part.travelled
         self.is_travelling = part.is_travelling
-        self.is_stamped = part.is_stamped
 
     @property
     def is_alone(self) -> bool:
@@ -216,16 +210,6 @@ class Transaction(ABC):
 
     def room(self, lane: Lane) -> int:
         return lane.room() - self.taken.get(lane.name, 0)
-
-    def lead(self) -> int:
-        """Return what to add to a time of the wall clock that becomes a rank or the end of a backoff."""
-        self.is_stamped = True
-        return self.lead_ms
-
-    def keep_time(self) -> None:
-        """Leave in the store how far the order's clock has come, so that no process writes by an earlier one."""
-        if self.is_stamped:
-            self.run("keep_time", self.now_ms + self.lead_ms)
 
     def write_tally(self) -> None:
         if not self.tally:

@@ -31,8 +31,7 @@ _UNHEARD = ErrorInfo(type="TaskCancelled", message="cancelled; its worker was si
 
 def promote(tx: Transaction) -> None:
     """Delays and backoffs that are over: their tasks become ready."""
-    for name, until_ms in (("delays_over", tx.now_ms), ("backoffs_over", tx.now_ms + tx.lead_ms)):
-        tx.ready.update(row[0] for row in tx.run(name, tx.now_ms, until_ms, STEP).fetchall())
+    tx.ready.update(row[0] for row in tx.run("promote", tx.now_ms, tx.now_ms, STEP).fetchall())
 
 
 def expire(tx: Transaction) -> None:
@@ -46,17 +45,11 @@ def expire(tx: Transaction) -> None:
 
 
 def next_event_ms(tx: Transaction) -> int | None:
-    """When the next delay or backoff ends or deadline passes, by the wall clock as it stands."""
-    delay, backoff, deadline = tx.one("next_events")
-    return earliest(next_due_ms(tx, delay, backoff), deadline)
-
-
-def next_due_ms(tx: Transaction, delay_ms: int | None, backoff_ms: int | None) -> int | None:
-    return earliest(delay_ms, None if backoff_ms is None else backoff_ms - tx.lead_ms)
-
-
-def earliest(*times: int | None) -> int | None:
-    return min((time for time in times if time is not None), default=None)
+    """When the next delay ends or deadline passes."""
+    times = [
+        row[0] for name in ("next_due", "next_deadline") if (row := tx.one(name)) is not None and row[0] is not None
+    ]
+    return min(times) if times else None
 
 
 def rescue(tx: Transaction, owner: int, evidence: CrashEvidence) -> int:
@@ -162,7 +155,6 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
         old.append((seq, id, status, ended_ms))
     if old and (free := _not_needed(tx, [seq for seq, *_ in old])):
         _remove(tx, [row for row in old if row[0] in free])
-        tx.is_stamped = True  # by an earlier clock its id would be too young to have a tombstone
     forgotten_ms = int(tx.now_ms - config.keep_tombstones_s * 1000)
     tx.run("drop_tombstones", forgotten_ms, STEP)  # as many as a step can make
     if after == 0:

@@ -14,7 +14,6 @@ from mainspring.environment import Environment
 from mainspring.errors import InternalError, StoreUnavailable, SubmitIndeterminate, TaskError
 from mainspring.store.base import CANCEL_ASKED, FAILED, RELEASED, Accepted, Claimed, Ended, Finish, NewTask
 from mainspring.store.sql import claims, graph, intake, outcomes, upkeep
-from mainspring.store.sql.clock import Clock
 from mainspring.store.sql.transaction import Crowded, Memory, Transaction
 from mainspring.tasks import ErrorInfo, TaskId
 from mainspring.tasks.codec import encode
@@ -98,14 +97,14 @@ class Writer(ABC):
     def __init__(
         self,
         memory: Memory,
-        clock: Clock,
+        now_ms: Callable[[], int],
         env: Environment,
         batch: int,
         report: Report,
         retry_later: Callable[[int], None],
     ) -> None:
         self._memory = memory
-        self._clock = clock
+        self._now_ms = now_ms
         self._batch = batch
         self._report = report
         self._retry_later = retry_later
@@ -267,7 +266,6 @@ class Writer(ABC):
             is_astray = True  # with what it claims, until that is committed
             claims.claim(tx, self._batch)
             self._tell(tx)
-            tx.keep_time()
             for class_id in tx.ready:
                 tx.class_key(class_id)  # known to memory from the commit on, also where another process made it
             tx.write_tally()

@@ -9,14 +9,3 @@ CREATE TABLE news (
     class INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX worker_open ON worker (id) WHERE ended_ms IS NULL;
-
--- name: to_4
-DROP INDEX task_due;
-CREATE INDEX task_due ON task (reason, due_ms) WHERE due_ms IS NOT NULL;
-CREATE TABLE clock (
-    id       INTEGER PRIMARY KEY CHECK (id = 0),
-    order_ms INTEGER NOT NULL
-) STRICT;
-INSERT INTO clock SELECT 0, max(
-    coalesce((SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1), 0),
-    coalesce((SELECT max(started_ms) FROM worker), 0), coalesce((SELECT max(ended_ms) FROM worker), 0));

@@ -244,32 +244,20 @@ DELETE FROM cascade WHERE task = ?;
 SELECT cascade.task, task.status, task.id, cascade.past FROM cascade LEFT JOIN task ON task.seq = cascade.task
 LIMIT ?;
 
--- name: delays_over
--- PENDING (delayed) -> PENDING (ready). The reason is no parameter: its value would decide on the plan, which would be
--- made anew each time.
+-- name: promote
+-- PENDING (delayed or retry) -> PENDING (ready)
 UPDATE task SET reason = 0, due_ms = NULL, ready_ms = ?
-WHERE seq IN (SELECT seq FROM task WHERE reason = 2 AND due_ms <= ? ORDER BY due_ms LIMIT ?) RETURNING class;
+WHERE seq IN (SELECT seq FROM task WHERE due_ms <= ? ORDER BY due_ms LIMIT ?) RETURNING class;
 
--- name: backoffs_over
--- PENDING (retry) -> PENDING (ready)
-UPDATE task SET reason = 0, due_ms = NULL, ready_ms = ?
-WHERE seq IN (SELECT seq FROM task WHERE reason = 3 AND due_ms <= ? ORDER BY due_ms LIMIT ?) RETURNING class;
-
--- name: next_events
--- When the next delay ends, the next backoff, and the next deadline passes.
-SELECT (SELECT min(due_ms) FROM task WHERE reason = 2 AND due_ms IS NOT NULL),
-    (SELECT min(due_ms) FROM task WHERE reason = 3 AND due_ms IS NOT NULL),
-    (SELECT min(deadline_ms) FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason IS NOT 4);
+-- name: next_due
+SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL;
 
 -- name: overdue
 SELECT seq, class, owner, attempt, reason FROM task
 WHERE deadline_ms IS NOT NULL AND status = 0 AND deadline_ms <= ? AND reason IS NOT 4 ORDER BY deadline_ms LIMIT ?;
 
--- name: kept_time
-SELECT order_ms FROM clock;
-
--- name: keep_time
-UPDATE clock SET order_ms = ? WHERE order_ms < ?1;
+-- name: next_deadline
+SELECT min(deadline_ms) FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason IS NOT 4;
 
 -- name: ask_cancel
 -- RUNNING -> RUNNING, with the wish noted
@@ -287,6 +275,11 @@ SELECT id, status, output, flags, error FROM task WHERE id = ? AND status > 1;
 
 -- name: add_worker
 INSERT INTO worker (name, pid, host, started_ms) VALUES (?, ?, ?, ?) RETURNING id;
+
+-- name: newest_times
+-- What the clock must not go back behind: when a task came last, and when a worker came or went.
+SELECT (SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1), (SELECT max(started_ms) FROM worker),
+    (SELECT max(ended_ms) FROM worker);
 
 -- name: end_worker
 UPDATE worker SET ended_ms = ? WHERE id = ? AND ended_ms IS NULL;

@@ -1,5 +1,5 @@
--- Version 4. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
--- since 1970 by the wall clock; ranks and ends of backoffs go by the order's clock (clock.py), which never goes back.
+-- Version 3. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
+-- since 1970 by the store's clock.
 
 -- What tasks of one kind have in common, interned: it leads the ready index, so that a class that may not run now costs
 -- nothing to pass over.
@@ -49,17 +49,10 @@ CREATE TABLE task (
 
 CREATE UNIQUE INDEX task_id ON task (id);
 CREATE INDEX task_ready ON task (class, rank, seq) WHERE reason = 0;
-CREATE INDEX task_due ON task (reason, due_ms) WHERE due_ms IS NOT NULL;
+CREATE INDEX task_due ON task (due_ms) WHERE due_ms IS NOT NULL;
 CREATE INDEX task_deadline ON task (deadline_ms) WHERE deadline_ms IS NOT NULL AND status = 0;
 CREATE INDEX task_held ON task (owner) WHERE owner IS NOT NULL;
 CREATE INDEX task_waits ON task (waits_for) WHERE waits_for IS NOT NULL;
-
--- How far the order's clock has come.
-CREATE TABLE clock (
-    id       INTEGER PRIMARY KEY CHECK (id = 0),
-    order_ms INTEGER NOT NULL
-) STRICT;
-INSERT INTO clock VALUES (0, 0);
 
 -- One row a try, written once, when it ends.
 CREATE TABLE attempt (

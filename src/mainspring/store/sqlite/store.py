@@ -36,6 +36,7 @@ from mainspring.store.sqlite.connection import (
     refuse_unreachable,
 )
 from mainspring.store.sqlite.log import Log
+from mainspring.store.sqlite.statements import SQL
 from mainspring.store.sqlite.transaction import SqliteTransaction
 from mainspring.store.sqlite.view import FileView
 from mainspring.store.sqlite.writer import SqliteWriter
@@ -81,13 +82,18 @@ class SqliteStore(SqlStore):
         self.folder = self.path.with_name(self.path.name + "-live")
         log = Log(self.path, self.config.wal_limit_bytes, self.config.lock_timeout_s)
         self._writer: SqliteWriter = SqliteWriter(
-            self._connect, self._memory, self.clock, env, log, batch_size, self._committed_soon, self._retry_soon,
+            self._connect, self._memory, self.now_ms, env, log, batch_size, self._committed_soon, self._retry_soon,
             self._damage_of,
         )  # fmt: skip
         self._reader = Reader(lambda: open_reader(self.path), env, (apsw.Error,))
         self._bell: FileBell = FileBell(self.folder, self.worker_id, self._heard, env)
         self._caretaker = SqliteCaretaker(self, look_s)
         self._life: LifeFile | None = None
+
+    def _set_clock(self, connection: apsw.Connection) -> None:
+        newest = connection.execute(SQL["newest_times"]).fetchone() or ()
+        self._started = self.env.monotonic()
+        self._wall_ms = max(self.env.wall_ms(), *(ms or 0 for ms in newest))
 
     # Opening and closing
 
@@ -117,6 +123,7 @@ class SqliteStore(SqlStore):
                 self._writer.open()
                 connection = self._writer.connection
                 assert connection is not None
+                self._set_clock(connection)
                 self._join(connection)
         except BaseException as exc:  # noqa: BLE001 - whoever opens the store gets it
             self._writer.close()
@@ -138,9 +145,7 @@ class SqliteStore(SqlStore):
             raise StoreUnavailable(f"{self.folder} can't be written ({exc}); free space, or check its rights") from exc
         cursor = connection.cursor()
         cursor.execute("BEGIN IMMEDIATE")
-        tx = SqliteTransaction(cursor, self._memory, 0)
-        self.clock.start(self.env.wall_ms(), tx.one("kept_time")[0])
-        tx.now_ms, tx.lead_ms = self.clock.take()
+        tx = SqliteTransaction(cursor, self._memory, self.now_ms())
         row = tx.one("add_worker", self.worker_id, self.env.pid(), self.env.host(), tx.now_ms)
         self._memory.owner = int(row[0])
         cursor.execute("COMMIT")

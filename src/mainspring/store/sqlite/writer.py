@@ -11,7 +11,6 @@ import apsw
 from mainspring.environment import Environment
 from mainspring.errors import StoreDamaged, StoreUnavailable, TaskError
 from mainspring.store.sql import upkeep
-from mainspring.store.sql.clock import Clock
 from mainspring.store.sql.transaction import Memory, Transaction
 from mainspring.store.sql.writer import Group, Report, Writer
 from mainspring.store.sqlite import news
@@ -34,7 +33,7 @@ class SqliteWriter(Writer):
         self,
         connect: Callable[[], apsw.Connection],
         memory: Memory,
-        clock: Clock,
+        now_ms: Callable[[], int],
         env: Environment,
         log: Log,
         batch: int,
@@ -42,13 +41,11 @@ class SqliteWriter(Writer):
         retry_later: Callable[[int], None],
         damage: Callable[[BaseException], StoreDamaged | None],
     ) -> None:
-        super().__init__(memory, clock, env, batch, report, retry_later)
+        super().__init__(memory, now_ms, env, batch, report, retry_later)
         self._connect = connect
-        self._env = env
         self._damage = damage
         self._log = log
         self._seen_version = -1
-        self._seen_steps = 0
         self.connection: apsw.Connection | None = None
 
     @property
@@ -92,12 +89,10 @@ class SqliteWriter(Writer):
 
     def _begin(self, group: Group) -> Transaction:
         self._cursor.execute("BEGIN IMMEDIATE")
-        now = self._env.elapsed()
-        self._clock.follow(self._env.wall_ms(), now, now)
-        return SqliteTransaction(self._cursor, self._memory, *self._clock.take())
+        return SqliteTransaction(self._cursor, self._memory, self._now_ms())
 
     def _nothing(self) -> Transaction:
-        return SqliteTransaction(None, self._memory, self._clock.now_ms())
+        return SqliteTransaction(None, self._memory, self._now_ms())
 
     def _commit(self, tx: Transaction) -> None:
         self._cursor.execute("COMMIT")
@@ -121,16 +116,11 @@ class SqliteWriter(Writer):
         version = tx.cursor.execute("PRAGMA data_version").get
         if version != self._seen_version or is_astray:
             self._seen_version = version
-            self._clock.reach(tx.one("kept_time")[0])
-            tx.now_ms, tx.lead_ms = self._clock.take()
             before, pauses = self._memory.pauses, frozenset(tx.run("pauses").fetchall())
             if pauses != before:
                 self._memory.pauses = pauses
             news.look(tx, everywhere=is_astray or not before <= pauses)
             self._next_event = upkeep.next_event_ms(tx)
-        elif self._clock.steps != self._seen_steps:
-            self._next_event = upkeep.next_event_ms(tx)
-        self._seen_steps = self._clock.steps
         self._let_time_pass(tx)
 
     def _tell(self, tx: Transaction) -> None:

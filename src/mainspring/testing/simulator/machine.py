@@ -29,9 +29,7 @@ class Machine:
     def __init__(self, loop: SimLoop, rng: Random, *, is_calm: bool = False) -> None:
         self.loop = loop
         self.rng = rng
-        self.slept_s = 0.0
         self.wall_offset_ms = 0  # how far the wall clock was moved
-        self.least_offset_ms = self.most_offset_ms = 0  # so far
         self.sockets: dict[str, SimSocket] = {}  # by path
         self.processes: list[Process] = []
         self.loses_messages = 0.0  # how many of all
@@ -90,13 +88,10 @@ class Process(Environment):
     # The environment
 
     def wall_ms(self) -> int:
-        return int((EPOCH_S + self.elapsed()) * 1000) + self.machine.wall_offset_ms
+        return int((EPOCH_S + self._loop.now) * 1000) + self.machine.wall_offset_ms
 
     def monotonic(self) -> float:
         return self._loop.now
-
-    def elapsed(self) -> float:
-        return self._loop.now + self.machine.slept_s
 
     def thread_cpu_ns(self) -> int:
         return int(self._loop.now * 1e9)

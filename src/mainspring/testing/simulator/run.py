@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,6 @@ async def _live(world: World, known: Known) -> None:
     looking.cancel()
     troubles.end()
     world.note("world", "goes on without faults", unfinished=world.unfinished())
-    await _all_end(world, world.backing_off)  # wherever the wall clock stands
-    troubles.let_delays_end()
     await _come_to_rest(world, clients, living)
     await world.close()
 
@@ -127,19 +125,15 @@ async def _come_to_rest(world: World, clients: list[Client], living: list[asynci
         lambda: all(_is_over(client, task) for client, task in zip(clients, living, strict=True)), _TOLD_S
     )
     await world.lift_pauses()
-    await _all_end(world, world.unfinished)
+    if not await world.until(lambda: not world.unfinished() and bool(world.up), _BOUND_S):
+        for id, status, reason, due in world.stuck():
+            world.witness.accuse("progress", id, "does not end", status=status, reason=reason, due=due)
     for task in living:
         if task.done() and not task.cancelled() and task.exception() is not None:
             world.witness.accuse("errors", None, "a client failed", exception=repr(task.exception()))
     if not await world.until(lambda: all(_is_told(client) for client in clients), _TOLD_S):
         for left in {task for client in clients if client.is_alive for task in client.unanswered}:
             world.witness.accuse("progress", str(left), "has ended, and somebody still waits for it")
-
-
-async def _all_end(world: World, left: Callable[[], int]) -> None:
-    if not await world.until(lambda: not left() and bool(world.up), _BOUND_S):
-        for id, status, reason, due in world.stuck():
-            world.witness.accuse("progress", id, "does not end", status=status, reason=reason, due=due)
 
 
 def _is_over(client: Client, task: asyncio.Task[None]) -> bool:

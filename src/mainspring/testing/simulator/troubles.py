@@ -45,14 +45,7 @@ class Troubles:
             if node is not None:
                 node.disk.mend()
                 node.process.stalled_until = 0.0
-        if "clock" in world.shape.faults:  # what is put back now must not wait for a day
-            self._set_clock(-_DAY_MS)
         world.is_troubled = False
-
-    def let_delays_end(self) -> None:
-        """Set the wall clock to the furthest that it ever showed: what was put off then is waited for."""
-        machine = self._world.machine
-        machine.wall_offset_ms = machine.most_offset_ms
 
     def _some_node(self) -> Node | None:
         nodes = [node for node in self._world.nodes if node is not None and not node.is_over]
@@ -98,23 +91,9 @@ class Troubles:
                 node.disk.break_for(seconds, kind)
 
     async def _jump(self) -> None:
-        if self._rng.random() < 0.3:
-            self._sleep(self._rng.choice((0.05, 1.0, 600.0, 8 * 3_600.0)))
-            return
         by = self._rng.choice((-1, 1)) * self._rng.choice((1_000, 60_000, 3_600_000, _DAY_MS))
-        self._set_clock(by)
-
-    def _set_clock(self, by: int) -> None:
         self._world.note("clock", "jumps", by_ms=by)
-        machine = self._world.machine
-        machine.wall_offset_ms += by
-        machine.least_offset_ms = min(machine.least_offset_ms, machine.wall_offset_ms)
-        machine.most_offset_ms = max(machine.most_offset_ms, machine.wall_offset_ms)
-
-    def _sleep(self, seconds: float) -> None:
-        """Suspend the machine: nothing runs, and no clock but the monotonic one stands still."""
-        self._world.note("machine", "sleeps", seconds=seconds)
-        self._world.machine.slept_s += seconds
+        self._world.machine.wall_offset_ms += by
 
     async def _stall(self) -> None:
         if (node := self._some_node()) is not None:

@@ -29,6 +29,7 @@ from mainspring.testing.simulator.witness import CARE, LAGS, Witness
 
 _LOOK_S = 0.1
 _STOP_S = 120.0
+DAY_S = 86_400.0
 LONGEST_STALL_S = 8.0
 """No process stands still for longer."""
 
@@ -168,6 +169,7 @@ class World:
         self.arrived: Callable[[Node], None] = lambda node: None
         self._where = str(path)
         self._lives = 0
+        self._ahead_ms = 0  # of the furthest clock
         self._is_closing = False
 
     def note(self, who: str, what: str, **details: Any) -> None:
@@ -207,7 +209,8 @@ class World:
         node = next(node for node in self.nodes if node is not None and node.process is process)
         assert node.engine is not None
         now = node.engine.manager.store.now_ms()
-        return now, process.wall_ms() - self.machine.wall_offset_ms + self.machine.most_offset_ms
+        self._ahead_ms = max(self._ahead_ms, now - int(self.loop.now * 1000))
+        return now, self._ahead_ms + int(self.loop.now * 1000)
 
     # What handlers tell (see `handlers.Witness`)
 
@@ -233,14 +236,11 @@ class World:
     def latest_start_ms(self) -> int:
         """How long after a claim was checked its handler may begin: threads are slow, and processes stand still."""
         stalls_s = LONGEST_STALL_S if {"stall", "swizzle"} & {*self.shape.faults} else 0.0
-        jumps_ms = self.machine.most_offset_ms - self.machine.least_offset_ms + int(self.machine.slept_s * 1_000)
-        return 1_000 + jumps_ms + int(1_000 * (stalls_s + LAGS * self.machine.longest_lag_s))
+        jumps_s = DAY_S if "clock" in self.shape.faults else 0.0  # the clock of the next life may lag behind
+        return 1_000 + int(1_000 * (jumps_s + stalls_s + LAGS * self.machine.longest_lag_s))
 
     def unfinished(self) -> int:
         return int(self._one("SELECT count(*) FROM task WHERE status < 2"))
-
-    def backing_off(self) -> int:
-        return int(self._one("SELECT count(*) FROM task WHERE reason = 3"))
 
     def _one(self, sql: str) -> Any:
         assert self.witness.rows is not None
