@@ -142,6 +142,7 @@ def test_errors_that_end_a_task_are_no_errors_of_the_command() -> None:
         "ResourceLimitExceeded": 4,
         "InsufficientResources": 4,
         "QueueFull": 4,
+        "StoreRefused": 4,
         "StoreUnavailable": 4,
         "TaskTimeout": 5,
         "TaskCancelled": 1,
