@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 from proof.server import OwnServer
 from tests import postgres
@@ -108,6 +109,19 @@ async def test_an_engine_starts_when_its_server_does(server: OwnServer, tmp_path
         await work.all_is_told_truly({1: await work.submit(1)})
 
 
+async def _caught_up(primary_url: str, replica_url: str) -> None:
+    """Return when the replica has all that the primary has now: what it had not would have been lost with that."""
+    primary, replica = await asyncpg.connect(primary_url), await asyncpg.connect(replica_url)
+    try:
+        written = await primary.fetchval("SELECT pg_current_wal_flush_lsn()::text")
+        async with asyncio.timeout(LIMIT_S):
+            while not await replica.fetchval(f"SELECT pg_last_wal_replay_lsn() >= '{written}'"):  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.01)
+    finally:
+        await primary.close()
+        await replica.close()
+
+
 async def test_a_replica(server: OwnServer, tmp_path: Path) -> None:
     """One that follows the primary is refused as such; once it is the primary itself, all that was stored is there."""
     work = Work(server.url, tmp_path)
@@ -117,6 +131,7 @@ async def test_a_replica(server: OwnServer, tmp_path: Path) -> None:
             with pytest.raises(StoreReadOnly, match="name the primary server"):
                 await Work(replica.url, tmp_path).engine.start()
             await work.all_is_told_truly(answers)
+            await _caught_up(server.url, replica.url)
             await asyncio.to_thread(replica.promote)
             heir = Work(replica.url, tmp_path)
             async with heir.engine as engine:
