@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from mainspring.processors.base import Lane as LaneName
 from mainspring.store.base import SUSPECT, Claimed, Lane, Store
 
 
-class Desk:
+class Desk(ABC):
     """What a lane's own desk and that of a type whose tasks run together have in common."""
 
     def __init__(self, name: str, lane: LaneName, runner: Callable[[], Runner], store: Store, env: Environment) -> None:
@@ -49,45 +50,47 @@ class Desk:
             del self._waiting[claim.id]
         return waiting + self._take_queued(is_wanted)
 
+    @abstractmethod
     def put(self, claims: list[Claimed]) -> None:
         """Claims have come."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def queued(self) -> int:
         """How many have not begun."""
-        raise NotImplementedError
 
+    @abstractmethod
     def take_surplus(self) -> list[Claimed]:
         """Take out what will not start soon after all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shut(self) -> None:
         """Take no more claims; those that are here go on."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def close(self) -> None:
-        raise NotImplementedError
+        """End what waits and runs here."""
 
+    @abstractmethod
     def _take_queued(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
-        raise NotImplementedError
+        """Take these out of the queue."""
 
+    @abstractmethod
     def freed(self) -> None:
         """A claim that is over makes room."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def is_ending(self) -> bool:
         """Whether a cancellation that reaches a slot is meant for it, rather than left behind by its handler."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def absorb(self, task: Any) -> None:
         """Take a cancellation that a handler left behind, so that it hits nothing of ours."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lose_slot(self, task: Any) -> None:
         """Go on without a slot whose handler does not come back: another takes its place."""
-        raise NotImplementedError
 
 
 def place(claim: Claimed) -> tuple[int, int]:
