@@ -97,6 +97,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     keep_failed_s: float = 30 * 86400.0  # failed, timed out and cancelled ones are looked at later
     keep_tombstones_s: float = 90 * 86400.0  # id and status of pruned tasks
     max_completed: int = 1_000_000  # pruned earlier above this many
+    cache_bytes: int = 256 * MIB  # results kept for equal work; those not used for longest go first
     wal_limit_bytes: int = 64 * MIB  # the log is truncated at the next quiet moment above this
     ageing_s: float = 60.0  # a step of priority is worth this much waiting
     lock_timeout_s: float = 10.0  # how long a write waits for another process's
@@ -110,7 +111,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
             self.durability in ("full", "relaxed"), "durability", self.durability, "is unknown", "use full or relaxed"
         )
         _check_counts(self, "inline_bytes", "max_payload_bytes", "wal_limit_bytes")
-        _check_counts(self, "max_completed", least=0)
+        _check_counts(self, "max_completed", "cache_bytes", least=0)
         _check_seconds(
             self, "keep_completed_s", "keep_failed_s", "keep_tombstones_s", "ageing_s", "lock_timeout_s", "stall_s",
             "dead_s",

@@ -35,6 +35,11 @@ def where() -> str:
     return str(engine.path)
 
 
+@engine.task(cache="1h", version="v2")
+def shout(text: str) -> str:
+    return text.upper()
+
+
 @engine.task(timeout="1h", retry=7)
 async def resize(width: int, height: int = 3) -> dict[str, int]:
     return {"area": width * height}

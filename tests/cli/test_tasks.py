@@ -400,3 +400,16 @@ def test_submit_says_when_nobody_would_run_it(call, tmp_path: Path) -> None:
         "mainspring: no living worker serves text_processing yet; `mainspring worker` starts one",
     ]
     assert call("submit", "text_processing", "--text", "a", "--json").err == ""
+
+
+def test_what_is_kept_is_listed_and_forgotten(here: Run) -> None:
+    """By type and version of the code; a submitter without it takes part."""
+    for _ in range(2):
+        assert here("submit", "custom:shout", '{"text": "so"}', "--wait").out == "SO\n"
+    (kept,) = here("cache", "--json").json["kept"]
+    assert (kept["type"], kept["version"], kept["entries"]) == ("custom:shout", "v2", 1)
+    assert kept["age_s"] >= 0
+    assert "custom:shout" in here("cache").out
+    assert here("cache", "purge", "--type", "custom:shout", "--version", "v1", "--json").json == {"purged": 0}
+    assert here("cache", "purge", "--type", "custom:shout").out == "1 kept results are forgotten\n"
+    assert "no result is kept" in here("cache").out

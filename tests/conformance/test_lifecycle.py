@@ -18,9 +18,12 @@ from mainspring.store.base import (
     RELEASED,
     RETRY,
     TIMEOUT,
+    WANTS_KEPT,
     Claimed,
+    NewTask,
+    WorkName,
 )
-from mainspring.tasks import TaskStatus
+from mainspring.tasks import TaskId, TaskStatus
 from mainspring.tasks.lifecycle import ALLOWED, State
 
 pytestmark = pytest.mark.anyio
@@ -38,6 +41,8 @@ class Scene:
         self.id = b""
         self.claim: Claimed | None = None
         self.parent: Claimed | None = None
+        self.key = TaskId().bytes  # of equal work
+        self.leader: Claimed | None = None  # which does it
         self.seen: Seen = set()
 
     @property
@@ -127,6 +132,39 @@ async def retry(s: Scene) -> None:
     await s.move(finish(RETRY))
 
 
+def equal(s: Scene, **options: Any) -> NewTask:
+    """A task that does the same as every other of the scene."""
+    return new(work=s.key, keep_ms=LATER, flags=WANTS_KEPT, **options)
+
+
+async def enter_equal(s: Scene, **options: Any) -> None:
+    task = equal(s, deadline_ms=s.store.now_ms() + LATER, **options)
+    (s.id,) = await submit(s.store, task)
+    s.seen.add((None, s.state()))
+
+
+async def same_work(s: Scene) -> None:
+    (leader,) = await submit(s.store, equal(s, priority=3))
+    s.leader = await s.port.take()
+    assert s.leader.id == leader
+    await enter_equal(s)
+
+
+async def kept_already(s: Scene) -> None:
+    await submit(s.store, equal(s, priority=3))
+    s.leader = await s.port.take()
+    await leader_ends(COMPLETED)(s)
+    await enter_equal(s)
+
+
+async def claimed_beside_equal(s: Scene) -> None:
+    (leader,) = await submit(s.store, equal(s, priority=3))
+    s.leader = await s.port.take()
+    assert s.leader.id == leader
+    await s.enter(flags=WANTS_KEPT, keep_ms=LATER)
+    await s.move(take)
+
+
 async def ended(s: Scene, outcome: int) -> None:
     await claimed(s)
     await s.move(finish(outcome))
@@ -166,7 +204,7 @@ async def overdue_at_submit(s: Scene) -> None:
 ORIGINS = (
     ready, parents, parents_skip, parents_allow, parents_then_later, delayed, claimed, direct, running, crashed_twice,
     crashed_twice_and_running, retry, completed, failed, cancelled, timed_out, failed_at_submit, cancelled_at_submit,
-    overdue_at_submit,
+    overdue_at_submit, same_work, kept_already, claimed_beside_equal,
 )  # fmt: skip
 
 # What can be done to it
@@ -219,6 +257,24 @@ async def parent_fails(s: Scene) -> None:
         await s.port.finish(s.parent, FAILED)
 
 
+def leader_ends(outcome: int) -> Callable[[Scene], Awaitable[None]]:
+    async def act(s: Scene) -> None:
+        if s.leader is not None:
+            s.leader.work = WorkName(s.key, "1")
+            fields = {} if outcome == COMPLETED else {"error": error(), "started_ms": s.store.now_ms()}
+            await s.port.finish(s.leader, outcome, **fields)
+
+    act.__name__ = f"leader_ends_{OUTCOMES[outcome]}"
+    return act
+
+
+async def compare(s: Scene) -> None:
+    """Only what has not started is compared."""
+    if s.claim is not None and s.state().status is not TaskStatus.RUNNING:
+        s.claim.work = WorkName(s.key, "1")
+        await s.store.join(s.claim, LATER)
+
+
 async def wait(s: Scene) -> None:
     s.clock.advance(MINUTE / 1000)
     await s.port.settle()
@@ -253,7 +309,8 @@ async def die(s: Scene) -> None:
 
 ACTS = (
     take, start, *(finish(outcome) for outcome in range(len(OUTCOMES))), withdraw, cancel, cancel_and_finish,
-    parent_completes, parent_fails, wait, miss_the_deadline, retry_by_hand, prune_nothing, die,
+    parent_completes, parent_fails, *(leader_ends(outcome) for outcome in (COMPLETED, FAILED, TIMEOUT, CANCELLED)),
+    compare, wait, miss_the_deadline, retry_by_hand, prune_nothing, die,
 )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ HOT = sorted(
     )
     - {"unfinished"}  # few rows a class, however many tasks
 )
-TABLES = "task edge attempt idempotency tombstone stands_for retried payload_blob news inbox".split()
+TABLES = "task edge attempt idempotency tombstone stands_for retried payload_blob news inbox cache flight".split()
 SETTINGS = (
     "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; "
     "SET plan_cache_mode = force_generic_plan"

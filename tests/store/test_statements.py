@@ -25,10 +25,10 @@ from mainspring.tasks.lifecycle import (
     REASON_CODE,
     RETRY,
     RUNNING,
-    SAME_WORK,
     STATUS_CODE,
     STATUS_OF,
     STORED_REASONS,
+    TIMEOUT,
     TRANSITIONS,
     State,
 )
@@ -42,7 +42,9 @@ HOT = (
     "put_progress with_live_child stand_for_these prune_tasks prunable prune_attempts prune_edges prune_keys "
     "prune_progress prune_stands_for prune_payload_blobs prune_retried blob_in_use whole_task attempts_of parents_ids "
     "retry_links depends_on next_cascade add_news span_of_news news_after drop_news another_worker status_and_id "
-    "class_and_id retried_as edges_of known_id asked_to_stop timeouts_of note_cancel to_renew copy_payload_blobs"
+    "class_and_id retried_as edges_of known_id asked_to_stop timeouts_of note_cancel to_renew copy_payload_blobs "
+    "insert_done kept use_kept keep drop_expired leaders leaders_of leader_of join_flight leave_flight leave_flights "
+    "lead_flight followers follow take_lead add_flags share share_failure"
 ).split()
 
 
@@ -72,7 +74,7 @@ def test_hot_statements_stand_on_indexes(connection: apsw.Connection, name: str)
     """Nothing that runs for each task, claim or end looks at all rows or sorts: its cost doesn't grow with the
     queue."""
     steps = plan(connection, name)
-    big = r"\bSCAN (task|edge|attempt|idempotency|tombstone|stands_for|retried|payload_blob|news|worker)\b"
+    big = r"\bSCAN (task|edge|attempt|idempotency|tombstone|stands_for|retried|payload_blob|news|worker|cache|flight)\b"
     whole = [step for step in steps if re.search(big, step) and not re.search(r"USING (COVERING )?INDEX", step)]
     assert whole == []
     assert not [step for step in steps if "TEMP B-TREE" in step and "json_each" not in SQL[name]]
@@ -107,7 +109,7 @@ LEGAL = {
     (None if state.reason is None else STORED_REASONS.index(state.reason), STATUS_CODE[state.status])
     for item in TRANSITIONS
     for state in (item.after,)
-} | {(SAME_WORK, 0)}
+}
 
 
 def row_is_legal(
@@ -159,6 +161,10 @@ MOVES: dict[str, list[tuple[object, ...]]] = {
     "release_children": [(9, "[1]")],
     "delay_children": [("[1]",)],
     "promote": [(9, 9, 1)],
+    "follow": [CLAIM],
+    "take_lead": [(0, 9, 1)],
+    "share": [(9, b"x", 0, "[1]")],
+    "share_failure": [(status, 9, b"x", 0, "[1]") for status in (FAILED, TIMEOUT)],
 }
 """All statements that write a status or a reason, with values that fit the one task there is."""
 

@@ -64,7 +64,7 @@ def test_a_sound_store(sound: Path) -> None:
 
 SPOILT = [
     ("states", "no state", "UPDATE task SET status = 7 WHERE seq = {plain}"),
-    ("states", "no state", "UPDATE task SET reason = 5 WHERE seq = {ready}"),
+    ("states", "no state", "UPDATE task SET reason = 6 WHERE seq = {ready}"),
     ("states", "lacks", "UPDATE task SET ended_ms = NULL WHERE seq = {plain}"),
     ("states", "lacks", "UPDATE task SET due_ms = NULL WHERE seq = {delayed}"),
     ("states", "lacks", "UPDATE task SET owner = NULL WHERE seq = {running}"),
@@ -128,6 +128,13 @@ SPOILT = [
     ("tallies", "not the count", "DELETE FROM tally WHERE class > 0 AND status = 0"),
     ("tallies", "not the count", "INSERT INTO tally VALUES (99, 3, 1)"),
     ("classes", "no class", "UPDATE task SET class = 99 WHERE seq = {plain}"),
+    ("outcomes", "as equal work did", "UPDATE task SET flags = flags | 256 WHERE seq = {plain}"),
+    ("flights", "nobody does", "UPDATE task SET reason = 5 WHERE seq = {ready}"),
+    ("flights", "nobody does", "DELETE FROM flight WHERE leads = 1"),
+    ("flights", "still listed", "UPDATE flight SET task = {plain} WHERE leads = 1"),
+    ("flights", "does not know", "UPDATE task SET flags = 0 WHERE seq = (SELECT task FROM flight WHERE leads = 1)"),
+    ("cache", "wrongly", "UPDATE cache SET expires_ms = 0"),
+    ("cache", "wrongly", "UPDATE cache SET digest = 'x'"),
     ("keys", "no task", "UPDATE idempotency SET task = 1 WHERE key = 'plain'"),
     ("keys", "of namespace", "UPDATE idempotency SET namespace = 'other' WHERE key = 'plain'"),
     ("keys", "2 idempotency", "INSERT INTO idempotency VALUES ('default', 'second', {plain})"),

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "backup": ("backup", "Copy a store while workers go on"),
     "restore": ("backup", "Make a store of a backup"),
     "models": ("catalog", "List models, or bring one here"),
+    "cache": ("cache", "List or forget results that are kept"),
     "collections": ("collecting", "List, copy or index collections of vectors"),
     "sim": ("sim", "Check the promises in simulated worlds"),
 }

@@ -46,13 +46,15 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
             self.desk.store.progress(self.claim, signal.done, signal.total)
 
 
-def complete(claim: Claimed, input: bytes) -> None:
+def complete(claim: Claimed, input: bytes) -> Spec | None:
     """Put in place what the handler needs and the claim came without: parents' results, the rarely used fields."""
     claim.input = input
+    spec = None
     if claim.spec is not None:
         spec = _spec_decoder.decode(claim.spec)
         claim.model_id = spec.model_id
         claim.params = _encoder.encode(spec.params) if spec.params else None
+    return spec
 
 
 __all__ = ["Attempt", "complete"]

@@ -16,19 +16,31 @@ from mainspring.dispatch.members import Members
 from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.watch import Watch
 from mainspring.environment import Environment
-from mainspring.errors import InternalError
+from mainspring.errors import InternalError, StoreUnavailable
 from mainspring.execution.base import BatchReport, Report, Runner
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import failure, text_of
+from mainspring.results.cache import ResultCache
 from mainspring.results.values import Values
-from mainspring.store.base import BLOB_INPUT, HAS_REFS, RELEASED, SUSPECT, Claimed, Finish, Store
+from mainspring.store.base import (
+    BLOB_INPUT,
+    HAS_REFS,
+    LEADS,
+    RELEASED,
+    SUSPECT,
+    WANTS_KEPT,
+    Claimed,
+    Finish,
+    Spec,
+    Store,
+)
 from mainspring.tasks import ErrorInfo, TaskId
 
 logger = logging.getLogger("mainspring.dispatch")
 
 _RECORD_STARTS_S = 0.02
 """A handler that is still running after this long is recorded as RUNNING; most have ended by then."""
-_NEEDS_CARE = HAS_REFS | BLOB_INPUT | SUSPECT
+_NEEDS_CARE = HAS_REFS | BLOB_INPUT | SUSPECT | WANTS_KEPT
 
 
 class Course:
@@ -40,6 +52,7 @@ class Course:
         store: Store,
         executor: TaskExecutor,
         values: Values,
+        cache: ResultCache,
         recorder: Recorder,
         grace_s: float,
         env: Environment,
@@ -50,6 +63,7 @@ class Course:
         self._store = store
         self._executor = executor
         self._values = values
+        self._cache = cache
         self._env = env
         self._any = Exclusion()  # whoever runs
         self._alone = Exclusion()  # who runs within this process and could harm it
@@ -100,13 +114,7 @@ class Course:
         """The same for a claim that something has to be done for before it runs."""
         desk, claim = attempt.desk, attempt.claim
         desk.waits(claim)
-        try:
-            complete(claim, await self._values.input(claim))
-        except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
-            if not desk.begins(claim):
-                return True
-            desk.freed()
-            self.recorder.refuse(claim, exc, desk.lane)
+        if not await self._is_to_run(desk, claim):
             return True
         if desk.mark is None:
             return await self._ran(attempt, desk.runner())
@@ -115,6 +123,36 @@ class Course:
         if self._alone.is_taken:
             await self._alone.wait()
         return await self._ran(attempt, desk.runner())
+
+    async def _is_to_run(self, desk: Desk, claim: Claimed) -> bool:
+        """Put in place what a claim came without; returns whether there is something to run. If not, it is over."""
+        try:
+            spec = complete(claim, await self._values.input(claim))
+            if not claim.flags & WANTS_KEPT or await self._leads(claim, spec):
+                return True
+        except StoreUnavailable:  # how it stands to equal work can't be told now
+            if desk.begins(claim):
+                desk.freed()
+                self._store.finish(Finish(claim, RELEASED, self._store.now_ms(), is_counted=False))
+        except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
+            if desk.begins(claim):
+                desk.freed()
+                self.recorder.refuse(claim, exc, desk.lane)
+        else:
+            if desk.begins(claim):
+                desk.freed()
+        return False
+
+    async def _leads(self, claim: Claimed, spec: Spec | None) -> bool:
+        """Whether this is the one of equal work that runs. Raises StoreUnavailable."""
+        claim.work = self._cache.name_of(claim)
+        if claim.flags & LEADS or claim.work is None:
+            return True
+        keep_ms = 0 if spec is None or spec.keep_ms is None else spec.keep_ms
+        if await self._store.join(claim, keep_ms) != "leads":
+            return False
+        claim.flags |= LEADS
+        return True
 
     def broken(self, desk: Desk, claim: Claimed, exc: Exception) -> None:
         """Something of ours failed around an attempt: record that, so that nobody waits for ever."""
@@ -211,14 +249,7 @@ class Course:
         return None
 
     async def _prepare(self, desk: Gathering, claim: Claimed) -> bool:
-        try:
-            complete(claim, await self._values.input(claim))
-        except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
-            if desk.begins(claim):
-                desk.freed()
-                self.recorder.refuse(claim, exc, desk.lane)
-            return False
-        return desk.begins(claim)
+        return await self._is_to_run(desk, claim) and desk.begins(claim)
 
     async def serve_call(self, desk: Gathering, claims: list[Claimed], mark: int, task: asyncio.Task[Any]) -> bool:
         """Run claims in one call, from there to their outcomes; returns whether the slot is still good."""

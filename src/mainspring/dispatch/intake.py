@@ -17,8 +17,9 @@ from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.calls import check_task, id_of, typed_task, with_declared
 from mainspring.processors.custom import MAX_RETRIES, Handler
 from mainspring.processors.declared import Declared
+from mainspring.results.cache import ResultCache
 from mainspring.results.values import Values
-from mainspring.store.base import BLOB_INPUT, HAS_REFS, POLICY_CODE, NewTask, Spec, Store
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, POLICY_CODE, WANTS_KEPT, NewTask, Spec, Store
 from mainspring.tasks import Custom, Task, TaskId, TaskPriority, TaskType
 from mainspring.tasks.codec import encode, encode_input
 
@@ -36,15 +37,22 @@ class Intake:
     """Checks tasks and makes them ready for the store."""
 
     def __init__(
-        self, executor: TaskExecutor, store: Store, values: Values, config: SchedulerConfig, env: Environment
+        self,
+        executor: TaskExecutor,
+        store: Store,
+        values: Values,
+        cache: ResultCache,
+        config: SchedulerConfig,
+        env: Environment,
     ) -> None:
+        self._cache = cache
         self._executor = executor
         self._store = store
         self._values = values
         self._config = config
         self._env = env
         self._elsewhere: frozenset[str] = frozenset()
-        self._declared: dict[str, Declared] = {}  # handlers whose code is not here
+        self._elsewhere_declared: dict[str, Declared] = {}  # handlers whose code is not here
         self._patterns: WeakKeyDictionary[Handler, NewTask] = WeakKeyDictionary()  # of calls without options
 
     async def new_tasks(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
@@ -79,17 +87,21 @@ class Intake:
             pattern = self._stored(task, b"", ())
             if not options:
                 self._patterns[handler] = pattern
-        return CallMaker(handler, pattern, self._env.new_id)
+        return CallMaker(handler, pattern, self._cache, self._env.new_id)
 
     def _new_task(self, task: Task) -> NewTask:
         self._check_fields(task)
         data, refs = encode_input(task.input)
         self._executor.check(task, has_refs=bool(refs))
-        return self._stored(task, data, refs)
+        new = self._stored(task, data, refs)
+        if new.flags & WANTS_KEPT and not refs:
+            work = self._cache.name(task.task_type, task.namespace, task.model_id, task.params, data)
+            new.work = None if work is None else work.key
+        return new
 
     async def _check_elsewhere(self, task: Task) -> None:
         """A submitter need not have the code: some worker may have registered it in the store."""
-        known = self._declared.get(task.task_type)
+        known = self._elsewhere_declared.get(task.task_type)
         try:
             if known is None:
                 known = await self._look_elsewhere(task.task_type)
@@ -103,8 +115,8 @@ class Intake:
     async def _look_elsewhere(self, kind: TaskType) -> Declared | None:
         row = await self._store.declared(kind)
         if row is not None:
-            self._declared[kind] = Declared.read(TaskType(kind).name, *row)
-            return self._declared[kind]
+            self._elsewhere_declared[kind] = Declared.read(TaskType(kind).name, *row)
+            return self._elsewhere_declared[kind]
         if kind not in self._elsewhere:
             self._elsewhere = frozenset(await self._store.registered_types())
         if kind not in self._elsewhere:
@@ -121,8 +133,6 @@ class Intake:
             raise invalid("priority", task.priority, "is unknown", "use a TaskPriority")
         if type(task.max_retries) is not int or not 0 <= task.max_retries <= MAX_RETRIES:
             raise invalid("max_retries", task.max_retries, "is out of range", "use 0 or more")
-        if task.cache is not None:
-            raise invalid("cache", task.cache, "results are not cached yet", "leave it out")
         if task.resources is not None:
             raise invalid("resources", task.resources, "are not reserved yet", "leave it out")
         _check_names(task)
@@ -153,7 +163,11 @@ class Intake:
             not_before_ms = _ms(task.not_before, "not_before")
             if deadline_ms is not None and not_before_ms >= deadline_ms:
                 raise invalid("not_before", task.not_before.isoformat(), "is not before the deadline", "swap them")
-        timeout = self._declared_timeout(task.task_type) if task.timeout is None else task.timeout
+        timeout = self._declared(task.task_type, "timeout") if task.timeout is None else task.timeout
+        cache = self._declared(task.task_type, "cache") if task.cache is None else task.cache
+        keep_ms = 0 if cache is None else int(seconds(cache, "cache") * 1000)
+        if keep_ms:
+            self._cache.check(task.task_type, task.model_id)
         after: tuple[bytes, ...] = ()
         if task.dependencies or refs:
             after = tuple(dict.fromkeys(id_of(item).bytes for item in (*task.dependencies, *refs)))
@@ -166,18 +180,20 @@ class Intake:
             timeout_ms=None if timeout is None else max(1, int(seconds(timeout, "timeout") * 1000)),
             deadline_ms=self._by_store(deadline_ms),
             not_before_ms=self._by_store(not_before_ms),
-            flags=HAS_REFS if refs else 0,
-            spec=self._spec(task),
+            flags=(HAS_REFS if refs else 0) | (WANTS_KEPT if keep_ms else 0),
+            spec=self._spec(task, keep_ms),
+            keep_ms=keep_ms,
             key=task.idempotency_key,
             after=after,
             policy=POLICY_CODE[task.on_dependency_failure],
         )
 
-    def _declared_timeout(self, kind: TaskType) -> float | str | None:
+    def _declared(self, kind: TaskType, option: str) -> float | str | None:
+        """Return what a handler was declared with, where the task says nothing."""
         if (handler := self._executor.handlers.get(kind)) is not None:
-            return handler.timeout
-        known = self._declared.get(kind)
-        return None if known is None else known.options["timeout"]
+            return getattr(handler, option)  # type: ignore[no-any-return]
+        known = self._elsewhere_declared.get(kind)
+        return None if known is None else known.options.get(option)
 
     def _by_store(self, ms: int | None) -> int | None:
         """Return a moment by the store's clock: the wall clock may have been moved since the store was opened."""
@@ -186,10 +202,11 @@ class Intake:
         ahead_ms = self._store.now_ms() - self._env.wall_ms()
         return ms if abs(ahead_ms) < _DRIFT_MS else ms + ahead_ms
 
-    def _spec(self, task: Task) -> bytes | None:
+    def _spec(self, task: Task, keep_ms: int) -> bytes | None:
         """Return the columns that most tasks go without; whatever is stored there can be read back."""
         if not (
             task.params
+            or keep_ms
             or task.metadata
             or task.model_id is not None
             or task.idempotency_key is not None
@@ -209,6 +226,7 @@ class Intake:
             params=task.params,
             on_dependency_failure=task.on_dependency_failure,
             idempotency_key=task.idempotency_key,
+            keep_ms=keep_ms or None,
         )
         raw = self._encode_spec(spec)
         limit = self._config.max_metadata_bytes + self._config.max_params_bytes
@@ -250,9 +268,10 @@ def unordered(tasks: Sequence[NewTask]) -> InvalidInput | None:
 class CallMaker:
     """Makes calls of one handler with the same options, straight in their stored form."""
 
-    __slots__ = ("_handler", "_new_id", "_pattern")
+    __slots__ = ("_cache", "_handler", "_new_id", "_pattern")
 
-    def __init__(self, handler: Handler, pattern: NewTask, new_id: Callable[[], bytes]) -> None:
+    def __init__(self, handler: Handler, pattern: NewTask, cache: ResultCache, new_id: Callable[[], bytes]) -> None:
+        self._cache = cache
         self._handler = handler
         self._pattern = pattern
         self._new_id = new_id
@@ -271,9 +290,13 @@ class CallMaker:
             after = tuple(dict.fromkeys((*after, *(ref.bytes for ref in refs))))
         else:
             handler.check_arguments(bound)
+        work = None
+        if flags & WANTS_KEPT and not refs:
+            work = self._cache.name(handler.task_type, like.class_key[0], None, None, data)
         return NewTask(
             id or self._new_id(), like.class_key, data, like.priority, like.max_retries, like.timeout_ms,
             like.deadline_ms, like.not_before_ms, flags, like.spec, like.key, after, like.policy,
+            None if work is None else work.key, like.keep_ms,
         )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import Lane as LaneName
 from mainspring.processors.calls import id_of, submitter
 from mainspring.processors.context import current, waiting_inside
+from mainspring.results.cache import ResultCache
 from mainspring.results.values import Values, completed, is_at_hand
 from mainspring.results.waiters import Waiters, Waiting, within
 from mainspring.store.base import (
@@ -92,13 +93,16 @@ class TaskManager:
         self.values = Values(self.parts.blobs, self.parts.config.store, env)
         self.waiters = Waiters(self.store)
         self._env = env
-        self.intake = Intake(self.executor, self.store, self.values, scheduler_config or SchedulerConfig(), env)
+        self.cache = ResultCache(self.executor, self.store)
+        self.intake = Intake(
+            self.executor, self.store, self.values, self.cache, scheduler_config or SchedulerConfig(), env
+        )
         recorder = Recorder(self.store, self.executor, self.values, self.intake, env)
         self._desks: dict[str, Desk] = {}  # of lanes, and of types whose tasks run together
         self._gatherings: dict[str, Gathering] = {}  # the latter, by type
         self._marks = Marks(2 * _MARKS_A_LANE)  # no mark is made of what runs in child processes
         grace_s = seconds(self.config.grace_s, "grace_s")
-        self._course = Course(self._desks, self.store, self.executor, self.values, recorder, grace_s, env)
+        self._course = Course(self._desks, self.store, self.executor, self.values, self.cache, recorder, grace_s, env)
         self._settling: set[asyncio.Task[Any]] = set()
         self._running = False
         self._draining = False

@@ -62,11 +62,12 @@ class Parts:
             self._on_file(path, env)
         self.blobs = self.store.blobs
         self.models = ModelManager(config.models, environment=env)
+        embedding = EmbeddingProcessor(self.models)
         self.executor = TaskExecutor(
             config.executor,
             (
-                TextProcessor(self._tokenizer),
-                EmbeddingProcessor(self.models),
+                TextProcessor(self._tokenizer, embedding.model_identity),
+                embedding,
                 InferenceProcessor(self.models),
                 SearchProcessor(self.vectors, self._embed),
                 StorageProcessor(self.blobs),

@@ -42,7 +42,8 @@ class Recorder:
 
     def record(
         self, attempt: Attempt, report: Report, *, output: bytes | None = None, flags: int = 0,
-        blobs: tuple[str, ...] = (), effects: tuple[Effect, ...] = (), children: tuple[Any, ...] = (),
+        output_bytes: int = 0, blobs: tuple[str, ...] = (), effects: tuple[Effect, ...] = (),
+        children: tuple[Any, ...] = (),
     ) -> None:  # fmt: skip
         """Record how an attempt ended; what it brings counts only when it completed."""
         claim, usage = attempt.claim, report.usage
@@ -53,7 +54,7 @@ class Recorder:
             finish = Finish(claim, COMPLETED, ended, started, output or report.output, lane, usage)
             if report.refs or effects or children or flags:
                 finish.refs, finish.effects, finish.children = report.refs, effects, children
-                finish.flags, finish.blobs = flags, blobs
+                finish.flags, finish.blobs, finish.output_bytes = flags, blobs, output_bytes
         else:
             end = verdict(claim, report, attempt.cause, self._executor.retry_of(claim.task_type), self._env)
             error = None if end.error is None else _encoder.encode(end.error)
@@ -67,6 +68,7 @@ class Recorder:
         try:
             children = tuple(await self._intake.new_tasks(tasks)) if tasks else ()
             output, flags = report.output, 0
+            size = 0 if output is None else len(output)
             blobs: tuple[str, ...] = ()
             if output is not None and len(output) > self._values.inline_bytes:
                 output = await self._values.put(output, "output")
@@ -75,4 +77,13 @@ class Recorder:
             failed = failure(exc)
             self.record(attempt, Report(error=failed.error, retryable=failed.retryable, usage=report.usage))
             return
-        self.record(attempt, report, output=output, flags=flags, blobs=blobs, effects=effects, children=children)
+        self.record(
+            attempt,
+            report,
+            output=output,
+            flags=flags,
+            output_bytes=size,
+            blobs=blobs,
+            effects=effects,
+            children=children,
+        )

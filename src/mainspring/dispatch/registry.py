@@ -9,7 +9,12 @@ from mainspring.tasks.codec import to_json
 
 def record_of(handler: Handler) -> HandlerRecord:
     """What submitters without the code need to know of a handler."""
-    options = {"max_retries": handler.retry.max_retries, "timeout": handler.timeout, "priority": int(handler.priority)}
+    options = {
+        "max_retries": handler.retry.max_retries,
+        "timeout": handler.timeout,
+        "priority": int(handler.priority),
+        "cache": handler.cache,
+    }
     return HandlerRecord(
         type=str(handler.task_type),
         version=handler.version,

@@ -30,6 +30,7 @@ from mainspring.processors.calls import split_options
 from mainspring.processors.context import current, waiting_inside
 from mainspring.processors.custom import Handler
 from mainspring.resources.monitor import ResourceMonitor
+from mainspring.results.cache import ResultCache
 from mainspring.scheduling.scheduler import TaskScheduler
 from mainspring.store.base import NewTask
 from mainspring.store.sqlite.store import SqliteStore
@@ -107,6 +108,11 @@ class Engine(Operations):
     @property
     def blobs(self) -> BlobStore:
         return self._parts.blobs
+
+    @property
+    def cache(self) -> ResultCache:
+        """What is kept of results, and how to forget it; see `docs/caching.md`."""
+        return self.manager.cache
 
     @property
     def path(self) -> Path:
@@ -207,6 +213,7 @@ class Engine(Operations):
         priority: TaskPriority = TaskPriority.NORMAL,
         resources: Resources | None = None,
         batch: Batch | None = None,
+        cache: float | str | None = None,
     ) -> Callable[[F], F]: ...
 
     def task(self, function: F | None = None, **options: Any) -> F | Callable[[F], F]:
@@ -223,6 +230,9 @@ class Engine(Operations):
                 list with one result for each, in the same order (an exception in it fails that task alone). Where it
                 raises, halves are tried, so that only what can't be done fails. Callers submit single items. Tasks join
                 only where all other arguments are equal.
+            cache: seconds or text for which a result is kept. An equal call takes it instead of running, and waits
+                for one that is under way; see `docs/caching.md`. Only for functions whose value depends on nothing but
+                their arguments.
 
         Raises: InvalidInput: options contradict each other or the function. Conflict: the name is taken.
         """

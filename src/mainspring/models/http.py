@@ -228,6 +228,11 @@ class HttpSource:
         self._endpoint = endpoint
         self.embeds = endpoint.api == "embeddings"
 
+    @property
+    def address(self) -> str:
+        """What answers, as far as it can be told from here."""
+        return f"{self._endpoint.base_url} {self._endpoint.model} {self._endpoint.api}"
+
     def digest(self) -> str | None:
         """Nobody knows the weights over there."""
         return None

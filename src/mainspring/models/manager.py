@@ -17,6 +17,7 @@ from mainspring.environment import SYSTEM, Environment, Lock
 from mainspring.errors import InvalidInput, ResourceLimitExceeded, invalid
 from mainspring.models.base import EmbeddingModel, Model, ModelInfo, Source
 from mainspring.models.fetch import ALL_MINILM_L6_V2, Progress
+from mainspring.models.http import HttpSource
 from mainspring.models.sources import FolderSource, PinnedSource, source_of
 from mainspring.tasks import ModelInput
 
@@ -101,6 +102,17 @@ class ModelManager:
         Raises: InvalidInput: unknown model; the message names those there are.
         """
         return self._info_of(self._slot(model_id))
+
+    def identity(self, model_id: str) -> str | None:
+        """Return what tells this model from every other one, for results that are kept; None: not before it is loaded.
+
+        Raises: InvalidInput: nothing does, as it is code that can change under the same id; or it is unknown.
+        """
+        source = self._slot(model_id).source
+        if source.kind == "python":
+            raise invalid("cache", model_id, "is a Python object, whose results can't be told apart", "leave it out")
+        exact = source.address if isinstance(source, HttpSource) else source.digest()
+        return None if exact is None else f"{model_id}\0{exact}"
 
     def embeds(self, model_id: str) -> bool:
         """Whether the model gives embeddings; True where only loading it could tell. Raises: InvalidInput: unknown."""

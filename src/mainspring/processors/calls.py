@@ -33,6 +33,7 @@ def with_declared(handler: Handler, options: Mapping[str, Any]) -> dict[str, Any
         "max_retries": handler.retry.max_retries,
         "timeout": handler.timeout,
         "resources": handler.resources,
+        "cache": handler.cache,
         **{name: value for name, value in options.items() if value is not None},
     }
 
@@ -68,10 +69,11 @@ def typed_task(
     )
 
 
-_AS_GIVEN = ("max_retries", "group", "namespace", "on_dependency_failure", "resources", "cache", "idempotency_key")
+_AS_GIVEN = ("max_retries", "group", "namespace", "on_dependency_failure", "resources", "idempotency_key")
 _CONVERTED: dict[str, Callable[[Any], Any]] = {
     "priority": priority_of,
     "timeout": lambda value: seconds(value, "timeout"),
+    "cache": lambda value: seconds(value, "cache"),
     "deadline": lambda value: moment(value, "deadline"),
 }
 

@@ -71,6 +71,7 @@ class Handler:
         "accepted",
         "batch",
         "by_place",
+        "cache",
         "context_parameter",
         "convert_input",
         "function",
@@ -105,6 +106,7 @@ class Handler:
         priority: TaskPriority = TaskPriority.NORMAL,
         resources: Resources | None = None,
         batch: Batch | None = None,
+        cache: float | str | None = None,
     ) -> None:
         _check_function(function)
         self.function = function
@@ -124,6 +126,7 @@ class Handler:
         self.priority = priority_of(priority)
         self.resources = resources
         self.batch = batch
+        self.cache = None if cache is None else seconds(cache, "cache")
         self.source_hash = _source_hash(function)
         self._read_signature()
         self._check()

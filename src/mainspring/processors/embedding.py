@@ -43,6 +43,10 @@ class EmbeddingProcessor:
         if not has_ref(input.text):
             _texts(input)
 
+    def model_identity(self, model_id: str | None) -> str | None:
+        """Return what beside code and input a result depends on; see `ModelManager.identity`."""
+        return self._models.identity(self._model_id(model_id))
+
     def load(self) -> None:
         """Models load when the first batch needs them."""
 

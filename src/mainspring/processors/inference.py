@@ -47,6 +47,10 @@ class InferenceProcessor:
         model = self._model_id(model_id)
         self._models.check(model, input.as_model_input(), options)
 
+    def model_identity(self, model_id: str | None) -> str | None:
+        """Return what beside code and input a result depends on; see `ModelManager.identity`."""
+        return self._models.identity(self._model_id(model_id))
+
     def load(self) -> None:
         """Models load when the first batch needs them."""
 

@@ -41,6 +41,7 @@ _PENDING: dict[str, Callable[[Standing], str]] = {
     "ready": _ready,
     "delayed": lambda s: f"It is not to start before {s.due:%Y-%m-%d %H:%M:%S} UTC.",
     "retry": lambda s: f"Attempt {s.attempt} failed ({s.error}); the next one comes at {s.due:%Y-%m-%d %H:%M:%S} UTC.",
+    "same_work": lambda s: f"Task {TaskId(s.leader)} does the same work; what comes of it will do for this one too.",
     "paused": lambda s: f"Its kind is paused ({s.pause}); `mainspring resume` lets it go on.",
     "no_worker": lambda s: f"No living worker serves {s.type}; start one that registers it.",
 }

@@ -45,6 +45,13 @@ BLOB_INPUT: Final = 16
 BLOB_OUTPUT: Final = 32
 """Flag: the output column holds the digest of a blob."""
 
+WANTS_KEPT: Final = 64
+"""Flag: the result of equal work will do, and its own is kept for such."""
+LEADS: Final = 128
+"""Flag: it is the one of equal work that runs."""
+SHARED: Final = 256
+"""Flag: its end is that of equal work; it did not run for it."""
+
 POLICY_CODE: Final[dict[OnDependencyFailure, int]] = {"require": 0, "allow_failure": 1, "skip": 2}
 OUTCOMES: Final = ("completed", "failed", "timeout", "cancelled", "retry", "released", "crashed")
 """How an attempt ended, by code."""
@@ -62,6 +69,14 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     resources: Resources | None = None
     on_dependency_failure: OnDependencyFailure = "require"
     idempotency_key: str | None = None
+    keep_ms: int | None = None  # how old the result of equal work may be, and for how long its own is kept
+
+
+class WorkName(NamedTuple):
+    """What equal work has in common."""
+
+    key: bytes
+    version: str  # of the code, for people; the key tells more of it
 
 
 class NewTask(msgspec.Struct, gc=False):
@@ -80,6 +95,8 @@ class NewTask(msgspec.Struct, gc=False):
     key: str | None = None  # idempotency key
     after: Sequence[bytes] = ()  # ids of parents
     policy: int = 0  # what a parent's failure means, by POLICY_CODE
+    work: bytes | None = None  # the key of its work, where the result of equal work will do and that is known by now
+    keep_ms: int = 0  # see Spec
 
 
 class HandlerRecord(NamedTuple):
@@ -91,6 +108,17 @@ class HandlerRecord(NamedTuple):
     options: str  # JSON
     schema: str  # JSON Schema of the arguments
     source: str  # hash of the source, to tell a change under the same version
+
+
+class Kept(NamedTuple):
+    """What the result cache holds of one kind of work."""
+
+    namespace: str
+    type: str
+    version: str
+    entries: int
+    bytes: int
+    oldest_ms: int  # when the oldest one was computed
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False):
@@ -129,6 +157,7 @@ class Claimed(Work, gc=False):
     timeout_ms: int | None = None
     spec: bytes | None = None
     parents: dict[bytes, ParentResult] | None = None  # for an input that refers to them
+    work: WorkName | None = None  # by the code and the model that are here
 
 
 class Finish(msgspec.Struct, gc=False):
@@ -148,13 +177,18 @@ class Finish(msgspec.Struct, gc=False):
     children: tuple[NewTask, ...] = ()
     blobs: tuple[str, ...] = ()  # digests that the output lives in
     flags: int = 0  # added to the task's
+    output_bytes: int = 0  # where the output is a blob: of that
     is_counted: bool = True  # a release counts towards the limit of those
     is_repeated: bool = False  # its first commit failed, with its fate unknown
 
     @property
     def is_plain(self) -> bool:
         """Whether nothing but the task itself changes with it."""
-        return self.outcome == COMPLETED and not (self.refs or self.effects or self.children or self.blobs)
+        return (
+            self.outcome == COMPLETED
+            and not (self.refs or self.effects or self.children or self.blobs)
+            and not self.claim.flags & WANTS_KEPT
+        )
 
 
 class Standing(NamedTuple):
@@ -172,6 +206,7 @@ class Standing(NamedTuple):
     ahead: int  # ready tasks of its class that go first
     ahead_is_more: bool
     pause: str | None
+    leader: bytes | None = None  # of equal work, where that is waited for
 
 
 class Ended(msgspec.Struct, frozen=True, gc=False):
@@ -319,6 +354,19 @@ class Store(Protocol):
 
     async def withdraw(self, claim: Claimed) -> bool:
         """Cancel a claim that has not started and never will; false when it was not held any more."""
+
+    async def join(self, claim: Claimed, keep_ms: int) -> str:
+        """Compare a claim that has not begun with equal work, by `claim.work`.
+
+        Answer `leads`: it is the one that runs. `over`: it is held no more, as the result of equal work is its own, it
+        waits for equal work, or somebody wants it cancelled. `lost`: it was not held.
+        """
+
+    async def kept(self) -> list[Kept]:
+        """Return what the result cache holds, by namespace, type and version."""
+
+    async def purge(self, *, namespace: str = "", type: str = "", version: str = "") -> int:
+        """Forget kept results ('' is any); returns how many. Tasks that have ended keep theirs."""
 
     async def cancel(self, id: bytes) -> str:
         """Answer `cancelled`, `requested`, `held` (a worker must be asked) or `already(STATUS)`."""

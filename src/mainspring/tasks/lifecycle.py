@@ -33,14 +33,14 @@ class Transition(NamedTuple):
     why: str
 
 
-_ready, _parents, _delayed, _retry, _claimed = (
-    State(TaskStatus.PENDING, reason) for reason in ("ready", "parents", "delayed", "retry", "claimed")
+_ready, _parents, _delayed, _retry, _claimed, _same_work = (
+    State(TaskStatus.PENDING, reason) for reason in STORED_REASONS
 )
 _running = State(TaskStatus.RUNNING)
 _completed, _failed, _cancelled, _timeout = (
     State(status) for status in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.TIMEOUT)
 )
-_waiting = (_ready, _parents, _delayed, _retry)
+_waiting = (_ready, _parents, _delayed, _retry, _same_work)
 _held = (_claimed, _running)
 
 TRANSITIONS: Final[tuple[Transition, ...]] = (
@@ -48,6 +48,8 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition("submit", None, _claimed, "the submitting process has a free slot and nothing better waits"),
     Transition("submit", None, _parents, "a parent has not ended"),
     Transition("submit", None, _delayed, "not_before lies ahead"),
+    Transition("submit", None, _same_work, "equal work is under way"),
+    Transition("submit", None, _completed, "the result of equal work is kept"),
     Transition("submit", None, _failed, "a required parent had failed already"),
     Transition("submit", None, _cancelled, "a parent with policy skip had failed already"),
     Transition("submit", None, _timeout, "the deadline passed while it was being stored"),
@@ -56,6 +58,11 @@ TRANSITIONS: Final[tuple[Transition, ...]] = (
     Transition("ready", _delayed, _ready, "not_before came"),
     Transition("ready", _retry, _ready, "the backoff is over"),
     Transition("claim", _ready, _claimed, "a worker took it"),
+    Transition("follow", _claimed, _same_work, "equal work is under way"),
+    Transition("lead", _same_work, _ready, "the equal work that it waited for came to nothing"),
+    Transition("share", _same_work, _completed, "the equal work that it waited for is done"),
+    Transition("share", _same_work, _failed, "the equal work that it waited for failed"),
+    Transition("share", _same_work, _timeout, "the equal work that it waited for ran out of time"),
     Transition("start", _claimed, _running, "its handler began"),
     *(Transition("finish", state, _completed, "the handler returned") for state in _held),
     *(Transition("finish", state, _failed, "no retry left, or not worth one") for state in _held),

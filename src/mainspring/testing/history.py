@@ -23,7 +23,14 @@ from mainspring.testing.events import Event, check_events
 from mainspring.testing.violation import Violation
 
 SQL: Final = named(__package__, "invariants.sql")
-_EXTRA: Final = {"vectors": "vector_collection", "named_digests": "blob_key", "payload_digests": "payload_blob"}
+_EXTRA: Final = {
+    "vectors": "vector_collection",
+    "flights": "flight",
+    "cache": "cache",
+    "named_digests": "blob_key",
+    "payload_digests": "payload_blob",
+    "kept_digests": "cache",
+}
 """Statements over tables that a store has only once somebody needed them."""
 ROWS: Final = tuple(name for name in SQL if not name.endswith("_digests"))
 _STATES: Final = sorted(
@@ -84,7 +91,7 @@ def _broken(connection: apsw.Connection, invariant: str, values: dict[str, Any])
 
 
 def _missing_blobs(connection: apsw.Connection, tables: set[str], blobs: BlobStore) -> Iterator[Violation]:
-    for name in ("payload_digests", "named_digests"):
+    for name in ("payload_digests", "named_digests", "kept_digests"):
         if _EXTRA[name] not in tables:
             continue
         for (digest,) in connection.execute(SQL[name]):

@@ -18,12 +18,15 @@ WHERE (owner IS NOT NULL) <> (status = 1 OR reason IS 4) OR (due_ms IS NOT NULL)
 -- A task that has ended did so as its last attempt says, at that moment; without an attempt where none was needed.
 SELECT id, 'ended otherwise than its last attempt' AS what, seq, status, task.attempt, outcome, crashes, releases
 FROM task LEFT JOIN attempt ON attempt.task = seq AND attempt.number = task.attempt
-WHERE status > 1 AND NOT CASE status
+WHERE status > 1 AND flags & 256 = 0 AND NOT CASE status
     WHEN 2 THEN outcome IS 0
     WHEN 3 THEN outcome IS 1 OR (outcome IS 6 AND crashes + 1 >= :max_crashes)
         OR (coalesce(outcome, 5) = 5 AND releases >= :max_releases) OR (outcome IS NULL AND task.attempt = 0)
     WHEN 4 THEN coalesce(outcome, 3) IN (3, 4, 5, 6)
     WHEN 5 THEN coalesce(outcome, 2) IN (2, 4, 5, 6) END
+UNION ALL
+SELECT id, 'ended as equal work did, and has an attempt that ended it', seq, status, task.attempt, outcome, crashes, releases
+FROM task JOIN attempt ON attempt.task = seq AND attempt.number = task.attempt WHERE flags & 256 AND outcome < 4
 UNION ALL
 SELECT id, 'ended at another time than its last attempt', seq, status, task.attempt, outcome, task.ended_ms,
     attempt.ended_ms
@@ -82,7 +85,7 @@ WHERE child.reason = 1 AND parent.status > 2 AND policy <> 1 AND edge.parent NOT
 -- name: unmet
 -- A task that failed without an attempt had a parent that it needed and that did not complete.
 SELECT id, 'failed without an attempt and without a reason' AS what, seq, crashes, releases FROM task
-WHERE status = 3 AND attempt = 0 AND NOT EXISTS
+WHERE status = 3 AND attempt = 0 AND flags & 256 = 0 AND NOT EXISTS
     (SELECT 1 FROM edge LEFT JOIN task AS parent ON parent.seq = edge.parent
     WHERE edge.child = task.seq AND policy = 0 AND coalesce(parent.status, 3) > 2);
 
@@ -114,6 +117,25 @@ WHERE low.task IN (
         SELECT ref FROM stands_for WHERE stands_for.task = low.task AND ref >= low.task
         UNION SELECT ref FROM above JOIN stands_for ON stands_for.task = above.seq WHERE ref >= low.task)
     SELECT seq FROM above);
+
+-- name: flights
+-- Of equal work one task leads, and it is alive; whoever waits for it is of its kind, and nobody else is listed.
+SELECT task.id, 'waits for equal work that nobody does' AS what, seq, status, reason, NULL AS leads FROM task
+LEFT JOIN flight ON flight.task = seq LEFT JOIN flight AS first ON first.key = flight.key AND first.leads = 1
+WHERE reason = 5 AND (flight.task IS NULL OR flight.leads <> 0 OR first.task IS NULL)
+UNION ALL
+SELECT task.id, 'is over, or held, and still listed for equal work', flight.task, status, reason, leads
+FROM flight LEFT JOIN task ON seq = flight.task
+WHERE seq IS NULL OR status > 1 OR (leads = 0 AND reason IS NOT 5)
+UNION ALL
+SELECT task.id, 'leads, and does not know', seq, status, reason, leads
+FROM task JOIN flight ON flight.task = seq WHERE flags & 64 = 0 OR (leads = 1 AND status = 1 AND flags & 128 = 0);
+
+-- name: cache
+-- What is kept was computed before it is too old, is not negative, and names the blob that it lives in.
+SELECT NULL AS id, 'keeps ' || hex(key) || ' of type ' || type || ' wrongly' AS what, bytes, made_ms, expires_ms, flags
+FROM cache WHERE bytes < 0 OR expires_ms < made_ms OR (flags & 32 <> 0) <> (digest IS NOT NULL)
+    OR (digest IS NOT NULL AND digest <> CAST(output AS TEXT));
 
 -- name: owners
 -- A claim is held by a worker that has not signed off; so is what a worker says it serves.
@@ -215,3 +237,6 @@ SELECT DISTINCT digest FROM payload_blob;
 
 -- name: named_digests
 SELECT DISTINCT digest FROM blob_key;
+
+-- name: kept_digests
+SELECT DISTINCT digest FROM cache WHERE digest IS NOT NULL;

@@ -36,8 +36,11 @@ class TextProcessor:
 
         steps: list[str | dict[str, Any]] = msgspec.field(default_factory=lambda: ["normalize"])
 
-    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | None = None, identity: Callable[[str | None], str | None] | None = None
+    ) -> None:
         self._tokenizer = tokenizer
+        self._identity = identity
 
     def check(self, input: TaskInput, model_id: str | None, params: dict[str, Any]) -> None:
         steps = self._steps(params)
@@ -47,6 +50,10 @@ class TextProcessor:
             _documents(input, steps)
         elif isinstance(input, Binary):
             _check_extract(steps)
+
+    def model_identity(self, model_id: str | None) -> str | None:
+        """Return what beside code and input a result depends on: the model whose tokenizer cuts."""
+        return "" if self._identity is None else self._identity(model_id)
 
     def load(self) -> None:
         """Nothing: each step's library loads when the step first runs."""

@@ -1,1 +1,28 @@
 -- What makes a schema of one version a schema of the next: run in one transaction when such a store is opened.
+
+-- name: to_2
+CREATE TABLE cache (
+    key        bytea    PRIMARY KEY,
+    namespace  text     NOT NULL,
+    type       text     NOT NULL,
+    version    text     NOT NULL,
+    output     bytea    NOT NULL,
+    flags      integer  NOT NULL,
+    digest     text,
+    bytes      bigint   NOT NULL,
+    made_ms    bigint   NOT NULL,
+    expires_ms bigint   NOT NULL,
+    used_ms    bigint   NOT NULL
+);
+CREATE INDEX cache_expires ON cache (expires_ms);
+CREATE INDEX cache_used ON cache (used_ms, bytes);
+CREATE INDEX cache_digest ON cache (digest) WHERE digest IS NOT NULL;
+
+CREATE TABLE flight (
+    task    bigint  PRIMARY KEY,
+    key     bytea    NOT NULL,
+    leads   smallint NOT NULL,
+    keep_ms bigint   NOT NULL
+);
+CREATE UNIQUE INDEX flight_leader ON flight (key) WHERE leads = 1;
+CREATE INDEX flight_followers ON flight (key) WHERE leads = 0;

@@ -526,7 +526,7 @@ DELETE FROM payload_blob WHERE task = ANY ($1::bigint[]);
 DELETE FROM retried WHERE task = ANY ($1::bigint[]) OR again = ANY ($1::bigint[]);
 
 -- name: blob_in_use
-SELECT 1 FROM payload_blob WHERE digest = $1 LIMIT 1;
+SELECT 1 FROM payload_blob WHERE digest = $1 UNION ALL SELECT 1 FROM cache WHERE digest = $1 LIMIT 1;
 
 -- name: add_retried
 INSERT INTO retried (task, again) VALUES ($1, $2);
@@ -621,3 +621,101 @@ UNION ALL SELECT id, spec FROM task WHERE due_ms IS NOT NULL UNION ALL SELECT id
 -- name: attempts_since
 SELECT class.type, attempt.outcome, attempt.duration_us, attempt.wait_ms, attempt.cpu_us
 FROM attempt JOIN task ON task.seq = attempt.task JOIN class ON class.id = task.class WHERE attempt.ended_ms >= $1;
+
+-- name: insert_done
+-- new -> COMPLETED, with the result of equal work
+INSERT INTO task (seq, id, class, rank, status, flags, priority, max_retries, submitted_ms, ready_ms, not_before_ms,
+    deadline_ms, timeout_ms, ended_ms, input, spec, output)
+SELECT v.seq, v.id, v.class, v.rank, 2, v.flags, v.priority, v.max_retries, v.submitted_ms, v.ready_ms, v.not_before_ms,
+    v.deadline_ms, v.timeout_ms, v.ended_ms, v.input, v.spec, v.output
+FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::integer[], $6::smallint[], $7::integer[],
+    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bytea[], $15::bytea[],
+    $16::bytea[])
+    AS v (seq, id, class, rank, flags, priority, max_retries, submitted_ms, ready_ms, not_before_ms, deadline_ms,
+    timeout_ms, ended_ms, input, spec, output);
+
+-- name: kept
+SELECT key, output, flags, made_ms, used_ms FROM cache
+WHERE key = ANY ($1::bytea[]) AND expires_ms > $2;
+
+-- name: use_kept
+UPDATE cache SET used_ms = $1 WHERE key = $2;
+
+-- name: keep
+INSERT INTO cache (key, namespace, type, version, output, flags, digest, bytes, made_ms, expires_ms, used_ms)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+ON CONFLICT (key) DO UPDATE SET output = excluded.output, flags = excluded.flags, digest = excluded.digest,
+    bytes = excluded.bytes, made_ms = excluded.made_ms, expires_ms = excluded.expires_ms, used_ms = excluded.used_ms;
+
+-- name: kept_kinds
+SELECT namespace, type, version, count(*), sum(bytes)::bigint, min(made_ms) FROM cache GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
+
+-- name: kept_bytes
+SELECT coalesce(sum(bytes), 0)::bigint FROM cache;
+
+-- name: drop_expired
+DELETE FROM cache WHERE key = ANY (ARRAY(SELECT key FROM cache WHERE expires_ms <= $1 LIMIT $2));
+
+-- name: drop_unused
+-- Those that were not used for longest, as many as it takes to free so many bytes.
+DELETE FROM cache WHERE key = ANY (ARRAY(SELECT key FROM
+    (SELECT key, sum(bytes) OVER (ORDER BY used_ms ROWS UNBOUNDED PRECEDING) - bytes AS freed FROM
+        (SELECT key, used_ms, bytes FROM cache ORDER BY used_ms LIMIT $1) AS oldest) AS sums
+    WHERE freed < $2));
+
+-- name: purge_kept
+DELETE FROM cache WHERE key = ANY (ARRAY(SELECT key FROM cache
+    WHERE ($1::text = '' OR namespace = $1) AND ($2::text = '' OR type = $2) AND ($3::text = '' OR version = $3) LIMIT $4));
+
+-- name: leaders
+SELECT flight.key, task.seq, task.rank FROM flight JOIN task ON task.seq = flight.task
+WHERE flight.leads = 1 AND flight.key = ANY ($1::bytea[]);
+
+-- name: leaders_of
+-- Whom these followers wait for.
+SELECT (SELECT task FROM flight WHERE key = mine.key AND leads = 1) FROM flight AS mine WHERE task = ANY ($1::bigint[]);
+
+-- name: leader_of
+SELECT id FROM task WHERE seq =
+    (SELECT task FROM flight WHERE leads = 1 AND key = (SELECT key FROM flight WHERE task = $1));
+
+-- name: join_flight
+INSERT INTO flight (task, key, leads, keep_ms) VALUES ($1, $2, $3, $4);
+
+-- name: leave_flight
+DELETE FROM flight WHERE task = $1 RETURNING key, leads, keep_ms;
+
+-- name: leave_flights
+DELETE FROM flight WHERE task = ANY ($1::bigint[]);
+
+-- name: lead_flight
+UPDATE flight SET leads = 1 WHERE task = $1;
+
+-- name: followers
+SELECT task.seq, task.id, task.class FROM flight JOIN task ON task.seq = flight.task
+WHERE flight.key = $1 AND flight.leads = 0 LIMIT $2;
+
+-- name: best_follower
+SELECT task.seq, task.class FROM flight JOIN task ON task.seq = flight.task
+WHERE flight.key = $1 AND flight.leads = 0 ORDER BY task.rank, task.seq LIMIT 1;
+
+-- name: follow
+-- PENDING (claimed) -> PENDING (same_work)
+UPDATE task SET reason = 5, owner = NULL WHERE seq = $1 AND attempt = $2 AND owner = $3 AND reason = 4;
+
+-- name: take_lead
+-- PENDING (same_work) -> PENDING (ready)
+UPDATE task SET reason = 0, flags = flags | $1, ready_ms = $2 WHERE seq = $3 AND reason = 5;
+
+-- name: add_flags
+UPDATE task SET flags = flags | $1 WHERE seq = $2 AND owner IS NOT NULL;
+
+-- name: share
+-- PENDING (same_work) -> COMPLETED
+UPDATE task SET status = 2, reason = NULL, ended_ms = $1, output = $2, flags = flags | $3, error = NULL
+WHERE seq = ANY ($4::bigint[]) AND reason = 5;
+
+-- name: share_failure
+-- PENDING (same_work) -> FAILED or TIMEOUT
+UPDATE task SET status = $1, reason = NULL, ended_ms = $2, error = $3, flags = flags | $4
+WHERE seq = ANY ($5::bigint[]) AND reason = 5;

@@ -1,4 +1,4 @@
--- Version 1. The same tables as SQLite's, in a schema of their own; what differs says why. Codes of status and reason
+-- Version 2. The same tables as SQLite's, in a schema of their own; what differs says why. Codes of status and reason
 -- stand in tasks/lifecycle.py, flags in store/base.py. Times are milliseconds since 1970 by the store's clock.
 
 -- What this schema is: one row.
@@ -226,3 +226,31 @@ CREATE TABLE audit (
     action text   NOT NULL,
     detail text   NOT NULL    -- JSON
 );
+
+-- What equal work has given. A key tells namespace, type, code, model, params and input.
+CREATE TABLE cache (
+    key        bytea    PRIMARY KEY,
+    namespace  text     NOT NULL,
+    type       text     NOT NULL,
+    version    text     NOT NULL,
+    output     bytea    NOT NULL,
+    flags      integer  NOT NULL,
+    digest     text,                 -- of the blob that the output lives in
+    bytes      bigint   NOT NULL,
+    made_ms    bigint   NOT NULL,
+    expires_ms bigint   NOT NULL,
+    used_ms    bigint   NOT NULL      -- in steps of a minute
+);
+CREATE INDEX cache_expires ON cache (expires_ms);
+CREATE INDEX cache_used ON cache (used_ms, bytes);
+CREATE INDEX cache_digest ON cache (digest) WHERE digest IS NOT NULL;
+
+-- Equal work under way: one task of a key leads, the others follow.
+CREATE TABLE flight (
+    task    bigint  PRIMARY KEY,
+    key     bytea    NOT NULL,
+    leads   smallint NOT NULL,
+    keep_ms bigint   NOT NULL         -- for how long it wants the result kept
+);
+CREATE UNIQUE INDEX flight_leader ON flight (key) WHERE leads = 1;
+CREATE INDEX flight_followers ON flight (key) WHERE leads = 0;

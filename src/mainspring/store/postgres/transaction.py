@@ -123,6 +123,9 @@ class PostgresTransaction(Transaction):
     def listed(self, numbers: Sequence[int]) -> list[int]:
         return list(numbers)
 
+    def listed_keys(self, keys: Sequence[bytes]) -> list[bytes]:
+        return list(keys)
+
     def numbers(self, n: int) -> Iterator[int]:
         if len(self.drawn) < n:
             self.drawn = [row[0] for row in self.run("numbers", n)]

@@ -10,7 +10,7 @@ import asyncpg
 
 from mainspring.environment import Environment
 from mainspring.errors import StoreRefused, StoreUnavailable, TaskError
-from mainspring.store.base import Finish
+from mainspring.store.base import WANTS_KEPT, Finish
 from mainspring.store.postgres import connection as server
 from mainspring.store.postgres.arrivals import take_in
 from mainspring.store.postgres.session import Session
@@ -259,4 +259,5 @@ def _is_for_one(group: Group) -> bool:
 
 
 def _goes_on(finish: Finish) -> bool:
-    return bool(finish.refs or finish.effects or any(child.after for child in finish.children))
+    joins = finish.claim.flags & WANTS_KEPT
+    return bool(joins or finish.refs or finish.effects or any(child.after for child in finish.children))

@@ -107,6 +107,9 @@ class Caretaker(ABC):
         await self._go_on()
         if self._cursor or self._ticks % _SWEEP_TICKS == 0:
             await self._sweep()
+        if self._ticks % _SWEEP_TICKS == 0:
+            while await self._store.write(upkeep.prune_kept):
+                pass
         if self._ticks % _COLLECT_TICKS == 0:
             await self._collect_blobs()
 

@@ -10,9 +10,10 @@ from graphlib import TopologicalSorter
 import msgspec
 
 from mainspring.errors import InvalidInput, TaskNotFound
-from mainspring.store.base import CANCEL_ASKED, Claimed, HandlerRecord
-from mainspring.store.sql import graph
+from mainspring.store.base import BLOB_INPUT, CANCEL_ASKED, HAS_REFS, WANTS_KEPT, Claimed, HandlerRecord
+from mainspring.store.sql import flights, graph
 from mainspring.store.sql.transaction import Transaction, first
+from mainspring.store.sql.upkeep import STEP
 from mainspring.tasks import ErrorInfo, TaskId
 from mainspring.tasks.codec import with_refs
 from mainspring.tasks.lifecycle import CANCELLED, CLAIMED, COMPLETED, DELAYED, PARENTS, PENDING, READY, STATUS_OF
@@ -20,6 +21,10 @@ from mainspring.tasks.lifecycle import CANCELLED, CLAIMED, COMPLETED, DELAYED, P
 logger = logging.getLogger("mainspring.store")
 
 _CANCELLED = ErrorInfo(type="TaskCancelled", message="cancelled before it started", attempts=0)
+
+
+_RENEWED = HAS_REFS | BLOB_INPUT | WANTS_KEPT
+"""What a task that is made anew takes over."""
 
 
 def audit(tx: Transaction, action: str, **detail: object) -> None:
@@ -49,8 +54,7 @@ def cancel(tx: Transaction, id: bytes) -> str:
     if status >= COMPLETED:
         return f"already({STATUS_OF[status].value})"
     if status == PENDING and reason != CLAIMED:
-        graph.end_task(tx, seq, class_id, id, CANCELLED, _CANCELLED)
-        graph.ended(tx, [(seq, CANCELLED, id)])
+        graph.end(tx, seq, class_id, id, CANCELLED, _CANCELLED)
         audit(tx, "cancel", task=str(TaskId(id)))
         return "cancelled"
     if not flags & CANCEL_ASKED:
@@ -71,8 +75,27 @@ def withdraw(tx: Transaction, claim: Claimed) -> bool:
 
 def cancel_held(tx: Transaction, seq: int, class_id: int, id: bytes) -> None:
     """End a held task whose holder lets go of it."""
-    graph.end_task(tx, seq, class_id, id, CANCELLED, _CANCELLED)
-    graph.ended(tx, [(seq, CANCELLED, id)])
+    graph.end(tx, seq, class_id, id, CANCELLED, _CANCELLED)
+
+
+def join(tx: Transaction, claim: Claimed, keep_ms: int) -> str:
+    """Compare a claim that has not begun with equal work. See `Store.join`."""
+    row = tx.one("held", claim.seq, claim.attempt, claim.owner)
+    if row is None:
+        return "lost"
+    if row[2] & CANCEL_ASKED:
+        cancel_held(tx, claim.seq, row[1], claim.id)
+        return "over"
+    answer, leader, ends = flights.join(tx, claim, keep_ms)
+    if leader is not None:
+        graph.raise_parents(tx, [leader.seq], claim.rank)
+    graph.ended(tx, ends)
+    return answer
+
+
+def purge(tx: Transaction, namespace: str, kind: str, version: str) -> int:
+    """Forget kept results, '' standing for any: as many as a step can; returns how many."""
+    return tx.changed("purge_kept", namespace, kind, version, STEP)
 
 
 def retry(tx: Transaction, id: bytes, new_id: bytes) -> bytes:
@@ -156,7 +179,7 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
     due = not_before if waits is None and not_before is not None and not_before > tx.now_ms else None
     reason = PARENTS if waits else DELAYED if due else READY
     tx.run(
-        "insert_task", new, new_id, class_id, rank, reason, 0, None, flags & (4 | 16), priority, max_retries, tx.now_ms,
+        "insert_task", new, new_id, class_id, rank, reason, 0, None, flags & _RENEWED, priority, max_retries, tx.now_ms,
         tx.now_ms, not_before, due, None, timeout_ms, waits.parent if waits else None, waits.n if waits else None,
         input, spec,
     )  # fmt: skip

@@ -13,9 +13,11 @@ import msgspec
 
 from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.store.base import STANDS_FOR, Ended
+from mainspring.store.sql import flights
+from mainspring.store.sql.flights import Failure
 from mainspring.store.sql.transaction import Crowded, Transaction, first
 from mainspring.tasks import ErrorInfo, TaskId
-from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, PARENTS, READY
+from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, PARENTS, READY, SAME_WORK
 
 REQUIRE, ALLOW_FAILURE, SKIP = range(3)
 TRAVEL_LIMIT = 1_000
@@ -95,6 +97,8 @@ def raise_parents(tx: Transaction, parents: Sequence[int], rank: int) -> None:
         tx.ready.update(class_id for _, class_id, reason in raised if reason == READY)
         seqs = [seq for seq, _, _ in raised]
         level = [row[0] for row in tx.run("parents_of_all", tx.listed(seqs))] if seqs else []
+        followers = [seq for seq, _, reason in raised if reason == SAME_WORK]
+        level += [row[0] for row in tx.run("leaders_of", tx.listed(followers))] if followers else []
 
 
 def ended(tx: Transaction, tasks: Sequence[tuple[int, int, bytes]]) -> None:
@@ -209,6 +213,13 @@ def _failure(edge: Edge) -> tuple[int, ErrorInfo]:
     return status, error
 
 
+def end(tx: Transaction, seq: int, class_id: int, id: bytes, status: int, error: ErrorInfo) -> None:
+    """Give a task without a result its final status, and tell those that wait for it."""
+    end_task(tx, seq, class_id, id, status, error)
+    shared = flights.leave(tx, seq, Failure(status, msgspec.msgpack.encode(error)) if status == FAILED else None)
+    ended(tx, [(seq, status, id), *shared])
+
+
 def end_task(tx: Transaction, seq: int, class_id: int, id: bytes, status: int, error: ErrorInfo | None) -> None:
     """Give a task that is not running its final status. Its children are the caller's to tell."""
     raw = None if error is None else msgspec.msgpack.encode(error)
@@ -267,6 +278,7 @@ def go_on(tx: Transaction) -> None:
 __all__ = [
     "STANDS_FOR",
     "Edge",
+    "end",
     "end_task",
     "ended",
     "fail_child",

@@ -9,12 +9,24 @@ from typing import Any
 import msgspec
 
 from mainspring.errors import Conflict, InvalidInput, QueueFull, TaskNotFound, invalid
-from mainspring.store.base import BLOB_INPUT, Accepted, Claimed, Lane, NewTask, Spec
+from mainspring.store.base import (
+    BLOB_INPUT,
+    BLOB_OUTPUT,
+    LEADS,
+    SHARED,
+    Accepted,
+    Claimed,
+    Ended,
+    Lane,
+    NewTask,
+    Spec,
+)
+from mainspring.store.sql.flights import Entrance, Found, Leader
 from mainspring.store.sql.graph import Edge, fail_child, first_unfinished, link, raise_parents
 from mainspring.store.sql.transaction import ClassKey, Transaction
 from mainspring.tasks import TaskId
 from mainspring.tasks.codec import with_refs
-from mainspring.tasks.lifecycle import CLAIMED, DELAYED, PARENTS, PENDING, READY
+from mainspring.tasks.lifecycle import CLAIMED, COMPLETED, DELAYED, PARENTS, PENDING, READY, SAME_WORK
 
 
 def rank_of(task: NewTask, now_ms: int, ageing_ms: int) -> int:
@@ -169,6 +181,10 @@ class _Entry:
         self._doors: dict[ClassKey, _Door] = {}
         self._noted: list[tuple[NewTask, int]] = []
         self._here: dict[bytes, tuple[int, int]] = {}  # (seq, rank) of those whose rows are not written yet
+        self._entrance: Entrance | None = None  # for those whose result may be that of equal work
+        self._done: list[tuple[Any, ...]] = []  # rows of those that end as they enter,
+        self._done_ids: set[bytes] = set()
+        self._flights: list[tuple[int, bytes, int, int]] = []
 
     def add(self, task: NewTask) -> None:
         now = self._now
@@ -182,7 +198,9 @@ class _Entry:
             door = self._doors[task.class_key] = _door(self._tx, task.class_key, self._tasks)
         door.entered += 1
         self._seq = next(self._numbers)
-        if task.after:
+        if task.work is not None and self._may_start(task):
+            self._add_same(task, task.work, door, rank)
+        elif task.after:
             self._add_linked(task, door, rank)
         else:
             self._add_free(task, door, rank)
@@ -218,6 +236,48 @@ class _Entry:
             tx.ready.add(door.class_id)
             self._row(task, door, rank, READY, None)
         self._here[task.id] = (self._seq, rank)
+
+    def _may_start(self, task: NewTask) -> bool:
+        """Whether it would be ready at once. What has to wait is compared with equal work when it is claimed."""
+        now = self._now
+        return (
+            not task.after
+            and (task.not_before_ms is None or task.not_before_ms <= now)
+            and (task.deadline_ms is None or task.deadline_ms > now)
+        )
+
+    def _add_same(self, task: NewTask, work: bytes, door: _Door, rank: int) -> None:
+        """A task whose result may be that of equal work: it has that at once, or follows, or leads."""
+        if self._entrance is None:
+            self._entrance = Entrance(self._tx, self._tasks)
+        task.flags &= ~LEADS  # it may have entered in a transaction that came to nothing
+        if (found := self._entrance.result_for(task)) is not None:
+            self._add_done(task, found, door, rank)
+            return
+        leader = self._entrance.leader_for(work)
+        self._flights.append((self._seq, work, int(leader is None), task.keep_ms))
+        if leader is None:
+            task.flags |= LEADS
+            self._entrance.leads(work, Leader(self._seq, rank))
+            self._add_free(task, door, rank)
+            return
+        self._row(task, door, rank, SAME_WORK, None)
+        self._here[task.id] = (self._seq, rank)
+        if rank < leader.rank:
+            self.write()
+            raise_parents(self._tx, [leader.seq], rank)
+            self._entrance.leads(work, Leader(leader.seq, rank))
+
+    def _add_done(self, task: NewTask, found: Found, door: _Door, rank: int) -> None:
+        tx, now, flags = self._tx, self._now, task.flags | found.flags | SHARED
+        self._done.append(
+            (self._seq, task.id, door.class_id, rank, flags, task.priority, task.max_retries, now, now,
+             task.not_before_ms, task.deadline_ms, task.timeout_ms, now, task.input, task.spec, found.output)
+        )  # fmt: skip
+        self._done_ids.add(task.id)
+        door.entered -= 1
+        tx.count(door.class_id, COMPLETED)
+        tx.ended.append(Ended(task.id, COMPLETED, found.output, flags, None))
 
     def _add_linked(self, task: NewTask, door: _Door, rank: int) -> None:
         """A task with parents: it waits for one of them that has not ended, or is ready, or ends at once."""
@@ -260,6 +320,8 @@ class _Entry:
             if id == task.id:
                 raise invalid("dependencies", TaskId(id), "is the task itself", "leave it out")
             known = self._here.get(id)
+            if id in self._done_ids:
+                self.write()
             found.append((known[0], PENDING, id) if known is not None else _parent(self._tx, id))
         return found
 
@@ -269,12 +331,19 @@ class _Entry:
         tx.run_wide("insert_task", self._rows)
         if self._edges:
             tx.run_wide("insert_edge", self._edges)
+        if self._flights:
+            tx.run_many("join_flight", self._flights)
+        if self._done:
+            tx.run_wide("insert_done", self._done)
+            kept_blobs = [(row[-1].decode(), row[0]) for row in self._done if row[4] & BLOB_OUTPUT]
+            tx.run_many("add_payload_blob", kept_blobs)
         for door in self._doors.values():
             tx.count(door.class_id, 0, door.entered)
             door.entered = 0
         for task, seq in self._noted:
             _note(tx, task, seq)
         self._rows, self._edges, self._noted, self._here = [], [], [], {}
+        self._flights, self._done, self._done_ids = [], [], set()
 
 
 def _note(tx: Transaction, task: NewTask, seq: int) -> None:

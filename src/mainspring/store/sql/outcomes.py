@@ -23,11 +23,13 @@ from mainspring.store.base import (
     STANDS_FOR,
     SUSPECT,
     TIMEOUT,
+    WANTS_KEPT,
     Claimed,
     Ended,
     Finish,
 )
-from mainspring.store.sql import graph
+from mainspring.store.sql import flights, graph
+from mainspring.store.sql.flights import Failure, Result
 from mainspring.store.sql.intake import refuse_large_referrer, submit_children
 from mainspring.store.sql.transaction import Transaction
 from mainspring.tasks import ErrorInfo, TaskStatus
@@ -109,7 +111,7 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
     elif outcome == RELEASED:
         _release(tx, finish, class_id, row[7])
     if outcome in _STATUS:
-        _end(tx, finish, class_id, outcome, error)
+        _end(tx, finish, class_id, outcome, error, wants_kept=bool(row[2] & WANTS_KEPT))
     if finish.started_ms is not None or outcome not in (RELEASED, CANCELLED):
         tx.run("insert_attempt", *_attempt_row(finish, outcome))
 
@@ -143,20 +145,24 @@ def _release(tx: Transaction, finish: Finish, class_id: int, releases: int) -> N
             message=f"was handed back unfinished {MAX_RELEASES} times",
             attempts=finish.claim.attempt,
         )
-        graph.end_task(tx, finish.claim.seq, class_id, finish.claim.id, _STATUS[FAILED], error)
-        graph.ended(tx, [(finish.claim.seq, _STATUS[FAILED], finish.claim.id)])
+        graph.end(tx, finish.claim.seq, class_id, finish.claim.id, _STATUS[FAILED], error)
         return
     tx.must_change("give_back", int(finish.is_counted), 0, 0, finish.claim.seq)
     tx.ready.add(class_id)
 
 
-def _end(tx: Transaction, finish: Finish, class_id: int, outcome: int, error: bytes | None) -> None:
+def _end(
+    tx: Transaction, finish: Finish, class_id: int, outcome: int, error: bytes | None, *, wants_kept: bool
+) -> None:
     claim, status = finish.claim, _STATUS[outcome]
+    shared: list[tuple[int, int, bytes]] = []
     if outcome == COMPLETED:
         output, refs = _apply(tx, finish)
         flags = finish.flags | (STANDS_FOR if refs else 0)
         tx.must_change("complete", finish.ended_ms, output, flags, claim.seq, claim.attempt, claim.owner)
         tx.ended.append(Ended(claim.id, status, output, flags, None))
+        if wants_kept:
+            shared = flights.leave(tx, claim.seq, _shareable(finish, output))
         if refs:
             graph.stand_for(tx, claim.seq, refs)
     else:
@@ -164,9 +170,28 @@ def _end(tx: Transaction, finish: Finish, class_id: int, outcome: int, error: by
             error = _cancelled(finish)
         tx.must_change("end", status, finish.ended_ms, error, claim.seq)
         tx.ended.append(Ended(claim.id, status, None, 0, error))
+        if wants_kept:
+            shared = flights.leave(tx, claim.seq, _failure(finish, outcome, error))
     tx.count(class_id, 0, -1)
     tx.count(class_id, status)
-    graph.ended(tx, [(claim.seq, status, claim.id)])
+    graph.ended(tx, [(claim.seq, status, claim.id), *shared])
+
+
+def _shareable(finish: Finish, output: bytes | None) -> Result | None:
+    """Return what equal work may have of a result: nothing where more than the value came with it."""
+    work = finish.claim.work
+    if work is None or output is None or finish.refs or finish.effects or finish.children:
+        return None
+    namespace, kind, _ = finish.claim.class_key
+    return Result(work, namespace, kind, output, finish.flags & BLOB_OUTPUT, finish.output_bytes or len(output))
+
+
+def _failure(finish: Finish, outcome: int, error: bytes | None) -> Failure | None:
+    """Return what equal work has to know of a failure: nothing where it was not the work that failed."""
+    is_of_work = outcome == FAILED or (
+        outcome == TIMEOUT and finish.outcome == TIMEOUT and finish.started_ms is not None
+    )
+    return Failure(_STATUS[outcome], error) if is_of_work and error is not None else None
 
 
 def _cancelled(finish: Finish) -> bytes:

@@ -11,7 +11,7 @@ import msgspec
 
 from mainspring.blobs.base import BlobStore
 from mainspring.errors import TaskError, TaskNotFound
-from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, CANCEL_ASKED, OUTCOMES, Ended, Spec, Standing
+from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, CANCEL_ASKED, OUTCOMES, SHARED, Ended, Kept, Spec, Standing
 from mainspring.store.sql.transaction import Row
 from mainspring.tasks import (
     Attempt,
@@ -147,6 +147,7 @@ def _task(row: Any, parents: Sequence[TaskId], blobs: BlobStore) -> Task:
         namespace=row[26],
         on_dependency_failure=spec.on_dependency_failure,
         params=spec.params,
+        cache=None if spec.keep_ms is None else spec.keep_ms / 1000,
     )
 
 
@@ -181,14 +182,14 @@ def result(view: View, blobs: BlobStore, id: bytes) -> TaskResult | None:
         status=status,
         output=output,
         error=_error(row[25]),
-        metrics=_metrics(tries[-1] if tries else None, row[10]),
+        metrics=_metrics(tries[-1] if tries else None, row[10], is_hit=bool(row[8] & SHARED)),
         timestamp=_when(row[20]),
     )
 
 
-def _metrics(row: Any, retry_count: int) -> TaskMetrics:
+def _metrics(row: Any, retry_count: int, *, is_hit: bool) -> TaskMetrics:
     if row is None:
-        return TaskMetrics(retry_count=retry_count)
+        return TaskMetrics(retry_count=retry_count, cache_hit=is_hit)
     duration = (row[5] or 0) / 1e6
     cpu = None if row[6] is None else row[6] / 1e6
     return TaskMetrics(
@@ -201,6 +202,7 @@ def _metrics(row: Any, retry_count: int) -> TaskMetrics:
         queue_wait=None if row[10] is None else row[10] / 1000,
         batch_size=row[9],
         lane=row[11],
+        cache_hit=is_hit,
     )
 
 
@@ -228,7 +230,9 @@ def standing(view: View, id: bytes) -> Standing:
         parents: list[bytes] = []
         if reason == "parents":
             parents = [p for p, status in view.rows("parents_ids", seq) if status < 2]
-        ahead, pause = 0, None
+        ahead, pause, leader = 0, None, None
+        if reason == "same_work" and (found := view.one("leader_of", seq)) is not None:
+            leader = bytes(found[0])
         if reason == "ready":
             ahead = view.one("ahead", class_id, rank, seq, _AHEAD_LIMIT)[0]
             pause = _pause_of(view, namespace, kind, group)
@@ -247,6 +251,7 @@ def standing(view: View, id: bytes) -> Standing:
         ahead=ahead,
         ahead_is_more=ahead == _AHEAD_LIMIT,
         pause=pause,
+        leader=leader,
     )
 
 
@@ -256,6 +261,11 @@ def _pause_of(view: View, namespace: str, kind: str, group: str) -> str | None:
             named = (("namespace", a), ("type", b), ("group", c))
             return ", ".join(f"{name} {value}" for name, value in named if value) or "everything"
     return None
+
+
+def kept(view: View) -> list[Kept]:
+    """Return what the result cache holds, by namespace, type and version."""
+    return [Kept(*row) for row in view.rows("kept_kinds")]
 
 
 def registered_types(view: View) -> list[str]:

@@ -19,6 +19,7 @@ from mainspring.store.base import (
     Ended,
     Finish,
     HandlerRecord,
+    Kept,
     Listener,
     NewTask,
     Pledged,
@@ -26,7 +27,7 @@ from mainspring.store.base import (
     WorkerPort,
 )
 from mainspring.store.bell import ENDED, HELLO, LOOK, STOP, WELCOME, Bell, split_ids
-from mainspring.store.sql import commands, reads
+from mainspring.store.sql import commands, reads, upkeep
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.transaction import Applier, Memory, Transaction
 from mainspring.store.sql.writer import Command, Group, Started, Submission, Writer
@@ -172,6 +173,20 @@ class SqlStore(ABC):
 
     async def withdraw(self, claim: Claimed) -> bool:
         return await self.write(lambda tx: commands.withdraw(tx, claim), is_light=True)
+
+    async def join(self, claim: Claimed, keep_ms: int) -> str:
+        return await self.write(lambda tx: commands.join(tx, claim, keep_ms))
+
+    async def kept(self) -> list[Kept]:
+        return await self.view(reads.kept)
+
+    async def purge(self, *, namespace: str = "", type: str = "", version: str = "") -> int:
+        await self.write(lambda tx: commands.audit(tx, "purge", namespace=namespace, type=type, version=version))
+        total, n = 0, upkeep.STEP
+        while n == upkeep.STEP:
+            n = await self.write(lambda tx: commands.purge(tx, namespace, type, version))
+            total += n
+        return total
 
     async def retry(self, id: bytes) -> bytes:
         new_id = self.env.new_id()

@@ -51,6 +51,7 @@ class Memory:
         self.lanes: dict[str, Lane] = {}
         self.lane_of_type: dict[str, Lane] = {}
         self.queue_size: int | None = None
+        self.cache_bytes = config.cache_bytes
         self.appliers: dict[type, Applier] = {}
         self.has_peers = False  # other processes that may want to hear of ready tasks
         self.seen_news = 0  # how far in `news` this process has looked
@@ -151,6 +152,10 @@ class Transaction(ABC):
     @abstractmethod
     def listed(self, numbers: Sequence[int]) -> Any:
         """Return a list as the value of a statement."""
+
+    @abstractmethod
+    def listed_keys(self, keys: Sequence[bytes]) -> Any:
+        """The same for keys of work."""
 
     @abstractmethod
     def numbers(self, n: int) -> Iterator[int]:

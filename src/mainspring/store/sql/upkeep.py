@@ -40,8 +40,7 @@ def expire(tx: Transaction) -> None:
         status, id = first(tx.run("status_and_id", seq))
         if status >= COMPLETED:  # a parent that is overdue too has just taken it along
             continue
-        graph.end_task(tx, seq, class_id, id, TIMEOUT, _TOO_LATE)
-        graph.ended(tx, [(seq, TIMEOUT, id)])
+        graph.end(tx, seq, class_id, id, TIMEOUT, _TOO_LATE)
 
 
 def next_event_ms(tx: Transaction) -> int | None:
@@ -71,11 +70,9 @@ def rescue(tx: Transaction, owner: int, evidence: CrashEvidence) -> int:
             attempts=attempt,
         )
         if flags & CANCEL_ASKED:
-            graph.end_task(tx, seq, class_id, id, CANCELLED, _CANCELLED)
-            graph.ended(tx, [(seq, CANCELLED, id)])
+            graph.end(tx, seq, class_id, id, CANCELLED, _CANCELLED)
         elif alone and crashes + 1 >= MAX_CRASHES:
-            graph.end_task(tx, seq, class_id, id, FAILED, error)
-            graph.ended(tx, [(seq, FAILED, id)])
+            graph.end(tx, seq, class_id, id, FAILED, error)
         else:
             tx.must_change("give_back", 0, int(alone), SUSPECT if ran else 0, seq)
             tx.ready.add(class_id)
@@ -113,11 +110,9 @@ def take_back(tx: Transaction, claims: Sequence[tuple[int, int]], stall: Stall) 
             attempts=attempt,
         )
         if flags & CANCEL_ASKED:
-            graph.end_task(tx, seq, class_id, id, CANCELLED, _UNHEARD)
-            graph.ended(tx, [(seq, CANCELLED, id)])
+            graph.end(tx, seq, class_id, id, CANCELLED, _UNHEARD)
         elif ran and releases >= MAX_RELEASES:
-            graph.end_task(tx, seq, class_id, id, FAILED, error)
-            graph.ended(tx, [(seq, FAILED, id)])
+            graph.end(tx, seq, class_id, id, FAILED, error)
         else:
             tx.must_change("give_back", int(ran), 0, 0, seq)
             tx.ready.add(class_id)
@@ -161,6 +156,17 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
         tx.run("drop_audit", STEP, forgotten_ms)
         tx.run("forget_workers", forgotten_ms)
     return int(rows[-1][0]) if len(rows) == STEP else 0
+
+
+def prune_kept(tx: Transaction) -> bool:
+    """Remove kept results that are too old, and beyond the limit those that were not used for longest.
+
+    Returns: whether more are to go.
+    """
+    if tx.changed("drop_expired", tx.now_ms, STEP) == STEP:
+        return True
+    surplus = tx.one("kept_bytes")[0] - tx.memory.cache_bytes
+    return bool(surplus > 0 and tx.changed("drop_unused", STEP, surplus) == STEP)
 
 
 def _not_needed(tx: Transaction, seqs: Sequence[int]) -> set[int]:

@@ -28,7 +28,11 @@ Progress = Callable[[int, int], None]
 """Told how much is done, of how much."""
 
 _PAYLOADS = "SELECT DISTINCT digest FROM payload_blob"
-_NAMED = "SELECT DISTINCT digest FROM blob_key"
+_NAMED = {
+    "blob_key": "SELECT DISTINCT digest FROM blob_key",
+    "cache": "SELECT DISTINCT digest FROM cache WHERE digest IS NOT NULL",
+}
+"""What names blobs in tables that not every store has."""
 
 
 def blobs_beside(path: Path, *, make: bool = False) -> LocalBlobStore:
@@ -83,8 +87,9 @@ def digests_of(path: Path) -> list[str]:
     def read(connection: apsw.Connection) -> list[str]:
         with connection:
             found = {str(digest) for (digest,) in connection.execute(_PAYLOADS)}
-            if connection.table_exists("main", "blob_key"):
-                found |= {str(digest) for (digest,) in connection.execute(_NAMED)}
+            for table, named in _NAMED.items():
+                if connection.table_exists("main", table):
+                    found |= {str(digest) for (digest,) in connection.execute(named)}
         return sorted(found)
 
     return look(path, read)

@@ -9,3 +9,30 @@ CREATE TABLE news (
     class INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX worker_open ON worker (id) WHERE ended_ms IS NULL;
+
+-- name: to_4
+CREATE TABLE cache (
+    key        BLOB    PRIMARY KEY,
+    namespace  TEXT    NOT NULL,
+    type       TEXT    NOT NULL,
+    version    TEXT    NOT NULL,
+    output     BLOB    NOT NULL,
+    flags      INTEGER NOT NULL,
+    digest     TEXT,
+    bytes      INTEGER NOT NULL,
+    made_ms    INTEGER NOT NULL,
+    expires_ms INTEGER NOT NULL,
+    used_ms    INTEGER NOT NULL
+) STRICT;
+CREATE INDEX cache_expires ON cache (expires_ms);
+CREATE INDEX cache_used ON cache (used_ms, bytes);
+CREATE INDEX cache_digest ON cache (digest) WHERE digest IS NOT NULL;
+
+CREATE TABLE flight (
+    task    INTEGER PRIMARY KEY,
+    key     BLOB    NOT NULL,
+    leads   INTEGER NOT NULL,
+    keep_ms INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX flight_leader ON flight (key) WHERE leads = 1;
+CREATE INDEX flight_followers ON flight (key) WHERE leads = 0;

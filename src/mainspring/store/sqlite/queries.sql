@@ -392,7 +392,7 @@ DELETE FROM payload_blob WHERE task IN (SELECT value FROM json_each(?));
 DELETE FROM retried WHERE task IN (SELECT value FROM json_each(?1)) OR again IN (SELECT value FROM json_each(?1));
 
 -- name: blob_in_use
-SELECT 1 FROM payload_blob WHERE digest = ? LIMIT 1;
+SELECT 1 FROM payload_blob WHERE digest = ?1 UNION ALL SELECT 1 FROM cache WHERE digest = ?1 LIMIT 1;
 
 -- name: add_retried
 INSERT INTO retried (task, again) VALUES (?, ?);
@@ -504,3 +504,95 @@ UNION ALL SELECT id, spec FROM task WHERE due_ms IS NOT NULL UNION ALL SELECT id
 -- name: attempts_since
 SELECT class.type, attempt.outcome, attempt.duration_us, attempt.wait_ms, attempt.cpu_us
 FROM attempt JOIN task ON task.seq = attempt.task JOIN class ON class.id = task.class WHERE attempt.ended_ms >= ?;
+
+-- name: insert_done
+-- new -> COMPLETED, with the result of equal work
+INSERT INTO task (seq, id, class, rank, status, flags, priority, max_retries, submitted_ms, ready_ms, not_before_ms,
+    deadline_ms, timeout_ms, ended_ms, input, spec, output)
+SELECT column1, column2, column3, column4, 2, column5, column6, column7, column8, column9, column10, column11, column12,
+    column13, column14, column15, column16
+FROM (VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?));
+
+-- name: kept
+SELECT key, output, flags, made_ms, used_ms FROM cache
+WHERE key IN (SELECT unhex(value) FROM json_each(?)) AND expires_ms > ?;
+
+-- name: use_kept
+UPDATE cache SET used_ms = ? WHERE key = ?;
+
+-- name: keep
+INSERT OR REPLACE INTO cache (key, namespace, type, version, output, flags, digest, bytes, made_ms, expires_ms, used_ms)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: kept_kinds
+SELECT namespace, type, version, count(*), sum(bytes), min(made_ms) FROM cache GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
+
+-- name: kept_bytes
+SELECT coalesce(sum(bytes), 0) FROM cache;
+
+-- name: drop_expired
+DELETE FROM cache WHERE key IN (SELECT key FROM cache WHERE expires_ms <= ? LIMIT ?);
+
+-- name: drop_unused
+-- Those that were not used for longest, as many as it takes to free so many bytes.
+DELETE FROM cache WHERE key IN (SELECT key FROM
+    (SELECT key, sum(bytes) OVER (ORDER BY used_ms ROWS UNBOUNDED PRECEDING) - bytes AS freed FROM
+        (SELECT key, used_ms, bytes FROM cache ORDER BY used_ms LIMIT ?) AS oldest) AS sums
+    WHERE freed < ?);
+
+-- name: purge_kept
+DELETE FROM cache WHERE key IN (SELECT key FROM cache
+    WHERE (?1 = '' OR namespace = ?1) AND (?2 = '' OR type = ?2) AND (?3 = '' OR version = ?3) LIMIT ?4);
+
+-- name: leaders
+SELECT flight.key, task.seq, task.rank FROM flight JOIN task ON task.seq = flight.task
+WHERE flight.leads = 1 AND flight.key IN (SELECT unhex(value) FROM json_each(?));
+
+-- name: leaders_of
+-- Whom these followers wait for.
+SELECT (SELECT task FROM flight WHERE key = mine.key AND leads = 1) FROM flight AS mine WHERE task IN (SELECT value FROM json_each(?));
+
+-- name: leader_of
+SELECT id FROM task WHERE seq =
+    (SELECT task FROM flight WHERE leads = 1 AND key = (SELECT key FROM flight WHERE task = ?));
+
+-- name: join_flight
+INSERT INTO flight (task, key, leads, keep_ms) VALUES (?, ?, ?, ?);
+
+-- name: leave_flight
+DELETE FROM flight WHERE task = ? RETURNING key, leads, keep_ms;
+
+-- name: leave_flights
+DELETE FROM flight WHERE task IN (SELECT value FROM json_each(?));
+
+-- name: lead_flight
+UPDATE flight SET leads = 1 WHERE task = ?;
+
+-- name: followers
+SELECT task.seq, task.id, task.class FROM flight JOIN task ON task.seq = flight.task
+WHERE flight.key = ? AND flight.leads = 0 LIMIT ?;
+
+-- name: best_follower
+SELECT task.seq, task.class FROM flight JOIN task ON task.seq = flight.task
+WHERE flight.key = ? AND flight.leads = 0 ORDER BY task.rank, task.seq LIMIT 1;
+
+-- name: follow
+-- PENDING (claimed) -> PENDING (same_work)
+UPDATE task SET reason = 5, owner = NULL WHERE seq = ? AND attempt = ? AND owner = ? AND reason = 4;
+
+-- name: take_lead
+-- PENDING (same_work) -> PENDING (ready)
+UPDATE task SET reason = 0, flags = flags | ?, ready_ms = ? WHERE seq = ? AND reason = 5;
+
+-- name: add_flags
+UPDATE task SET flags = flags | ? WHERE seq = ? AND owner IS NOT NULL;
+
+-- name: share
+-- PENDING (same_work) -> COMPLETED
+UPDATE task SET status = 2, reason = NULL, ended_ms = ?, output = ?, flags = flags | ?, error = NULL
+WHERE seq IN (SELECT value FROM json_each(?)) AND reason = 5;
+
+-- name: share_failure
+-- PENDING (same_work) -> FAILED or TIMEOUT
+UPDATE task SET status = ?, reason = NULL, ended_ms = ?, error = ?, flags = flags | ?
+WHERE seq IN (SELECT value FROM json_each(?)) AND reason = 5;

@@ -1,4 +1,4 @@
--- Version 3. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
+-- Version 4. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
 -- since 1970 by the store's clock.
 
 -- What tasks of one kind have in common, interned: it leads the ready index, so that a class that may not run now costs
@@ -194,3 +194,31 @@ CREATE TABLE audit (
     action TEXT    NOT NULL,
     detail TEXT    NOT NULL    -- JSON
 ) STRICT;
+
+-- What equal work has given. A key tells namespace, type, code, model, params and input.
+CREATE TABLE cache (
+    key        BLOB    PRIMARY KEY,
+    namespace  TEXT    NOT NULL,
+    type       TEXT    NOT NULL,
+    version    TEXT    NOT NULL,
+    output     BLOB    NOT NULL,
+    flags      INTEGER NOT NULL,
+    digest     TEXT,                 -- of the blob that the output lives in
+    bytes      INTEGER NOT NULL,
+    made_ms    INTEGER NOT NULL,
+    expires_ms INTEGER NOT NULL,
+    used_ms    INTEGER NOT NULL      -- in steps of a minute
+) STRICT;
+CREATE INDEX cache_expires ON cache (expires_ms);
+CREATE INDEX cache_used ON cache (used_ms, bytes);
+CREATE INDEX cache_digest ON cache (digest) WHERE digest IS NOT NULL;
+
+-- Equal work under way: one task of a key leads, the others follow.
+CREATE TABLE flight (
+    task    INTEGER PRIMARY KEY,
+    key     BLOB    NOT NULL,
+    leads   INTEGER NOT NULL,
+    keep_ms INTEGER NOT NULL         -- for how long it wants the result kept
+) STRICT;
+CREATE UNIQUE INDEX flight_leader ON flight (key) WHERE leads = 1;
+CREATE INDEX flight_followers ON flight (key) WHERE leads = 0;

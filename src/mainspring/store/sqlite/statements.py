@@ -30,6 +30,7 @@ WIDE = {
     name: widened(name)
     for name in (
         "insert_task",
+        "insert_done",
         "complete_many",
         "insert_attempt",
         "insert_edge",

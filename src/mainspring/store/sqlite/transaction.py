@@ -7,6 +7,7 @@ from itertools import chain, count
 from typing import Any
 
 import apsw
+import msgspec
 
 from mainspring.store.sql.transaction import Row, Rows, Transaction
 from mainspring.store.sqlite.statements import SQL, WIDE
@@ -50,6 +51,9 @@ class SqliteTransaction(Transaction):
 
     def listed(self, numbers: Sequence[int]) -> str:
         return str(list(numbers))
+
+    def listed_keys(self, keys: Sequence[bytes]) -> str:
+        return msgspec.json.encode([key.hex() for key in keys]).decode()
 
     def numbers(self, n: int) -> Iterator[int]:
         row = self.one("last_seq")

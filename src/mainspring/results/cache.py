@@ -1,0 +1,92 @@
+"""The result cache: what names equal work, and what is kept of it.
+
+The key of a task's work is a hash of its namespace, its type, the code that does it (of a handler: version and source;
+of a built-in type: the package's version), the model's id and digest, the params, and the input with mappings in one
+order. The rules of keeping and sharing are the store's (`store/sql/flights.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib import metadata
+from typing import Any
+
+import msgspec
+
+from mainspring.errors import invalid
+from mainspring.execution.executor import TaskExecutor
+from mainspring.store.base import Claimed, Kept, Store, WorkName
+
+_KEY_BYTES = 20
+_decoder = msgspec.msgpack.Decoder()
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+
+
+class ResultCache:
+    """Results that are kept for equal work: `Engine.cache`."""
+
+    def __init__(self, executor: TaskExecutor, store: Store) -> None:
+        self._executor = executor
+        self._store = store
+
+    async def stats(self) -> list[Kept]:
+        """Return how many results are kept, and how many bytes they take, by namespace, type and version."""
+        return await self._store.kept()
+
+    async def purge(self, *, type: str = "", version: str = "", namespace: str = "") -> int:
+        """Forget kept results, of everything or of what is named; returns how many.
+
+        Tasks that have ended keep their results. What is under way now is kept when it ends.
+        """
+        return await self._store.purge(namespace=namespace, type=type, version=version)
+
+    def check(self, kind: str, model_id: str | None) -> None:
+        """Refuse to keep what depends on more than its input. Raises InvalidInput."""
+        if kind in self._executor.types:
+            self._code_of(kind, model_id)
+
+    def name(self, kind: str, namespace: str, model_id: str | None, params: Any, input: bytes) -> WorkName | None:
+        """Return the name of a task's work; None where that can't be told here: another process may have its code.
+
+        Raises: InvalidInput: its result depends on more than its input.
+        """
+        code = self._code_of(kind, model_id) if kind in self._executor.types else None
+        if code is None:
+            return None
+        version, exact = code
+        whole = hashlib.blake2b(digest_size=_KEY_BYTES)
+        for part in (namespace, kind, exact):
+            whole.update(part.encode() + b"\0")
+        whole.update(_encoder.encode(params) if params else b"")
+        whole.update(b"\0" + _in_one_order(input))
+        return WorkName(whole.digest(), version)
+
+    def name_of(self, claim: Claimed) -> WorkName | None:
+        """Return the name of a claim's work, when its input is complete."""
+        params = None if claim.params is None else _decoder.decode(claim.params)
+        return self.name(claim.task_type, claim.namespace, claim.model_id, params, claim.input)
+
+    def _code_of(self, kind: str, model_id: str | None) -> tuple[str, str] | None:
+        """Return what does this type: its version, and exactly; None where that is not known yet."""
+        handler = self._executor.handlers.get(kind)
+        if handler is not None:
+            return handler.version, f"{handler.version}\0{handler.source_hash}"
+        identity = getattr(self._executor.types[kind], "model_identity", None)
+        if identity is None:
+            raise invalid("cache", kind, "depends on more than its input, and is not kept", "leave it out")
+        model = identity(model_id)
+        return None if model is None else (_version(), f"{_version()}\0{model}")
+
+
+def _in_one_order(data: bytes) -> bytes:
+    """Return stored bytes with every mapping in order, so that equal arguments have equal bytes."""
+    try:
+        return _encoder.encode(_decoder.decode(data))
+    except TypeError:  # keys that are no texts have no order; what was written alike is equal all the same
+        return data
+
+
+@cache
+def _version() -> str:
+    return metadata.version("mainspring")

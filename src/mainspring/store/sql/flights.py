@@ -1,0 +1,219 @@
+"""Equal work: a result that is kept is not computed again, and what is under way runs once.
+
+Of tasks whose work has the same key one leads: it is the one that runs. The others follow: PENDING (same_work) until it
+ends. They have its result or its final failure; where it has neither for them (cancelled, out of time, more came of it
+than a value) the best of them leads next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from mainspring.store.base import BLOB_OUTPUT, LEADS, SHARED, Claimed, Ended, NewTask, WorkName
+from mainspring.store.sql.transaction import Row, Transaction, first
+from mainspring.tasks.lifecycle import COMPLETED
+
+SHARE = 1_000
+"""Tasks that one end ends with it. Where more wait, the best of the rest leads, finds the result kept, and goes on."""
+_PAGE = 256
+_USE_STEP_MS = 60_000
+"""Use of a result is noted this often: what was not used for longest goes first."""
+
+End = tuple[int, int, bytes]
+"""(seq, status, id)"""
+
+
+class Result(NamedTuple):
+    """What may be kept."""
+
+    work: WorkName
+    namespace: str
+    type: str
+    output: bytes
+    flags: int  # BLOB_OUTPUT or 0
+    bytes: int
+
+
+class Failure(NamedTuple):
+    status: int
+    error: bytes
+
+
+class Found(NamedTuple):
+    """A kept result."""
+
+    output: bytes
+    flags: int
+    made_ms: int
+    used_ms: int
+
+
+class Leader(NamedTuple):
+    seq: int
+    rank: int
+
+
+def kept(tx: Transaction, works: Sequence[bytes]) -> dict[bytes, Found]:
+    """Return what is kept of these, by key; what has grown too old in general is not."""
+    return {bytes(row[0]): Found(*row[1:]) for row in tx.run("kept", tx.listed_keys(works), tx.now_ms)}
+
+
+def leaders(tx: Transaction, works: Sequence[bytes]) -> dict[bytes, Leader]:
+    return {bytes(row[0]): Leader(row[1], row[2]) for row in tx.run("leaders", tx.listed_keys(works))}
+
+
+def use(tx: Transaction, work: bytes, found: Found) -> None:
+    if found.used_ms < tx.now_ms - _USE_STEP_MS:
+        tx.run("use_kept", tx.now_ms, work)
+
+
+def is_fresh(tx: Transaction, found: Found | None, keep_ms: int) -> bool:
+    return found is not None and found.made_ms > tx.now_ms - keep_ms
+
+
+class Entrance:
+    """How the new tasks of one call stand to what is kept and under way. They are asked for in order."""
+
+    def __init__(self, tx: Transaction, tasks: Sequence[NewTask]) -> None:
+        self._tx = tx
+        self._coming = iter([task.work for task in tasks if task.work is not None])
+        self._kept: dict[bytes, Found] = {}
+        self._leaders: dict[bytes, Leader] = {}
+        self._page: set[bytes] = set()
+        self._asked: set[bytes] = set()  # who leads
+
+    def result_for(self, task: NewTask) -> Found | None:
+        """Return a kept result that will do."""
+        work = task.work
+        assert work is not None
+        if work not in self._page:
+            self._page = {work, *islice(self._coming, _PAGE)}
+            self._kept = kept(self._tx, list(self._page))  # a page at a time: they may be large
+        found = self._kept.get(work)
+        if found is None or not is_fresh(self._tx, found, task.keep_ms):
+            return None
+        use(self._tx, work, found)
+        return found
+
+    def leader_for(self, work: bytes) -> Leader | None:
+        if work not in self._asked:
+            wanted = {work, *self._page} - self._asked
+            self._asked |= wanted
+            self._leaders.update(leaders(self._tx, list(wanted)))
+        return self._leaders.get(work)
+
+    def leads(self, work: bytes, leader: Leader) -> None:
+        self._leaders[work] = leader
+
+
+def leave(tx: Transaction, seq: int, end: Result | Failure | None) -> list[End]:
+    """A task has ended: where it leads equal work, that ends with it or goes on without it; returns what ended."""
+    row = tx.one("leave_flight", seq)
+    if row is None:
+        return []
+    key, leads, keep_ms = bytes(row[0]), row[1], row[2]
+    ends: list[End] = []
+    if isinstance(end, Result):
+        if keep_ms:
+            _keep(tx, end, keep_ms)
+        if leads and end.work.key == key:  # else other code has done it than those who wait have asked for
+            ends = share(tx, key, end.output, end.flags)
+    elif end is not None and leads:
+        ends = _share_failure(tx, key, end)
+    if leads:
+        _elect(tx, key, has_result=isinstance(end, Result) and len(ends) == SHARE)
+    return ends
+
+
+def _keep(tx: Transaction, result: Result, keep_ms: int) -> None:
+    if result.bytes <= tx.memory.cache_bytes:
+        now, work = tx.now_ms, result.work
+        digest = result.output.decode() if result.flags else None
+        tx.run(
+            "keep", work.key, result.namespace, result.type, work.version, result.output, result.flags, digest,
+            result.bytes, now, now + keep_ms, now,
+        )  # fmt: skip
+
+
+def share(tx: Transaction, key: bytes, output: bytes, flags: int) -> list[End]:
+    """Give a result to those who wait for it."""
+    waiting = tx.run("followers", key, SHARE).fetchall()
+    if not waiting:
+        return []
+    seqs = tx.listed([row[0] for row in waiting])
+    flags |= SHARED
+    tx.must_change_all("share", len(waiting), tx.now_ms, output, flags, seqs)
+    tx.run("leave_flights", seqs)
+    if flags & BLOB_OUTPUT:
+        tx.run_many("add_payload_blob", ((output.decode(), row[0]) for row in waiting))
+    return _told(tx, waiting, COMPLETED, output, flags, None)
+
+
+def _share_failure(tx: Transaction, key: bytes, failure: Failure) -> list[End]:
+    ends: list[End] = []
+    while waiting := tx.run("followers", key, SHARE).fetchall():
+        seqs = tx.listed([row[0] for row in waiting])
+        tx.must_change_all("share_failure", len(waiting), failure.status, tx.now_ms, failure.error, SHARED, seqs)
+        tx.run("leave_flights", seqs)
+        ends += _told(tx, waiting, failure.status, None, 0, failure.error)
+    return ends
+
+
+def _told(
+    tx: Transaction, rows: Sequence[Row], status: int, output: bytes | None, flags: int, error: bytes | None
+) -> list[End]:
+    for _, id, class_id in rows:
+        tx.count(class_id, 0, -1)
+        tx.count(class_id, status)
+        tx.ended.append(Ended(id, status, output, flags, error))
+    return [(seq, status, id) for seq, id, _ in rows]
+
+
+def _elect(tx: Transaction, key: bytes, *, has_result: bool) -> None:
+    """Let the best of those who still wait lead. Where there is a result it looks for that before it runs."""
+    best = tx.one("best_follower", key)
+    if best is None:
+        return
+    seq, class_id = best
+    tx.must_change("take_lead", 0 if has_result else LEADS, tx.now_ms, seq)
+    tx.run("lead_flight", seq)
+    tx.ready.add(class_id)
+
+
+def join(tx: Transaction, claim: Claimed, keep_ms: int) -> tuple[str, Leader | None, list[End]]:
+    """Compare a held task that has not begun with equal work; see `Store.join`. Its caller has looked that it is held.
+
+    Returns: the answer, whom it follows, and what ended.
+    """
+    assert claim.work is not None
+    key = claim.work.key
+    found = kept(tx, [key]).get(key)
+    if found is not None and is_fresh(tx, found, keep_ms):
+        use(tx, key, found)
+        return "over", None, _take_result(tx, claim, found)
+    leader = leaders(tx, [key]).get(key)
+    if leader is not None and leader.seq != claim.seq:
+        tx.must_change("follow", claim.seq, claim.attempt, claim.owner)
+        tx.run("join_flight", claim.seq, key, 0, keep_ms)
+        return "over", leader, []
+    tx.must_change("add_flags", LEADS, claim.seq)
+    if leader is None:
+        tx.run("join_flight", claim.seq, key, 1, keep_ms)
+    return "leads", None, []
+
+
+def _take_result(tx: Transaction, claim: Claimed, found: Found) -> list[End]:
+    flags = found.flags | SHARED
+    tx.must_change("complete", tx.now_ms, found.output, flags, claim.seq, claim.attempt, claim.owner)
+    if flags & BLOB_OUTPUT:
+        tx.run("add_payload_blob", found.output.decode(), claim.seq)
+    class_id = first(tx.run("class_and_id", claim.seq))[0]
+    ends = _told(tx, [(claim.seq, claim.id, class_id)], COMPLETED, found.output, flags, None)
+    row = tx.one("leave_flight", claim.seq)
+    if row is not None:  # it leads those that were too many to end with the task before
+        shared = share(tx, bytes(row[0]), found.output, found.flags)
+        _elect(tx, bytes(row[0]), has_result=len(shared) == SHARE)
+        ends += shared
+    return ends

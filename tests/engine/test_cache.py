@@ -1,0 +1,286 @@
+"""The result cache as users meet it: declared on a handler or asked for in a call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mainspring import Batch, Binary, Context, Engine, InvalidInput, Task, TaskType, Text
+from mainspring.results import cache
+
+pytestmark = pytest.mark.anyio
+RUNS: list[Any] = []
+
+
+@pytest.fixture
+async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
+    RUNS.clear()
+    async with Engine(tmp_path / "work.db") as engine:
+        yield engine
+
+
+async def is_hit(engine: Engine, handle: Any) -> bool:
+    return (await engine.manager.get_task_result(handle.id)).metrics.cache_hit
+
+
+async def test_an_equal_call_takes_what_is_kept(engine: Engine) -> None:
+    """However its arguments are written, and whether their order differs; what is not equal runs."""
+
+    @engine.task(cache="1h")
+    def weigh(words: dict[str, int], factor: int = 2) -> int:
+        RUNS.append(words)
+        return factor * sum(words.values())
+
+    first = await engine.submit(weigh, {"a": 1, "b": 2}, 3)
+    assert await first.result() == 9
+    again = await engine.submit(weigh, factor=3, words={"b": 2, "a": 1})
+    assert await again.result() == 9
+    assert await is_hit(engine, again)
+    assert await (await engine.submit(weigh, {"a": 1, "b": 2})).result() == 6
+    assert len(RUNS) == 2
+
+
+async def test_it_is_kept_over_a_restart(tmp_path: Path) -> None:
+    """The next process finds it, in the same file."""
+    RUNS.clear()
+    for _ in range(2):
+        async with Engine(tmp_path / "work.db") as engine:
+            engine.task(name="twice", cache="7d")(_twice)
+            assert await (await engine.submit(_twice, 4)).result() == 8
+    assert RUNS == [4]
+
+
+def _twice(x: int) -> int:
+    RUNS.append(x)
+    return 2 * x
+
+
+async def test_equal_calls_under_way_run_once(engine: Engine) -> None:
+    """Those that come meanwhile wait for the first; `explain` says so."""
+    go, began = asyncio.Event(), asyncio.Event()
+
+    @engine.task(cache="1h")
+    async def wait(x: int) -> int:
+        RUNS.append(x)
+        began.set()
+        await go.wait()
+        return x
+
+    handles = await engine.map(wait, [7] * 300)
+    await began.wait()
+    assert str(handles[0].id) in await handles[1].explain()
+    go.set()
+    assert {await handle.result() for handle in handles} == {7}
+    assert RUNS == [7]
+    assert [await is_hit(engine, handle) for handle in handles[:2]] == [False, True]
+
+
+async def test_results_of_parents_are_compared_when_they_are_known(engine: Engine) -> None:
+    """What a task does is known with its parents' results: equal ones run once, in whatever lane."""
+
+    @engine.task
+    def number(text: str) -> int:
+        return int(text)
+
+    @engine.task(cache="1h")
+    def square(x: int) -> int:
+        RUNS.append(x)
+        return x * x
+
+    numbers = await engine.map(number, ["3", " 3", "3 ", "4"])
+    squares = await engine.map(square, numbers)
+    assert [await handle.result() for handle in squares] == [9, 9, 9, 16]
+    assert sorted(RUNS) == [3, 4]
+
+
+async def test_only_what_is_not_kept_is_in_a_batch(engine: Engine) -> None:
+    """Items of a call that are known already are left out of it."""
+
+    @engine.task(batch=Batch(max_size=50, max_wait="50ms"), cache="1h")
+    def lengths(texts: list[str]) -> list[int]:
+        RUNS.extend(texts)
+        return [len(text) for text in texts]
+
+    assert await (await engine.submit(lengths, "known")).result() == 5
+    handles = await engine.map(lengths, ["known", "a", "bb", "a", "known"])
+    assert [await handle.result() for handle in handles] == [5, 1, 2, 1, 5]
+    assert sorted(RUNS) == ["a", "bb", "known"]
+
+
+async def test_failures_are_shared_and_not_kept(engine: Engine) -> None:
+    """A call that fails in the end fails for those who waited; the next one tries again."""
+
+    @engine.task(cache="1h", retry=0)
+    async def fail(x: int) -> int:
+        RUNS.append(x)
+        await asyncio.sleep(0.01)
+        raise ValueError("no such thing")
+
+    for _ in range(2):
+        handles = await engine.map(fail, [1, 1])
+        for handle in handles:
+            with pytest.raises(Exception, match="no such thing"):
+                await handle.result()
+    assert RUNS == [1, 1]
+
+
+async def test_what_makes_children_is_run_for_each(engine: Engine) -> None:
+    """A result that stands for other tasks, or came with some, belongs to one task."""
+
+    @engine.task
+    def leaf(x: int) -> int:
+        return x
+
+    @engine.task(cache="1h")
+    def tree(x: int, ctx: Context) -> list[Any]:
+        RUNS.append(x)
+        return [ctx.submit(leaf, x), ctx.submit(leaf, x + 1)]
+
+    handles = await engine.map(tree, [1, 1])
+    assert [await handle.result() for handle in handles] == [[1, 2], [1, 2]]
+    assert RUNS == [1, 1]
+
+
+async def test_another_version_or_source_is_other_work(tmp_path: Path) -> None:
+    """Changed code misses what the old one left, also where its version was not changed."""
+    RUNS.clear()
+    for version, function in (("1", _one), ("2", _one), ("1", _changed), ("1", _one)):
+        async with Engine(tmp_path / "work.db") as engine:
+            engine.task(name="work", version=version, cache="1h")(function)
+            await (await engine.submit(function, 1)).result()
+    assert RUNS == ["one", "one", "changed"]
+
+
+def _one(x: int) -> int:
+    RUNS.append("one")
+    return x
+
+
+def _changed(x: int) -> int:
+    RUNS.append("changed")
+    return x
+
+
+async def test_never_across_namespaces(engine: Engine) -> None:
+    """A tenant never sees, not even by its speed, what another has had computed."""
+    engine.task(name="twice", cache="1h")(_twice)
+    for namespace in ("a", "b", "a"):
+        await (await engine.submit(_twice, 4, namespace=namespace)).result()
+    assert RUNS == [4, 4]
+
+
+async def test_large_results_are_kept_too(engine: Engine) -> None:
+    """A blob is shared, not copied; every task has it."""
+
+    @engine.task(cache="1h")
+    def large(n: int) -> bytes:
+        RUNS.append(n)
+        return bytes(n)
+
+    handles = [await engine.submit(large, 300_000) for _ in range(3)]
+    assert [await handle.result() for handle in handles] == [bytes(300_000)] * 3
+    assert RUNS == [300_000]
+    (kept,) = await engine.cache.stats()
+    assert kept.bytes > 300_000
+
+
+async def test_a_call_says_for_itself(engine: Engine) -> None:
+    """`cache=` in a call goes before what was declared; 0 computes anew and leaves what is kept."""
+    engine.task(name="twice")(_twice)
+    await (await engine.submit(_twice, 1)).result()
+    await (await engine.submit(_twice, 1, cache="1h")).result()
+    await (await engine.submit(_twice, 1, cache=0)).result()
+    await (await engine.submit(_twice, 1, cache=60)).result()
+    assert RUNS == [1, 1, 1]
+
+
+async def test_purge_and_stats(engine: Engine) -> None:
+    """What is kept can be looked at by type and version, and forgotten."""
+    engine.task(name="twice", version="v3", cache="1h")(_twice)
+    for x in (1, 2, 3):
+        await (await engine.submit(_twice, x)).result()
+    (kept,) = await engine.cache.stats()
+    assert (kept.type, kept.version, kept.entries) == ("custom:twice", "v3", 3)
+    assert await engine.cache.purge(type="custom:twice", version="v3") == 3
+    await (await engine.submit(_twice, 1)).result()
+    assert RUNS == [1, 2, 3, 1]
+
+
+async def test_built_in_types(engine: Engine) -> None:
+    """Text and embeddings are kept by model and params; equal embeddings are computed once."""
+    first = await engine.submit(engine.embed, "a sentence", cache="1h")
+    second = await engine.submit(engine.embed, "a sentence", cache="1h")
+    other = await engine.submit(engine.embed, "a sentence", normalize=False, cache="1h")
+    vectors = [await handle.result() for handle in (first, second, other)]
+    assert (vectors[0] == vectors[1]).all()
+    assert [await is_hit(engine, handle) for handle in (first, second, other)] == [False, True, False]
+    texts = [await engine.submit(engine.text, "Some  text", cache="1h") for _ in range(2)]
+    assert [await text.result() for text in texts] == ["Some text"] * 2
+    assert await is_hit(engine, texts[1])
+
+
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        (Task(task_type=TaskType.DATA_STORAGE, input=Binary(b"x"), cache=60), "more than its input"),
+        (Task(task_type=TaskType.TEXT_PROCESSING, input=Text("x"), cache="soon"), "no duration"),
+        (Task(task_type=TaskType.TEXT_PROCESSING, input=Text("x"), cache=-1), "out of range"),
+    ],
+)
+async def test_what_cannot_be_kept_is_refused(engine: Engine, task: Task, names: str) -> None:
+    """At submit, with the field and the remedy."""
+    with pytest.raises(InvalidInput, match=names) as refused:
+        await engine.submit(task)
+    assert refused.value.field == "cache"
+
+
+async def test_a_model_that_nothing_tells_apart_is_refused(engine: Engine) -> None:
+    """A Python object may change under the same id."""
+
+    class Model:
+        def infer(self, inputs: Any) -> Any:
+            return inputs
+
+    engine.models.register("mine", Model())
+    with pytest.raises(InvalidInput, match="can't be told apart"):
+        await engine.submit(engine.infer, "mine", "x", cache="1h")
+
+
+def test_a_wrong_declaration_is_refused() -> None:
+    """When it is declared, not when it is called."""
+    with pytest.raises(InvalidInput, match="cache"):
+        Engine().task(cache="a while")(_twice)
+
+
+async def test_submitters_without_the_code_take_part(tmp_path: Path, engine: Engine) -> None:
+    """They don't know what exactly will run: their tasks are compared when they are claimed."""
+    engine.task(name="twice", cache="1h")(_twice)
+    assert await (await engine.submit(_twice, 4)).result() == 8
+    async with Engine(tmp_path / "work.db", worker=False) as submitter:
+        from mainspring import Custom
+
+        handle = await submitter.submit(Task(task_type=TaskType.custom("twice"), input=Custom({"x": 4})))
+        assert await handle.result() == 8
+        assert await is_hit(submitter, handle)
+    assert RUNS == [4]
+
+
+def test_the_key_is_of_all_that_counts() -> None:
+    """Each part of a key matters: with one of them left out, different work would have one name."""
+    executor = Engine().executor
+    made = cache.ResultCache(executor, None)  # type: ignore[arg-type]  # no store is asked
+    kind = TaskType.TEXT_PROCESSING
+    base = (kind, "default", None, {"steps": ["fix"]}, b"\xa1a")
+    names = {made.name(*base)}
+    for place, other in ((1, "tenant"), (3, {"steps": ["normalize"]}), (4, b"\xa1b")):
+        changed = list(base)
+        changed[place] = other
+        names.add(made.name(*changed))  # type: ignore[arg-type]
+    names.add(made.name(TaskType.EMBEDDING_GENERATION, *base[1:]))
+    assert len(names) == 5
+    one_order, other_order = ({"a": 1, "b": 2}, {"b": 2, "a": 1})
+    assert made.name(*base[:3], one_order, b"\xa1a") == made.name(*base[:3], other_order, b"\xa1a")
