@@ -266,8 +266,8 @@ class Factory(Protocol):
     async def go_on(self, store: Any) -> None:
         """Let ends travel on that have not reached all descendants yet."""
 
-    def together(self, store: Any) -> AbstractAsyncContextManager[None]:
-        """What is given to the store inside goes into one commit, after the block."""
+    def together(self, store: Any, n: int) -> AbstractAsyncContextManager[None]:
+        """What is given to the store inside goes into one commit, as soon as n operations are."""
 
     def contents(self) -> Contents:
         """Return all that is in the store now."""
@@ -330,11 +330,14 @@ class _SqlFactory:
         await store._caretaker.rescue_dead()
 
     @asynccontextmanager
-    async def together(self, store: Any) -> AsyncIterator[None]:
+    async def together(self, store: Any, n: int) -> AsyncIterator[None]:
         given: list[Operation] = []
         store._writer.put = given.append
         try:
             yield
+            async with asyncio.timeout(60):
+                while len(given) < n:  # noqa: ASYNC110 - each turn of the loop brings the calls further
+                    await asyncio.sleep(0)
         finally:
             del store._writer.put
             store._writer._inbox.extend(given)

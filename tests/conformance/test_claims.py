@@ -288,11 +288,16 @@ async def test_what_is_paused_stays(store: Any, port: Port, what: dict[str, str]
     assert await store.resume(**what) == 0
 
 
-async def test_a_pause_holds_from_its_own_commit_on(store: Any, port: Port) -> None:
+async def test_a_pause_holds_from_its_own_commit_on(factory: Factory, store: Any, port: Port) -> None:
     """When pause has returned nothing that it names is handed over any more, also where there is room already."""
+
+    def make_room(tx: Any) -> None:
+        port.lanes["async"].limit = 5
+
     (id,) = await submit(store, new())
-    port.lanes["async"].limit = 5
-    await store.pause(type=WORK)
+    async with factory.together(store, 2):
+        pausing = asyncio.gather(store.pause(type=WORK), store.write(make_room))
+    await pausing
     assert port.order == []
     (also,) = await submit(store, new())
     await port.settle()
@@ -302,15 +307,15 @@ async def test_a_pause_holds_from_its_own_commit_on(store: Any, port: Port) -> N
     assert ids(port.order) == [id, also]
 
 
-async def test_what_is_resumed_is_not_passed_over(store: Any, port: Port) -> None:
-    """Room that comes in the same commit goes to the best of all that may run after it."""
+async def test_what_is_resumed_is_not_passed_over(factory: Factory, store: Any, port: Port) -> None:
+    """Room that comes in the same commit goes to the best of all that may run after it, though nobody looks again."""
+    await factory.hold_upkeep(store)
     await store.pause(group="better")
     (better,) = await submit(store, new(priority=3, group="better"))
     (held, worse) = await submit(store, new(), new())
     claim = await port.take()
-    resuming = asyncio.create_task(store.resume(group="better"))
-    await asyncio.sleep(0)  # the write is handed over, and the end goes down in the same commit, or in the next one
-    store.finish(port.end(claim))
+    async with factory.together(store, 2):  # the room comes in this commit, the end goes down in the next one
+        resuming = asyncio.gather(store.resume(group="better"), store.write(lambda tx: port.end(claim)))
     await resuming
     await port.settle()
     assert ids(port.order) == [held, better]

@@ -46,6 +46,7 @@ class Op(NamedTuple):
     order: int  # within one commit
     give: Callable[[], Awaitable[Any] | None]
     expect: Callable[[int], Any]
+    is_written: bool = True
 
 
 class Worker(Port):
@@ -196,11 +197,11 @@ class World:
 
     async def perform(self, worker: Worker, *ops: Op) -> list[Any]:
         """Give these to a process in one commit, let all processes come to rest, and compare; return the answers."""
-        async with self.factory.together(worker.store) if len(ops) > 1 else nullcontext():
+        n = sum(op.is_written for op in ops)
+        async with self.factory.together(worker.store, n) if len(ops) > 1 else nullcontext():
             given = [op.give() for op in ops]
             room = {one.name: one.room_given() for one in self.workers}
             pending = [asyncio.ensure_future(nothing() if one is None else one) for one in given]
-            await asyncio.sleep(0)  # all of them are with the store before it goes on
         worker.store.demand()
         answers = await asyncio.gather(*pending, return_exceptions=True)
         order = [worker, *(other for other in self.workers if other is not worker), worker]
@@ -353,7 +354,7 @@ class World:
                 worker.store.started(claim, now)
 
         key = _key(claim, self._holder(claim))
-        return Op("start", STARTS, give, lambda now: self.model.start(key) if tell else None)
+        return Op("start", STARTS, give, lambda now: self.model.start(key) if tell else None, is_written=tell)
 
     def finish(self, worker: Worker, claim: Claimed, outcome: int, *, again: bool = False, **extra: Any) -> Op:
         """End a claim; when it's not held any more, see that it is lost. `again`: take another for it."""
