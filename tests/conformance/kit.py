@@ -258,7 +258,7 @@ class Factory(Protocol):
         """Let retention go over the whole store once."""
 
     async def hold_upkeep(self, store: Any) -> None:
-        """From now on what a store does by itself at intervals is done only when the test asks for it."""
+        """From now on what a store does by itself, at intervals or because others rang, the test has to ask for."""
 
     async def rescue(self, store: Any) -> None:
         """Take back at once what dead processes hold."""
@@ -300,6 +300,10 @@ def _then(note: Note) -> None:
         raise KeyError("a mistake of the applier")
 
 
+def _nothing(tx: Transaction) -> None:
+    """Write nothing."""
+
+
 class _SqlFactory:
     """What is the same for stores whose rules are those of `store.sql`."""
 
@@ -325,6 +329,7 @@ class _SqlFactory:
     async def hold_upkeep(self, store: Any) -> None:
         await store._caretaker.stop()
         store._arm = lambda next_event_ms: None
+        store._bell._heard = lambda kind, payload: None
 
     async def rescue(self, store: Any) -> None:
         await store._caretaker.rescue_dead()
@@ -379,6 +384,7 @@ class SqliteFactory(_SqlFactory):
     async def go_on(self, store: SqliteStore) -> None:
         while self._rows("SELECT 1 FROM cascade LIMIT 1"):
             await store.write(graph.go_on)
+        await store.write(_nothing)  # ends that the writer let travel by itself have been told then
 
     def contents(self) -> Contents:
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
@@ -471,6 +477,7 @@ class PostgresFactory(_SqlFactory):
     async def go_on(self, store: PostgresStore) -> None:
         while self._ask("SELECT 1 FROM cascade LIMIT 1"):
             await store.write(graph.go_on)
+        await store.write(_nothing)
 
     def _ask(self, sql: str, *values: Any) -> Found:
         postgres.command(f"SET search_path = {self.schema}")
