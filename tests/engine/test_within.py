@@ -42,6 +42,7 @@ from mainspring.errors import StoreReadOnly
 from mainspring.store.base import NewTask
 from mainspring.store.postgres.arrivals import STEP
 from mainspring.store.postgres.store import PostgresStore
+from mainspring.store.sql.store import SqlStore
 from mainspring.testing import check_history
 
 pytestmark = pytest.mark.anyio
@@ -405,6 +406,28 @@ async def test_what_has_come_is_found_at_once(engine: Engine, mine: asyncpg.Conn
     child = await engine.submit(double(engine), handles[3])
     assert (await child.info()).reason == "parents"
     assert await engine.manager.retry_task(handles[1].id) != handles[1].id
+
+
+async def test_what_is_taken_in_while_it_is_looked_for_is_found(
+    place: str, engine: Engine, mine: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was in neither place that was looked at: on its way at the first look, and at home at the second."""
+    store, look = store_of(engine), SqlStore.info
+    await store._caretaker.stop()
+    monkeypatch.setattr(store.line, "_heard", lambda kind, payload: None)
+
+    async def overtaken(self: SqlStore, id: bytes) -> Any:
+        try:
+            return await look(self, id)
+        except TaskNotFound:
+            await self.write(lambda tx: None)
+            assert count(place, "inbox") == 0
+            raise
+
+    monkeypatch.setattr(SqlStore, "info", overtaken)
+    async with mine.transaction():
+        handle = await engine.submit(double(engine), 1, connection=mine, delay=600)
+    assert (await handle.info()).reason == "delayed"
 
 
 async def test_engines_take_each_task_in_once(place: str, tmp_path: Path) -> None:

@@ -117,38 +117,38 @@ class InboxStore(SqlStore):
 
     # What asks for single tasks
 
-    async def _found(self, ids: Sequence[bytes], call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a call that did not find a task, if one of these has come and is not taken in yet."""
+    async def _found(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a call that did not find a task which has come: it waits to be taken in, or has been since."""
         while True:
             try:
                 return await call()
-            except TaskNotFound:
-                places: dict[bytes, int] = dict(await self.view(lambda view: view.rows("whereabouts", list(ids))))
-                if _COMING not in places.values():
+            except TaskNotFound as exc:
+                place = await self.view(partial(_place, id=exc.value.bytes))
+                if place not in (_HERE, _COMING):
                     raise
-            await self.write(_nothing)  # alone: after whoever may be taking it in, or by itself
+            if place == _COMING:
+                await self.write(_nothing)  # alone: after whoever may be taking it in, or by itself
 
     async def submit(self, tasks: Sequence[NewTask]) -> list[Accepted]:
-        parents = [id for task in tasks for id in task.after]
-        return await self._found(parents, partial(super().submit, tasks)) if parents else await super().submit(tasks)
+        return await self._found(partial(super().submit, tasks))
 
     async def info(self, id: bytes) -> TaskInfo:
-        return await self._found([id], partial(super().info, id))
+        return await self._found(partial(super().info, id))
 
     async def standing(self, id: bytes) -> Standing:
-        return await self._found([id], partial(super().standing, id))
+        return await self._found(partial(super().standing, id))
 
     async def result(self, id: bytes) -> TaskResult | None:
-        return await self._found([id], partial(super().result, id))
+        return await self._found(partial(super().result, id))
 
     async def require(self, ids: Sequence[bytes]) -> None:
-        await self._found(ids, partial(super().require, ids))
+        await self._found(partial(super().require, ids))
 
     async def cancel(self, id: bytes) -> str:
-        return await self._found([id], partial(super().cancel, id))
+        return await self._found(partial(super().cancel, id))
 
     async def retry(self, id: bytes) -> bytes:
-        return await self._found([id], partial(super().retry, id))
+        return await self._found(partial(super().retry, id))
 
 
 def _nothing(tx: object) -> None:
@@ -241,5 +241,9 @@ def _fate(view: View, id: bytes, origin: str) -> tuple[str | None, int | None]:
         status = view.one("fate", origin)[0]
     except asyncpg.InvalidParameterValueError:  # a server that took over has not come so far: it is lost
         status = None
+    return status, _place(view, id)
+
+
+def _place(view: View, id: bytes) -> int | None:
     places: dict[bytes, int] = dict(view.rows("whereabouts", [id]))
-    return status, places.get(id)
+    return places.get(id)
