@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,6 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from mainspring.store.postgres.connection import WRITING
 from mainspring.store.postgres.session import Found, Session
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _THREAD = ThreadPoolExecutor(1, thread_name_prefix="test-postgres")
 _SETTINGS = ("fsync = off", "full_page_writes = off", "max_connections = 200", "shared_buffers = '64MB'")
 """No power will fail, and there are many commits."""
 _RESTART_S = 120  # to recover in, on a busy machine
+_ARRIVAL_S = 0.3  # within which the server reads what was sent
 
 
 @functools.cache
@@ -128,12 +129,21 @@ def asking_for_passwords(role: str) -> Iterator[None]:
 def stop_between_commits(address: str, pid: int) -> None:
     """Stop a process while it has no transaction under way on that store: others would wait for it."""
     schema = address.rpartition("schema=")[2]
-    command(
-        f"BEGIN; SELECT pg_advisory_xact_lock({WRITING}, (oid::bigint % 2147483647)::integer) FROM pg_namespace "
-        f"WHERE nspname = '{schema}'"
-    )
+    names = [f"mainspring {name}" for (name,) in ask(f"SELECT name FROM {schema}.worker WHERE pid = $1", pid)]
+    assert names
     os.kill(pid, signal.SIGSTOP)
-    command("ROLLBACK")
+    while not _are_at_rest(names):
+        os.kill(pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGSTOP)
+
+
+def _are_at_rest(names: list[str]) -> bool:
+    """Whether no transaction of these is under way, and none begins with what they have sent last."""
+    until = time.monotonic() + _ARRIVAL_S
+    while time.monotonic() < until:
+        if ask("SELECT 1 FROM pg_stat_activity WHERE application_name = ANY ($1) AND state <> 'idle'", names):
+            return False
+    return True
 
 
 def drop(schema: str) -> None:
