@@ -111,8 +111,10 @@ def test_a_child_still_running() -> None:
 
 
 _PROGRAM = """
-import asyncio, sys
+import asyncio, signal, sys
 from mainspring import Engine
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where whoever runs the tests ignores it
 
 async def main():
     async with Engine(sys.argv[1]) as engine:
