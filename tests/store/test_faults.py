@@ -271,6 +271,7 @@ async def test_a_locked_file_is_told_and_waited_for(tmp_path: Path) -> None:
         (id,) = await submit(store, new())
         claim = await port.take()
         rival = apsw.Connection(str(factory.path))
+        rival.set_busy_timeout(20_000)
         rival.execute("BEGIN IMMEDIATE")
         port.lanes["async"].limit = 0
         port.end(claim)
@@ -288,7 +289,7 @@ async def test_a_locked_file_is_told_and_waited_for(tmp_path: Path) -> None:
 
 
 class Doubtful:
-    """A connection whose next commit is reported as failed, carried out or not."""
+    """A connection whose next commit of something is reported as failed, carried out or not."""
 
     def __init__(self, real: Any, plan: dict[str, Any]) -> None:
         self.__dict__.update(_real=real, _plan=plan)
@@ -312,8 +313,10 @@ class DoubtfulCursor:
         return iter(self._real)
 
     def execute(self, sql: str, *values: Any) -> Any:
-        plan = self.connection._plan
-        if sql == "COMMIT" and plan.get("next"):
+        plan, changes = self.connection._plan, self.connection._real.total_changes()
+        if sql == "BEGIN IMMEDIATE":
+            self._before = changes
+        if sql == "COMMIT" and plan.get("next") and changes > self._before:
             self._real.execute("COMMIT" if plan.pop("next") == "carried out" else "ROLLBACK")
             raise apsw.IOError("the commit is in doubt")
         self._real.execute(sql, *values)
@@ -352,7 +355,9 @@ async def test_a_commit_in_doubt_is_looked_up(
     """A commit that is reported as failed may have been carried out: the answer is what is in the file afterwards."""
     plan["next"] = fate
     tasks = [new() for _ in range(3)]
-    answers = await asyncio.gather(*(outcome(doubtful.submit([task])) for task in tasks))
+    async with factory.together(doubtful, 3):
+        submitting = asyncio.gather(*(outcome(doubtful.submit([task])) for task in tasks))
+    answers = await submitting
     for task, answer in zip(tasks, answers, strict=True):
         if fate == "carried out":
             assert [accepted.id for accepted in answer] == [task.id]
@@ -417,8 +422,10 @@ async def test_one_doubt_is_no_evidence_in_another(doubtful: Any, plan: dict[str
     port.end(first)
     assert isinstance(await outcome(doubtful.submit([new()])), TaskError)
     plan.clear()
-    plan["next"] = "rolled back"
-    assert isinstance(await outcome(doubtful.pause(type="custom:x")), StoreUnavailable)
+    async with factory.together(doubtful, 2):  # the outcome is tried again with it, or is there already
+        failing = doubtful.write(lambda tx: plan.update({"next": "rolled back"}))
+        pausing = asyncio.gather(outcome(doubtful.pause(type="custom:x")), outcome(failing))
+    assert [type(answer) for answer in await pausing] == [StoreUnavailable] * 2
     await port.until(lambda: len(port.order) == 2)
     assert port.order[1].id == sent[1]
     assert port.ended_as() == {sent[0]: 2}
