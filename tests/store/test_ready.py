@@ -78,6 +78,7 @@ async def test_a_look_costs_what_changed(pair: tuple[Any, Any]) -> None:
 async def test_a_claim_costs_what_it_takes(factory: SqliteFactory) -> None:
     """Of many classes only those are looked into whose best task may be the next one."""
     async with opened(factory.make()) as store:
+        await store._caretaker.stop()  # its looks are statements too
         await submit(store, *(new(group=str(n % 500), priority=n % 4) for n in range(2000)))
         port = Port(store)
         await port.serve()
