@@ -146,11 +146,10 @@ async def test_waiting_for_more() -> None:
 
         loop = asyncio.get_running_loop()
         began = loop.time()
-        handles = [await engine.submit(count, n) for n in range(2)]
-        await values(handles)
+        await values(await engine.map(count, range(2)))
         assert loop.time() - began >= 0.15
         assert calls == [2]
-        await values([await engine.submit(count, n) for n in range(3)])
+        await values(await engine.map(count, range(3)))
         assert calls == [2, 3]
         closed = (await engine.manager.stats())["batches"]["custom:count"]["closed"]
     assert closed == {"wait": 1, "full": 1}
@@ -332,7 +331,7 @@ async def test_whoever_hangs_times_out_alone() -> None:
     """A call that runs out of time comes again in halves, uncharged, until only the guilty one is left."""
     async with one_slot(grace_s=0.1) as engine:
 
-        @engine.task(batch=Batch(max_size=8), timeout=0.1, retry=0)
+        @engine.task(batch=Batch(max_size=8), timeout=0.3, retry=0)
         async def slow(items: list[int]) -> list[int]:
             await asyncio.sleep(60 if 5 in items else 0)
             return items
@@ -353,16 +352,17 @@ async def test_a_thread_that_does_not_come_back_is_given_up_with_its_call() -> N
     go = threading.Event()
     async with engine_on(thread_slots=1, grace_s=0.05) as engine:
 
-        @engine.task(batch=Batch(max_size=1), timeout=0.05, retry=0)
+        @engine.task(batch=Batch(max_size=1), retry=0)
         def stuck(items: list[int]) -> list[int]:
             if 0 in items:
                 go.wait(LIMIT_S)
             return items
 
-        handles = await engine.map(stuck, range(3))
+        late = await engine.submit(stuck, 0, timeout=0.05)
+        handles = await engine.map(stuck, [1, 2])
         with pytest.raises(TaskTimeout):
-            await handles[0].result(timeout=LIMIT_S)
-        assert await values(handles[1:]) == [1, 2]
+            await late.result(timeout=LIMIT_S)
+        assert await values(handles) == [1, 2]
         go.set()
         assert await values(await engine.map(stuck, [7, 8])) == [7, 8]
 
