@@ -51,5 +51,9 @@ def test_a_death_costs_nothing_that_was_told(ground: Ground, scene: str, stride:
 def test_deaths_find_a_missing_safeguard(ground: Ground, ablation: str, stride: int) -> None:
     """Each safeguard that a death could get past is one that these deaths miss when it is gone."""
     scene, _ = CONTROLS[ablation]
-    found = walk(ground.nursery, ground.starts[scene], ground.scenes[scene], "before", stride=stride, ablation=ablation)
+    start, scenes = ground.starts[scene], ground.scenes[scene]
+    for step in (stride, 1):  # threads run as they like: the points of one life are not quite those of another
+        found = walk(ground.nursery, start, scenes, "before", stride=step, ablation=ablation)
+        if found.violations:
+            break
     assert found.violations.total() > 0
