@@ -32,10 +32,10 @@ async def test_a_strand_goes_on_when_it_is_woken() -> None:
         came.put("second")
 
     strand = SYSTEM.start_strand("test", steps(), signal)
-    assert came.get(timeout=20) == "first"
+    assert came.get(timeout=60) == "first"
     assert came.empty()
     signal.raise_()
-    assert came.get(timeout=20) == "second"
+    assert came.get(timeout=60) == "second"
     await strand.ended()
 
 

@@ -190,9 +190,9 @@ async def test_a_slot_survives_what_cancels_its_own_task() -> None:
 
         handle = await engine.submit(self_cancel)
         with pytest.raises(Exception, match=r".") as caught:
-            await handle.result(timeout=5)
+            await handle.result(timeout=LIMIT_S)
         assert not isinstance(caught.value, TaskTimeout)
-        assert await (await engine.submit(after)).result(timeout=5) == "served"
+        assert await (await engine.submit(after)).result(timeout=LIMIT_S) == "served"
 
 
 async def test_many_tasks_in_every_lane_at_once() -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from tests.engine.support import SOON, FullJitter, engine_on, quick, value
+from tests.engine.support import LIMIT_S, SOON, FullJitter, engine_on, quick, value
 
 from mainspring import (
     Context,
@@ -147,7 +147,7 @@ async def test_a_nonsense_retry_after_ends_its_attempt(engine: Engine, wait: Any
     for handler in (nonsense, nonsense_retried):
         handle = await engine.submit(handler)
         with pytest.raises((ProcessingFailed, InvalidInput)):
-            await handle.result(timeout=5)
+            await handle.result(timeout=LIMIT_S)
 
 
 async def test_backoff_is_exponential_with_full_jitter() -> None:

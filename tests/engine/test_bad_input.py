@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.engine.support import engine_on, quick, value
+from tests.engine.support import LIMIT_S, engine_on, quick, value
 
 from mainspring import (
     Binary,
@@ -89,7 +89,7 @@ OPTIONS = [
 async def test_options(engine: Engine, echo: Any, field: str, bad: Any) -> None:
     """Every option of submit, with values that can't work: InvalidInput at once, nothing stored, others go on."""
     before = await stored(engine)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         with pytest.raises(InvalidInput) as caught:
             await engine.submit(echo, 1, **{field: bad})
     named = {
@@ -120,7 +120,7 @@ async def test_fields_of_a_ready_task(engine: Engine, echo: Any, field: str, bad
     """A Task made by hand is checked like a call."""
     before = await stored(engine)
     fields: dict[str, Any] = {"task_type": TaskType.custom("echo"), "input": Custom({"x": 1}), field: bad}
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         with pytest.raises((InvalidInput, UnsupportedTaskType)):
             await engine.submit(Task(**fields))
     assert await stored(engine) == before
@@ -143,7 +143,7 @@ async def test_a_ready_task_has_its_handlers_limit(engine: Engine) -> None:
 
     handle = await engine.submit(Task(task_type=TaskType.custom("limited"), input=Custom({}), max_retries=0))
     with pytest.raises(Exception, match="ran longer"):
-        await handle.result(timeout=5)
+        await handle.result(timeout=LIMIT_S)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.engine.support import LIMIT_S
 
 from mainspring import Engine, EngineConfig, RetryAfter, StoreUnavailable, TaskManagerConfig, TaskPriority, TaskStatus
 from mainspring.store.sqlite import caretaker
 
 pytestmark = pytest.mark.anyio
-
-LIMIT_S = 20
 
 
 def locks_on(path: Path) -> int:

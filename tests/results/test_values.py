@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.engine import process_work
-from tests.engine.support import engine_on, value
+from tests.engine.support import LIMIT_S, engine_on, value
 
 from mainspring import Context, Engine, TaskStatus
 
@@ -109,11 +109,11 @@ async def test_a_lost_blob_is_an_error_and_no_hang(engine: Engine, same: Any) ->
     await value(first)
     remove_files(Path(f"{engine.path}-blobs"), above=4 * MEGA - 100)
     with pytest.raises(Exception, match=r".") as caught:
-        await first.result(timeout=5)
+        await first.result(timeout=LIMIT_S)
     assert type(caught.value).__module__ == "mainspring.errors"
     child = await engine.submit(same, first)
     with pytest.raises(Exception, match=r".") as caught:
-        await child.result(timeout=5)
+        await child.result(timeout=LIMIT_S)
     assert (await child.info()).status is TaskStatus.FAILED
     assert await value(await engine.submit(same, 1)) == 1
 

@@ -1,7 +1,7 @@
 """A process of its own on a store, led by a test through lines of text: python process.py PATH WHAT [ARGUMENT].
 
 Says `open NAME`, then does WHAT, and tells what it is told of: `revoked N` with N that it still holds, `lost N`:
-work ROOM    completes all it is handed, and notes each in a ledger beside the store
+work ROOM    says `serves`, completes all it is handed, and notes each in a ledger beside the store
 hold ROOM    holds all it is handed, says `held N` for each hand-over; `run N` marks the first N as running handlers,
              `finish` completes all, also what it does not hold any more
 submit N     submits N tasks at each `go`, and says `sent` when they are durable
@@ -47,6 +47,10 @@ class Worker(Port):
     def __init__(self, store: Any, room: int, path: Path) -> None:
         super().__init__(store, room)
         self.ledger = os.open(path.with_name("ledger"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    async def serve(self) -> None:
+        await super().serve()
+        say("serves")
 
     def claimed(self, claims: list[Claimed]) -> None:
         super().claimed(claims)

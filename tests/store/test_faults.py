@@ -50,7 +50,7 @@ async def store(disk: Disk, factory: SqliteFactory) -> AsyncIterator[Any]:
 
 async def outcome(work: Any) -> Any:
     """The answer or the error; whoever gets neither in time hangs."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         try:
             return await work
         except TaskError as exc:
@@ -117,7 +117,7 @@ async def test_close_does_not_hang_on_a_broken_disk(disk: Disk, factory: SqliteF
     claim = await port.take()
     disk.break_(breaks(apsw.FullError))
     port.end(claim)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await store.close()
     disk.heal()
     async with opened(factory.make()) as heir:
@@ -147,7 +147,7 @@ async def test_a_store_that_could_not_be_opened_keeps_no_locks(disk: Disk, facto
             assert not (store.folder / f"{store.worker_id}.life").exists()
             continue
         disk.heal()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             port = Port(store)
             await port.serve()
             assert [claim.id for claim in await port.room(1)] == [id]
@@ -513,7 +513,7 @@ async def test_stopping_with_work_in_hand(factory: SqliteFactory) -> None:
         await port.serve()
         (id,) = await submit(store, new())
         port.end(await port.take())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await store.close()
         assert factory.durable_status(id) == 2
 

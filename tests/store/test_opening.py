@@ -227,7 +227,7 @@ async def test_damage_that_shows_later_is_told(tmp_path: Path, monkeypatch: pyte
     path = await made(tmp_path, tasks=2000)
     size = path.stat().st_size
     flip(path, size // 5, size)  # what is read and written last lies at the end
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         with pytest.raises(StoreDamaged):
             async with opened(SqliteFactory(tmp_path).make()) as store:
                 await store.list_tasks(limit=2000)
@@ -444,6 +444,6 @@ for turn in range(100):
 def test_several_processes_may_make_it_at_once(tmp_path: Path) -> None:
     """Whoever comes in the middle of it waits, and is not told that the file is locked."""
     done = subprocess.run(
-        [sys.executable, "-c", _RACE, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", _RACE, str(tmp_path)], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr

@@ -196,7 +196,7 @@ async def test_writers_on_new_rows_don_t_wait_for_one_another(factory: PostgresF
         (id,) = await submit(store, new())
         blocker = await asyncpg.connect(postgres.url())
         await blocker.execute(f"BEGIN; SELECT pg_advisory_xact_lock_shared({0x4D535052}, {store._writer.number})")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await port.room(1)
             port.end(port.held[id])
             await submit(store, new(), new(not_before_ms=store.now_ms() + 1))

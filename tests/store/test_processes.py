@@ -39,7 +39,8 @@ async def test_two_workers_share_two_thousand_tasks(path: Path, spawn: Spawn) ->
     """Each task is run once, by one of the two, and both take part; the counts agree with the ledger."""
     async with opened(real_store(path)) as store:
         listener = Port(store)
-        await asyncio.gather(spawn("work", 20), spawn("work", 20))
+        for peer in await asyncio.gather(spawn("work", 20), spawn("work", 20)):
+            await peer.hear("serves")
         sent = [id for _ in range(20) for id in await submit(store, *(new() for _ in range(100)))]
         await listener.until(lambda: len(listener.ended_as()) == len(sent))
         stats = await store.stats()

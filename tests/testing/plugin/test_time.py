@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
-
 from tests.testing.plugin.conftest import Run, said
 
 
 def test_hours_and_days_pass_at_once(run: Run) -> None:
-    """Backoff, delays, deadlines, sleeps on the loop and in threads: a month of them, within seconds."""
-    began = time.monotonic()
+    """Backoff, delays, deadlines, sleeps on the loop and in threads: a month of them. Whoever waits is ended."""
     result = run("""
         def test_backoff(mainspring_engine):
             engine, tries = mainspring_engine, []
@@ -81,7 +78,6 @@ def test_hours_and_days_pass_at_once(run: Run) -> None:
             assert 100 <= loop.time() - began < 101
     """)
     result.assert_outcomes(passed=6)
-    assert time.monotonic() - began < 60
 
 
 def test_upkeep_does_not_hold_time_back(run: Run) -> None:
