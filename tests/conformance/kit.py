@@ -300,10 +300,6 @@ def _then(note: Note) -> None:
         raise KeyError("a mistake of the applier")
 
 
-def _nothing(tx: Transaction) -> None:
-    """Write nothing."""
-
-
 class _SqlFactory:
     """What is the same for stores whose rules are those of `store.sql`."""
 
@@ -384,7 +380,6 @@ class SqliteFactory(_SqlFactory):
     async def go_on(self, store: SqliteStore) -> None:
         while self._rows("SELECT 1 FROM cascade LIMIT 1"):
             await store.write(graph.go_on)
-        await store.write(_nothing)  # ends that the writer let travel by itself have been told then
 
     def contents(self) -> Contents:
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
@@ -477,7 +472,6 @@ class PostgresFactory(_SqlFactory):
     async def go_on(self, store: PostgresStore) -> None:
         while self._ask("SELECT 1 FROM cascade LIMIT 1"):
             await store.write(graph.go_on)
-        await store.write(_nothing)
 
     def _ask(self, sql: str, *values: Any) -> Found:
         postgres.command(f"SET search_path = {self.schema}")

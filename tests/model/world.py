@@ -210,6 +210,8 @@ class World:
                 await one.settle()
                 if self.in_steps:
                     await self.factory.go_on(one.store)
+        for one in self.workers:
+            await one.settle()  # what the writer let travel by itself meanwhile has been told then
 
         self.model.pass_time(self.now(worker))
         waited = {task.id for types in LANES.values() for task in self.model.ready(types)}  # and are not paused
