@@ -372,7 +372,7 @@ def test_a_file_in_the_making_is_no_foreign_one(tmp_path: Path) -> None:
                 refuse_unfit(path)
                 looks += 1
     assert maker.returncode == 0
-    assert looks > many
+    assert looks > many // 4  # in a busy moment several are made between two looks
 
 
 async def test_a_look_is_repeated_when_somebody_opens_the_store_meanwhile(tmp_path: Path) -> None:
