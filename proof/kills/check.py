@@ -55,7 +55,8 @@ class Evidence(NamedTuple):
     rows: dict[str, Row]  # by task id
     lines: dict[str, list[Line]]  # by task id, in the order of time
     words: list[Word]
-    connection: apsw.Connection
+    connection: apsw.Connection  # to all rows, on a server to a copy of them
+    judged: str | apsw.Connection  # what is held against the invariants
 
     @property
     def figures(self) -> dict[str, int]:
@@ -88,12 +89,12 @@ async def evidence(store: str, ledger: Path) -> Evidence:
     lines: dict[str, list[Line]] = defaultdict(list)
     for line in read(ledger, "ledger", Line):
         lines[line.task].append(line)
-    return Evidence(rows, dict(lines), read(ledger, "words", Word), connection)
+    return Evidence(rows, dict(lines), read(ledger, "words", Word), connection, store)
 
 
 def check(seen: Evidence, blobs: Path) -> list[Finding]:
     """Return all that must not be."""
-    history = check_history(seen.connection, history=_events(seen), blobs=LocalBlobStore(blobs))
+    history = check_history(seen.judged, history=_events(seen), blobs=LocalBlobStore(blobs))
     return [
         *(Finding("history", str(violation)) for violation in history),
         *_lost(seen),

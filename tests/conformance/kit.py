@@ -385,7 +385,8 @@ class SqliteFactory(_SqlFactory):
         connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
             connection.execute("BEGIN")  # one snapshot for all
-            return _contents(connection, slack_ms=1_000 + int(self.clock.jumped_s * 1000))
+            slack_ms = 1_000 + int(self.clock.jumped_s * 1000)
+            return _contents(connection, check_history(connection, slack_ms=slack_ms))
         finally:
             connection.close()
 
@@ -478,8 +479,15 @@ class PostgresFactory(_SqlFactory):
         return postgres.ask(sql, *values)
 
     def contents(self) -> Contents:
+        slack_ms = 1_000 + int(self.clock.jumped_s * 1000)
+
+        def check(session: Session) -> list[Violation]:
+            with session.snapshot() as moment:
+                return check_history(moment, slack_ms=slack_ms)
+
+        broken = postgres.look(self.schema, check)
         with self.copied() as connection:
-            return _contents(connection, slack_ms=1_000 + int(self.clock.jumped_s * 1000))
+            return _contents(connection, broken)
 
     @contextmanager
     def copied(self, without: Sequence[str] = ()) -> Iterator[apsw.Connection]:
@@ -530,7 +538,7 @@ class PostgresFactory(_SqlFactory):
         postgres.drop(self.schema)
 
 
-def _contents(connection: apsw.Connection, slack_ms: int) -> Contents:
+def _contents(connection: apsw.Connection, broken: list[Violation]) -> Contents:
     attempts: dict[int, list[tuple[int, str]]] = {}
     for seq, number, outcome in connection.execute("SELECT task, number, outcome FROM attempt ORDER BY task, number"):
         attempts.setdefault(seq, []).append((number, OUTCOMES[outcome]))
@@ -561,7 +569,7 @@ def _contents(connection: apsw.Connection, slack_ms: int) -> Contents:
             "SELECT old.id, new.id FROM retried JOIN task old ON old.seq = task JOIN task new ON new.seq = again")),
         {row[0]: (STATUS_OF[row[1]].value, row[2]) for row in connection.execute("SELECT * FROM tombstone")},
         [row[0] for row in connection.execute("SELECT text FROM note ORDER BY rowid")],
-        check_history(connection, slack_ms=slack_ms),
+        broken,
     )  # fmt: skip
 
 

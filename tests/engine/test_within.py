@@ -19,7 +19,6 @@ import sqlalchemy
 import sqlalchemy.ext.asyncio as sa_async
 import sqlalchemy.orm
 from tests import postgres
-from tests.conformance.kit import PostgresFactory
 from tests.engine.programs import PATHS
 from tests.engine.support import LIMIT_S, engine_on, until, value
 
@@ -454,8 +453,7 @@ async def test_engines_take_each_task_in_once(place: str, tmp_path: Path) -> Non
     assert sum(len(ran(engine)) for engine in engines) == len(handles)
     for engine in engines:
         await engine.stop()
-    with PostgresFactory(tmp_path).copied(("note",)) as copy:
-        assert check_history(copy) == []
+    assert check_history(postgres.address_of(tmp_path)) == []
 
 
 @pytest.mark.parametrize("is_stored", [True, False])
@@ -591,8 +589,7 @@ async def test_a_key_that_got_its_task_meanwhile(engine: Engine, mine: asyncpg.C
     info = await other.info()
     assert (info.status, info.attempts) == (TaskStatus.FAILED, ())
     assert sorted(ran(engine)) == [1, 2, 3]
-    with PostgresFactory(tmp_path).copied(("note",)) as copy:
-        assert check_history(copy) == []
+    assert check_history(postgres.address_of(tmp_path)) == []
 
 
 async def test_what_can_t_be_read_is_recorded_and_holds_up_nobody(

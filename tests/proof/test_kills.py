@@ -153,9 +153,8 @@ async def test_the_checker_sees(whole: tuple[Path, Outcome], kind: str, spoil: C
     """What was noted is changed in one way, and the checker names it."""
     folder, outcome = whole
     seen = outcome.seen
-    spoilt = Evidence(
-        dict(seen.rows), {id: list(lines) for id, lines in seen.lines.items()}, [*seen.words], seen.connection
-    )
+    lines = {id: list(lines) for id, lines in seen.lines.items()}
+    spoilt = seen._replace(rows=dict(seen.rows), lines=lines, words=[*seen.words])
     spoil(spoilt)
     assert kind in {finding.kind for finding in check(spoilt, folder / "work.db-blobs")}
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import apsw
 import pytest
-from tests.store.fixtures.make import make
+from tests import postgres
+from tests.store.fixtures.make import make, make_there
 
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.errors import StoreForeign, StoreNewer, StoreUnavailable
+from mainspring.store.postgres.session import Session
 from mainspring.store.sqlite.connection import SCHEMA_VERSION
 from mainspring.tasks import TaskId, TaskStatus
 from mainspring.testing import Violation, check_history
@@ -22,11 +24,13 @@ from mainspring.testing.events import (
     CancelAnswered,
     Ended,
     Event,
+    Refused,
     ResultSeen,
     Started,
     Submitted,
 )
 from mainspring.testing.history import ROWS
+from mainspring.testing.rows import FILE_SQL, SERVER_SQL
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,7 @@ SPOILT = [
     ),
     ("dependencies", "went on", "UPDATE edge SET policy = 0 WHERE child = {allows it}"),
     ("dependencies", "went on", "DELETE FROM task WHERE seq = {broken}"),
-    ("dependencies", "went on", "INSERT INTO edge VALUES ({plain}, 0, {ready}, 0)"),
+    ("dependencies", "went on", "INSERT INTO edge (child, n, parent, policy) VALUES ({plain}, 0, {ready}, 0)"),
     ("waiting", "for nothing", "UPDATE task SET waits_for = {plain} WHERE seq = {waits}"),
     ("waiting", "for nothing", "UPDATE task SET waits_at = 9 WHERE seq = {waits}"),
     ("waiting", "for nothing", "DELETE FROM task WHERE seq = {running}"),
@@ -110,23 +114,22 @@ SPOILT = [
         "UPDATE task SET waits_for = {splits}, waits_at = 0 WHERE seq = {joins}",
     ),
     ("waiting", "passed over", "UPDATE task SET waits_for = {part two}, waits_at = 2 WHERE seq = {joins}"),
-    ("waiting", "did not complete", "INSERT INTO edge VALUES ({waits}, 1, {broken}, 0)"),
+    ("waiting", "did not complete", "INSERT INTO edge (child, n, parent, policy) VALUES ({waits}, 1, {broken}, 0)"),
     ("unmet", "without a reason", "DELETE FROM edge WHERE child = {needs it}"),
     ("unmet", "without a reason", "UPDATE edge SET parent = {plain} WHERE child = {needs it}"),
-    ("acyclic", "itself", "INSERT INTO edge VALUES ({running}, 0, {running}, 0)"),
-    ("acyclic", "itself", "INSERT INTO edge VALUES ({running}, 0, {waits}, 0)"),
-    ("acyclic", "itself", "INSERT INTO edge VALUES ({part one}, 0, {joins}, 0)"),
+    ("acyclic", "itself", "INSERT INTO edge (child, n, parent, policy) VALUES ({running}, 0, {running}, 0)"),
+    ("acyclic", "itself", "INSERT INTO edge (child, n, parent, policy) VALUES ({running}, 0, {waits}, 0)"),
+    ("acyclic", "itself", "INSERT INTO edge (child, n, parent, policy) VALUES ({part one}, 0, {joins}, 0)"),
     ("stands_for", "not there", "DELETE FROM task WHERE seq = {part two}"),
     ("stands_for", "not flagged", "UPDATE task SET flags = 0 WHERE seq = {splits}"),
     ("stands_for", "has none", "UPDATE task SET flags = 8 WHERE seq = {plain}"),
-    ("stands_for", "for itself", "INSERT INTO stands_for VALUES ({splits}, 9, {splits})"),
-    ("stands_for", "for itself", "INSERT INTO stands_for VALUES ({part one}, 0, {splits})"),
+    ("stands_for", "for itself", "INSERT INTO stands_for (task, n, ref) VALUES ({splits}, 9, {splits})"),
+    ("stands_for", "for itself", "INSERT INTO stands_for (task, n, ref) VALUES ({part one}, 0, {splits})"),
     ("owners", "by nobody", "UPDATE task SET owner = 77 WHERE seq = {running}"),
     ("owners", "by nobody", "UPDATE worker SET ended_ms = 1"),
     ("owners", "served by nobody", "INSERT INTO serves VALUES (77, 'custom:work')"),
     ("tallies", "not the count", "UPDATE tally SET n = n + 1 WHERE class = 0 AND status = 2"),
     ("tallies", "not the count", "DELETE FROM tally WHERE class > 0 AND status = 0"),
-    ("tallies", "not the count", "INSERT INTO tally VALUES (99, 3, 1)"),
     ("classes", "no class", "UPDATE task SET class = 99 WHERE seq = {plain}"),
     ("outcomes", "as equal work did", "UPDATE task SET flags = flags | 256 WHERE seq = {plain}"),
     ("flights", "nobody does", "UPDATE task SET reason = 5 WHERE seq = {ready}"),
@@ -148,22 +151,37 @@ SPOILT = [
     ("orphans", "progress", "UPDATE progress SET task = 999"),
     ("orphans", "pass on", "INSERT INTO cascade (task) VALUES ({ready})"),
     ("tombstones", "had not ended", "UPDATE tombstone SET status = 1"),
-    ("tombstones", "is back", "INSERT INTO tombstone SELECT id, 2, 1 FROM task WHERE seq = {plain}"),
-    ("payloads", "of its input", "DELETE FROM payload_blob WHERE task IN (SELECT seq FROM task WHERE flags & 16)"),
+    (
+        "tombstones",
+        "is back",
+        "INSERT INTO tombstone (id, status, ended_ms) SELECT id, 2, 1 FROM task WHERE seq = {plain}",
+    ),
+    ("payloads", "of its input", "DELETE FROM payload_blob WHERE task IN (SELECT seq FROM task WHERE flags & 16 <> 0)"),
     ("payloads", "of its output", "DELETE FROM payload_blob WHERE task = {large}"),
     ("times", "not_before", "UPDATE task SET not_before_ms = ended_ms + 2000 WHERE seq = {plain}"),
     ("times", "deadline", "UPDATE task SET deadline_ms = ended_ms - 2000 WHERE seq = {plain}"),
     ("times", "timeout", "UPDATE task SET timeout_ms = 1 WHERE seq = {plain}"),
     ("vectors", "counts other", "UPDATE vector_collection SET records = 9"),
-    ("vectors", "dimension", "UPDATE vector_record SET vector = x'00000000' WHERE id = 'a'"),
     ("vectors", "no collection", "UPDATE vector_record SET collection = 9 WHERE id = 'a'"),
+]
+SPOILT_FILE = [
+    ("tallies", "not the count", "INSERT INTO tally (class, status, n) VALUES (99, 3, 1)"),
+    ("vectors", "dimension", "UPDATE vector_record SET vector = x'00000000' WHERE id = 'a'"),
     ("vectors", "without its record", "DELETE FROM vector_record WHERE id = 'a'"),
     ("vectors", "still there", "UPDATE vector_tombstone SET row = (SELECT row FROM vector_record WHERE id = 'a')"),
     ("vectors", "newest version", "UPDATE vector_tombstone SET version = 99"),
 ]
 
 
-@pytest.mark.parametrize(("invariant", "says", "sql"), SPOILT)
+SPOILT_SERVER = [
+    ("tallies", "not the count", "INSERT INTO tally (class, status, worker, n) VALUES (99, 3, 1, 1)"),
+    ("tallies", "not the count", "INSERT INTO tally (class, status, worker, n) VALUES (0, 2, 77, -1)"),
+    ("vectors", "dimension", "UPDATE vector_collection SET dim = 9"),
+    ("vectors", "counts other", "DELETE FROM vector_record WHERE id = 'a'"),
+]
+
+
+@pytest.mark.parametrize(("invariant", "says", "sql"), [*SPOILT, *SPOILT_FILE])
 def test_a_spoilt_store(store: Path, invariant: str, says: str, sql: str) -> None:
     """One row that is wrong is found, with its task and the figures."""
     spoil(store, sql)
@@ -173,8 +191,9 @@ def test_a_spoilt_store(store: Path, invariant: str, says: str, sql: str) -> Non
 
 
 def test_every_check_has_its_control() -> None:
-    """No statement is there that was never seen to find anything."""
+    """No statement is there that was never seen to find anything, and none is missing on a server."""
     assert {invariant for invariant, *_ in SPOILT} == set(ROWS)
+    assert FILE_SQL.keys() == SERVER_SQL.keys()
 
 
 def test_a_finding_names_its_task(store: Path) -> None:
@@ -196,7 +215,11 @@ def test_findings_are_limited(store: Path) -> None:
 
 def test_a_travelling_end_is_no_fault(store: Path) -> None:
     """Where ends go on as a work list, children may still wait for what has ended."""
-    spoil(store, "INSERT INTO edge VALUES ({waits}, 1, {broken}, 0); INSERT INTO cascade (task) VALUES ({broken})")
+    spoil(
+        store,
+        "INSERT INTO edge (child, n, parent, policy) VALUES ({waits}, 1, {broken}, 0); "
+        "INSERT INTO cascade (task) VALUES ({broken})",
+    )
     assert check_history(store) == []
 
 
@@ -210,6 +233,92 @@ def test_missing_blobs(store: Path, keep: str) -> None:
     blobs.delete(digest)
     (found,) = check_history(store, blobs=blobs)
     assert (found.invariant, found.figures) == ("blobs", {"digest": digest})
+
+
+# On a server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The same store on the tests' server; gives the folder that it belongs to. It takes rows that can't be."""
+    folder = tmp_path_factory.mktemp("server")
+    asyncio.run(make_there(folder, postgres.address_of(folder)))
+    schema = postgres.schema_of(folder)
+    found = postgres.ask(
+        "SELECT $1 || '.' || relname, conname FROM pg_constraint JOIN pg_class ON pg_class.oid = conrelid "
+        "WHERE contype = 'c' AND connamespace = $1::text::regnamespace",
+        schema,
+    )
+    postgres.command("; ".join(f"ALTER TABLE {table} DROP CONSTRAINT {name}" for table, name in found))
+    yield folder
+    postgres.drop(schema)
+
+
+def test_a_sound_store_on_a_server(server: Path) -> None:
+    """The checks read what a server's tables hold as they read a file."""
+    assert check_history(postgres.address_of(server), blobs=LocalBlobStore(server / "blobs")) == []
+
+
+@pytest.mark.parametrize(("invariant", "says", "sql"), [*SPOILT, *SPOILT_SERVER])
+def test_a_spoilt_store_on_a_server(server: Path, invariant: str, says: str, sql: str) -> None:
+    """One row that is wrong is found there too, with its task and the figures."""
+
+    def seq(session: Session, name: str) -> int | None:
+        found = "SELECT seq FROM task WHERE position(convert_to($1, 'UTF8') IN input) > 0 ORDER BY seq LIMIT 1"
+        return next((row[0] for row in session.execute(found, (name,))), None)
+
+    def spoilt(session: Session) -> list[Violation]:
+        session.command("BEGIN")
+        try:
+            session.command(sql.format_map({name: seq(session, name) for name in re.findall(r"{([^}]*)}", sql)}))
+            return check_history(session)
+        finally:
+            session.command("ROLLBACK")
+
+    broken = postgres.look(postgres.schema_of(server), spoilt)
+    found = [item for item in broken if item.invariant == invariant and says in item.what]
+    assert found
+    assert all(item.figures for item in found)
+
+
+def test_missing_blobs_on_a_server(server: Path, tmp_path: Path) -> None:
+    """A blob that a payload or a name refers to must be there."""
+    broken = check_history(postgres.address_of(server), blobs=LocalBlobStore(tmp_path / "empty", make=False))
+    assert {item.what for item in broken} == {
+        f"blob that {table} refers to is missing" for table in ("payload_blob", "blob_key")
+    }
+    assert {item.invariant for item in broken} == {"blobs"}
+
+
+def test_what_was_seen_of_a_server(server: Path) -> None:
+    """Events are held against its rows."""
+    history: list[Event] = [Acknowledged(str(TaskId()), 1), Refused(str(TaskId()), 2)]
+    (found,) = check_history(postgres.address_of(server), history=history)
+    assert found.invariant == "durability"
+
+
+def test_no_store_on_a_server(tmp_path: Path) -> None:
+    """An address that leads to none is a typed error, and makes none."""
+    with pytest.raises(StoreUnavailable, match="no store in schema"):
+        check_history(postgres.address_of(tmp_path))
+    assert postgres.ask("SELECT 1 FROM pg_namespace WHERE nspname = $1", postgres.schema_of(tmp_path)) == []
+
+
+def test_an_unfit_schema(tmp_path: Path) -> None:
+    """A foreign or newer one is told as such."""
+    schema = postgres.schema_of(tmp_path)
+    postgres.command(f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.other (n integer)")
+    try:
+        with pytest.raises(StoreForeign, match=schema):
+            check_history(postgres.address_of(tmp_path))
+        postgres.command(f"CREATE TABLE {schema}.store (version integer); INSERT INTO {schema}.store VALUES (99)")
+        with pytest.raises(StoreNewer, match="99"):
+            check_history(postgres.address_of(tmp_path))
+    finally:
+        postgres.drop(schema)
+
+
+# Files that are none
 
 
 def newer(path: Path) -> None:

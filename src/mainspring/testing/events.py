@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
-import apsw
 import msgspec
 
 from mainspring.tasks import TaskId
 from mainspring.tasks.identity import TaskStatus
 from mainspring.tasks.lifecycle import CANCELLED, STATUS_CODE, STATUS_OF
+from mainspring.testing.rows import Row, Rows
 from mainspring.testing.violation import Violation
 
 
@@ -73,11 +73,11 @@ class ResultSeen(msgspec.Struct, frozen=True, tag="result_seen"):
 
 Event: TypeAlias = Submitted | Acknowledged | Refused | Started | Ended | CancelAnswered | ResultSeen
 
-_ROW = "SELECT status, attempt FROM task WHERE id = ?"
-_PRUNED = "SELECT status, NULL FROM tombstone WHERE id = ?"
+_ROW = "SELECT status, attempt FROM task WHERE id = $1"
+_PRUNED = "SELECT status, NULL FROM tombstone WHERE id = $1"
 
 
-def check_events(connection: apsw.Connection, events: Iterable[Event]) -> Iterator[Violation]:
+def check_events(rows: Rows, events: Iterable[Event]) -> Iterator[Violation]:
     """Yield where the rows, or the events among themselves, contradict what was seen."""
     cancelled: dict[str, int] = {}
     started: set[tuple[str, int]] = set()
@@ -88,9 +88,15 @@ def check_events(connection: apsw.Connection, events: Iterable[Event]) -> Iterat
             cancelled.setdefault(event.task, event.at)
         check = _CHECKS.get(type(event))
         if check is not None:
-            id = TaskId(event.task).bytes
-            row = connection.execute(_ROW, (id,)).fetchone() or connection.execute(_PRUNED, (id,)).fetchone()
-            yield from check(event, row)
+            yield from check(event, _row_of(rows, TaskId(event.task).bytes))
+
+
+def _row_of(rows: Rows, id: bytes) -> Row | None:
+    """Return status and attempt of a task; no attempt is known of one that was pruned."""
+    for sql in (_ROW, _PRUNED):
+        for row in rows.ask(sql, id):
+            return row
+    return None
 
 
 def _violation(invariant: str, event: Event, what: str, **figures: Any) -> Violation:

@@ -1,45 +1,44 @@
 """The invariants of a store, checked: in its rows, in its blobs, and against what was seen from outside.
 
-One checker for all: the simulator, crash and kill tests, backups, and `mainspring doctor --check`.
+One checker for files and servers, and for all who ask: the simulator, crash and kill tests, backups, `doctor --check`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import apsw
-import msgspec
 
 from mainspring.blobs.base import BlobStore
+from mainspring.config import is_server
 from mainspring.store.base import MAX_CRASHES, MAX_RELEASES
-from mainspring.store.sql.statements import named
 from mainspring.store.sqlite.connection import look
 from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import REASON_CODE, STATUS_CODE, TRANSITIONS
 from mainspring.testing.events import Event, check_events
+from mainspring.testing.rows import FILE_SQL, FileRows, Rows, ServerRows
 from mainspring.testing.violation import Violation
 
-SQL: Final = named(__package__, "invariants.sql")
-_EXTRA: Final = {
-    "vectors": "vector_collection",
-    "flights": "flight",
-    "cache": "cache",
-    "named_digests": "blob_key",
-    "payload_digests": "payload_blob",
-    "kept_digests": "cache",
-}
-"""Statements over tables that a store has only once somebody needed them."""
-ROWS: Final = tuple(name for name in SQL if not name.endswith("_digests"))
+if TYPE_CHECKING:
+    from mainspring.store.postgres.session import Session
+
+ROWS: Final = tuple(FILE_SQL)
+_NEEDS: Final = {"vectors": "vector_record", "flights": "flight", "cache": "cache"}
+"""Checks of tables that a store has only once somebody needed them."""
+_DIGESTS: Final = ("payload_blob", "blob_key", "cache")
+_PAGE: Final = 1_000
 _STATES: Final = sorted(
     {(STATUS_CODE[t.after.status], -1 if t.after.reason is None else REASON_CODE[t.after.reason]) for t in TRANSITIONS}
 )
+_WORD: Final = re.compile(r":([a-z]\w*)")
 
 
 def check_history(
-    store: str | Path | apsw.Connection,
+    store: str | Path | apsw.Connection | Session,
     *,
     history: Sequence[Event] | None = None,
     blobs: BlobStore | None = None,
@@ -48,53 +47,81 @@ def check_history(
 ) -> list[Violation]:
     """Return every invariant that the store breaks, with at most `limit` findings for each; none is a sound store.
 
-    All of it is one look at one committed state, also while workers write; a file that is given by its path is only
-    read. Memory stays small however many tasks there are. With `history`, what was seen from outside must agree with
-    the rows; with `blobs`, every blob that a row refers to must be there. `slack_ms` is how far the clocks of the
-    processes that wrote the store may have been apart.
+    All of it is one look at one committed state, also while workers write; a store that is given by its path or its
+    address is only read. Memory stays small however many tasks there are. With `history`, what was seen from outside
+    must agree with the rows; with `blobs`, every blob that a row refers to must be there. `slack_ms` is how far the
+    clocks of the processes that wrote the store may have been apart. A session of a server must be within a snapshot.
 
-    Raises: StoreDamaged, StoreForeign, StoreNewer, StoreUnavailable: the file at this path can't be checked.
+    Raises: StoreDamaged, StoreForeign, StoreNewer, StoreReadOnly, StoreRefused, StoreUnavailable: it can't be checked.
     """
+
+    def in_file(connection: apsw.Connection) -> list[Violation]:
+        found: list[Violation] = []
+        with connection:
+            found += _check(FileRows(connection), history, blobs, limit, slack_ms)
+        return found
+
+    def on_server(session: Session) -> list[Violation]:
+        return _check(ServerRows(session), history, blobs, limit, slack_ms)
+
+    def on_server_now(session: Session) -> list[Violation]:
+        with session.snapshot() as moment:
+            return on_server(moment)
+
     if isinstance(store, apsw.Connection):
-        return _check(store, history, blobs, limit, slack_ms)
-    return look(Path(store), lambda connection: _check(connection, history, blobs, limit, slack_ms))
+        return in_file(store)
+    if not isinstance(store, (str, Path)):
+        return on_server(store)
+    if not is_server(store):
+        return look(Path(store), in_file)
+    from mainspring.store.postgres.looking import look as look_there
+
+    return look_there(str(store), on_server_now)
 
 
 def _check(
-    connection: apsw.Connection, history: Sequence[Event] | None, blobs: BlobStore | None, limit: int, slack_ms: int
+    rows: Rows, history: Sequence[Event] | None, blobs: BlobStore | None, limit: int, slack_ms: int
 ) -> list[Violation]:
-    values = {
-        "states": msgspec.json.encode(_STATES).decode(),
-        "max_crashes": MAX_CRASHES,
-        "max_releases": MAX_RELEASES,
-        "slack_ms": slack_ms,
+    words = {
+        "states": ", ".join(map(str, _STATES)),
+        "max_crashes": str(MAX_CRASHES),
+        "max_releases": str(MAX_RELEASES),
+        "slack_ms": str(int(slack_ms)),
     }
     found: list[Violation] = []
-    with connection:  # one snapshot for all
-        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-        for name in ROWS:
-            if _EXTRA.get(name, "task") in tables:
-                found += islice(_broken(connection, name, values), limit)
-        if blobs is not None:
-            found += islice(_missing_blobs(connection, tables, blobs), limit)
-        if history is not None:
-            found += islice(check_events(connection, history), limit)
+    for name in ROWS:
+        if _NEEDS.get(name, "task") in rows.tables:
+            found += _broken(rows, name, words, limit)
+    if blobs is not None:
+        found += islice(_missing_blobs(rows, blobs), limit)
+    if history is not None:
+        found += islice(check_events(rows, history), limit)
     return found
 
 
-def _broken(connection: apsw.Connection, invariant: str, values: dict[str, Any]) -> Iterator[Violation]:
-    cursor = connection.execute(SQL[invariant], values)
-    for id, what, *figures in cursor:
-        names = [column[0] for column in cursor.get_description()[2:]]
+def _broken(rows: Rows, invariant: str, words: Mapping[str, str], limit: int) -> Iterator[Violation]:
+    def word(match: re.Match[str]) -> str:
+        return words[match[1]] if match[1] in words else rows.words[match[1]]
+
+    for names, (id, what, *figures) in rows.find(_WORD.sub(word, rows.invariants[invariant]), limit):
         task = None if id is None else str(TaskId(id))
-        yield Violation(invariant=invariant, task=task, what=what, figures=dict(zip(names, figures, strict=True)))
+        yield Violation(invariant=invariant, task=task, what=what, figures=dict(zip(names[2:], figures, strict=True)))
 
 
-def _missing_blobs(connection: apsw.Connection, tables: set[str], blobs: BlobStore) -> Iterator[Violation]:
-    for name in ("payload_digests", "named_digests", "kept_digests"):
-        if _EXTRA[name] not in tables:
+def _missing_blobs(rows: Rows, blobs: BlobStore) -> Iterator[Violation]:
+    for table in _DIGESTS:
+        if table not in rows.tables:
             continue
-        for (digest,) in connection.execute(SQL[name]):
-            if blobs.info(str(digest)) is None:
-                what = f"blob that {_EXTRA[name]} refers to is missing"
+        for digest in digests_in(rows, table):
+            if blobs.info(digest) is None:
+                what = f"blob that {table} refers to is missing"
                 yield Violation(invariant="blobs", task=None, what=what, figures={"digest": digest})
+
+
+def digests_in(rows: Rows, table: str) -> Iterator[str]:
+    """Yield the blobs that a table refers to, each once, a page at a time."""
+    sql = f"SELECT DISTINCT digest FROM {table} WHERE digest > $1 ORDER BY digest LIMIT {_PAGE}"  # noqa: S608 - of ours
+    after = ""
+    while page := [str(digest) for (digest,) in rows.ask(sql, after)]:
+        yield from page
+        after = page[-1]

@@ -1,16 +1,19 @@
 -- What must hold in every committed state of a store. Each statement finds what breaks its invariant: the task's id where
 -- there is one, what is wrong, and the figures. Codes are those of schema.sql; outcomes of attempts are completed 0,
 -- failed 1, timeout 2, cancelled 3, retry 4, released 5, crashed 6.
+--
+-- Both SQLite and Postgres read these: what each has to be told in its own words is in the file of its name. Names after
+-- a colon stand for numbers. In a UNION the type of a column is that of its first statement.
 
 -- name: states
 -- A task is in a state of the lifecycle table and has what that state needs: an owner, a timer, a parent, an end.
 SELECT id, 'is in no state of the lifecycle' AS what, seq, status, reason, attempt FROM task
-WHERE (status, coalesce(reason, -1)) NOT IN
-    (SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]') FROM json_each(:states))
+WHERE (status, coalesce(reason, -1)) NOT IN (VALUES :states)
 UNION ALL
 SELECT id, 'lacks what its state needs, or has what it must not', seq, status, reason, attempt FROM task
-WHERE (owner IS NOT NULL) <> (status = 1 OR reason IS 4) OR (due_ms IS NOT NULL) <> (coalesce(reason, 0) IN (2, 3))
-    OR (waits_for IS NOT NULL) <> (reason IS 1) OR (waits_at IS NOT NULL) <> (reason IS 1)
+WHERE (owner IS NOT NULL) <> (status = 1 OR coalesce(reason, 0) = 4)
+    OR (due_ms IS NOT NULL) <> (coalesce(reason, 0) IN (2, 3))
+    OR (waits_for IS NOT NULL) <> (coalesce(reason, 0) = 1) OR (waits_at IS NOT NULL) <> (coalesce(reason, 0) = 1)
     OR (ended_ms IS NOT NULL) <> (status > 1) OR (output IS NOT NULL) <> (status = 2)
     OR (owner IS NOT NULL AND attempt < 1);
 
@@ -19,14 +22,14 @@ WHERE (owner IS NOT NULL) <> (status = 1 OR reason IS 4) OR (due_ms IS NOT NULL)
 SELECT id, 'ended otherwise than its last attempt' AS what, seq, status, task.attempt, outcome, crashes, releases
 FROM task LEFT JOIN attempt ON attempt.task = seq AND attempt.number = task.attempt
 WHERE status > 1 AND flags & 256 = 0 AND NOT CASE status
-    WHEN 2 THEN outcome IS 0
-    WHEN 3 THEN outcome IS 1 OR (outcome IS 6 AND crashes + 1 >= :max_crashes)
+    WHEN 2 THEN coalesce(outcome, 5) = 0
+    WHEN 3 THEN coalesce(outcome, 5) = 1 OR (coalesce(outcome, 5) = 6 AND crashes + 1 >= :max_crashes)
         OR (coalesce(outcome, 5) = 5 AND releases >= :max_releases) OR (outcome IS NULL AND task.attempt = 0)
     WHEN 4 THEN coalesce(outcome, 3) IN (3, 4, 5, 6)
     WHEN 5 THEN coalesce(outcome, 2) IN (2, 4, 5, 6) END
 UNION ALL
 SELECT id, 'ended as equal work did, and has an attempt that ended it', seq, status, task.attempt, outcome, crashes, releases
-FROM task JOIN attempt ON attempt.task = seq AND attempt.number = task.attempt WHERE flags & 256 AND outcome < 4
+FROM task JOIN attempt ON attempt.task = seq AND attempt.number = task.attempt WHERE flags & 256 <> 0 AND outcome < 4
 UNION ALL
 SELECT id, 'ended at another time than its last attempt', seq, status, task.attempt, outcome, task.ended_ms,
     attempt.ended_ms
@@ -53,7 +56,7 @@ FROM attempt JOIN task ON seq = attempt.task WHERE started_ms > attempt.ended_ms
 SELECT id, 'is charged beyond a limit, or what is not on record' AS what, seq, retry_count, max_retries, crashes,
     releases, retries, crashed
 FROM (SELECT *, (SELECT count(*) FROM attempt WHERE task = seq AND outcome = 4) AS retries,
-    (SELECT count(*) FROM attempt WHERE task = seq AND outcome = 6) AS crashed FROM task)
+    (SELECT count(*) FROM attempt WHERE task = seq AND outcome = 6) AS crashed FROM task) AS charged
 WHERE retry_count > max_retries OR retry_count <> retries OR crashes >= :max_crashes OR crashes > crashed
     OR releases > :max_releases;
 
@@ -71,8 +74,8 @@ SELECT child.id, 'waits for nothing' AS what, child.seq, child.waits_for, child.
     parent.status AS parent_status
 FROM task AS child LEFT JOIN edge ON edge.child = child.seq AND edge.n = child.waits_at
     LEFT JOIN task AS parent ON parent.seq = child.waits_for
-WHERE child.reason = 1 AND (edge.parent IS NOT child.waits_for OR parent.seq IS NULL
-    OR (parent.status > 1 AND child.waits_for NOT IN (SELECT task FROM cascade)))
+WHERE child.reason = 1 AND (edge.parent IS DISTINCT FROM child.waits_for OR parent.seq IS NULL
+    OR (parent.status > 1 AND NOT EXISTS (SELECT 1 FROM cascade WHERE cascade.task = child.waits_for)))
 UNION ALL
 SELECT child.id, 'passed over an unfinished parent', child.seq, child.waits_for, child.waits_at, edge.parent, parent.status
 FROM task AS child JOIN edge ON edge.child = child.seq AND edge.n < child.waits_at JOIN task AS parent ON parent.seq = edge.parent
@@ -80,7 +83,8 @@ WHERE child.reason = 1 AND parent.status < 2
 UNION ALL
 SELECT child.id, 'waits, and a parent it needs did not complete', child.seq, child.waits_for, child.waits_at, edge.parent, parent.status
 FROM task AS child JOIN edge ON edge.child = child.seq JOIN task AS parent ON parent.seq = edge.parent
-WHERE child.reason = 1 AND parent.status > 2 AND policy <> 1 AND edge.parent NOT IN (SELECT task FROM cascade);
+WHERE child.reason = 1 AND parent.status > 2 AND policy <> 1
+    AND NOT EXISTS (SELECT 1 FROM cascade WHERE cascade.task = edge.parent);
 
 -- name: unmet
 -- A task that failed without an attempt had a parent that it needed and that did not complete.
@@ -108,7 +112,7 @@ FROM stands_for LEFT JOIN task ON task.seq = stands_for.task LEFT JOIN task AS o
 WHERE task.seq IS NULL OR other.seq IS NULL OR task.status <> 2 OR task.flags & 8 = 0
 UNION ALL
 SELECT id, 'is flagged to stand for others and has none', seq, NULL, status, flags FROM task
-WHERE flags & 8 AND NOT EXISTS (SELECT 1 FROM stands_for WHERE stands_for.task = seq)
+WHERE flags & 8 <> 0 AND NOT EXISTS (SELECT 1 FROM stands_for WHERE stands_for.task = seq)
 UNION ALL
 SELECT task.id, 'stands for itself', low.task, NULL, task.status, task.flags
 FROM (SELECT DISTINCT task FROM stands_for WHERE ref >= task) AS low LEFT JOIN task ON seq = low.task
@@ -120,22 +124,22 @@ WHERE low.task IN (
 
 -- name: flights
 -- Of equal work one task leads, and it is alive; whoever waits for it is of its kind, and nobody else is listed.
-SELECT task.id, 'waits for equal work that nobody does' AS what, seq, status, reason, NULL AS leads FROM task
+SELECT task.id, 'waits for equal work that nobody does' AS what, seq, status, reason, flight.leads FROM task
 LEFT JOIN flight ON flight.task = seq LEFT JOIN flight AS first ON first.key = flight.key AND first.leads = 1
 WHERE reason = 5 AND (flight.task IS NULL OR flight.leads <> 0 OR first.task IS NULL)
 UNION ALL
 SELECT task.id, 'is over, or held, and still listed for equal work', flight.task, status, reason, leads
 FROM flight LEFT JOIN task ON seq = flight.task
-WHERE seq IS NULL OR status > 1 OR (leads = 0 AND reason IS NOT 5)
+WHERE seq IS NULL OR status > 1 OR (leads = 0 AND coalesce(reason, 0) <> 5)
 UNION ALL
 SELECT task.id, 'leads, and does not know', seq, status, reason, leads
 FROM task JOIN flight ON flight.task = seq WHERE flags & 64 = 0 OR (leads = 1 AND status = 1 AND flags & 128 = 0);
 
 -- name: cache
 -- What is kept was computed before it is too old, is not negative, and names the blob that it lives in.
-SELECT NULL AS id, 'keeps ' || hex(key) || ' of type ' || type || ' wrongly' AS what, bytes, made_ms, expires_ms, flags
+SELECT NULL AS id, 'keeps a result of type ' || type || ' wrongly' AS what, bytes, made_ms, expires_ms, flags
 FROM cache WHERE bytes < 0 OR expires_ms < made_ms OR (flags & 32 <> 0) <> (digest IS NOT NULL)
-    OR (digest IS NOT NULL AND digest <> CAST(output AS TEXT));
+    OR (digest IS NOT NULL AND length(digest) <> length(output));
 
 -- name: owners
 -- A claim is held by a worker that has not signed off; so is what a worker says it serves.
@@ -147,24 +151,30 @@ FROM serves LEFT JOIN worker ON worker.id = serves.worker WHERE worker.id IS NUL
 
 -- name: tallies
 -- What is kept as a count is what counting gives; status 0 stands for all that have not ended, class 0 for all classes.
-WITH counted AS (SELECT class, iif(status < 2, 0, status) AS status, count(*) AS n FROM task GROUP BY 1, 2),
-    expected AS (SELECT * FROM counted UNION ALL SELECT 0, status, sum(n) FROM counted GROUP BY status)
-SELECT NULL AS id, 'tally is not the count' AS what, class, status, tally.n AS tally, expected.n AS count
-FROM expected FULL JOIN tally USING (class, status) WHERE coalesce(expected.n, 0) <> coalesce(tally.n, 0);
+-- On a server each worker keeps its own part.
+WITH counted AS (
+        SELECT class, CASE WHEN status < 2 THEN 0 ELSE status END AS status, count(*) AS n FROM task GROUP BY 1, 2),
+    expected AS (
+        SELECT class, status, n FROM counted
+        UNION ALL SELECT 0, status, CAST(sum(n) AS BIGINT) FROM counted GROUP BY status),
+    kept AS (SELECT class, status, CAST(sum(n) AS BIGINT) AS n FROM tally GROUP BY class, status)
+SELECT NULL AS id, 'tally is not the count' AS what, class, status, kept.n AS tally, expected.n AS count
+FROM expected FULL JOIN kept USING (class, status) WHERE coalesce(expected.n, 0) <> coalesce(kept.n, 0);
 
 -- name: classes
 -- Every task is of a class that is there.
-SELECT task.id, 'is of no class' AS what, seq, class FROM task LEFT JOIN class ON class.id = class WHERE class.id IS NULL;
+SELECT task.id, 'is of no class' AS what, seq, task.class
+FROM task LEFT JOIN class ON class.id = task.class WHERE class.id IS NULL;
 
 -- name: keys
 -- An idempotency key belongs to one task of its namespace, and a task has at most one.
 SELECT task.id, 'key ' || key || ' belongs to no task of namespace ' || idempotency.namespace AS what,
-    idempotency.task AS seq, class
-FROM idempotency LEFT JOIN task ON seq = idempotency.task LEFT JOIN class ON class.id = class
-WHERE class.namespace IS NOT idempotency.namespace
+    idempotency.task AS seq, task.class
+FROM idempotency LEFT JOIN task ON seq = idempotency.task LEFT JOIN class ON class.id = task.class
+WHERE class.namespace IS DISTINCT FROM idempotency.namespace
 UNION ALL
-SELECT task.id, 'has ' || count(*) || ' idempotency keys', seq, class
-FROM idempotency JOIN task ON seq = idempotency.task GROUP BY seq HAVING count(*) > 1;
+SELECT task.id, 'has ' || count(*) || ' idempotency keys', seq, task.class
+FROM idempotency JOIN task ON seq = idempotency.task GROUP BY task.seq HAVING count(*) > 1;
 
 -- name: retried
 -- What was retried ended without completing, and what it became is there and newer.
@@ -174,33 +184,25 @@ WHERE old.seq IS NULL OR fresh.seq IS NULL OR old.status < 3 OR again <= retried
 
 -- name: orphans
 -- No row speaks of a task that is not there.
-SELECT NULL AS id, 'attempt without its task' AS what, task AS seq, count(*) AS n FROM attempt
-WHERE task NOT IN (SELECT seq FROM task) GROUP BY task
-UNION ALL
-SELECT NULL, 'dependency without its task', child, count(*) FROM edge
-WHERE child NOT IN (SELECT seq FROM task) GROUP BY child
-UNION ALL
-SELECT NULL, 'blob without its task', task, count(*) FROM payload_blob
-WHERE task NOT IN (SELECT seq FROM task) GROUP BY task
-UNION ALL
-SELECT task.id, 'progress without its attempt', progress.task, progress.attempt
+SELECT task.id, 'progress without its attempt' AS what, progress.task AS seq, progress.attempt AS n
 FROM progress LEFT JOIN task ON seq = progress.task WHERE seq IS NULL OR progress.attempt > task.attempt
 UNION ALL
 SELECT task.id, 'has an end to pass on and has not ended', seq, status FROM cascade JOIN task ON seq = cascade.task
-WHERE status < 2;
+WHERE status < 2
+UNION ALL
+SELECT NULL, 'attempt without its task', task, count(*) FROM attempt
+WHERE NOT EXISTS (SELECT 1 FROM task WHERE seq = attempt.task) GROUP BY task
+UNION ALL
+SELECT NULL, 'dependency without its task', child, count(*) FROM edge
+WHERE NOT EXISTS (SELECT 1 FROM task WHERE seq = edge.child) GROUP BY child
+UNION ALL
+SELECT NULL, 'blob without its task', task, count(*) FROM payload_blob
+WHERE NOT EXISTS (SELECT 1 FROM task WHERE seq = payload_blob.task) GROUP BY task;
 
 -- name: tombstones
 -- What was pruned had ended, and is gone.
 SELECT tombstone.id, 'was pruned and had not ended, or is back' AS what, tombstone.status, task.status AS again
 FROM tombstone LEFT JOIN task ON task.id = tombstone.id WHERE tombstone.status NOT BETWEEN 2 AND 5 OR seq IS NOT NULL;
-
--- name: payloads
--- A payload that lives in a blob keeps that blob.
-SELECT id, 'does not keep the blob of its input' AS what, seq, CAST(input AS TEXT) AS digest FROM task
-WHERE flags & 16 AND NOT EXISTS (SELECT 1 FROM payload_blob WHERE digest = CAST(input AS TEXT) AND task = seq)
-UNION ALL
-SELECT id, 'does not keep the blob of its output', seq, CAST(output AS TEXT) FROM task
-WHERE flags & 32 AND NOT EXISTS (SELECT 1 FROM payload_blob WHERE digest = CAST(output AS TEXT) AND task = seq);
 
 -- name: times
 -- Nothing started before its time or after its deadline, give or take what two clocks may differ; what ran out of time
@@ -212,31 +214,3 @@ WHERE started_ms < not_before_ms - :slack_ms OR started_ms > deadline_ms + :slac
 UNION ALL
 SELECT id, 'completed after its timeout', seq, number, duration_us, timeout_ms, NULL
 FROM task JOIN attempt ON attempt.task = seq WHERE outcome = 0 AND duration_us > timeout_ms * 1000;
-
--- name: vectors
--- A collection counts its records; they have its dimension, their labels, and no tombstone.
-SELECT NULL AS id, 'collection ' || name || ' counts other records than it has' AS what, records,
-    (SELECT count(*) FROM vector_record WHERE collection = vector_collection.id) AS found
-FROM vector_collection WHERE records <> found
-UNION ALL
-SELECT NULL, 'record ' || vector_record.id || ' has no collection, or not its dimension', row, length(vector) / 4
-FROM vector_record LEFT JOIN vector_collection ON vector_collection.id = collection
-WHERE dim IS NULL OR length(vector) <> 4 * dim
-UNION ALL
-SELECT NULL, 'label ' || key || ' without its record', vector_label.row, vector_label.collection
-FROM vector_label LEFT JOIN vector_record ON vector_record.row = vector_label.row
-    AND vector_record.collection = vector_label.collection WHERE vector_record.row IS NULL
-UNION ALL
-SELECT NULL, 'record deleted and still there, or after the newest version', vector_tombstone.row, vector_tombstone.version
-FROM vector_tombstone JOIN vector_collection ON vector_collection.id = vector_tombstone.collection
-    LEFT JOIN vector_record ON vector_record.row = vector_tombstone.row
-WHERE vector_record.row IS NOT NULL OR vector_tombstone.version > vector_collection.version;
-
--- name: payload_digests
-SELECT DISTINCT digest FROM payload_blob;
-
--- name: named_digests
-SELECT DISTINCT digest FROM blob_key;
-
--- name: kept_digests
-SELECT DISTINCT digest FROM cache WHERE digest IS NOT NULL;

@@ -152,9 +152,16 @@ def _why(server: Server, exc: BaseException) -> str:
 
 
 async def connect(
-    server: Server, name: str, config: StoreConfig, settings: Mapping[str, str] = MappingProxyType({})
+    server: Server,
+    name: str,
+    config: StoreConfig,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    patience_s: float | None = _PATIENCE_S,
 ) -> asyncpg.Connection:
-    """Return a connection on which names of tables are the store's. `settings` go before those that are made here."""
+    """Return a connection on which names of tables are the store's. `settings` go before those that are made here.
+
+    `patience_s` is how long one statement may take; None: as long as it likes.
+    """
     chosen = {
         "application_name": f"mainspring {name}",
         "search_path": server.schema,
@@ -172,7 +179,7 @@ async def connect(
         **settings,
     }
     connection: asyncpg.Connection = await asyncpg.connect(
-        server.url, server_settings=chosen, timeout=_CONNECT_S, command_timeout=_PATIENCE_S
+        server.url, server_settings=chosen, timeout=_CONNECT_S, command_timeout=patience_s
     )
     try:
         wanted = "off" if config.durability == "relaxed" else "on"
@@ -203,6 +210,20 @@ async def prepare(server: Server, config: StoreConfig, extra_schema: str) -> int
             return number
         finally:
             await connection.close()
+
+
+async def require(server: Server, connection: asyncpg.Connection) -> int:
+    """Return the number of the schema that a connection leads to; changes nothing.
+
+    Raises: StoreUnavailable: there is no store. StoreRefused, StoreForeign, StoreNewer.
+    """
+    _refuse_old(server, connection)
+    number = await _find(connection, server.schema)
+    if number is None or await _version(server, connection) == 0:
+        raise StoreUnavailable(
+            f"there is no store in schema {server.schema} of {server.shown}; check the address (an engine makes one)"
+        )
+    return number
 
 
 def _refuse_old(server: Server, connection: asyncpg.Connection) -> None:
@@ -270,5 +291,6 @@ __all__ = [
     "our_errors",
     "parse",
     "prepare",
+    "require",
     "translated",
 ]

@@ -76,17 +76,25 @@ class Session:
         """Run a statement that is not named here, with its values as $1, $2 ..."""
         return self._wait(self._run(sql, sql, values))[0]
 
+    def columns(self, sql: str) -> list[str]:
+        """Return the names of the columns that a statement finds."""
+        return [attribute.name for attribute in self._wait(self._prepare(sql, sql)).get_attributes()]
+
     def command(self, sql: str, patience_s: float | None = None) -> None:
         """Run one or more statements without values, in one round trip. `patience_s` is for those that take long."""
         self._wait(self._connection.execute(sql, timeout=patience_s))
 
     async def _run(self, key: str, sql: str, values: Sequence[Any]) -> tuple[Found, int]:
-        statement = self._prepared.get(key)
-        if statement is None:
-            statement = self._prepared[key] = await self._connection.prepare(sql)
+        statement = await self._prepare(key, sql)
         rows = await statement.fetch(*values)
         last = (statement.get_statusmsg() or "").rpartition(" ")[2]
         return Found(map(tuple, rows)), int(last) if last.isdecimal() else 0
+
+    async def _prepare(self, key: str, sql: str) -> asyncpg.prepared_stmt.PreparedStatement:
+        statement = self._prepared.get(key)
+        if statement is None:
+            statement = self._prepared[key] = await self._connection.prepare(sql)
+        return statement
 
     async def _run_many(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
         await self._connection.executemany(SQL[name], rows)
