@@ -12,7 +12,7 @@ import pytest
 from tests import postgres
 from tests.conformance.kit import Port, PostgresFactory, new, opened, status, submit
 
-from mainspring.errors import StoreUnavailable, SubmitIndeterminate, TaskNotFound
+from mainspring.errors import StoreRefused, StoreUnavailable, SubmitIndeterminate, TaskNotFound
 from mainspring.store.base import COMPLETED, Accepted
 from mainspring.store.postgres import writer as writing
 from mainspring.store.postgres.store import PostgresStore
@@ -160,6 +160,30 @@ async def test_a_doubt_that_stays_is_told(factory: PostgresFactory, monkeypatch:
         assert caught.value.task_id.bytes == task.id  # type: ignore[attr-defined]
         store._writer._connect = connect
         assert await store.submit([task]) == [Accepted(task.id, True)]
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+async def test_a_refusal_in_the_middle_of_a_doubt_may_pass(factory: PostgresFactory, is_stored: bool) -> None:
+    """A server that takes over, or starts, may refuse users and databases that it knows a moment later: it is asked
+    again, and the writer lives on."""
+    async with opened(factory.make()) as store:
+        writer, connect, task, refusals = store._writer, store._writer._connect, new("a"), [1, 2, 3]
+
+        def refuse() -> Any:
+            if refusals:
+                raise StoreRefused(f"no such database ({refusals.pop()})")
+            return connect()
+
+        failing_once(store, is_stored=is_stored)
+        writer._connect = refuse
+        async with asyncio.timeout(60):
+            if is_stored:
+                assert await store.submit([task]) == [Accepted(task.id, False)]
+            else:
+                with pytest.raises(StoreUnavailable, match="nothing was stored"):
+                    await store.submit([task])
+        assert refusals == []
+        assert await store.submit([task]) == [Accepted(task.id, is_stored)]
 
 
 async def test_the_fate_of_a_commit_is_not_told_before_it_is_settled(factory: PostgresFactory) -> None:

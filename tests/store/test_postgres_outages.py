@@ -75,9 +75,11 @@ def _id(n: int) -> TaskId:
     return TaskId(f"01900000-0000-7000-8000-{n:012d}")
 
 
-async def test_a_server_that_is_gone_for_a_while(server: OwnServer, tmp_path: Path) -> None:
+async def test_a_server_that_is_gone_for_a_while(
+    server: OwnServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Calls are refused meanwhile. What handlers end with then is recorded when it is back, without running again, and
-    what waited for a slot goes on."""
+    what waited for a slot goes on. The log has one line of it, and one when it is over."""
     work = Work(server.url, tmp_path)
     async with work.engine as engine:
         answers = {n: await work.submit(n) for n in range(80)}
@@ -95,6 +97,11 @@ async def test_a_server_that_is_gone_for_a_while(server: OwnServer, tmp_path: Pa
         }  # with no call in between the next one may still fail
         await work.all_is_told_truly(answers)
         assert len(work.starts) >= 80
+
+        await until(lambda: "in reach again" in caplog.text)
+    told = [record.getMessage() for record in caplog.records if record.name == "mainspring.store"]
+    assert ["out of reach" in line for line in told[:1]] == [True]
+    assert ["in reach again" in line for line in told[1:]] == [True], told
 
 
 async def test_an_engine_starts_when_its_server_does(server: OwnServer, tmp_path: Path) -> None:

@@ -65,9 +65,9 @@ class PostgresStore(InboxStore):
         self._named_blobs = named_blobs
         self._writer: PostgresWriter = PostgresWriter(
             self._session, self._memory, self.now_ms, env, batch_size, self._committed_soon, self._retry_soon,
-            self._rejoin, self.server,
+            self._rejoin, self.server, self.outage,
         )  # fmt: skip
-        self._reader = Reader(self._session, env, OUTAGES, is_lost)
+        self._reader = Reader(self._session, env, OUTAGES, self.outage, is_lost)
         self._lookers = Lookers(self._looking_session, self.server)
         self.line = Line(self._connect, channel_of(self.server.schema), self.worker_id, self._heard, env)
         self._bell = self.line

@@ -16,6 +16,7 @@ from mainspring.store.postgres.arrivals import take_in
 from mainspring.store.postgres.session import Session
 from mainspring.store.postgres.transaction import PostgresTransaction
 from mainspring.store.sql import claims, upkeep
+from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.transaction import Crowded, Memory, Transaction
 from mainspring.store.sql.writer import Group, Report, Writer
 
@@ -60,8 +61,9 @@ class PostgresWriter(Writer):
         retry_later: Callable[[int], None],
         rejoin: Callable[[Transaction], None],
         where: server.Server,
+        outage: OutageLog,
     ) -> None:
-        super().__init__(memory, now_ms, env, batch, report, retry_later)
+        super().__init__(memory, now_ms, env, batch, report, retry_later, outage)
         self._server = where
         self._connect = connect
         self._env = env
@@ -233,7 +235,7 @@ class PostgresWriter(Writer):
                 self.open()
                 self.close()
                 break
-            except (StoreUnavailable, *server.OUTAGES):
+            except (StoreUnavailable, StoreRefused, *server.OUTAGES):  # a refusal may pass as well
                 if self._stopping or self._env.monotonic() >= until:
                     break
                 self._env.sleep(_AGAIN_S)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from mainspring.blobs.base import BlobStore
-from mainspring.errors import StoreUnavailable
+from mainspring.errors import StoreRefused, StoreUnavailable, TaskError
 from mainspring.store.base import Claimed, CrashEvidence
 from mainspring.store.sql import graph, upkeep
 from mainspring.store.sql.reads import View
@@ -18,6 +18,7 @@ from mainspring.store.sql.transaction import Transaction
 from mainspring.store.vigil import Vigil
 
 logger = logging.getLogger("mainspring.store")
+_PART = "upkeep"
 
 TICK_S = 0.25
 """How soon a dead worker is noticed."""
@@ -78,13 +79,17 @@ class Caretaker(ABC):
         while True:
             await asyncio.sleep(TICK_S)
             self._ticks += 1
+            outage: TaskError | None = None
             for duty in (self._look, self._note_progress, self._lead):
                 try:
                     await duty()
-                except StoreUnavailable as exc:
-                    logger.warning("upkeep waits: %s", exc)
+                except (StoreUnavailable, StoreRefused) as exc:
+                    outage = exc
+                    self._store.outage.lost(_PART, exc)
                 except Exception:  # the boundary: one duty that fails must not end the others; it is logged
                     logger.exception("upkeep failed; it is tried again")
+            if outage is None:
+                self._store.outage.back(_PART)
 
     async def _beat(self) -> None:
         """Have the writer take turns where there is nothing to write, so that others see that this loop turns."""

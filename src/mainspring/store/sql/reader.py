@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from mainspring.environment import Environment
 from mainspring.errors import TaskError
+from mainspring.store.sql.outage import OutageLog
 
-logger = logging.getLogger("mainspring.store")
+_PART = "looking"
 T = TypeVar("T")
 
 
@@ -28,6 +28,7 @@ class Reader(Generic[C]):
     Args:
         connect: makes the connection, for the first look or the first one that can.
         expected: what a look may raise that nobody waits for: it was a hint, and the safety look comes again.
+        outage: is told of these.
         is_lost: whether an error means that the connection is gone; then a look is tried once more, on a new one.
     """
 
@@ -36,11 +37,13 @@ class Reader(Generic[C]):
         connect: Callable[[], C],
         env: Environment,
         expected: tuple[type[BaseException], ...],
+        outage: OutageLog,
         is_lost: Callable[[BaseException], bool] = lambda exc: False,
     ) -> None:
         self._connect = connect
         self._env = env
         self._expected = (*expected, TaskError)
+        self._outage = outage
         self._is_lost = is_lost
         self._inbox: deque[
             tuple[Callable[[C], Any], Callable[[Any], None] | None, asyncio.Future[Any] | None] | None
@@ -102,6 +105,7 @@ class Reader(Generic[C]):
                 self._drop()
             self._loop.call_soon_threadsafe(self._give_up, future, exc)
         else:
+            self._outage.back(_PART)
             self._loop.call_soon_threadsafe(_answer, then, future, answer)
 
     def _look(self, run: Callable[[C], Any]) -> Any:
@@ -113,7 +117,7 @@ class Reader(Generic[C]):
         if future is None:
             if not isinstance(exc, self._expected):
                 raise exc  # reaches the loop's exception handler, which logs it
-            logger.warning("a look into the store failed: %s", exc)
+            self._outage.lost(_PART, exc)
             return
         if not future.done():
             future.set_exception(exc)

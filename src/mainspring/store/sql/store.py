@@ -28,6 +28,7 @@ from mainspring.store.base import (
 )
 from mainspring.store.bell import ENDED, HELLO, LOOK, STOP, WELCOME, Bell, split_ids
 from mainspring.store.sql import commands, reads, upkeep
+from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.transaction import Applier, Memory, Transaction
 from mainspring.store.sql.writer import Command, Group, Started, Submission, Writer
@@ -73,6 +74,7 @@ class SqlStore(ABC):
         self.env = env
         self.grace_s = grace_s
         self.worker_id = env.random_bytes(6).hex()
+        self.outage = OutageLog(env)
         self._memory = Memory(config)
         self._memory.queue_size = queue_size
         self._memory.appliers = dict(appliers or {})

@@ -14,11 +14,13 @@ from mainspring.environment import Environment
 from mainspring.errors import InternalError, StoreUnavailable, SubmitIndeterminate, TaskError
 from mainspring.store.base import CANCEL_ASKED, FAILED, RELEASED, Accepted, Claimed, Ended, Finish, NewTask
 from mainspring.store.sql import claims, graph, intake, outcomes, upkeep
+from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.transaction import Crowded, Memory, Transaction
 from mainspring.tasks import ErrorInfo, TaskId
 from mainspring.tasks.codec import encode
 
 logger = logging.getLogger("mainspring.store")
+_PART = "writing"
 
 
 class Submission:
@@ -102,12 +104,14 @@ class Writer(ABC):
         batch: int,
         report: Report,
         retry_later: Callable[[int], None],
+        outage: OutageLog,
     ) -> None:
         self._memory = memory
         self._now_ms = now_ms
         self._batch = batch
         self._report = report
         self._retry_later = retry_later
+        self._outage_log = outage
         self._inbox: deque[Operation] = deque()
         self.signal = env.signal()
         self._stopping = False
@@ -241,6 +245,7 @@ class Writer(ABC):
         """It is committed: take over what it means, and report it."""
         self._tidy()
         self._outages = 0
+        self._outage_log.back(_PART)
         tx.committed()
         self._doubtful = []
         self._is_travelling = tx.is_travelling
@@ -383,7 +388,7 @@ class Writer(ABC):
         """The store can't write now. Callers are told, outcomes kept and tried again, the connection made anew."""
         cause = exc.__cause__ or exc
         why = str(cause) or type(cause).__name__
-        logger.warning("the store can't be written: %s", why)
+        self._outage_log.lost(_PART, why)
         self.close()
         final = self._mend(exc)
         if isinstance(exc, CommitFailed) and self._resolve(exc.tx, group):
@@ -410,7 +415,7 @@ class Writer(ABC):
             self.open()
             found = self._settle(tx, group)
         except Exception as exc:  # noqa: BLE001 - whatever keeps it from being read: callers are told of the doubt
-            logger.warning("whether a commit is stored can't be told now: %s", exc)
+            self._outage_log.lost(_PART, f"whether a commit is stored can't be told now: {exc}")
             self.close()
         if found is None:
             self._doubtful = tx.claims

@@ -83,9 +83,9 @@ class SqliteStore(SqlStore):
         log = Log(self.path, self.config.wal_limit_bytes, self.config.lock_timeout_s)
         self._writer: SqliteWriter = SqliteWriter(
             self._connect, self._memory, self.now_ms, env, log, batch_size, self._committed_soon, self._retry_soon,
-            self._damage_of,
+            self._damage_of, self.outage,
         )  # fmt: skip
-        self._reader = Reader(lambda: open_reader(self.path), env, (apsw.Error,))
+        self._reader = Reader(lambda: open_reader(self.path), env, (apsw.Error,), self.outage)
         self._bell: FileBell = FileBell(self.folder, self.worker_id, self._heard, env)
         self._caretaker = SqliteCaretaker(self, look_s)
         self._life: LifeFile | None = None

@@ -11,6 +11,7 @@ import apsw
 from mainspring.environment import Environment
 from mainspring.errors import StoreDamaged, StoreUnavailable, TaskError
 from mainspring.store.sql import upkeep
+from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.transaction import Memory, Transaction
 from mainspring.store.sql.writer import Group, Report, Writer
 from mainspring.store.sqlite import news
@@ -40,8 +41,9 @@ class SqliteWriter(Writer):
         report: Report,
         retry_later: Callable[[int], None],
         damage: Callable[[BaseException], StoreDamaged | None],
+        outage: OutageLog,
     ) -> None:
-        super().__init__(memory, now_ms, env, batch, report, retry_later)
+        super().__init__(memory, now_ms, env, batch, report, retry_later, outage)
         self._connect = connect
         self._damage = damage
         self._log = log
