@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+from tests import pooler
 
 from mainspring.store.postgres.session import Found, Session
 
@@ -44,6 +45,17 @@ def url() -> str:
     """Return the address of a server that may be filled with schemas."""
     named = os.environ.get("MAINSPRING_TEST_POSTGRES")
     return named or str(_server().get_uri())
+
+
+@functools.cache
+def store_url() -> str:
+    """Return the address of stores on that server: with MAINSPRING_TEST_POOLER set it leads through a pooler."""
+    if not os.environ.get("MAINSPRING_TEST_POOLER"):
+        return url()
+    made = pooler.Pooler(url(), sessions=20)
+    atexit.register(made.end)
+    made.start()
+    return made.address
 
 
 @functools.cache
@@ -112,8 +124,8 @@ def schema_of(folder: Path) -> str:
 
 def address_of(folder: Path) -> str:
     """Return the address of a store in the schema of that folder."""
-    sign = "&" if "?" in url() else "?"
-    return f"{url()}{sign}schema={schema_of(folder)}"
+    sign = "&" if "?" in store_url() else "?"
+    return f"{store_url()}{sign}schema={schema_of(folder)}"
 
 
 @contextmanager

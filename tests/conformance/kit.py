@@ -449,7 +449,7 @@ class PostgresFactory(_SqlFactory):
 
     def make(self, *, queue_size: int | None = None, **config: Any) -> PostgresStore:
         return PostgresStore(
-            postgres.url(),
+            postgres.store_url(),
             StoreConfig(ageing_s=AGEING_MS / 1000, **config),
             schema=self.schema,
             blobs=LocalBlobStore(self.folder / "blobs"),

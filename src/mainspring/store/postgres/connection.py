@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Final
-from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 import asyncpg
 import msgspec
@@ -35,6 +35,7 @@ _PATIENCE_S = 60.0
 """Longer than anything takes that waits for nobody."""
 _STOPPED_S = 15
 """A transaction whose process does nothing for so long is ended by the server: others wait for it."""
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 LOST: Final = (
     OSError,
@@ -68,9 +69,10 @@ CONFLICTS: Final = (
 class Server(msgspec.Struct, frozen=True):
     """Where a store is."""
 
-    url: str  # with the password: never shown
+    url: str  # of the server itself, with the password: never shown
     shown: str
     schema: str
+    pooler: str | None = None  # the address of a transaction pooler before it, likewise
 
     @property
     def database(self) -> str:
@@ -79,6 +81,8 @@ class Server(msgspec.Struct, frozen=True):
 
 def parse(url: str, schema: str = "mainspring") -> Server:
     """Read the address of a store: a URL as libpq knows it, and `?schema=` for another schema than ours.
+
+    With `?pooler=transaction&direct=HOST:PORT` it leads to a pooler, and `direct` to the server behind that.
 
     Raises: InvalidInput.
     """
@@ -97,10 +101,43 @@ def parse(url: str, schema: str = "mainspring") -> Server:
         raise invalid(
             "schema", schema, "is no name of a schema of our own", "use letters, digits and _, and not `public`"
         )
-    rest = urlencode([(name, value) for name, value in parse_qsl(parts.query) if name != "schema"])
-    return Server(urlunsplit(("postgresql", *parts[1:3], rest, "")), shown, schema)
+    rest = [(name, value) for name, value in parse_qsl(parts.query) if name not in _OURS]
+    given = _address(parts.netloc, parts.path, rest)
+    direct = _direct(shown, options)
+    if direct is None:
+        return Server(given, shown, schema)
+    host, port = direct
+    user = parts.netloc.rpartition("@")[0]
+    there = [(name, value) for name, value in rest if name not in ("host", "port")] + [("host", host)]
+    there += [("port", port)] * bool(port)
+    return Server(_address(f"{user}@" if user else "", parts.path, there), shown, schema, given)
 
 
+def _address(netloc: str, path: str, options: list[tuple[str, str]]) -> str:
+    query = urlencode(options)
+    return f"postgresql://{netloc}{path}" + (f"?{query}" if query else "")
+
+
+def _direct(shown: str, options: Mapping[str, list[str]]) -> tuple[str, str] | None:
+    """Return host and port of the server behind a pooler; None where there is none between."""
+    (kind,), (direct,) = options.get("pooler", [""])[:1], options.get("direct", [""])[:1]
+    if not kind and not direct:
+        return None
+    if kind != "transaction":
+        raise invalid("pooler", kind, "is no kind that needs to be named", "use `transaction`; any other needs nothing")
+    found = _HOST.fullmatch(direct)
+    if found is None:
+        why = (
+            "names no server behind the pooler, and wake-ups, heartbeats and the lock of who leads need sessions of it"
+        )
+        raise invalid("direct", direct, why, "add &direct=HOST:PORT")
+    return found["name"] or found["folder"] or found["v6"], found["port"] or ""
+
+
+_OURS: Final = ("schema", "pooler", "direct")
+_HOST: Final = re.compile(
+    r"(?:(?P<name>[^:/\[\]@?#]+)|(?P<folder>/[^:]*)|\[(?P<v6>[0-9A-Fa-f:.]+)\])(?::(?P<port>\d{1,5}))?"
+)
 _FORM = "use postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with signs such as / and @ in the password as %2F and %40"
 
 
@@ -151,11 +188,26 @@ def _why(server: Server, exc: BaseException) -> str:
     return text.replace(password, "...") if password else text
 
 
+def _settings(server: Server, config: StoreConfig) -> dict[str, str]:
+    """Return what holds in each of our transactions."""
+    return {
+        "search_path": server.schema,
+        "lock_timeout": str(int(config.lock_timeout_s * 1000)),
+        "idle_in_transaction_session_timeout": f"{_STOPPED_S}s",
+        "jit": "off",
+        # Statements are prepared when tables may be empty and planned once: that plan must do for a million rows.
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
+        "plan_cache_mode": "force_generic_plan",
+    }
+
+
 async def connect(
     server: Server,
     name: str,
     config: StoreConfig,
-    settings: Mapping[str, str] = MappingProxyType({}),
+    settings: Mapping[str, str] = _NONE,
     patience_s: float | None = _PATIENCE_S,
 ) -> asyncpg.Connection:
     """Return a connection on which names of tables are the store's. `settings` go before those that are made here.
@@ -164,18 +216,10 @@ async def connect(
     """
     chosen = {
         "application_name": f"mainspring {name}",
-        "search_path": server.schema,
-        "lock_timeout": str(int(config.lock_timeout_s * 1000)),
-        "idle_in_transaction_session_timeout": f"{_STOPPED_S}s",
         "tcp_keepalives_idle": "10",
         "tcp_keepalives_interval": "5",
         "tcp_keepalives_count": "3",
-        "jit": "off",
-        # Statements are prepared when tables may be empty and planned once: that plan must do for a million rows.
-        "enable_seqscan": "off",
-        "enable_hashjoin": "off",
-        "enable_mergejoin": "off",
-        "plan_cache_mode": "force_generic_plan",
+        **_settings(server, config),
         **settings,
     }
     connection: asyncpg.Connection = await asyncpg.connect(
@@ -189,6 +233,28 @@ async def connect(
         connection.terminate()
         raise
     return connection
+
+
+async def connect_pooler(server: Server) -> asyncpg.Connection:
+    """Return a connection to the pooler: nothing may be left in a session behind it, prepared statements neither."""
+    connection: asyncpg.Connection = await asyncpg.connect(
+        server.pooler,
+        server_settings={"application_name": "mainspring pooled"},  # one for all: another costs the pooler a round trip
+        statement_cache_size=0,
+        timeout=_CONNECT_S,
+        command_timeout=_PATIENCE_S,
+    )
+    return connection
+
+
+def for_a_transaction(server: Server, config: StoreConfig, settings: Mapping[str, str] = _NONE) -> str:
+    """Return the statement that makes a transaction behind a pooler one of ours: what `connect` does for a session."""
+    chosen = _settings(server, config) | dict(settings)
+    values = {name: f"'{value}'" for name, value in chosen.items()}
+    now = "current_setting('synchronous_commit')"
+    is_relaxed = config.durability == "relaxed"
+    values["synchronous_commit"] = "'off'" if is_relaxed else f"CASE {now} WHEN 'off' THEN 'on' ELSE {now} END"
+    return "SELECT " + ", ".join(f"set_config('{name}', {value}, true)" for name, value in values.items())
 
 
 async def prepare(server: Server, config: StoreConfig, extra_schema: str) -> int:
@@ -287,6 +353,8 @@ __all__ = [
     "SCHEMA_VERSION",
     "Server",
     "connect",
+    "connect_pooler",
+    "for_a_transaction",
     "is_lost",
     "our_errors",
     "parse",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any, TypeVar
 
 import asyncpg
@@ -40,6 +40,7 @@ class Session:
     def __init__(self, connect: Callable[[], Coroutine[Any, Any, asyncpg.Connection]]) -> None:
         self._loop = _new_loop()
         self._prepared: dict[str, asyncpg.prepared_stmt.PreparedStatement] = {}
+        self._connection: asyncpg.Connection
         try:
             self._connection = self._loop.run_until_complete(connect())
         except BaseException:
@@ -58,6 +59,15 @@ class Session:
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return self._loop.run_until_complete(work)
+
+    def begin(self, how: str = "", then: str = "") -> None:
+        """Begin a transaction, and run statements without values in it, in one round trip."""
+        self.command(f"BEGIN {how}; {then}")
+
+    @contextmanager
+    def own(self) -> Iterator[Session]:
+        """Give a session in which what is set or locked stays until it is undone."""
+        yield self
 
     # Statements
 
@@ -112,12 +122,66 @@ class Session:
 
     @contextmanager
     def snapshot(self) -> Iterator[Session]:
-        self.command("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        self.begin("ISOLATION LEVEL REPEATABLE READ READ ONLY")
         try:
             yield self
         finally:
             with contextlib.suppress(*LOST):  # what broke it has been raised already
                 self.command("COMMIT")
+
+
+class PooledSession(Session):
+    """Transactions on whatever session of the server a pooler lends for each: nothing is left in there.
+
+    A statement outside of a transaction gets one of its own. None is prepared to stay: where its cache has no room, the
+    driver sends the text along with each call.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Coroutine[Any, Any, asyncpg.Connection]],
+        first: str,
+        direct: Callable[[], Session],
+        patience_s: float,
+    ) -> None:
+        """`first` is run at the beginning of each transaction; `direct` gives a session without the pooler.
+
+        A transaction begins within `patience_s`, or the server is out of reach: a pooler lets everybody wait for it.
+        """
+        super().__init__(connect)
+        self._first = first
+        self._direct = direct
+        self._patience_s = patience_s
+
+    def begin(self, how: str = "", then: str = "") -> None:
+        self.command(f"BEGIN {how}; {self._first}; {then}", self._patience_s)
+
+    @contextmanager
+    def own(self) -> Iterator[Session]:
+        with closing(self._direct()) as session:
+            yield session
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[None]:
+        if self._connection.is_in_transaction():
+            yield
+            return
+        await self._connection.execute(f"BEGIN; {self._first}", timeout=self._patience_s)
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(*LOST):  # what broke it is being raised
+                await self._connection.execute("ROLLBACK")
+            raise
+        await self._connection.execute("COMMIT")
+
+    async def _run(self, key: str, sql: str, values: Sequence[Any]) -> tuple[Found, int]:
+        async with self._transaction():
+            return await super()._run(key, sql, values)
+
+    async def _run_many(self, name: str, rows: Iterable[Sequence[Any]]) -> None:
+        async with self._transaction():
+            await super()._run_many(name, rows)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -18,12 +18,21 @@ from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import TaskError
 from mainspring.store.liveness import LifeFile
 from mainspring.store.postgres.caretaker import PostgresCaretaker
-from mainspring.store.postgres.connection import OUTAGES, connect, is_lost, our_errors, parse, prepare
+from mainspring.store.postgres.connection import (
+    OUTAGES,
+    connect,
+    connect_pooler,
+    for_a_transaction,
+    is_lost,
+    our_errors,
+    parse,
+    prepare,
+)
 from mainspring.store.postgres.inbox import InboxStore
 from mainspring.store.postgres.line import Line, channel_of
 from mainspring.store.postgres.lookers import PLANS, Lookers
 from mainspring.store.postgres.pulse import HelperPulse, Pulse
-from mainspring.store.postgres.session import Session
+from mainspring.store.postgres.session import PooledSession, Session
 from mainspring.store.postgres.writer import PostgresWriter
 from mainspring.store.sql import reads
 from mainspring.store.sql.reader import Reader
@@ -33,6 +42,8 @@ from mainspring.store.sql.transaction import Applier, Crowded, Transaction
 
 logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
+_LENT_WITHIN_S = 5.0
+"""How long a pooler may take to lend a session."""
 
 
 class PostgresStore(InboxStore):
@@ -97,10 +108,20 @@ class PostgresStore(InboxStore):
 
     def _session(self) -> Session:
         with our_errors(self.server):
-            return Session(self._connect)
+            return self._made_session({})
 
     def _looking_session(self) -> Session:
-        return Session(lambda: connect(self.server, self.worker_id, self.config, PLANS))
+        return self._made_session(PLANS)
+
+    def _made_session(self, settings: Mapping[str, str]) -> Session:
+        def direct() -> Session:
+            return Session(lambda: connect(self.server, self.worker_id, self.config, settings))
+
+        if self.server.pooler is None:
+            return direct()
+        first = for_a_transaction(self.server, self.config, settings)
+        patience_s = self.config.lock_timeout_s + _LENT_WITHIN_S
+        return PooledSession(lambda: connect_pooler(self.server), first, direct, patience_s)
 
     async def open(self) -> None:
         self._opens()

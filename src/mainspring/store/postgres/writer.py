@@ -114,7 +114,7 @@ class PostgresWriter(Writer):
         """Begin a transaction. Those beside others wait for one that is alone, and it for them."""
         assert self.session is not None
         shared = "" if alone else "_shared"
-        self.session.command(f"BEGIN; SELECT pg_advisory_xact_lock{shared}({server.WRITING}, {self.number})")
+        self.session.begin(then=f"SELECT pg_advisory_xact_lock{shared}({server.WRITING}, {self.number})")
         return PostgresTransaction(self.session, self._memory, self._now_ms(), alone=alone)
 
     def _begin(self, group: Group) -> Transaction:
@@ -233,6 +233,8 @@ class PostgresWriter(Writer):
         while True:
             try:
                 self.open()
+                assert self.session is not None
+                self.session.command("SELECT 1", _RESOLVE_S)  # a pooler lets us in also while the server is gone
                 self.close()
                 break
             except (StoreUnavailable, StoreRefused, *server.OUTAGES):  # a refusal may pass as well

@@ -129,11 +129,11 @@ class PostgresVectorStore:
         Raises: InvalidInput: unknown collection, or too many dimensions. StoreRefused: pgvector is older than 0.8.
             StoreUnavailable: somebody else is building it.
         """
-        self._look(lambda cursor: hnsw.build(cursor, known(cursor, collection), memory_mb))
+        self._in_session(collection, lambda cursor, state: hnsw.build(cursor, state, memory_mb))
 
     def drop_index(self, collection: str) -> None:
         """Search exactly again. Raises: InvalidInput: unknown collection."""
-        self._look(lambda cursor: hnsw.drop(cursor, known(cursor, collection)))
+        self._in_session(collection, hnsw.drop)
 
     def has_index(self, collection: str) -> bool:
         """Raises: InvalidInput: unknown collection."""
@@ -141,6 +141,13 @@ class PostgresVectorStore:
 
     def close(self) -> None:
         """The connections are the store's."""
+
+    def _in_session(self, name: str, change: Callable[[Cursor, State], None]) -> None:
+        def run(cursor: Cursor) -> None:
+            with cursor.own() as session:
+                change(session, known(session, name))
+
+        self._look(run)
 
     def _in_snapshot(self, name: str, look: Callable[[Cursor, State], T]) -> T:
         def run(cursor: Cursor) -> T:

@@ -43,6 +43,8 @@ class Cursor(Protocol):
 
     def snapshot(self) -> AbstractContextManager[Cursor]: ...
 
+    def own(self) -> AbstractContextManager[Cursor]: ...
+
 
 class State(NamedTuple):
     """A collection, and where the extension is."""
