@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import apsw
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.config import is_server
 from mainspring.store.base import CRASHED, RELEASED
+from mainspring.store.postgres.looking import look
+from mainspring.store.postgres.session import Session
 from mainspring.tasks import Custom, CustomOutput, ErrorInfo, TaskId, TaskStatus
 from mainspring.tasks.codec import decode_input, decode_output
 from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, STATUS_OF
@@ -35,6 +39,8 @@ from proof.copied import copied
 from proof.figures import Finding
 from proof.kills.ledger import Line, Word, read
 
+Vector: TypeAlias = NDArray[np.floating[Any]]
+_VECTORS = "SELECT id, vector FROM vector_record"
 _MISTAKES = ("Traceback (most recent call last)", "please report this")
 
 
@@ -57,6 +63,7 @@ class Evidence(NamedTuple):
     words: list[Word]
     connection: apsw.Connection  # to all rows, on a server to a copy of them
     judged: str | apsw.Connection  # what is held against the invariants
+    vectors: dict[str, Vector]  # by the id of their record
 
     @property
     def figures(self) -> dict[str, int]:
@@ -68,6 +75,7 @@ class Evidence(NamedTuple):
             "tasks": len(self.rows),
             "accepted": said["accepted"],
             "in doubt or refused": said["in_doubt"] + said["refused"],
+            "records with vectors": len(self.vectors),
             "starts of handlers": starts,
             "starts beyond the first": starts - len(self.lines),
             "attempts that crashed": outcomes[CRASHED],
@@ -79,8 +87,10 @@ class Evidence(NamedTuple):
 async def evidence(store: str, ledger: Path) -> Evidence:
     if is_server(store):
         connection = await copied(store)
+        vectors = look(store, _vectors_on_server)
     else:
         connection = apsw.Connection(store, flags=apsw.SQLITE_OPEN_READONLY)
+        vectors = {id: np.frombuffer(raw, "<f4") for id, raw in connection.execute(_VECTORS)}
     found = connection.execute(
         "SELECT task.id, seq, status, attempt, type, output, error, flags, input "
         "FROM task JOIN class ON class.id = class"
@@ -89,7 +99,14 @@ async def evidence(store: str, ledger: Path) -> Evidence:
     lines: dict[str, list[Line]] = defaultdict(list)
     for line in read(ledger, "ledger", Line):
         lines[line.task].append(line)
-    return Evidence(rows, dict(lines), read(ledger, "words", Word), connection, store)
+    return Evidence(rows, dict(lines), read(ledger, "words", Word), connection, store, vectors)
+
+
+def _vectors_on_server(session: Session) -> dict[str, Vector]:
+    if session.execute("SELECT to_regclass('vector_record')::text")[0][0] is None:  # the first upsert makes it
+        return {}
+    found = session.execute("SELECT convert_from(id, 'UTF8'), vector::text FROM vector_record")
+    return {id: np.array(msgspec.json.decode(shown), "<f4") for id, shown in found}
 
 
 def check(seen: Evidence, blobs: Path) -> list[Finding]:
@@ -213,8 +230,8 @@ def _effects(seen: Evidence) -> Iterator[Finding]:
     """What a task stores is there when it completed, and not at all when it did not."""
     ask = seen.connection.execute
     keys = {key for (key,) in ask("SELECT key FROM blob_key")}
-    vectors = Counter(id.partition("#")[0] for (id,) in ask("SELECT id FROM vector_record"))
-    wanted, records = 0, 0
+    wanted = 0
+    records: dict[str, Vector] = {}
     for id, row in seen.rows.items():
         if row.type != "data_storage" or row.status != COMPLETED:
             continue
@@ -225,11 +242,24 @@ def _effects(seen: Evidence) -> Iterator[Finding]:
             if stored.key not in keys:  # type: ignore[union-attr]
                 yield Finding("effect", f"task {id} completed, and its key is not there")
         else:
-            records += 3
+            records |= _records_of(row)
     if wanted != len(keys):
         yield Finding("effect", f"{wanted} tasks stored a key, {len(keys)} keys are there")
-    if records != vectors.total() or set(vectors.values()) - {3}:
-        yield Finding("effect", f"completed tasks stored {records} vectors, {vectors.total()} are there")
+    for id in records.keys() | seen.vectors.keys():
+        if id not in seen.vectors:
+            yield Finding("effect", f"a task completed that stored record {id}, which is not there")
+        elif id not in records:
+            yield Finding("effect", f"record {id} is there, and no task completed that stored it")
+        elif not np.allclose(records[id], seen.vectors[id], atol=1e-6):
+            yield Finding("effect", f"record {id} has another vector than its task stored")
+
+
+def _records_of(row: Row) -> dict[str, Vector]:
+    """Return the records that an upsert stores, by id: vectors are kept with the length of 1."""
+    given = _arguments(row)
+    vectors = np.asarray(given["vectors"], np.float64)
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return {f"{given['id_prefix']}#{n}": unit for n, unit in enumerate(units)}
 
 
 def _children(seen: Evidence) -> Iterator[Finding]:

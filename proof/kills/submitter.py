@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from mainspring import Engine, StoreUnavailable, SubmitIndeterminate, TaskHandle, TaskId, TaskTimeout
-from mainspring.config import is_server
 from proof.kills import handlers
 from proof.kills.ledger import FOLDER, Word, read, say
 
@@ -26,13 +25,12 @@ _KEYS_AGAIN = 6
 
 
 class Submitter:
-    def __init__(self, engine: Engine, name: str, rng: random.Random, slowness: float, *, has_vectors: bool) -> None:
+    def __init__(self, engine: Engine, name: str, rng: random.Random, slowness: float) -> None:
         self._engine = engine
         self._name = name
         self._rng = rng
         self._slowness = slowness
         self._recent: deque[TaskHandle] = deque(maxlen=40)
-        self._has_vectors = has_vectors
         self._n = 0
         self.stopping = asyncio.Event()
 
@@ -46,8 +44,7 @@ class Submitter:
 
     async def client(self) -> None:
         kinds = [self._plain] * 5 + [self._key] * 2 + [self._chain, self._joins, self._family] * 2
-        kinds += [self._retried, self._doomed, self._timed, self._stored, self._stored_again]
-        kinds += [self._vectors] * self._has_vectors
+        kinds += [self._retried, self._doomed, self._timed, self._stored, self._stored_again, self._vectors]
         kinds += [self._cancel] * 3 + [self._await] * 3
         while not self.stopping.is_set():
             try:
@@ -161,7 +158,7 @@ class Submitter:
 
 async def main(store: str, stall_s: float, seed: str, name: str, slowness: float) -> None:
     async with await handlers.started(store, worker=False, stall_s=stall_s) as engine:
-        submitter = Submitter(engine, name, random.Random(seed), slowness, has_vectors=not is_server(store))
+        submitter = Submitter(engine, name, random.Random(seed), slowness)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, submitter.stopping.set)
         await submitter.begin_again()
         async with asyncio.TaskGroup() as clients:

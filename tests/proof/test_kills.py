@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from proof.kills.__main__ import CONTROL_SLOWNESS
 from proof.kills.check import Evidence, check
@@ -55,6 +56,7 @@ async def test_nothing_is_lost_or_done_twice_on_a_server(tmp_path: Path) -> None
     assert [str(finding) for finding in outcome.findings] == []
     assert outcome.signals["kill of the server"] == outcome.signals["kill of a backend"] == 2
     assert outcome.seen.figures["completed"] > 0
+    assert outcome.seen.vectors
 
 
 async def test_without_the_attempt_guard_it_is_noticed(tmp_path: Path) -> None:
@@ -120,6 +122,19 @@ def _store_nothing(seen: Evidence) -> None:
     del seen.rows[_a_task(seen, "data_storage")]
 
 
+def _lose_a_vector(seen: Evidence) -> None:
+    seen.vectors.popitem()
+
+
+def _keep_a_vector(seen: Evidence) -> None:
+    seen.vectors["of nobody#0"] = np.ones(8)
+
+
+def _turn_a_vector(seen: Evidence) -> None:
+    id, vector = seen.vectors.popitem()
+    seen.vectors[id] = -vector
+
+
 def _cancel_before(seen: Evidence) -> None:
     id = _a_task(seen, "custom:waits")
     seen.words.append(Word("cancel", id, 1, answer="cancelled"))
@@ -145,6 +160,9 @@ def _lose_children(seen: Evidence) -> None:
         ("order", _begin_early),
         ("key", _answer_twice),
         ("effect", _store_nothing),
+        ("effect", _lose_a_vector),
+        ("effect", _keep_a_vector),
+        ("effect", _turn_a_vector),
         ("history", _cancel_before),
         ("children", _lose_children),
     ],
@@ -154,7 +172,7 @@ async def test_the_checker_sees(whole: tuple[Path, Outcome], kind: str, spoil: C
     folder, outcome = whole
     seen = outcome.seen
     lines = {id: list(lines) for id, lines in seen.lines.items()}
-    spoilt = seen._replace(rows=dict(seen.rows), lines=lines, words=[*seen.words])
+    spoilt = seen._replace(rows=dict(seen.rows), lines=lines, words=[*seen.words], vectors=dict(seen.vectors))
     spoil(spoilt)
     assert kind in {finding.kind for finding in check(spoilt, folder / "work.db-blobs")}
 
