@@ -73,6 +73,13 @@ def test_dependencies(disk: Path) -> None:
     assert rows["200 into 1 / 200"]["ratio"] > 0
 
 
+def test_caching(disk: Path) -> None:
+    """Hits, misses and equal tasks, each against as many plain tasks."""
+    rows = rows_of(ran("caching", disk, "--n", "40", "--runs", "1"))
+    assert len(rows) == 5
+    assert all(row["ratio"] > 0 for name, row in rows.items() if not name.startswith("no-ops"))
+
+
 def test_backlog(disk: Path) -> None:
     """Two lengths are measured in processes of their own, the second against the first."""
     rows = rows_of(ran("backlog", disk, "--n", "300,600", "--share", "20"))
