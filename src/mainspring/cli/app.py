@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("catalog", "List models, or bring one here"),
     "cache": ("cache", "List or forget results that are kept"),
     "collections": ("collecting", "List, copy or index collections of vectors"),
+    "bench": ("bench", "Measure durable tasks on this machine"),
     "sim": ("sim", "Check the promises in simulated worlds"),
 }
 """Each command: the module here with the function (or `typer.Typer`) of its name, and its line in the overview."""
