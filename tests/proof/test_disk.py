@@ -75,10 +75,10 @@ def test_what_could_not_be_synced_is_written_again(at: int) -> None:
 
 
 def test_a_log_taken_as_it_is_is_found() -> None:
-    """Without that, all is lost that was told after it."""
+    """Without that, what was told after it is lost, or the file is harmed: that depends on where it was cut."""
     with ablations.a_log_taken_as_it_is():
         found = forgotten(all_scenes()["recovery"], KINDS[3], 1, SEED)
-    assert found.violations["lost"] > 0
+    assert found.violations["lost"] + found.violations["corrupt"] > 0
 
 
 def test_relaxed_durability_loses_what_it_says() -> None:
