@@ -56,6 +56,13 @@ def test_throughput(disk: Path) -> None:
     assert rows["map, two processes / 64"]["cpu_us"].keys() == {"here", "worker"}
 
 
+def test_processes(disk: Path) -> None:
+    """The process lane is set against the async lane, and kills against their limit."""
+    rows = rows_of(ran("processes", disk, "--n", "64", "--runs", "1"))
+    assert rows["process lane, map / 64"]["ratio"] > 0
+    assert len(rows["kill of a child to the next task's start, p50 / 20"]["values"]) == 20
+
+
 def test_latency(disk: Path) -> None:
     """Latency is set against syncs of the same run, on the plain event loop too."""
     report = ran("latency", disk, "--n", "5", "--runs", "2", "--loop", "asyncio")

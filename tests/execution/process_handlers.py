@@ -151,3 +151,20 @@ def measure(data: bytes) -> int:
 
 def reads_pid() -> int:
     return os.getpid()
+
+
+def wait_for(path: str) -> str:
+    while not Path(path).exists():
+        time.sleep(0.001)
+    return "went"
+
+
+def hog_until(path: str) -> str:
+    """Leave no other thread of the process its turn for long."""
+    while not Path(path).exists():
+        sum(range(5_000_000))
+    return "went"
+
+
+def touch(path: str) -> None:
+    Path(path).touch()

@@ -175,14 +175,17 @@ class Spawner:
         on_frame: Callable[[bytes], None],
         on_exit: Callable[[Exit], None],
         keep_output: int,
+        descriptors: Sequence[int] = (),
     ) -> Child:
         """Start a program in a session of its own; its stdin is our pipe, its stdout and stderr are drained.
+
+        It has our `descriptors` too, by the same numbers.
 
         `on_frame` gets each frame, `on_exit` comes last and once. Not to be cancelled while it waits.
 
         Raises: OSError: the program can't be started.
         """
-        process = await asyncio.get_running_loop().run_in_executor(self._thread, _start, arguments)
+        process = await asyncio.get_running_loop().run_in_executor(self._thread, _start, arguments, descriptors)
         return Child(process, on_frame, on_exit, keep_output)
 
     def close(self) -> None:
@@ -190,13 +193,18 @@ class Spawner:
         self._thread.shutdown(wait=False)
 
 
-def _start(arguments: Sequence[str]) -> _Process:
+def _start(arguments: Sequence[str], descriptors: Sequence[int]) -> _Process:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     output, printed = os.pipe()
     try:
         peak = own_peak_bytes()
         popen = subprocess.Popen(
-            arguments, stdin=theirs.fileno(), stdout=printed, stderr=printed, close_fds=True, start_new_session=True
+            arguments,
+            stdin=theirs.fileno(),
+            stdout=printed,
+            stderr=printed,
+            pass_fds=descriptors,
+            start_new_session=True,
         )
     except BaseException:
         ours.close()

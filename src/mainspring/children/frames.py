@@ -57,16 +57,29 @@ class BlockingPipe:
         self._sock = sock
         self._limit = limit
         self._splitter = Splitter(limit)
+        self._held = b""
         self._sending = threading.Lock()
 
     def send(self, body: bytes) -> None:
-        """Block until the parent's kernel has it.
+        """Block until the parent's kernel has it, and all that was held back.
 
         Raises: InvalidInput: larger than a frame may be; nothing was sent. OSError: the pipe is gone.
         """
+        self.hold(body)
+        self.flush()
+
+    def hold(self, body: bytes) -> None:
+        """Let it go with the next one, or with `flush`. Raises: InvalidInput: larger than a frame may be."""
         data = framed(body, self._limit)
         with self._sending:
-            self._sock.sendall(data)
+            self._held += data
+
+    def flush(self) -> None:
+        """Block until the parent's kernel has what was held back. Raises: OSError: the pipe is gone."""
+        with self._sending:
+            data, self._held = self._held, b""
+            if data:
+                self._sock.sendall(data)
 
     def receive(self) -> list[bytes] | None:
         """Block until frames are complete, and return them; None when the parent closed its end or died."""

@@ -12,7 +12,10 @@ from mainspring.errors import InternalError
 
 
 class Pipe:
-    """Hands each frame to `on_frame`, and tells once when no more can come. Sending never blocks."""
+    """Hands each frame to `on_frame`, and tells once when no more can come. Sending never blocks.
+
+    What is sent in one turn of the loop goes to the child together: waking it costs more than what it gets.
+    """
 
     def __init__(
         self,
@@ -30,30 +33,33 @@ class Pipe:
         self._splitter = Splitter()
         self._unsent = bytearray()
         self._reading = True
+        self._closed = False
         loop.add_reader(self._fd, self._read)
 
     def send(self, body: bytes) -> None:
-        """Send what fits now and the rest when the child reads. Raises: InvalidInput: larger than a frame may be."""
+        """Send in this turn what fits, and the rest when the child reads. Raises: InvalidInput: larger than a frame."""
         data = framed(body)
         if not self._unsent:
-            data = data[self._send(data) :]
-            if not data:
-                return
-            self._loop.add_writer(self._fd, self._write)
+            self._loop.call_soon(self._begin)
         self._unsent += data
 
-    def _send(self, data: bytes | bytearray) -> int:
-        try:
-            return self._sock.send(data)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        except OSError:  # the child is gone: its exit tells
-            return len(data)
+    def _begin(self) -> None:
+        if not self._closed and not self._write():
+            self._loop.add_writer(self._fd, self._go_on)
 
-    def _write(self) -> None:
-        del self._unsent[: self._send(self._unsent)]
-        if not self._unsent:
+    def _go_on(self) -> None:
+        if self._write():
             self._loop.remove_writer(self._fd)
+
+    def _write(self) -> bool:
+        """Send what fits; return whether that was all."""
+        try:
+            del self._unsent[: self._sock.send(self._unsent)]
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError:  # the child is gone: its exit tells
+            self._unsent.clear()
+        return not self._unsent
 
     def _read(self) -> bool:
         """Handle what one read gives; return whether there may be more now."""
@@ -77,6 +83,7 @@ class Pipe:
 
     def finish(self) -> None:
         """Tell the child that nothing more will come."""
+        self._write()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_WR)
 
@@ -85,6 +92,7 @@ class Pipe:
         while self._reading and self._read():
             pass
         self._reading = False
+        self._closed = True
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         self._sock.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, cast
 
 from mainspring.dispatch.attempt import Attempt, complete
 from mainspring.dispatch.desk import Desk, is_suspect
@@ -17,13 +17,14 @@ from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.watch import Watch
 from mainspring.environment import Environment
 from mainspring.errors import InternalError, StoreUnavailable
-from mainspring.execution.base import BatchReport, Report, Runner
+from mainspring.execution.base import AheadRunner, BatchReport, Report, Runner
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import failure, text_of
 from mainspring.results.cache import ResultCache
 from mainspring.results.values import Values
 from mainspring.store.base import (
     BLOB_INPUT,
+    CANCELLED,
     HAS_REFS,
     LEADS,
     RELEASED,
@@ -189,7 +190,10 @@ class Course:
 
     def _run(self, attempt: Attempt, runner: Runner) -> Awaitable[bool] | None:
         attempt.runner = runner
-        going = runner.run(attempt.claim, attempt)
+        if attempt.desk.ahead and not is_suspect(attempt.claim):
+            going: Report | Awaitable[Report | None] = cast(AheadRunner, runner).run_soon(attempt.claim, attempt)
+        else:
+            going = runner.run(attempt.claim, attempt)
         if isinstance(going, Report) and not self._is_bulky(going):
             self._over(attempt)
             if attempt.desk.mark is not None:
@@ -210,7 +214,7 @@ class Course:
         if self._starts is None:
             self._starts = asyncio.get_running_loop().call_later(_RECORD_STARTS_S, self._record_starts)
 
-    async def _see_through(self, attempt: Attempt, going: Report | Awaitable[Report]) -> bool:
+    async def _see_through(self, attempt: Attempt, going: Report | Awaitable[Report | None]) -> bool:
         """Await the end of an attempt that did not end at once, and record it."""
         desk = attempt.desk
         try:
@@ -228,6 +232,9 @@ class Course:
         if attempt.abandoned:
             self._unmark(attempt)
             return False
+        if report is None:
+            self._give_back(attempt)
+            return True
         self._over(attempt)
         if attempt.task.cancelling():
             await desk.absorb(attempt.task)
@@ -237,6 +244,14 @@ class Course:
             self.recorder.record(attempt, report)
         self._let_go(attempt)  # last: a drain waits for it, and what is not recorded by then would be lost
         return True
+
+    def _give_back(self, attempt: Attempt) -> None:
+        """Its runner has not begun with it: whoever comes to it first runs it, or nobody if that was asked for."""
+        attempt.ended = True
+        attempt.desk.gave_back(attempt.claim)
+        outcome = CANCELLED if attempt.cause == "cancel" else RELEASED
+        self._store.finish(Finish(attempt.claim, outcome, self._store.now_ms(), is_counted=False))
+        self._let_go(attempt)
 
     # Batches
 

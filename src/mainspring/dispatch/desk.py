@@ -23,9 +23,15 @@ class Desk(ABC):
         self.env = env
         self.mark = store.mark if lane in ("async", "thread") else None  # a crash in here is this process's crash
         self.runner = runner
+        self.ahead = 0  # claims that its runner takes for each slot before it can run them
         self.running: dict[bytes, Attempt] = {}
         self.over: Claimed | None = None  # the last one whose handler ended
         self._waiting: dict[bytes, Claimed] = {}  # on their way into a slot, where their turn has not come
+
+    @property
+    def begun(self) -> int:
+        """How many of those that were given to the runner have begun."""
+        return sum(attempt.started_at is not None for attempt in self.running.values())
 
     def waits(self, claim: Claimed) -> None:
         """It can't begin at once: until `begins` it may be taken back."""
@@ -49,6 +55,11 @@ class Desk(ABC):
         for claim in waiting:
             del self._waiting[claim.id]
         return waiting + self._take_queued(is_wanted)
+
+    def gave_back(self, claim: Claimed) -> None:
+        """A claim that did not run makes room."""
+        self.over = claim
+        self.port.released += 1
 
     @abstractmethod
     def put(self, claims: list[Claimed]) -> None:

@@ -24,7 +24,8 @@ _REVOKED_S = 0.01
 class LaneDesk(Desk):
     """Slots are asyncio tasks that live as long as the lane: none is made for a claim.
 
-    They also take the calls that the gatherings of this lane have ready, in the one order.
+    They also take the calls that the gatherings of this lane have ready, in the one order. With `ahead` there are that
+    many more for each of the lane's slots, for a runner that takes quick claims before it can run them.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class LaneDesk(Desk):
         broken: Callable[[Desk, Claimed, Exception], None],
         loop_ends: Callable[[], bool],
         first_mark: int,
+        ahead: int = 0,
     ) -> None:
         super().__init__(name, name, runner, store, env)
         self.slots = slots
+        self.ahead = ahead
         self.gatherings: list[Gathering] = []
         self._config = config
         self._prefetch_s = seconds(config.prefetch_s, "prefetch_s")
@@ -64,7 +67,7 @@ class LaneDesk(Desk):
         self._open = True
         self._window_at = self._now = self._rests_since = self.env.monotonic()
         self.port.limit = self.slots
-        for _ in range(self.slots):
+        for _ in range(self.slots * (1 + self.ahead)):
             self.add_slot()
 
     @property
@@ -106,6 +109,13 @@ class LaneDesk(Desk):
             if not waiting.done():
                 waiting.set_result(None)
                 return
+
+    def gave_back(self, claim: Claimed) -> None:
+        """The tasks at hand are slower than those before them: claim none ahead until their rate is known."""
+        super().gave_back(claim)
+        if self._taking:
+            self.port.limit = self.slots
+            self._ended = 0
 
     def _take_queued(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
         taken = [claim for claim in self._queue if is_wanted(claim)]

@@ -149,6 +149,7 @@ class TaskManager:
             desk = self._desks[name] = LaneDesk(
                 name, n, partial(self.executor.runner, name), self.store, self.config, self._env,
                 self._course.serve, self._course.broken, self._loop_ends, number * _MARKS_A_LANE,
+                self.executor.config.child_prefetch if name == "process" else 0,
             )  # fmt: skip
             desk.open()
         self._pacer = self._loop.create_task(self._keep_pace(), name="pacer")
@@ -265,6 +266,9 @@ class TaskManager:
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
         for desk in self._desks.values():
             self._hand_back(desk, desk.take(lambda claim: is_paused(claim.class_key)))
+        for attempt in self._course.attempts():
+            if attempt.started_at is None and is_paused(attempt.claim.class_key):
+                self._course.watch.ask(attempt, "drain")
 
     async def _until_quiet(self, limit_s: float) -> None:
         try:
@@ -355,7 +359,7 @@ class TaskManager:
         answer = await self.store.cancel(key)
         if answer != "held":
             return answer
-        if any(key in desk.running for desk in self._desks.values()):
+        if any(attempt.claim.id == key and attempt.started_at is not None for attempt in self._course.attempts()):
             return "requested"
         try:  # some worker has claimed it; only that one knows whether it began
             async with within(_CANCEL_WAIT_S, waiting.key):
@@ -398,8 +402,8 @@ class TaskManager:
         stats["lanes"] = {
             desk.lane: {
                 "slots": desk.slots,
-                "running": sum(len(one.running) for one in (desk, *desk.gatherings)),
-                "claimed": sum(one.queued for one in (desk, *desk.gatherings)),
+                "running": sum(one.begun for one in (desk, *desk.gatherings)),
+                "claimed": sum(one.queued + len(one.running) - one.begun for one in (desk, *desk.gatherings)),
             }
             for desk in self._desks.values()
             if isinstance(desk, LaneDesk)

@@ -55,4 +55,11 @@ class Runner(Protocol):
         """Free threads, children and whatever else was taken. Nothing runs any more when this is called."""
 
 
-__all__ = ["BatchReport", "Channel", "Report", "Runner", "StopCause", "Work"]
+class AheadRunner(Runner, Protocol):
+    """One that takes more attempts than it runs at a time, so that the next is at hand when one ends."""
+
+    def run_soon(self, work: Work, channel: Channel) -> Awaitable[Report | None]:
+        """Like `run`, but what does not begin soon after all is given back: None, and it never will."""
+
+
+__all__ = ["AheadRunner", "BatchReport", "Channel", "Report", "Runner", "StopCause", "Work"]

@@ -23,6 +23,7 @@ class Setup(msgspec.Struct, frozen=True, array_like=True, tag="setup"):
     parent_pid: int
     arguments: tuple[str, ...]  # sys.argv, which scripts may read when they are imported
     traceback_chars: int
+    tickets: int  # the descriptor of `children.tickets.Holder`
 
 
 class Prepare(msgspec.Struct, frozen=True, array_like=True, tag="prepare"):
@@ -32,8 +33,11 @@ class Prepare(msgspec.Struct, frozen=True, array_like=True, tag="prepare"):
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True, tag="run"):
+    """An attempt, to begin when those before it have ended, if its ticket is still there then."""
+
     work: Work
     place: Place
+    ticket: int
 
 
 class RunBatch(msgspec.Struct, frozen=True, array_like=True, tag="run_batch"):
@@ -41,6 +45,7 @@ class RunBatch(msgspec.Struct, frozen=True, array_like=True, tag="run_batch"):
 
     works: tuple[Work, ...]
     place: Place
+    ticket: int
 
 
 class Stop(msgspec.Struct, frozen=True, array_like=True, tag="stop"):

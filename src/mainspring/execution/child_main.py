@@ -22,6 +22,7 @@ import msgspec
 from mainspring.children.frames import BlockingPipe
 from mainspring.children.measure import Meter, Sample
 from mainspring.children.parent import die_with_parent, kill_own_group, take_pipe
+from mainspring.children.tickets import Holder
 from mainspring.environment import SYSTEM
 from mainspring.errors import TaskCancelled, from_info
 from mainspring.execution import places
@@ -65,9 +66,10 @@ def main() -> None:
     link = Link(BlockingPipe(take_pipe()))
     setup = link.begin()
     sys.argv = list(setup.arguments)
+    os.set_inheritable(setup.tickets, False)  # programs that a handler starts hold no leave to work
     link.send(Ready(Meter.cpu_s()))
     die_with_parent(setup.parent_pid)  # its import takes longer than the first work wants to wait
-    desk = Desk(link, setup.traceback_chars)
+    desk = Desk(link, Holder(setup.tickets), setup.traceback_chars)
     logger.addHandler(LogSignals(link))
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -88,8 +90,11 @@ class Link:
         self.busy = False
 
     def send(self, frame: ToParent) -> None:
+        self._say(self._pipe.send, encode(frame))
+
+    def _say(self, how: Callable[..., None], *frames: bytes) -> None:
         try:
-            self._pipe.send(encode(frame))
+            how(*frames)
         except OSError:  # the parent is gone, or the handler closed our pipe: whatever is computed here is lost
             kill_own_group()
 
@@ -104,6 +109,8 @@ class Link:
     def next(self) -> Run | RunBatch | Prepare | None:
         """Block until there is something to do; None when there will be nothing any more."""
         self.busy = False
+        if self._inbox.empty():
+            self._say(self._pipe.flush)
         taken = self._inbox.get()
         self.busy = True
         return None if self._ended else taken
@@ -139,15 +146,18 @@ class Link:
         self._cancel_if_stopped(key, cancel)
 
     def finished(self, key: Key, report: Report, resident_bytes: int | None) -> None:
-        """Report an attempt's end; what can't be sent, as too large a result, becomes a failure."""
+        """Report an attempt's end; what can't be sent, as too large a result, becomes a failure.
+
+        It goes with the next one's start, or from `next` where there is none: whoever dies of the next is known by it.
+        """
         self._let_go(key)
         cpu_s = Meter.cpu_s()
         try:
             effects = codec.encode(report.effects)[0] if report.effects else None
             bare = msgspec.structs.replace(report, effects=()) if effects else report
-            self.send(Finished(*key, bare, effects, cpu_s, resident_bytes))
+            self._pipe.hold(encode(Finished(*key, bare, effects, cpu_s, resident_bytes)))
         except Exception as exc:  # noqa: BLE001 - values' own methods run when a child task is encoded
-            self.send(Finished(*key, failed(failure(exc), report.usage), None, cpu_s, resident_bytes))
+            self._pipe.hold(encode(Finished(*key, failed(failure(exc), report.usage), None, cpu_s, resident_bytes)))
 
     def finished_batch(self, key: Key, batch: BatchReport, resident_bytes: int | None) -> None:
         """Report the end of a batch."""
@@ -210,8 +220,9 @@ class LogSignals(logging.Handler):
 class Desk:
     """Where the work is done."""
 
-    def __init__(self, link: Link, traceback_chars: int) -> None:
+    def __init__(self, link: Link, tickets: Holder, traceback_chars: int) -> None:
         self._link = link
+        self._tickets = tickets
         self._traceback_chars = traceback_chars
         self._processors: dict[places.Place, HandlerProcessor] = {}
         self._meter = Meter()
@@ -221,6 +232,8 @@ class Desk:
         while (taken := self._link.next()) is not None:
             if isinstance(taken, Prepare):
                 self._prepare(taken.places)
+            elif not self._tickets.may_begin(taken.ticket):  # it was taken back
+                continue
             elif isinstance(taken, RunBatch):
                 self._run_batch(taken)
             else:

@@ -1,7 +1,8 @@
 """The process lane: each attempt runs in a child process that can be killed without harm to anything else.
 
 One child more than there are slots is kept warm, so that a killed one is replaced at once. A child that dies costs its
-own attempt; the report says how it died.
+own attempt; the report says how it died. Quick attempts are sent ahead, so that no child need be woken for each: it
+runs them one after the other, and what it has not begun with can be taken back.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from signal import SIGKILL
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import msgspec
 
 from mainspring.children.child import Child, Exit, Spawner
+from mainspring.children.tickets import Issuer
 from mainspring.config import ExecutorConfig
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import (
@@ -55,12 +57,18 @@ from mainspring.tasks import Effect, ErrorInfo, Failed, Signal, Started, Task, T
 
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from mainspring.execution.child_main import main; main()"
 _END_GRACE_S = 1.0  # for the clean-up of an idle child that is not needed any more
+_LONG_S = 0.02
+"""Behind an attempt that takes longer nothing waits that was sent ahead."""
+
+
+_ASKED = "asked to stop before it began"
 
 
 class _Attempt:
     """A call of `run`, or one for a batch: what is said of that names its first work."""
 
     __slots__ = (
+        "asked",
         "channels",
         "desk",
         "ended",
@@ -68,17 +76,22 @@ class _Attempt:
         "loading",
         "patience",
         "place",
+        "soon",
         "started_s",
+        "ticket",
         "too_slow",
         "works",
     )
 
-    def __init__(self, works: Sequence[Work], channels: Sequence[Channel], place: Place) -> None:
+    def __init__(self, works: Sequence[Work], channels: Sequence[Channel], place: Place, soon: bool) -> None:
         self.works = works
         self.channels = channels
         self.place = place
+        self.soon = soon  # it may be sent ahead, and be given back
+        self.ticket = 0  # leave to begin, in its child
         self.ended: asyncio.Future[_End] = asyncio.get_running_loop().create_future()
         self.desk: _Desk | None = None  # None while it waits for a child
+        self.asked = False  # to stop
         self.loading = False  # its handler is being imported
         self.patience: asyncio.TimerHandle | None = None  # how long that may take
         self.too_slow = False  # it took longer
@@ -92,7 +105,9 @@ class _Attempt:
     @property
     def frame(self) -> Run | RunBatch:
         bare = [work.bare() for work in self.works]
-        return Run(bare[0], self.place) if len(bare) == 1 else RunBatch(tuple(bare), self.place)
+        if len(bare) == 1:
+            return Run(bare[0], self.place, self.ticket)
+        return RunBatch(tuple(bare), self.place, self.ticket)
 
     def send(self, signal: Signal) -> None:
         for channel in self.channels:
@@ -107,20 +122,23 @@ class _DiedForMemory(_Died, MemoryError):
     """By a SIGKILL that is not ours, which is how a kernel ends those for whom no memory is left."""
 
 
-_End: TypeAlias = Report | BatchReport | _Died
+_End: TypeAlias = Report | BatchReport | _Died | None
+"""None: it was given back."""
 
 
 class _Desk:
-    """A child, and what it is doing."""
+    """A child, and what it has to do."""
 
-    __slots__ = ("attempt", "child", "cpu_s", "patience", "ready", "tasks")
+    __slots__ = ("attempts", "child", "cpu_s", "leaves", "patience", "ready", "tasks", "tickets")
 
     def __init__(self) -> None:
         self.child: Child | None = None  # None until it is spawned
+        self.tickets = Issuer()
         self.ready = False
         self.patience: asyncio.TimerHandle | None = None  # how long it may take to become ready
-        self.attempt: _Attempt | None = None
+        self.attempts: deque[_Attempt] = deque()  # it runs the first; the others were sent ahead
         self.tasks = 0
+        self.leaves = False  # it is not to get any more
         self.cpu_s = 0.0  # used before the attempt it has now
 
     def send(self, frame: ToChild) -> None:
@@ -129,7 +147,7 @@ class _Desk:
 
 
 class ProcessRunner:
-    """Runs handlers in child processes: `slots` at a time, one attempt in each child.
+    """Runs handlers in child processes: `slots` at a time, one attempt in each child, and up to `child_prefetch` ahead.
 
     Children are started when there is work, and are replaced after `child_recycle_tasks` attempts or when they have
     grown beyond `child_recycle_bytes`. Calls above `slots` wait for a child.
@@ -152,9 +170,11 @@ class ProcessRunner:
         self._proven: dict[Place, None] = {}  # imported without harm before
         self._attempts: dict[Key, _Attempt] = {}
         self._waiting: deque[_Attempt] = deque()
+        self._assigning = False  # within this turn
         self._desks: set[_Desk] = set()
         self._idle: list[_Desk] = []
         self._background: set[asyncio.Task[Any]] = set()
+        self._look: asyncio.TimerHandle | None = None  # for attempts that take long, while something waits behind one
         self._wanted = 0  # children, the spare one included
         self._spawner = Spawner()
         self._closing = False
@@ -172,6 +192,10 @@ class ProcessRunner:
         """
         return await self._through((work,), (channel,))  # type: ignore[return-value]  # that of a single work
 
+    async def run_soon(self, work: Work, channel: Channel) -> Report | None:
+        """Run one attempt, or return None: its child was busy for longer than foreseen, or died, before it began."""
+        return await self._through((work,), (channel,), soon=True)  # type: ignore[return-value]
+
     async def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
         """Run attempts in one call in a child. Where that dies, halves go on in others: the guilty one dies alone."""
         members = list(zip(works, channels, strict=True))
@@ -185,18 +209,18 @@ class ProcessRunner:
                     calls, fits = calls + end.calls, end.fits or fits
                     some = steps.send(end.reports)
                 else:
-                    some = steps.send(end if isinstance(end, _Died) else [end] * len(some))
+                    some = steps.send(end if isinstance(end, _Died) else [cast(Report, end)] * len(some))
         except StopIteration as stop:
             joint: Joint[Report] = stop.value
         return BatchReport(joint.outcomes, max(calls, joint.calls), joint.fits or fits)
 
-    async def _through(self, works: Sequence[Work], channels: Sequence[Channel]) -> _End:
+    async def _through(self, works: Sequence[Work], channels: Sequence[Channel], *, soon: bool = False) -> _End:
         place = self._places.get(works[0].task_type)
         if place is None:
             return _refused(UnsupportedTaskType(f"no handler for {works[0].task_type} in the process lane"))
         if self._closing:
             return _unstarted("the process lane is closed")
-        attempt = _Attempt(works, channels, place)
+        attempt = _Attempt(works, channels, place, soon)
         self._attempts[attempt.key] = attempt
         self._waiting.append(attempt)
         self._assign()
@@ -214,7 +238,12 @@ class ProcessRunner:
         desk = attempt.desk
         if desk is None:
             self._waiting.remove(attempt)
-            self._settle(attempt, _unstarted("asked to stop before it began"))
+            self._settle(attempt, _unstarted(_ASKED))
+            return True
+        attempt.asked = True
+        self._take_back(desk)
+        self._assign()
+        if attempt.key not in self._attempts:
             return True
         if hard and desk.child is not None:
             attempt.killed = True
@@ -226,6 +255,8 @@ class ProcessRunner:
     async def close(self) -> None:
         """End all children. Attempts that still run are killed."""
         self._closing = True
+        if self._look is not None:
+            self._look.cancel()
         for attempt in list(self._attempts.values()):
             self.stop(attempt.works[0], hard=True)
         for desk in list(self._desks):
@@ -235,9 +266,20 @@ class ProcessRunner:
         self._spawner.close()
 
     def _assign(self) -> None:
-        """Give waiting attempts to idle children, and see to it that there are enough of them."""
-        while self._waiting and self._idle and self._busy() < self._slots:
-            self._give(self._waiting.popleft(), self._idle.pop())
+        """In this turn of the loop, give waiting attempts to children, and see to it that there are enough of them."""
+        if not self._assigning:
+            self._assigning = True
+            asyncio.get_running_loop().call_soon(self._assign_all)
+
+    def _assign_all(self) -> None:
+        self._assigning = False
+        given = set()
+        while self._waiting and (desk := self._next_desk(self._waiting[0])) is not None:
+            self._give(self._waiting.popleft(), desk)
+            given.add(desk)
+        for desk in given:
+            desk.tickets.give()
+        self._look_again()
         demand = min(self._slots, self._busy() + len(self._waiting))
         self._wanted = max(self._wanted, demand + 1)  # and never fewer again: what was needed once is soon needed again
         while len(self._desks) < self._wanted and not self._closing:
@@ -246,21 +288,105 @@ class ProcessRunner:
             self._in_background(self._spawn(desk))
 
     def _busy(self) -> int:
-        return sum(desk.attempt is not None for desk in self._desks)
+        return sum(bool(desk.attempts) for desk in self._desks)
+
+    def _next_desk(self, attempt: _Attempt) -> _Desk | None:
+        """Return the child for it: an idle one, else the one that comes to it first, where it may be sent ahead."""
+        if self._idle and self._busy() < self._slots:
+            return self._idle.pop()
+        best = None
+        if attempt.soon:
+            for desk in self._desks:
+                if self._takes_more(desk) and (best is None or len(desk.attempts) < len(best.attempts)):
+                    best = desk
+        return best
+
+    def _takes_more(self, desk: _Desk) -> bool:
+        return (
+            0 < len(desk.attempts) <= self._config.child_prefetch
+            and desk.attempts[0].soon
+            and not self._takes_long(desk.attempts[0])
+            and not desk.leaves
+            and desk.tasks < self._config.child_recycle_tasks
+            and desk.child is not None
+            and desk.child.usable
+        )
 
     def _give(self, attempt: _Attempt, desk: _Desk) -> None:
-        attempt.desk, desk.attempt = desk, attempt
+        attempt.ticket = desk.tickets.issue()  # before its frame: what comes without one was taken back
+        attempt.desk = desk
+        desk.attempts.append(attempt)
         desk.tasks += 1
         try:
             desk.send(attempt.frame)
         except InvalidInput as exc:
+            desk.attempts.pop()
             self._settle(attempt, _refused(exc))
-            self._free(desk)
+            self._rest(desk)
 
-    def _free(self, desk: _Desk) -> None:
-        desk.attempt = None
-        if desk.child is not None and desk.child.usable:
+    def _rest(self, desk: _Desk) -> None:
+        """Where it has nothing to do, have it take the next attempt, or its share of what others have ahead."""
+        if desk.attempts or desk.child is None or not desk.child.usable:
+            return
+        self._idle.append(desk)
+        self._share()
+
+    # Attempts are sent ahead, and taken back
+
+    def _share(self) -> None:
+        """Take back what waits in the longest line, so that all get of it again."""
+        longest = max(self._desks, key=lambda desk: len(desk.attempts), default=None)
+        if longest is not None and len(longest.attempts) > 1 and not self._waiting and self._busy() < self._slots:
+            self._take_back(longest)
+
+    def _take_back(self, desk: _Desk) -> None:
+        """Have attempts that its child has not begun with wait for any child."""
+        self._waiting.extendleft(reversed(self._unbegun(desk)))
+
+    def _give_back(self, desk: _Desk) -> None:
+        """Give back the attempts that its child has not begun with: it won't soon."""
+        for attempt in self._unbegun(desk):
+            self._settle(attempt, None)
+
+    def _unbegun(self, desk: _Desk) -> list[_Attempt]:
+        """Return attempts that its child does not begin with any more; those that were asked to stop are over."""
+        tickets = set(desk.tickets.take_back())
+        taken = [attempt for attempt in desk.attempts if attempt.ticket in tickets]
+        desk.attempts = deque(attempt for attempt in desk.attempts if attempt.ticket not in tickets)
+        if taken and not desk.attempts and desk.child is not None and desk.child.usable:
             self._idle.append(desk)
+        for attempt in taken:
+            attempt.desk = None
+            if attempt.asked:
+                self._settle(attempt, _unstarted(_ASKED))
+        return [attempt for attempt in taken if not attempt.asked]
+
+    def _takes_long(self, attempt: _Attempt) -> bool:
+        if attempt.started_s is None:
+            return attempt.loading
+        return self._environment.monotonic() - attempt.started_s >= _LONG_S
+
+    def _look_for_long(self) -> None:
+        self._look = None
+        held_up = [desk for desk in self._desks if desk.attempts and self._takes_long(desk.attempts[0])]
+        for desk in held_up:
+            self._give_back(desk)
+        if len(held_up) >= self._slots:
+            for attempt in self._surplus():
+                self._waiting.remove(attempt)
+                self._settle(attempt, None)
+        self._look_again()
+
+    def _surplus(self) -> list[_Attempt]:
+        """Return attempts that wait for a child beyond the slots: others than whoever sends ahead may hold children."""
+        soon = [attempt for attempt in self._waiting if attempt.soon]
+        held = sum(bool(desk.attempts) and desk.attempts[0].soon for desk in self._desks)
+        return soon[max(0, self._slots - held) :]
+
+    def _look_again(self) -> None:
+        """See to it that nothing waits for long behind an attempt that is not quick."""
+        if self._look is None and (any(len(desk.attempts) > 1 for desk in self._desks) or self._surplus()):
+            self._look = asyncio.get_running_loop().call_later(_LONG_S, self._look_for_long)
 
     def _settle(self, attempt: _Attempt, report: _End) -> None:
         if attempt.patience is not None:
@@ -283,8 +409,10 @@ class ProcessRunner:
                 on_frame=partial(self._hear, desk),
                 on_exit=partial(self._ended, desk),
                 keep_output=self._config.child_stderr_bytes,
+                descriptors=(desk.tickets.descriptor,),
             )
         except OSError as exc:
+            desk.tickets.close()
             self._desks.discard(desk)
             self._start_failed(f"could not be started: {exc}")
             return
@@ -292,7 +420,9 @@ class ProcessRunner:
             await desk.child.end(_END_GRACE_S)
             return
         desk.patience = asyncio.get_running_loop().call_later(self._config.child_start_timeout_s, desk.child.kill)
-        desk.send(Setup(self._environment.pid(), tuple(sys.argv), self._config.traceback_chars))
+        desk.send(
+            Setup(self._environment.pid(), tuple(sys.argv), self._config.traceback_chars, desk.tickets.descriptor)
+        )
 
     def _ready(self, desk: _Desk, frame: Ready) -> None:
         desk.ready = True
@@ -302,6 +432,7 @@ class ProcessRunner:
         if self._proven:
             desk.send(Prepare(tuple(self._proven)))
         self._idle.insert(0, desk)  # those that have worked before are taken first
+        self._share()
         self._assign()
 
     def _start_failed(self, how: str, output: str = "") -> None:
@@ -319,7 +450,7 @@ class ProcessRunner:
             if desk.child is not None:
                 desk.child.kill()
             return
-        attempt = desk.attempt
+        attempt = desk.attempts[0] if desk.attempts else None
         if isinstance(frame, Ready):
             self._ready(desk, frame)
         elif attempt is None or (frame.id, frame.attempt) != attempt.key:
@@ -352,10 +483,15 @@ class ProcessRunner:
         else:
             self._settle(attempt, frame.report if frame.effects is None else _with_effects(frame.report, frame.effects))
         desk.cpu_s = frame.cpu_s
-        self._free(desk)
+        desk.attempts.popleft()
         too_large = (frame.resident_bytes or 0) > self._config.child_recycle_bytes
-        if too_large or desk.tasks >= self._config.child_recycle_tasks:
+        if too_large and not desk.leaves:
+            desk.leaves = True
+            self._take_back(desk)
+        if not desk.attempts and (desk.leaves or desk.tasks >= self._config.child_recycle_tasks):
             self._retire(desk)
+        else:
+            self._rest(desk)
         self._assign()
 
     async def _store(self, desk: _Desk, frame: Store) -> None:
@@ -384,10 +520,12 @@ class ProcessRunner:
             self._idle.remove(desk)
         if desk.patience is not None:
             desk.patience.cancel()
-        attempt = desk.attempt
-        if attempt is not None:
-            desk.attempt = None
+        desk.tickets.close()
+        if desk.attempts:
+            attempt = desk.attempts.popleft()
             self._settle(attempt, self._death(desk, attempt, exit))
+            while desk.attempts:
+                self._settle(desk.attempts.popleft(), None)
             self._assign()
         elif not desk.ready and not self._closing:
             self._start_failed(f"{exit} before it was ready", exit.output)

@@ -24,7 +24,17 @@ class Work(msgspec.Struct, array_like=True, gc=False):
 
     def bare(self) -> Work:
         """Return the work alone, where a store's claim stands for it."""
-        return Work(*(getattr(self, name) for name in Work.__struct_fields__))
+        return Work(
+            self.id,
+            self.attempt,
+            self.task_type,
+            self.input,
+            self.namespace,
+            self.model_id,
+            self.params,
+            self.retry_count,
+            self.deadline_ms,
+        )
 
     @property
     def task_id(self) -> TaskId:
