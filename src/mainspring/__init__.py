@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         RetryAfter,
         StoreDamaged,
         StoreForeign,
+        StoreMoved,
         StoreNewer,
         StoreReadOnly,
         StoreRefused,
@@ -95,7 +96,7 @@ _HOMES = {
     "engine": "Engine SyncEngine SyncHandle TaskHandle",
     "errors": (
         "ClaimLost Conflict DependencyNotMet InsufficientResources InternalError InvalidInput Permanent "
-        "ProcessingFailed QueueFull ResourceLimitExceeded RetryAfter StoreDamaged StoreForeign StoreNewer "
+        "ProcessingFailed QueueFull ResourceLimitExceeded RetryAfter StoreDamaged StoreForeign StoreMoved StoreNewer "
         "StoreReadOnly StoreRefused StoreUnavailable SubmitIndeterminate TaskCancelled TaskError TaskNotFound "
         "TaskTimeout UnsupportedTaskType"
     ),
@@ -166,6 +167,7 @@ __all__ = [
     "StoreConfig",
     "StoreDamaged",
     "StoreForeign",
+    "StoreMoved",
     "StoreNewer",
     "StoreReadOnly",
     "StoreRefused",

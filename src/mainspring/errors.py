@@ -11,6 +11,7 @@
     │   └── StoreRefused               the file can't be used as a store
     │       ├── StoreNewer             written by a newer Mainspring
     │       ├── StoreForeign           not a Mainspring file
+    │       ├── StoreMoved             its tasks are in another store now
     │       ├── StoreReadOnly          no right to write there
     │       └── StoreDamaged           fails SQLite's integrity check
     ├── try again later (is_retryable)
@@ -98,6 +99,10 @@ class StoreNewer(StoreRefused):
 
 class StoreForeign(StoreRefused):
     """The file is not a Mainspring store."""
+
+
+class StoreMoved(StoreRefused):
+    """Its tasks were moved; `value` is where they are now. Whoever goes on here would run them a second time."""
 
 
 class StoreReadOnly(StoreRefused):

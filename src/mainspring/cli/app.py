@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "Say what is wrong with a store, and what to do"),
     "backup": ("backup", "Copy a store while workers go on"),
     "restore": ("backup", "Make a store of a backup"),
+    "migrate": ("migrate", "Move a store between a file and a server"),
     "models": ("catalog", "List models, or bring one here"),
     "cache": ("cache", "List or forget results that are kept"),
     "collections": ("collecting", "List, copy or index collections of vectors"),

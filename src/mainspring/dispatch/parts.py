@@ -38,12 +38,31 @@ from mainspring.vectors.sqlite import SqliteVectorStore
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from mainspring.store.postgres.connection import Server
+
 _APPLIERS: dict[type, Applier] = {
     VectorUpsert: lambda cursor, effect, namespace, now: upsert_vectors(cursor, effect, now),
     VectorDelete: lambda cursor, effect, namespace, now: delete_vectors(cursor, effect, now),
     BlobRef: put_key,
     BlobDelete: delete_key,
 }
+
+
+FILE_SCHEMA = VECTOR_SCHEMA + BLOB_SCHEMA
+"""What stands in a file beside the tables of the tasks."""
+
+
+def server_schema() -> str:
+    """Return the same for a server."""
+    from mainspring.vectors import postgres as server_vectors
+
+    return server_keys.SCHEMA + server_vectors.SCHEMA
+
+
+def blob_folder(server: Server) -> Path:
+    """Return where the large payloads of a store on a server lie, on this machine, when no other folder is named."""
+    name = f"{server.database}-{server.schema}-blobs"
+    return Path.home().joinpath(".local", "share", "mainspring", name)
 
 
 class Parts:
@@ -86,7 +105,7 @@ class Parts:
                 config.store.blobs or file.with_name(file.name + "-blobs"), env=env, make=False
             ),
             env=env,
-            extra_schema=VECTOR_SCHEMA + BLOB_SCHEMA,
+            extra_schema=FILE_SCHEMA,
             appliers=_APPLIERS,
             named_blobs=named_blobs,
             **self._settings(),
@@ -107,16 +126,14 @@ class Parts:
             ) from exc
         config = self.config.store
         server = parse(url, config.schema)
-        self.folder = config.blobs or Path.home().joinpath(
-            ".local", "share", "mainspring", f"{server.database}-{server.schema}-blobs"
-        )
+        self.folder = config.blobs or blob_folder(server)
         self.store = store = PostgresStore(
             url,
             config,
             blobs=LocalBlobStore(self.folder, env=env),  # the monitor watches its disk from the start
             env=env,
             schema=config.schema,
-            extra_schema=server_keys.SCHEMA + server_vectors.SCHEMA,
+            extra_schema=server_schema(),
             appliers={
                 VectorUpsert: lambda cursor, effect, namespace, now: server_vectors.apply_upsert(cursor, effect, now),
                 VectorDelete: lambda cursor, effect, namespace, now: server_vectors.apply_delete(cursor, effect, now),

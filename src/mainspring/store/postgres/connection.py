@@ -75,6 +75,12 @@ class Server(msgspec.Struct, frozen=True):
     pooler: str | None = None  # the address of a transaction pooler before it, likewise
 
     @property
+    def named(self) -> str:
+        """The address as it may be shown, with the schema where it is not the usual one."""
+        sign = "" if self.schema == "mainspring" else f"?schema={self.schema}"
+        return f"{self.shown}{sign}"
+
+    @property
     def database(self) -> str:
         return urlsplit(self.url).path.strip("/") or "postgres"
 
@@ -278,18 +284,10 @@ async def prepare(server: Server, config: StoreConfig, extra_schema: str) -> int
             await connection.close()
 
 
-async def require(server: Server, connection: asyncpg.Connection) -> int:
-    """Return the number of the schema that a connection leads to; changes nothing.
-
-    Raises: StoreUnavailable: there is no store. StoreRefused, StoreForeign, StoreNewer.
-    """
+async def is_there(server: Server, connection: asyncpg.Connection) -> bool:
+    """Whether a connection leads to a store; changes nothing. Raises: StoreRefused, StoreForeign, StoreNewer."""
     _refuse_old(server, connection)
-    number = await _find(connection, server.schema)
-    if number is None or await _version(server, connection) == 0:
-        raise StoreUnavailable(
-            f"there is no store in schema {server.schema} of {server.shown}; check the address (an engine makes one)"
-        )
-    return number
+    return await _find(connection, server.schema) is not None and await _version(server, connection) > 0
 
 
 def _refuse_old(server: Server, connection: asyncpg.Connection) -> None:
@@ -356,9 +354,9 @@ __all__ = [
     "connect_pooler",
     "for_a_transaction",
     "is_lost",
+    "is_there",
     "our_errors",
     "parse",
     "prepare",
-    "require",
     "translated",
 ]

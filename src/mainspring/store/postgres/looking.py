@@ -10,12 +10,17 @@ from typing import Final, TypeVar
 import asyncpg
 
 from mainspring.config import StoreConfig
-from mainspring.store.postgres.connection import Server, connect, our_errors, parse, require
+from mainspring.errors import StoreUnavailable
+from mainspring.store.postgres.connection import Server, connect, is_there, our_errors, parse
 from mainspring.store.postgres.lookers import PLANS
 from mainspring.store.postgres.session import Session
 
 T = TypeVar("T")
 _QUIETLY: Final = MappingProxyType({**PLANS, "default_transaction_read_only": "on"})
+
+
+class _Nothing(Exception):
+    """There is no store."""
 
 
 def look(address: str | Server, run: Callable[[Session], T]) -> T:
@@ -26,12 +31,33 @@ def look(address: str | Server, run: Callable[[Session], T]) -> T:
     Raises: InvalidInput: no address. StoreUnavailable: no server, or no such store. StoreForeign, StoreNewer,
         StoreReadOnly, StoreRefused: it can't be read.
     """
-    server = address if isinstance(address, Server) else parse(address)
+    server = _server(address)
+    try:
+        return _look(server, run)
+    except _Nothing:
+        raise StoreUnavailable(
+            f"there is no store in schema {server.schema} of {server.shown}; check the address (an engine makes one)"
+        ) from None
 
+
+def look_if_any(address: str | Server, run: Callable[[Session], T]) -> T | None:
+    """The same; None where there is no store yet."""
+    try:
+        return _look(_server(address), run)
+    except _Nothing:
+        return None
+
+
+def _server(address: str | Server) -> Server:
+    return address if isinstance(address, Server) else parse(address)
+
+
+def _look(server: Server, run: Callable[[Session], T]) -> T:
     async def connected() -> asyncpg.Connection:
         connection = await connect(server, "looks", StoreConfig(), _QUIETLY, patience_s=None)
         try:
-            await require(server, connection)
+            if not await is_there(server, connection):
+                raise _Nothing
         except BaseException:
             await connection.close()
             raise
@@ -49,4 +75,4 @@ def look(address: str | Server, run: Callable[[Session], T]) -> T:
         return thread.submit(looked).result()
 
 
-__all__ = ["look"]
+__all__ = ["look", "look_if_any"]

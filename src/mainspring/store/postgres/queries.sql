@@ -92,6 +92,9 @@ SELECT pg_current_snapshot()::text,
 DELETE FROM inbox WHERE n = ANY (ARRAY(SELECT n FROM inbox ORDER BY n LIMIT $1 FOR UPDATE SKIP LOCKED))
 RETURNING n, id, task;
 
+-- name: arrivals
+SELECT 1 FROM inbox LIMIT 1;
+
 -- name: whereabouts
 -- Which of these tasks the store knows, and where: 0 as tasks, 1 on their way in, 2 as pruned ones.
 SELECT id, 0 FROM task WHERE id = ANY ($1::bytea[])

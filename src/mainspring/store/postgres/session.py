@@ -86,6 +86,10 @@ class Session:
         """Run a statement that is not named here, with its values as $1, $2 ..."""
         return self._wait(self._run(sql, sql, values))[0]
 
+    def copy_in(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Add rows to a table, whatever it would number by itself."""
+        self._wait(self._connection.copy_records_to_table(table, columns=columns, records=rows))
+
     def columns(self, sql: str) -> list[str]:
         """Return the names of the columns that a statement finds."""
         return [attribute.name for attribute in self._wait(self._prepare(sql, sql)).get_attributes()]

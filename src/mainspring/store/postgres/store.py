@@ -17,6 +17,8 @@ from mainspring.config import StoreConfig
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import TaskError
 from mainspring.store.liveness import LifeFile
+from mainspring.store.moving import marks
+from mainspring.store.moving.marks import Mark, refuse_moved
 from mainspring.store.postgres.caretaker import PostgresCaretaker
 from mainspring.store.postgres.connection import (
     OUTAGES,
@@ -169,6 +171,8 @@ class PostgresStore(InboxStore):
         self._wall_ms = max(wall_ms, *(ms or 0 for ms in tx.one("newest_times")))
 
     def _join(self, tx: Transaction) -> None:
+        if tx.cursor.execute("SELECT to_regclass('migration') IS NOT NULL")[0][0]:
+            refuse_moved(self.server.named, [Mark(*row) for row in tx.cursor.execute(marks.READ)])
         row = tx.one("add_worker", self.worker_id, self.env.pid(), self.env.host(), self.now_ms())
         self._memory.owner = int(row[0])
 

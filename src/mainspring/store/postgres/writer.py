@@ -9,7 +9,7 @@ from typing import NamedTuple
 import asyncpg
 
 from mainspring.environment import Environment
-from mainspring.errors import StoreRefused, StoreUnavailable, TaskError
+from mainspring.errors import StoreMoved, StoreRefused, StoreUnavailable, TaskError
 from mainspring.store.base import WANTS_KEPT, Finish
 from mainspring.store.postgres import connection as server
 from mainspring.store.postgres.arrivals import take_in
@@ -95,7 +95,9 @@ class PostgresWriter(Writer):
         """The server does."""
 
     def _mend(self, exc: BaseException) -> TaskError | None:
-        """The server does. Rights that are missing somebody has to grant."""
+        """The server does. Rights that are missing somebody has to grant; a store that was moved does not come back."""
+        if isinstance(exc, StoreMoved):
+            return exc
         is_refused = isinstance(exc, asyncpg.InsufficientPrivilegeError)
         return server.translated(self._server, exc) if is_refused else None
 

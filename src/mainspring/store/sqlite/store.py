@@ -19,6 +19,8 @@ from mainspring.config import StoreConfig
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import StoreDamaged, StoreUnavailable, TaskError
 from mainspring.store.liveness import LifeFile
+from mainspring.store.moving import marks
+from mainspring.store.moving.marks import Mark, refuse_moved
 from mainspring.store.sql import reads
 from mainspring.store.sql.reader import Reader
 from mainspring.store.sql.reads import View
@@ -145,6 +147,8 @@ class SqliteStore(SqlStore):
             raise StoreUnavailable(f"{self.folder} can't be written ({exc}); free space, or check its rights") from exc
         cursor = connection.cursor()
         cursor.execute("BEGIN IMMEDIATE")
+        if connection.table_exists("main", "migration"):
+            refuse_moved(str(self.path), [Mark(*row) for row in cursor.execute(marks.READ)])
         tx = SqliteTransaction(cursor, self._memory, self.now_ms())
         row = tx.one("add_worker", self.worker_id, self.env.pid(), self.env.host(), tx.now_ms)
         self._memory.owner = int(row[0])

@@ -1,0 +1,148 @@
+"""A schema on a server as an end of a move."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Final
+
+from mainspring.config import StoreConfig
+from mainspring.errors import StoreUnavailable
+from mainspring.store.moving.end import End, Row, T, untaken
+from mainspring.store.moving.tables import Columns, Table
+from mainspring.store.postgres.connection import CONFLICTS, LOST, UPKEEP, WRITING, Server, connect, our_errors, prepare
+from mainspring.store.postgres.lookers import PLANS
+from mainspring.store.postgres.session import Session
+from mainspring.vectors.postgres import PostgresVectorStore
+
+_SEQUENCES: Final = {"task": "task_seq", "worker": "worker_id_seq", "class": "class_id_seq", "audit": "audit_n_seq"}
+_SETTINGS: Final = {**PLANS, "idle_in_transaction_session_timeout": "0"}
+
+
+class ServerEnd(End):
+    """Over a session: one that writes, or for a look one that only reads."""
+
+    seen_as: ClassVar[Mapping[str, str]] = {
+        "tally": "(SELECT class, status, sum(n)::bigint AS n FROM tally GROUP BY class, status HAVING sum(n) <> 0) AS n"
+    }
+
+    def __init__(self, server: Server, session: Session, number: int = 0) -> None:
+        self.shown = server.named
+        self._server = server
+        self._session = session
+        self._number = number
+        self._looking: Session | None = None
+        self.vectors = PostgresVectorStore(self._look, self.write)
+
+    @classmethod
+    def open(cls, server: Server, extra_schema: str) -> ServerEnd:
+        """Open it, make its tables where they are missing, and keep all writers out until it is closed.
+
+        Raises: StoreNewer, StoreForeign, StoreReadOnly, StoreRefused, StoreUnavailable.
+        """
+        with our_errors(server):
+            number = asyncio.run(prepare(server, StoreConfig(), extra_schema))
+            session = Session(lambda: connect(server, "migrates", StoreConfig(), _SETTINGS, patience_s=None))
+            try:
+                session.execute("SELECT pg_advisory_lock($1, $2)", (WRITING, number))
+            except BaseException:
+                session.close()
+                raise
+        return cls(server, session, number)
+
+    def ask(self, sql: str, *values: Any) -> list[Row]:
+        with our_errors(self._server):
+            return self._session.execute(sql, values)
+
+    def cursor(self) -> Session:
+        return self._session
+
+    def _look(self, run: Callable[[Session], T]) -> T:
+        """Look beside the transaction that is under way."""
+        with our_errors(self._server):
+            if self._looking is None:
+                self._looking = Session(
+                    lambda: connect(self._server, "migrates", StoreConfig(), PLANS, patience_s=None)
+                )
+            return run(self._looking)
+
+    def columns(self) -> Columns:
+        rows = self.ask(
+            "SELECT relname::text, attname::text FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid "
+            "WHERE relnamespace = $1::text::regnamespace AND relkind IN ('r', 'p') AND attnum > 0 AND NOT attisdropped "
+            "ORDER BY relname, attnum",
+            self._server.schema,
+        )
+        found: dict[str, list[str]] = {}
+        for table, column in rows:
+            found.setdefault(table, []).append(column)
+        return found
+
+    def put(self, table: Table, rows: Sequence[Row]) -> None:
+        columns = self._columns(table)
+        if table.name == "tally":  # counted by nobody who lives
+            columns, rows = [*columns, "worker"], [(*row, 0) for row in rows]
+        with our_errors(self._server):
+            try:
+                self._session.copy_in(table.name, columns, rows)
+            except CONFLICTS as exc:
+                raise untaken(table, self.shown, exc) from exc
+
+    def numbers(self) -> dict[str, int]:
+        return {
+            name: self.ask(f"SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {sequence}")[0][0]  # noqa: S608
+            for name, sequence in _SEQUENCES.items()
+        }
+
+    def set_numbers(self, numbers: Mapping[str, int]) -> None:
+        for name, sequence in _SEQUENCES.items():
+            n = numbers[name]
+            self.ask("SELECT setval($1::text::regclass, $2, $3)", sequence, max(1, n), n > 0)
+
+    def identity(self) -> str:
+        return str(self.ask("SELECT identity::text FROM store")[0][0])
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with self._between("BEGIN"):
+            yield
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        # Users' transactions write into the inbox without any lock of ours.
+        locks = "LOCK TABLE worker, inbox IN SHARE ROW EXCLUSIVE MODE"
+        with self._between(f"BEGIN ISOLATION LEVEL REPEATABLE READ; {locks}"):
+            yield
+
+    @contextmanager
+    def _between(self, begin: str) -> Iterator[None]:
+        with our_errors(self._server):
+            self._session.command(begin)
+            try:
+                yield
+                self.commit()
+            except BaseException:
+                with contextlib.suppress(*LOST):  # what broke it is being raised
+                    self._session.command("ROLLBACK")
+                raise
+
+    def commit(self) -> None:
+        self._session.command("COMMIT")
+
+    def tidy(self) -> None:
+        """The server does."""
+
+    def lead(self) -> None:
+        if not self.ask("SELECT pg_try_advisory_lock($1, $2)", UPKEEP, self._number)[0][0]:
+            raise StoreUnavailable(f"{self.shown} is open in another process; stop it, then try again")
+
+    def part(self) -> None:
+        # Transactions of users that were under way look for the store that they began with.
+        self.ask("UPDATE store SET identity = gen_random_uuid()")
+
+    def close(self) -> None:
+        for session in (self._session, self._looking):
+            if session is not None:
+                session.close()
