@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tests import postgres
+from tests.cli.moved import Home
 
 from mainspring import cli
 
@@ -95,6 +97,24 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     yield found
     found.process.kill()
     found.process.communicate()
+
+
+@pytest.fixture
+def homes(tmp_path: Path) -> Iterator[Callable[[str], Home]]:
+    """Make homes of a kind, `file` or `server`; each is another one, with nothing in it yet."""
+    schemas: list[str] = []
+
+    def home(kind: str) -> Home:
+        folder = tmp_path / f"home{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        if kind == "file":
+            return Home(str(folder / "work.db"), folder / "work.db-blobs")
+        schemas.append(postgres.schema_of(folder))
+        return Home(postgres.address_of(folder), folder / "blobs", schemas[-1])
+
+    yield home
+    for schema in schemas:
+        postgres.drop(schema)
 
 
 @pytest.fixture

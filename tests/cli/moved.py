@@ -1,18 +1,28 @@
-"""What tests of moves look at: all that is in a store, read without the code that moves it."""
+"""Stores that tests move: homes for them, what comes in between, and all that is in one, read without what moves it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import apsw
+import msgspec
+import pytest
 from tests import postgres
+from tests.store.fixtures.make import make, make_there
 
 from mainspring import Engine, EngineConfig, StoreConfig
+from mainspring.blobs.local import LocalBlobStore
+from mainspring.cli.moving import Place, Report, move
+from mainspring.cli.stages import Stages
+from mainspring.testing import check_history
 
+FOR_EVER = StoreConfig(keep_completed_s=3e8, keep_failed_s=3e8, keep_tombstones_s=3e8)
+WAYS = [("file", "server"), ("server", "file"), ("file", "file"), ("server", "server")]
 _OWN = {"migration", "news", "sqlite_sequence", "store", "inbox", "note"}
 _ONE_SIDED = {"beat", "turns", "revoked", "is_lost", "running"}
 Dump = dict[str, list[dict[str, Any]]]
@@ -83,3 +93,102 @@ def _vectors(engine: Engine) -> dict[str, Any]:
         )
         for collection in engine.vectors.collections()
     }
+
+
+class Home(NamedTuple):
+    """A store of a test, made or not."""
+
+    name: str
+    blobs: Path
+    schema: str | None = None
+
+    @property
+    def place(self) -> Place:
+        return Place(self.name, self.blobs)
+
+    @property
+    def config(self) -> EngineConfig:
+        return EngineConfig(store=msgspec.structs.replace(FOR_EVER, blobs=self.blobs))
+
+    def engine(self, *, worker: bool = False) -> Engine:
+        return Engine(self.name, self.config, worker=worker)
+
+    def dump(self) -> Dump:
+        return dump_file(Path(self.name)) if self.schema is None else dump_server(self.schema)
+
+    def marks(self) -> list[Any]:
+        return self.place.peek(lambda end: end.marks()) or []
+
+    def vectors(self) -> Any:
+        return asyncio.run(vectors_of(self.name, self.blobs))
+
+    def check(self) -> list[Any]:
+        return list(check_history(self.name, blobs=LocalBlobStore(self.blobs, make=False)))
+
+
+def filled(home: Home) -> Home:
+    """Fill it with tasks in every state, held by a process that died."""
+    folder = home.blobs.parent
+    asyncio.run(make(folder) if home.schema is None else make_there(folder, home.name))
+    return home
+
+
+class At(Stages):
+    """Does something when a stage begins."""
+
+    def __init__(self, stage: str, then: Callable[[], Any]) -> None:
+        self._stage, self._then = stage, then
+
+    def of(self, name: str) -> Callable[[int, int], None]:
+        if name == self._stage:
+            self._then()
+        return super().of(name)
+
+
+class Stopped(Exception):
+    """Whoever moved has stopped."""
+
+
+def stop() -> None:
+    raise Stopped
+
+
+def moved(source: Home, target: Home, *, anew: bool = False, stages: Stages | None = None) -> Report:
+    return move(source.place, target.place, stages or Stages(), lambda text: None, anew=anew)
+
+
+def half_moved(source: Home, target: Home) -> None:
+    """All rows are there, and nothing was compared."""
+    with pytest.raises(Stopped):
+        moved(source, target, stages=At("rows compared", stop))
+
+
+def opening(home: Home, **config: Any) -> None:
+    """Open it, as an engine does, and close it."""
+
+    async def open_it() -> None:
+        store = msgspec.structs.replace(home.config.store, **config)
+        async with Engine(home.name, EngineConfig(store=store), worker=False):
+            pass
+
+    asyncio.run(open_it())
+
+
+def statement(home: Home, sql: str) -> Any:
+    """Run a statement on a store that nobody has open."""
+    if home.schema is not None:
+        return postgres.ask(sql.replace("{}", home.schema + "."))
+    with closing(apsw.Connection(home.name)) as connection:
+        return connection.execute(sql.replace("{}", "")).fetchall()
+
+
+async def make_some(home: Home, n: int = 3) -> list[Any]:
+    """Make a store with tasks that wait."""
+    engine = home.engine()
+
+    @engine.task(name="work")
+    async def work(text: Any) -> Any:
+        return text
+
+    async with engine:
+        return [handle.id for handle in await engine.map(work, [str(i) for i in range(n)])]

@@ -1,97 +1,47 @@
-"""Moving whole stores: nothing is lost, whenever it is interrupted, and nobody runs a task on both sides."""
+"""Moving whole stores: everything arrives, whenever it is interrupted, and the work goes on there."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import apsw
 import pytest
-from tests import postgres
-from tests.cli.moved import Dump, dump_file, dump_server, vectors_of
+from tests.cli.conftest import Answer
+from tests.cli.moved import (
+    WAYS,
+    Home,
+    Stopped,
+    filled,
+    half_moved,
+    make_some,
+    moved,
+    opening,
+    statement,
+    stop,
+)
 from tests.conformance.kit import OTHER, WORK
-from tests.store.fixtures.make import PAUSED, make, make_there
+from tests.store.fixtures.make import PAUSED
 
-from mainspring import Engine, EngineConfig, StoreConfig, TaskId, TaskStatus
+from mainspring import TaskId, TaskStatus
 from mainspring.blobs.local import LocalBlobStore
-from mainspring.cli.moving import Place, Report, move
-from mainspring.cli.stages import Stages
+from mainspring.cli import moving
+from mainspring.environment import SYSTEM
+from mainspring.errors import (
+    InternalError,
+    StoreUnavailable,
+)
+from mainspring.store.moving.end import End
 from mainspring.store.moving.marks import arriving, moved_away
-from mainspring.testing import check_history
 
 pytestmark = pytest.mark.anyio
-FOR_EVER = StoreConfig(keep_completed_s=3e8, keep_failed_s=3e8, keep_tombstones_s=3e8)
 MOVER = Path(__file__).with_name("mover.py")
-
-
-class Home(NamedTuple):
-    """A store of a test, made or not."""
-
-    name: str
-    blobs: Path
-    schema: str | None = None
-
-    @property
-    def place(self) -> Place:
-        return Place(self.name, self.blobs)
-
-    @property
-    def config(self) -> EngineConfig:
-        import msgspec
-
-        return EngineConfig(store=msgspec.structs.replace(FOR_EVER, blobs=self.blobs))
-
-    def engine(self, *, worker: bool = False) -> Engine:
-        return Engine(self.name, self.config, worker=worker)
-
-    def dump(self) -> Dump:
-        return dump_file(Path(self.name)) if self.schema is None else dump_server(self.schema)
-
-    def marks(self) -> list[Any]:
-        return self.place.peek(lambda end: end.marks()) or []
-
-    def vectors(self) -> Any:
-        return asyncio.run(vectors_of(self.name, self.blobs))
-
-    def check(self) -> list[Any]:
-        return list(check_history(self.name, blobs=LocalBlobStore(self.blobs, make=False)))
-
-
-@pytest.fixture
-def homes(tmp_path: Path) -> Iterator[Callable[[str], Home]]:
-    """Make homes of a kind, `file` or `server`; each is another one, with nothing in it yet."""
-    schemas: list[str] = []
-
-    def home(kind: str) -> Home:
-        folder = tmp_path / f"home{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        if kind == "file":
-            return Home(str(folder / "work.db"), folder / "work.db-blobs")
-        schemas.append(postgres.schema_of(folder))
-        return Home(postgres.address_of(folder), folder / "blobs", schemas[-1])
-
-    yield home
-    for schema in schemas:
-        postgres.drop(schema)
-
-
-def filled(home: Home) -> Home:
-    """Fill it with tasks in every state, held by a process that died."""
-    folder = home.blobs.parent
-    asyncio.run(make(folder) if home.schema is None else make_there(folder, home.name))
-    return home
-
-
-def moved(source: Home, target: Home, *, anew: bool = False) -> Report:
-    return move(source.place, target.place, Stages(), lambda text: None, anew=anew)
-
-
-WAYS = [("file", "server"), ("server", "file"), ("file", "file"), ("server", "server")]
 
 
 @pytest.mark.parametrize("way", WAYS, ids="-to-".join)
@@ -231,3 +181,142 @@ def test_the_work_goes_on(homes: Any, way: tuple[str, str]) -> None:
     assert len(completed) == len(set(completed))
     assert max(row["seq"] for row in rows["task"]) > max(row["seq"] for row in source.dump()["task"])
     assert target.check() == []
+
+
+@pytest.mark.parametrize("kind", ["file", "server"])
+def test_a_page_and_its_place_are_one(homes: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the place of a page can't be noted, the page is not there either."""
+    source, target = filled(homes("file")), homes(kind)
+    turn, turns = End.turn_page, 0
+
+    def turn_some(*given: Any) -> None:
+        nonlocal turns
+        turns += 1
+        if turns == 8:
+            stop()
+        turn(*given)
+
+    monkeypatch.setattr(End, "turn_page", turn_some)
+    with pytest.raises(Stopped):
+        moved(source, target)
+    assert moved(source, target).is_resumed
+    assert target.dump() == source.dump()
+
+
+def test_blobs_of_kept_results_come_along(homes: Any) -> None:
+    """Also where the task that made one is gone."""
+    source, target = homes("file"), homes("server")
+    asyncio.run(make_some(source))
+    digest = LocalBlobStore(source.blobs).put(b"large").digest
+    columns = "key, namespace, type, version, output, flags, digest, bytes, made_ms, expires_ms, used_ms"
+    statement(
+        source, f"INSERT INTO cache ({columns}) VALUES (x'00', 'a', 'b', '1', x'00', 2, '{digest}', 5, 1, 1e15, 1)"
+    )
+    moved(source, target)
+    assert LocalBlobStore(target.blobs).get(digest) == b"large"
+
+
+@pytest.mark.parametrize("kind", ["file", "server"])
+def test_nothing_is_pruned_on_the_way(homes: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever settles a store looks after it, and does not know for how long its engines keep what has ended."""
+    source, target = homes(kind), homes("file")
+    asyncio.run(make_some(source, 20))
+    long_ago = SYSTEM.wall_ms() - 40 * 86_400_000
+    statement(source, f"UPDATE {{}}task SET status = 2, reason = NULL, output = input, ended_ms = {long_ago}")
+    statement(source, "UPDATE {}tally SET status = 2")
+    settle = getattr(moving, f"_settle_{kind}")
+
+    async def settle_for_long(engine: Any, *given: Any) -> None:
+        await settle(engine, *given)
+        await engine.manager.store._caretaker._sweep()
+
+    monkeypatch.setattr(moving, f"_settle_{kind}", settle_for_long)
+    assert moved(source, target).tasks == {"completed": 20}
+
+
+def spoil_a_row(target: Home) -> None:
+    statement(target, "UPDATE {}task SET max_retries = max_retries + 1 WHERE seq = (SELECT min(seq) FROM {}task)")
+
+
+def lose_a_row(target: Home) -> None:
+    statement(target, "DELETE FROM {}tombstone WHERE id = (SELECT id FROM {}tombstone ORDER BY id LIMIT 1)")
+
+
+def add_a_collection(target: Home) -> None:
+    statement(target, "INSERT INTO {}vector_collection (name, dim, updated_ms) VALUES ('theirs', 3, 1)")
+
+
+def spoil_a_blob(target: Home) -> None:
+    blob = next(item for item in target.blobs.rglob("*") if item.is_file())
+    blob.unlink()  # it may be a link to the source's
+    blob.write_bytes(b"x")
+
+
+SPOILT: dict[Callable[[Home], None], str] = {
+    spoil_a_row: "table task",
+    lose_a_row: "table tombstone",
+    add_a_collection: "collections",
+    spoil_a_blob: "blob",
+}
+
+
+@pytest.mark.parametrize("way", WAYS[:2], ids="-to-".join)
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_a_difference_is_found(homes: Any, way: tuple[str, str], spoil: Callable[[Home], None]) -> None:
+    """What is not the same in the end is named, and the source stays the one that is open; --anew puts it right."""
+    source, target = filled(homes(way[0])), homes(way[1])
+    half_moved(source, target)
+    spoil(target)
+    with pytest.raises(InternalError, match=f"is not what .*{SPOILT[spoil]}.*--anew"):
+        moved(source, target)
+    assert moved_away(source.marks()) is None
+    with pytest.raises(StoreUnavailable):
+        opening(target)
+    if spoil is spoil_a_blob:
+        shutil.rmtree(target.blobs)
+    assert not moved(source, target, anew=True).is_resumed
+    assert target.dump() == source.dump()
+    assert target.check() == []
+
+
+def test_what_was_broken_before_is_told(homes: Any) -> None:
+    """A store that breaks an invariant is moved as it is, and the report says so."""
+    source, target = filled(homes("file")), homes("server")
+    statement(source, "UPDATE tally SET n = n + 1 WHERE class = 0 AND status = 2")
+    (broken,) = moved(source, target).broken
+    assert "tallies" in broken
+    assert target.dump() == source.dump()
+
+
+def test_numbers_are_never_given_again(homes: Any) -> None:
+    """The target counts on, also past rows that are gone."""
+    source, target = homes("file"), homes("server")
+    asyncio.run(make_some(source, 9))
+    statement(source, "DELETE FROM task WHERE seq > 2")
+    statement(source, "UPDATE tally SET n = 2")
+    moved(source, target)
+    asyncio.run(make_some(target, 1))
+    assert {row["seq"] for row in target.dump()["task"]} == {1, 2, 10}
+
+
+@pytest.mark.parametrize("kind", ["file", "server"])
+def test_the_command(call: Callable[..., Answer], homes: Any, kind: str) -> None:
+    """It tells first what there is, then what it has done; a later run finds nothing left to do."""
+    source, target = filled(homes(kind)), homes("server" if kind == "file" else "file")
+    folders = ("--source-blobs", str(source.blobs), "--target-blobs", str(target.blobs))
+    before = source.dump()
+    told = call("migrate", source.name, target.name, *folders, "--dry-run", "--json").json
+    assert told["source"]["tasks"]["pending"] > 0
+    assert len(told["source"]["workers"]) == 1
+    assert told["target"] is None
+    assert "not signed off" in call("migrate", source.name, target.name, *folders, "--dry-run").out
+    assert source.dump() == before
+    answer = call("migrate", source.name, target.name, *folders, "--json")
+    assert answer.code == 0, answer.err
+    report = answer.json
+    assert (report["source"], report["target"]) == (source.place.shown, target.place.shown)
+    assert (report["records"], report["blobs"], report["was_over"]) == (2, 3, False)
+    assert "nothing was left to do" in call("migrate", source.name, target.name, *folders).out
+    refused = call("stats", "--store", source.name)
+    assert (refused.code, "was moved to" in refused.err) == (4, True)
+    assert call("stats", "--store", target.name).code == 0

@@ -130,7 +130,7 @@ async def _settle_file(engine: Engine, shown: str, folder: Path) -> None:
     while others := [
         row for row in await store.view(lambda view: view.rows("open_workers")) if row[1] != store.worker_id
     ]:
-        living = [Worker(name, pid, store.env.host()) for _, name, pid in others if is_held(folder / f"{name}.life")]
+        living = [Worker(name, pid, host) for _, name, pid, host in others if is_held(folder / f"{name}.life")]
         refuse_living(shown, living)
         await asyncio.sleep(_AGAIN_S)
 
@@ -149,6 +149,11 @@ async def _settle_server(engine: Engine, shown: str, limit_s: float) -> None:
         refuse_living(shown, [Worker(name, pid, "its host") for _, name, pid, *_ in living])
         first = {**beats, **first}
         await asyncio.sleep(_AGAIN_S)
+    await _take_in(store)
+
+
+async def _take_in(store: Any) -> None:
+    """Make tasks of what users have submitted within their own transactions."""
     while await store.view(lambda view: view.one("arrivals")):
         await store.write(lambda tx: None)  # each transaction begins with taking in what has come
 
@@ -213,7 +218,7 @@ def move(source: Place, target: Place, shown: Stages, note: Note, *, anew: bool)
         try:
             return _move(source, target, one, other, shown, note, anew=anew)
         except StoreUnavailable as exc:
-            raise StoreUnavailable(f"{exc} (the source is as it was; run the same command again to go on)") from exc
+            raise StoreUnavailable(f"{exc} (nothing is lost: run the same command again to go on)") from exc
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -236,15 +241,12 @@ def _hand_over(source: Place, target: Place, away: Mark, ours: _Known, theirs: _
         raise InternalError(f"{source.shown} was moved and is not refused; please report this")
     with closing(target.open()) as end:
         if mark.ended_ms is None:
-            end.lead()
             with end.transaction():
                 end.end(mark.id, SYSTEM.wall_ms())
         return _report(source, target, end, is_resumed=True, was_over=mark.ended_ms is not None)
 
 
 def _move(source: Place, target: Place, one: End, other: End, shown: Stages, note: Note, *, anew: bool) -> Report:
-    one.lead()
-    other.lead()
     with one.hold():
         refuse_living(one.shown, one.open_workers())
         one.refuse_coming()
@@ -288,13 +290,7 @@ def _begin(one: End, other: End, note: Note, *, anew: bool) -> tuple[Mark, bool]
     if begun is None:
         refuse_moved(other.shown, known)
     elif not anew:
-        if begun.other != one.shown:
-            raise invalid(
-                "target",
-                other.shown,
-                f"holds a part of {begun.other}, whose move has not come to its end",
-                "run that one again, or throw away what is there with --anew",
-            )
+        _refuse_part(begun, one, other)
         if begun.origin == origin:
             return begun, True
         note(f"{one.shown} was opened since its move began: it begins anew")
@@ -307,6 +303,16 @@ def _begin(one: End, other: End, note: Note, *, anew: bool) -> tuple[Mark, bool]
         other.ask(marks.SCHEMA)
         other.put_mark(mark)
     return mark, False
+
+
+def _refuse_part(begun: Mark, one: End, other: End) -> None:
+    if begun.other != one.shown:
+        raise invalid(
+            "target",
+            other.shown,
+            f"holds a part of {begun.other}, whose move has not come to its end",
+            "run that one again, or throw away what is there with --anew",
+        )
 
 
 def _broken(place: Place, blobs: LocalBlobStore) -> list[str]:

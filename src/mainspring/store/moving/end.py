@@ -74,12 +74,8 @@ class End(ABC):
         """Keep everybody from writing, in one transaction and one view of the rows; commit at the end."""
 
     @abstractmethod
-    def lead(self) -> None:
-        """Take the place of whoever looks after the store, until it is closed. Raises StoreUnavailable: it is taken."""
-
-    @abstractmethod
     def part(self) -> None:
-        """Called in the last transaction of a source: be another store for whoever is in the middle of writing."""
+        """Called in the last transaction of a source: take nothing any more, from whoever writes without an engine."""
 
     @abstractmethod
     def tidy(self) -> None:
@@ -110,9 +106,11 @@ class End(ABC):
         self.ask(marks.END, now_ms, id)
 
     def origin(self) -> str:
-        """Return what changes whenever anybody opens the store, or leaves something for it."""
-        numbers = self.numbers()
-        return f"{self.identity()} {numbers['worker']} {numbers['task']} {self._coming()}"
+        """Return what changes whenever anybody opens the store, or leaves something for it.
+
+        Not promised: that it stays where a server has crashed in between, which draws numbers ahead.
+        """
+        return f"{self.identity()} {self.numbers()['worker']} {self._coming()}"
 
     def _coming(self) -> int:
         return self.count("inbox") if "inbox" in self.tables() else 0

@@ -10,12 +10,8 @@ from typing import Any, ClassVar
 import apsw
 
 from mainspring.config import MIB, StoreConfig
-from mainspring.environment import SYSTEM
-from mainspring.errors import StoreUnavailable
-from mainspring.store.liveness import LeaderLock, living_names
 from mainspring.store.moving.end import End, Row, untaken
 from mainspring.store.moving.tables import Columns, Table
-from mainspring.store.sqlite.backup import live_folder
 from mainspring.store.sqlite.connection import open_writer, our_errors
 from mainspring.vectors.sqlite import SqliteVectorStore
 
@@ -33,7 +29,6 @@ class FileEnd(End):
         self.shown = str(path)
         self._path = path
         self._connection = connection
-        self._lock: LeaderLock | None = None
         self.vectors = SqliteVectorStore(path, self.write)
 
     @classmethod
@@ -106,24 +101,9 @@ class FileEnd(End):
         if log.exists() and log.stat().st_size > _LOG_LIMIT:
             self.ask("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def lead(self) -> None:
-        folder = live_folder(self._path)
-        try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            self._lock = LeaderLock(folder, f"migration-{SYSTEM.pid()}", SYSTEM)
-            leads = self._lock.hold()
-        except OSError as exc:
-            raise StoreUnavailable(f"{folder} can't be written ({exc}); free space, or check its rights") from exc
-        others = living_names(folder)
-        if not leads or others:
-            who = ", ".join(others) or self._lock.holder()
-            raise StoreUnavailable(f"{self.shown} is open in another process ({who}); stop it, then try again")
-
     def part(self) -> None:
         """Nobody else can be in the middle of writing."""
 
     def close(self) -> None:
         self.vectors.close()
         self._connection.close()
-        if self._lock is not None:
-            self._lock.close()

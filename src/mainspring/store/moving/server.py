@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Final
 
 from mainspring.config import StoreConfig
-from mainspring.errors import StoreUnavailable
 from mainspring.store.moving.end import End, Row, T, untaken
 from mainspring.store.moving.tables import Columns, Table
-from mainspring.store.postgres.connection import CONFLICTS, LOST, UPKEEP, WRITING, Server, connect, our_errors, prepare
+from mainspring.store.postgres.connection import CONFLICTS, LOST, WRITING, Server, connect, our_errors, prepare
 from mainspring.store.postgres.lookers import PLANS
 from mainspring.store.postgres.session import Session
 from mainspring.vectors.postgres import PostgresVectorStore
@@ -28,11 +27,10 @@ class ServerEnd(End):
         "tally": "(SELECT class, status, sum(n)::bigint AS n FROM tally GROUP BY class, status HAVING sum(n) <> 0) AS n"
     }
 
-    def __init__(self, server: Server, session: Session, number: int = 0) -> None:
+    def __init__(self, server: Server, session: Session) -> None:
         self.shown = server.named
         self._server = server
         self._session = session
-        self._number = number
         self._looking: Session | None = None
         self.vectors = PostgresVectorStore(self._look, self.write)
 
@@ -50,7 +48,7 @@ class ServerEnd(End):
             except BaseException:
                 session.close()
                 raise
-        return cls(server, session, number)
+        return cls(server, session)
 
     def ask(self, sql: str, *values: Any) -> list[Row]:
         with our_errors(self._server):
@@ -134,13 +132,9 @@ class ServerEnd(End):
     def tidy(self) -> None:
         """The server does."""
 
-    def lead(self) -> None:
-        if not self.ask("SELECT pg_try_advisory_lock($1, $2)", UPKEEP, self._number)[0][0]:
-            raise StoreUnavailable(f"{self.shown} is open in another process; stop it, then try again")
-
     def part(self) -> None:
-        # Transactions of users that were under way look for the store that they began with.
-        self.ask("UPDATE store SET identity = gen_random_uuid()")
+        # Also for transactions of users that see the rows of long ago, and for processes that were taken for dead.
+        self.ask("ALTER TABLE inbox ADD CONSTRAINT this_store_was_moved CHECK (false) NOT VALID")
 
     def close(self) -> None:
         for session in (self._session, self._looking):
