@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from inspect import iscoroutinefunction
+from inspect import iscoroutinefunction, signature
 from typing import Any
 from unittest import mock
 
@@ -15,6 +15,7 @@ from tests.cli import test_migrate_refusals as refusals
 
 from mainspring.cli import moving
 from mainspring.config import StoreConfig
+from mainspring.errors import TaskError
 from mainspring.store.moving import end, tables
 from mainspring.store.moving.end import End
 from mainspring.store.moving.file import FileEnd
@@ -170,9 +171,16 @@ ABLATIONS: dict[str, tuple[Callable[[], Patch], Callable[..., Any], dict[str, An
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_each_is_noticed(name: str, homes: Any) -> None:
+def test_each_is_noticed(name: str, request: pytest.FixtureRequest) -> None:
     """The test fails without the safeguard; that it passes as it is shows elsewhere."""
     ablated, test, given = ABLATIONS[name]
-    given = {"homes": homes, **given}
-    with ablated(), pytest.raises(BaseException):  # noqa: B017, PT011 - whatever notices it
-        asyncio.run(test(**given)) if iscoroutinefunction(test) else test(**given)
+    fixtures = {name: request.getfixturevalue(name) for name in signature(test).parameters if name not in given}
+    with ablated(), pytest.raises((AssertionError, pytest.fail.Exception, TaskError)):
+        _run(test, {**given, **fixtures})
+
+
+def _run(test: Callable[..., Any], given: dict[str, Any]) -> None:
+    if iscoroutinefunction(test):
+        asyncio.run(test(**given))
+    else:
+        test(**given)

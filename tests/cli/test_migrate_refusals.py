@@ -241,14 +241,12 @@ def test_users_wait_meanwhile(homes: Any) -> None:
     errors: list[type[Exception]] = []
 
     async def write() -> None:
-        connection = await asyncpg.connect(postgres.url())
-        try:
-            await connection.execute("SET lock_timeout = '200ms'")
-            await connection.execute(f"INSERT INTO {source.schema}.inbox (id, task) VALUES ({ID}, {ID})")
-        except asyncpg.PostgresError as exc:
-            errors.append(type(exc))
-        finally:
-            await connection.close()
+        async with connected() as mine:
+            await mine.execute("SET lock_timeout = '200ms'")
+            try:
+                await mine.execute(f"INSERT INTO {source.schema}.inbox (id, task) VALUES ({ID}, {ID})")
+            except asyncpg.PostgresError as exc:
+                errors.append(type(exc))
 
     moved(source, target, stages=At("rows compared", lambda: asyncio.run(write())))
     asyncio.run(write())
@@ -266,13 +264,8 @@ def test_what_users_submitted_comes_along(homes: Any) -> None:
         async def work(text: Any) -> Any:
             return text
 
-        connection = await asyncpg.connect(postgres.url())
-        async with engine:
-            transaction = connection.transaction()
-            await transaction.start()
-            await engine.map(work, ["a"] * n, connection=connection)
-        await transaction.commit()
-        await connection.close()
+        async with connected() as mine, mine.transaction(), engine:
+            await engine.map(work, ["a"] * n, connection=mine)
 
     asyncio.run(submit_and_leave(600))
     assert len(source.dump()["task"]) == 0
@@ -284,15 +277,17 @@ def test_what_users_submitted_comes_along(homes: Any) -> None:
     assert moved(source, target).tasks == {"pending": 600}
 
 
-@pytest.fixture
-async def mine(anyio_backend: str) -> AsyncIterator[asyncpg.Connection]:
+@contextlib.asynccontextmanager
+async def connected() -> AsyncIterator[asyncpg.Connection]:
     """The user's connection."""
     connection = await asyncpg.connect(postgres.url())
-    yield connection
-    await connection.close()
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
-async def test_who_was_taken_for_dead_learns_of_it(homes: Any, mine: asyncpg.Connection) -> None:
+async def test_who_was_taken_for_dead_learns_of_it(homes: Any) -> None:
     """A process that was silent for so long that it counted as dead can't write into a source that was moved since."""
     source = homes("server")
     engine = source.engine()
@@ -308,7 +303,7 @@ async def test_who_was_taken_for_dead_learns_of_it(homes: Any, mine: asyncpg.Con
             end.put_mark(marks.Mark("a", "source", "elsewhere", "", 1, 2))
             end.part()
 
-    async with engine, mine.transaction(isolation="repeatable_read"):
+    async with engine, connected() as mine, mine.transaction(isolation="repeatable_read"):
         assert await mine.fetchval("SELECT 1") == 1  # what it sees is what there was before
         await asyncio.to_thread(move_away)
         with pytest.raises(StoreMoved, match="was moved to elsewhere"):
