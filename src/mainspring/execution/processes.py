@@ -12,21 +12,16 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from signal import SIGKILL
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import msgspec
 
-from mainspring.children.child import Child, Exit, Spawner
-from mainspring.children.tickets import Issuer
+from mainspring.children.child import Exit, Spawner
 from mainspring.config import ExecutorConfig
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import (
     InternalError,
     InvalidInput,
-    TaskCancelled,
-    TaskError,
-    TaskTimeout,
     UnsupportedTaskType,
 )
 from mainspring.execution.base import BatchReport, Channel, Report, Work
@@ -39,21 +34,18 @@ from mainspring.execution.child_frames import (
     Note,
     Prepare,
     Ready,
-    Run,
-    RunBatch,
     Setup,
     Stop,
     Store,
     Stored,
-    ToChild,
     decode_to_parent,
-    encode,
 )
 from mainspring.execution.encoding import failed
+from mainspring.execution.lines import Attempt, Desk, Died, End, death, refused, unstarted
 from mainspring.execution.places import Place, place_of
 from mainspring.processors.base import failure
 from mainspring.processors.custom import Handler
-from mainspring.tasks import Effect, ErrorInfo, Failed, Signal, Started, Task, TaskId, Usage, codec
+from mainspring.tasks import Effect, ErrorInfo, Started, Task, TaskId, codec
 
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from mainspring.execution.child_main import main; main()"
 _END_GRACE_S = 1.0  # for the clean-up of an idle child that is not needed any more
@@ -62,88 +54,6 @@ _LONG_S = 0.02
 
 
 _ASKED = "asked to stop before it began"
-
-
-class _Attempt:
-    """A call of `run`, or one for a batch: what is said of that names its first work."""
-
-    __slots__ = (
-        "asked",
-        "channels",
-        "desk",
-        "ended",
-        "killed",
-        "loading",
-        "patience",
-        "place",
-        "soon",
-        "started_s",
-        "ticket",
-        "too_slow",
-        "works",
-    )
-
-    def __init__(self, works: Sequence[Work], channels: Sequence[Channel], place: Place, soon: bool) -> None:
-        self.works = works
-        self.channels = channels
-        self.place = place
-        self.soon = soon  # it may be sent ahead, and be given back
-        self.ticket = 0  # leave to begin, in its child
-        self.ended: asyncio.Future[_End] = asyncio.get_running_loop().create_future()
-        self.desk: _Desk | None = None  # None while it waits for a child
-        self.asked = False  # to stop
-        self.loading = False  # its handler is being imported
-        self.patience: asyncio.TimerHandle | None = None  # how long that may take
-        self.too_slow = False  # it took longer
-        self.started_s: float | None = None
-        self.killed = False  # by us
-
-    @property
-    def key(self) -> Key:
-        return (self.works[0].id, self.works[0].attempt)
-
-    @property
-    def frame(self) -> Run | RunBatch:
-        bare = [work.bare() for work in self.works]
-        if len(bare) == 1:
-            return Run(bare[0], self.place, self.ticket)
-        return RunBatch(tuple(bare), self.place, self.ticket)
-
-    def send(self, signal: Signal) -> None:
-        for channel in self.channels:
-            channel.send(signal)
-
-
-class _Died(Exception):
-    """The child of a batch died, and nobody asked for it."""
-
-
-class _DiedForMemory(_Died, MemoryError):
-    """By a SIGKILL that is not ours, which is how a kernel ends those for whom no memory is left."""
-
-
-_End: TypeAlias = Report | BatchReport | _Died | None
-"""None: it was given back."""
-
-
-class _Desk:
-    """A child, and what it has to do."""
-
-    __slots__ = ("attempts", "child", "cpu_s", "leaves", "patience", "ready", "tasks", "tickets")
-
-    def __init__(self) -> None:
-        self.child: Child | None = None  # None until it is spawned
-        self.tickets = Issuer()
-        self.ready = False
-        self.patience: asyncio.TimerHandle | None = None  # how long it may take to become ready
-        self.attempts: deque[_Attempt] = deque()  # it runs the first; the others were sent ahead
-        self.tasks = 0
-        self.leaves = False  # it is not to get any more
-        self.cpu_s = 0.0  # used before the attempt it has now
-
-    def send(self, frame: ToChild) -> None:
-        if self.child is not None:
-            self.child.send(encode(frame))
 
 
 class ProcessRunner:
@@ -168,11 +78,11 @@ class ProcessRunner:
         self._environment = environment
         self._places: dict[str, Place] = {}
         self._proven: dict[Place, None] = {}  # imported without harm before
-        self._attempts: dict[Key, _Attempt] = {}
-        self._waiting: deque[_Attempt] = deque()
+        self._attempts: dict[Key, Attempt] = {}
+        self._waiting: deque[Attempt] = deque()
         self._assigning = False  # within this turn
-        self._desks: set[_Desk] = set()
-        self._idle: list[_Desk] = []
+        self._desks: set[Desk] = set()
+        self._idle: list[Desk] = []
         self._background: set[asyncio.Task[Any]] = set()
         self._look: asyncio.TimerHandle | None = None  # for attempts that take long, while something waits behind one
         self._wanted = 0  # children, the spare one included
@@ -209,18 +119,18 @@ class ProcessRunner:
                     calls, fits = calls + end.calls, end.fits or fits
                     some = steps.send(end.reports)
                 else:
-                    some = steps.send(end if isinstance(end, _Died) else [cast(Report, end)] * len(some))
+                    some = steps.send(end if isinstance(end, Died) else [cast(Report, end)] * len(some))
         except StopIteration as stop:
             joint: Joint[Report] = stop.value
         return BatchReport(joint.outcomes, max(calls, joint.calls), joint.fits or fits)
 
-    async def _through(self, works: Sequence[Work], channels: Sequence[Channel], *, soon: bool = False) -> _End:
+    async def _through(self, works: Sequence[Work], channels: Sequence[Channel], *, soon: bool = False) -> End:
         place = self._places.get(works[0].task_type)
         if place is None:
-            return _refused(UnsupportedTaskType(f"no handler for {works[0].task_type} in the process lane"))
+            return refused(UnsupportedTaskType(f"no handler for {works[0].task_type} in the process lane"))
         if self._closing:
-            return _unstarted("the process lane is closed")
-        attempt = _Attempt(works, channels, place, soon)
+            return unstarted("the process lane is closed")
+        attempt = Attempt(works, channels, place, soon)
         self._attempts[attempt.key] = attempt
         self._waiting.append(attempt)
         self._assign()
@@ -238,7 +148,7 @@ class ProcessRunner:
         desk = attempt.desk
         if desk is None:
             self._waiting.remove(attempt)
-            self._settle(attempt, _unstarted(_ASKED))
+            self._settle(attempt, unstarted(_ASKED))
             return True
         attempt.asked = True
         self._take_back(desk)
@@ -283,14 +193,14 @@ class ProcessRunner:
         demand = min(self._slots, self._busy() + len(self._waiting))
         self._wanted = max(self._wanted, demand + 1)  # and never fewer again: what was needed once is soon needed again
         while len(self._desks) < self._wanted and not self._closing:
-            desk = _Desk()
+            desk = Desk()
             self._desks.add(desk)
             self._in_background(self._spawn(desk))
 
     def _busy(self) -> int:
         return sum(bool(desk.attempts) for desk in self._desks)
 
-    def _next_desk(self, attempt: _Attempt) -> _Desk | None:
+    def _next_desk(self, attempt: Attempt) -> Desk | None:
         """Return the child for it: an idle one, else the one that comes to it first, where it may be sent ahead."""
         if self._idle and self._busy() < self._slots:
             return self._idle.pop()
@@ -301,7 +211,7 @@ class ProcessRunner:
                     best = desk
         return best
 
-    def _takes_more(self, desk: _Desk) -> bool:
+    def _takes_more(self, desk: Desk) -> bool:
         return (
             0 < len(desk.attempts) <= self._config.child_prefetch
             and desk.attempts[0].soon
@@ -312,7 +222,7 @@ class ProcessRunner:
             and desk.child.usable
         )
 
-    def _give(self, attempt: _Attempt, desk: _Desk) -> None:
+    def _give(self, attempt: Attempt, desk: Desk) -> None:
         attempt.ticket = desk.tickets.issue()  # before its frame: what comes without one was taken back
         attempt.desk = desk
         desk.attempts.append(attempt)
@@ -321,10 +231,10 @@ class ProcessRunner:
             desk.send(attempt.frame)
         except InvalidInput as exc:
             desk.attempts.pop()
-            self._settle(attempt, _refused(exc))
+            self._settle(attempt, refused(exc))
             self._rest(desk)
 
-    def _rest(self, desk: _Desk) -> None:
+    def _rest(self, desk: Desk) -> None:
         """Where it has nothing to do, have it take the next attempt, or its share of what others have ahead."""
         if desk.attempts or desk.child is None or not desk.child.usable:
             return
@@ -339,16 +249,16 @@ class ProcessRunner:
         if longest is not None and len(longest.attempts) > 1 and not self._waiting and self._busy() < self._slots:
             self._take_back(longest)
 
-    def _take_back(self, desk: _Desk) -> None:
+    def _take_back(self, desk: Desk) -> None:
         """Have attempts that its child has not begun with wait for any child."""
         self._waiting.extendleft(reversed(self._unbegun(desk)))
 
-    def _give_back(self, desk: _Desk) -> None:
+    def _give_back(self, desk: Desk) -> None:
         """Give back the attempts that its child has not begun with: it won't soon."""
         for attempt in self._unbegun(desk):
             self._settle(attempt, None)
 
-    def _unbegun(self, desk: _Desk) -> list[_Attempt]:
+    def _unbegun(self, desk: Desk) -> list[Attempt]:
         """Return attempts that its child does not begin with any more; those that were asked to stop are over."""
         tickets = set(desk.tickets.take_back())
         taken = [attempt for attempt in desk.attempts if attempt.ticket in tickets]
@@ -358,10 +268,10 @@ class ProcessRunner:
         for attempt in taken:
             attempt.desk = None
             if attempt.asked:
-                self._settle(attempt, _unstarted(_ASKED))
+                self._settle(attempt, unstarted(_ASKED))
         return [attempt for attempt in taken if not attempt.asked]
 
-    def _takes_long(self, attempt: _Attempt) -> bool:
+    def _takes_long(self, attempt: Attempt) -> bool:
         if attempt.started_s is None:
             return attempt.loading
         return self._environment.monotonic() - attempt.started_s >= _LONG_S
@@ -377,7 +287,7 @@ class ProcessRunner:
                 self._settle(attempt, None)
         self._look_again()
 
-    def _surplus(self) -> list[_Attempt]:
+    def _surplus(self) -> list[Attempt]:
         """Return attempts that wait for a child beyond the slots: others than whoever sends ahead may hold children."""
         soon = [attempt for attempt in self._waiting if attempt.soon]
         held = sum(bool(desk.attempts) and desk.attempts[0].soon for desk in self._desks)
@@ -388,7 +298,7 @@ class ProcessRunner:
         if self._look is None and (any(len(desk.attempts) > 1 for desk in self._desks) or self._surplus()):
             self._look = asyncio.get_running_loop().call_later(_LONG_S, self._look_for_long)
 
-    def _settle(self, attempt: _Attempt, report: _End) -> None:
+    def _settle(self, attempt: Attempt, report: End) -> None:
         if attempt.patience is not None:
             attempt.patience.cancel()
         del self._attempts[attempt.key]  # before anybody can ask to stop it: its child may have other work by then
@@ -402,7 +312,7 @@ class ProcessRunner:
 
     # Children come ...
 
-    async def _spawn(self, desk: _Desk) -> None:
+    async def _spawn(self, desk: Desk) -> None:
         try:
             desk.child = await self._spawner.spawn(
                 (sys.executable, "-P", "-c", _PROGRAM, *map(str, sys.path)),
@@ -424,7 +334,7 @@ class ProcessRunner:
             Setup(self._environment.pid(), tuple(sys.argv), self._config.traceback_chars, desk.tickets.descriptor)
         )
 
-    def _ready(self, desk: _Desk, frame: Ready) -> None:
+    def _ready(self, desk: Desk, frame: Ready) -> None:
         desk.ready = True
         desk.cpu_s = frame.cpu_s
         if desk.patience is not None:
@@ -443,7 +353,7 @@ class ProcessRunner:
 
     # ... talk ...
 
-    def _hear(self, desk: _Desk, data: bytes) -> None:
+    def _hear(self, desk: Desk, data: bytes) -> None:
         try:
             frame = decode_to_parent(data)
         except msgspec.DecodeError:  # a handler wrote into our pipe: nothing that comes from there can be trusted
@@ -471,13 +381,13 @@ class ProcessRunner:
         else:
             self._in_background(self._store(desk, frame))
 
-    def _lose_patience(self, attempt: _Attempt) -> None:
+    def _lose_patience(self, attempt: Attempt) -> None:
         """Its handler's module does not come to the end of its import."""
         if attempt.desk is not None and attempt.desk.child is not None:
             attempt.too_slow = True
             attempt.desk.child.kill()
 
-    def _finished(self, desk: _Desk, attempt: _Attempt, frame: Finished | FinishedBatch) -> None:
+    def _finished(self, desk: Desk, attempt: Attempt, frame: Finished | FinishedBatch) -> None:
         if isinstance(frame, FinishedBatch):
             self._settle(attempt, BatchReport(list(frame.reports), frame.calls, frame.fits))
         else:
@@ -494,7 +404,7 @@ class ProcessRunner:
             self._rest(desk)
         self._assign()
 
-    async def _store(self, desk: _Desk, frame: Store) -> None:
+    async def _store(self, desk: Desk, frame: Store) -> None:
         try:
             if self.store_now is None:
                 raise InternalError("nobody stores tasks here")
@@ -506,14 +416,14 @@ class ProcessRunner:
 
     # ... and go
 
-    def _retire(self, desk: _Desk) -> None:
+    def _retire(self, desk: Desk) -> None:
         self._desks.discard(desk)
         if desk in self._idle:
             self._idle.remove(desk)
         if desk.child is not None:
             self._in_background(desk.child.end(_END_GRACE_S))
 
-    def _ended(self, desk: _Desk, exit: Exit) -> None:
+    def _ended(self, desk: Desk, exit: Exit) -> None:
         """A child has ended, by itself or by us."""
         self._desks.discard(desk)
         if desk in self._idle:
@@ -523,38 +433,12 @@ class ProcessRunner:
         desk.tickets.close()
         if desk.attempts:
             attempt = desk.attempts.popleft()
-            self._settle(attempt, self._death(desk, attempt, exit))
+            self._settle(attempt, death(desk, attempt, exit, self._config.child_start_timeout_s, self._environment))
             while desk.attempts:
                 self._settle(desk.attempts.popleft(), None)
             self._assign()
         elif not desk.ready and not self._closing:
             self._start_failed(f"{exit} before it was ready", exit.output)
-
-    def _death(self, desk: _Desk, attempt: _Attempt, exit: Exit) -> Report | _Died:
-        began = attempt.started_s is not None
-        if attempt.too_slow and not attempt.killed:
-            limit_s = self._config.child_start_timeout_s
-            return _refused(TaskTimeout(f"importing the handler took longer than child_start_timeout_s = {limit_s} s"))
-        if attempt.killed:
-            message = "its child process was killed on request"
-        else:
-            message = f"its child process {exit}" + (
-                " while it imported the handler" if attempt.loading and not began else ""
-            )
-        usage = Usage()
-        if attempt.started_s is not None:
-            cpu_time = None if exit.cpu_time is None else max(0.0, exit.cpu_time - desk.cpu_s)
-            duration = self._environment.monotonic() - attempt.started_s
-            usage = Usage(duration, cpu_time, exit.peak_bytes)
-        report = Report(
-            error=ErrorInfo(type="ProcessingFailed", message=message, traceback=exit.output or None),
-            usage=usage,
-            crashed=not attempt.killed and (began or attempt.loading),
-            unstarted=not began and (attempt.killed or not attempt.loading),
-        )
-        if len(attempt.works) == 1 or not (report.crashed and began):
-            return report
-        return _DiedForMemory() if exit.signal == SIGKILL else _Died()
 
 
 def _with_effects(report: Report, data: bytes) -> Report:
@@ -567,13 +451,4 @@ def _with_effects(report: Report, data: bytes) -> Report:
 
 def _report_of(_: BaseException, together: int) -> Report:
     """Whose fault it was could not be found out: it is charged to nobody."""
-    return _unstarted(f"its child process died of one of {together} tasks in a batch")
-
-
-def _refused(exc: TaskError) -> Report:
-    return failed(failure(exc), Usage())
-
-
-def _unstarted(message: str) -> Report:
-    error = ErrorInfo(type=TaskCancelled.__name__, message=message)
-    return msgspec.structs.replace(failed(Failed(error), Usage()), unstarted=True)
+    return unstarted(f"its child process died of one of {together} tasks in a batch")

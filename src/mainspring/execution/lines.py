@@ -1,0 +1,140 @@
+"""What a child has to do: attempts in a line, the desk that they lie on, and what its death means for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from signal import SIGKILL
+from typing import TypeAlias
+
+import msgspec
+
+from mainspring.children.child import Child, Exit
+from mainspring.children.tickets import Issuer
+from mainspring.environment import Environment
+from mainspring.errors import TaskCancelled, TaskError, TaskTimeout
+from mainspring.execution.base import BatchReport, Channel, Report, Work
+from mainspring.execution.child_frames import Key, Run, RunBatch, ToChild, encode
+from mainspring.execution.encoding import failed
+from mainspring.execution.places import Place
+from mainspring.processors.base import failure
+from mainspring.tasks import ErrorInfo, Failed, Signal, Usage
+
+
+class Attempt:
+    """A call of `run`, or one for a batch: what is said of that names its first work."""
+
+    __slots__ = (
+        "asked",
+        "channels",
+        "desk",
+        "ended",
+        "killed",
+        "loading",
+        "patience",
+        "place",
+        "soon",
+        "started_s",
+        "ticket",
+        "too_slow",
+        "works",
+    )
+
+    def __init__(self, works: Sequence[Work], channels: Sequence[Channel], place: Place, soon: bool) -> None:
+        self.works = works
+        self.channels = channels
+        self.place = place
+        self.soon = soon  # it may be sent ahead, and be given back
+        self.ticket = 0  # leave to begin, in its child
+        self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
+        self.desk: Desk | None = None  # None while it waits for a child
+        self.asked = False  # to stop
+        self.loading = False  # its handler is being imported
+        self.patience: asyncio.TimerHandle | None = None  # how long that may take
+        self.too_slow = False  # it took longer
+        self.started_s: float | None = None
+        self.killed = False  # by us
+
+    @property
+    def key(self) -> Key:
+        return (self.works[0].id, self.works[0].attempt)
+
+    @property
+    def frame(self) -> Run | RunBatch:
+        bare = [work.bare() for work in self.works]
+        if len(bare) == 1:
+            return Run(bare[0], self.place, self.ticket)
+        return RunBatch(tuple(bare), self.place, self.ticket)
+
+    def send(self, signal: Signal) -> None:
+        for channel in self.channels:
+            channel.send(signal)
+
+
+class Died(Exception):
+    """The child of a batch died, and nobody asked for it."""
+
+
+class DiedForMemory(Died, MemoryError):
+    """By a SIGKILL that is not ours, which is how a kernel ends those for whom no memory is left."""
+
+
+End: TypeAlias = Report | BatchReport | Died | None
+"""None: it was given back."""
+
+
+class Desk:
+    """A child, and what it has to do."""
+
+    __slots__ = ("attempts", "child", "cpu_s", "leaves", "patience", "ready", "tasks", "tickets")
+
+    def __init__(self) -> None:
+        self.child: Child | None = None  # None until it is spawned
+        self.tickets = Issuer()
+        self.ready = False
+        self.patience: asyncio.TimerHandle | None = None  # how long it may take to become ready
+        self.attempts: deque[Attempt] = deque()  # it runs the first; the others were sent ahead
+        self.tasks = 0
+        self.leaves = False  # it is not to get any more
+        self.cpu_s = 0.0  # used before the attempt it has now
+
+    def send(self, frame: ToChild) -> None:
+        if self.child is not None:
+            self.child.send(encode(frame))
+
+
+def death(desk: Desk, attempt: Attempt, exit: Exit, limit_s: float, env: Environment) -> Report | Died:
+    """Return what the end of its child means for the attempt that it ran."""
+    began = attempt.started_s is not None
+    if attempt.too_slow and not attempt.killed:
+        return refused(TaskTimeout(f"importing the handler took longer than child_start_timeout_s = {limit_s} s"))
+    if attempt.killed:
+        message = "its child process was killed on request"
+    else:
+        message = f"its child process {exit}" + (
+            " while it imported the handler" if attempt.loading and not began else ""
+        )
+    usage = Usage()
+    if attempt.started_s is not None:
+        cpu_time = None if exit.cpu_time is None else max(0.0, exit.cpu_time - desk.cpu_s)
+        duration = env.monotonic() - attempt.started_s
+        usage = Usage(duration, cpu_time, exit.peak_bytes)
+    report = Report(
+        error=ErrorInfo(type="ProcessingFailed", message=message, traceback=exit.output or None),
+        usage=usage,
+        crashed=not attempt.killed and (began or attempt.loading),
+        unstarted=not began and (attempt.killed or not attempt.loading),
+    )
+    if len(attempt.works) == 1 or not (report.crashed and began):
+        return report
+    return DiedForMemory() if exit.signal == SIGKILL else Died()
+
+
+def refused(exc: TaskError) -> Report:
+    return failed(failure(exc), Usage())
+
+
+def unstarted(message: str) -> Report:
+    error = ErrorInfo(type=TaskCancelled.__name__, message=message)
+    return msgspec.structs.replace(failed(Failed(error), Usage()), unstarted=True)
