@@ -257,8 +257,9 @@ class Factory(Protocol):
     async def prune(self, store: Any) -> None:
         """Let retention go over the whole store once."""
 
-    async def hold_upkeep(self, store: Any) -> None:
-        """From now on what a store does by itself, at intervals or because others rang, the test has to ask for."""
+    async def hold_upkeep(self, store: Any, *, hears: bool = False) -> None:
+        """From now on what a store does by itself, at intervals or because others rang, the test has to ask for; one
+        that still hears does what others ring for."""
 
     async def rescue(self, store: Any) -> None:
         """Take back at once what dead processes hold."""
@@ -322,10 +323,11 @@ class _SqlFactory:
         while cursor := await store.write(step):
             pass
 
-    async def hold_upkeep(self, store: Any) -> None:
+    async def hold_upkeep(self, store: Any, *, hears: bool = False) -> None:
         await store._caretaker.stop()
         store._arm = lambda next_event_ms: None
-        store._bell._heard = lambda kind, payload: None
+        if not hears:
+            store._bell._heard = lambda kind, payload: None
 
     async def rescue(self, store: Any) -> None:
         await store._caretaker.rescue_dead()

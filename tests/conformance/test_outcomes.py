@@ -204,6 +204,30 @@ async def test_a_rescued_claim_is_lost(factory: Factory) -> None:
         assert await status(second, id) is TaskStatus.COMPLETED
 
 
+async def test_what_a_dead_process_did_not_tell_is_looked_up(
+    factory: Factory, store: Any, port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A death between a commit and telling of it: all hear of the death, and find ends, cancels and ready tasks."""
+    await factory.hold_upkeep(store, hears=True)
+    async with opened(factory.make()) as rescuer:
+        dead = factory.make()
+        await dead.open()
+        its = Port(dead)
+        await its.serve()
+        ended, ready, running = await submit(dead, new(priority=3), new(), new(priority=3))
+        claims = await its.room(1) + await port.room(1)
+        assert [claim.id for claim in claims] == [ended, running]
+        port.lanes["async"].limit += 1
+        monkeypatch.setattr(port, "awaited", lambda most: [ended])
+        monkeypatch.setattr(dead, "_ring", lambda tx: None)
+        await dead.cancel(running)
+        await its.finish(claims[0])
+        await factory.die(dead)
+        assert (port.asked, port.ends) == ([], [])
+        await factory.rescue(rescuer)
+        await port.until(lambda: port.asked == [running] and ended in port.ended_as() and ready in port.held)
+
+
 async def test_two_outcomes_in_one_commit(store: Any, port: Port) -> None:
     """Of two outcomes for one claim given at once the first is recorded and the second lost; neighbours are
     untouched."""

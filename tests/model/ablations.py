@@ -12,6 +12,7 @@ from tests.model.machine import StoreMachine, examine
 
 from mainspring.store.base import CANCEL_ASKED, NewTask
 from mainspring.store.sql import commands, graph, intake, outcomes, upkeep
+from mainspring.store.sql import store as rules
 from mainspring.store.sql.transaction import Memory, Transaction
 from mainspring.store.sql.writer import Writer
 from mainspring.store.sqlite import store
@@ -191,7 +192,7 @@ ABLATIONS: dict[str, Ablation] = {
     "pruning keeps the key": lambda: sql("WHERE task IN", "WHERE -task IN", "prune_keys"),
     "a crash is blamed on all that ran": lambda: flipped(upkeep, "rescue", _all_alone),
     "suspects are not marked": lambda: flipped(upkeep, "SUSPECT", lambda _: 0),
-    "a process that signs off keeps its claims": lambda: flipped(store, "sign_off", _nothing),
+    "a process that signs off keeps its claims": lambda: flipped(rules, "hand_back", _nothing),
     "refused outcomes are kept in part": lambda: flipped(Writer, "_guarded_finish", _keep_what_is_refused),
     "the clock may go back": lambda: flipped(store.SqliteStore, "_set_clock", _clock_of_the_wall),
 }

@@ -15,7 +15,6 @@ import asyncpg
 from mainspring.blobs.base import BlobStore
 from mainspring.config import StoreConfig
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import TaskError
 from mainspring.store.liveness import LifeFile
 from mainspring.store.moving import marks
 from mainspring.store.moving.marks import Mark, refuse_moved
@@ -39,7 +38,7 @@ from mainspring.store.postgres.writer import PostgresWriter
 from mainspring.store.sql import reads
 from mainspring.store.sql.reader import Reader
 from mainspring.store.sql.reads import View
-from mainspring.store.sql.store import fail, resolve, sign_off
+from mainspring.store.sql.store import fail, resolve
 from mainspring.store.sql.transaction import Applier, Crowded, Transaction
 
 logger = logging.getLogger("mainspring.store")
@@ -194,11 +193,7 @@ class PostgresStore(InboxStore):
         await self._caretaker.stop()
         if self._timer is not None:
             self._timer.cancel()
-        try:
-            await self.write(self._leave)
-        except TaskError as exc:  # its helper is silent from now on: others take back what was held
-            logger.warning("worker %s could not sign off: %s", self.worker_id, exc)
-        self._closed = True
+        await self._leave()
         await self._pulse.stop()
         await self.line.close()
         await self._reader.stop()
@@ -207,9 +202,9 @@ class PostgresStore(InboxStore):
         await self._strand.ended()
         self._drop_life()
 
-    def _leave(self, tx: Transaction) -> None:
+    def _sign_off(self, tx: Transaction) -> None:
         self._has_left = True
-        sign_off(tx, self.owner, has_served=self._port is not None)
+        super()._sign_off(tx)
 
     def _drop_life(self) -> None:
         if self._life is not None:

@@ -152,6 +152,7 @@ class Caretaker(ABC):
             n = await self._store.write(lambda tx: upkeep.rescue(tx, owner, evidence))
             total += n
         await self._store.write(lambda tx: bury(tx, owner))
+        self._store.missed()
         logger.warning(
             "worker %s (pid %d) is gone; %d of its claims were taken back", evidence.worker, evidence.pid, total
         )

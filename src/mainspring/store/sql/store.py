@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from mainspring.blobs.base import BlobStore
 from mainspring.config import StoreConfig
 from mainspring.environment import Environment
-from mainspring.errors import InternalError, InvalidInput, StoreUnavailable, invalid
+from mainspring.errors import InternalError, InvalidInput, StoreUnavailable, TaskError, invalid
 from mainspring.store.base import (
     CANCEL_ASKED,
     Accepted,
@@ -26,7 +26,7 @@ from mainspring.store.base import (
     Standing,
     WorkerPort,
 )
-from mainspring.store.bell import ENDED, HELLO, LOOK, STOP, WELCOME, Bell, split_ids
+from mainspring.store.bell import ENDED, GONE, HELLO, LOOK, STOP, WELCOME, Bell, split_ids
 from mainspring.store.sql import commands, reads, upkeep
 from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.reads import View
@@ -158,9 +158,27 @@ class SqlStore(ABC):
     async def write(self, run: Callable[[Transaction], T], *, is_light: bool = False) -> T:
         """Run a function in the next transaction; for the rooms that own tables beside the tasks'."""
         self._refuse_closed()
+        return await self._write_soon(run, is_light=is_light)
+
+    async def _write_soon(self, run: Callable[[Transaction], T], *, is_light: bool = False) -> T:
         command = Command(run, self._loop.create_future(), is_light=is_light)
         self._writer.put(command)
         return await command.future  # type: ignore[no-any-return]
+
+    async def _leave(self) -> None:
+        """Take no more calls, hand back what is held, and be gone in a commit of its own, which has nothing to tell:
+        whoever dies before it tells of a commit is missed only while it is not gone."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await self._write_soon(lambda tx: hand_back(tx, tx.memory.owner))
+            await self._write_soon(self._sign_off)
+        except TaskError as exc:  # it counts as dead then: others take back what it held
+            logger.warning("worker %s could not sign off: %s", self.worker_id, exc)
+
+    def _sign_off(self, tx: Transaction) -> None:
+        sign_off(tx, tx.memory.owner, has_served=self._port is not None)
 
     def write_from_thread(self, run: Callable[[Any], T]) -> T:
         """Like `write`, blocking, for threads other than the loop's. Raises InvalidInput on the loop's own."""
@@ -323,7 +341,7 @@ class SqlStore(ABC):
     def _heard(self, kind: bytes, payload: bytes) -> None:
         if kind in (LOOK, HELLO):
             self._writer.kick()
-        elif kind == WELCOME:
+        elif kind in (WELCOME, GONE):
             self.look()
         elif kind == STOP and self._port is not None:
             self._port.asked_to_stop(split_ids(payload))
@@ -345,6 +363,11 @@ class SqlStore(ABC):
         if self._port is not None:
             owner = self._memory.owner
             self.view_soon(lambda view: reads.asked_to_stop(view, owner), self._port.asked_to_stop)
+
+    def missed(self) -> None:
+        """A process is gone, and with it what it may have had to tell of its last commits: have all look for it."""
+        self._bell.ring(GONE)
+        self.look()
 
     def _arm(self, next_event_ms: int | None) -> None:
         """Wake the writer when the next delay ends or deadline passes."""
@@ -404,8 +427,8 @@ class SqlStore(ABC):
         )
 
 
-def sign_off(tx: Transaction, owner: int, *, has_served: bool) -> None:
-    """Hand back what is held. A process that only looked or submitted is forgotten: no attempt names it."""
+def hand_back(tx: Transaction, owner: int) -> None:
+    """Give back whatever a process holds."""
     rows: list[Any]
     while rows := tx.run("held_by", owner, 500).fetchall():
         for seq, id, _, _, class_id, _, _, flags in rows:
@@ -414,6 +437,10 @@ def sign_off(tx: Transaction, owner: int, *, has_served: bool) -> None:
             else:
                 tx.must_change("give_back", 0, 0, 0, seq)
                 tx.ready.add(class_id)
+
+
+def sign_off(tx: Transaction, owner: int, *, has_served: bool) -> None:
+    """Be gone, with nothing held. A process that only looked or submitted is forgotten: no attempt names it."""
     tx.run("clear_serves", owner)
     if has_served:
         tx.run("end_worker", tx.now_ms, owner)

@@ -17,14 +17,14 @@ import apsw
 from mainspring.blobs.base import BlobStore
 from mainspring.config import StoreConfig
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import StoreDamaged, StoreUnavailable, TaskError
+from mainspring.errors import StoreDamaged, StoreUnavailable
 from mainspring.store.liveness import LifeFile
 from mainspring.store.moving import marks
 from mainspring.store.moving.marks import Mark, refuse_moved
 from mainspring.store.sql import reads
 from mainspring.store.sql.reader import Reader
 from mainspring.store.sql.reads import View
-from mainspring.store.sql.store import SqlStore, fail, resolve, sign_off
+from mainspring.store.sql.store import SqlStore, fail, resolve
 from mainspring.store.sql.transaction import Applier
 from mainspring.store.sql.writer import CommitFailed
 from mainspring.store.sqlite.bell import FileBell
@@ -160,12 +160,7 @@ class SqliteStore(SqlStore):
         await self._caretaker.stop()
         if self._timer is not None:
             self._timer.cancel()
-        owner = self._memory.owner
-        try:
-            await self.write(lambda tx: sign_off(tx, owner, has_served=self._port is not None))
-        except TaskError as exc:  # whoever has the file open next finds the lock free and takes back what was held
-            logger.warning("worker %s could not sign off: %s", self.worker_id, exc)
-        self._closed = True
+        await self._leave()
         self._bell.close()
         await self._reader.stop()
         self._writer.stop()  # last: only a writing connection can fold the log into the file when it closes
