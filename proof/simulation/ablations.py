@@ -22,10 +22,11 @@ from mainspring.dispatch.desk import Desk
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.manager import TaskManager
 from mainspring.execution.threads import ThreadRunner
-from mainspring.store.sql import claims, commands, graph, intake, outcomes, upkeep
+from mainspring.store.sql import claims, commands, graph, intake, outcomes, store, upkeep
+from mainspring.store.sql.caretaker import Caretaker
+from mainspring.store.sql.store import SqlStore
 from mainspring.store.sql.writer import Writer
 from mainspring.store.sqlite import news, statements
-from mainspring.store.sqlite import store as sqlite_store
 from mainspring.store.sqlite.caretaker import SqliteCaretaker
 from mainspring.store.sqlite.store import SqliteStore
 from mainspring.store.sqlite.writer import SqliteWriter
@@ -147,9 +148,7 @@ SAFEGUARDS: Final = (
         "release on drain",
         "what a stopping process holds is handed back",
         (
-            Edit(
-                sqlite_store, "sign_off", 'while rows := tx.run("held_by", owner, 500).fetchall():', "while rows := []:"
-            ),
+            Edit(store, "hand_back", 'while rows := tx.run("held_by", owner, 500).fetchall():', "while rows := []:"),
             Edit(TaskManager, "_release_queued", "self._desks.values()", "()"),
         ),
     ),
@@ -350,7 +349,20 @@ SAFEGUARDS: Final = (
     Safeguard(
         "welcome",
         "a newcomer looks once it is known",
-        (Edit(SqliteStore, "_heard", "elif kind == WELCOME:", "elif False:"),),
+        (Edit(SqliteStore, "_heard", "elif kind in (WELCOME, GONE):", "elif kind == GONE:"),),
+    ),
+    Safeguard(
+        "word of the dead",
+        "what a process had to tell when it died, the others look up",
+        (Edit(Caretaker, "_rescue", "self._store.missed()", "pass"),),
+    ),
+    Safeguard(
+        "last word",
+        "whoever signs off has told of what it handed back",
+        (
+            Edit(SqlStore, "_leave", "await self._write_soon(lambda tx: hand_back(tx, tx.memory.owner))", "pass"),
+            Edit(SqlStore, "_sign_off", "sign_off(tx,", "hand_back(tx, tx.memory.owner)\n    sign_off(tx,"),
+        ),
     ),
     # Submitting
     Safeguard(

@@ -10,8 +10,11 @@ from mainspring.environment import Random
 from mainspring.testing.simulator.machine import Process
 from mainspring.testing.simulator.strands import Died
 
+UNTOLD: Final = "die untold"
+"""To die when others would have to be told of what has been committed."""
 _WRITES: Final = ("INSERT", "UPDATE", "DELETE", "COMMIT", "BEGIN")
 _CLAIM: Final = "attempt + 1"
+_NEWS: Final = "INSERT INTO news"
 _ERRORS: Final = {"busy": apsw.BusyError, "full": apsw.FullError, "io error": apsw.IOError}
 
 
@@ -41,6 +44,7 @@ class Disk:
         self._error: type[apsw.Error] = apsw.IOError
         self._passes = False
         self._claims = False  # in the transaction under way
+        self._has_news = False  # for other processes: an end, or ready tasks
         process.traced = self._sees
 
     def arm(self, kind: str, left: int) -> None:
@@ -62,9 +66,11 @@ class Disk:
         if self._passes or sql.startswith("ROLLBACK"):
             return True
         if sql.startswith("BEGIN"):
-            self._claims = False
+            self._claims = self._has_news = False
         elif _CLAIM in sql:
             self._claims = True
+        elif sql.startswith(_NEWS) or (sql.startswith("UPDATE task") and "ended_ms = " in sql):
+            self._has_news = True
         is_broken = self._broken_until > self._process.monotonic()
         if is_broken and sql.startswith(_WRITES):
             raise self._error("simulated")
@@ -79,6 +85,8 @@ class Disk:
     def _is_meant(self, kind: str, sql: str) -> bool:
         if kind == "commit in doubt":  # where claims go down with it, it costs most
             return sql == "COMMIT" and (self._claims or self._rng.random() < 0.2)
+        if kind == UNTOLD:
+            return sql == "COMMIT" and self._has_news
         if kind == "busy":
             return sql.startswith("BEGIN")
         if kind.endswith("commit") or kind.startswith("commit"):
@@ -88,7 +96,7 @@ class Disk:
         return kind == "die at statement" or sql.startswith(_WRITES[:3])
 
     def _strike(self, kind: str, connection: apsw.Connection, sql: str) -> None:
-        if kind in ("commit done", "commit in doubt", "die after commit"):
+        if kind in ("commit done", "commit in doubt", "die after commit", UNTOLD):
             self._run(connection, sql)
         elif kind in ("full", "io error") and connection.in_transaction and self._rng.random() < 0.5:
             self._run(connection, "ROLLBACK")  # SQLite itself does that after some errors

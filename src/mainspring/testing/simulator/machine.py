@@ -69,6 +69,7 @@ class Process(Environment):
         self.is_alive = True
         self.is_draining = False
         self.stalled_until = 0.0
+        self.has_stood_still = False  # so that what it checked may have grown old before it went on
         self.connections: list[apsw.Connection] = []
         self.traced: Callable[[apsw.Connection, str], bool] | None = None  # sees each statement before it runs
         self.is_tracing = False  # else none is shown to it

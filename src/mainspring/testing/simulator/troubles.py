@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 
 from mainspring.environment import Random
-from mainspring.testing.simulator.disk import Disk
+from mainspring.testing.simulator.disk import UNTOLD, Disk
 from mainspring.testing.simulator.world import LONGEST_STALL_S, Node, World
 
 _DAY_MS = 86_400_000
@@ -52,9 +52,13 @@ class Troubles:
         return self._rng.choice(nodes) if nodes else None
 
     async def _kill(self) -> None:
+        """Now, or just when it has committed something that it has told nobody yet."""
         if self._lives and (node := self._some_node()) is not None:
             self._lives -= 1
-            node.fall()
+            if self._rng.random() < 0.5:
+                node.fall()
+            else:
+                node.disk.arm(UNTOLD, self._rng.choice((0, 0, 1, 2)))
 
     async def _restart(self) -> None:
         if not self._lives or not (up := self._world.up):
@@ -102,6 +106,7 @@ class Troubles:
     def _hold(self, node: Node, seconds: float) -> None:
         self._world.note(node.name, "stands still", seconds=round(seconds, 3))
         node.process.stalled_until = self._world.loop.now + seconds
+        node.process.has_stood_still = True
 
     async def _swizzle(self) -> None:
         """Stop some one after the other, and let them go on in another order."""

@@ -83,7 +83,7 @@ class Witness:
             self.accuse("draining", id, "began in a drain", attempt=ctx.attempt)
         if not_before is not None and latest < not_before - _TICK_MS:
             self.accuse("times", id, "began before its time", now=latest, not_before=not_before)
-        if deadline is not None and now > deadline + late and process.stalled_until == 0.0:
+        if deadline is not None and now > deadline + late and not process.has_stood_still:
             self.accuse("times", id, "began after its deadline", now=now, deadline=deadline)
         for parent, parent_status, policy in self._rows(_PARENTS, seq):
             self.accuse("dependencies", id, "began before a parent", parent=parent, status=parent_status, policy=policy)

@@ -51,7 +51,12 @@ class Node:
         self._care = asyncio.Event()
 
     def start(self) -> None:
-        self.process.spawn(self._run(), "main")
+        self.process.spawn(self._run(), "main").add_done_callback(self._ran)
+
+    def _ran(self, main: asyncio.Task[None]) -> None:
+        if (exc := main.exception()) is not None:
+            self.world.witness.accuse("errors", None, "a process failed", exception=repr(exc))
+            self.fall()
 
     async def _run(self) -> None:
         """What the process's main program does."""
@@ -195,8 +200,8 @@ class World:
         node.start()
 
     def gone(self, node: Node) -> None:
-        """A process is over: another one takes its place a little later."""
-        if not self._is_closing:
+        """A process is over: another one takes its place a little later, unless others can do without."""
+        if not self._is_closing and (self.rng.random() < 0.7 or all(one is None or one.is_over for one in self.nodes)):
             delay = self.rng.choice((0.0, 0.1, 1.0)) * self.rng.random()
             self.loop.call_later(delay, self._start, node.slot, context=Context())  # not in that of the dead
 
