@@ -145,6 +145,31 @@ async def test_what_makes_children_is_run_for_each(engine: Engine) -> None:
     assert RUNS == [1, 1]
 
 
+@pytest.mark.parametrize("lane", ["async", "thread"])
+async def test_what_stores_children_at_once_is_run_for_each(engine: Engine, lane: str) -> None:
+    """They are in the store when it returns, and still belong to one task."""
+    engine.task(_leaf)
+    sow = engine.task(cache="1h")(_sow if lane == "async" else _sow_blocking)
+    handles = await engine.map(sow, [1, 1])
+    assert [await handle.result() for handle in handles] == [1, 1]
+    assert [await is_hit(engine, handle) for handle in handles] == [False, False]
+    assert sum((await engine.manager.stats())["types"]["custom:_leaf"].values()) == 2
+
+
+def _leaf(x: int) -> int:
+    return x
+
+
+async def _sow(x: int, ctx: Context) -> int:
+    await ctx.submit(_leaf, x, now=True)
+    return x
+
+
+def _sow_blocking(x: int, ctx: Context) -> int:
+    ctx.submit(_leaf, x, now=True)
+    return x
+
+
 async def test_another_version_or_source_is_other_work(tmp_path: Path) -> None:
     """Changed code misses what the old one left, also where its version was not changed."""
     RUNS.clear()

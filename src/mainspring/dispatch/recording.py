@@ -65,6 +65,8 @@ class Recorder:
         """Record an outcome that brings more than a small value: children, other effects, large output."""
         effects = tuple(effect for effect in report.effects if not isinstance(effect, ChildTasks))
         tasks = [task for effect in report.effects if isinstance(effect, ChildTasks) for task in effect.tasks]
+        if len(effects) < len(report.effects):  # equal work must make its own children, also beside those in the store
+            attempt.claim.work = None
         try:
             children = tuple(await self._intake.new_tasks(tasks)) if tasks else ()
             output, flags = report.output, 0

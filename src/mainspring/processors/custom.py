@@ -436,5 +436,5 @@ class HandlerProcessor:
         return arguments  # type: ignore[no-any-return]
 
     def _done(self, item: Item, value: Any) -> Outcome:
-        children = item.context.children
-        return Done(CustomOutput(value), (ChildTasks(tuple(children)),) if children else ())
+        context = item.context
+        return Done(CustomOutput(value), (ChildTasks(tuple(context.children or ())),) if context.calls else ())

@@ -48,7 +48,10 @@ class BlobDelete(msgspec.Struct, frozen=True, tag="blob_delete"):
 
 
 class ChildTasks(msgspec.Struct, frozen=True, tag="child_tasks"):
-    """Tasks submitted by the handler; they exist if and only if the outcome does."""
+    """Tasks submitted by the handler; they exist if and only if the outcome does.
+
+    None: it has submitted all of its children at once, and they are there.
+    """
 
     tasks: tuple[Task, ...]
 
