@@ -31,6 +31,21 @@ async def test_whoever_comes_is_welcomed(tmp_path: Path) -> None:
         new.close()
 
 
+async def test_whoever_comes_as_another_goes_is_welcomed(tmp_path: Path) -> None:
+    """What ended in a process that did not notice it any more it would never be told."""
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    old = FileBell(tmp_path, "old", lambda kind, payload: None, SYSTEM)
+    new = FileBell(tmp_path, "new", lambda kind, payload: heard.put_nowait(kind), SYSTEM)
+    old.open(asyncio.get_running_loop())
+    new.open(asyncio.get_running_loop())
+    try:
+        old.close()  # the loop has not turned
+        async with asyncio.timeout(60):
+            assert await heard.get() == WELCOME
+    finally:
+        new.close()
+
+
 async def test_a_welcome_is_followed_by_a_look(tmp_path: Path, monkeypatch: Any) -> None:
     """An end between a process's coming and its being known is found without waiting for the safety look."""
     async with opened(SqliteFactory(tmp_path).make()) as store:

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import termios
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from mainspring.environment import SYSTEM, Environment
@@ -51,6 +51,10 @@ class FileBell(Bell):
         return _address(self._folder, name)
 
     def _read(self) -> None:
+        for kind, payload in self._unread():
+            self._heard(kind, payload)
+
+    def _unread(self) -> Iterator[tuple[bytes, bytes]]:
         assert self._socket is not None
         while True:
             try:
@@ -60,7 +64,7 @@ class FileBell(Bell):
             if data[:1] == HELLO:
                 self._peers.add(data[1:].decode())
                 self._send(data[1:].decode(), WELCOME)
-            self._heard(data[:1], data[1:])
+            yield data[:1], data[1:]
 
     @property
     def has_peers(self) -> bool:
@@ -95,9 +99,11 @@ class FileBell(Bell):
         if self._socket is None or self._loop is None:
             return
         self._loop.remove_reader(self._socket.fileno())
+        (self._folder / f"{self._name}.sock").unlink(missing_ok=True)
+        for _ in self._unread():  # whoever has come and was not seen looks up what it was not told
+            pass
         self._socket.close()
         self._socket = None
-        (self._folder / f"{self._name}.sock").unlink(missing_ok=True)
 
 
 def _address(folder: Path, name: str) -> str:
