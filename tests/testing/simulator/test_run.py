@@ -33,6 +33,7 @@ def test_much_happens(outcomes: list[Outcome]) -> None:
     for what in (
         "is up", "dies", "has stopped", "disk will fail", "disk is broken", "jumps", "stands still", "changes",
         "submitted", "submit refused", "begins", "ends", "sees", "cancel answered", "pauses", "retried",
+        "is in a call", "forgets",
     ):  # fmt: skip
         assert seen[what] > 0, what
     assert sum(outcome.tasks for outcome in outcomes) > 10 * len(SEEDS)

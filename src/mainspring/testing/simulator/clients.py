@@ -20,7 +20,7 @@ from mainspring.errors import (
 )
 from mainspring.tasks import Task, TaskId, TaskPriority, TaskStatus
 from mainspring.testing.events import Acknowledged, CancelAnswered, Refused, ResultSeen, Submitted
-from mainspring.testing.simulator.handlers import handlers
+from mainspring.testing.simulator.handlers import KEEP_S, handlers
 from mainspring.testing.simulator.plans import draw_plan
 from mainspring.testing.simulator.world import Node, World
 
@@ -29,6 +29,8 @@ _DO: Final = {
     "submit_family": 12,
     "submit_key": 8,
     "map_some": 4,
+    "submit_equal": 20,
+    "submit_calls": 6,
     "submit_burst": 8,
     "cancel": 16,
     "wait": 14,
@@ -36,23 +38,32 @@ _DO: Final = {
     "resume": 3,
     "retry": 8,
     "look": 5,
+    "forget": 1,
     "rest": 25,
 }
 _KEYS = 4
 _SHORT_S = 0.02
-_HANDLERS: Final = {"work": 52, "steady": 8, "timed": 16, "crunch": 24}
+_HANDLERS: Final = {"work": 45, "steady": 8, "timed": 16, "crunch": 20, "pack": 6, "press": 5}
+_TOGETHER: Final = ("pack", "press")
+_EQUAL: Final = ("recall", "recall", "recall", "work", "timed", "crunch", *_TOGETHER)
 
 
 class Known:
     """What is known of the tasks of a world, by all its clients."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, rng: Random, *, is_deadly: bool, rolls_out: bool) -> None:
         self.left = most
         self.numbers = 0
         self.ids: list[TaskId] = []  # those whose submit did not fail
         self.stored: set[bytes] = set()
         self.plans: dict[TaskId, dict[str, Any]] = {}
         self.by_key: dict[str, set[TaskId]] = {}
+        self.keep_s: dict[TaskId, float] = {}  # how old the result of equal work may be
+        self.equal: list[tuple[str, dict[str, Any]]] = []  # what is submitted again and again: handler and plan
+        for n in range(2):
+            name = "recall" if rolls_out and n == 0 else rng.choice(_EQUAL)
+            plan = draw_plan(rng, -1_000 - n, is_deadly=is_deadly, is_called=name in _TOGETHER, has_kids=0.25)
+            self.equal.append((name, plan))
 
     def number(self) -> int:
         self.numbers += 1
@@ -65,7 +76,7 @@ class Client:
         self._world = world
         self._node = node
         self._engine: Engine = node.engine
-        self._handlers = {name: handler.function for name, handler in handlers().items()}
+        self._handlers = {name: handler.function for name, handler in handlers(node.code).items()}
         self._known = known
         self._is_deadly = is_deadly
         self._rng = Random(f"{world.seed}:client:{node.name}:{number}")
@@ -78,8 +89,9 @@ class Client:
     async def live(self) -> None:
         """Do one thing after the other, as long as there is something to do."""
         acts: dict[str, Callable[[], Awaitable[None]]] = {name: getattr(self, f"_{name}") for name in _DO}
+        first = ["wait"] if self._rng.random() < 0.5 else []  # for what others do, who may not know of this process yet
         while self._known.left > 0 and self._world.is_troubled:
-            (name,) = self._rng.choices(list(_DO), list(_DO.values()))
+            name = first.pop() if first else self._rng.choices(list(_DO), list(_DO.values()))[0]
             try:
                 await acts[name]()
             except TaskError as exc:
@@ -112,6 +124,16 @@ class Client:
     async def _map_some(self) -> None:
         await self._submit([self._new_task(parents=[]) for _ in range(self._rng.randint(2, 8))])
 
+    async def _submit_equal(self) -> None:
+        """What others submit too, to be computed once."""
+        which = self._rng.choice(self._known.equal)
+        await self._submit([self._equal_task(*which) for _ in range(self._rng.choice((1, 1, 1, 2, 4)))])
+
+    async def _submit_calls(self) -> None:
+        """Tasks of one handler that run together, some of them with the same inputs."""
+        name = self._rng.choice(_TOGETHER)
+        await self._submit([self._new_task(parents=[], name=name) for _ in range(self._rng.randint(3, 10))])
+
     async def _submit_burst(self) -> None:
         """Short work of one length, so that lanes claim ahead; some is given up while it waits there."""
         tasks = []
@@ -142,12 +164,29 @@ class Client:
         )
         await self._submit([task], key=None if is_wrong else f"key {key}")
 
-    def _new_task(self, parents: list[TaskId] | None = None) -> Task:
+    def _new_task(self, parents: list[TaskId] | None = None, *, name: str | None = None) -> Task:
         rng = self._rng
-        if parents is None:
-            parents = rng.sample(self._known.ids, min(len(self._known.ids), rng.choice((0, 0, 0, 1, 2))))
-        plan = draw_plan(rng, self._known.number(), is_deadly=self._is_deadly)
-        options: dict[str, Any] = {"priority": self._priority(), "max_retries": rng.choice((0, 1, 3, 3))}
+        name = name or rng.choices(list(_HANDLERS), list(_HANDLERS.values()))[0]
+        plan = draw_plan(rng, self._known.number(), is_deadly=self._is_deadly, is_called=name in _TOGETHER)
+        if name == "timed" and rng.random() < 0.6:  # it will be given up while it runs on
+            plan["do"][:0] = [["stubborn", round(0.6 + 2.4 * rng.random(), 3)] for _ in range(rng.choice((1, 1, 2, 3)))]
+        return self._task(name, plan, self._some_parents((0, 0, 0, 1, 2)) if parents is None else parents, {})
+
+    def _equal_task(self, name: str, plan: dict[str, Any]) -> Task:
+        options = {}
+        if name != "recall" or self._rng.random() < 0.5:
+            options["cache"] = self._rng.choice((0.05, 0.05, 0.5, 3600.0))
+        task = self._task(name, {**plan}, self._some_parents((0, 0, 0, 0, 1)), options)
+        self._known.keep_s[task.id] = options.get("cache", KEEP_S)
+        self._world.witness.codes[str(task.id)] = {self._node.code}
+        return task
+
+    def _some_parents(self, how_many: tuple[int, ...]) -> list[TaskId]:
+        return self._rng.sample(self._known.ids, min(len(self._known.ids), self._rng.choice(how_many)))
+
+    def _task(self, name: str, plan: dict[str, Any], parents: list[TaskId], options: dict[str, Any]) -> Task:
+        rng = self._rng
+        options |= {"priority": self._priority(), "max_retries": rng.choice((0, 1, 3, 3))}
         inputs: list[TaskHandle] = []
         if parents and rng.random() < 0.5 and all(id in self._known.plans for id in parents):
             inputs = [self._engine.handle(id) for id in parents]
@@ -164,9 +203,6 @@ class Client:
             options["group"] = rng.choice(("a", "b"))
         if rng.random() < 0.1:
             options["timeout"] = 0.3
-        (name,) = rng.choices(list(_HANDLERS), list(_HANDLERS.values()))
-        if name == "timed" and rng.random() < 0.6:  # it will be given up while it runs on
-            plan["do"][:0] = [["stubborn", round(0.6 + 2.4 * rng.random(), 3)] for _ in range(rng.choice((1, 1, 2, 3)))]
         task = self._engine.build(self._handlers[name], (plan, inputs), options)
         self._known.plans[task.id] = plan
         return task
@@ -277,6 +313,9 @@ class Client:
                 return
             self._say("retried", task=handle.id, again=again)
             self._world.witness.see(Acknowledged, str(again))
+
+    async def _forget(self) -> None:
+        self._say("forgets", results=await self._engine.cache.purge())
 
     async def _look(self) -> None:
         if (handle := self._some_handle()) is not None:

@@ -1,23 +1,31 @@
-"""The handlers of the simulated processes: they follow their plans, and tell a witness when they begin and end."""
+"""The handlers of the simulated processes: they follow their plans, and tell a witness when they begin and end.
+
+What `recall` comes to is kept. It is the one whose code changes: processes of the old and of the new version may live
+side by side.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
 from mainspring.environment import HERE
-from mainspring.errors import Permanent, RetryAfter
+from mainspring.processors.batch import Batch
 from mainspring.processors.context import Child, Context
 from mainspring.processors.custom import Handler
 from mainspring.tasks import Retry
 from mainspring.testing.simulator.machine import Process
-from mainspring.testing.simulator.plans import action_of
+from mainspring.testing.simulator.plans import action_of, failure_of, ignore_cancellation, value_of
 from mainspring.testing.simulator.strands import Died
+from mainspring.testing.simulator.together import PACK, PRESS, Member, follow, follow_at_once
 
 IN_TIME_S = 0.2
 """How long an attempt of `timed` may take."""
+KEEP_S = 3600.0
+"""For how long the results of `recall` are kept where a call says nothing else."""
+CODES = ("1", "2")
 _SOON = Retry(max_retries=3, delay=0.2, max_delay=2.0)
 _ONCE = Retry(max_retries=0)
 
@@ -27,14 +35,23 @@ class Witness(Protocol):
 
     def began(self, process: Process, ctx: Context, plan: dict[str, Any], inputs: list[Any], lane: str) -> None: ...
 
+    def began_together(
+        self, process: Process, members: Sequence[Member], inputs: list[Any], lane: str, policy: Batch
+    ) -> None: ...
+
     def came_back(self, process: Process, ctx: Context, how: str) -> None: ...
 
     def kill(self, process: Process) -> None: ...
 
 
-@lru_cache(1)
-def handlers() -> Mapping[str, Handler]:
-    """Return the handlers by name, for any number of engines. No child process could import them, and none shall."""
+@lru_cache(len(CODES))
+def handlers(code: str = CODES[0]) -> Mapping[str, Handler]:
+    """Return the handlers by name, for any number of engines; those that never change are the same for all codes.
+
+    No child process could import them, and none shall.
+    """
+    if code != CODES[0]:
+        return {**handlers(), "recall": _recall(code)}
 
     async def work(plan: dict[str, Any], inputs: list[Any], ctx: Context) -> Any:
         return await _follow(plan, inputs, ctx)
@@ -48,15 +65,31 @@ def handlers() -> Mapping[str, Handler]:
     def crunch(plan: dict[str, Any], inputs: list[Any], ctx: Context) -> Any:
         return _follow_at_once(plan, inputs, ctx)
 
+    async def pack(plan: list[dict[str, Any]], inputs: list[Any]) -> Any:
+        return await follow(plan, inputs, PACK)
+
+    def press(plan: list[dict[str, Any]], inputs: list[Any]) -> Any:
+        return follow_at_once(plan, inputs, PRESS)
+
     made = (
         Handler(work, retry=_SOON),
         Handler(steady, retry=_ONCE),
         Handler(timed, retry=_SOON, timeout=IN_TIME_S),
         Handler(crunch, retry=_SOON),
+        Handler(pack, retry=_SOON, batch=PACK),
+        Handler(press, retry=_SOON, batch=PRESS),
     )
     for handler in made:
         handler.function.__mainspring__ = handler  # type: ignore[attr-defined]
-    return {handler.name: handler for handler in made}
+    return {**{handler.name: handler for handler in made}, "recall": _recall(code)}
+
+
+def _recall(code: str) -> Handler:
+    async def recall(plan: dict[str, Any], inputs: list[Any], ctx: Context) -> Any:
+        return await _follow(plan, inputs, ctx, code)
+
+    handler = recall.__mainspring__ = Handler(recall, retry=_SOON, version=code, cache=KEEP_S)  # type: ignore[attr-defined]
+    return handler
 
 
 def _process() -> Process:
@@ -65,12 +98,12 @@ def _process() -> Process:
     return process
 
 
-async def _follow(plan: dict[str, Any], inputs: list[Any], ctx: Context) -> Any:
+async def _follow(plan: dict[str, Any], inputs: list[Any], ctx: Context, code: str | None = None) -> Any:
     process = _process()
     witness: Witness = process.witness
     witness.began(process, ctx, plan, inputs, "async")
     try:
-        value = await _act(process, plan, ctx)
+        value = await _act(process, plan, inputs, ctx, code)
     except BaseException as exc:
         witness.came_back(process, ctx, type(exc).__name__)
         raise
@@ -83,7 +116,7 @@ def _follow_at_once(plan: dict[str, Any], inputs: list[Any], ctx: Context) -> An
     witness: Witness = process.witness
     witness.began(process, ctx, plan, inputs, "thread")
     try:
-        value = _act_at_once(process, plan, ctx)
+        value = _act_at_once(process, plan, inputs, ctx)
     except BaseException as exc:
         witness.came_back(process, ctx, type(exc).__name__)
         raise
@@ -91,7 +124,7 @@ def _follow_at_once(plan: dict[str, Any], inputs: list[Any], ctx: Context) -> An
     return value
 
 
-async def _act(process: Process, plan: dict[str, Any], ctx: Context) -> Any:
+async def _act(process: Process, plan: dict[str, Any], inputs: list[Any], ctx: Context, code: str | None) -> Any:
     name, *rest = action_of(plan, ctx.attempt)
     if name == "sleep":
         await asyncio.sleep(rest[0])
@@ -99,44 +132,31 @@ async def _act(process: Process, plan: dict[str, Any], ctx: Context) -> Any:
         for _ in range(3):
             await asyncio.sleep(0)
     elif name == "stubborn":
-        await _ignore_cancellation(process, rest[0])
+        await ignore_cancellation(process, rest[0])
     elif name == "die":
         process.witness.kill(process)
         await asyncio.get_running_loop().create_future()  # nothing of this process goes on
-    value, kids = _ending(plan, ctx)
+    value, kids = _ending(plan, inputs, ctx, code)
     if plan.get("how") == "now" and plan["n"] % 2:  # one may wait until they are stored, or leave that to the engine
         for kid in kids:
             await kid
     return value
 
 
-def _act_at_once(process: Process, plan: dict[str, Any], ctx: Context) -> Any:
+def _act_at_once(process: Process, plan: dict[str, Any], inputs: list[Any], ctx: Context) -> Any:
     if action_of(plan, ctx.attempt)[0] == "die":
         process.is_alive = False
         raise Died
     if plan.get("how") == "now":  # would block a thread, and there is none
         plan = {**plan, "how": "outcome"}
-    return _ending(plan, ctx)[0]
+    return _ending(plan, inputs, ctx)[0]
 
 
-async def _ignore_cancellation(process: Process, seconds: float) -> None:
-    until = process.monotonic() + seconds
-    while process.monotonic() < until:
-        try:
-            await asyncio.sleep(until - process.monotonic())
-        except asyncio.CancelledError:
-            continue
-
-
-def _ending(plan: dict[str, Any], ctx: Context) -> tuple[Any, list[Child]]:
+def _ending(plan: dict[str, Any], inputs: list[Any], ctx: Context, code: str | None = None) -> tuple[Any, list[Child]]:
     """Raise or return what the plan says, with the children that were submitted."""
-    name, *rest = action_of(plan, ctx.attempt)
-    if name == "raise":
-        raise ValueError("as planned")
-    if name == "permanent":
-        raise Permanent("as planned")
-    if name == "retry after":
-        raise RetryAfter(rest[0])
+    name, *_ = action = action_of(plan, ctx.attempt)
+    if (exc := failure_of(action)) is not None:
+        raise exc
     if name == "progress":
         ctx.progress(1, 2)
     kids = _submit_kids(plan, ctx) if "kids" in plan else []
@@ -144,7 +164,7 @@ def _ending(plan: dict[str, Any], ctx: Context) -> tuple[Any, list[Child]]:
         return ..., kids  # nothing that can be stored, and the same in every process
     if plan.get("how") == "returned":
         return {"n": plan["n"], "kids": kids}, kids
-    return {"n": plan["n"], "id": str(ctx.id), "attempt": ctx.attempt, "padding": plan.get("padding")}, kids
+    return value_of(plan, inputs, ctx, code), kids
 
 
 def _submit_kids(plan: dict[str, Any], ctx: Context) -> list[Child]:

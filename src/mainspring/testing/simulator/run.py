@@ -62,7 +62,7 @@ def _run(seed: int, shape: Shape, order: Order, folder: Path) -> Outcome:
     path = folder / "work.db"
     path.write_bytes(empty_store())
     world = World(seed, shape, loop, path)
-    known = Known(shape.tasks)
+    known = Known(shape.tasks, Random(f"{seed}:equal"), is_deadly="kill" in shape.faults, rolls_out=shape.rolls_out)
     loop.set_exception_handler(lambda _, context: _report(world, context))
     with _listening(world), _owning_connections(world):
         try:

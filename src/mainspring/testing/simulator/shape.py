@@ -9,11 +9,13 @@ import msgspec
 from mainspring.config import EngineConfig, StoreConfig, TaskManagerConfig
 from mainspring.environment import Random
 
-FAULTS: Final = ("kill", "restart", "disk", "outage", "clock", "stall", "swizzle", "bells")
+FAULTS: Final = ("kill", "untold", "restart", "disk", "outage", "clock", "stall", "swizzle", "bells")
 _PROFILES: Final[tuple[tuple[str, ...], ...]] = (
     (),  # without faults too
     ("kill",),
     ("kill", "restart"),
+    ("untold",),
+    ("untold", "restart"),
     ("disk",),
     ("disk", "outage"),
     ("clock", "kill", "restart"),
@@ -32,13 +34,16 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     span_s: float  # how long clients and faults go on, at most
     faults: tuple[str, ...]
     fault_every_s: float
+    rolls_out: bool  # processes with the new code of a handler live beside those with the old
     config: EngineConfig
 
     def __str__(self) -> str:
         manager = self.config.manager
+        codes = "two versions of the code; " if self.rolls_out else ""
         return (
             f"{self.processes} processes with {self.clients} clients, {manager.async_slots} slots on the loop and "
-            f"{manager.thread_slots} threads; {self.tasks} tasks; faults: {', '.join(self.faults) or 'none'}"
+            f"{manager.thread_slots} threads; {self.tasks} tasks; {codes}"
+            f"faults: {', '.join(self.faults) or 'none'}"
         )
 
 
@@ -46,12 +51,13 @@ def draw(rng: Random) -> Shape:
     faults = rng.choice(_PROFILES)
     return Shape(
         # Processes that were opened before and after a jump of the wall clock have store clocks that differ by it.
-        processes=1 if "clock" in faults else rng.choice((1, 1, 2, 2, 3)),
+        processes=1 if "clock" in faults else rng.choice((2, 2, 3) if "untold" in faults else (1, 1, 2, 2, 3)),
         clients=rng.choice((1, 2, 3)),
         tasks=rng.choice((5, 10, 15, 20, 30)),
         span_s=rng.choice((1.0, 3.0, 10.0)),
         faults=faults,
         fault_every_s=rng.choice((0.02, 0.06, 0.2)),
+        rolls_out=rng.random() < 0.4,
         config=EngineConfig(
             store=StoreConfig(
                 durability="relaxed",  # what a power cut may take is tested where there is a disk to cut

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 class SimSocket:
-    """As much of a datagram socket as the store's bell uses."""
+    """As much of a datagram socket as the store's bell uses.
+
+    As with a real one a datagram is there at once and in order; when the loop of its process notices is another matter.
+    """
 
     _descriptors = count(1_000_000)
 
@@ -49,11 +52,11 @@ class SimSocket:
             raise ConnectionRefusedError(path)
         lag = machine.message_lag()
         if lag is not None:
-            machine.loop.call_later(lag, target._arrived, data, context=target._process.context)
+            target._inbox.append(data)
+            machine.loop.call_later(lag, target._noticed, context=target._process.context)
 
-    def _arrived(self, data: bytes) -> None:
-        if self._path is not None:
-            self._inbox.append(data)
+    def _noticed(self) -> None:
+        if self._inbox and self._path is not None:
             self._process.machine.loop.readable(self._fd)
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ class Troubles:
         self._lives = self._rng.choice((1, 2, 3, 5))  # that may still be taken: coming back is what costs most
         self._kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "kill": self._kill,
+            "untold": self._silence,
             "restart": self._restart,
             "disk": self._arm,
             "outage": self._break,
@@ -52,13 +53,20 @@ class Troubles:
         return self._rng.choice(nodes) if nodes else None
 
     async def _kill(self) -> None:
-        """Now, or just when it has committed something that it has told nobody yet."""
+        """Often where a handler does not stop that was asked to: it may be given up, and others run beside it."""
         if self._lives and (node := self._some_node()) is not None:
             self._lives -= 1
-            if self._rng.random() < 0.5:
-                node.fall()
-            else:
-                node.disk.arm(UNTOLD, self._rng.choice((0, 0, 1, 2)))
+            stubborn = [one for one in self._world.up if self._world.witness.has_stubborn(one.process)]
+            if stubborn and self._rng.random() < 0.7:
+                node = self._rng.choice(stubborn)
+                await asyncio.sleep(self._rng.random())
+            node.fall()
+
+    async def _silence(self) -> None:
+        """Kill one just when it has committed something that it has told nobody yet."""
+        if self._lives and (node := self._some_node()) is not None:
+            self._lives -= 1
+            node.disk.arm(UNTOLD, self._rng.choice((0, 0, 1, 2)))
 
     async def _restart(self) -> None:
         if not self._lives or not (up := self._world.up):
@@ -71,6 +79,8 @@ class Troubles:
                     await node.has_care()
                 await asyncio.sleep(self._world.machine.lag())
         if node.is_up:
+            if "untold" in self._world.shape.faults and self._rng.random() < 0.5:
+                node.disk.arm(UNTOLD, self._rng.choice((0, 0, 1)))
             node.stop()
 
     async def _arm(self) -> None:

@@ -9,19 +9,20 @@ import apsw
 import msgspec
 
 from mainspring.blobs.local import LocalBlobStore
-from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, STANDS_FOR
-from mainspring.tasks import ErrorInfo, TaskId
+from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, SHARED, STANDS_FOR, WANTS_KEPT
+from mainspring.tasks import ErrorInfo, Ref, TaskId
 from mainspring.tasks.codec import decode_input, decode_output
-from mainspring.tasks.lifecycle import COMPLETED, FAILED
+from mainspring.tasks.lifecycle import COMPLETED, FAILED, TIMEOUT
 from mainspring.testing.history import check_history
 from mainspring.testing.simulator.clients import Known
-from mainspring.testing.simulator.plans import action_of
+from mainspring.testing.simulator.handlers import KEEP_S
+from mainspring.testing.simulator.plans import action_of, origin
 from mainspring.testing.simulator.world import World
 from mainspring.testing.violation import Violation
 
-_ENDS_WELL: Final = frozenset(("quick", "sleep", "stubborn", "progress", "hop"))
-_TASKS = """SELECT seq, id, status, attempt, flags, crashes, retry_count, max_retries, input, output, error,
-    ready_ms - max(not_before_ms, submitted_ms) FROM task"""
+_ENDS_WELL: Final = frozenset(("quick", "sleep", "stubborn", "progress", "hop", "memory"))
+_TASKS = """SELECT seq, task.id, status, attempt, flags, crashes, retry_count, max_retries, input, output, error,
+    ready_ms - max(not_before_ms, submitted_ms), ended_ms, type FROM task JOIN class ON class.id = class"""
 _LATE_MS = 200
 """How late a delay may end where nothing goes wrong, beside what threads are waited for: well before a heartbeat."""
 
@@ -39,7 +40,15 @@ class Row(msgspec.Struct, array_like=True):
     output: bytes | None
     error: bytes | None
     late_ms: int | None  # how long after its delay it became ready
+    ended_ms: int | None
+    type: str
     plan: dict[str, Any] = {}
+    inputs: list[Any] = []
+    value: Any = None  # where it completed with one of its own or of equal work
+
+    @property
+    def is_shared(self) -> bool:
+        return bool(self.flags & SHARED)
 
 
 class Verdict:
@@ -67,8 +76,12 @@ class Verdict:
         renewed = {row[0] for row in connection.execute("SELECT id FROM retried JOIN task ON seq = retried.task")}
         children = {row[0] for row in connection.execute("SELECT child FROM edge")}
         for row in rows.values():
-            self._check_end(row)
-            self._check_blame(row)
+            if row.is_shared:
+                self._check_shared(row, rows, gone)
+            else:
+                self._check_end(row)
+                self._check_blame(row)
+            self._check_inputs(row, rows)
             if not self._world.shape.faults:
                 self._check_delay(row, row.seq in children)
             self._check_kid(row, rows, gone)
@@ -88,7 +101,13 @@ class Verdict:
             row.input = self._blobs.get(row.input.decode())
         if row.flags & BLOB_OUTPUT and row.output is not None:
             row.output = self._blobs.get(row.output.decode())
-        row.plan = decode_input(row.input).value["plan"]  # type: ignore[union-attr]
+        arguments = decode_input(row.input).value  # type: ignore[union-attr]
+        row.plan, row.inputs = arguments["plan"], arguments["inputs"]
+        if row.output is not None and not row.flags & STANDS_FOR:
+            row.value = getattr(decode_output(row.output), "value", None)
+            if not isinstance(row.value, dict) or {"n", "id", "attempt", "got", "code"} - row.value.keys():
+                self._accuse("one_outcome", row, "has a result that no handler makes", value=row.value)
+                row.value = None
         return row
 
     def _check_end(self, row: Row) -> None:
@@ -97,11 +116,10 @@ class Verdict:
         if row.status == COMPLETED:
             if action not in _ENDS_WELL:
                 self._accuse("one_outcome", row, "completed by what does not complete", action=action)
-            if not row.flags & STANDS_FOR:
-                assert row.output is not None
-                value: Any = decode_output(row.output).value
-                if (value["id"], value["attempt"]) != (str(TaskId(row.id)), row.attempt):
-                    self._accuse("fencing", row, "holds another attempt's result", attempt=row.attempt, value=value)
+            if row.value is not None and origin(row.value) != [str(TaskId(row.id)), row.attempt]:
+                self._accuse("fencing", row, "holds another attempt's result", attempt=row.attempt, value=row.value)
+        elif row.status == FAILED and (str(TaskId(row.id)), row.attempt) in self._world.witness.spoilt:
+            return
         elif row.status == FAILED and self._must_complete(row, action):
             self._accuse("one_outcome", row, "failed by what does not fail", action=action, error=_error(row))
         elif row.status == FAILED and action == "raise" and row.retry_count < row.max_retries:
@@ -110,6 +128,61 @@ class Verdict:
                 error=_error(row),
             )  # fmt: skip
 
+    def _check_shared(self, row: Row, rows: dict[bytes, Row], gone: set[bytes]) -> None:
+        """It ended as equal work did: whose result or failure this is did the same, and came to that by itself."""
+        if row.status != COMPLETED:
+            self._check_shared_failure(row, rows, gone)
+            return
+        if row.value is None:
+            return
+        id, attempt = origin(row.value)
+        source = rows.get(TaskId(id).bytes)
+        if source is None:
+            if TaskId(id).bytes not in gone:
+                self._accuse("cache", row, "has the result of a task that is not there", of=id)
+            return
+        if (source.type, source.plan, source.status, source.attempt, source.is_shared) != (
+            row.type, row.plan, COMPLETED, attempt, False
+        ):  # fmt: skip
+            self._accuse("cache", row, "has a result that no equal work came to", of=id, attempt=attempt)
+        code = row.value["code"]
+        if code is not None and code not in self._world.witness.codes.get(str(TaskId(row.id)), ()):
+            self._accuse("cache", row, "has a result of code that nobody asked for", of=id, code=code)
+        self._check_age(row, source)
+
+    def _check_shared_failure(self, row: Row, rows: dict[bytes, Row], gone: set[bytes]) -> None:
+        equals = [one for one in rows.values() if one.type == row.type and one.plan == row.plan]
+        by_itself = [one for one in equals if not one.is_shared and one.attempt and one.status == row.status]
+        if row.status not in (FAILED, TIMEOUT):
+            self._accuse("cache", row, "ended as nothing ends for others", status=row.status)
+        if not gone and row.error not in [one.error for one in by_itself]:
+            self._accuse("cache", row, "has the failure of no equal work", status=row.status, error=_error(row))
+        if "deadline" in _error(row):
+            self._accuse("cache", row, "has a failure that was not the work's", error=_error(row))
+
+    def _check_age(self, row: Row, source: Row) -> None:
+        """It was young enough; where something goes wrong nobody can say when a result became known."""
+        if {*self._world.shape.faults} - {"kill", "restart", "bells"}:
+            return
+        assert row.ended_ms is not None
+        assert source.ended_ms is not None
+        age_ms, keep_s = row.ended_ms - source.ended_ms, self._known.keep_s
+        limit_s = min(keep_s.get(TaskId(one.id), KEEP_S) for one in (row, source))
+        if age_ms > limit_s * 1000 + self._late_ms:
+            self._accuse("cache", row, "has a result that is too old", of=source.seq, age_ms=age_ms, limit_s=limit_s)
+
+    def _check_inputs(self, row: Row, rows: dict[bytes, Row]) -> None:
+        """A result was made of what the inputs stand for."""
+        if row.value is None:
+            return
+        if len(row.inputs) != len(row.value["got"]):
+            self._accuse("cache", row, "has a result of other inputs", got=row.value["got"])
+            return
+        for ref, got in zip(row.inputs, row.value["got"], strict=True):
+            parent = rows.get(ref.id.bytes) if isinstance(ref, Ref) else None
+            if parent is not None and parent.value is not None and got != origin(parent.value):
+                self._accuse("cache", row, "has a result of other inputs", got=got, wants=origin(parent.value))
+
     def _must_complete(self, row: Row, action: str | None) -> bool:
         """Whether nothing but its plan can have ended it. Children that are to be stored at once may be refused."""
         blamed = _died(row) or "handed back unfinished" in _error(row)
@@ -117,9 +190,14 @@ class Verdict:
 
     def _check_delay(self, row: Row, has_parents: bool) -> None:
         """Its delay ended when it was to end, unless something else kept it."""
-        limit_ms = _LATE_MS + int(2_000 * self._world.machine.longest_lag_s)
-        if row.late_ms is not None and row.late_ms > limit_ms and not has_parents and not row.retry_count:
+        if row.flags & WANTS_KEPT:  # it may have waited for equal work
+            return
+        if row.late_ms is not None and row.late_ms > self._late_ms and not has_parents and not row.retry_count:
             self._accuse("times", row, "its delay ended late", late_ms=row.late_ms)
+
+    @property
+    def _late_ms(self) -> int:
+        return _LATE_MS + int(2_000 * self._world.machine.longest_lag_s)
 
     def _check_blame(self, row: Row) -> None:
         charged = row.crashes + (row.status == FAILED and _died(row))

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import apsw
 import msgspec
 
+from mainspring.processors.batch import Batch
 from mainspring.processors.context import Context
-from mainspring.store.base import BLOB_INPUT, HAS_REFS, SUSPECT, Claimed
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, SUSPECT, WANTS_KEPT, Claimed
 from mainspring.store.sql.transaction import ClassKey, Transaction
 from mainspring.tasks import TaskId
 from mainspring.testing.events import Ended, Event, Started
 from mainspring.testing.history import check_history
 from mainspring.testing.simulator.machine import Process
 from mainspring.testing.simulator.plans import action_of
+from mainspring.testing.simulator.together import Member, can_spoil_others
 from mainspring.testing.violation import Violation
 
 _ROW = """SELECT seq, status, attempt, owner, flags, not_before_ms, deadline_ms, namespace, type, grp
@@ -26,7 +28,7 @@ _PARENTS = """SELECT lower(hex(parent.id)), parent.status, policy FROM edge LEFT
 _READY = """SELECT task.rank, task.seq, lower(hex(task.id)), class, namespace, type, grp
     FROM task JOIN class ON class.id = class
     WHERE reason = 0 AND ready_ms < ? ORDER BY rank, seq"""
-CARE = HAS_REFS | BLOB_INPUT | SUSPECT
+CARE = HAS_REFS | BLOB_INPUT | SUSPECT | WANTS_KEPT
 """Flags of claims that slots have to wait for something with, before they run."""
 _TICK_MS = 1
 """How far the clocks of two processes differ by rounding."""
@@ -40,13 +42,13 @@ class Running(msgspec.Struct):
     process: Process
     is_suspect: bool
     is_stubborn: bool  # its slot may be given up while it runs
-    had_company: bool = False
+    work: str | None = None  # what equal tasks have in common that are to run once
 
 
 class Witness:
     """Keeps the history, and what runs now."""
 
-    def __init__(self, clocks: Callable[[Process], tuple[int, int]]) -> None:
+    def __init__(self, clocks: Callable[[Process], tuple[int, int]], *, has_one_code: bool) -> None:
         self.events: list[Event] = []
         self.violations: list[Violation] = []
         self.lonely_deaths: dict[str, int] = {}  # by task: how often a process died in which it alone ran
@@ -55,6 +57,10 @@ class Witness:
         self._resuming = 0
         self._returned: dict[Process, list[tuple[str, int]]] = {}
         self._had_suspects: set[Process] = set()  # where claims may have waited in their slots
+        self.codes: dict[str, set[str]] = {}  # by task: the code of those who submitted or claimed it
+        self.spoilt: set[tuple[str, int]] = set()  # attempts whose end may be that of others in their call
+        self._has_one_code = has_one_code  # else equal work may run once for each
+        self._in_calls: dict[Context, Running] = {}
         self._clocks = clocks  # the store's clock of a process, and the one that is furthest
         self._running: list[Running] = []
         self._newest: dict[str, int] = {}
@@ -65,6 +71,29 @@ class Witness:
 
     def accuse(self, invariant: str, task: str | None, what: str, **figures: Any) -> None:
         self.violations.append(Violation(invariant=invariant, task=task, what=what, figures=figures))
+
+    def began_together(
+        self, process: Process, members: Sequence[Member], inputs: list[Any], lane: str, policy: Batch
+    ) -> None:
+        """A call begins: with attempts that begin in it, or with some of those whose call has raised."""
+        if len(members) > policy.max_size or (
+            policy.max_cost is not None
+            and len(members) > 1
+            and sum(policy.cost_of(plan) for _, plan, _ in members) > policy.max_cost
+        ):
+            self.accuse("bounds", str(members[0].context.id), "is in a call that is too large", n=len(members))
+        is_stubborn = any(member.action[0] == "stubborn" for member in members)
+        spoils = can_spoil_others(members)
+        for context, plan, _ in members:
+            known = self._in_calls.get(context)
+            if known is None:
+                self.began(process, context, plan, inputs, lane)
+                known = self._in_calls[context] = self._running[-1]
+                known.is_stubborn = is_stubborn
+            else:
+                self._running.append(known)
+            if spoils:
+                self.spoilt.add((known.task, known.attempt))
 
     def began(self, process: Process, ctx: Context, plan: dict[str, Any], inputs: list[Any], lane: str) -> None:
         id = str(ctx.id)
@@ -92,7 +121,8 @@ class Witness:
         if not _fit(plan.get("wants", []), inputs):
             self.accuse("dependencies", id, "got other results", wants=plan["wants"], inputs=inputs)
         self._note_company(Running(
-            id, ctx.attempt, process, bool(flags & SUSPECT), action_of(plan, ctx.attempt)[0] == "stubborn"
+            id, ctx.attempt, process, bool(flags & SUSPECT), action_of(plan, ctx.attempt)[0] == "stubborn",
+            f"{key} {plan} {inputs}" if flags & WANTS_KEPT and self._has_one_code else None,
         ))  # fmt: skip
 
     def _note_company(self, new: Running) -> None:
@@ -103,9 +133,15 @@ class Witness:
                 continue
             if other.task == new.task:
                 self.accuse("fencing", new.task, "two attempts run at once", first=other.attempt, second=new.attempt)
+            elif other.work is not None and other.work == new.work:
+                self.accuse("flights", new.task, "runs beside equal work", other=other.task)
             if other.process is new.process and (other.is_suspect or new.is_suspect):
                 self.accuse("blame", new.task, "runs beside a suspect", other=other.task)
         self._running.append(new)
+
+    def has_stubborn(self, process: Process) -> bool:
+        """Whether a handler runs there that does not stop when it is asked to."""
+        return any(one.is_stubborn and one.process is process for one in self._running)
 
     @contextlib.contextmanager
     def resuming(self) -> Iterator[None]:
@@ -115,11 +151,13 @@ class Witness:
         self.pauses.clear()
         self._resuming -= 1
 
-    def claimed(self, claims: list[Claimed], tx: Transaction) -> None:
+    def claimed(self, claims: list[Claimed], tx: Transaction, code: str) -> None:
         """A commit handed over claims: no better task that was ready before may have been passed over.
 
         New tasks may have gone by what became ready later in the same transaction.
         """
+        for claim in claims:
+            self.codes.setdefault(str(TaskId(claim.id)), set()).add(code)
         lane_of, before = tx.memory.lane_of_type, tx.now_ms - _TICK_MS
         worst: dict[tuple[str, bool], tuple[int, int]] = {}
         for claim in claims:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,18 @@ from mainspring.engine import Engine
 from mainspring.environment import Environment, Random
 from mainspring.errors import TaskError
 from mainspring.processors import context as contexts
+from mainspring.processors.batch import Batch
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
 from mainspring.store.base import Claimed
 from mainspring.store.sql.transaction import Transaction
 from mainspring.store.sql.writer import Group
 from mainspring.tasks import TaskId
 from mainspring.testing.simulator.disk import Disk
-from mainspring.testing.simulator.handlers import handlers
+from mainspring.testing.simulator.handlers import CODES, handlers
 from mainspring.testing.simulator.loop import SimLoop
 from mainspring.testing.simulator.machine import Machine, Process
 from mainspring.testing.simulator.shape import Shape
+from mainspring.testing.simulator.together import Member, Together
 from mainspring.testing.simulator.witness import CARE, LAGS, Witness
 
 _LOOK_S = 0.1
@@ -45,6 +47,7 @@ class Node:
         self.process.died = self.fall
         self.process.witness = world
         self.disk = Disk(self.process, Random(f"{world.seed}:disk:{self.name}"))
+        self.code = CODES[life % len(CODES)] if world.shape.rolls_out else CODES[0]
         self.engine: Engine | None = None
         self.is_up = False
         self.is_over = False
@@ -63,8 +66,10 @@ class Node:
         world = self.world
         began_in_trouble = world.is_troubled
         engine = self.engine = Roomy(world.path, world.shape.config, env=self.process)
-        for handler in handlers().values():
+        for handler in handlers(self.code).values():
             engine.executor.register(handler)
+            if handler.batch is not None:
+                engine.executor._processors[handler.task_type] = Together(handler)
         try:
             await engine.start()
         except TaskError as exc:
@@ -87,15 +92,16 @@ class Node:
         def watched(tx: Transaction, group: Group, next_event_ms: int | None) -> None:
             late.extend(writer._doubtful)
             if claims := [claim for claim in tx.claims if claim not in late]:
-                self.world.witness.claimed(claims, tx)
-            if any(claim.flags & CARE for claim in claims):
+                self.world.witness.claimed(claims, tx, self.code)
+            lanes = tx.memory.lane_of_type
+            if any(claim.flags & CARE and lanes[claim.task_type].name.startswith("async") for claim in claims):
                 self._care.set()
             report(tx, group, next_event_ms)
 
         writer._report = watched
 
     async def has_care(self) -> None:
-        """Wait until it is given a claim that a slot has to wait for something with."""
+        """Wait until it is given a claim that a slot of the loop has to wait for something with."""
         self._care.clear()
         await self._care.wait()
 
@@ -167,7 +173,7 @@ class World:
         self.path = path
         self.rng = Random(f"{seed}:world")
         self.machine = Machine(loop, Random(f"{seed}:machine"))
-        self.witness = Witness(self.clocks)
+        self.witness = Witness(self.clocks, has_one_code=not shape.rolls_out)
         self.notes: list[tuple[float, str, str, dict[str, Any]]] = []
         self.is_troubled = True  # faults may strike
         self.nodes: list[Node | None] = [None] * shape.processes
@@ -224,6 +230,13 @@ class World:
     ) -> None:
         self.note(process.name, "begins", task=ctx.id, attempt=ctx.attempt, plan=plan)
         self.witness.began(process, ctx, plan, inputs, lane)
+
+    def began_together(
+        self, process: Process, members: Sequence[Member], inputs: list[Any], lane: str, policy: Batch
+    ) -> None:
+        for context, plan, _ in members:
+            self.note(process.name, "is in a call", task=context.id, attempt=context.attempt, plan=plan)
+        self.witness.began_together(process, members, inputs, lane, policy)
 
     def came_back(self, process: Process, ctx: contexts.Context, how: str) -> None:
         if process.is_alive:
