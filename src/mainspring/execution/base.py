@@ -58,7 +58,7 @@ class Runner(Protocol):
 class AheadRunner(Runner, Protocol):
     """One that takes more attempts than it runs at a time, so that the next is at hand when one ends."""
 
-    def run_soon(self, work: Work, channel: Channel) -> Awaitable[Report | None]:
+    def run_soon(self, work: Work, channel: Channel) -> Report | Awaitable[Report | None]:
         """Like `run`, but what does not begin soon after all is given back: None, and it never will."""
 
 

@@ -89,6 +89,10 @@ class PlayedLane:
             return self._crash() or asyncio.get_running_loop().create_future()
         return report(failure(error), Usage())
 
+    def run_soon(self, work: Work, channel: Channel) -> Report | Awaitable[Report | None]:
+        """It begins at once here, as nothing waits for a process."""
+        return self.run(work, channel)
+
     async def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
         errors = [self._plans.take(work.task_type) for work in works]
         for error, channel in zip(errors, channels, strict=True):
