@@ -541,7 +541,7 @@ def test_settings() -> None:
         (SchedulerConfig, "max_memory_bytes", -1), (SchedulerConfig, "max_cpu_usage", "half"),
         (SchedulerConfig, "max_dependencies", -1), (StoreConfig, "keep_completed_s", -1),
         (StoreConfig, "keep_failed_s", "7d"), (StoreConfig, "inline_bytes", 1.5), (StoreConfig, "stall_s", None),
-        (ExecutorConfig, "child_prefetch", 0), (ExecutorConfig, "child_start_timeout_s", NAN),
+        (ExecutorConfig, "child_prefetch", -1), (ExecutorConfig, "child_start_timeout_s", NAN),
         (EngineConfig, "store", {}), (EngineConfig, "manager", None),
     ],
     ids=str,
