@@ -56,6 +56,12 @@ def test_throughput(disk: Path) -> None:
     assert rows["map, two processes / 64"]["cpu_us"].keys() == {"here", "worker"}
 
 
+def test_embeddings(disk: Path) -> None:
+    """Embeddings through tasks are set against the best loop by hand, and are the same vectors."""
+    rows = rows_of(ran("embeddings", disk, "--n", "24", "--runs", "1"))
+    assert rows["one task a text / 24"]["ratio"] > 0
+
+
 def test_processes(disk: Path) -> None:
     """The process lane is set against the async lane, and kills against their limit."""
     rows = rows_of(ran("processes", disk, "--n", "64", "--runs", "1"))

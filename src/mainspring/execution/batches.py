@@ -47,9 +47,10 @@ class Gathered:
 
     def report(self, joint: Joint[Outcome], duration: float, cpu_time: float | None) -> BatchReport:
         """Return each attempt's report: all lasted as long as the batch, and each has its share of the CPU time."""
-        share = None if cpu_time is None else cpu_time / max(1, len(self.items))
+        together = max(1, len(self.items))
+        usage = Usage(duration, None if cpu_time is None else cpu_time / together, batch_size=together)
         ended = iter(joint.outcomes)
-        reports = [known or report(next(ended), Usage(duration, share)) for known in self._reports]
+        reports = [known or report(next(ended), usage) for known in self._reports]
         return BatchReport(reports, joint.calls, joint.fits)
 
 
