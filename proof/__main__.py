@@ -43,7 +43,9 @@ PROGRAMS = (
     Program("points", "a process killed at every statement and in every file operation", 15, (), ("--stride", "40"), 1),
     Program("model", "random calls against the specification of the store", 25, (), ("--examples", "100"), 1),
     Program("model", "the same with safeguards of the store taken out, which must be found", 10, ("--ablations",)),
-    Program("simulation", "whole engines in simulated worlds, 10,000 of them", 3, (), ("--seeds", "4000"), 1.2),
+    Program(
+        "simulation", "whole engines in simulated worlds, 10,000 of them", 3, (), ("--seeds", "1000", "--jobs", "1"), 1
+    ),
     Program("simulation", "the same with safeguards of the engine taken out, which must be found", 3, ("--ablations",)),
     Program("kills", "real processes killed, stopped and drained", 15, ("--cycles", "1000"), ("--cycles", "100"), 1.5),
     Program("kills", "the same without fencing by attempts, which must be found", 0.5, ("--ablations",)),

@@ -19,12 +19,17 @@ import msgspec
 from mainspring.dispatch import manager, recording, verdict
 from mainspring.dispatch.course import Course
 from mainspring.dispatch.desk import Desk
+from mainspring.dispatch.gathering import Gathering
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.manager import TaskManager
+from mainspring.dispatch.recording import Recorder
+from mainspring.execution import batches
 from mainspring.execution.threads import ThreadRunner
-from mainspring.store.sql import claims, commands, graph, intake, outcomes, store, upkeep
+from mainspring.processors.batch import Call
+from mainspring.processors.custom import HandlerProcessor
+from mainspring.results.cache import ResultCache
+from mainspring.store.sql import claims, commands, flights, graph, intake, outcomes, store, upkeep
 from mainspring.store.sql.caretaker import Caretaker
-from mainspring.store.sql.store import SqlStore
 from mainspring.store.sql.writer import Writer
 from mainspring.store.sqlite import news, statements
 from mainspring.store.sqlite.caretaker import SqliteCaretaker
@@ -356,13 +361,91 @@ SAFEGUARDS: Final = (
         "what a process had to tell when it died, the others look up",
         (Edit(Caretaker, "_rescue", "self._store.missed()", "pass"),),
     ),
+    # Equal work
     Safeguard(
-        "last word",
-        "whoever signs off has told of what it handed back",
+        "version in the key",
+        "a result of other code is not taken",
+        (Edit(ResultCache, "_code_of", 'f"{handler.version}\\0{handler.source_hash}"', "handler.source_hash"),),
+    ),
+    Safeguard(
+        "inputs in the key",
+        "a result of other arguments is not taken",
+        (Edit(ResultCache, "name", "_in_one_order(input)", 'b""'),),
+    ),
+    Safeguard(
+        "single flight",
+        "equal work under way runs once",
         (
-            Edit(SqlStore, "_leave", "await self._write_soon(lambda tx: hand_back(tx, tx.memory.owner))", "pass"),
-            Edit(SqlStore, "_sign_off", "sign_off(tx,", "hand_back(tx, tx.memory.owner)\n    sign_off(tx,"),
+            Edit(
+                intake._Entry,
+                "_add_same",
+                "leader = self._entrance.leader_for(work)",
+                "leader, work = None, task.id",
+            ),
+            Edit(flights, "join", "leader = leaders(tx, [key]).get(key)", "leader, key = None, claim.id"),
         ),
+    ),
+    Safeguard(
+        "failures kept",
+        "a failure is no result",
+        (
+            Edit(
+                outcomes,
+                "_failure",
+                "return Failure(",
+                'return Result(finish.claim.work, "", "", finish.claim.input, 0, 9) if finish.claim.work else Failure(',
+            ),
+        ),
+    ),
+    Safeguard(
+        "age",
+        "no result is taken that is too old",
+        (Edit(flights, "is_fresh", "and found.made_ms > tx.now_ms - keep_ms", ""),),
+        {"kept": ("expires_ms > ?", "expires_ms > 0 * ?")},
+    ),
+    Safeguard(
+        "hand-over",
+        "where the one that leads comes to nothing for the others, the best of them leads",
+        (Edit(flights, "_elect", "if best is None:", "if True:"),),
+    ),
+    Safeguard(
+        "other code",
+        "who waits gets the result of the code that it asked for",
+        (Edit(flights, "leave", "and end.work.key == key", ""),),
+    ),
+    Safeguard(
+        "more than a value",
+        "a result that came with children is shared with nobody",
+        (
+            Edit(outcomes, "_shareable", "or finish.refs or finish.effects or finish.children", ""),
+            Edit(Recorder, "record_whole", "attempt.claim.work = None", "pass"),
+        ),
+    ),
+    Safeguard(
+        "a failure of the work",
+        "only the work's own failure is shared",
+        (Edit(outcomes, "_failure", "if is_of_work and error is not None", "if error is not None"),),
+    ),
+    # Together
+    Safeguard(
+        "one place each",
+        "each task of a call gets its own result",
+        (Edit(Call, "outcomes", "results = iter(found)", "results = iter(found[::-1])"),),
+    ),
+    Safeguard(
+        "halves",
+        "what can't be done fails alone",
+        (Edit(batches, "halving", "if end - start == 1 or", "if True or"),),
+    ),
+    Safeguard(
+        "equal arguments join",
+        "a call has one set of arguments",
+        (Edit(HandlerProcessor, "join", "encode(sorted(arguments.items()))[0]", "b''"),),
+    ),
+    Safeguard(
+        "size of a call",
+        "no call is larger than its handler takes",
+        (Edit(Gathering, "form", "self._groups[key], self._size(key)", "self._groups[key], 99"),),
     ),
     # Submitting
     Safeguard(

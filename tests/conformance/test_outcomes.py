@@ -228,6 +228,34 @@ async def test_what_a_dead_process_did_not_tell_is_looked_up(
         await port.until(lambda: port.asked == [running] and ended in port.ended_as() and ready in port.held)
 
 
+async def test_what_is_handed_back_is_told_before_its_holder_is_gone(
+    factory: Factory, port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever dies in between is missed, and others look; once it is gone nobody would."""
+    leaving = factory.make()
+    await leaving.open()
+    its = Port(leaving)
+    await its.serve()
+    await submit(leaving, new())
+    await its.take()
+    seen: list[str] = []
+    ring, sign_off = leaving._ring, leaving._sign_off
+
+    def rings(tx: Any) -> None:
+        if tx.ready:
+            seen.append("told")
+        ring(tx)
+
+    def signs_off(tx: Any) -> None:
+        seen.append("gone")
+        sign_off(tx)
+
+    monkeypatch.setattr(leaving, "_ring", rings)
+    monkeypatch.setattr(leaving, "_sign_off", signs_off)
+    await leaving.close()
+    assert seen == ["told", "gone"]
+
+
 async def test_two_outcomes_in_one_commit(store: Any, port: Port) -> None:
     """Of two outcomes for one claim given at once the first is recorded and the second lost; neighbours are
     untouched."""

@@ -62,7 +62,7 @@ class Known:
         self.equal: list[tuple[str, dict[str, Any]]] = []  # what is submitted again and again: handler and plan
         for n in range(2):
             name = "recall" if rolls_out and n == 0 else rng.choice(_EQUAL)
-            plan = draw_plan(rng, -1_000 - n, is_deadly=is_deadly, is_called=name in _TOGETHER, has_kids=0.25)
+            plan = draw_plan(rng, -1_000 - n, is_deadly=is_deadly, is_called=name in _TOGETHER, has_kids=0.4)
             self.equal.append((name, plan))
 
     def number(self) -> int:
@@ -125,9 +125,12 @@ class Client:
         await self._submit([self._new_task(parents=[]) for _ in range(self._rng.randint(2, 8))])
 
     async def _submit_equal(self) -> None:
-        """What others submit too, to be computed once."""
+        """What others submit too, to be computed once; some ask again when it has grown old."""
         which = self._rng.choice(self._known.equal)
         await self._submit([self._equal_task(*which) for _ in range(self._rng.choice((1, 1, 1, 2, 4)))])
+        if self._rng.random() < 0.3:
+            await asyncio.sleep(0.4 + self._rng.random())
+            await self._submit([self._equal_task(*which)])
 
     async def _submit_calls(self) -> None:
         """Tasks of one handler that run together, some of them with the same inputs."""
@@ -173,11 +176,10 @@ class Client:
         return self._task(name, plan, self._some_parents((0, 0, 0, 1, 2)) if parents is None else parents, {})
 
     def _equal_task(self, name: str, plan: dict[str, Any]) -> Task:
-        options = {}
-        if name != "recall" or self._rng.random() < 0.5:
-            options["cache"] = self._rng.choice((0.05, 0.05, 0.5, 3600.0))
+        keep_s = self._rng.choice((0.05, 0.05, 0.5, KEEP_S))
+        options = {"cache": keep_s} if name != "recall" or keep_s != KEEP_S else {}
         task = self._task(name, {**plan}, self._some_parents((0, 0, 0, 0, 1)), options)
-        self._known.keep_s[task.id] = options.get("cache", KEEP_S)
+        self._known.keep_s[task.id] = keep_s
         self._world.witness.codes[str(task.id)] = {self._node.code}
         return task
 

@@ -51,7 +51,7 @@ class Machine:
             return None
         if self.delays_messages and self.rng.random() < self.delays_messages:
             return self.rng.random() * 3.0
-        return self.lag() if self._is_calm or self.rng.random() < 0.7 else self.rng.random() * self.longest_lag_s
+        return self.lag() if self._is_calm or self.rng.random() < 0.6 else self.rng.random() * 4 * self.longest_lag_s
 
     def adopt(self, connection: apsw.Connection) -> None:
         """Call it for each new connection: it belongs to the process that opened it."""

@@ -37,6 +37,8 @@ from mainspring.vectors.appliers import SCHEMA as VECTOR_SCHEMA
 _BOUND_S = 400.0
 """How long, without faults, all tasks of a run may take to end."""
 _TOLD_S = 10.0
+_LOOKS = 3
+"""So often the rows are looked at while things go on."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,8 +117,10 @@ async def _live(world: World, known: Known) -> None:
 
 
 async def _look(world: World) -> None:
-    await asyncio.sleep(world.rng.random() * world.shape.span_s)
-    world.witness.look(world.latest_start_ms)
+    rng = Random(f"{world.seed}:looks")
+    for _ in range(_LOOKS):
+        await asyncio.sleep(rng.expovariate(1 / 0.1))
+        world.witness.look(world.latest_start_ms)
 
 
 async def _come_to_rest(world: World, clients: list[Client], living: list[asyncio.Task[None]]) -> None:

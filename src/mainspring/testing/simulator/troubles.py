@@ -77,7 +77,6 @@ class Troubles:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2.0 * self._rng.random()):
                     await node.has_care()
-                await asyncio.sleep(self._world.machine.lag())
         if node.is_up:
             if "untold" in self._world.shape.faults and self._rng.random() < 0.5:
                 node.disk.arm(UNTOLD, self._rng.choice((0, 0, 1)))

@@ -162,7 +162,7 @@ class Verdict:
 
     def _check_age(self, row: Row, source: Row) -> None:
         """It was young enough; where something goes wrong nobody can say when a result became known."""
-        if {*self._world.shape.faults} - {"kill", "restart", "bells"}:
+        if {*self._world.shape.faults} - {"kill", "untold", "restart", "bells"}:
             return
         assert row.ended_ms is not None
         assert source.ended_ms is not None

@@ -101,9 +101,14 @@ class Node:
         writer._report = watched
 
     async def has_care(self) -> None:
-        """Wait until it is given a claim that a slot of the loop has to wait for something with."""
+        """Wait until it is given a claim that a slot of the loop has to wait for something with, and does."""
+        assert self.engine is not None
         self._care.clear()
         await self._care.wait()
+        for _ in range(20):
+            if any(desk._waiting for desk in self.engine.manager._desks.values() if desk.lane == "async"):
+                return
+            await asyncio.sleep(self.world.machine.longest_lag_s / 1000)
 
     def stop(self) -> asyncio.Task[None]:
         """Begin to stop in order, as on SIGTERM."""
@@ -197,8 +202,11 @@ class World:
     def begin(self) -> None:
         path, flags = str(self.path), apsw.SQLITE_OPEN_READONLY
         self.witness.rows = apsw.Connection(path, flags=flags, statementcachesize=200)
-        for slot in range(self.shape.processes):
-            self._start(slot)
+        self._start(0)
+        for slot in range(1, self.shape.processes):  # with the first, or while it is at work
+            self.loop.call_later(
+                self.rng.choice((0.0, 0.0, 0.02)) * self.rng.random(), self._start, slot, context=Context()
+            )
 
     def _start(self, slot: int) -> None:
         self._lives += 1
