@@ -6,6 +6,8 @@ import asyncio
 import importlib
 import sys
 import traceback
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
@@ -39,6 +41,10 @@ def worker(
         bool, typer.Option("--builtin", help="Serve the built-in types alone, without a module.")
     ] = False,
     store: _Store = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(metavar="PORT", help="Serve metrics for Prometheus at http://127.0.0.1:PORT/metrics; 0: any."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run tasks until Ctrl-C or SIGTERM, then let the running ones end; a second signal hands them back at once."""
@@ -50,11 +56,38 @@ def worker(
     engine = _built_in(store) if target is None else _placed(load(target), store)
     if is_missing(engine.address):
         screen.note(f"makes a new store at {engine.address}")
-    run(_work(engine, screen))
+    run(_work(engine, screen, metrics_port))
 
 
-async def _work(engine: Engine, screen: Screen) -> None:
+async def _work(engine: Engine, screen: Screen, metrics_port: int | None) -> None:
     await engine.start()
+    async with _metrics(engine, screen, metrics_port):
+        await _until_told(engine, screen)
+
+
+@asynccontextmanager
+async def _metrics(engine: Engine, screen: Screen, port: int | None) -> AsyncIterator[None]:
+    """Answer scrapes meanwhile, where that was asked for."""
+    if port is None:
+        yield
+        return
+    from mainspring.telemetry.metrics import Metrics
+
+    try:
+        server = Metrics(engine.manager).serve(port)
+    except InvalidInput:
+        await engine.stop()
+        raise
+    if screen.as_json:
+        screen.document({"event": "metrics", "port": server.port})
+    screen.note(f"metrics at http://127.0.0.1:{server.port}/metrics")
+    try:
+        yield
+    finally:
+        await server.close()
+
+
+async def _until_told(engine: Engine, screen: Screen) -> None:
     # The engine is open, so run() first gives way when its signal handlers stand: only then is it said to be ready.
     asyncio.get_running_loop().call_soon(_ready, engine, screen)
     await engine.run()

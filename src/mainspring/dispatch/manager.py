@@ -98,6 +98,7 @@ class TaskManager:
             self.executor, self.store, self.values, self.cache, scheduler_config or SchedulerConfig(), env
         )
         recorder = Recorder(self.store, self.executor, self.values, self.intake, env)
+        self.counting = recorder.counting
         self._desks: dict[str, Desk] = {}  # of lanes, and of types whose tasks run together
         self._gatherings: dict[str, Gathering] = {}  # the latter, by type
         self._marks = Marks(2 * _MARKS_A_LANE)  # no mark is made of what runs in child processes

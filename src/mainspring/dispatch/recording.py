@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from mainspring.dispatch.attempt import Attempt
+from mainspring.dispatch.counting import Counting
 from mainspring.dispatch.intake import Intake
 from mainspring.dispatch.verdict import is_completed, verdict
 from mainspring.environment import Environment
@@ -25,6 +26,7 @@ class Recorder:
     """Gives outcomes to the store, which writes them with its next commit."""
 
     def __init__(self, store: Store, executor: TaskExecutor, values: Values, intake: Intake, env: Environment) -> None:
+        self.counting = Counting()
         self._store = store
         self._executor = executor
         self._values = values
@@ -33,12 +35,16 @@ class Recorder:
 
     def too_late(self, claim: Claimed, now_ms: int) -> None:
         """Record that the deadline passed before the start."""
-        self._store.finish(Finish(claim, TIMEOUT, now_ms, error=_TOO_LATE))
+        self._finish(Finish(claim, TIMEOUT, now_ms, error=_TOO_LATE))
 
     def refuse(self, claim: Claimed, exc: Exception, lane: str) -> None:
         """Record that an attempt could not begin."""
         error = msgspec.structs.replace(failure(exc).error, traceback=None, attempts=claim.retry_count + 1)
-        self._store.finish(Finish(claim, FAILED, self._store.now_ms(), error=_encoder.encode(error), lane=lane))
+        self._finish(Finish(claim, FAILED, self._store.now_ms(), error=_encoder.encode(error), lane=lane))
+
+    def _finish(self, finish: Finish) -> None:
+        self._store.finish(finish)
+        self.counting.add(finish)
 
     def record(
         self, attempt: Attempt, report: Report, *, output: bytes | None = None, flags: int = 0,
@@ -59,7 +65,7 @@ class Recorder:
             end = verdict(claim, report, attempt.cause, self._executor.retry_of(claim.task_type), self._env)
             error = None if end.error is None else _encoder.encode(end.error)
             finish = Finish(claim, end.outcome, ended, started, None, lane, usage, error, end.delay_ms)
-        self._store.finish(finish)
+        self._finish(finish)
 
     async def record_whole(self, attempt: Attempt, report: Report) -> None:
         """Record an outcome that brings more than a small value: children, other effects, large output."""

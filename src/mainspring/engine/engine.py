@@ -114,6 +114,15 @@ class Engine(Operations):
         """What is kept of results, and how to forget it; see `docs/caching.md`."""
         return self.manager.cache
 
+    async def metrics(self) -> bytes:
+        """Return what Prometheus scrapes, as text; `mainspring worker --metrics-port` serves it. See `docs/metrics.md`.
+
+        Raises: InvalidInput: prometheus-client is missing; StoreUnavailable.
+        """
+        from mainspring.telemetry.metrics import Metrics
+
+        return await Metrics(self.manager).text()
+
     @property
     def path(self) -> Path:
         """Where the store's file is. Raises InvalidInput: it is on a server."""
