@@ -95,10 +95,9 @@ def test_what_collections_can_t_do(
     assert words in answer.err
 
 
-@pytest.mark.parametrize("command", [("doctor",), ("backup", "copy.db")])
-def test_what_works_on_files_alone_says_so(command: tuple[str, ...], call: Callable[..., Answer]) -> None:
+def test_doctor_works_on_files_alone_and_says_so(call: Callable[..., Answer]) -> None:
     """Without reaching for the server, and without showing its password."""
-    answer = call(command[0], "--store", "postgresql://user:s3cret@127.0.0.1:1/db", *command[1:])
+    answer = call("doctor", "--store", "postgresql://user:s3cret@127.0.0.1:1/db")
     assert answer.code == 2
     assert "works on files alone" in answer.err
     assert "s3cret" not in answer.err
@@ -116,3 +115,19 @@ def test_what_works_on_files_alone_says_so(command: tuple[str, ...], call: Calla
 def test_a_store_is_shown_without_its_password(name: str, shown: str) -> None:
     """Also where the password has signs that an address can't have."""
     assert without_password(name) == shown
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"), [(["backup", "copy.db"], "pg_dump"), (["restore", "copy.db"], "pg_restore")]
+)
+def test_copies_of_a_server_are_its_own_business(
+    tmp_path: Path, run: Callable[..., Answer], words: list[str], remedy: str
+) -> None:
+    """`backup` and `restore` name the tool for it, hide the password, and leave no file behind."""
+    (tmp_path / "copy.db").touch()
+    before = sorted(tmp_path.rglob("*"))
+    answer = run(*words, "--store", "postgresql://me:secret@127.0.0.1/work")
+    assert answer.code == 2
+    assert remedy in answer.err
+    assert "secret" not in answer.err
+    assert sorted(tmp_path.rglob("*")) == before

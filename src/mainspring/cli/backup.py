@@ -14,6 +14,7 @@ from mainspring.cli.opening import existing, run
 from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath
 from mainspring.cli.screen import Screen, size
 from mainspring.cli.stages import Stages, stages
+from mainspring.config import is_server, without_password
 from mainspring.environment import SYSTEM
 from mainspring.errors import StoreDamaged, invalid
 from mainspring.store.sqlite import backup as copying
@@ -36,6 +37,7 @@ def backup(
 
     A copy that is not sound, because the store is not, is kept as TARGET.unsound. Exit code 4 then.
     """
+    _refuse_servers(store, "copy its schema with pg_dump, which is one moment while workers go on, then its blobs")
     screen, source, target = Screen(as_json), existing(store), target.resolve()
     if target.exists() and target.samefile(source):
         raise invalid("target", str(target), "is the store itself", "name another file")
@@ -62,6 +64,7 @@ def restore(
 
     With --force a store that is there is kept beside it as PATH-replaced.
     """
+    _refuse_servers(store, "put back what pg_dump wrote with psql or pg_restore, and the blobs beside it")
     screen, source, target = Screen(as_json), existing(str(backup)), Path(store).resolve()
     if target.exists() and target.samefile(source):
         raise invalid("backup", str(backup), "is the store itself", "name another file")
@@ -78,6 +81,11 @@ def restore(
     if replaced is not None:
         screen.note(f"the store that was there is now {replaced}")
     _tell(screen, "restored", target, copying.digests_of(target), began)
+
+
+def _refuse_servers(store: str, remedy: str) -> None:
+    if is_server(store):
+        raise invalid("store", without_password(store), "is on a server, and this copies files alone", remedy)
 
 
 def unsound(target: Path) -> Path:
