@@ -1,6 +1,6 @@
 """The best durable peers and us, beside each other in one run.
 
-    python -m bench.peers --install      dramatiq and pgqueuer, each into an environment of its own, once
+    python -m bench.peers --install      dramatiq, pgqueuer and procrastinate, each into its own environment, once
     python -m bench.peers                needs redis-server and postgresql, as Debian calls the packages
 
 The servers are started for the run, on 127.0.0.1 and on a free port, with their data on the same disk as our file. What
@@ -75,7 +75,18 @@ _PGQUEUER = Peer(
     prepare=lambda bin, address: [str(bin / "pgq"), "--pg-dsn", address, "install"],
     note="2 workers, bulk submit, no results; every commit synced",
 )
-PEERS = (_DRAMATIQ, _PGQUEUER)
+_PROCRASTINATE = Peer(
+    name="procrastinate",
+    packages=["procrastinate==3.10.0", "psycopg[binary]"],
+    server=postgres,
+    has_server=postgres_folder,
+    program=_HERE / "peer_procrastinate.py",
+    workers=lambda bin: [[str(bin / "python"), str(_HERE / "peer_procrastinate.py"), "work"]] * 2,
+    prepare=lambda bin, address: [str(bin / "procrastinate"), "--app", "peer_procrastinate.app", "schema", "--apply"],
+    note="2 workers, 10 jobs at once, bulk submit, no results; every commit synced",
+)
+PEERS = (_DRAMATIQ, _PGQUEUER, _PROCRASTINATE)
+_ON_POSTGRES = (_PGQUEUER, _PROCRASTINATE)
 
 
 def install(folder: Path) -> None:
@@ -164,7 +175,7 @@ def _measure(report: Report, folder: Path, venvs: Path, n: int, runs: int, loop:
                 theirs[peer.name].append(timed(n))
         for name, (way, _, _) in _WAYS.items():
             ours[name].append(run(partial(one_process, folder / f"{name}-{turn}.db", way, n), loop))
-        if _PGQUEUER in peers:
+        if any(peer in peers for peer in _ON_POSTGRES):
             with _served(folder / f"ours-{turn}") as address:
                 for name, (way, _, _) in _WAYS.items():
                     blobs = folder / f"ours-{turn}" / "blobs"
@@ -186,10 +197,11 @@ def _report_servers(
     report: Report, theirs: dict[str, list[tuple[Sample, float, float]]], ours: dict[str, list[Sample]]
 ) -> None:
     """Our store on Postgres against the best peer on Postgres."""
+    found = [theirs[peer.name] for peer in _ON_POSTGRES if peer.name in theirs]
+    best = [max(sample.rate for sample, *_ in turn) for turn in zip(*found, strict=True)]
+    against = "the best peer on Postgres in the same turn"
     for name, samples in ours.items():
-        pairs = zip(samples, theirs[_PGQUEUER.name], strict=True)
-        ratio = statistics.median(sample.rate / one[0].rate for sample, one in pairs)
-        against = f"{_PGQUEUER.name} in the same turn"
+        ratio = statistics.median(sample.rate / rate for sample, rate in zip(samples, best, strict=True))
         report.add(row_of(f"ours on Postgres, {name}", samples, ratio=ratio, against=against, floor=_SERVER_FLOOR))
 
 
