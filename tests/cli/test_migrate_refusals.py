@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import apsw
 import asyncpg
 import pytest
 from tests import postgres
+from tests.cli.conftest import Answer
 from tests.cli.moved import (
     WAYS,
     At,
@@ -109,6 +110,24 @@ def test_a_source_that_was_moved_says_where_to(homes: Any, kind: str) -> None:
     with pytest.raises(StoreMoved, match=re.escape(target.place.shown)):
         moved(other, source)
     assert moved(source, target).was_over
+
+
+def test_doctor_tells_why_nobody_opens_a_store(call: Callable[..., Answer], homes: Any) -> None:
+    """And nothing else about what waits there; once the target is whole, it is a store as any other."""
+    source, target = homes("file"), homes("file")
+    asyncio.run(make_some(source))
+
+    def told(home: Home) -> list[Any]:
+        return [
+            (item["about"], item["what"]) for item in call("doctor", "--store", home.name, "--json").json["findings"]
+        ]
+
+    half_moved(source, target)
+    assert told(target) == [("move", f"it is being filled from {source.name} and is not whole yet")]
+    assert [about for about, _ in told(source)] == ["queue"]
+    moved(source, target)
+    assert told(source) == [("move", f"its tasks were moved to {target.name}")]
+    assert [about for about, _ in told(target)] == ["queue"]
 
 
 @pytest.mark.parametrize("kind", ["file", "server"])

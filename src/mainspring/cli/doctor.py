@@ -14,10 +14,11 @@ import typer
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.cli import exits
 from mainspring.cli.app import version
-from mainspring.cli.findings import GRACE_S, TURN_S, Finding, broken, damage, findings
+from mainspring.cli.findings import GRACE_S, TURN_S, Finding, broken, damage, findings, moves
 from mainspring.cli.opening import existing
 from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath
 from mainspring.cli.screen import Screen, printable, size
+from mainspring.store.moving.marks import READ, Mark
 from mainspring.store.sqlite.connection import look
 from mainspring.store.sqlite.inspection import Facts, inspect, integrity
 from mainspring.testing import ROWS, check_history
@@ -71,7 +72,7 @@ def examine(connection: apsw.Connection, path: Path, *, is_thorough: bool) -> Re
     facts = None
     if not found:
         facts = inspect(connection, path, grace_s=GRACE_S, turn_s=TURN_S)
-        found += findings(facts, versions())
+        found += list(_moves(connection)) or findings(facts, versions())
         if is_thorough:
             found += broken(check_history(connection, blobs=blobs))
     sizes = [info.size for digest, _ in blobs.digests() if (info := blobs.info(digest)) is not None]
@@ -79,6 +80,11 @@ def examine(connection: apsw.Connection, path: Path, *, is_thorough: bool) -> Re
     return Report(
         facts=facts, blobs=len(sizes), blob_bytes=sum(sizes), is_thorough=is_thorough, findings=tuple(ordered)
     )
+
+
+def _moves(connection: apsw.Connection) -> Iterator[Finding]:
+    if connection.table_exists("main", "migration"):
+        yield from moves([Mark(*row) for row in connection.execute(READ)])
 
 
 def versions() -> dict[str, str]:

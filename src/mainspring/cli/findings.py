@@ -9,6 +9,7 @@ import msgspec
 
 from mainspring.cli.screen import size, span
 from mainspring.config import MIB, StoreConfig, TaskManagerConfig, seconds
+from mainspring.store.moving.marks import Mark, arriving, moved_away
 from mainspring.store.sqlite.connection import SCHEMA_VERSION
 from mainspring.store.sqlite.inspection import COUNT_LIMIT, ClassFacts, Facts, HandlerFacts, WorkerFacts
 from mainspring.testing import Violation
@@ -69,6 +70,24 @@ def broken(found: Sequence[Violation]) -> Iterator[Finding]:
             what=str(item),
             remedy=put_back if item.invariant == "blobs" else report,
             figures=item.figures,
+        )
+
+
+def moves(marks: Sequence[Mark]) -> Iterator[Finding]:
+    """Why no engine opens this store: its tasks are elsewhere, or are still on their way here."""
+    if (away := moved_away(marks)) is not None:
+        yield Finding(
+            level="warning",
+            about="move",
+            what=f"its tasks were moved to {away.other}",
+            remedy="open that one: no engine opens this store any more",
+        )
+    elif (coming := arriving(marks)) is not None:
+        yield Finding(
+            level="warning",
+            about="move",
+            what=f"it is being filled from {coming.other} and is not whole yet",
+            remedy="let `mainspring migrate` come to its end, or run it again",
         )
 
 
