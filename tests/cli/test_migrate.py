@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import apsw
 import pytest
-from tests.cli.conftest import Answer
+from tests.cli.conftest import SHOP, Answer, Worker
 from tests.cli.moved import (
     WAYS,
     Home,
@@ -321,3 +322,41 @@ def test_the_command(call: Callable[..., Answer], homes: Any, kind: str) -> None
     refused = call("stats", "--store", source.name)
     assert (refused.code, "was moved to" in refused.err) == (4, True)
     assert call("stats", "--store", target.name).code == 0
+
+
+@pytest.mark.parametrize("kind", ["file", "server"])
+def test_a_worker_dies_and_another_goes_on_elsewhere(
+    run: Callable[..., Answer], homes: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As processes: refused while it lives; what it ran when it was killed runs on the target, then what waits."""
+    monkeypatch.setenv("HOME", str(tmp_path))  # where large values would go
+    source, target = homes(kind), homes("server" if kind == "file" else "file")
+    go = tmp_path / "go"
+
+    def submit(name: str, given: dict[str, Any], *options: str) -> str:
+        answer = run("submit", "--store", source.name, f"custom:{name}", json.dumps(given), *options)
+        assert answer.code == 0, answer.err
+        return answer.out.strip()
+
+    worker = Worker(tmp_path, f"{SHOP}:engine", "--store", source.name)
+    try:
+        held = submit("hold", {"until": str(go)})
+        child = submit("resize", {"width": 2}, "--after", held)
+        while run("show", "--store", source.name, held, "--json").json["status"] != "running":
+            pass
+        refused = run("migrate", source.name, target.name)
+        assert (refused.code, f"pid {worker.process.pid}" in refused.err) == (4, True)
+    finally:
+        worker.process.kill()
+        worker.process.communicate()
+    answer = run("migrate", source.name, target.name, "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["tasks"] == {"pending": 2}
+    go.touch()
+    worker = Worker(tmp_path, f"{SHOP}:engine", "--store", target.name)
+    try:
+        ended = run("wait", "--store", target.name, held, child, "--timeout", "60", "--json").lines
+        assert [(end["id"], end["status"]) for end in ended] == [(held, "completed"), (child, "completed")]
+    finally:
+        worker.signal(signal.SIGTERM)
+        assert worker.end().code == 0
