@@ -233,3 +233,31 @@ async def test_a_close_hands_back_what_is_held(factory: Factory) -> None:
         assert [claim.id for claim in heir.order] == sent
         assert [(claim.attempt, claim.retry_count, claim.crashes) for claim in heir.order] == [(2, 0, 0)] * 2
         await heir.finish(heir.order[0], COMPLETED)
+
+
+@pytest.mark.parametrize("step", [86_400.0, -86_400.0])
+async def test_a_jump_of_the_wall_clock(factory: Factory, store: Any, step: float) -> None:
+    """By a day, while the process runs: nothing is taken away, early, late, past its deadline or pruned."""
+    port = Port(store)
+    await port.serve()
+    now = store.now_ms()
+    await submit(store, new(), new())
+    held, again = await port.room(2)
+    await port.finish(again, RETRY, error=error(), delay_ms=3_000)
+    (soon,) = await submit(store, new(not_before_ms=now + 5_000))
+    (line,) = await submit(store, new(type="custom:unserved", deadline_ms=now + 3_600_000))
+    factory.clock.jump(step)
+    await port.settle()
+    await factory.rescue(store)
+    assert await port.room(3) == []
+    factory.clock.advance(3)
+    await port.settle()
+    assert [claim.id for claim in port.order][2:] == [again.id]
+    factory.clock.advance(2)
+    await port.settle()
+    assert [claim.id for claim in port.order][3:] == [soon]
+    assert (await state(store, line)).reason == "ready"
+    await port.finish(held)
+    assert port.missed == []
+    await factory.prune(store)
+    assert held.id in factory.states()
