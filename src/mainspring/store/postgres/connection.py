@@ -36,6 +36,15 @@ _PATIENCE_S = 60.0
 _STOPPED_S = 15
 """A transaction whose process does nothing for so long is ended by the server: others wait for it."""
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
+PLANNED_ONCE: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
+        "plan_cache_mode": "force_generic_plan",
+    }
+)
+"""Statements are prepared when tables may be empty and planned once: that plan must do for a million rows."""
 
 LOST: Final = (
     OSError,
@@ -201,11 +210,7 @@ def _settings(server: Server, config: StoreConfig) -> dict[str, str]:
         "lock_timeout": str(int(config.lock_timeout_s * 1000)),
         "idle_in_transaction_session_timeout": f"{_STOPPED_S}s",
         "jit": "off",
-        # Statements are prepared when tables may be empty and planned once: that plan must do for a million rows.
-        "enable_seqscan": "off",
-        "enable_hashjoin": "off",
-        "enable_mergejoin": "off",
-        "plan_cache_mode": "force_generic_plan",
+        **PLANNED_ONCE,
     }
 
 
