@@ -14,6 +14,7 @@ from tests.cli.indexed import need_model
 from mainspring.config import ModelConfig, without_password
 
 MODELS = ModelConfig().cache_folder
+SECRET = "postgresql://me:secret@127.0.0.1/work"
 
 
 @pytest.fixture
@@ -118,15 +119,22 @@ def test_a_store_is_shown_without_its_password(name: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "remedy"), [(["backup", "copy.db"], "pg_dump"), (["restore", "copy.db"], "pg_restore")]
+    ("words", "remedy"),
+    [
+        (["backup", "copy.db", "--store", SECRET], "pg_dump"),
+        (["restore", "copy.db", "--store", SECRET], "pg_restore"),
+        (["backup", SECRET], "pg_dump"),
+        (["restore", SECRET], "pg_restore"),
+    ],
 )
 def test_copies_of_a_server_are_its_own_business(
     tmp_path: Path, run: Callable[..., Answer], words: list[str], remedy: str
 ) -> None:
-    """`backup` and `restore` name the tool for it, hide the password, and leave no file behind."""
+    """`backup` and `restore` name the tool for it, hide the password, and leave no file behind, wherever among their
+    words the address stands."""
     (tmp_path / "copy.db").touch()
     before = sorted(tmp_path.rglob("*"))
-    answer = run(*words, "--store", "postgresql://me:secret@127.0.0.1/work")
+    answer = run(*words)
     assert answer.code == 2
     assert remedy in answer.err
     assert "secret" not in answer.err

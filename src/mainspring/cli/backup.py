@@ -27,7 +27,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a store that is th
 
 
 def backup(
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="File for the copy; its blobs go beside it.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="File for the copy; its blobs go beside it.")],
     force: Force = False,
     compact: Annotated[bool, typer.Option("--compact", help="Leave out what is free inside the file.")] = False,
     store: StorePath = DEFAULT_STORE,
@@ -37,25 +37,26 @@ def backup(
 
     A copy that is not sound, because the store is not, is kept as TARGET.unsound. Exit code 4 then.
     """
-    _refuse_servers(store, "copy its schema with pg_dump, which is one moment while workers go on, then its blobs")
-    screen, source, target = Screen(as_json), existing(store), target.resolve()
-    if target.exists() and target.samefile(source):
-        raise invalid("target", str(target), "is the store itself", "name another file")
-    copying.refuse_taken(target, is_forced=force)
+    remedy = "copy its schema with pg_dump, which is one moment while workers go on, then its blobs"
+    _refuse_servers(remedy, target=target, store=store)
+    screen, source, copy = Screen(as_json), existing(store), Path(target).resolve()
+    if copy.exists() and copy.samefile(source):
+        raise invalid("target", str(copy), "is the store itself", "name another file")
+    copying.refuse_taken(copy, is_forced=force)
     began = SYSTEM.monotonic()
-    with stages(as_json=as_json) as shown, _draft(target) as draft:
-        _copy(source, draft, target, shown, is_compact=compact)
-        faults = _faults(draft, target, source, shown)
-        copying.publish(draft, unsound(target) if faults else target)
+    with stages(as_json=as_json) as shown, _draft(copy) as draft:
+        _copy(source, draft, copy, shown, is_compact=compact)
+        faults = _faults(draft, copy, source, shown)
+        copying.publish(draft, unsound(copy) if faults else copy)
     if faults:
-        raise _refusal(f"the copy of {source} is kept as {unsound(target)} and is not sound", faults)
-    digests = copying.digests_of(target)
-    _forget_others(target, digests)
-    _tell(screen, "backup", target, digests, began)
+        raise _refusal(f"the copy of {source} is kept as {unsound(copy)} and is not sound", faults)
+    digests = copying.digests_of(copy)
+    _forget_others(copy, digests)
+    _tell(screen, "backup", copy, digests, began)
 
 
 def restore(
-    backup: Annotated[Path, typer.Argument(metavar="BACKUP", help="A file that `mainspring backup` wrote.")],
+    backup: Annotated[str, typer.Argument(metavar="BACKUP", help="A file that `mainspring backup` wrote.")],
     force: Force = False,
     store: StorePath = DEFAULT_STORE,
     as_json: AsJson = False,
@@ -64,10 +65,11 @@ def restore(
 
     With --force a store that is there is kept beside it as PATH-replaced.
     """
-    _refuse_servers(store, "put back what pg_dump wrote with psql or pg_restore, and the blobs beside it")
-    screen, source, target = Screen(as_json), existing(str(backup)), Path(store).resolve()
+    remedy = "put back what pg_dump wrote with psql or pg_restore, and the blobs beside it"
+    _refuse_servers(remedy, backup=backup, store=store)
+    screen, source, target = Screen(as_json), existing(backup), Path(store).resolve()
     if target.exists() and target.samefile(source):
-        raise invalid("backup", str(backup), "is the store itself", "name another file")
+        raise invalid("backup", backup, "is the store itself", "name another file")
     copying.refuse_taken(target, is_forced=force)
     began = SYSTEM.monotonic()
     with stages(as_json=as_json) as shown, _draft(target) as draft:
@@ -83,9 +85,10 @@ def restore(
     _tell(screen, "restored", target, copying.digests_of(target), began)
 
 
-def _refuse_servers(store: str, remedy: str) -> None:
-    if is_server(store):
-        raise invalid("store", without_password(store), "is on a server, and this copies files alone", remedy)
+def _refuse_servers(remedy: str, **words: str) -> None:
+    for field, value in words.items():
+        if is_server(value):
+            raise invalid(field, without_password(value), "is on a server, and this copies files alone", remedy)
 
 
 def unsound(target: Path) -> Path:
