@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from tests.engine import process_work
 from tests.engine.support import engine_on, shows, until, value
 
 from mainspring import Engine, TaskHandle, TaskPriority, TaskStatus
-from mainspring.errors import TaskCancelled
+from mainspring.errors import TaskCancelled, TaskTimeout
+from mainspring.execution import processes
 
 pytestmark = pytest.mark.anyio
 
@@ -61,6 +63,22 @@ async def test_what_was_sent_ahead_is_cancelled_for_good(engine: Engine, tmp_pat
     await value(long)
     await value(other)
     assert order(tmp_path) == ["long", "other"]
+
+
+async def test_nothing_that_was_sent_ahead_starts_past_its_deadline(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is TIMEOUT, as if it had waited in the store."""
+    monkeypatch.setattr(processes, "_LONG_S", 600.0)
+    await line(engine, tmp_path, [])
+    late = await engine.submit(process_work.line, str(tmp_path / "late"), deadline="0.2s")
+    await until(lambda: late.id.bytes in engine.manager._desks["process"].running)
+    due = time.monotonic() + 0.3
+    await until(lambda: time.monotonic() > due)
+    (tmp_path / "go").touch()
+    with pytest.raises(TaskTimeout):
+        await value(late)
+    assert order(tmp_path) == ["long"]
 
 
 async def test_a_pause_holds_back_what_was_sent_ahead(engine: Engine, tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
-from tests.execution.lane import Recorder, begin, call, runner, value, work
+from tests.execution.lane import Recorder, begin, call, runner, until, value, work
 
 from mainspring.children import pipe
 from mainspring.children.frames import framed
@@ -86,6 +87,26 @@ async def test_a_call_that_must_run_is_never_sent_ahead(tmp_path: Path) -> None:
             mark.touch()
         assert value(await must) == "went"
         assert value(await long) == "went"
+
+
+async def test_what_is_too_late_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its deadline passes while it waits in the child, which looks before it begins."""
+    monkeypatch.setattr(processes, "_LONG_S", 600.0)
+    mark, late = tmp_path / "go", tmp_path / "late"
+    async with runner(slots=1) as it, asyncio.timeout(60):
+        assert value(await call(it, "wait_for", path=str(tmp_path))) == "went"
+        ((long, channel),) = await ahead(it, work("wait_for", path=str(mark)))
+        await channel.started.wait()
+        until_s = time.monotonic() + 0.05
+        behind = asyncio.create_task(it.run_soon(work("touch", path=str(late)), Recorder(), until_s))
+        await until(lambda: time.monotonic() > until_s)
+        mark.touch()
+        report = await behind
+        assert report is not None
+        assert report.unstarted
+        assert value(await long) == "went"
+        assert not late.exists()
+        assert value(await it.run_soon(work("double", n=1), Recorder(), time.monotonic() + 60)) == 2
 
 
 async def test_a_death_is_charged_to_the_one_that_ran() -> None:

@@ -191,7 +191,10 @@ class Course:
     def _run(self, attempt: Attempt, runner: Runner) -> Awaitable[bool] | None:
         attempt.runner = runner
         if attempt.desk.ahead and not is_suspect(attempt.claim):
-            going: Report | Awaitable[Report | None] = cast(AheadRunner, runner).run_soon(attempt.claim, attempt)
+            until_s = self._until_s(attempt.claim)
+            going: Report | Awaitable[Report | None] = cast(AheadRunner, runner).run_soon(
+                attempt.claim, attempt, until_s
+            )
         else:
             going = runner.run(attempt.claim, attempt)
         if isinstance(going, Report) and not self._is_bulky(going):
@@ -202,6 +205,12 @@ class Course:
             return None
         self._enter(attempt)
         return self._see_through(attempt, going)
+
+    def _until_s(self, claim: Claimed) -> float | None:
+        """Return when its deadline passes, on the monotonic clock."""
+        if claim.deadline_ms is None:
+            return None
+        return self._env.monotonic() + (claim.deadline_ms - self._store.now_ms()) / 1000
 
     def _enter(self, attempt: Attempt) -> None:
         """Note that it runs."""

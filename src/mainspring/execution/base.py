@@ -58,8 +58,12 @@ class Runner(Protocol):
 class AheadRunner(Runner, Protocol):
     """One that takes more attempts than it runs at a time, so that the next is at hand when one ends."""
 
-    def run_soon(self, work: Work, channel: Channel) -> Report | Awaitable[Report | None]:
-        """Like `run`, but what does not begin soon after all is given back: None, and it never will."""
+    def run_soon(self, work: Work, channel: Channel, until_s: float | None) -> Report | Awaitable[Report | None]:
+        """Like `run`, but what does not begin soon after all is given back: None, and it never will.
+
+        Nor does it begin after `until_s` on the monotonic clock, which all processes of a machine share: it reports
+        that it is unstarted then.
+        """
 
 
 __all__ = ["AheadRunner", "BatchReport", "Channel", "Report", "Runner", "StopCause", "Work"]

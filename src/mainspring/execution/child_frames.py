@@ -33,11 +33,12 @@ class Prepare(msgspec.Struct, frozen=True, array_like=True, tag="prepare"):
 
 
 class Run(msgspec.Struct, frozen=True, array_like=True, tag="run"):
-    """An attempt, to begin when those before it have ended, if its ticket is still there then."""
+    """An attempt, to begin when those before it have ended, if its ticket is still there and it is not too late."""
 
     work: Work
     place: Place
     ticket: int
+    until_s: float | None  # on the monotonic clock
 
 
 class RunBatch(msgspec.Struct, frozen=True, array_like=True, tag="run_batch"):

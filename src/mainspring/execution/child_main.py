@@ -263,7 +263,7 @@ class Desk:
             result = failed(failure(exc, self._traceback_chars), Usage())
         else:
             self._link.taken_up(key, item.context.cancel)
-            if item.context.cancelled:
+            if item.context.cancelled or (frame.until_s is not None and SYSTEM.monotonic() > frame.until_s):
                 result = _unstarted()
             else:
                 result, sample = self._measured(processor, item)

@@ -38,6 +38,7 @@ class Attempt:
         "started_s",
         "ticket",
         "too_slow",
+        "until_s",
         "works",
     )
 
@@ -46,6 +47,7 @@ class Attempt:
         self.channels = channels
         self.place = place
         self.soon = soon  # it may be sent ahead, and be given back
+        self.until_s: float | None = None  # when it is too late to begin
         self.ticket = 0  # leave to begin, in its child
         self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self.desk: Desk | None = None  # None while it waits for a child
@@ -64,7 +66,7 @@ class Attempt:
     def frame(self) -> Run | RunBatch:
         bare = [work.bare() for work in self.works]
         if len(bare) == 1:
-            return Run(bare[0], self.place, self.ticket)
+            return Run(bare[0], self.place, self.ticket, self.until_s)
         return RunBatch(tuple(bare), self.place, self.ticket)
 
     def send(self, signal: Signal) -> None:

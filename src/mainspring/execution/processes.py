@@ -102,9 +102,12 @@ class ProcessRunner:
         """
         return await self._through((work,), (channel,))  # type: ignore[return-value]  # that of a single work
 
-    async def run_soon(self, work: Work, channel: Channel) -> Report | None:
-        """Run one attempt, or return None: its child was busy for longer than foreseen, or died, before it began."""
-        return await self._through((work,), (channel,), soon=True)  # type: ignore[return-value]
+    async def run_soon(self, work: Work, channel: Channel, until_s: float | None = None) -> Report | None:
+        """Run one attempt, or return None: its child was busy for longer than foreseen, or died, before it began.
+
+        In its child it does not begin after `until_s`; see `AheadRunner`.
+        """
+        return await self._through((work,), (channel,), soon=True, until_s=until_s)  # type: ignore[return-value]
 
     async def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
         """Run attempts in one call in a child. Where that dies, halves go on in others: the guilty one dies alone."""
@@ -124,13 +127,16 @@ class ProcessRunner:
             joint: Joint[Report] = stop.value
         return BatchReport(joint.outcomes, max(calls, joint.calls), joint.fits or fits)
 
-    async def _through(self, works: Sequence[Work], channels: Sequence[Channel], *, soon: bool = False) -> End:
+    async def _through(
+        self, works: Sequence[Work], channels: Sequence[Channel], *, soon: bool = False, until_s: float | None = None
+    ) -> End:
         place = self._places.get(works[0].task_type)
         if place is None:
             return refused(UnsupportedTaskType(f"no handler for {works[0].task_type} in the process lane"))
         if self._closing:
             return unstarted("the process lane is closed")
         attempt = Attempt(works, channels, place, soon)
+        attempt.until_s = until_s
         self._attempts[attempt.key] = attempt
         self._waiting.append(attempt)
         self._assign()

@@ -89,7 +89,7 @@ class PlayedLane:
             return self._crash() or asyncio.get_running_loop().create_future()
         return report(failure(error), Usage())
 
-    def run_soon(self, work: Work, channel: Channel) -> Report | Awaitable[Report | None]:
+    def run_soon(self, work: Work, channel: Channel, until_s: float | None) -> Report | Awaitable[Report | None]:
         """It begins at once here, as nothing waits for a process."""
         return self.run(work, channel)
 
