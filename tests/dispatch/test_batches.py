@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -77,7 +78,8 @@ async def test_what_waits_when_a_slot_falls_free_runs_together() -> None:
         assert await values(handles) == list("ABCDEFGHIJ")
         assert calls == [list("abcd"), list("efgh"), list("ij")]
         batches = (await engine.manager.stats())["batches"]["custom:up"]
-    assert batches == {"calls": 3, "items": 10, "fill": 10 / 12, "closed": {"full": 2, "wait": 1}}
+    closed = {"full": 2, "wait": 1}
+    assert batches == {"calls": 3, "items": 10, "fill": 10 / 12, "padding": None, "learned": [], "closed": closed}
 
 
 async def test_only_equal_arguments_join() -> None:
@@ -111,6 +113,8 @@ async def test_costs_and_shapes() -> None:
         async with Gate(engine):
             handles = await engine.map(read, ["aaaa", "bbbb", "cccc", "X", "d" * 50, "eeee"])
         assert await values(handles) == [4, 4, 4, 1, 50, 4]
+        batches = (await engine.manager.stats())["batches"]["custom:read"]
+    assert batches["padding"] == 0  # what joined cost the same
     assert calls == [["aaaa", "bbbb"], ["cccc"], ["X"], ["d" * 50], ["eeee"]]
 
 
@@ -166,7 +170,7 @@ async def test_urgent_tasks_do_not_wait() -> None:
             return items
 
         patient = await engine.submit(count, 1)
-        await shows(patient, reason="claimed")
+        await shows(patient, reason="batch")
         assert await (await engine.submit(count, 2, priority="HIGH")).result(timeout=LIMIT_S) == 2
         assert await patient.result(timeout=LIMIT_S) == 1
         assert calls == [[2, 1]]
@@ -475,3 +479,21 @@ async def test_items_are_checked_at_submit() -> None:
         assert await good.result(timeout=LIMIT_S) == 3
         with pytest.raises(InvalidInput, match="rows"):
             await bad.result(timeout=LIMIT_S)
+
+
+async def test_a_task_tells_of_the_batch_it_waits_in() -> None:
+    """How many there are and when it closes; or that it only wants a slot."""
+    async with one_slot() as engine:
+
+        @engine.task(batch=Batch(max_size=8, max_wait=3600))
+        async def count(items: list[int]) -> list[int]:
+            return items
+
+        async with Gate(engine):
+            handles = await engine.map(count, [1, 2, 3])
+            await shows(handles[0], reason="batch")
+            assert re.fullmatch(r"It waits in batch 3/8, which closes in 3,[56]\d\d s\.", await handles[1].explain())
+            handles += await engine.map(count, [4, 5, 6, 7, 8])
+            await shows(handles[7], reason="batch")
+            assert await handles[7].explain() == "It waits in batch 8/8, which begins when a slot falls free."
+        assert await values(handles) == [1, 2, 3, 4, 5, 6, 7, 8]

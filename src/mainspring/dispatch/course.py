@@ -10,7 +10,7 @@ from typing import Any, cast
 from mainspring.dispatch.attempt import Attempt, complete
 from mainspring.dispatch.desk import Desk, is_suspect
 from mainspring.dispatch.exclusion import Exclusion
-from mainspring.dispatch.gathering import Gathering
+from mainspring.dispatch.gathering import Call, Gathering
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.members import Members
 from mainspring.dispatch.recording import Recorder
@@ -275,8 +275,9 @@ class Course:
     async def _prepare(self, desk: Gathering, claim: Claimed) -> bool:
         return await self._is_to_run(desk, claim) and desk.begins(claim)
 
-    async def serve_call(self, desk: Gathering, claims: list[Claimed], mark: int, task: asyncio.Task[Any]) -> bool:
+    async def serve_call(self, desk: Gathering, call: Call, mark: int, task: asyncio.Task[Any]) -> bool:
         """Run claims in one call, from there to their outcomes; returns whether the slot is still good."""
+        claims = call.claims
         if is_suspect(claims[0]):
             return await self._serve_with_care(Attempt(claims[0], desk, mark, task))
         if desk.mark is not None and self._alone.is_taken:
@@ -285,9 +286,10 @@ class Course:
             await self._alone.wait()
             claims = [claim for claim in claims if desk.begins(claim)]
         claims = [claim for claim in claims if not self._is_too_late(desk, claim)]
-        return not claims or await self._run_together(desk, claims, task)
+        return not claims or await self._run_together(desk, call, claims, task)
 
-    async def _run_together(self, desk: Gathering, claims: list[Claimed], task: asyncio.Task[Any]) -> bool:
+    async def _run_together(self, desk: Gathering, call: Call, claims: list[Claimed], task: asyncio.Task[Any]) -> bool:
+        """Run those of a call that are left."""
         members = Members(desk.runner(), claims)
         marks = desk.marks.take(len(claims))
         attempts = [Attempt(claim, desk, mark, task, members) for claim, mark in zip(claims, marks, strict=True)]
@@ -302,10 +304,12 @@ class Course:
                 return False
             for attempt in attempts:
                 attempt.ended = True
-            desk.end(claims, self._env.monotonic() - began)
+            desk.end(claims)
+            if len(claims) == len(call.claims) and done.calls == 1 and all(one.error is None for one in done.reports):
+                desk.took(call, self._env.monotonic() - began)
             if task.cancelling():
                 await desk.absorb(task)
-            await self._record_together(desk, attempts, done)
+            await self._record_together(desk, call, attempts, done)
             return True
         finally:
             desk.marks.give_back(marks)
@@ -317,7 +321,7 @@ class Course:
             done = await members.run(attempts)
         except asyncio.CancelledError as exc:
             if not attempts[0].abandoned and desk.is_ending:
-                desk.end([attempt.claim for attempt in attempts], 0.0)
+                desk.end([attempt.claim for attempt in attempts])
                 for attempt in attempts:
                     self._let_go(attempt)
                 raise
@@ -330,9 +334,9 @@ class Course:
             self._unmark(attempt)
         return None
 
-    async def _record_together(self, desk: Gathering, attempts: list[Attempt], done: BatchReport) -> None:
+    async def _record_together(self, desk: Gathering, call: Call, attempts: list[Attempt], done: BatchReport) -> None:
         if done.fits is not None:
-            desk.learn(attempts[0].claim, done.fits)
+            desk.ran_out_of_memory(call, done.fits)
         late = [attempt for attempt in attempts if attempt.cause == "timeout"]
         if len(attempts) > 1 and late:
             desk.ran_out_of_time([attempt.claim for attempt in late])
@@ -396,7 +400,7 @@ class Course:
         for member in members:
             member.abandoned = True
         if attempt.together:
-            attempt.desk.end([member.claim for member in members], float("inf"))
+            attempt.desk.end([member.claim for member in members])
         else:
             attempt.desk.freed()
         for member in members:

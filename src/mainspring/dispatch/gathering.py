@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mainspring.config import TaskManagerConfig, seconds
+from mainspring.dispatch.budget import Budget
 from mainspring.dispatch.desk import Desk, is_suspect, place
 from mainspring.dispatch.members import Marks
 from mainspring.processors.batch import Batching
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from mainspring.dispatch.lane import LaneDesk
 
 Place = tuple[int, int]
-_REMEMBERED = 10_000
+_REMEMBERED = 10_000  # tasks that ran out of time
+_KINDS = 256  # of calls whose budgets are kept
 
 
 class _Member(NamedTuple):
@@ -31,6 +32,22 @@ class _Member(NamedTuple):
     @property
     def is_urgent(self) -> bool:
         return self.claim.priority > TaskPriority.NORMAL
+
+
+class Call(NamedTuple):
+    """What goes into one call; some may still leave before it begins."""
+
+    claims: list[Claimed]
+    key: Hashable  # what they have in common
+    cost: float
+
+
+class Forming(NamedTuple):
+    """A batch that waits."""
+
+    size: int
+    most: int
+    closes_s: float | None  # None: it begins when a slot falls free
 
 
 class _Group:
@@ -67,9 +84,8 @@ class Gathering(Desk):
         kind: str,
         processor: Batching,
         lane: LaneDesk,
-        config: TaskManagerConfig,
         prepare: Callable[[Gathering, Claimed], Awaitable[bool] | None],
-        serve: Callable[[Gathering, list[Claimed], int, asyncio.Task[Any]], Awaitable[bool]],
+        serve: Callable[[Gathering, Call, int, asyncio.Task[Any]], Awaitable[bool]],
         refuse: Callable[[Claimed, Exception, str], None],
         marks: Marks,
     ) -> None:
@@ -81,10 +97,13 @@ class Gathering(Desk):
         self.closed: Counter[str] = Counter()  # why calls began
         self.calls = 0  # that have ended
         self.items = 0  # in those
+        self._cost = 0.0  # of all calls
+        self._padded = 0.0  # the same if each item cost as much as the largest beside it
+        self._allowed = float(self.policy.max_size) if self.policy.max_cost is None else self.policy.max_cost
+        self._budgets: dict[Hashable, Budget] = {}  # the latest used last
         self._wait_s = self.policy.wait_s
         self._join = processor.join
         self._lane = lane
-        self._prefetch_s = seconds(config.prefetch_s, "prefetch_s")
         self._prepare = prepare
         self._refuse = refuse
         self._groups: dict[tuple[Hashable, int], _Group] = {}
@@ -92,7 +111,8 @@ class Gathering(Desk):
         self._limits: dict[bytes, int] = {}  # tasks that ran out of time in a call: the size of their next one
         self._preparing: set[asyncio.Task[None]] = set()
         self._begun = 0  # claims in calls
-        self._last_call_s = float("inf")
+        self._is_ahead = True  # a call is claimed while all slots are busy
+        self._is_asked = False  # a slot has looked for a call since the last look at what is too much
         self._timer: asyncio.TimerHandle | None = None
         self._taking = True
 
@@ -101,7 +121,7 @@ class Gathering(Desk):
     def put(self, claims: list[Claimed]) -> None:
         for claim in claims:
             if is_suspect(claim):  # it runs alone, and what it needs is done then
-                self._add(claim, (claim.id,), 0.0)
+                self._add(claim, (claim.id,), 1.0)
                 continue
             preparing = self._prepare(self, claim)
             if preparing is None:
@@ -124,7 +144,7 @@ class Gathering(Desk):
             self.freed()
             self._refuse(claim, exc, self.lane)
         else:
-            self._add(claim, (key, claim.timeout_ms), cost)
+            self._add(claim, (key, claim.timeout_ms), 1.0 if self.policy.max_cost is None else cost)
 
     def _add(self, claim: Claimed, key: Hashable, cost: float) -> None:
         size = min(self.policy.max_size, self._limits.get(claim.id, self.policy.max_size))
@@ -141,6 +161,11 @@ class Gathering(Desk):
 
     def first(self) -> Place | None:
         """Return the place of the call that may begin now; None: there is none, and somebody is woken when there is."""
+        self._is_asked = True
+        if not self._is_ahead:
+            self._is_ahead = True
+            self.pace()
+            self.store.demand()
         if not self._groups:
             return None
         now = self.env.monotonic()
@@ -148,6 +173,15 @@ class Gathering(Desk):
         if best is not None:
             return self._groups[best].members[0].place
         self._wake_at(min(group.since for group in self._groups.values()) + self._wait_s, now)
+        return None
+
+    def forming(self, id: bytes) -> Forming | None:
+        """Return the batch that a task waits in; None: in none."""
+        for key, group in self._groups.items():
+            if any(member.claim.id == id for member in group.members):
+                now = self.env.monotonic()
+                closes_s = None if self._why(key, group, now) else group.since + self._wait_s - now
+                return Forming(len(group.members), self._size(key), closes_s)
         return None
 
     def _best(self, now: float) -> tuple[Hashable, int] | None:
@@ -161,14 +195,20 @@ class Gathering(Desk):
         """Return why a call of this group may begin now, if it may."""
         if len(group.members) >= self._size(key):
             return "full"
-        if self.policy.max_cost is not None and group.cost >= self.policy.max_cost:
+        if group.cost >= self._limit(key):
             return "cost"
         if group.urgent:
             return "urgent"
         return "wait" if now - group.since >= self._wait_s or is_suspect(group.members[0].claim) else ""
 
     def _size(self, key: tuple[Hashable, int]) -> int:
-        return min(key[1], self._fits.get(key[0], key[1]))
+        """Return how many may go into one call."""
+        most = min(key[1], self._fits.get(key[0], key[1]))
+        return most if self.policy.max_cost is not None else min(most, int(self._limit(key)))
+
+    def _limit(self, key: tuple[Hashable, int]) -> float:
+        budget = self._budgets.get(key[0])
+        return self._allowed if budget is None else budget.limit
 
     def _wake_at(self, due: float, now: float) -> None:
         if self._timer is not None:
@@ -191,7 +231,12 @@ class Gathering(Desk):
             del self._groups[key]
 
     def take_surplus(self) -> list[Claimed]:
-        """Take out what has no slot to begin in any more: the last ones in the order."""
+        """Take out what has no slot to begin in any more: the last ones in the order.
+
+        Where no slot has asked for long, the call that was claimed ahead is given back until one does.
+        """
+        self._is_ahead = self._is_asked
+        self._is_asked = False
         self.pace()
         surplus = self.queued - max(0, self.port.limit - self._begun)
         if surplus <= 0:
@@ -202,43 +247,54 @@ class Gathering(Desk):
 
     # ... and go
 
-    def form(self) -> list[Claimed]:
+    def form(self) -> Call:
         """Take out what goes into the next call; `first` has just told that there is one."""
         now = self.env.monotonic()
         key = self._best(now)
         assert key is not None
-        group, size = self._groups[key], self._size(key)
+        group, size, limit = self._groups[key], self._size(key), self._limit(key)
         why = self._why(key, group, now)
-        n, cost = 0, 0.0
+        n, cost, largest = 0, 0.0, 0.0
         for member in group.members[:size]:
-            if n and self.policy.max_cost is not None and cost + member.cost > self.policy.max_cost:
+            if n and cost + member.cost > limit:
                 why = "cost"
                 break
             n += 1
             cost += member.cost
+            largest = max(largest, member.cost)
         formed = [member.claim for member in group.members[:n]]
         self._keep(key, group.members[n:])
         self.closed[why] += 1
-        return formed
+        self._cost += cost
+        self._padded += n * largest
+        return Call(formed, key[0], cost)
 
     def begin(self, n: int) -> None:
         """A call with so many claims begins."""
         self._begun += n
         self.pace()
 
-    def end(self, claims: list[Claimed], duration: float) -> None:
-        """A call is over; room for the next one comes before the records, whose commit looks for room."""
-        self._begun -= len(claims)
-        self.port.released += len(claims)
+    def end(self, claims: list[Claimed]) -> None:
+        """A call with these is over; room for the next comes before the records, whose commit looks for room."""
+        n = len(claims)
+        self._begun -= n
+        self.port.released += n
         self.over = claims[-1]
         self.calls += 1
-        self.items += len(claims)
-        self._last_call_s = duration
+        self.items += n
         self.pace(freeing=1)
 
-    def learn(self, claim: Claimed, fits: int) -> None:
-        """Memory ran out in its call: no larger one of its like is made again."""
-        self._fits[self._join(claim)[0], claim.timeout_ms] = fits
+    def took(self, call: Call, seconds: float) -> None:
+        """A whole call went well, in so long."""
+        budget = self._budgets.pop(call.key, None) or Budget(self._allowed)
+        self._budgets[call.key] = budget
+        if len(self._budgets) > _KINDS:
+            del self._budgets[next(iter(self._budgets))]
+        budget.learn(call.cost, seconds)
+
+    def ran_out_of_memory(self, call: Call, fits: int) -> None:
+        """No larger call of its like is made again."""
+        self._fits[call.key] = fits
 
     def ran_out_of_time(self, claims: list[Claimed]) -> None:
         """Whose fault it was is not known: each of them comes again in a smaller call."""
@@ -252,14 +308,16 @@ class Gathering(Desk):
         self._limits.pop(claim.id, None)
 
     def pace(self, freeing: int = 0) -> None:
-        """Claim what free slots can begin, and one call more where calls are short."""
+        """Claim what free slots can begin, and one call more: a busy lane must find it in the one order."""
         if self._taking:
-            calls = self._lane.idle + freeing + (self._last_call_s < self._prefetch_s)
+            calls = self._lane.idle + freeing + self._is_ahead
             self.port.limit = self._begun + calls * self.policy.max_size
 
     def shut(self) -> None:
         self._taking = False
         self.port.limit = -1_000_000_000
+        if self._groups:
+            self.closed["drain"] += len(self._groups)
 
     async def close(self) -> None:
         self.shut()
@@ -283,6 +341,19 @@ class Gathering(Desk):
         self._lane.lose_slot(task)
 
     def stats(self) -> dict[str, Any]:
-        """Return what calls there were and why they began. `fill` is the share of `max_size` that was used."""
-        fill = self.items / (self.calls * self.policy.max_size) if self.calls else None
-        return {"calls": self.calls, "items": self.items, "fill": fill, "closed": dict(self.closed)}
+        """Return what calls there were and why they began.
+
+        `fill` is the share of `max_size` that was used. `padding` is the share of a call that would be computed for
+        nothing if all its items were brought to the cost of the largest; None where costs are not counted. `learned`
+        has what goes into calls of those kinds that are quicker below what is allowed, least first.
+        """
+        n = self.calls * self.policy.max_size
+        is_padding_known = self.policy.max_cost is not None and self._padded > 0
+        return {
+            "calls": self.calls,
+            "items": self.items,
+            "fill": self.items / n if n else None,
+            "padding": 1 - self._cost / self._padded if is_padding_known else None,
+            "learned": sorted({budget.learned for budget in self._budgets.values()} - {self._allowed}),
+            "closed": dict(self.closed),
+        }

@@ -175,12 +175,12 @@ class LaneDesk(Desk):
 
     async def _serve_call(self, gathering: Gathering, mark: int, task: asyncio.Task[Any]) -> bool:
         """Take the next call of a gathering, from claims to outcomes; returns whether the slot is still good."""
-        claims = gathering.form()
+        call = gathering.form()
         self.wake_one()
         try:
-            return await gathering.serve(gathering, claims, mark, task)
+            return await gathering.serve(gathering, call, mark, task)
         except Exception as exc:  # noqa: BLE001 - the boundary: a bug may cost tasks, never their slot
-            for claim in claims:
+            for claim in call.claims:
                 self._broken(gathering, claim, exc)
             return True
 

@@ -15,7 +15,7 @@ import msgspec
 from mainspring.config import EngineConfig, SchedulerConfig, TaskManagerConfig, seconds
 from mainspring.dispatch.course import Course
 from mainspring.dispatch.desk import Desk
-from mainspring.dispatch.gathering import Gathering
+from mainspring.dispatch.gathering import Forming, Gathering
 from mainspring.dispatch.intake import Intake, unordered
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.members import Marks
@@ -174,7 +174,7 @@ class TaskManager:
         if kind in self._gatherings or getattr(processor, "batch", None) is None:
             return
         gathering = Gathering(
-            kind, processor, lane, self.config, self._course.prepare, self._course.serve_call,
+            kind, processor, lane, self._course.prepare, self._course.serve_call,
             self._course.recorder.refuse, self._marks,
         )  # fmt: skip
         gathering.port.types = frozenset((kind,))
@@ -299,13 +299,21 @@ class TaskManager:
         """Return all the store knows about a task. Raises TaskNotFound.
 
         Where a ready task is kept from running its reason says by what: `paused`, or `no_worker` that serves its type.
+        One that this process has claimed and that waits for others to join has `batch`.
         """
         key = id_of(task_id).bytes
         info = await self.store.info(key)
+        if info.reason == "claimed" and self.forming(key) is not None:
+            return msgspec.structs.replace(info, reason="batch")
         if info.reason != "ready":
             return info
         reason = (await self.store.standing(key)).reason
         return msgspec.structs.replace(info, reason=reason) if reason in ("paused", "no_worker") else info
+
+    def forming(self, key: bytes) -> Forming | None:
+        """Return the batch in this process that a task waits in; None: in none."""
+        found = (gathering.forming(key) for gathering in self._gatherings.values())
+        return next((forming for forming in found if forming is not None), None)
 
     async def get_task_result(self, task_id: TaskId | str, timeout: float | str | None = None) -> TaskResult:
         """Wait until the task has ended and return how; a failure is a result, not an exception.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mainspring.dispatch.gathering import Forming
 from mainspring.dispatch.manager import TaskManager
 from mainspring.store.base import Standing
 from mainspring.tasks import TaskId, TaskStatus
@@ -17,7 +18,18 @@ async def explain(manager: TaskManager, task_id: TaskId) -> str:
     if standing.status.is_final:
         why = "" if standing.error is None else f" ({standing.error})"
         return f"It ended as {standing.status.value}{why}."
+    if standing.reason == "claimed" and (forming := manager.forming(task_id.bytes)) is not None:
+        return _forming(forming)
     return _PENDING[standing.reason or "ready"](standing)
+
+
+def _forming(batch: Forming) -> str:
+    left_s = batch.closes_s
+    if left_s is None:
+        ends = "begins when a slot falls free"
+    else:
+        ends = f"closes in {left_s * 1000:.0f} ms" if left_s < 1 else f"closes in {left_s:,.0f} s"
+    return f"It waits in batch {batch.size}/{batch.most}, which {ends}."
 
 
 def _parents(standing: Standing) -> str:

@@ -1,0 +1,90 @@
+"""How much a call should take: found out by trying, within what its handler allows."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+_KEPT: Final = 8  # calls that speak for a size
+_BETTER: Final = 0.9  # a size is left for another that takes less than this share of its time
+_FIRST: Final = 8  # full calls before the first trial, and after one that paid
+_SELDOM: Final = 1024  # the same at most, after trials that did not
+_SHORT_S: Final = 0.002  # calls below this are cheap beside what is around them, and say little
+
+
+class Budget:
+    """The cost that goes into one call of its kind: as much as is allowed, or less where less is quicker.
+
+    What a unit of cost takes falls with the size of a call while a fixed cost is shared, and rises again where padding,
+    caches or a service behind it get the worse of it: a valley. It is walked in steps of a factor of two. After some
+    calls that used the budget up, a few are made with half or with twice of it, never above what is allowed; a size is
+    judged by what its last calls took together for what they cost together. One that pays is kept; after one that does
+    not the next trial comes twice as many calls later, so that trials cost less and less.
+
+    Source: hill climbing on what was measured, as in the adaptive batch scheduler of TensorFlow Serving
+    (adaptive_shared_batch_scheduler.h); Crankshaw et al. 2017, Clipper, section 4.3, for sizes learned from latencies.
+    """
+
+    __slots__ = ("_allowed", "_best", "_left", "_pause", "_seen", "_step", "_tried")
+
+    def __init__(self, allowed: float) -> None:
+        self._allowed = allowed
+        self._best = 0  # halvings of what is allowed
+        self._tried: int | None = None  # the same, while another size is tried
+        self._step = 1  # of the next trial; -1 is towards larger calls
+        self._pause = _FIRST
+        self._left = _FIRST  # full calls until the next trial
+        self._seen: dict[int, deque[tuple[float, float]]] = {}  # cost and seconds of the last calls, by halvings
+
+    @property
+    def limit(self) -> float:
+        """What the next call may cost; one item always may."""
+        return self._limit(self._best if self._tried is None else self._tried)
+
+    @property
+    def learned(self) -> float:
+        """The best that was found so far."""
+        return self._limit(self._best)
+
+    def _limit(self, halvings: int) -> float:
+        return max(1.0, self._allowed / (1 << halvings))
+
+    def learn(self, cost: float, seconds: float) -> None:
+        """A call of this cost took so long."""
+        now = self._best if self._tried is None else self._tried
+        if seconds < _SHORT_S or not self._limit(now) / 2 < cost <= self._limit(now):
+            return  # it did not matter, or the budget held nothing back
+        self._seen.setdefault(now, deque(maxlen=_KEPT)).append((cost, seconds))
+        if self._tried is not None:
+            if len(self._seen[now]) == _KEPT:
+                self._judge(self._tried)
+            return
+        self._left -= 1
+        if self._left <= 0:
+            self._try()
+
+    def _try(self) -> None:
+        if not self._is_size(self._best + self._step):
+            self._step = -self._step
+        if not self._is_size(self._best + self._step):  # there is this size alone
+            self._left = _SELDOM
+            return
+        self._tried = self._best + self._step
+        self._seen.pop(self._tried, None)
+
+    def _is_size(self, halvings: int) -> bool:
+        return halvings >= 0 and self._allowed / (1 << halvings) >= 1.0
+
+    def _judge(self, tried: int) -> None:
+        self._tried = None
+        if self._unit_s(tried) < _BETTER * self._unit_s(self._best):
+            self._best = tried
+            self._pause = _FIRST
+        else:
+            self._step = -self._step
+            self._pause = min(2 * self._pause, _SELDOM)
+        self._left = self._pause
+
+    def _unit_s(self, halvings: int) -> float:
+        calls = self._seen[halvings]
+        return sum(seconds for _, seconds in calls) / sum(cost for cost, _ in calls)
