@@ -212,7 +212,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         default_factory=lambda: Path.home() / ".cache" / "mainspring" / "models"
     )
     budget_bytes: int = 4 * GIB  # least recently used models are evicted above this
-    max_batch_tokens: int = 512  # padded tokens of one call: on CPUs larger batches are slower
+    max_batch_tokens: int = 256  # padded tokens of one call: on CPUs larger batches are slower
     threads_per_call: int = 1  # one caller a core beats threads inside a call
 
 

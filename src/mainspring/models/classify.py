@@ -35,7 +35,7 @@ class _Classifier(BlockingModel):
     accepts: ClassVar[tuple[str, ...]] = ("text", "pairs")
     reads: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, info: ModelInfo, layout: Layout, *, threads: int = 1, max_batch_tokens: int = 512) -> None:
+    def __init__(self, info: ModelInfo, layout: Layout, *, threads: int = 1, max_batch_tokens: int = 256) -> None:
         assert layout.tokenizer is not None
         self.info = info
         self.labels = layout.labels

@@ -22,6 +22,7 @@ from mainspring.models.sources import FolderSource, PinnedSource, source_of
 from mainspring.tasks import ModelInput
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")  # no way out of a folder
+_TOGETHER = frozenset(("classification", "token_classification", "python"))
 BUSY_RETRY_S = 1.0  # models in use are given back within a batch or so
 
 
@@ -117,6 +118,11 @@ class ModelManager:
     def embeds(self, model_id: str) -> bool:
         """Whether the model gives embeddings; True where only loading it could tell. Raises: InvalidInput: unknown."""
         return self._slot(model_id).source.embeds is not False
+
+    def answers_together(self, model_id: str) -> bool:
+        """Whether many inputs in one call take less than one after the other. Raises: InvalidInput: unknown."""
+        source = self._slot(model_id).source
+        return source.embeds is True or source.kind in _TOGETHER
 
     def check(self, model_id: str, input: ModelInput, params: dict[str, Any]) -> None:
         """Refuse at submit what the model can't read. Loads nothing. Raises: InvalidInput."""

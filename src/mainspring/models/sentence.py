@@ -76,7 +76,7 @@ class SentenceModel(Embedding):
     Source: Reimers & Gurevych 2019, mean pooling (section 3).
     """
 
-    def __init__(self, info: ModelInfo, layout: Layout, *, threads: int = 1, max_batch_tokens: int = 512) -> None:
+    def __init__(self, info: ModelInfo, layout: Layout, *, threads: int = 1, max_batch_tokens: int = 256) -> None:
         assert layout.tokenizer is not None
         self.info = info
         self.max_tokens = layout.max_tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -10,7 +10,9 @@ import msgspec
 
 from mainspring.errors import InvalidInput, invalid
 from mainspring.processors.base import Item, Lane, failure
-from mainspring.tasks import Done, Outcome, Ref, SearchQuery, TaskInput, TaskType
+from mainspring.processors.batch import Batch
+from mainspring.tasks import Done, Outcome, Ref, SearchQuery, TaskInput, TaskType, Work
+from mainspring.tasks.codec import decode_input
 from mainspring.vectors import MAX_TOP_K, VectorStore
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class SearchProcessor:
     """Answers each query with the nearest records of its collection, best first.
 
     A query that has only a text is embedded by the model that made the collection's vectors; where their writer named
-    none, by the task's own, else by the default one.
+    none, by the task's own, else by the default one. Tasks that look into one collection join, up to 64.
 
     Args:
         embed: texts and a model's id (None: the default one) to vectors, shape (len(texts), dim).
@@ -35,6 +37,7 @@ class SearchProcessor:
 
     task_type = TaskType.VECTOR_SEARCH
     lane: Lane = "thread"
+    batch = Batch(max_size=64)
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """All that can be asked stands in the query."""
@@ -61,6 +64,10 @@ class SearchProcessor:
             raise invalid("input.filter", query.filter, "is no mapping", 'use one such as {"language": "en"}, or None')
         if type(query.top_k) is not int or not 1 <= query.top_k <= MAX_TOP_K:
             raise invalid("input.top_k", query.top_k, "is out of range", f"use 1 to {MAX_TOP_K}")
+
+    def join(self, work: Work) -> tuple[Hashable, float]:
+        """Queries of one collection are answered by one pass over its vectors."""
+        return (decode_input(work.input).as_query().collection, work.model_id), 0.0
 
     def load(self) -> None:
         """Nothing to load: a model comes with its first text."""

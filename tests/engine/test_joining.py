@@ -1,7 +1,8 @@
-"""Embeddings of single texts join in calls of the model, and each has the outcome that it would have alone."""
+"""Tasks of built-in types join in calls, and each has the outcome that it would have alone."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from tests.engine.support import engine_on, value
 
-from mainspring import Engine, InvalidInput, TaskHandle
+from mainspring import Engine, InvalidInput, ModelInput, ProcessingFailed, SearchQuery, TaskHandle
 
 pytestmark = pytest.mark.anyio
 WORDS = "tasks wait in one durable order and run when a slot falls free".split()
@@ -82,3 +83,52 @@ async def test_a_text_that_cannot_be_embedded_fails_alone(engine: Engine) -> Non
     assert (await value(short)).shape == (384,)
     with pytest.raises(InvalidInput, match="longer than"):
         await value(long)
+
+
+class Louder:
+    """Knows how many inputs went into each call, and runs out of memory where "bad" is among several."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def infer(self, inputs: list[ModelInput]) -> list[Any]:
+        self.calls.append(len(inputs))
+        if len(inputs) > 1 and any(one.text == "bad" for one in inputs):
+            raise MemoryError("too many")
+        return [ValueError("bad") if one.text == "bad" else str(one.text).upper() for one in inputs]
+
+
+async def test_inference_joins_where_the_model_takes_many(engine: Engine) -> None:
+    """A Python model gets what waits in one call; what it says of one input is that task's outcome."""
+    model = Louder()
+    engine.models.register("louder", model)
+    texts = [*WORDS, "bad", *WORDS, *WORDS]
+    async with asyncio.TaskGroup() as group:
+        asked = [group.create_task(engine.submit(engine.infer, "louder", text, max_retries=0)) for text in texts]
+    handles = [await one for one in asked]
+    for text, handle in zip(texts, handles, strict=True):
+        if text == "bad":
+            with pytest.raises(ProcessingFailed, match="bad"):
+                await value(handle)
+        else:
+            assert await value(handle) == text.upper()
+    assert max(await sizes(engine, handles)) > 10
+    assert max(model.calls) > 10
+
+
+async def test_searches_of_a_collection_join(engine: Engine) -> None:
+    """They find what each would find alone; a bad one fails alone; those of another collection are in other calls."""
+    eye = np.eye(len(WORDS), dtype=np.float32)
+    for name in ("words", "others"):
+        await engine.upsert(name, eye, ids=[f"{name} {n}" for n in range(len(WORDS))])
+    queries = [SearchQuery(vector=row, collection="words", top_k=1) for row in eye] * 4
+    queries.append(SearchQuery(vector=eye[0][:3], collection="words", top_k=1))
+    queries += [SearchQuery(vector=row, collection="others", top_k=1) for row in eye]
+    handles = await engine.map(engine.search, queries, max_retries=0)
+    answers = [await value(handle) for handle in handles if handle is not handles[4 * len(WORDS)]]
+    names = ["words"] * 4 + ["others"]
+    assert [hits[0].id for hits in answers] == [f"{name} {n}" for name in names for n in range(len(WORDS))]
+    with pytest.raises(InvalidInput, match="vector of the query"):
+        await value(handles[4 * len(WORDS)])
+    assert max(await sizes(engine, handles)) > 10
+    assert max(await sizes(engine, handles[-len(WORDS) :])) <= len(WORDS)
