@@ -63,6 +63,8 @@ if TYPE_CHECKING:
         CustomOutput,
         EmbeddingOutput,
         ErrorInfo,
+        Ledger,
+        LedgerRow,
         ModelInput,
         ModelOutput,
         Ref,
@@ -108,7 +110,7 @@ _HOMES = {
     "resources": "ResourceMonitor ResourceUsage",
     "scheduling": "TaskScheduler",
     "tasks": (
-        "Attempt Binary BinaryOutput Chunk Custom CustomOutput EmbeddingOutput ErrorInfo ModelInput "
+        "Attempt Binary BinaryOutput Chunk Custom CustomOutput EmbeddingOutput ErrorInfo Ledger LedgerRow ModelInput "
         "ModelOutput Ref Resources Retry RunningTask SearchHit SearchQuery SearchResults StoredRef Task "
         "TaskId TaskInfo TaskInput TaskMetrics TaskOutput TaskPriority TaskResult TaskStatus TaskType Text "
         "TextOutput VectorRecord"
@@ -141,6 +143,8 @@ __all__ = [
     "InternalError",
     "InvalidInput",
     "Item",
+    "Ledger",
+    "LedgerRow",
     "Model",
     "ModelConfig",
     "ModelInfo",

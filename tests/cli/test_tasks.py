@@ -314,6 +314,26 @@ def test_stats_count_tasks_and_living_workers(here: Run, shop: Worker) -> None:
     assert f" {shop.ready['pid']} " in here("stats").out
 
 
+def test_stats_sum_up_costs(here: Run, shop: Worker) -> None:
+    """By what is asked for, for people and for programs, and from a moment on."""
+    for width in (1, 2):
+        here("wait", submitted(here, "custom:resize", json.dumps({"width": width}), "--group", "blue"))
+    told = here("stats", "--by", "group", "--by", "type", "--json").json
+    assert (told["by"], told["since"], told["pruned"]) == (["type", "group"], None, 0)
+    row = next(row for row in told["rows"] if row["group"] == "blue")
+    assert (row["type"], row["attempts"], row["outcomes"]) == ("custom:resize", 2, {"completed": 2})
+    assert row["cpu_time"]["known"] == 2
+    assert "day" not in row
+    days = here("stats", "--by", "day", "--since", "1h", "--json").json
+    assert len(days["rows"]) in (1, 2)
+    shown = here("stats", "--by", "group").out
+    assert "group" in shown
+    assert "blue" in shown
+    assert here("stats", "--by", "group", "--since", "2100-01-01", "--json").json["rows"] == []
+    wrong = here("stats", "--since", "1h")
+    assert (wrong.code, "goes with --by" in wrong.err) == (2, True)
+
+
 def test_watch_shows_progress_on_a_terminal_until_ctrl_c(shop: Worker, held: str) -> None:
     """On a terminal the table may have colours; Ctrl-C gives the terminal back."""
     ours, theirs = pty.openpty()

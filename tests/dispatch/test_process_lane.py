@@ -152,6 +152,8 @@ async def test_metrics(engine: Engine) -> None:
     assert idle.cpu_time is not None
     assert 0.09 < busy.cpu_time < 0.2
     assert idle.cpu_time < 0.05
+    assert busy.duration is not None
+    assert idle.duration is not None
     assert min(busy.duration, idle.duration) >= 0.1
     assert big.memory_bytes is not None
     assert little.memory_bytes is not None

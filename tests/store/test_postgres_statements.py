@@ -30,6 +30,8 @@ LOOKS = {
     "kept_kinds": "a person's list of kept results",
     "kept_bytes": "sums kept results up, in an index alone, at each turn of whoever leads",
     "attempts_since": "a person's ledger: all attempts since a moment",
+    "ledger": "the same, summed up, on a connection of its own",
+    "ledger_hits": "goes with it",
     "purge_kept": "a person takes kept results away",
 }
 """What goes through whole tables or indexes, and why that is right. Every other statement stands on keys."""

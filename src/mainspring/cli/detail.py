@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_COSTS = ("waited", "ran for", "cpu", "memory", "network", "batch")
+
+
 def show(id: Id, store: StorePath = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """Print everything about a task: options, parents, attempts, error, result."""
     run(_show(id, store, Screen(as_json)))
@@ -86,7 +89,7 @@ def _happened(info: TaskInfo, result: TaskResult | None) -> Iterator[tuple[str, 
     yield "error", error_line(info.error)
     if result is not None:
         metrics = result.metrics
-        yield "ran for", span(metrics.duration) if metrics.lane else ""
+        yield "ran for", span(metrics.duration)
         yield "waited", span(metrics.queue_wait)
         yield "cpu time", span(metrics.cpu_time)
         yield "memory", size(metrics.memory_bytes)
@@ -100,13 +103,20 @@ def _attempts(attempts: tuple[Attempt, ...]) -> Table:
             str(item.number),
             item.outcome,
             item.worker or "",
-            local(item.started),
+            item.lane or "",
             local(item.ended),
+            span(item.queue_wait),
+            span(item.duration),
+            span(item.cpu_time),
+            size(item.memory_bytes),
+            size(item.network_bytes),
+            str(item.batch_size),
             error_line(item.error),
         )
         for item in attempts
     ]
-    return table(("attempt", "outcome", "worker", "started", "ended", "error"), rows, right=("attempt",))
+    columns = ("attempt", "outcome", "worker", "lane", "ended", *_COSTS, "error")
+    return table(columns, rows, right=("attempt", *_COSTS))
 
 
 def why(id: Id, store: StorePath = DEFAULT_STORE, as_json: AsJson = False) -> None:

@@ -1,16 +1,21 @@
-"""`stats`: how much there is to do, and who does it."""
+"""`stats`: how much there is to do, who does it, and what it has cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from mainspring.cli import costs
 from mainspring.cli.lookup import WorkerRow, pauses, workers
 from mainspring.cli.opening import opened, run
-from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath
+from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath, moment
 from mainspring.cli.screen import Screen, local, span, table
 from mainspring.environment import SYSTEM
-from mainspring.tasks import BUILT_IN_TYPES, TaskStatus
+from mainspring.errors import invalid
+from mainspring.tasks import BUILT_IN_TYPES, LedgerKey, TaskStatus
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,9 +23,39 @@ if TYPE_CHECKING:
 _COUNTS = ("unfinished", "completed", "failed", "timeout", "cancelled")
 
 
-def stats(store: StorePath = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """Count tasks by status and type; list the living workers and what is paused."""
-    run(_stats(store, Screen(as_json)))
+class By(StrEnum):
+    """What costs may be summed up by."""
+
+    TYPE = "type"
+    GROUP = "group"
+    DAY = "day"
+
+
+def stats(
+    by: Annotated[
+        list[By] | None, typer.Option(help="Sum up what attempts have cost by this; may be given several times.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="WHEN", help='With --by: attempts that ended since then; "24h" is a day back.')
+    ] = None,
+    store: StorePath = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Count tasks by status and type; list living workers and pauses. With --by: what attempts have cost."""
+    if not by and since is not None:
+        raise invalid("since", since, "goes with --by", "add --by type, group or day")
+    run(_costs(store, [key.value for key in by], since, Screen(as_json)) if by else _stats(store, Screen(as_json)))
+
+
+async def _costs(store: str, by: Sequence[LedgerKey], since: str | None, screen: Screen) -> None:
+    async with opened(store) as engine:
+        ledger = await engine.ledger(by, since=moment(since, "since"))
+    if screen.as_json:
+        screen.document(costs.as_document(ledger))
+        return
+    screen.draw(costs.as_table(ledger))
+    if note := costs.missing(ledger):
+        screen.text(note)
 
 
 async def _stats(store: str, screen: Screen) -> None:

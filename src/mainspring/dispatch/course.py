@@ -35,7 +35,7 @@ from mainspring.store.base import (
     Spec,
     Store,
 )
-from mainspring.tasks import ErrorInfo, TaskId
+from mainspring.tasks import ErrorInfo, TaskId, Usage
 
 logger = logging.getLogger("mainspring.dispatch")
 
@@ -342,7 +342,7 @@ class Course:
             desk.ran_out_of_time([attempt.claim for attempt in late])
         for attempt, report in zip(attempts, done.reports, strict=True):
             if len(attempts) > 1 and attempt.cause == "timeout":
-                self._store.finish(Finish(attempt.claim, RELEASED, self._store.now_ms()))
+                self.recorder.released(attempt, report.usage)
                 self._let_go(attempt)
                 continue
             desk.forget(attempt.claim)
@@ -410,4 +410,9 @@ class Course:
             attempt.task.cancel()
         error = ErrorInfo(type="TaskTimeout", message="did not stop when asked")
         for member in members:
-            self.recorder.record(member, Report(error=error, retryable=True))
+            self.recorder.record(member, Report(error=error, retryable=True, usage=self._so_far(member)))
+
+    def _so_far(self, attempt: Attempt) -> Usage:
+        """What is known of an attempt that still runs: for how long it does."""
+        began, together = attempt.started_at, max(1, len(attempt.together))
+        return Usage(0.0 if began is None else self._env.monotonic() - began, batch_size=together)

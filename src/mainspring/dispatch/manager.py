@@ -23,7 +23,7 @@ from mainspring.dispatch.parts import Parts
 from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.registry import record_of
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import InvalidInput, StoreUnavailable, TaskError, TaskNotFound
+from mainspring.errors import InvalidInput, StoreUnavailable, TaskError, TaskNotFound, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import Lane as LaneName
 from mainspring.processors.calls import id_of, submitter
@@ -42,7 +42,10 @@ from mainspring.store.base import (
     Lane,
 )
 from mainspring.tasks import (
+    LEDGER_KEYS,
     ErrorInfo,
+    Ledger,
+    LedgerKey,
     RunningTask,
     Task,
     TaskId,
@@ -419,6 +422,32 @@ class TaskManager:
         }
         stats["batches"] = {kind: gathering.stats() for kind, gathering in self._gatherings.items()}
         return stats
+
+    async def ledger(
+        self, by: LedgerKey | Sequence[LedgerKey] = (), *, since: datetime | float | str | None = None
+    ) -> Ledger:
+        """Return what attempts have cost, summed up by type, group and day, whichever of these are named.
+
+        What retention has removed is missing, and `Ledger.pruned` says how much that is. It looks at every attempt, on
+        a connection of its own: about a second for a million.
+
+        Args:
+            since: attempts that ended before are left out; a time with its zone, or for how long back, as "24h".
+
+        Raises: InvalidInput, StoreUnavailable.
+        """
+        keys = (by,) if isinstance(by, str) else tuple(by)
+        for key in keys:
+            if key not in LEDGER_KEYS:
+                raise invalid("by", key, "is nothing to sum up by", f"use {', '.join(LEDGER_KEYS)}")
+        return await self.store.ledger(keys, None if since is None else self._since_ms(since))
+
+    def _since_ms(self, since: datetime | float | str) -> int:
+        if not isinstance(since, datetime):
+            return self.store.now_ms() - int(seconds(since, "since") * 1000)
+        if since.tzinfo is None:
+            raise invalid("since", since, "names no zone", "pass an aware datetime, as datetime.now(UTC)")
+        return int(since.timestamp() * 1000)
 
     # The store's news (see WorkerPort)
 

@@ -15,8 +15,8 @@ from mainspring.execution.base import Report
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import failure
 from mainspring.results.values import Values
-from mainspring.store.base import BLOB_OUTPUT, COMPLETED, FAILED, TIMEOUT, Claimed, Finish, Store
-from mainspring.tasks import ChildTasks, Effect, ErrorInfo
+from mainspring.store.base import BLOB_OUTPUT, COMPLETED, FAILED, RELEASED, TIMEOUT, Claimed, Finish, Store
+from mainspring.tasks import ChildTasks, Effect, ErrorInfo, Usage
 
 _encoder = msgspec.msgpack.Encoder()
 _TOO_LATE = _encoder.encode(ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0))
@@ -41,6 +41,11 @@ class Recorder:
         """Record that an attempt could not begin."""
         error = msgspec.structs.replace(failure(exc).error, traceback=None, attempts=claim.retry_count + 1)
         self._finish(Finish(claim, FAILED, self._store.now_ms(), error=_encoder.encode(error), lane=lane))
+
+    def released(self, attempt: Attempt, usage: Usage) -> None:
+        """Record that an attempt is to run again, in another call, and what this one cost."""
+        started, lane = attempt.started_ms, attempt.desk.lane
+        self._finish(Finish(attempt.claim, RELEASED, self._store.now_ms(), started, lane=lane, usage=usage))
 
     def _finish(self, finish: Finish) -> None:
         self._store.finish(finish)

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -34,7 +35,7 @@ from mainspring.results.cache import ResultCache
 from mainspring.scheduling.scheduler import TaskScheduler
 from mainspring.store.base import NewTask
 from mainspring.store.sqlite.store import SqliteStore
-from mainspring.tasks import Resources, Retry, Task, TaskId, TaskPriority
+from mainspring.tasks import Ledger, LedgerKey, Resources, Retry, Task, TaskId, TaskPriority
 from mainspring.vectors.base import VectorStore
 
 if TYPE_CHECKING:
@@ -113,6 +114,12 @@ class Engine(Operations):
     def cache(self) -> ResultCache:
         """What is kept of results, and how to forget it; see `docs/caching.md`."""
         return self.manager.cache
+
+    async def ledger(
+        self, by: LedgerKey | Sequence[LedgerKey] = (), *, since: datetime | float | str | None = None
+    ) -> Ledger:
+        """Return what attempts have cost by type, group and day; see `TaskManager.ledger` and `docs/metrics.md`."""
+        return await self.manager.ledger(by, since=since)
 
     async def metrics(self) -> bytes:
         """Return what Prometheus scrapes, as text; `mainspring worker --metrics-port` serves it. See `docs/metrics.md`.

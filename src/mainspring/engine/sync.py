@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from mainspring.engine.handle import TaskHandle
 from mainspring.environment import SYSTEM, ThreadEvent
 from mainspring.errors import InvalidInput, invalid
-from mainspring.tasks import Ref, Task, TaskId, TaskInfo
+from mainspring.tasks import Ledger, LedgerKey, Ref, Task, TaskId, TaskInfo
 
 if TYPE_CHECKING:
     from mainspring.engine.engine import Engine
@@ -160,6 +161,12 @@ class SyncEngine:
     def stats(self) -> dict[str, Any]:
         """See `TaskManager.stats`."""
         return self.run(self._engine.manager.stats())
+
+    def ledger(
+        self, by: LedgerKey | Sequence[LedgerKey] = (), *, since: datetime | float | str | None = None
+    ) -> Ledger:
+        """See `TaskManager.ledger`."""
+        return self.run(self._engine.manager.ledger(by, since=since))
 
     def as_completed(self, handles: Iterable[SyncHandle]) -> Iterator[SyncHandle]:
         """Yield the handles as their tasks end."""

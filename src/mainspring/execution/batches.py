@@ -45,10 +45,13 @@ class Gathered:
     def is_cancelled(self) -> bool:
         return any(item.context.cancelled for item in self.items)
 
-    def report(self, joint: Joint[Outcome], duration: float, cpu_time: float | None) -> BatchReport:
-        """Return each attempt's report: all lasted as long as the batch, and each has its share of the CPU time."""
+    def report(
+        self, joint: Joint[Outcome], duration: float, cpu_time: float | None, peak_bytes: int | None = None
+    ) -> BatchReport:
+        """Return each attempt's report: all lasted as long as the batch and saw its peak of memory, and each has its
+        share of the CPU time."""
         together = max(1, len(self.items))
-        usage = Usage(duration, None if cpu_time is None else cpu_time / together, batch_size=together)
+        usage = Usage(duration, None if cpu_time is None else cpu_time / together, peak_bytes, batch_size=together)
         ended = iter(joint.outcomes)
         reports = [known or report(next(ended), usage) for known in self._reports]
         return BatchReport(reports, joint.calls, joint.fits)

@@ -294,7 +294,8 @@ class Desk:
         sample = self._meter.stop()
         if os.getpid() != self._pid:  # a fork that the handler let escape: only the original reports
             os._exit(0)
-        self._link.finished_batch(key, batch.report(joint, duration, sample.cpu_s), sample.resident_bytes)
+        reports = batch.report(joint, duration, sample.cpu_s, sample.peak_bytes)
+        self._link.finished_batch(key, reports, sample.resident_bytes)
 
     def _measured(self, processor: HandlerProcessor, item: Item) -> tuple[Report, Sample]:
         context = item.context

@@ -9,15 +9,25 @@ import httpx
 
 
 class Traffic:
-    """Bytes of heads and bodies in both directions, as on the wire before encryption; handshakes are not seen."""
+    """Bytes of heads and bodies in both directions, as on the wire before encryption.
+
+    Handshakes are not seen, nor what frames the chunks of a body whose length is not told.
+    """
 
     __slots__ = ("bytes",)
 
     def __init__(self) -> None:
         self.bytes = 0
 
-    def head(self, headers: httpx.Headers) -> None:
-        self.bytes += sum(len(name) + len(value) + 4 for name, value in headers.raw)
+    def asks(self, request: httpx.Request) -> None:
+        self.bytes += len(request.method) + len(request.url.raw_path) + len("  HTTP/1.1\r\n") + _head(request.headers)
+
+    def answers(self, response: httpx.Response) -> None:
+        self.bytes += len(f"HTTP/1.1 {response.status_code} {response.reason_phrase}\r\n") + _head(response.headers)
+
+
+def _head(headers: httpx.Headers) -> int:
+    return sum(len(name) + len(value) + 4 for name, value in headers.raw) + 2
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):
@@ -50,10 +60,10 @@ class _Transport(httpx.HTTPTransport):
         self._traffic = traffic
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self._traffic.head(request.headers)
+        self._traffic.asks(request)
         request.stream = _Body(request.stream, self._traffic)
         response = super().handle_request(request)
-        self._traffic.head(response.headers)
+        self._traffic.answers(response)
         response.stream = _Body(response.stream, self._traffic)
         return response
 
@@ -64,10 +74,10 @@ class _AsyncTransport(httpx.AsyncHTTPTransport):
         self._traffic = traffic
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self._traffic.head(request.headers)
+        self._traffic.asks(request)
         request.stream = _Body(request.stream, self._traffic)
         response = await super().handle_async_request(request)
-        self._traffic.head(response.headers)
+        self._traffic.answers(response)
         response.stream = _Body(response.stream, self._traffic)
         return response
 

@@ -10,7 +10,7 @@ A claim (task, attempt, owner) is the only key: a write for an attempt that is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -21,6 +21,8 @@ from mainspring.store.ready import Ready
 from mainspring.tasks import (
     Effect,
     ErrorInfo,
+    Ledger,
+    LedgerKey,
     OnDependencyFailure,
     Reason,
     Resources,
@@ -388,6 +390,9 @@ class Store(Protocol):
 
     async def stats(self) -> dict[str, Any]:
         """Return counts of tasks by status, by reason, and by type and status."""
+
+    async def ledger(self, by: Collection[LedgerKey], since_ms: int | None) -> Ledger:
+        """Return what the attempts that ended since then have cost, by these keys."""
 
     async def result(self, id: bytes) -> TaskResult | None: ...
 

@@ -17,6 +17,7 @@ from mainspring.tasks.effects import (
     VectorUpsert,
 )
 from mainspring.tasks.identity import BUILT_IN_TYPES, Reason, TaskId, TaskPriority, TaskStatus, TaskType
+from mainspring.tasks.ledger import LEDGER_KEYS, Figures, Ledger, LedgerKey, LedgerRow
 from mainspring.tasks.payloads import (
     Binary,
     BinaryOutput,
@@ -53,6 +54,7 @@ from mainspring.tasks.work import Report, Work
 
 __all__ = [
     "BUILT_IN_TYPES",
+    "LEDGER_KEYS",
     "Attempt",
     "Binary",
     "BinaryOutput",
@@ -67,7 +69,11 @@ __all__ = [
     "EmbeddingOutput",
     "ErrorInfo",
     "Failed",
+    "Figures",
     "ItemDone",
+    "Ledger",
+    "LedgerKey",
+    "LedgerRow",
     "Log",
     "ModelInput",
     "ModelOutput",

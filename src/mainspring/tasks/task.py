@@ -77,8 +77,8 @@ class TaskMetrics(msgspec.Struct, frozen=True, kw_only=True):
     `docs/metrics.md` tells for each lane how a field is measured.
     """
 
-    duration: float = 0.0  # seconds, wall time of the last attempt
-    memory_bytes: int | None = None  # peak of the attempt: process lane only
+    duration: float | None = None  # seconds, wall time of the last attempt; None where none ran
+    memory_bytes: int | None = None  # peak of the attempt, or of the call that it shared: process lane only
     cpu_usage: float | None = None  # cores kept busy: cpu_time / duration
     network_bytes: int | None = None  # through `ctx.http` only
     retry_count: int = 0
@@ -101,15 +101,21 @@ class TaskResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One try, as recorded when it ended."""
+    """One try, as recorded when it ended. None means unknown, never zero; `docs/metrics.md` tells why."""
 
     number: int
     outcome: str  # completed, failed, retry, timeout, cancelled, released, crashed
     worker: str | None = None
     started: datetime | None = None
     ended: datetime
-    cpu_time: float | None = None
-    memory_bytes: int | None = None
+    duration: float | None = None  # seconds of wall time
+    queue_wait: float | None = None  # seconds from ready to start
+    cpu_time: float | None = None  # seconds; of a batch its equal share
+    memory_bytes: int | None = None  # peak; of a batch that of the whole call
+    network_bytes: int | None = None  # through `ctx.http`, which batches have not
+    batch_size: int = 1  # attempts in the same call
+    retry_count: int = 0  # retries charged before it
+    lane: str | None = None
     error: ErrorInfo | None = None
 
 

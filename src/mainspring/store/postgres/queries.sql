@@ -625,6 +625,29 @@ UNION ALL SELECT id, spec FROM task WHERE due_ms IS NOT NULL UNION ALL SELECT id
 SELECT class.type, attempt.outcome, attempt.duration_us, attempt.wait_ms, attempt.cpu_us
 FROM attempt JOIN task ON task.seq = attempt.task JOIN class ON class.id = task.class WHERE attempt.ended_ms >= $1;
 
+-- name: ledger
+-- What attempts that ended since then have cost, by outcome, and by those of type, group and day (of UTC) that are wanted.
+SELECT CASE WHEN $1::boolean THEN class.type END, CASE WHEN $2::boolean THEN class.grp END,
+    CASE WHEN $3::boolean THEN attempt.ended_ms / 86400000 END, attempt.outcome, count(*),
+    sum(1.0::double precision / attempt.batch), sum(attempt.duration_us::double precision / attempt.batch),
+    count(attempt.duration_us), sum(attempt.duration_us)::bigint, max(attempt.duration_us),
+    count(attempt.wait_ms), sum(attempt.wait_ms)::bigint, max(attempt.wait_ms),
+    count(attempt.cpu_us), sum(attempt.cpu_us)::bigint, max(attempt.cpu_us),
+    count(attempt.memory), sum(attempt.memory)::bigint, max(attempt.memory),
+    count(attempt.network), sum(attempt.network)::bigint, max(attempt.network)
+FROM attempt JOIN task ON task.seq = attempt.task JOIN class ON class.id = task.class
+WHERE attempt.ended_ms >= $4 GROUP BY 1, 2, 3, 4;
+
+-- name: ledger_hits
+-- Tasks that completed since then with the result of equal work, by the same keys.
+SELECT CASE WHEN $1::boolean THEN class.type END, CASE WHEN $2::boolean THEN class.grp END,
+    CASE WHEN $3::boolean THEN task.ended_ms / 86400000 END, count(*)
+FROM task JOIN class ON class.id = task.class
+WHERE task.flags & 256 <> 0 AND task.status = 2 AND task.ended_ms >= $4 GROUP BY 1, 2, 3;
+
+-- name: pruned_since
+SELECT count(*), max(ended_ms) FROM tombstone WHERE ended_ms >= $1;
+
 -- name: insert_done
 -- new -> COMPLETED, with the result of equal work
 INSERT INTO task (seq, id, class, rank, status, flags, priority, max_retries, submitted_ms, ready_ms, not_before_ms,

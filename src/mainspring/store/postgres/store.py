@@ -239,6 +239,9 @@ class PostgresStore(InboxStore):
         with our_errors(self.server):
             return await self._reader.run(run)
 
+    async def survey(self, run: Callable[[View], T]) -> T:
+        return await self.env.to_thread(self.look_aside, run)
+
     def view_soon(self, run: Callable[[View], T], then: Callable[[T], None]) -> None:
         self._reader.put(run, then)
 

@@ -11,7 +11,18 @@ import msgspec
 
 from mainspring.blobs.base import BlobStore
 from mainspring.errors import TaskError, TaskNotFound
-from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, CANCEL_ASKED, OUTCOMES, SHARED, Ended, Kept, Spec, Standing
+from mainspring.store.base import (
+    BLOB_INPUT,
+    BLOB_OUTPUT,
+    CANCEL_ASKED,
+    OUTCOMES,
+    RETRY,
+    SHARED,
+    Ended,
+    Kept,
+    Spec,
+    Standing,
+)
 from mainspring.store.sql.transaction import Row
 from mainspring.tasks import (
     Attempt,
@@ -105,7 +116,7 @@ def info(view: View, blobs: BlobStore, id: bytes) -> TaskInfo:
         retried_as=None if after is None else TaskId(after),
         worker=row[29],
         error=_error(row[25]),
-        attempts=tuple(_attempt(row) for row in tries),
+        attempts=_attempts(tries),
     )
 
 
@@ -151,17 +162,35 @@ def _task(row: Any, parents: Sequence[TaskId], blobs: BlobStore) -> Task:
     )
 
 
-def _attempt(row: Any) -> Attempt:
+def _attempts(rows: Sequence[Any]) -> tuple[Attempt, ...]:
+    found, retries = [], 0
+    for row in rows:
+        found.append(_attempt(row, retries))
+        retries += row[1] == RETRY
+    return tuple(found)
+
+
+def _attempt(row: Any, retry_count: int) -> Attempt:
     return Attempt(
         number=row[0],
         outcome=OUTCOMES[row[1]],
         worker=row[2],
         started=when(row[3]),
         ended=_when(row[4]),
-        cpu_time=None if row[6] is None else row[6] / 1e6,
+        duration=_scaled(row[5], 1e6),
+        queue_wait=_scaled(row[10], 1e3),
+        cpu_time=_scaled(row[6], 1e6),
         memory_bytes=row[7],
+        network_bytes=row[8],
+        batch_size=row[9],
+        retry_count=retry_count,
+        lane=row[11],
         error=_error(row[12]),
     )
+
+
+def _scaled(value: int | None, per_unit: float) -> float | None:
+    return None if value is None else value / per_unit
 
 
 def result(view: View, blobs: BlobStore, id: bytes) -> TaskResult | None:
@@ -190,16 +219,15 @@ def result(view: View, blobs: BlobStore, id: bytes) -> TaskResult | None:
 def _metrics(row: Any, retry_count: int, *, is_hit: bool) -> TaskMetrics:
     if row is None:
         return TaskMetrics(retry_count=retry_count, cache_hit=is_hit)
-    duration = (row[5] or 0) / 1e6
-    cpu = None if row[6] is None else row[6] / 1e6
+    duration, cpu = _scaled(row[5], 1e6), _scaled(row[6], 1e6)
     return TaskMetrics(
         duration=duration,
         memory_bytes=row[7],
-        cpu_usage=None if cpu is None or duration == 0 else cpu / duration,
+        cpu_usage=None if cpu is None or not duration else cpu / duration,
         network_bytes=row[8],
         retry_count=retry_count,
         cpu_time=cpu,
-        queue_wait=None if row[10] is None else row[10] / 1000,
+        queue_wait=_scaled(row[10], 1e3),
         batch_size=row[9],
         lane=row[11],
         cache_hit=is_hit,

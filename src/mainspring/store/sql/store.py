@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from mainspring.blobs.base import BlobStore
@@ -27,12 +27,12 @@ from mainspring.store.base import (
     WorkerPort,
 )
 from mainspring.store.bell import ENDED, GONE, HELLO, LOOK, STOP, WELCOME, Bell, split_ids
-from mainspring.store.sql import commands, reads, upkeep
+from mainspring.store.sql import commands, ledger, reads, upkeep
 from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.transaction import Applier, Memory, Transaction
 from mainspring.store.sql.writer import Command, Group, Started, Submission, Writer
-from mainspring.tasks import TaskId, TaskInfo, TaskResult, TaskStatus
+from mainspring.tasks import Ledger, LedgerKey, TaskId, TaskInfo, TaskResult, TaskStatus
 
 logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
@@ -108,6 +108,10 @@ class SqlStore(ABC):
     @abstractmethod
     async def view(self, run: Callable[[View], T]) -> T:
         """Run a function that only reads, beside the writer."""
+
+    @abstractmethod
+    async def survey(self, run: Callable[[View], T]) -> T:
+        """The same for what may take long: on a connection of its own, so that no other look waits for it."""
 
     @abstractmethod
     def view_soon(self, run: Callable[[View], T], then: Callable[[T], None]) -> None:
@@ -398,6 +402,9 @@ class SqlStore(ABC):
 
     async def stats(self) -> dict[str, Any]:
         return await self.view(reads.stats)
+
+    async def ledger(self, by: Collection[LedgerKey], since_ms: int | None) -> Ledger:
+        return await self.survey(lambda view: ledger.ledger(view, by, since_ms))
 
     async def result(self, id: bytes) -> TaskResult | None:
         return await self.view(lambda view: reads.result(view, self.blobs, id))

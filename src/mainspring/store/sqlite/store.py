@@ -87,7 +87,7 @@ class SqliteStore(SqlStore):
             self._connect, self._memory, self.now_ms, env, log, batch_size, self._committed_soon, self._retry_soon,
             self._damage_of, self.outage,
         )  # fmt: skip
-        self._reader = Reader(lambda: open_reader(self.path), env, (apsw.Error,), self.outage)
+        self._reader = self._make_reader()
         self._bell: FileBell = FileBell(self.folder, self.worker_id, self._heard, env)
         self._caretaker = SqliteCaretaker(self, look_s)
         self._life: LifeFile | None = None
@@ -101,6 +101,9 @@ class SqliteStore(SqlStore):
 
     def _connect(self) -> apsw.Connection:
         return open_writer(self.path, self.config, extra_schema=self._extra_schema, volatile=self._private is not None)
+
+    def _make_reader(self) -> Reader[apsw.Connection]:
+        return Reader(lambda: open_reader(self.path), self.env, (apsw.Error,), self.outage)
 
     async def open(self) -> None:
         self._opens()
@@ -190,6 +193,16 @@ class SqliteStore(SqlStore):
 
     async def view(self, run: Callable[[View], T]) -> T:
         return await self.read(lambda connection: run(FileView(connection)))
+
+    async def survey(self, run: Callable[[View], T]) -> T:
+        self._refuse_closed()
+        reader = self._make_reader()
+        reader.start(self._loop)
+        try:
+            with our_errors(self.path):
+                return await reader.run(lambda connection: run(FileView(connection)))
+        finally:
+            await reader.stop()
 
     def view_soon(self, run: Callable[[View], T], then: Callable[[T], None]) -> None:
         def look(connection: apsw.Connection) -> T:
