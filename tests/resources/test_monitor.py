@@ -9,10 +9,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mainspring.config import cores
+from mainspring.config import SchedulerConfig, cores
 from mainspring.environment import Environment
 from mainspring.errors import InvalidInput
 from mainspring.resources import Cgroup, CpuQuota, MemoryLimit, ResourceMonitor
+from mainspring.resources import monitor as monitors
+from mainspring.resources.own import OwnLoad, OwnProcesses
 
 pytestmark = pytest.mark.anyio
 
@@ -113,3 +115,70 @@ def test_memory_is_the_groups_where_it_is_limited(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="nowhere"):
         ResourceMonitor(tmp_path / "nowhere")
+
+
+class Own(OwnProcesses):
+    """Processes of ours with figures that a test sets."""
+
+    def __init__(self) -> None:
+        self.load = OwnLoad(0.0, 0)
+
+    def look(self) -> OwnLoad:
+        return self.load
+
+
+def test_the_part_that_is_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU time of the time between two samples, memory of now; never more than all there is in use."""
+    clock, group, own = Clock(), Group(), Own()
+    monkeypatch.setattr(monitors, "OwnProcesses", lambda: own)
+    group.quota, group.limit = CpuQuota(2.0, 0.0), MemoryLimit(1 << 20, 1000)
+    monitor = ResourceMonitor(tmp_path, 1, cgroup=group, env=clock)
+    assert monitor.sample().own_cpu_usage is None
+    clock.now, group.quota, own.load = clock.now + 2, CpuQuota(2.0, 3.0), OwnLoad(1.0, 400)
+    usage = monitor.sample()
+    assert (usage.cpu_usage, usage.own_cpu_usage, usage.own_memory_bytes) == (0.75, 0.25, 400)
+    clock.now, group.quota, own.load = clock.now + 2, CpuQuota(2.0, 4.0), OwnLoad(9.0, 4000)
+    usage = monitor.sample()
+    assert (usage.cpu_usage, usage.own_cpu_usage, usage.own_memory_bytes) == (0.25, 0.25, 1000)
+    clock.now, group.quota, own.load = clock.now + 2, CpuQuota(2.0, 4.0), OwnLoad(1.0, 0)  # some ended unseen
+    assert monitor.sample().own_cpu_usage == 0
+
+
+def test_the_limits_in_force(tmp_path: Path) -> None:
+    """As configured; where nothing is, CPU is not limited, memory and storage are at 95 % of what there is."""
+    group = Group()
+    group.limit = MemoryLimit(1_000_000, 1)
+    usage = ResourceMonitor(tmp_path, cgroup=group).sample()
+    assert (usage.max_cpu_usage, usage.max_memory_bytes) == (None, 950_000)
+    assert usage.max_storage_bytes == int(usage.storage_limit_bytes * 0.95)
+    limits = SchedulerConfig(max_cpu_usage=0.5, max_memory_bytes=7, max_storage_bytes=8)
+    usage = ResourceMonitor(tmp_path, limits=limits, cgroup=group).sample()
+    assert (usage.max_cpu_usage, usage.max_memory_bytes, usage.max_storage_bytes) == (0.5, 7, 8)
+
+
+class Slow(Clock):
+    """Each sample takes this much CPU time."""
+
+    cost_ns = 0
+    looks = 0
+
+    def thread_cpu_ns(self) -> int:
+        self.looks += 1
+        return self.looks * self.cost_ns
+
+
+def test_a_costly_sample_makes_the_next_one_come_later(tmp_path: Path) -> None:
+    """No more than 0.2 % of a core goes into looking, however long one look takes."""
+    clock, group = Slow(), Group()
+    monitor = ResourceMonitor(tmp_path, 0.5, cgroup=group, env=clock)
+    clock.cost_ns = 900_000  # 0.9 ms in 0.5 s: within
+    first = monitor.sample()
+    assert monitor.fresh_in_s() == pytest.approx(0.5)
+    clock.now += 0.6
+    clock.cost_ns = 10_000_000
+    assert (second := monitor.sample()) is not first
+    assert monitor.fresh_in_s() == pytest.approx(5)
+    clock.now += 4.9
+    assert monitor.sample() is second
+    clock.now += 0.2
+    assert monitor.sample() is not second

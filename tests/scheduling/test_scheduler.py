@@ -60,10 +60,13 @@ async def test_scheduling_by_itself() -> None:
 async def test_a_full_machine_refuses(limit: dict[str, int], named: str, tmp_path: Path) -> None:
     """InsufficientResources with figures, the setting's name and a time to come back; nothing is stored."""
     async with Engine(tmp_path / "work.db", EngineConfig(scheduler=SchedulerConfig(**limit))) as engine:
-        with pytest.raises(InsufficientResources, match=rf"{named} in use is .* GB, above max_{named}_bytes") as caught:
+        with pytest.raises(
+            InsufficientResources, match=rf"{named} in use.* is .* GB, above max_{named}_bytes"
+        ) as caught:
             await engine.scheduler.schedule_task(text())
         assert caught.value.is_retryable
-        assert caught.value.retry_after == 5
+        assert caught.value.retry_after is not None
+        assert caught.value.retry_after >= engine.monitor.fresh_in_s() > 0  # when there are new figures
         if named == "storage":
             with pytest.raises(InsufficientResources):
                 await engine.submit(text())

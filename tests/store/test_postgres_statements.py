@@ -40,7 +40,7 @@ TABLES = (
     "audit"
 ).split()
 """What grows with tasks."""
-SMALL = "store class tally worker serves handler pause".split()
+SMALL = "store class tally worker serves usage handler pause".split()
 """They hold rows for each process, class or handler."""
 SORTED = {
     "inbox_of_key": "what has come under one key and is not taken in yet",

@@ -90,7 +90,7 @@ class Engine(Operations):
         self._closed = False
 
     def _watch_resources(self, env: Environment) -> ResourceMonitor:
-        return ResourceMonitor(self._parts.folder, env=env)
+        return ResourceMonitor(self._parts.folder, limits=self.config.scheduler, env=env)
 
     # The parts, by the names of the design
 

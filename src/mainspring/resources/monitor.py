@@ -9,35 +9,51 @@ from typing import NamedTuple
 
 import msgspec
 
-from mainspring.config import cores, seconds
+from mainspring.config import SchedulerConfig, cores, seconds
 from mainspring.environment import SYSTEM, Environment, Lock
 from mainspring.errors import invalid
 from mainspring.resources.cgroup import Cgroup
+from mainspring.resources.own import OwnLoad, OwnProcesses
+
+FULL = 0.95
+"""How full memory and storage may be where nothing else is configured."""
+MOST_COST = 0.002
+"""Share of a core that sampling may take: where a sample costs more than that of the interval, the next comes later."""
 
 
 class ResourceUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What is in use and what there is. None means unknown, never zero."""
+    """What is in use, what there is, and how much of that may be in use. None means unknown, never zero.
+
+    "Own" is what this process takes with all that it has started: limits hold for what is left without it.
+    """
 
     cpu_usage: float | None  # 0..1 of cpu_limit, over the time since the sample before; None for the first one
+    own_cpu_usage: float | None  # the part of it that is own
     memory_bytes: int  # in use and not to be had by dropping cached files
+    own_memory_bytes: int  # the part of it that is own
     storage_bytes: int  # of the disk that holds the folder, not available to this user
     network_bytes: int | None  # both ways over all interfaces but loopback, since the monitor was made
     cpu_limit: float  # cores
     memory_limit_bytes: int
     storage_limit_bytes: int  # size of that disk
+    max_cpu_usage: float | None  # the limits in force; None: CPU is not limited
+    max_memory_bytes: int
+    max_storage_bytes: int
 
 
 class _Cpu(NamedTuple):
     """CPU time until some moment; only differences between points of the same limit mean anything."""
 
     used_s: float
+    own_s: float
     available_s: float
     limit: float  # cores
     of_group: bool  # a control group's, else the machine's
 
 
 class ResourceMonitor:
-    """Tells usage as it was at most `sample_interval` ago; between two samples asking is free.
+    """Tells usage as it was at most `sample_interval` ago; between two samples asking is free. On a machine where a
+    sample takes long (thousands of processes) they come less often, so that they never take more than 0.2 % of a core.
 
     Under a control group's limit the figures are that group's: what its other processes use counts, what others on the
     host use does not. Without a limit they are the machine's.
@@ -45,6 +61,7 @@ class ResourceMonitor:
     Args:
         folder: on the disk whose room is watched; by default where the program runs.
         sample_interval: seconds, or text such as "500ms".
+        limits: what the figures show as the limits in force.
     """
 
     def __init__(
@@ -52,6 +69,7 @@ class ResourceMonitor:
         folder: str | Path = ".",
         sample_interval: float | str = 0.5,
         *,
+        limits: SchedulerConfig | None = None,
         cgroup: Cgroup | None = None,
         env: Environment = SYSTEM,
     ) -> None:
@@ -60,13 +78,15 @@ class ResourceMonitor:
             raise invalid("folder", str(folder), "is no folder", "create it first")
         self._folder = folder
         self._interval_s = seconds(sample_interval, "sample_interval")
+        self.limits = limits or SchedulerConfig()
         self._cgroup = cgroup or Cgroup()
+        self._own = OwnProcesses()
         self._env = env
         self._lock = Lock()
         self._network_before = _network_bytes()
         self._usage: ResourceUsage | None = None
-        self._taken_s = env.monotonic()
-        self._cpu_before = self._cpu(self._taken_s)
+        self._taken_s = self._due_s = env.monotonic()
+        self._cpu_before = self._cpu(self._taken_s, self._own.look())
 
     async def current_usage(self) -> ResourceUsage:
         return self.sample()
@@ -75,37 +95,52 @@ class ResourceMonitor:
         """Return the usage now, or the last sample where it is young enough. May be called from any thread."""
         with self._lock:
             now_s = self._env.monotonic()
-            if self._usage is None or now_s - self._taken_s >= self._interval_s:
+            if self._usage is None or now_s >= self._due_s:
+                began_ns = self._env.thread_cpu_ns()
                 self._usage = self._take(now_s)
-                self._taken_s = now_s
+                cost_s = (self._env.thread_cpu_ns() - began_ns) / 1e9
+                self._taken_s, self._due_s = now_s, now_s + max(self._interval_s, cost_s / MOST_COST)
             return self._usage
 
+    def fresh_in_s(self) -> float:
+        """Return after how many seconds there will be new figures."""
+        return max(0.0, self._due_s - self._env.monotonic())
+
     def _take(self, now_s: float) -> ResourceUsage:
-        cpu, usage = self._cpu(now_s), None
+        own = self._own.look()
+        cpu, usage, own_usage = self._cpu(now_s, own), None, None
         before = self._cpu_before
-        if cpu[2:] != before[2:]:  # the limit was changed: begin again
+        if cpu[3:] != before[3:]:  # the limit was changed: begin again
             self._cpu_before = cpu
         elif now_s - self._taken_s >= self._interval_s and cpu.available_s > before.available_s:
-            usage = min(1.0, max(0.0, (cpu.used_s - before.used_s) / (cpu.available_s - before.available_s)))
+            available_s = cpu.available_s - before.available_s
+            usage = _share(cpu.used_s - before.used_s, available_s)
+            own_usage = min(usage, _share(cpu.own_s - before.own_s, available_s))
             self._cpu_before = cpu
         memory, memory_limit = self._memory()
         disk = shutil.disk_usage(self._folder)
-        network = _network_bytes()
+        network, limits = _network_bytes(), self.limits
         return ResourceUsage(
             cpu_usage=usage,
+            own_cpu_usage=own_usage,
             memory_bytes=memory,
+            own_memory_bytes=min(memory, own.memory_bytes),
             storage_bytes=disk.total - disk.free,
             network_bytes=None if network is None or self._network_before is None else network - self._network_before,
             cpu_limit=cpu.limit,
             memory_limit_bytes=memory_limit,
             storage_limit_bytes=disk.total,
+            max_cpu_usage=limits.max_cpu_usage,
+            max_memory_bytes=limits.max_memory_bytes or int(memory_limit * FULL),
+            max_storage_bytes=limits.max_storage_bytes or int(disk.total * FULL),
         )
 
-    def _cpu(self, now_s: float) -> _Cpu:
+    def _cpu(self, now_s: float, own: OwnLoad) -> _Cpu:
         quota = self._cgroup.cpu()
         if quota is not None and quota.used_s is not None and quota.cores <= cores():
-            return _Cpu(quota.used_s, now_s * quota.cores, quota.cores, of_group=True)
-        return _Cpu(*_host_cpu(), float(cores()), of_group=False)
+            return _Cpu(quota.used_s, own.cpu_s, now_s * quota.cores, quota.cores, of_group=True)
+        used_s, available_s = _host_cpu()
+        return _Cpu(used_s, own.cpu_s, available_s, float(cores()), of_group=False)
 
     def _memory(self) -> tuple[int, int]:
         """Return bytes in use and the limit."""
@@ -116,6 +151,10 @@ class ResourceMonitor:
         if group is not None and group.limit_bytes < host.total:
             return group.used_bytes, group.limit_bytes
         return host.total - host.available, host.total
+
+
+def _share(part: float, whole: float) -> float:
+    return min(1.0, max(0.0, part / whole))
 
 
 def _host_cpu() -> tuple[float, float]:

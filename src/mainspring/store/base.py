@@ -211,6 +211,15 @@ class Standing(NamedTuple):
     leader: bytes | None = None  # of equal work, where that is waited for
 
 
+class HostUsage(NamedTuple):
+    """What a process that works has told of its machine."""
+
+    worker: str
+    host: str
+    at_ms: int
+    figures: str  # JSON of a ResourceUsage
+
+
 class Ended(msgspec.Struct, frozen=True, gc=False):
     """A task that reached a final status in a transaction of this process."""
 
@@ -318,6 +327,13 @@ class Store(Protocol):
 
     async def register(self, types: Sequence[str], handlers: Sequence[HandlerRecord]) -> None:
         """Tell other processes what this one serves."""
+
+    def tell_usage(self, news: Callable[[], str | None]) -> None:
+        """Have others told how full this machine is, as long as this process works: `news` is asked at each turn of the
+        upkeep, and returns what there is to tell; see HostUsage."""
+
+    async def usages(self) -> list[HostUsage]:
+        """Return what the processes that work have told last."""
 
     async def registered_types(self) -> list[str]:
         """Return all types that any worker has served."""

@@ -41,6 +41,7 @@ OTHERWISE: Final = {
     "sqlite_sequence": "as the next numbers of the tables that it counts for",
     "migration": "is about this store and its own moves",
     "news": "is for processes that are alive now",
+    "usage": "is of processes that are alive now",
     "inbox": "is taken in before: a move begins when it is empty",
     "store": "is about this schema",
 }

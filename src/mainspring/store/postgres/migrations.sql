@@ -26,3 +26,10 @@ CREATE TABLE flight (
 );
 CREATE UNIQUE INDEX flight_leader ON flight (key) WHERE leads = 1;
 CREATE INDEX flight_followers ON flight (key) WHERE leads = 0;
+
+-- name: to_3
+CREATE TABLE usage (
+    worker  integer PRIMARY KEY,
+    at_ms   bigint  NOT NULL,
+    figures text    NOT NULL
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);

@@ -436,6 +436,17 @@ SELECT seq, attempt FROM task WHERE owner = $1;
 -- name: clear_serves
 DELETE FROM serves WHERE worker = $1;
 
+-- name: put_usage
+INSERT INTO usage (worker, at_ms, figures) VALUES ($1, $2, $3)
+ON CONFLICT (worker) DO UPDATE SET at_ms = excluded.at_ms, figures = excluded.figures;
+
+-- name: drop_usage
+DELETE FROM usage WHERE worker = $1;
+
+-- name: usages
+SELECT worker.name, worker.host, usage.at_ms, usage.figures FROM usage JOIN worker ON worker.id = usage.worker
+WHERE worker.ended_ms IS NULL;
+
 -- name: add_serves
 INSERT INTO serves (worker, type) VALUES ($1, $2) ON CONFLICT DO NOTHING;
 

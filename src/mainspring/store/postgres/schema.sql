@@ -1,4 +1,4 @@
--- Version 2. The same tables as SQLite's, in a schema of their own; what differs says why. Codes of status and reason
+-- Version 3. The same tables as SQLite's, in a schema of their own; what differs says why. Codes of status and reason
 -- stand in tasks/lifecycle.py, flags in store/base.py. Times are milliseconds since 1970 by the store's clock.
 
 -- What this schema is: one row.
@@ -190,6 +190,13 @@ CREATE TABLE serves (
     type   text    NOT NULL,
     PRIMARY KEY (worker, type)
 );
+
+-- How full the machines are that work: what each process that does has told last. It goes with the process.
+CREATE TABLE usage (
+    worker  integer PRIMARY KEY,
+    at_ms   bigint  NOT NULL,
+    figures text    NOT NULL    -- JSON of a ResourceUsage
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 
 -- What handlers there have been, for submitters that don't have the code.
 CREATE TABLE handler (

@@ -80,7 +80,7 @@ class Caretaker(ABC):
             await asyncio.sleep(TICK_S)
             self._ticks += 1
             outage: TaskError | None = None
-            for duty in (self._look, self._note_progress, self._lead):
+            for duty in (self._look, self._note_progress, self._tell_usage, self._lead):
                 try:
                     await duty()
                 except (StoreUnavailable, StoreRefused) as exc:
@@ -106,6 +106,10 @@ class Caretaker(ABC):
     async def _note_progress(self) -> None:
         if progress := self._store.take_progress():
             await self._store.write(lambda tx: _write_progress(tx, progress), is_light=True)
+
+    async def _tell_usage(self) -> None:
+        if (figures := self._store.take_usage()) is not None:
+            await self._store.write(lambda tx: tx.run("put_usage", tx.memory.owner, tx.now_ms, figures), is_light=True)
 
     async def _keep(self) -> None:
         """What needs no look at who lives."""
@@ -168,6 +172,7 @@ def _has_cascade(view: View) -> bool:
 
 def bury(tx: Transaction, owner: int) -> None:
     tx.run("clear_serves", owner)
+    tx.run("drop_usage", owner)
     tx.run("end_worker", tx.now_ms, owner)
 
 

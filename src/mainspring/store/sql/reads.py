@@ -19,6 +19,7 @@ from mainspring.store.base import (
     RETRY,
     SHARED,
     Ended,
+    HostUsage,
     Kept,
     Spec,
     Standing,
@@ -294,6 +295,11 @@ def _pause_of(view: View, namespace: str, kind: str, group: str) -> str | None:
 def kept(view: View) -> list[Kept]:
     """Return what the result cache holds, by namespace, type and version."""
     return [Kept(*row) for row in view.rows("kept_kinds")]
+
+
+def usages(view: View) -> list[HostUsage]:
+    """Return what the processes that work have told of their machines."""
+    return [HostUsage(*row) for row in view.rows("usages")]
 
 
 def registered_types(view: View) -> list[str]:

@@ -19,6 +19,7 @@ from mainspring.store.base import (
     Ended,
     Finish,
     HandlerRecord,
+    HostUsage,
     Kept,
     Listener,
     NewTask,
@@ -86,6 +87,7 @@ class SqlStore(ABC):
         self._told_pauses: frozenset[tuple[str, str, str]] = frozenset()
         self._listener: Listener | None = None
         self._progress: dict[int, tuple[Claimed, float, float]] = {}
+        self._usage_news: Callable[[], str | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
         self._wall_ms = 0
@@ -234,6 +236,16 @@ class SqlStore(ABC):
 
     async def register(self, types: Sequence[str], handlers: Sequence[HandlerRecord]) -> None:
         await self.write(lambda tx: commands.register(tx, types, handlers))
+
+    def tell_usage(self, news: Callable[[], str | None]) -> None:
+        self._usage_news = news
+
+    def take_usage(self) -> str | None:
+        """Return what there is to tell others of this machine."""
+        return None if self._usage_news is None or not self._memory.lanes else self._usage_news()
+
+    async def usages(self) -> list[HostUsage]:
+        return await self.view(reads.usages)
 
     async def registered_types(self) -> list[str]:
         return await self.view(reads.registered_types)
@@ -449,6 +461,7 @@ def hand_back(tx: Transaction, owner: int) -> None:
 def sign_off(tx: Transaction, owner: int, *, has_served: bool) -> None:
     """Be gone, with nothing held. A process that only looked or submitted is forgotten: no attempt names it."""
     tx.run("clear_serves", owner)
+    tx.run("drop_usage", owner)
     if has_served:
         tx.run("end_worker", tx.now_ms, owner)
     else:

@@ -36,3 +36,10 @@ CREATE TABLE flight (
 ) STRICT;
 CREATE UNIQUE INDEX flight_leader ON flight (key) WHERE leads = 1;
 CREATE INDEX flight_followers ON flight (key) WHERE leads = 0;
+
+-- name: to_5
+CREATE TABLE usage (
+    worker  INTEGER PRIMARY KEY,
+    at_ms   INTEGER NOT NULL,
+    figures TEXT    NOT NULL
+) STRICT;

@@ -305,6 +305,17 @@ SELECT seq, attempt FROM task WHERE owner = ?;
 -- name: clear_serves
 DELETE FROM serves WHERE worker = ?;
 
+-- name: put_usage
+INSERT INTO usage (worker, at_ms, figures) VALUES (?, ?, ?)
+ON CONFLICT (worker) DO UPDATE SET at_ms = excluded.at_ms, figures = excluded.figures;
+
+-- name: drop_usage
+DELETE FROM usage WHERE worker = ?;
+
+-- name: usages
+SELECT worker.name, worker.host, usage.at_ms, usage.figures FROM usage JOIN worker ON worker.id = usage.worker
+WHERE worker.ended_ms IS NULL;
+
 -- name: add_serves
 INSERT OR IGNORE INTO serves (worker, type) VALUES (?, ?);
 

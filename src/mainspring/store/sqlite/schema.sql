@@ -1,4 +1,4 @@
--- Version 4. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
+-- Version 5. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
 -- since 1970 by the store's clock.
 
 -- What tasks of one kind have in common, interned: it leads the ready index, so that a class that may not run now costs
@@ -159,6 +159,13 @@ CREATE TABLE serves (
     type   TEXT    NOT NULL,
     PRIMARY KEY (worker, type)
 ) STRICT, WITHOUT ROWID;
+
+-- How full the machines are that work: what each process that does has told last. It goes with the process.
+CREATE TABLE usage (
+    worker  INTEGER PRIMARY KEY,
+    at_ms   INTEGER NOT NULL,
+    figures TEXT    NOT NULL    -- JSON of a ResourceUsage
+) STRICT;
 
 -- What handlers there have been, for submitters that don't have the code.
 CREATE TABLE handler (

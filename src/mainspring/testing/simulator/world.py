@@ -11,6 +11,7 @@ from typing import Any
 
 import apsw
 
+from mainspring.config import SchedulerConfig
 from mainspring.engine import Engine
 from mainspring.environment import Environment, Random
 from mainspring.errors import TaskError
@@ -155,11 +156,13 @@ class Unlimited(ResourceMonitor):
 
     def __init__(self) -> None:
         """There is nothing to look at."""
+        self.limits = SchedulerConfig()
 
     def sample(self) -> ResourceUsage:
         return ResourceUsage(
-            cpu_usage=0.0, memory_bytes=0, storage_bytes=0, network_bytes=0, cpu_limit=1.0,
-            memory_limit_bytes=1 << 40, storage_limit_bytes=1 << 40,
+            cpu_usage=0.0, own_cpu_usage=0.0, memory_bytes=0, own_memory_bytes=0, storage_bytes=0, network_bytes=0,
+            cpu_limit=1.0, memory_limit_bytes=1 << 40, storage_limit_bytes=1 << 40,
+            max_cpu_usage=None, max_memory_bytes=1 << 40, max_storage_bytes=1 << 40,
         )  # fmt: skip
 
 

@@ -1,0 +1,90 @@
+"""What this process takes with all that it has started: load of its own making."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import NamedTuple
+
+_TICKS_S = 1.0 / os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+_PARENT, _TIMES = 1, slice(11, 15)
+"""Fields of /proc/PID/stat behind the name: user and system time, and those of children that were waited for.
+
+Source: proc_pid_stat(5), proc_pid_statm(5).
+"""
+
+
+class OwnLoad(NamedTuple):
+    cpu_s: float  # of those that live and those they have waited for; less than before where one was lost unseen
+    memory_bytes: int  # that goes with them: without the files they have mapped
+
+
+class OwnProcesses:
+    """A process and its descendants, also those whose parents have died since they were seen.
+
+    A look costs a list of all processes, and a read for each that is new or own.
+
+    Args:
+        root: number of the process, as /proc shows it; by default this one.
+    """
+
+    def __init__(self, root: int | None = None) -> None:
+        self._root = root
+        self._own: set[int] = set()
+        self._others: set[int] = set()  # nobody becomes a descendant later
+
+    def look(self) -> OwnLoad:
+        try:
+            root = self._root or int(os.readlink("/proc/self"))
+            living = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+        except OSError:
+            return _by_psutil(self._root)
+        self._sort(root, living)
+        cpu = pages = 0
+        for pid in self._own:
+            with suppress(OSError):  # it has just ended
+                cpu += sum(map(int, _stat(pid)[_TIMES]))
+                with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
+                    _, resident, shared, *_ = file.read().split()
+                pages += int(resident) - int(shared)
+        return OwnLoad(cpu * _TICKS_S, pages * _PAGE)
+
+    def _sort(self, root: int, living: set[int]) -> None:
+        self._own &= living
+        self._own.add(root)
+        self._others &= living
+        parents = dict(_parents(living - self._own - self._others))
+        for pid in parents:
+            line = [pid]
+            while line[-1] in parents and parents[line[-1]] not in line:
+                line.append(parents[line[-1]])
+            (self._own if line[-1] in self._own else self._others).update(one for one in line if one in parents)
+
+
+def _parents(pids: Iterable[int]) -> Iterable[tuple[int, int]]:
+    for pid in pids:
+        with suppress(OSError):
+            yield pid, int(_stat(pid)[_PARENT])
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields behind the name, which may hold anything."""
+    with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+        return file.read().rpartition(b")")[2].split()
+
+
+def _by_psutil(root: int | None) -> OwnLoad:
+    """Where there is no /proc."""
+    import psutil
+
+    cpu, memory = 0.0, 0
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(root)
+        for one in (process, *process.children(recursive=True)):
+            with suppress(psutil.Error):
+                times = one.cpu_times()
+                cpu += times.user + times.system + times.children_user + times.children_system
+                memory += one.memory_info().rss
+    return OwnLoad(cpu, memory)

@@ -1,0 +1,170 @@
+"""The hosts that work: each tells how full it is, and a task may enter as long as one of them has room."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from mainspring.config import SchedulerConfig
+from mainspring.errors import InsufficientResources
+from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
+from mainspring.store.base import HostUsage, Store
+
+READ_MS = 500
+"""How old what others have told may be here before it is read again."""
+TELL_MS = 1_000
+"""A process tells what has changed this often at most,"""
+REPEAT_MS = 10_000
+"""and what has not changed this often, so that the others know that it is there."""
+SILENT_MS = 3 * REPEAT_MS
+"""What has not been repeated for so long, as seen from here, counts no more."""
+_CPU_STEPS, _STEPS = 20, 100
+"""How many steps of the whole there are; a change by less is not worth telling."""
+_decoder = msgspec.json.Decoder(ResourceUsage)
+
+
+class Place(NamedTuple):
+    """A machine, or what a container gets of one: load that is not the engine's own, against limits."""
+
+    host: str
+    usage: ResourceUsage  # as seen last by one who works there, with the load of all of them as own
+
+
+class Telling:
+    """What this process tells the others of its machine. See `Store.tell_usage`."""
+
+    def __init__(self, store: Store, monitor: ResourceMonitor) -> None:
+        self._store = store
+        self._monitor = monitor
+        self._told: tuple[int | None, ...] = ()
+        self._told_ms: int | None = None
+
+    def news(self) -> str | None:
+        now_ms = self._store.now_ms()
+        age_ms = math.inf if self._told_ms is None else now_ms - self._told_ms
+        if age_ms < TELL_MS:
+            return None
+        usage = self._monitor.sample()
+        steps = _steps(usage)
+        if steps == self._told and age_ms < REPEAT_MS:
+            return None
+        self._told, self._told_ms = steps, now_ms
+        return msgspec.json.encode(usage).decode()
+
+
+class Hosts:
+    """What is known of the hosts that work, and whether one has room."""
+
+    def __init__(self, store: Store, monitor: ResourceMonitor, limits: SchedulerConfig, host: str) -> None:
+        self._store = store
+        self._monitor = monitor
+        self._limits = limits
+        self._host = host
+        self._told: list[HostUsage] = []
+        self._read_ms: int | None = None
+        self._first_seen: dict[str, tuple[int, int]] = {}  # by worker: of when its news are, and since when known here
+
+    async def refuse_without_room(self, *, works: bool) -> None:
+        """Judge by those who work, or where nobody does by this host. `works`: this process does.
+
+        Raises: InsufficientResources.
+        """
+        await self._read()
+        others = [one for one in self._told if one.worker != self._store.worker_id and self._is_heard(one)]
+        seen = [(one.host, _decoder.decode(one.figures)) for one in sorted(others, key=lambda one: one.at_ms)]
+        if works or not seen:
+            seen.append((self._host, self._monitor.sample()))
+        refusals = []
+        for place in places(seen):
+            if (why := self._why_full(place.usage)) is None:
+                return
+            refusals.append(f"{place.host}: {why}")
+        raise InsufficientResources(
+            f"no host has room: {'; '.join(refusals)}; try again later, or raise the limit",
+            retry_after=self._fresh_in_s(),
+        )
+
+    def refuse_without_storage(self) -> None:
+        """Judge by the disk that this process writes to. Raises InsufficientResources."""
+        usage = self._monitor.sample()
+        why = _above("storage in use", usage.storage_bytes, (self._limits.max_storage_bytes, usage.max_storage_bytes))
+        if why is not None:
+            raise InsufficientResources(
+                f"{why}; free some, or raise max_storage_bytes", retry_after=self._monitor.fresh_in_s()
+            )
+
+    async def _read(self) -> None:
+        now_ms = self._store.now_ms()
+        if self._read_ms is None or now_ms - self._read_ms >= READ_MS:
+            self._read_ms = now_ms
+            self._told = await self._store.usages()
+            before, self._first_seen = self._first_seen, {}
+            for one in self._told:
+                at_ms, since_ms = before.get(one.worker, (None, now_ms))
+                self._first_seen[one.worker] = (one.at_ms, since_ms if at_ms == one.at_ms else now_ms)
+
+    def _is_heard(self, one: HostUsage) -> bool:
+        """Whether it speaks, judged by the clock here: that of another machine may be wrong."""
+        return self._store.now_ms() - self._first_seen[one.worker][1] < SILENT_MS
+
+    def _fresh_in_s(self) -> float:
+        """Return when this process judges by new figures: until then the answer stays the same."""
+        assert self._read_ms is not None
+        return max(0.0, self._monitor.fresh_in_s(), (self._read_ms + READ_MS - self._store.now_ms()) / 1000)
+
+    def _why_full(self, usage: ResourceUsage) -> str | None:
+        """Return what is above a limit: that of the host, or that of whoever submits."""
+        cpu = usage.cpu_usage
+        if cpu is not None:
+            others = cpu - (usage.own_cpu_usage or 0.0)
+            for limit in (self._limits.max_cpu_usage, usage.max_cpu_usage):
+                if limit is not None and others > limit:
+                    return (
+                        f"CPU in use by others is {others:.0%} of {usage.cpu_limit:g} cores, "
+                        f"above max_cpu_usage = {limit:.0%}"
+                    )
+        memory = (self._limits.max_memory_bytes, usage.max_memory_bytes)
+        storage = (self._limits.max_storage_bytes, usage.max_storage_bytes)
+        others = usage.memory_bytes - usage.own_memory_bytes
+        return _above("memory in use by others", others, memory) or _above(
+            "storage in use", usage.storage_bytes, storage
+        )
+
+
+def places(seen: Iterable[tuple[str, ResourceUsage]]) -> list[Place]:
+    """Put processes together that work in the same place: what each of them takes is load of the engine's own.
+
+    Those with the same host and the same limits share what these limits are of.
+    """
+    found: dict[tuple[str, float, int], list[ResourceUsage]] = {}
+    for host, usage in seen:
+        found.setdefault((host, usage.cpu_limit, usage.memory_limit_bytes), []).append(usage)
+    return [Place(host, _together(usages)) for (host, _, _), usages in found.items()]
+
+
+def _together(usages: Sequence[ResourceUsage]) -> ResourceUsage:
+    newest = usages[-1]
+    own_cpu = sum(usage.own_cpu_usage or 0.0 for usage in usages)
+    own_memory = sum(usage.own_memory_bytes for usage in usages)
+    return msgspec.structs.replace(
+        newest,
+        own_cpu_usage=None if newest.cpu_usage is None else min(newest.cpu_usage, own_cpu),
+        own_memory_bytes=min(newest.memory_bytes, own_memory),
+    )
+
+
+def _above(name: str, used: int, limits: Iterable[int | None]) -> str | None:
+    for limit in limits:
+        if limit is not None and used > limit:
+            return f"{name} is {used / 1e9:.2f} GB, above max_{name.split(maxsplit=1)[0]}_bytes = {limit / 1e9:.2f} GB"
+    return None
+
+
+def _steps(usage: ResourceUsage) -> tuple[int | None, ...]:
+    """Return what is worth telling when it changes."""
+    cpu = [None if share is None else int(share * _CPU_STEPS) for share in (usage.cpu_usage, usage.own_cpu_usage)]
+    memory = [int(n / usage.memory_limit_bytes * _STEPS) for n in (usage.memory_bytes, usage.own_memory_bytes)]
+    return (*cpu, *memory, int(usage.storage_bytes / usage.storage_limit_bytes * _STEPS))

@@ -1,0 +1,126 @@
+"""What a process takes with all that it has started, seen with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from mainspring.resources.own import OwnLoad, OwnProcesses
+
+MIB = 1 << 20
+SPIN = "import sys\nwhile True: pass"
+HOLD = f"import sys; held = b'x' * {64 * MIB}; print('ready', flush=True); sys.stdin.read()"
+PARENT = (
+    "import subprocess, sys\n"
+    "child = subprocess.Popen([sys.executable, '-c', {code!r}], stdin=sys.stdin)\n"
+    "print('ready', child.pid, flush=True)\n"
+    "{then}"
+)
+LIMIT_S = 60.0
+
+
+@contextmanager
+def started(code: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def told(process: subprocess.Popen[str], word: str = "ready") -> list[str]:
+    assert process.stdout is not None
+    first, *rest = process.stdout.readline().split()
+    assert first == word
+    return rest
+
+
+def grows(look: OwnProcesses, by_s: float) -> bool:
+    """Wait until so much CPU time was counted more."""
+    before, until = look.look().cpu_s, time.monotonic() + LIMIT_S
+    while time.monotonic() < until:
+        if look.look().cpu_s >= before + by_s:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_child_counts() -> None:
+    """Its CPU time as it passes, its memory as long as it lives."""
+    look = OwnProcesses()
+    before = look.look()
+    with started(HOLD) as child:
+        told(child)
+        assert look.look().memory_bytes - before.memory_bytes > 60 * MIB
+    assert look.look().memory_bytes - before.memory_bytes < 30 * MIB
+    with started(SPIN):
+        assert grows(look, 0.2)
+
+
+def test_a_child_of_a_child_counts_also_when_its_parent_is_gone() -> None:
+    """It stays what it is, whoever it belongs to then."""
+    look = OwnProcesses()
+    with started(PARENT.format(code=SPIN, then="sys.stdin.read()")) as parent:
+        (pid,) = map(int, told(parent))
+        try:
+            assert grows(look, 0.2)
+            parent.kill()
+            parent.wait()
+            look.look()
+            assert pid in look._own
+            assert grows(look, 0.2)
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_one_that_is_over_was_ours_too() -> None:
+    """What came and went between two looks is counted with those who waited for it."""
+    look = OwnProcesses()
+    before = look.look().cpu_s
+    subprocess.run([sys.executable, "-c", "sum(range(20_000_000))"], check=True)
+    assert look.look().cpu_s > before
+
+
+def test_strangers_do_not_count() -> None:
+    """A process with another parent is nobody's business here, whenever it began."""
+    with started(HOLD) as quiet, started(HOLD) as neighbour:
+        told(quiet)
+        told(neighbour)
+        look = OwnProcesses(quiet.pid)
+        before = look.look()
+        with started(SPIN):
+            assert not grows_soon(look)
+            assert look.look().memory_bytes - before.memory_bytes < 30 * MIB
+            assert before.memory_bytes < 100 * MIB
+
+
+def grows_soon(look: OwnProcesses) -> bool:
+    """Whether it counts CPU time that only a stranger uses; that one has had some by now."""
+    spinning = OwnProcesses()
+    before = look.look().cpu_s
+    assert grows(spinning, 0.3)
+    return look.look().cpu_s > before
+
+
+def test_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS: psutil tells the same."""
+
+    def nothing(path: str) -> str:
+        raise FileNotFoundError(path)
+
+    here = OwnProcesses().look()
+    monkeypatch.setattr(os, "readlink", nothing)
+    with started(HOLD) as child:
+        told(child)
+        there = OwnProcesses().look()
+    assert isinstance(there, OwnLoad)
+    assert there.cpu_s >= here.cpu_s
+    assert there.memory_bytes > here.memory_bytes + 60 * MIB
