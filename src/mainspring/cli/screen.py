@@ -16,10 +16,12 @@ _PIPE_WIDTH = 240
 
 
 class Screen:
-    """Where a command writes. With `as_json` only `document` writes to stdout, and notes fall silent."""
+    """Where a command writes. With `as_json` only `document` writes to stdout, and notes fall silent; so they do when
+    stderr `is_for_programs`."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, *, is_for_programs: bool = False) -> None:
         self.as_json = as_json
+        self._tells = not (as_json or is_for_programs)
 
     def document(self, value: Any) -> None:
         """Print one JSON document on a line of its own."""
@@ -37,7 +39,7 @@ class Screen:
 
     def note(self, text: str) -> None:
         """Tell people something that is not the result."""
-        if not self.as_json:
+        if self._tells:
             print(f"mainspring: {printable(text)}", file=sys.stderr, flush=True)
 
 

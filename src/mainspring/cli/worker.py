@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import sys
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,6 +23,8 @@ from mainspring.errors import InvalidInput, TaskError, invalid
 
 if TYPE_CHECKING:
     from mainspring.engine import Engine
+
+logger = logging.getLogger("mainspring.worker")
 
 _Target = Annotated[
     str | None,
@@ -45,10 +48,18 @@ def worker(
         int | None,
         typer.Option(metavar="PORT", help="Serve metrics for Prometheus at http://127.0.0.1:PORT/metrics; 0: any."),
     ] = None,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(help="json: a JSON object for each line of the log, and no other.")
+    ] = "text",
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="Which lines of the log are written.")
+    ] = "warning",
     as_json: AsJson = False,
 ) -> None:
     """Run tasks until Ctrl-C or SIGTERM, then let the running ones end; a second signal hands them back at once."""
-    screen = Screen(as_json)
+    is_json_log = log_format == "json"
+    screen = Screen(as_json, is_for_programs=is_json_log)
+    _log(is_json_log, log_level)
     if builtin == (target is not None):
         raise invalid(
             "MODULE:ENGINE", target, "is one of two ways", "name the module that holds your engine, or give --builtin"
@@ -57,6 +68,18 @@ def worker(
     if is_missing(engine.address):
         screen.note(f"makes a new store at {engine.address}")
     run(_work(engine, screen, metrics_port))
+
+
+def _log(is_json: bool, level: str) -> None:
+    """Write the log to stderr as it was asked for."""
+    logging.getLogger().setLevel(level.upper())
+    if is_json:
+        from mainspring.telemetry.logs import JsonFormatter, OfRunningTask
+
+        handler = logging.StreamHandler()
+        handler.setFormatter(JsonFormatter())
+        handler.addFilter(OfRunningTask())
+        logging.basicConfig(handlers=[handler], force=True)
 
 
 async def _work(engine: Engine, screen: Screen, metrics_port: int | None) -> None:
@@ -93,12 +116,14 @@ async def _until_told(engine: Engine, screen: Screen) -> None:
     await engine.run()
     if screen.as_json:
         screen.document({"event": "stopped"})
+    logger.info("worker %s has stopped", engine.manager.store.worker_id)
     screen.note("stopped; what had not ended is back in the queue")
 
 
 def _ready(engine: Engine, screen: Screen) -> None:
     types = sorted(map(str, engine.executor.types))
     worker_id, pid = engine.manager.store.worker_id, SYSTEM.pid()
+    logger.info("worker %s (pid %d) serves %s", worker_id, pid, engine.address)
     if screen.as_json:
         screen.document({"event": "ready", "worker": worker_id, "pid": pid, "store": engine.address, "types": types})
     own = ", ".join(kind for kind in types if kind.startswith("custom:"))

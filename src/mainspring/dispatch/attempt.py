@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 
 from mainspring.execution.base import StopCause
+from mainspring.processors.log import relay
 from mainspring.store.base import Claimed, Spec
-from mainspring.tasks import Progress, Signal, Started
+from mainspring.tasks import Log, Progress, Signal, Started
 
 _encoder = msgspec.msgpack.Encoder()
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
@@ -44,6 +45,8 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
                 desk.mark(self.slot, claim.seq, claim.attempt)
         elif type(signal) is Progress and not self.abandoned:
             self.desk.store.progress(self.claim, signal.done, signal.total)
+        elif type(signal) is Log:
+            relay(signal, self.claim.labels())
 
 
 def complete(claim: Claimed, input: bytes) -> Spec | None:

@@ -158,8 +158,9 @@ class Course:
     def broken(self, desk: Desk, claim: Claimed, exc: Exception) -> None:
         """Something of ours failed around an attempt: record that, so that nobody waits for ever."""
         logger.error(
-            "task %s attempt %d broke its slot; please report this", TaskId(claim.id), claim.attempt, exc_info=exc
-        )
+            "task %s attempt %d broke its slot; please report this", TaskId(claim.id), claim.attempt,
+            exc_info=exc, extra=claim.labels(),
+        )  # fmt: skip
         desk.withdraw(claim.id)  # where it had not begun
         attempt = desk.running.get(claim.id)
         if desk.over is not claim and not (attempt is not None and attempt.ended):

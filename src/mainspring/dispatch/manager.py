@@ -467,8 +467,9 @@ class TaskManager:
             if finish.outcome == RELEASED:  # what was to be handed back is handed back
                 continue
             logger.warning(
-                "task %s attempt %d was not ours any more; its outcome is dropped", TaskId(claim.id), claim.attempt
-            )
+                "task %s attempt %d was not ours any more; its outcome is dropped", TaskId(claim.id), claim.attempt,
+                extra=claim.labels(),
+            )  # fmt: skip
 
     def revoked(self, held: frozenset[tuple[int, int]]) -> None:
         for desk in self._desks.values():

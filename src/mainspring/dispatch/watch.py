@@ -82,6 +82,7 @@ class Watch:
                 attempt.claim.attempt,
                 attempt.cause,
                 attempt.desk.lane,
+                extra=attempt.claim.labels(),
             )
             self._give_up(attempt)
 

@@ -24,6 +24,7 @@ class Setup(msgspec.Struct, frozen=True, array_like=True, tag="setup"):
     arguments: tuple[str, ...]  # sys.argv, which scripts may read when they are imported
     traceback_chars: int
     tickets: int  # the descriptor of `children.tickets.Holder`
+    log_level: int  # what the parent's log takes
 
 
 class Prepare(msgspec.Struct, frozen=True, array_like=True, tag="prepare"):

@@ -50,8 +50,9 @@ from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
 from mainspring.processors.base import Item, failure
 from mainspring.processors.calls import submitter
-from mainspring.processors.context import current, logger
+from mainspring.processors.context import current
 from mainspring.processors.custom import HandlerProcessor
+from mainspring.processors.log import fields_of, logger
 from mainspring.tasks import Log, Outcome, Progress, Signal, Started, Task, TaskId, Usage, codec
 
 _PROGRESS_BURST, _PROGRESS_PER_S = 20.0, 100.0  # a million steps must not flood the parent
@@ -71,7 +72,7 @@ def main() -> None:
     die_with_parent(setup.parent_pid)  # its import takes longer than the first work wants to wait
     desk = Desk(link, Holder(setup.tickets), setup.traceback_chars)
     logger.addHandler(LogSignals(link))
-    logger.setLevel(logging.INFO)
+    logger.setLevel(min(setup.log_level, logging.INFO))  # who lowers it later still gets what is usual
     logger.propagate = False
     desk.serve()
 
@@ -205,16 +206,26 @@ class Signals:
 
 
 class LogSignals(logging.Handler):
-    """Sends what a handler writes to `ctx.log`."""
+    """Sends what a handler writes to `ctx.log`, from whatever thread."""
 
     def __init__(self, link: Link) -> None:
         super().__init__()
         self._link = link
+        self._formatter = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        context = current.get()
-        if context is not None:
-            self._link.send(Note(context.id.bytes, context.attempt, Log(record.levelno, self.format(record))))
+        try:
+            fields = fields_of(record)
+            if "task_id" not in fields:
+                return
+            exception = record.exc_info and self._formatter.formatException(record.exc_info)
+            log = Log(
+                record.levelno, record.getMessage(), fields, exception or None,
+                record.pathname, record.lineno, record.funcName or "",
+            )  # fmt: skip
+            self._link.send(Note(TaskId(fields["task_id"]).bytes, fields["attempt"], log))
+        except Exception:  # noqa: BLE001 - as every handler of a log does: a broken line costs itself, not its writer
+            self.handleError(record)
 
 
 class Desk:

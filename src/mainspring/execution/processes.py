@@ -45,6 +45,7 @@ from mainspring.execution.lines import Attempt, Desk, Died, End, death, refused,
 from mainspring.execution.places import Place, place_of
 from mainspring.processors.base import failure
 from mainspring.processors.custom import Handler
+from mainspring.processors.log import logger
 from mainspring.tasks import Effect, ErrorInfo, Started, Task, TaskId, codec
 
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from mainspring.execution.child_main import main; main()"
@@ -337,7 +338,13 @@ class ProcessRunner:
             return
         desk.patience = asyncio.get_running_loop().call_later(self._config.child_start_timeout_s, desk.child.kill)
         desk.send(
-            Setup(self._environment.pid(), tuple(sys.argv), self._config.traceback_chars, desk.tickets.descriptor)
+            Setup(
+                self._environment.pid(),
+                tuple(sys.argv),
+                self._config.traceback_chars,
+                desk.tickets.descriptor,
+                logger.getEffectiveLevel(),
+            )
         )
 
     def _ready(self, desk: Desk, frame: Ready) -> None:

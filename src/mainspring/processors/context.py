@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextvars
-import logging
 import math
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from mainspring.errors import InvalidInput, invalid
-from mainspring.tasks import Progress, Ref, Signal, Task, TaskId
+from mainspring.processors.log import TaskLog, logger
+from mainspring.tasks import Progress, Ref, Signal, Task, TaskId, Work
 
 if TYPE_CHECKING:
     import asyncio
 
     from mainspring.processors.http import Traffic
-
-logger = logging.getLogger("mainspring.handler")
 
 current: contextvars.ContextVar[Context | None] = contextvars.ContextVar("mainspring_context", default=None)
 """The context of the handler that runs here, if one does."""
@@ -69,7 +67,7 @@ class Context:
     _cancelled = False
     _http: Any = None
     _traffic: Traffic | None = None
-    _log: logging.LoggerAdapter[logging.Logger] | None = None
+    _log: TaskLog | None = None
 
     def __init__(
         self,
@@ -79,6 +77,7 @@ class Context:
         submit: Callable[..., Child] | None = None,
         deadline_ms: int | None = None,
         retry_count: int = 0,
+        work: Work | None = None,
     ) -> None:
         self._id = id
         self.attempt = attempt
@@ -86,6 +85,7 @@ class Context:
         self._deadline_ms = deadline_ms
         self._send = send
         self._submit = submit
+        self._work = work
 
     @property
     def id(self) -> TaskId:
@@ -113,11 +113,17 @@ class Context:
         self._send(Progress(done, total))
 
     @property
-    def log(self) -> logging.LoggerAdapter[logging.Logger]:
-        """A logger whose records carry the task's id and attempt."""
+    def log(self) -> TaskLog:
+        """A logger whose records carry the task's id, attempt and type; see `docs/logs.md`."""
         if self._log is None:
-            self._log = logging.LoggerAdapter(logger, {"task_id": str(self.id), "attempt": self.attempt})
+            self._log = TaskLog(logger, self.labels())
         return self._log
+
+    def labels(self) -> dict[str, Any]:
+        """Return what a line of a log carries that concerns this attempt."""
+        if self._work is None:
+            return {"task_id": str(self.id), "attempt": self.attempt}
+        return self._work.labels()
 
     @property
     def http(self) -> Any:

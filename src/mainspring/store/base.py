@@ -161,6 +161,12 @@ class Claimed(Work, gc=False):
     parents: dict[bytes, ParentResult] | None = None  # for an input that refers to them
     work: WorkName | None = None  # by the code and the model that are here
 
+    def labels(self) -> dict[str, Any]:
+        labels = super().labels()
+        if self.class_key[2]:
+            labels["group"] = self.class_key[2]
+        return labels
+
 
 class Finish(msgspec.Struct, gc=False):
     """How an attempt ended, on its way into the store."""

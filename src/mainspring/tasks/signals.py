@@ -23,8 +23,15 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
 
 
 class Log(msgspec.Struct, frozen=True, tag="log"):
+    """A line that a handler wrote to `ctx.log` where its log can't be reached."""
+
     level: int
     message: str
+    fields: dict[str, Any] = {}  # its `extra`
+    exception: str | None = None  # the traceback, as text
+    path: str = ""  # of the code that wrote it
+    line: int = 0
+    function: str = ""
 
 
 class OutputChunk(msgspec.Struct, frozen=True, tag="chunk"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from mainspring.tasks.effects import Effect, Usage
@@ -39,6 +41,15 @@ class Work(msgspec.Struct, array_like=True, gc=False):
     @property
     def task_id(self) -> TaskId:
         return TaskId(self.id)
+
+    def labels(self) -> dict[str, Any]:
+        """Return what a line of a log carries that concerns it."""
+        return {
+            "task_id": str(self.task_id),
+            "attempt": self.attempt,
+            "type": str(self.task_type),
+            "namespace": self.namespace,
+        }
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):

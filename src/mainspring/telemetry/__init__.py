@@ -1,1 +1,1 @@
-"""What the outside is told of an engine: metrics for Prometheus. It reads what is counted anyway."""
+"""What the outside is told of an engine: metrics for Prometheus, and lines of the log for programs."""

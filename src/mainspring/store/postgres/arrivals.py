@@ -100,7 +100,11 @@ def _stand_in(tx: PostgresTransaction, task: NewTask, other: bytes) -> None:
 
 def _refuse(tx: PostgresTransaction, task: NewTask, wrong: Exception, attempt: _Attempt) -> None:
     """Record it as failed; where not even that can be, as one whose bytes can't be read."""
-    logger.warning("task %s was submitted within a transaction and can't enter: %s", TaskId(task.id), wrong)
+    namespace, kind, _ = task.class_key
+    logger.warning(
+        "task %s was submitted within a transaction and can't enter: %s", TaskId(task.id), wrong,
+        extra={"task_id": str(TaskId(task.id)), "type": kind, "namespace": namespace},
+    )  # fmt: skip
     if attempt(tx, partial(_record, task=task, wrong=wrong)) is None:
         return
     again = attempt(tx, partial(_record, task=_unreadable(task.id), wrong=wrong))

@@ -379,6 +379,7 @@ class Writer(ABC):
                 "the end of task %s attempt %d can't be recorded and is dropped; please report this",
                 TaskId(finish.claim.id),
                 finish.claim.attempt,
+                extra=finish.claim.labels(),
             )
             self._undo()
             return tx.part()

@@ -1,0 +1,136 @@
+"""Lines of the log: which task they concern, in each lane, and as JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cli.conftest import Worker
+from tests.engine.support import engine_on, value
+from tests.telemetry import logged
+
+from mainspring import Context, Engine
+from mainspring.processors.context import current
+from mainspring.store.base import COMPLETED, Claimed, Finish
+from mainspring.telemetry.logs import JsonFormatter, OfRunningTask
+
+pytestmark = pytest.mark.anyio
+LANES = ("async", "thread", "process")
+
+
+@pytest.fixture
+async def engine(anyio_backend: str) -> AsyncIterator[Engine]:
+    async with engine_on(process_slots=1) as engine:
+        yield engine
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What handlers write, from INFO on."""
+    with caplog.at_level(logging.INFO, "mainspring.handler"):
+        yield caplog
+
+
+async def tell(secret: str, ctx: Context) -> None:
+    logged.tell(secret, ctx)
+
+
+def only(lines: pytest.LogCaptureFixture) -> Any:
+    (line,) = [line for line in lines.records if line.name == "mainspring.handler"]
+    return line
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_handlers_line_names_its_task(engine: Engine, lines: pytest.LogCaptureFixture, lane: Any) -> None:
+    """In every lane it has the task's labels and the call's own `extra`, and is logged in this process."""
+    handler = engine.task(name="tell", lane=lane)(tell if lane == "async" else logged.tell)
+    handle = await engine.submit(handler, "hush", group="tenant", namespace="shop")
+    await value(handle)
+    line = only(lines)
+    assert (line.levelno, line.getMessage(), line.length) == (logging.INFO, "told 4 characters", 4)
+    assert (line.task_id, line.attempt, line.type) == (str(handle.id), 1, "custom:tell")
+    assert line.namespace == "shop"
+    assert lane != "process" or (line.group, Path(line.pathname).name, line.funcName) == ("tenant", "logged.py", "tell")
+
+
+async def test_a_traceback_comes_across(engine: Engine, lines: pytest.LogCaptureFixture) -> None:
+    """What a child logs with its exception is logged with it here."""
+    await value(await engine.submit(engine.task(lane="process")(logged.fail)))
+    assert "ValueError: what went wrong" in json.loads(JsonFormatter().format(only(lines)))["exception"]
+    assert "ValueError: what went wrong" in logging.Formatter().format(only(lines))
+
+
+async def test_a_line_from_a_thread_of_the_handler(engine: Engine, lines: pytest.LogCaptureFixture) -> None:
+    """It names the task as well, also in a child."""
+    handle = await engine.submit(engine.task(lane="process")(logged.aside))
+    await value(handle)
+    assert only(lines).task_id == str(handle.id)
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
+async def test_the_level_is_this_processs(
+    engine: Engine, caplog: pytest.LogCaptureFixture, level: int, anyio_backend: str
+) -> None:
+    """What this log would not take is not in it, and what it takes comes across."""
+    with caplog.at_level(level, "mainspring.handler"):
+        await value(await engine.submit(engine.task(lane="process")(logged.tell), "hush"))
+    assert len([line for line in caplog.records if line.name == "mainspring.handler"]) == (level == logging.DEBUG)
+
+
+async def test_the_engines_own_lines_name_the_task(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """As what is said of an outcome that came too late."""
+    claim = Claimed(bytes(16), 2, "custom:tell", b"", seq=1, class_key=("default", "custom:tell", "tenant"))
+    engine.manager.lost([Finish(claim, COMPLETED, 0)])
+    (line,) = caplog.records
+    assert vars(line).items() >= claim.labels().items()
+    assert claim.labels()["group"] == "tenant"
+
+
+def test_json_says_whatever_a_record_holds() -> None:
+    """Values that JSON has no word for are text; no line is lost for them."""
+    record = logging.makeLogRecord(
+        {"msg": "%s", "args": ("\udc80",), "nan": float("nan"), "of": {1}, "levelname": "INFO"}
+    )
+    line = json.loads(JsonFormatter().format(record))
+    assert (line["message"], line["nan"], line["of"], line["level"]) == ("\udc80", "nan", "{1}", "info")
+    assert line["time"].endswith("+00:00")
+
+
+async def test_libraries_lines_get_the_task(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """Through the filter, while a handler runs; what has a task keeps it."""
+    caplog.handler.addFilter(OfRunningTask())
+    handle = await engine.submit(engine.task(lane="thread")(logged.library))
+    await value(handle)
+    (line,) = [line for line in caplog.records if line.name == "some.library"]
+    assert vars(line)["task_id"] == str(handle.id)
+    record = logging.makeLogRecord({"task_id": "another"})
+    token = current.set(Context(bytes(16), 1, print))
+    try:
+        assert OfRunningTask().filter(record)
+    finally:
+        current.reset(token)
+    assert vars(record)["task_id"] == "another"
+
+
+def test_a_worker_writes_json(tmp_path: Path) -> None:
+    """`--log-format json`: nothing else is on stderr, and no payload."""
+    worker = Worker(tmp_path, f"{logged.__file__}:engine", "--log-format", "json", "--log-level", "info")
+    submit = [sys.executable, "-m", "mainspring", "submit", "--wait", "--json"]
+    for kind, given in (("custom:tell", '{"secret": "hush-hush"}'), ("custom:library", "{}")):
+        done = subprocess.run([*submit, kind, given], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    worker.signal(signal.SIGTERM)
+    answer = worker.end()
+    said = [json.loads(line) for line in answer.err.splitlines()]
+    told = next(line for line in said if line["logger"] == "mainspring.handler")
+    assert (told["message"], told["type"], told["attempt"]) == ("told 9 characters", "custom:tell", 1)
+    assert next(line for line in said if line["logger"] == "some.library")["type"] == "custom:library"
+    assert {line["logger"] for line in said} == {"mainspring.worker", "mainspring.handler", "some.library"}
+    assert "hush-hush" not in answer.err
