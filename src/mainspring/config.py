@@ -232,6 +232,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     executor: ExecutorConfig = ExecutorConfig()
     models: ModelConfig = msgspec.field(default_factory=ModelConfig)
     retrieval: RetrievalConfig = RetrievalConfig()
+    tracing: bool = False  # make spans for OpenTelemetry; needs the extra `otel`, and a provider set up by the program
 
     def __post_init__(self) -> None:
         for field in msgspec.structs.fields(type(self)):

@@ -13,11 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import msgspec
 import typer
 
 from mainspring.cli.opening import is_missing, run
 from mainspring.cli.options import DEFAULT_STORE, AsJson
 from mainspring.cli.screen import Screen
+from mainspring.config import EngineConfig
 from mainspring.environment import SYSTEM
 from mainspring.errors import InvalidInput, TaskError, invalid
 
@@ -48,6 +50,9 @@ def worker(
         int | None,
         typer.Option(metavar="PORT", help="Serve metrics for Prometheus at http://127.0.0.1:PORT/metrics; 0: any."),
     ] = None,
+    tracing: Annotated[
+        bool, typer.Option("--tracing", help="Make spans for OpenTelemetry; your module says where they go.")
+    ] = False,
     log_format: Annotated[
         Literal["text", "json"], typer.Option(help="json: a JSON object for each line of the log, and no other.")
     ] = "text",
@@ -64,7 +69,7 @@ def worker(
         raise invalid(
             "MODULE:ENGINE", target, "is one of two ways", "name the module that holds your engine, or give --builtin"
         )
-    engine = _built_in(store) if target is None else _placed(load(target), store)
+    engine = _built_in(store, tracing) if target is None else _placed(load(target), store, tracing)
     if is_missing(engine.address):
         screen.note(f"makes a new store at {engine.address}")
     run(_work(engine, screen, metrics_port))
@@ -131,13 +136,13 @@ def _ready(engine: Engine, screen: Screen) -> None:
     screen.note("Ctrl-C lets running tasks end, a second one hands them back")
 
 
-def _built_in(store: str | None) -> Engine:
+def _built_in(store: str | None, tracing: bool) -> Engine:
     from mainspring.engine import Engine
 
-    return Engine(store or DEFAULT_STORE)
+    return Engine(store or DEFAULT_STORE, EngineConfig(tracing=tracing))
 
 
-def _placed(engine: Engine, store: str | None) -> Engine:
+def _placed(engine: Engine, store: str | None, tracing: bool = False) -> Engine:
     """Return the user's engine, made to work, and on another file if one is named.
 
     It stays the same object, because handlers may use it; its parts are made anew, because they know their file.
@@ -146,7 +151,8 @@ def _placed(engine: Engine, store: str | None) -> Engine:
 
     is_lasting = engine.manager.parts.is_lasting
     own = engine.manager.parts.name if is_lasting else DEFAULT_STORE  # nobody else could submit to ":memory:"
-    fresh = Engine(store or own, engine.config)
+    config = msgspec.structs.replace(engine.config, tracing=tracing or engine.config.tracing)
+    fresh = Engine(store or own, config)
     for handler in engine.executor.handlers.values():
         fresh.executor.register(handler)
     fresh.models._slots.update(engine.models._slots)

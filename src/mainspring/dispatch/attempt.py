@@ -31,6 +31,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     asked_at: float = 0.0
     ended: bool = False  # its handler returned; only the record is missing
     abandoned: bool = False  # its slot was given up; whatever still comes is dropped
+    span: Any = None  # of OpenTelemetry, where tracing is on
     together: Sequence[Attempt] = ()  # all attempts of its call, where that was formed of several tasks
 
     @property
@@ -56,6 +57,7 @@ def complete(claim: Claimed, input: bytes) -> Spec | None:
     if claim.spec is not None:
         spec = _spec_decoder.decode(claim.spec)
         claim.model_id = spec.model_id
+        claim.trace = spec.trace
         claim.params = _encoder.encode(spec.params) if spec.params else None
     return spec
 

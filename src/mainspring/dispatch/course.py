@@ -14,6 +14,7 @@ from mainspring.dispatch.gathering import Call, Gathering
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.members import Members
 from mainspring.dispatch.recording import Recorder
+from mainspring.dispatch.spans import Spans
 from mainspring.dispatch.watch import Watch
 from mainspring.environment import Environment
 from mainspring.errors import InternalError, StoreUnavailable
@@ -25,6 +26,7 @@ from mainspring.results.values import Values
 from mainspring.store.base import (
     BLOB_INPUT,
     CANCELLED,
+    FAILED,
     HAS_REFS,
     LEADS,
     RELEASED,
@@ -57,8 +59,10 @@ class Course:
         recorder: Recorder,
         grace_s: float,
         env: Environment,
+        spans: Spans | None = None,
     ) -> None:
         self.recorder = recorder
+        self._spans = spans
         self.watch = Watch(self.attempts, self._give_up, grace_s, env)
         self._desks = desks
         self._store = store
@@ -167,6 +171,7 @@ class Course:
             desk.freed()
         if attempt is not None and attempt.claim is claim:
             self._let_go(attempt)
+            self._end_span(attempt, FAILED)
         error = InternalError(
             f"the engine failed around it with {type(exc).__name__}: {text_of(exc)}; please report this"
         )
@@ -191,6 +196,8 @@ class Course:
 
     def _run(self, attempt: Attempt, runner: Runner) -> Awaitable[bool] | None:
         attempt.runner = runner
+        if self._spans is not None:
+            self._spans.begin(attempt)
         if attempt.desk.ahead and not is_suspect(attempt.claim):
             until_s = self._until_s(attempt.claim)
             going: Report | Awaitable[Report | None] = cast(AheadRunner, runner).run_soon(
@@ -235,6 +242,7 @@ class Course:
             if desk.is_ending:
                 desk.freed()
                 self._let_go(attempt)
+                self._end_span(attempt, RELEASED)
                 raise
             while attempt.task.uncancel():  # the handler cancelled the asyncio task that it runs in
                 pass
@@ -260,6 +268,7 @@ class Course:
         attempt.ended = True
         attempt.desk.gave_back(attempt.claim)
         outcome = CANCELLED if attempt.cause == "cancel" else RELEASED
+        self._end_span(attempt, outcome)
         self._store.finish(Finish(attempt.claim, outcome, self._store.now_ms(), is_counted=False))
         self._let_go(attempt)
 
@@ -298,6 +307,7 @@ class Course:
         for attempt in attempts:
             attempt.together = attempts
             self._enter(attempt)
+        span = None if self._spans is None else self._spans.begin_call(attempts)
         began = self._env.monotonic()
         try:
             done = await self._joint_end(desk, attempts, members)
@@ -313,6 +323,8 @@ class Course:
             await self._record_together(desk, call, attempts, done)
             return True
         finally:
+            if self._spans is not None and span is not None:
+                self._spans.end_call(span, attempts)
             desk.marks.give_back(marks)
 
     async def _joint_end(self, desk: Gathering, attempts: list[Attempt], members: Members) -> BatchReport | None:
@@ -325,6 +337,7 @@ class Course:
                 desk.end([attempt.claim for attempt in attempts])
                 for attempt in attempts:
                     self._let_go(attempt)
+                    self._end_span(attempt, RELEASED)
                 raise
             while not attempts[0].abandoned and task.uncancel():  # the handler cancelled the task that it runs in
                 pass
@@ -344,6 +357,7 @@ class Course:
         for attempt, report in zip(attempts, done.reports, strict=True):
             if len(attempts) > 1 and attempt.cause == "timeout":
                 self.recorder.released(attempt, report.usage)
+                self._end_span(attempt, RELEASED)
                 self._let_go(attempt)
                 continue
             desk.forget(attempt.claim)
@@ -371,6 +385,10 @@ class Course:
         if not attempt.abandoned:  # else it still runs, and whoever dies beside it did not run alone
             self._unmark(attempt)
         self._leave(attempt)
+
+    def _end_span(self, attempt: Attempt, outcome: int) -> None:
+        if self._spans is not None:
+            self._spans.end(attempt, outcome)
 
     def _unmark(self, attempt: Attempt) -> None:
         if attempt.desk.mark is not None:

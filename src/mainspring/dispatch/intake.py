@@ -22,6 +22,7 @@ from mainspring.results.values import Values
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, POLICY_CODE, WANTS_KEPT, NewTask, Spec, Store
 from mainspring.tasks import Custom, Task, TaskId, TaskPriority, TaskType
 from mainspring.tasks.codec import encode, encode_input
+from mainspring.tracing import Trace, Tracing
 
 _spec_encoder = msgspec.msgpack.Encoder()
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
@@ -44,6 +45,7 @@ class Intake:
         cache: ResultCache,
         config: SchedulerConfig,
         env: Environment,
+        tracing: Tracing | None = None,
     ) -> None:
         self._cache = cache
         self._executor = executor
@@ -51,6 +53,7 @@ class Intake:
         self._values = values
         self._config = config
         self._env = env
+        self._tracing = tracing
         self._elsewhere: frozenset[str] = frozenset()
         self._elsewhere_declared: dict[str, Declared] = {}  # handlers whose code is not here
         self._patterns: WeakKeyDictionary[Handler, NewTask] = WeakKeyDictionary()  # of calls without options
@@ -73,6 +76,8 @@ class Intake:
                 new.input = await self._values.put(new.input, "input")
                 new.flags |= BLOB_INPUT
             result.append(new)
+        if self._tracing is not None and (trace := self._tracing.current()) is not None:
+            _put_trace(result, trace)
         return result
 
     def call_maker(self, handler: Handler, options: Mapping[str, Any]) -> CallMaker:
@@ -245,6 +250,17 @@ class Intake:
             raise invalid(
                 "metadata and params", spec.params, f"can't be stored ({exc})", "use JSON-like values"
             ) from exc
+
+
+def _put_trace(tasks: Sequence[NewTask], trace: Trace) -> None:
+    """Store with each task in which trace it was submitted."""
+    known: dict[bytes | None, bytes] = {}
+    for task in tasks:
+        raw = task.spec
+        if raw not in known:
+            spec = Spec() if raw is None else _spec_decoder.decode(raw)
+            known[raw] = _spec_encoder.encode(msgspec.structs.replace(spec, trace=trace))
+        task.spec = known[raw]
 
 
 def unordered(tasks: Sequence[NewTask]) -> InvalidInput | None:

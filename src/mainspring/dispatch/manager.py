@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from mainspring.dispatch.members import Marks
 from mainspring.dispatch.parts import Parts
 from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.registry import record_of
+from mainspring.dispatch.spans import Spans
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import InvalidInput, StoreUnavailable, TaskError, TaskNotFound, invalid
 from mainspring.execution.executor import TaskExecutor
@@ -98,15 +99,20 @@ class TaskManager:
         self._env = env
         self.cache = ResultCache(self.executor, self.store)
         self.intake = Intake(
-            self.executor, self.store, self.values, self.cache, scheduler_config or SchedulerConfig(), env
-        )
-        recorder = Recorder(self.store, self.executor, self.values, self.intake, env)
+            self.executor, self.store, self.values, self.cache, scheduler_config or SchedulerConfig(), env,
+            self.parts.tracing,
+        )  # fmt: skip
+        tracing = self.parts.tracing
+        self.spans = None if tracing is None else Spans(tracing, self.store.worker_id)
+        recorder = Recorder(self.store, self.executor, self.values, self.intake, env, self.spans)
         self.counting = recorder.counting
         self._desks: dict[str, Desk] = {}  # of lanes, and of types whose tasks run together
         self._gatherings: dict[str, Gathering] = {}  # the latter, by type
         self._marks = Marks(2 * _MARKS_A_LANE)  # no mark is made of what runs in child processes
         grace_s = seconds(self.config.grace_s, "grace_s")
-        self._course = Course(self._desks, self.store, self.executor, self.values, self.cache, recorder, grace_s, env)
+        self._course = Course(
+            self._desks, self.store, self.executor, self.values, self.cache, recorder, grace_s, env, self.spans
+        )
         self._settling: set[asyncio.Task[Any]] = set()
         self._running = False
         self._draining = False
@@ -291,7 +297,10 @@ class TaskManager:
         """Store all of them or none; durable on return. Parents may stand in the same call, before their children."""
         return [TaskId(accepted.id) for accepted in await self.accept(tasks)]
 
-    async def accept(self, tasks: Sequence[Task]) -> list[Accepted]:
+    def accept(self, tasks: Sequence[Task]) -> Coroutine[Any, Any, list[Accepted]]:
+        return self._accept(tasks) if self.spans is None else self.spans.sent(self._accept(tasks), tasks)
+
+    async def _accept(self, tasks: Sequence[Task]) -> list[Accepted]:
         ready = await self.intake.new_tasks(tasks)
         try:
             return await self.store.submit(ready)

@@ -29,6 +29,7 @@ from mainspring.store.sql.store import SqlStore
 from mainspring.store.sql.transaction import Applier
 from mainspring.store.sqlite.store import SqliteStore
 from mainspring.tasks import BlobDelete, BlobRef, VectorDelete, VectorUpsert
+from mainspring.tracing import Tracing
 from mainspring.vectors.appliers import SCHEMA as VECTOR_SCHEMA
 from mainspring.vectors.appliers import apply_delete as delete_vectors
 from mainspring.vectors.appliers import apply_upsert as upsert_vectors
@@ -80,6 +81,7 @@ class Parts:
         else:
             self._on_file(path, env)
         self.blobs = self.store.blobs
+        self.tracing = Tracing() if config.tracing else None
         self.models = ModelManager(config.models, environment=env)
         embedding = EmbeddingProcessor(self.models)
         self.executor = TaskExecutor(
@@ -94,6 +96,7 @@ class Parts:
             ),
             slots=config.manager,
             env=env,
+            tracing=self.tracing,
         )
 
     def _on_file(self, path: str | Path, env: Environment) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -9,14 +11,15 @@ import msgspec
 from mainspring.dispatch.attempt import Attempt
 from mainspring.dispatch.counting import Counting
 from mainspring.dispatch.intake import Intake
+from mainspring.dispatch.spans import Spans
 from mainspring.dispatch.verdict import is_completed, verdict
 from mainspring.environment import Environment
 from mainspring.execution.base import Report
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import failure
 from mainspring.results.values import Values
-from mainspring.store.base import BLOB_OUTPUT, COMPLETED, FAILED, RELEASED, TIMEOUT, Claimed, Finish, Store
-from mainspring.tasks import ChildTasks, Effect, ErrorInfo, Usage
+from mainspring.store.base import BLOB_OUTPUT, COMPLETED, FAILED, RELEASED, TIMEOUT, Claimed, Finish, NewTask, Store
+from mainspring.tasks import ChildTasks, Effect, ErrorInfo, Task, Usage
 
 _encoder = msgspec.msgpack.Encoder()
 _TOO_LATE = _encoder.encode(ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0))
@@ -25,13 +28,17 @@ _TOO_LATE = _encoder.encode(ErrorInfo(type="TaskTimeout", message="deadline pass
 class Recorder:
     """Gives outcomes to the store, which writes them with its next commit."""
 
-    def __init__(self, store: Store, executor: TaskExecutor, values: Values, intake: Intake, env: Environment) -> None:
+    def __init__(
+        self, store: Store, executor: TaskExecutor, values: Values, intake: Intake, env: Environment,
+        spans: Spans | None = None,
+    ) -> None:  # fmt: skip
         self.counting = Counting()
         self._store = store
         self._executor = executor
         self._values = values
         self._intake = intake
         self._env = env
+        self._spans = spans
 
     def too_late(self, claim: Claimed, now_ms: int) -> None:
         """Record that the deadline passed before the start."""
@@ -59,7 +66,7 @@ class Recorder:
         """Record how an attempt ended; what it brings counts only when it completed."""
         claim, usage = attempt.claim, report.usage
         lane = "process" if attempt.in_child else attempt.desk.lane
-        started = attempt.started_ms
+        started, kind = attempt.started_ms, None
         ended = self._store.now_ms() if started is None else started + int(usage.duration * 1000)
         if is_completed(claim, report, attempt.cause):
             finish = Finish(claim, COMPLETED, ended, started, output or report.output, lane, usage)
@@ -68,9 +75,17 @@ class Recorder:
                 finish.flags, finish.blobs, finish.output_bytes = flags, blobs, output_bytes
         else:
             end = verdict(claim, report, attempt.cause, self._executor.retry_of(claim.task_type), self._env)
-            error = None if end.error is None else _encoder.encode(end.error)
+            error = None
+            if end.error is not None:
+                error, kind = _encoder.encode(end.error), end.error.type
             finish = Finish(claim, end.outcome, ended, started, None, lane, usage, error, end.delay_ms)
+        if self._spans is not None:
+            self._spans.end(attempt, finish.outcome, kind)
         self._finish(finish)
+
+    async def _children(self, attempt: Attempt, tasks: Sequence[Task]) -> tuple[NewTask, ...]:
+        with nullcontext() if self._spans is None else self._spans.below(attempt):
+            return tuple(await self._intake.new_tasks(tasks))
 
     async def record_whole(self, attempt: Attempt, report: Report) -> None:
         """Record an outcome that brings more than a small value: children, other effects, large output."""
@@ -79,7 +94,7 @@ class Recorder:
         if len(effects) < len(report.effects):  # equal work must make its own children, also beside those in the store
             attempt.claim.work = None
         try:
-            children = tuple(await self._intake.new_tasks(tasks)) if tasks else ()
+            children = await self._children(attempt, tasks) if tasks else ()
             output, flags = report.output, 0
             size = 0 if output is None else len(output)
             blobs: tuple[str, ...] = ()

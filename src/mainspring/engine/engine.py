@@ -7,7 +7,7 @@ import inspect
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence, Sized
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -308,7 +308,11 @@ class Engine(Operations):
         id = options.pop("task_id", None)
         return self.manager.intake.call_maker(handler, options)(args, kwargs, None if id is None else TaskId(id).bytes)
 
-    async def _store(self, tasks: Sequence[Task | NewTask], connection: Any = None) -> list[TaskHandle]:
+    def _store(self, tasks: Sequence[Task | NewTask], connection: Any = None) -> Coroutine[Any, Any, list[TaskHandle]]:
+        work = self._stored(tasks, connection)
+        return work if self.manager.spans is None else self.manager.spans.sent(work, tasks)
+
+    async def _stored(self, tasks: Sequence[Task | NewTask], connection: Any) -> list[TaskHandle]:
         if connection is not None:
             return await self._pledge(tasks, connection)
         return await self._hand_over(await self._ready(tasks))
@@ -351,6 +355,16 @@ class Engine(Operations):
         Stored in chunks of 1,000, in order. When one is refused no more are handed in, and the error's note says how
         many tasks were stored. With a connection (see `submit`) all of them come with its commit.
         """
+        work = self._mapped(function, items, connection, options)
+        if self.manager.spans is None:
+            return await work
+        handler = self.executor.handler_of(function)
+        kind = None if handler is None else str(handler.task_type)
+        return await self.manager.spans.sent(work, kind=kind, n=len(items) if isinstance(items, Sized) else None)
+
+    async def _mapped(
+        self, function: Callable[..., Any], items: Iterable[Any], connection: Any, options: dict[str, Any]
+    ) -> list[TaskHandle]:
         handles: list[TaskHandle] = []
         pending: deque[asyncio.Task[list[TaskHandle]]] = deque()
 

@@ -25,6 +25,7 @@ class Setup(msgspec.Struct, frozen=True, array_like=True, tag="setup"):
     traceback_chars: int
     tickets: int  # the descriptor of `children.tickets.Holder`
     log_level: int  # what the parent's log takes
+    is_traced: bool
 
 
 class Prepare(msgspec.Struct, frozen=True, array_like=True, tag="prepare"):

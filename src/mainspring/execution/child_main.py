@@ -13,7 +13,7 @@ import os
 import queue
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -54,6 +54,7 @@ from mainspring.processors.context import current
 from mainspring.processors.custom import HandlerProcessor
 from mainspring.processors.log import fields_of, logger
 from mainspring.tasks import Log, Outcome, Progress, Signal, Started, Task, TaskId, Usage, codec
+from mainspring.tracing import Trace, Tracing
 
 _PROGRESS_BURST, _PROGRESS_PER_S = 20.0, 100.0  # a million steps must not flood the parent
 
@@ -70,7 +71,7 @@ def main() -> None:
     os.set_inheritable(setup.tickets, False)  # programs that a handler starts hold no leave to work
     link.send(Ready(Meter.cpu_s()))
     die_with_parent(setup.parent_pid)  # its import takes longer than the first work wants to wait
-    desk = Desk(link, Holder(setup.tickets), setup.traceback_chars)
+    desk = Desk(link, Holder(setup.tickets), setup.traceback_chars, is_traced=setup.is_traced)
     logger.addHandler(LogSignals(link))
     logger.setLevel(min(setup.log_level, logging.INFO))  # who lowers it later still gets what is usual
     logger.propagate = False
@@ -231,10 +232,12 @@ class LogSignals(logging.Handler):
 class Desk:
     """Where the work is done."""
 
-    def __init__(self, link: Link, tickets: Holder, traceback_chars: int) -> None:
+    def __init__(self, link: Link, tickets: Holder, traceback_chars: int, *, is_traced: bool) -> None:
         self._link = link
         self._tickets = tickets
         self._traceback_chars = traceback_chars
+        self._is_traced = is_traced
+        self._tracing: Tracing | None = None
         self._processors: dict[places.Place, HandlerProcessor] = {}
         self._meter = Meter()
         self._pid = os.getpid()
@@ -277,7 +280,7 @@ class Desk:
             if item.context.cancelled or (frame.until_s is not None and SYSTEM.monotonic() > frame.until_s):
                 result = _unstarted()
             else:
-                result, sample = self._measured(processor, item)
+                result, sample = self._measured(processor, item, work.trace)
                 resident_bytes = sample.resident_bytes
         self._link.finished(key, result, resident_bytes)
 
@@ -300,7 +303,8 @@ class Desk:
         self._link.send(Note(*key, Started()))
         self._meter.start()
         start = SYSTEM.monotonic()
-        joint = in_halves(batch.items, partial(_outcomes, processor))
+        with self._traced(first.trace):
+            joint = in_halves(batch.items, partial(_outcomes, processor))
         duration = SYSTEM.monotonic() - start
         sample = self._meter.stop()
         if os.getpid() != self._pid:  # a fork that the handler let escape: only the original reports
@@ -308,14 +312,26 @@ class Desk:
         reports = batch.report(joint, duration, sample.cpu_s, sample.peak_bytes)
         self._link.finished_batch(key, reports, sample.resident_bytes)
 
-    def _measured(self, processor: HandlerProcessor, item: Item) -> tuple[Report, Sample]:
+    @contextlib.contextmanager
+    def _traced(self, trace: Trace | None) -> Iterator[None]:
+        """Let what the handler does belong to the span that the parent has begun for it."""
+        if trace is None or not self._is_traced:
+            yield
+            return
+        if self._tracing is None:
+            self._tracing = Tracing()
+        with self._tracing.within(trace):
+            yield
+
+    def _measured(self, processor: HandlerProcessor, item: Item, trace: Trace | None) -> tuple[Report, Sample]:
         context = item.context
         token = current.set(context)
         self._link.send(Note(context.id.bytes, context.attempt, Started()))
         self._meter.start()
         start = SYSTEM.monotonic()
         try:
-            outcome = _outcome(processor, item)
+            with self._traced(trace):
+                outcome = _outcome(processor, item)
         except BaseException as exc:  # noqa: BLE001 - SystemExit and its like end the attempt, not the child
             outcome = failure(exc, self._traceback_chars)
         duration = SYSTEM.monotonic() - start

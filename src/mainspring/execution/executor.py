@@ -36,6 +36,7 @@ from mainspring.tasks import (
     TaskStatus,
 )
 from mainspring.tasks.codec import convert, decode_output, encode_input
+from mainspring.tracing import Tracing
 
 _NO_RETRY_POLICY = Retry()
 
@@ -54,7 +55,9 @@ class TaskExecutor:
         *,
         slots: TaskManagerConfig | None = None,
         env: Environment = SYSTEM,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self.config = config or ExecutorConfig()
         self._slots = slots or TaskManagerConfig()
         self._env = env
@@ -142,9 +145,11 @@ class TaskExecutor:
 
     def _make_runner(self, lane: Lane) -> Runner:
         if lane == "async":
-            return LoopRunner(self._processors, self._submit_child, self._env)
+            return LoopRunner(self._processors, self._submit_child, self._env, self._tracing)
         if lane == "thread":
-            return ThreadRunner(self._processors, self.load, self._submit_child, self._env, self._slots.thread_slots)
+            return ThreadRunner(
+                self._processors, self.load, self._submit_child, self._env, self._slots.thread_slots, self._tracing
+            )
         if lane == "process":
             from mainspring.execution.processes import ProcessRunner
 
@@ -154,6 +159,7 @@ class TaskExecutor:
                 config=self.config,
                 store_now=self._store_child,
                 environment=self._env,
+                tracing=self._tracing,
             )
         raise invalid("lane", lane, "is unknown", "use async, thread or process")
 

@@ -19,6 +19,7 @@ from mainspring.execution.items import item_of
 from mainspring.processors.base import Item, Processor, failure
 from mainspring.processors.context import Child, Context, current
 from mainspring.tasks import Done, Outcome, Started, Usage
+from mainspring.tracing import Tracing
 
 _STARTED = Started()
 
@@ -30,12 +31,17 @@ class LoopRunner(Original):
     """
 
     def __init__(
-        self, processors: Mapping[str, Processor], submit: Callable[..., Child] | None, env: Environment
+        self,
+        processors: Mapping[str, Processor],
+        submit: Callable[..., Child] | None,
+        env: Environment,
+        tracing: Tracing | None = None,
     ) -> None:
         super().__init__()
         self._processors = processors
         self._submit = submit
         self._env = env
+        self._tracing = tracing
         self._watch: LoopWatch | None = None
         self._running: dict[tuple[bytes, int], _Drive] = {}  # an attempt that was given up may outlive the next one
 
@@ -50,6 +56,8 @@ class LoopRunner(Original):
         context = item.context
         inner = contextvars.copy_context()
         inner.run(current.set, context)
+        if self._tracing is not None and work.trace is not None:
+            inner.run(self._tracing.enter, work.trace)
         channel.send(_STARTED)
         began, cpu_ns = env.monotonic(), env.thread_cpu_ns()
         outcome: Outcome
@@ -115,6 +123,8 @@ class LoopRunner(Original):
         """Return what came of one call for several items, and the CPU time that it took."""
         inner = contextvars.copy_context()
         inner.run(current.set, items[0].context)
+        if self._tracing is not None and work.trace is not None:
+            inner.run(self._tracing.enter, work.trace)
         cpu_ns = self._env.thread_cpu_ns()
         key = (work.id, work.attempt)
         drive: _Drive | None = None

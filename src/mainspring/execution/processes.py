@@ -47,6 +47,7 @@ from mainspring.processors.base import failure
 from mainspring.processors.custom import Handler
 from mainspring.processors.log import logger
 from mainspring.tasks import Effect, ErrorInfo, Started, Task, TaskId, codec
+from mainspring.tracing import Trace, Tracing
 
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from mainspring.execution.child_main import main; main()"
 _END_GRACE_S = 1.0  # for the clean-up of an idle child that is not needed any more
@@ -72,7 +73,9 @@ class ProcessRunner:
         config: ExecutorConfig | None = None,
         store_now: Callable[[Task], Awaitable[TaskId]] | None = None,
         environment: Environment = SYSTEM,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self.store_now = store_now
         self._slots = slots
         self._config = config or ExecutorConfig()
@@ -344,6 +347,7 @@ class ProcessRunner:
                 self._config.traceback_chars,
                 desk.tickets.descriptor,
                 logger.getEffectiveLevel(),
+                self._tracing is not None,
             )
         )
 
@@ -392,7 +396,7 @@ class ProcessRunner:
             limit_s = self._config.child_start_timeout_s
             attempt.patience = asyncio.get_running_loop().call_later(limit_s, self._lose_patience, attempt)
         else:
-            self._in_background(self._store(desk, frame))
+            self._in_background(self._store(desk, frame, attempt.works[0].trace))
 
     def _lose_patience(self, attempt: Attempt) -> None:
         """Its handler's module does not come to the end of its import."""
@@ -417,7 +421,9 @@ class ProcessRunner:
             self._rest(desk)
         self._assign()
 
-    async def _store(self, desk: Desk, frame: Store) -> None:
+    async def _store(self, desk: Desk, frame: Store, trace: Trace | None) -> None:
+        if self._tracing is not None and trace is not None:
+            self._tracing.enter(trace)  # in this asyncio task, which is made for this alone
         try:
             if self.store_now is None:
                 raise InternalError("nobody stores tasks here")

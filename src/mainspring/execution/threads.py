@@ -19,6 +19,7 @@ from mainspring.execution.items import item_of
 from mainspring.processors.base import Item, Processor, failure
 from mainspring.processors.context import Child, current
 from mainspring.tasks import Outcome, Started, Usage
+from mainspring.tracing import Tracing
 
 T = TypeVar("T")
 _STARTED = Started()
@@ -36,6 +37,7 @@ class ThreadRunner(Original):
         submit: Callable[..., Child] | None,
         env: Environment,
         slots: int,
+        tracing: Tracing | None = None,
     ) -> None:
         super().__init__()
         self._processors = processors
@@ -43,6 +45,7 @@ class ThreadRunner(Original):
         self._submit = submit
         self._env = env
         self._slots = slots
+        self._tracing = tracing
         self._inbox: deque[_Job | None] = deque()
         self._signal = env.turns()
         self._threads = 0
@@ -113,7 +116,7 @@ class ThreadRunner(Original):
         channel.send(_STARTED)
         began, cpu = env.monotonic(), env.thread_cpu_ns()
         try:
-            outcome = contextvars.copy_context().run(self._process, work.task_type, item)
+            outcome = contextvars.copy_context().run(self._process, work, item)
         except BaseException as exc:  # noqa: BLE001 - whatever a handler raises is its attempt's outcome, not our end
             outcome = failure(exc)
         finally:
@@ -124,8 +127,8 @@ class ThreadRunner(Original):
         usage = Usage(env.monotonic() - began, (env.thread_cpu_ns() - cpu) / 1e9, None, item.context.network_bytes)
         return report(outcome, usage)
 
-    def _process(self, task_type: str, item: Item) -> Outcome:
-        return self._processed(task_type, (item,))[0]
+    def _process(self, work: Work, item: Item) -> Outcome:
+        return self._processed(work, (item,))[0]
 
     def _run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
         env = self._env
@@ -135,7 +138,7 @@ class ThreadRunner(Original):
         for channel in channels:
             channel.send(_STARTED)
         began, cpu = env.monotonic(), env.thread_cpu_ns()
-        processed = partial(self._processed, works[0].task_type)
+        processed = partial(self._processed, works[0])
         try:
             joint = contextvars.copy_context().run(in_halves, batch.items, processed)
         finally:
@@ -146,10 +149,12 @@ class ThreadRunner(Original):
             item.context.close_blocking()
         return batch.report(joint, env.monotonic() - began, (env.thread_cpu_ns() - cpu) / 1e9)
 
-    def _processed(self, task_type: str, items: Sequence[Item]) -> Sequence[Outcome]:
+    def _processed(self, work: Work, items: Sequence[Item]) -> Sequence[Outcome]:
         current.set(items[0].context)
-        self._load(task_type)
-        return self._processors[task_type].process(items)  # type: ignore[return-value]  # a plain function, in here
+        if self._tracing is not None and work.trace is not None:
+            self._tracing.enter(work.trace)
+        self._load(work.task_type)
+        return self._processors[work.task_type].process(items)  # type: ignore[return-value]  # a plain function, in here
 
 
 def _answer(future: asyncio.Future[T], result: T) -> None:

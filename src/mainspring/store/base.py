@@ -72,6 +72,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     on_dependency_failure: OnDependencyFailure = "require"
     idempotency_key: str | None = None
     keep_ms: int | None = None  # how old the result of equal work may be, and for how long its own is kept
+    trace: dict[str, str] | None = None  # of the span that submitted it: `traceparent` and perhaps `tracestate`
 
 
 class WorkName(NamedTuple):

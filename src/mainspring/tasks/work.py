@@ -23,6 +23,7 @@ class Work(msgspec.Struct, array_like=True, gc=False):
     params: bytes | None = None  # MessagePack of a mapping
     retry_count: int = 0
     deadline_ms: int | None = None
+    trace: dict[str, str] | None = None  # of the span that it runs in, or that submitted it: `traceparent` and so on
 
     def bare(self) -> Work:
         """Return the work alone, where a store's claim stands for it."""
@@ -36,6 +37,7 @@ class Work(msgspec.Struct, array_like=True, gc=False):
             self.params,
             self.retry_count,
             self.deadline_ms,
+            self.trace,
         )
 
     @property
@@ -44,12 +46,15 @@ class Work(msgspec.Struct, array_like=True, gc=False):
 
     def labels(self) -> dict[str, Any]:
         """Return what a line of a log carries that concerns it."""
-        return {
+        labels = {
             "task_id": str(self.task_id),
             "attempt": self.attempt,
             "type": str(self.task_type),
             "namespace": self.namespace,
         }
+        if self.trace is not None:
+            _, labels["trace_id"], labels["span_id"], *_ = self.trace["traceparent"].split("-")
+        return labels
 
 
 class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):

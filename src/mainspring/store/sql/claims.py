@@ -135,6 +135,6 @@ def _from_row(tx: Transaction, row: Row, owner: int) -> Claimed:
     ) = row  # fmt: skip
     key = tx.class_key(class_id)
     return Claimed(
-        id, attempt, key[1], input, key[0], None, None, retry_count, deadline_ms, seq, owner, key, rank, flags,
+        id, attempt, key[1], input, key[0], None, None, retry_count, deadline_ms, None, seq, owner, key, rank, flags,
         priority, max_retries, crashes, releases, ready_ms, timeout_ms, spec,
     )  # fmt: skip

@@ -385,8 +385,8 @@ def claim_of(task: NewTask, seq: int, rank: int, owner: int, now: int) -> Claime
     """Return the claim of a task that enters held by a worker."""
     key = task.class_key
     return Claimed(
-        task.id, 1, key[1], task.input, key[0], None, None, 0, task.deadline_ms, seq, owner, key, rank, task.flags,
-        task.priority, task.max_retries, 0, 0, now, task.timeout_ms, task.spec,
+        task.id, 1, key[1], task.input, key[0], None, None, 0, task.deadline_ms, None, seq, owner, key, rank,
+        task.flags, task.priority, task.max_retries, 0, 0, now, task.timeout_ms, task.spec,
     )  # fmt: skip
 
 
