@@ -141,6 +141,10 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
         0.02  # claim ahead what starts within this time: longer delays urgent work, shorter starves slots
     )
     prefetch_max: int = 2048  # and never more than this, a lane
+    cpu_capacity: float | None = None  # cores that attempts here may reserve; None: all this container may use
+    memory_capacity: int | None = None  # bytes; None: what may be in use on the machine, less what others use
+    gpu_capacity: float = 0.0  # devices
+    custom_capacity: dict[str, float] = {}  # of users' own kinds
     grace_s: float = 2.0  # between asking a handler to stop and giving its slot up
     drain_s: float = 30.0  # how long stop() lets running work finish before releasing it
 
@@ -148,6 +152,7 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.queue_size is not None:
             _check_counts(self, "queue_size")
         _check_counts(self, "batch_size", "async_slots", "thread_slots", "process_slots", "prefetch_max")
+        self._check_capacities()
         for name in ("async_slots", "thread_slots", "process_slots"):
             _check(getattr(self, name) <= 10_000, name, getattr(self, name), "is above 10,000", "use more processes")
         for name in ("processing_interval", "grace_s", "drain_s", "prefetch_s"):
@@ -159,6 +164,24 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
             "is not positive",
             "use about 1",
         )
+
+    def _check_capacities(self) -> None:
+        if self.memory_capacity is not None:
+            _check_counts(self, "memory_capacity")
+        amounts: dict[str, Any] = {"gpu_capacity": self.gpu_capacity}
+        if self.cpu_capacity is not None:
+            amounts["cpu_capacity"] = self.cpu_capacity
+        _check(
+            isinstance(self.custom_capacity, dict) and all(isinstance(kind, str) for kind in self.custom_capacity),
+            "custom_capacity",
+            self.custom_capacity,
+            "is no mapping of names to amounts",
+            'use {"license": 2}',
+        )
+        amounts |= {f"custom_capacity[{kind!r}]": much for kind, much in self.custom_capacity.items()}
+        for name, much in amounts.items():
+            is_amount = isinstance(much, (int, float)) and not isinstance(much, bool) and 0 <= much < 1e18
+            _check(is_amount, name, much, "is no amount", "use a number from 0")
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -81,7 +81,7 @@ OPTIONS = [
     ("after", 5), ("after", [5]), ("after", "no id"), ("after", [None]),
     ("on_dependency_failure", "ignore"), ("on_dependency_failure", 3), ("on_dependency_failure", ["skip"]),
     ("task_id", "no id"), ("task_id", 5),
-    ("cache", "a while"), ("resources", Resources(cpu=1)),
+    ("cache", "a while"), ("resources", Resources(cpu=-1)),
 ]  # fmt: skip
 
 
@@ -384,7 +384,7 @@ def test_declarations() -> None:
         (plain, {"retry": True}, "retry"),
         (plain, {"retry": Retry(max_retries=True)}, "max_retries"),
         (plain, {"retry": Retry(max_retries=2_000_000)}, "max_retries"),
-        (plain, {"resources": Resources()}, "resources"),
+        (plain, {"resources": Resources(cpu=-1)}, "resources"),
         (plain, {"cache": "a while"}, "cache"),
         (plain, {"bogus": 1}, "bogus"),
         (generator, {}, "generator"),

@@ -26,6 +26,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     runner: Any = None  # where it runs
     started_at: float | None = None  # monotonic seconds
     in_child: bool = False  # a suspect that runs in a child process
+    reserves: bool = False  # resources, while it runs
     recorded: bool = False  # the store has been told that it runs
     cause: StopCause | None = None  # why it was asked to stop
     asked_at: float = 0.0

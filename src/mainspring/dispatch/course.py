@@ -14,6 +14,7 @@ from mainspring.dispatch.gathering import Call, Gathering
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.members import Members
 from mainspring.dispatch.recording import Recorder
+from mainspring.dispatch.reservations import Reservations
 from mainspring.dispatch.spans import Spans
 from mainspring.dispatch.watch import Watch
 from mainspring.environment import Environment
@@ -30,6 +31,7 @@ from mainspring.store.base import (
     HAS_REFS,
     LEADS,
     RELEASED,
+    RESERVES,
     SUSPECT,
     WANTS_KEPT,
     Claimed,
@@ -43,7 +45,7 @@ logger = logging.getLogger("mainspring.dispatch")
 
 _RECORD_STARTS_S = 0.02
 """A handler that is still running after this long is recorded as RUNNING; most have ended by then."""
-_NEEDS_CARE = HAS_REFS | BLOB_INPUT | SUSPECT | WANTS_KEPT
+_NEEDS_CARE = HAS_REFS | BLOB_INPUT | SUSPECT | WANTS_KEPT | RESERVES
 
 
 class Course:
@@ -57,12 +59,14 @@ class Course:
         values: Values,
         cache: ResultCache,
         recorder: Recorder,
+        reservations: Reservations,
         grace_s: float,
         env: Environment,
         spans: Spans | None = None,
     ) -> None:
         self.recorder = recorder
         self._spans = spans
+        self.reservations = reservations
         self.watch = Watch(self.attempts, self._give_up, grace_s, env)
         self._desks = desks
         self._store = store
@@ -104,6 +108,8 @@ class Course:
         is_here = desk.mark is not None
         if claim.flags & _NEEDS_CARE or claim.spec is not None or (is_here and self._alone.is_taken):
             return self._serve_with_care(attempt)
+        if self.reservations.types and claim.task_type in self.reservations.types:
+            return self._serve_with_care(attempt)
         return self._run(attempt, desk.runner())
 
     def _is_too_late(self, desk: Desk, claim: Claimed) -> bool:
@@ -117,6 +123,20 @@ class Course:
 
     async def _serve_with_care(self, attempt: Attempt) -> bool:
         """The same for a claim that something has to be done for before it runs."""
+        desk, claim = attempt.desk, attempt.claim
+        need = self.reservations.need(claim, desk.lane)
+        if need is None:
+            return await self._serve_prepared(attempt)
+        if not self.reservations.take(desk, [claim], need):
+            return True
+        attempt.reserves = True
+        try:
+            return await self._serve_prepared(attempt)
+        finally:
+            self.reservations.give_back(claim.id)
+
+    async def _serve_prepared(self, attempt: Attempt) -> bool:
+        """The same once what it needs is reserved."""
         desk, claim = attempt.desk, attempt.claim
         desk.waits(claim)
         if not await self._is_to_run(desk, claim):
@@ -198,7 +218,7 @@ class Course:
         attempt.runner = runner
         if self._spans is not None:
             self._spans.begin(attempt)
-        if attempt.desk.ahead and not is_suspect(attempt.claim):
+        if attempt.desk.ahead and not is_suspect(attempt.claim) and not attempt.reserves:
             until_s = self._until_s(attempt.claim)
             going: Report | Awaitable[Report | None] = cast(AheadRunner, runner).run_soon(
                 attempt.claim, attempt, until_s
@@ -296,7 +316,17 @@ class Course:
             await self._alone.wait()
             claims = [claim for claim in claims if desk.begins(claim)]
         claims = [claim for claim in claims if not self._is_too_late(desk, claim)]
-        return not claims or await self._run_together(desk, call, claims, task)
+        if not claims:
+            return True
+        need = self.reservations.need_of_call(claims, desk.lane)
+        if need is None:
+            return await self._run_together(desk, call, claims, task)
+        if not self.reservations.take(desk, claims, need):
+            return True
+        try:
+            return await self._run_together(desk, call, claims, task)
+        finally:
+            self.reservations.give_back(claims[0].id)
 
     async def _run_together(self, desk: Gathering, call: Call, claims: list[Claimed], task: asyncio.Task[Any]) -> bool:
         """Run those of a call that are left."""

@@ -26,12 +26,18 @@ class Desk(ABC):
         self.ahead = 0  # claims that its runner takes for each slot before it can run them
         self.running: dict[bytes, Attempt] = {}
         self.over: Claimed | None = None  # the last one whose handler ended
+        self.parked: dict[bytes, Claimed] = {}  # what they need is not free; they take no part of the lane's room
         self._waiting: dict[bytes, Claimed] = {}  # on their way into a slot, where their turn has not come
 
     @property
     def begun(self) -> int:
         """How many of those that were given to the runner have begun."""
         return sum(attempt.started_at is not None for attempt in self.running.values())
+
+    @property
+    def unbegun(self) -> int:
+        """How many wait here, for a slot or for resources."""
+        return self.queued + len(self.parked)
 
     def waits(self, claim: Claimed) -> None:
         """It can't begin at once: until `begins` it may be taken back."""
@@ -44,6 +50,16 @@ class Desk(ABC):
         del self._waiting[claim.id]
         return True
 
+    def park(self, claim: Claimed) -> None:
+        """It has to wait for resources: others are claimed meanwhile."""
+        self.parked[claim.id] = claim
+        self.port.released += 1
+
+    def unpark(self, claim: Claimed) -> None:
+        """It is to come again."""
+        del self.parked[claim.id]
+        self.port.released -= 1
+
     def withdraw(self, id: bytes) -> Claimed | None:
         """Take the claim of this task out, if there is one that has not begun."""
         taken = self.take(lambda claim: claim.id == id)
@@ -54,7 +70,10 @@ class Desk(ABC):
         waiting = [claim for claim in self._waiting.values() if is_wanted(claim)]
         for claim in waiting:
             del self._waiting[claim.id]
-        return waiting + self._take_queued(is_wanted)
+        parked = [claim for claim in self.parked.values() if is_wanted(claim)]
+        for claim in parked:
+            self.unpark(claim)
+        return waiting + parked + self._take_queued(is_wanted)
 
     def gave_back(self, claim: Claimed) -> None:
         """A claim that did not run makes room."""
@@ -64,6 +83,10 @@ class Desk(ABC):
     @abstractmethod
     def put(self, claims: list[Claimed]) -> None:
         """Claims have come."""
+
+    def put_again(self, claims: list[Claimed]) -> None:
+        """Claims that were put here before come once more."""
+        self.put(claims)
 
     @property
     @abstractmethod

@@ -132,6 +132,14 @@ class Gathering(Desk):
                 task.add_done_callback(self._preparing.discard)
         self._lane.wake_one()
 
+    def put_again(self, claims: list[Claimed]) -> None:
+        for claim in claims:  # what they came without is in its place
+            if is_suspect(claim):
+                self._add(claim, (claim.id,), 0.0)
+            else:
+                self._gather(claim)
+        self._lane.wake_one()
+
     async def _gather_later(self, claim: Claimed, preparing: Awaitable[bool]) -> None:
         if await preparing:
             self._gather(claim)

@@ -15,12 +15,12 @@ from mainspring.environment import Environment
 from mainspring.errors import InvalidInput, UnsupportedTaskType, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.calls import check_task, id_of, typed_task, with_declared
-from mainspring.processors.custom import MAX_RETRIES, Handler
+from mainspring.processors.custom import MAX_RETRIES, Handler, check_resources
 from mainspring.processors.declared import Declared
 from mainspring.results.cache import ResultCache
 from mainspring.results.values import Values
-from mainspring.store.base import BLOB_INPUT, HAS_REFS, POLICY_CODE, WANTS_KEPT, NewTask, Spec, Store
-from mainspring.tasks import Custom, Task, TaskId, TaskPriority, TaskType
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, POLICY_CODE, RESERVES, WANTS_KEPT, NewTask, Spec, Store
+from mainspring.tasks import Custom, Resources, Task, TaskId, TaskPriority, TaskType
 from mainspring.tasks.codec import encode, encode_input
 from mainspring.tracing import Trace, Tracing
 
@@ -56,6 +56,7 @@ class Intake:
         self._tracing = tracing
         self._elsewhere: frozenset[str] = frozenset()
         self._elsewhere_declared: dict[str, Declared] = {}  # handlers whose code is not here
+        self.impossible: Callable[[Resources], str | None] = _nothing_known
         self._patterns: WeakKeyDictionary[Handler, NewTask] = WeakKeyDictionary()  # of calls without options
 
     async def new_tasks(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
@@ -139,7 +140,10 @@ class Intake:
         if type(task.max_retries) is not int or not 0 <= task.max_retries <= MAX_RETRIES:
             raise invalid("max_retries", task.max_retries, "is out of range", "use 0 or more")
         if task.resources is not None:
-            raise invalid("resources", task.resources, "are not reserved yet", "leave it out")
+            check_resources(task.resources)
+        declared = self._declared(task.task_type, "resources") if task.resources is None else task.resources
+        if isinstance(declared, Resources) and (why := self.impossible(declared)) is not None:
+            raise invalid("resources", declared, why, "declare less, or run it where there is more")
         _check_names(task)
         if type(task.dependencies) is not tuple and not isinstance(task.dependencies, list):
             raise invalid("dependencies", task.dependencies, "is no sequence of tasks", "pass a tuple of ids")
@@ -185,7 +189,9 @@ class Intake:
             timeout_ms=None if timeout is None else max(1, int(seconds(timeout, "timeout") * 1000)),
             deadline_ms=self._by_store(deadline_ms),
             not_before_ms=self._by_store(not_before_ms),
-            flags=(HAS_REFS if refs else 0) | (WANTS_KEPT if keep_ms else 0),
+            flags=(HAS_REFS if refs else 0)
+            | (WANTS_KEPT if keep_ms else 0)
+            | (0 if task.resources is None else RESERVES),
             spec=self._spec(task, keep_ms),
             keep_ms=keep_ms,
             key=task.idempotency_key,
@@ -193,10 +199,10 @@ class Intake:
             policy=POLICY_CODE[task.on_dependency_failure],
         )
 
-    def _declared(self, kind: TaskType, option: str) -> float | str | None:
+    def _declared(self, kind: TaskType, option: str) -> Any:
         """Return what a handler was declared with, where the task says nothing."""
         if (handler := self._executor.handlers.get(kind)) is not None:
-            return getattr(handler, option)  # type: ignore[no-any-return]
+            return getattr(handler, option)
         known = self._elsewhere_declared.get(kind)
         return None if known is None else known.options.get(option)
 
@@ -215,6 +221,7 @@ class Intake:
             or task.metadata
             or task.model_id is not None
             or task.idempotency_key is not None
+            or task.resources is not None
             or task.on_dependency_failure != "require"
         ):
             return None
@@ -231,6 +238,7 @@ class Intake:
             params=task.params,
             on_dependency_failure=task.on_dependency_failure,
             idempotency_key=task.idempotency_key,
+            resources=task.resources,
             keep_ms=keep_ms or None,
         )
         raw = self._encode_spec(spec)
@@ -323,6 +331,11 @@ def _argument(bound: Mapping[str, Any]) -> InvalidInput | None:
             encode(value)
         except InvalidInput as exc:
             return InvalidInput(f"argument {name}: {exc}", field=name, value=value)
+    return None
+
+
+def _nothing_known(declared: Resources) -> str | None:
+    """Nobody has said what there is."""
     return None
 
 

@@ -23,12 +23,14 @@ from mainspring.dispatch.members import Marks
 from mainspring.dispatch.parts import Parts
 from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.registry import record_of
+from mainspring.dispatch.reservations import Reservations
 from mainspring.dispatch.spans import Spans
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import InvalidInput, TaskError, TaskNotFound
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import Lane as LaneName
 from mainspring.processors.calls import id_of, submitter
+from mainspring.resources.monitor import ResourceMonitor
 from mainspring.results.cache import ResultCache
 from mainspring.results.values import Values
 from mainspring.results.waiters import Waiters, within
@@ -55,6 +57,7 @@ logger = logging.getLogger("mainspring.dispatch")
 _CANCEL_WAIT_S = 2.0
 _MARKS_A_LANE = 20_000  # twice as many as slots: those that were lost keep theirs
 _PACE_S = 0.25
+_FOUND_WHEN_ASKED = ("paused", "no_worker", "resources")
 
 
 class TaskManager(Asking):
@@ -75,6 +78,7 @@ class TaskManager(Asking):
         store: Parts | str | Path | None = None,
         *,
         scheduler_config: SchedulerConfig | None = None,
+        monitor: ResourceMonitor | None = None,
         env: Environment = SYSTEM,
     ) -> None:
         self.config = config or TaskManagerConfig()
@@ -90,11 +94,10 @@ class TaskManager(Asking):
         self.waiters = Waiters(self.store)
         self._env = env
         self.cache = ResultCache(self.executor, self.store)
-        self.intake = Intake(
-            self.executor, self.store, self.values, self.cache, scheduler_config or SchedulerConfig(), env,
-            self.parts.tracing,
-        )  # fmt: skip
+        limits = scheduler_config or SchedulerConfig()
+        self.monitor = monitor or ResourceMonitor(self.parts.folder, limits=limits, env=env)
         tracing = self.parts.tracing
+        self.intake = Intake(self.executor, self.store, self.values, self.cache, limits, env, tracing)
         self.spans = None if tracing is None else Spans(tracing, self.store.worker_id)
         recorder = Recorder(self.store, self.executor, self.values, self.intake, env, self.spans)
         self.counting = recorder.counting
@@ -102,8 +105,21 @@ class TaskManager(Asking):
         self._gatherings: dict[str, Gathering] = {}  # the latter, by type
         self._marks = Marks(2 * _MARKS_A_LANE)  # no mark is made of what runs in child processes
         grace_s = seconds(self.config.grace_s, "grace_s")
+        self.reservations = Reservations(
+            self.executor, self.store, self.config, limits, self.monitor, env, self._hand_back, self.parts.reach
+        )
+        self.intake.impossible = self.reservations.impossible
         self._course = Course(
-            self._desks, self.store, self.executor, self.values, self.cache, recorder, grace_s, env, self.spans
+            self._desks,
+            self.store,
+            self.executor,
+            self.values,
+            self.cache,
+            recorder,
+            self.reservations,
+            grace_s,
+            env,
+            self.spans,
         )
         self._settling: set[asyncio.Task[Any]] = set()
         self._running = False
@@ -166,6 +182,7 @@ class TaskManager(Asking):
                 self._gather(kind, desk)
             desk.port.types = types - self._gatherings.keys()
         self.lanes = {name: desk.port for name, desk in self._desks.items()}
+        self.reservations.serve()
         await self.store.register(list(self.executor.types), [record_of(h) for h in self.executor.handlers.values()])
         self.store.serve(self)
 
@@ -247,6 +264,7 @@ class TaskManager(Asking):
         try:
             while True:
                 await asyncio.sleep(_PACE_S)
+                self.reservations.look()
                 for desk in self._desks.values():
                     if desk.queued and not self._draining:
                         self._hand_back(desk, desk.take_surplus())
@@ -302,17 +320,17 @@ class TaskManager(Asking):
     async def get_task(self, task_id: TaskId | str) -> TaskInfo:
         """Return all the store knows about a task. Raises TaskNotFound.
 
-        Where a ready task is kept from running its reason says by what: `paused`, or `no_worker` that serves its type.
-        One that this process has claimed and that waits for others to join has `batch`.
+        Where a ready task is kept from running its reason says by what: `paused`, `no_worker` that serves its type, or
+        `resources` that it lacks. One that this process has claimed and that waits for others to join has `batch`.
         """
         key = id_of(task_id).bytes
         info = await self.store.info(key)
         if info.reason == "claimed" and self.forming(key) is not None:
             return msgspec.structs.replace(info, reason="batch")
-        if info.reason != "ready":
+        if info.reason not in ("ready", "claimed"):
             return info
         reason = (await self.store.standing(key)).reason
-        return msgspec.structs.replace(info, reason=reason) if reason in ("paused", "no_worker") else info
+        return msgspec.structs.replace(info, reason=reason) if reason in _FOUND_WHEN_ASKED else info
 
     def forming(self, key: bytes) -> Forming | None:
         """Return the batch in this process that a task waits in; None: in none."""
@@ -374,7 +392,9 @@ class TaskManager(Asking):
             desk.lane: {
                 "slots": desk.slots,
                 "running": sum(one.begun for one in (desk, *desk.gatherings)),
-                "claimed": sum(one.queued + len(one.running) - one.begun for one in (desk, *desk.gatherings)),
+                "claimed": sum(
+                    one.queued + len(one.parked) + len(one.running) - one.begun for one in (desk, *desk.gatherings)
+                ),
             }
             for desk in self._desks.values()
             if isinstance(desk, LaneDesk)

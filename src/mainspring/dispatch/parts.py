@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mainspring.blobs import server_keys
 from mainspring.blobs.keys import SCHEMA as BLOB_SCHEMA
@@ -49,6 +49,9 @@ _APPLIERS: dict[type, Applier] = {
 }
 
 
+Reach = Literal["process", "host", "hosts"]
+"""How far away workers on the same store may be."""
+
 FILE_SCHEMA = VECTOR_SCHEMA + BLOB_SCHEMA
 """What stands in a file beside the tables of the tasks."""
 
@@ -76,6 +79,7 @@ class Parts:
     def __init__(self, path: str | Path, config: EngineConfig, *, env: Environment = SYSTEM) -> None:
         self.config = config
         self.is_lasting = str(path) != ":memory:"
+        self.reach: Reach = "hosts" if is_server(path) else "host" if self.is_lasting else "process"
         if is_server(path):
             self._on_server(str(path), env)
         else:

@@ -82,8 +82,10 @@ class Engine(Operations):
         self.config = config or EngineConfig()
         self._worker = worker
         self._parts = Parts(store, self.config, env=env)
-        self.manager = TaskManager(self.config.manager, self._parts, scheduler_config=self.config.scheduler, env=env)
         self.monitor = self._watch_resources(env)
+        self.manager = TaskManager(
+            self.config.manager, self._parts, scheduler_config=self.config.scheduler, monitor=self.monitor, env=env
+        )
         self.scheduler = TaskScheduler(self.manager, self.monitor, self.config.scheduler)
         self.manager.waiters.make = partial(TaskHandle, self)
         self._open = False

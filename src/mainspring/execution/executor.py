@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -179,6 +179,16 @@ class TaskExecutor:
         runner = self.runner("process")
         runner.add(self._handlers[task_type])  # type: ignore[attr-defined]
         return runner
+
+    def child_pids(self, reserved: Container[bytes]) -> Sequence[int]:
+        """Return the children of the process lane that rest, or run one of these tasks."""
+        runner = self._runners.get("process")
+        return () if runner is None else runner.pids(reserved)  # type: ignore[attr-defined]
+
+    def relieve(self) -> None:
+        """Have children that rest give back their memory."""
+        if (runner := self._runners.get("process")) is not None:
+            runner.relieve()  # type: ignore[attr-defined]
 
     def can_run_in_child(self, task_type: str) -> bool:
         """Whether a child process could import this type's handler."""

@@ -89,7 +89,7 @@ End: TypeAlias = Report | BatchReport | Died | None
 class Desk:
     """A child, and what it has to do."""
 
-    __slots__ = ("attempts", "child", "cpu_s", "leaves", "patience", "ready", "tasks", "tickets")
+    __slots__ = ("attempts", "child", "cpu_s", "leaves", "patience", "ready", "resident_bytes", "tasks", "tickets")
 
     def __init__(self) -> None:
         self.child: Child | None = None  # None until it is spawned
@@ -99,6 +99,7 @@ class Desk:
         self.attempts: deque[Attempt] = deque()  # it runs the first; the others were sent ahead
         self.tasks = 0
         self.leaves = False  # it is not to get any more
+        self.resident_bytes = 0  # after the last attempt
         self.cpu_s = 0.0  # used before the attempt it has now
 
     def send(self, frame: ToChild) -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 import msgspec
 
 from mainspring.children.child import Exit, Spawner
-from mainspring.config import ExecutorConfig
+from mainspring.config import MIB, ExecutorConfig
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import (
     InternalError,
@@ -55,6 +55,8 @@ _LONG_S = 0.02
 """Behind an attempt that takes longer nothing waits that was sent ahead."""
 
 
+_LARGE_BYTES = 128 * MIB
+"""A child that rests with less than this is not worth ending for its memory."""
 _ASKED = "asked to stop before it began"
 
 
@@ -171,6 +173,19 @@ class ProcessRunner:
             return True
         desk.send(Stop(*attempt.key))
         return False
+
+    def pids(self, reserved: Container[bytes]) -> list[int]:
+        """Return the children that rest, or run one of these tasks."""
+        return [
+            desk.child.pid
+            for desk in self._desks
+            if desk.child is not None and (not desk.attempts or desk.attempts[0].works[0].id in reserved)
+        ]
+
+    def relieve(self) -> None:
+        """End the children that rest and hold much memory: others come when they are needed."""
+        for desk in [desk for desk in self._idle if desk.resident_bytes > _LARGE_BYTES]:
+            self._retire(desk)
 
     async def close(self) -> None:
         """End all children. Attempts that still run are killed."""
@@ -410,6 +425,7 @@ class ProcessRunner:
         else:
             self._settle(attempt, frame.report if frame.effects is None else _with_effects(frame.report, frame.effects))
         desk.cpu_s = frame.cpu_s
+        desk.resident_bytes = frame.resident_bytes or desk.resident_bytes
         desk.attempts.popleft()
         too_large = (frame.resident_bytes or 0) > self._config.child_recycle_bytes
         if too_large and not desk.leaves:

@@ -32,7 +32,6 @@ def with_declared(handler: Handler, options: Mapping[str, Any]) -> dict[str, Any
         "priority": handler.priority,
         "max_retries": handler.retry.max_retries,
         "timeout": handler.timeout,
-        "resources": handler.resources,
         "cache": handler.cache,
         **{name: value for name, value in options.items() if value is not None},
     }

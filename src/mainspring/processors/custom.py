@@ -58,6 +58,28 @@ class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 MAX_RETRIES = 1_000_000
+_AMOUNTS = ("cpu", "memory", "gpu")
+
+
+def check_resources(resources: Any) -> None:
+    """Raises InvalidInput for what nobody can reserve."""
+    if not isinstance(resources, Resources):
+        raise invalid("resources", resources, "is no Resources", "pass Resources(memory=2 * 1024**3)")
+    if not isinstance(resources.custom, dict):
+        raise invalid("resources.custom", resources.custom, "is no mapping", 'use {"license": 1}')
+    for kind, much in resources.custom.items():
+        if not isinstance(kind, str) or not kind or kind in (*_AMOUNTS, "children"):
+            raise invalid("resources.custom", kind, "is no name of a kind of one's own", 'use one such as "license"')
+        _check_amount(f"resources.custom[{kind!r}]", much)
+    for name in _AMOUNTS:
+        _check_amount(f"resources.{name}", getattr(resources, name))
+
+
+def _check_amount(field: str, much: Any) -> None:
+    if isinstance(much, bool) or not isinstance(much, (int, float)) or not 0 <= much < 1e18:
+        raise invalid(field, much, "is no amount", "use a number from 0; memory is in bytes")
+
+
 OPTION_NAMES = frozenset(SubmitOptions.__struct_fields__)
 _TAKEN_NAMES = OPTION_NAMES | {"connection"}
 """What calls of the engine take beside a handler's own arguments."""
@@ -209,7 +231,7 @@ class Handler:
             why = f"is no count from 0 to {MAX_RETRIES}"
             raise invalid("retry.max_retries", self.retry.max_retries, why, "use 0 for no retry")
         if self.resources is not None:
-            raise invalid("resources", self.resources, "are not reserved yet", "leave it out")
+            check_resources(self.resources)
         if not isinstance(self.retry.factor, (int, float)) or not 1 <= self.retry.factor <= 1_000:
             raise invalid("retry.factor", self.retry.factor, "is not between 1 and 1000", "use about 2")
         seconds(self.retry.delay, "retry.delay")

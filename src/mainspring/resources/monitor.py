@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,6 +157,24 @@ class ResourceMonitor:
 
 def _share(part: float, whole: float) -> float:
     return min(1.0, max(0.0, part / whole))
+
+
+def resident_bytes(pids: Iterable[int]) -> int:
+    """Return the memory that processes hold now; one that has ended holds none."""
+    import psutil
+
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            total += psutil.Process(pid).memory_info().rss
+    return total
+
+
+def machine() -> tuple[int, int]:
+    """Return cores and bytes of memory of the whole machine, whatever this container may use of them."""
+    import psutil
+
+    return os.cpu_count() or 1, psutil.virtual_memory().total
 
 
 def _host_cpu() -> tuple[float, float]:

@@ -47,6 +47,20 @@ def _ready(standing: Standing) -> str:
     return f"It is ready and {ahead} tasks of its kind go first; it starts when a slot falls free."
 
 
+def _resources(standing: Standing) -> str:
+    first, more = standing.shortages[0], len(standing.shortages) - 1
+    others = f", nor do {more} other workers run it" if more else ""
+    if all(shortage.how == "never" for shortage in standing.shortages):
+        return f"It can't run on any living worker: on {first.worker} it {first.why}{others}; start one that has it."
+    first = next(shortage for shortage in standing.shortages if shortage.how != "never")
+    if first.how == "waits":
+        return f"It waits for resources: it {first.why}, on worker {first.worker}{others}."
+    return (
+        f"It is ready, and worker {first.worker} takes no more of its type: {first.why} tasks that go first wait there "
+        f"for resources{others}."
+    )
+
+
 _PENDING: dict[str, Callable[[Standing], str]] = {
     "parents": _parents,
     "claimed": _claimed,
@@ -54,6 +68,7 @@ _PENDING: dict[str, Callable[[Standing], str]] = {
     "delayed": lambda s: f"It is not to start before {s.due:%Y-%m-%d %H:%M:%S} UTC.",
     "retry": lambda s: f"Attempt {s.attempt} failed ({s.error}); the next one comes at {s.due:%Y-%m-%d %H:%M:%S} UTC.",
     "same_work": lambda s: f"Task {TaskId(s.leader)} does the same work; what comes of it will do for this one too.",
+    "resources": _resources,
     "paused": lambda s: f"Its kind is paused ({s.pause}); `mainspring resume` lets it go on.",
     "no_worker": lambda s: f"No living worker serves {s.type}; start one that registers it.",
 }

@@ -34,7 +34,7 @@ class TaskScheduler:
         if isinstance(monitor, SchedulerConfig):
             raise invalid("monitor", monitor, "is a SchedulerConfig", "pass config=SchedulerConfig(...)")
         self._manager = manager
-        monitor = monitor or ResourceMonitor(manager.parts.folder, limits=config)
+        monitor = monitor or manager.monitor
         store = manager.parts.store
         self._hosts = Hosts(store, monitor, config or monitor.limits, store.env.host())
         store.tell_usage(Telling(store, monitor).news)

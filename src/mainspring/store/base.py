@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -53,6 +53,9 @@ LEADS: Final = 128
 """Flag: it is the one of equal work that runs."""
 SHARED: Final = 256
 """Flag: its end is that of equal work; it did not run for it."""
+
+RESERVES: Final = 4096
+"""Flag: its spec says what it needs while it runs."""
 
 POLICY_CODE: Final[dict[OnDependencyFailure, int]] = {"require": 0, "allow_failure": 1, "skip": 2}
 OUTCOMES: Final = ("completed", "failed", "timeout", "cancelled", "retry", "released", "crashed")
@@ -200,6 +203,15 @@ class Finish(msgspec.Struct, gc=False):
         )
 
 
+class Shortage(NamedTuple):
+    """What keeps a worker from running a task."""
+
+    worker: str
+    how: Literal["waits", "never", "withheld"]
+    """It waits there; it can't run there; tasks of its type that go first wait there, and so many are not passed by."""
+    why: str  # completes "it ..."; of withheld how many wait
+
+
 class Standing(NamedTuple):
     """Where a task stands in the queue, for `explain`."""
 
@@ -216,6 +228,7 @@ class Standing(NamedTuple):
     ahead_is_more: bool
     pause: str | None
     leader: bytes | None = None  # of equal work, where that is waited for
+    shortages: tuple[Shortage, ...] = ()  # where reason is resources
 
 
 class HostUsage(NamedTuple):
@@ -240,7 +253,7 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
 class Lane:
     """What a lane can take. Two counters with one writer each, so that no lock is needed."""
 
-    __slots__ = ("limit", "name", "ready", "released", "taken", "types")
+    __slots__ = ("limit", "name", "ready", "released", "taken", "types", "withheld")
 
     def __init__(self, name: str, limit: int = 0) -> None:
         self.name = name
@@ -248,6 +261,7 @@ class Lane:
         self.released = 0  # claims that don't count any more; counted by the worker
         self.taken = 0  # claims handed over; counted by the store
         self.types: frozenset[str] = frozenset()
+        self.withheld: frozenset[str] = frozenset()  # types of those that are not taken now; set by the worker
         self.ready = Ready()  # classes that may have ready tasks; kept by the store
 
     def room(self) -> int:
@@ -376,6 +390,15 @@ class Store(Protocol):
         """
 
     def progress(self, claim: Claimed, done: float, total: float) -> None: ...
+
+    def look_anew(self) -> None:
+        """Some of what a lane withheld may be claimed again: look through all that is ready."""
+
+    def offer(self, state: bytes) -> None:
+        """Keep for `standing`, soon, what this worker says of tasks that lack resources: JSON, or empty for nothing.
+
+        It has `waits` and `never`, sentences by task id, and `withheld`, a count by type; see `Shortage`.
+        """
 
     async def withdraw(self, claim: Claimed) -> bool:
         """Cancel a claim that has not started and never will; false when it was not held any more."""

@@ -40,6 +40,7 @@ OTHERWISE: Final = {
     "vector_tombstone": "tells other processes what to drop from memory; nobody remembers anything of the target",
     "sqlite_sequence": "as the next numbers of the tables that it counts for",
     "migration": "is about this store and its own moves",
+    "offer": "is what processes say that are alive now",
     "news": "is for processes that are alive now",
     "usage": "is of processes that are alive now",
     "inbox": "is taken in before: a move begins when it is empty",

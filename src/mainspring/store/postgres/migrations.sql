@@ -33,3 +33,8 @@ CREATE TABLE usage (
     at_ms   bigint  NOT NULL,
     figures text    NOT NULL
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
+CREATE TABLE offer (
+    worker bigint PRIMARY KEY,
+    at_ms  bigint NOT NULL,
+    state  text   NOT NULL
+);

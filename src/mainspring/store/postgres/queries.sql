@@ -433,6 +433,22 @@ SELECT seq, id, attempt, status, class, crashes, releases, flags FROM task WHERE
 -- name: claims_of
 SELECT seq, attempt FROM task WHERE owner = $1;
 
+-- name: put_offer
+INSERT INTO offer (worker, at_ms, state) VALUES ($1, $2, $3)
+ON CONFLICT (worker) DO UPDATE SET at_ms = excluded.at_ms, state = excluded.state;
+
+-- name: drop_offer
+DELETE FROM offer WHERE worker = $1;
+
+-- name: offers
+SELECT worker.name, offer.state FROM offer JOIN worker ON worker.id = offer.worker WHERE worker.ended_ms IS NULL
+ORDER BY worker.id;
+
+-- name: serving
+-- Who serves a type.
+SELECT worker.name FROM serves JOIN worker ON worker.id = serves.worker
+WHERE worker.ended_ms IS NULL AND serves.type = $1 ORDER BY worker.id;
+
 -- name: clear_serves
 DELETE FROM serves WHERE worker = $1;
 

@@ -261,3 +261,10 @@ CREATE TABLE flight (
 );
 CREATE UNIQUE INDEX flight_leader ON flight (key) WHERE leads = 1;
 CREATE INDEX flight_followers ON flight (key) WHERE leads = 0;
+
+-- What a living worker says of tasks that lack resources: JSON, for people who ask why a task does not run.
+CREATE TABLE offer (
+    worker bigint PRIMARY KEY,
+    at_ms  bigint NOT NULL,
+    state  text   NOT NULL
+);

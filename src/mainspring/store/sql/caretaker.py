@@ -80,7 +80,7 @@ class Caretaker(ABC):
             await asyncio.sleep(TICK_S)
             self._ticks += 1
             outage: TaskError | None = None
-            for duty in (self._look, self._note_progress, self._tell_usage, self._lead):
+            for duty in (self._look, self._note_progress, self._tell_usage, self._note_offer, self._lead):
                 try:
                     await duty()
                 except (StoreUnavailable, StoreRefused) as exc:
@@ -110,6 +110,10 @@ class Caretaker(ABC):
     async def _tell_usage(self) -> None:
         if (figures := self._store.take_usage()) is not None:
             await self._store.write(lambda tx: tx.run("put_usage", tx.memory.owner, tx.now_ms, figures), is_light=True)
+
+    async def _note_offer(self) -> None:
+        if (offer := self._store.take_offer()) is not None:
+            await self._store.write(lambda tx: _write_offer(tx, offer), is_light=True)
 
     async def _keep(self) -> None:
         """What needs no look at who lives."""
@@ -173,9 +177,17 @@ def _has_cascade(view: View) -> bool:
 def bury(tx: Transaction, owner: int) -> None:
     tx.run("clear_serves", owner)
     tx.run("drop_usage", owner)
+    tx.run("drop_offer", owner)
     tx.run("end_worker", tx.now_ms, owner)
 
 
 def _write_progress(tx: Transaction, progress: Sequence[tuple[Claimed, float, float]]) -> None:
     for claim, done, total in progress:
         tx.run("put_progress", done, total, tx.now_ms, claim.seq, claim.attempt, claim.owner)
+
+
+def _write_offer(tx: Transaction, offer: bytes) -> None:
+    if offer:
+        tx.run("put_offer", tx.memory.owner, tx.now_ms, offer.decode())
+    else:
+        tx.run("drop_offer", tx.memory.owner)

@@ -10,7 +10,7 @@ from graphlib import TopologicalSorter
 import msgspec
 
 from mainspring.errors import InvalidInput, TaskNotFound
-from mainspring.store.base import BLOB_INPUT, CANCEL_ASKED, HAS_REFS, WANTS_KEPT, Claimed, HandlerRecord
+from mainspring.store.base import BLOB_INPUT, CANCEL_ASKED, HAS_REFS, RESERVES, WANTS_KEPT, Claimed, HandlerRecord
 from mainspring.store.sql import flights, graph
 from mainspring.store.sql.transaction import Transaction, first
 from mainspring.store.sql.upkeep import STEP
@@ -23,7 +23,7 @@ logger = logging.getLogger("mainspring.store")
 _CANCELLED = ErrorInfo(type="TaskCancelled", message="cancelled before it started", attempts=0)
 
 
-_RENEWED = HAS_REFS | BLOB_INPUT | WANTS_KEPT
+_RENEWED = HAS_REFS | BLOB_INPUT | WANTS_KEPT | RESERVES
 """What a task that is made anew takes over."""
 
 

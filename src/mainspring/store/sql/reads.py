@@ -21,6 +21,7 @@ from mainspring.store.base import (
     Ended,
     HostUsage,
     Kept,
+    Shortage,
     Spec,
     Standing,
 )
@@ -60,6 +61,17 @@ class View(Protocol):
 
 _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
+
+
+class _Offer(msgspec.Struct):
+    """See `Store.offer`."""
+
+    waits: dict[str, str] = {}
+    never: dict[str, str] = {}
+    withheld: dict[str, int] = {}
+
+
+_offer_decoder = msgspec.json.Decoder(_Offer)
 
 
 def when(ms: int | None) -> datetime | None:
@@ -267,6 +279,9 @@ def standing(view: View, id: bytes) -> Standing:
             pause = _pause_of(view, namespace, kind, group)
             served = {name for (name,) in view.rows("served_types")}
             reason = "paused" if pause is not None else "ready" if kind in served else "no_worker"
+        shortages = _shortages(view, id, kind, row[29]) if reason in ("ready", "claimed") else ()
+        if shortages:
+            reason = "resources"
     return Standing(
         status=STATUS_OF[row[4]],
         reason=reason,
@@ -281,7 +296,29 @@ def standing(view: View, id: bytes) -> Standing:
         ahead_is_more=ahead == _AHEAD_LIMIT,
         pause=pause,
         leader=leader,
+        shortages=shortages,
     )
+
+
+def _shortages(view: View, id: bytes, kind: str, owner: str | None) -> tuple[Shortage, ...]:
+    """Return what keeps workers from running a task: its owner where it has one, else all that could."""
+    offers = {name: _offer_decoder.decode(state) for name, state in view.rows("offers")}
+    if not offers:
+        return ()
+    workers = [owner] if owner is not None else [name for (name,) in view.rows("serving", kind)]
+    found = [_shortage(name, offers[name], str(TaskId(id)), kind) for name in workers if name in offers]
+    known = [shortage for shortage in found if shortage is not None]
+    return tuple(known) if len(known) == len(workers) else ()  # else somebody takes it when its turn comes
+
+
+def _shortage(worker: str, offer: _Offer, task: str, kind: str) -> Shortage | None:
+    if task in offer.waits:
+        return Shortage(worker, "waits", offer.waits[task])
+    if task in offer.never:
+        return Shortage(worker, "never", offer.never[task])
+    if kind in offer.withheld:
+        return Shortage(worker, "withheld", str(offer.withheld[kind]))
+    return None
 
 
 def _pause_of(view: View, namespace: str, kind: str, group: str) -> str | None:

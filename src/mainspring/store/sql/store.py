@@ -88,6 +88,7 @@ class SqlStore(ABC):
         self._listener: Listener | None = None
         self._progress: dict[int, tuple[Claimed, float, float]] = {}
         self._usage_news: Callable[[], str | None] | None = None
+        self._offer: bytes | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
         self._wall_ms = 0
@@ -303,6 +304,17 @@ class SqlStore(ABC):
         taken, self._progress = list(self._progress.values()), {}
         return taken
 
+    def look_anew(self) -> None:
+        self._writer.look_anew()
+
+    def offer(self, state: bytes) -> None:
+        """Keep the newest; the caretaker writes it with the next tick."""
+        self._offer = state
+
+    def take_offer(self) -> bytes | None:
+        taken, self._offer = self._offer, None
+        return taken
+
     # News
 
     def listen(self, listener: Listener) -> None:
@@ -462,6 +474,7 @@ def sign_off(tx: Transaction, owner: int, *, has_served: bool) -> None:
     """Be gone, with nothing held. A process that only looked or submitted is forgotten: no attempt names it."""
     tx.run("clear_serves", owner)
     tx.run("drop_usage", owner)
+    tx.run("drop_offer", owner)
     if has_served:
         tx.run("end_worker", tx.now_ms, owner)
     else:

@@ -211,7 +211,8 @@ class Transaction(ABC):
         key = self.class_key(class_id)
         if memory.pauses and memory.is_paused(key):
             return None
-        return memory.lane_of_type.get(key[1])
+        lane = memory.lane_of_type.get(key[1])
+        return None if lane is not None and key[1] in lane.withheld else lane
 
     def room(self, lane: Lane) -> int:
         return lane.room() - self.taken.get(lane.name, 0)

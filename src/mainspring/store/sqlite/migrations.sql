@@ -43,3 +43,8 @@ CREATE TABLE usage (
     at_ms   INTEGER NOT NULL,
     figures TEXT    NOT NULL
 ) STRICT;
+CREATE TABLE offer (
+    worker INTEGER PRIMARY KEY,
+    at_ms  INTEGER NOT NULL,
+    state  TEXT    NOT NULL
+) STRICT;

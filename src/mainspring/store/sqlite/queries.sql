@@ -302,6 +302,22 @@ SELECT seq, id, attempt, status, class, crashes, releases, flags FROM task WHERE
 -- name: claims_of
 SELECT seq, attempt FROM task WHERE owner = ?;
 
+-- name: put_offer
+INSERT INTO offer (worker, at_ms, state) VALUES (?, ?, ?)
+ON CONFLICT (worker) DO UPDATE SET at_ms = excluded.at_ms, state = excluded.state;
+
+-- name: drop_offer
+DELETE FROM offer WHERE worker = ?;
+
+-- name: offers
+SELECT worker.name, offer.state FROM offer JOIN worker ON worker.id = offer.worker WHERE worker.ended_ms IS NULL
+ORDER BY worker.id;
+
+-- name: serving
+-- Who serves a type.
+SELECT worker.name FROM serves JOIN worker ON worker.id = serves.worker
+WHERE worker.ended_ms IS NULL AND serves.type = ? ORDER BY worker.id;
+
 -- name: clear_serves
 DELETE FROM serves WHERE worker = ?;
 

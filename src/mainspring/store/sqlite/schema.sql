@@ -229,3 +229,10 @@ CREATE TABLE flight (
 ) STRICT;
 CREATE UNIQUE INDEX flight_leader ON flight (key) WHERE leads = 1;
 CREATE INDEX flight_followers ON flight (key) WHERE leads = 0;
+
+-- What a living worker says of tasks that lack resources: JSON, for people who ask why a task does not run.
+CREATE TABLE offer (
+    worker INTEGER PRIMARY KEY,
+    at_ms  INTEGER NOT NULL,
+    state  TEXT    NOT NULL
+) STRICT;

@@ -1,0 +1,350 @@
+"""What attempts need while they run: reserved before they begin, given back at their end, and waited for in between.
+
+Each worker process counts what its own attempts have reserved, against what its host or container has. What does not
+fit waits at its desk, outside the slots, so that whatever fits goes on. The rule by which it gets its turn: those that
+stand behind it in the one order may overtake it for `PATIENCE_S`; then what it lacks is set aside for it, and they get
+what is left beside that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from mainspring.config import SchedulerConfig, TaskManagerConfig
+from mainspring.dispatch.desk import Desk, place
+from mainspring.dispatch.parts import Reach
+from mainspring.environment import Environment
+from mainspring.execution.executor import TaskExecutor
+from mainspring.processors.base import Lane as LaneName
+from mainspring.resources.monitor import ResourceMonitor, machine, resident_bytes
+from mainspring.store.base import RESERVES, Claimed, Spec, Store
+from mainspring.tasks import Resources, TaskId
+
+Need = Mapping[str, float]
+"""Amounts by kind: `cpu` in cores, `memory` in bytes, `gpu`, users' own names, and a child of the process lane."""
+
+SHARE = 0.95
+"""How full memory may be where nothing else is configured."""
+PATIENCE_S = 5.0
+_CHILD = "children"
+_MOST_PARKED = 16
+"""Claims that a desk looks past; then it takes no more tasks of their types until some of these have begun."""
+_NEVER_AGAIN_S = 5.0
+"""How long no tasks of a type are taken after one that this process can never run: others may be able to."""
+_CLOSE = 1e-9  # sums of fractions are not exact
+
+_spec_decoder = msgspec.msgpack.Decoder(Spec)
+
+
+class Short(NamedTuple):
+    """What is missing of one kind."""
+
+    kind: str
+    needs: float
+    free: float
+    capacity: float
+
+    @property
+    def is_for_ever(self) -> bool:
+        return self.needs > self.capacity + _CLOSE
+
+    def __str__(self) -> str:
+        needs = f"needs {amount(self.kind, self.needs)}"
+        if self.is_for_ever:
+            return f"{needs}, more than the {amount(self.kind, self.capacity)} that there is"
+        return f"{needs} and {amount(self.kind, max(0.0, self.free))} is free, of {amount(self.kind, self.capacity)}"
+
+
+class _Waiting(NamedTuple):
+    desk: Desk
+    claims: Sequence[Claimed]  # of one call
+    need: Need
+    since: float  # monotonic seconds
+
+
+class Reservations:
+    """What is reserved in this process, and who waits for it. Belongs to the event loop."""
+
+    def __init__(
+        self,
+        executor: TaskExecutor,
+        store: Store,
+        config: TaskManagerConfig,
+        limits: SchedulerConfig,
+        monitor: ResourceMonitor,
+        env: Environment,
+        hand_back: Callable[[Desk, list[Claimed]], None],
+        reach: Reach,
+    ) -> None:
+        self.types: set[str] = set()
+        """Types whose tasks need something although nothing is said of that with the task."""
+        self._executor = executor
+        self._store = store
+        self._config = config
+        self._limits = limits
+        self._monitor = monitor
+        self._env = env
+        self._hand_back = hand_back
+        self._reach = reach
+        self._held: dict[bytes, Need] = {}
+        self._inside: set[bytes] = set()  # of those, what runs within this process
+        self._used: dict[str, float] = {}
+        self._waiting: dict[bytes, _Waiting] = {}  # by the first claim
+        self._since: dict[bytes, float] = {}  # also of those that are looked at again
+        self._withheld: dict[Desk, dict[str, float]] = {}  # types, and until when at least
+        self._never: dict[bytes, str] = {}  # tasks that can't run here, and why; the newest
+        self._at_rest: int | None = None  # resident bytes of this process when nothing was reserved within it
+        self._told = b""
+
+    def serve(self) -> None:
+        """Take note of what handlers were declared with."""
+        for kind, handler in self._executor.handlers.items():
+            if handler.resources is not None:
+                self.types.add(kind)
+
+    def impossible(self, declared: Resources) -> str | None:
+        """Say why no worker on this store can ever run what needs that; None where one may."""
+        need = need_of(declared, "async") or {}
+        if self._reach == "process":
+            there_is = {kind: self.capacity(kind) for kind in need}
+        elif self._reach == "host":
+            there_is = dict(zip(("cpu", "memory"), map(float, machine()), strict=True))
+        else:
+            return None
+        short = [Short(kind, need[kind], 0.0, much) for kind, much in there_is.items() if kind in need]
+        return next((str(one) for one in short if one.is_for_ever), None)
+
+    # What is needed ...
+
+    def need(self, claim: Claimed, lane: LaneName) -> Need | None:
+        """Return what has to be reserved for an attempt; None: nothing."""
+        declared = None
+        if claim.flags & RESERVES and claim.spec is not None:
+            declared = _spec_decoder.decode(claim.spec).resources
+        elif (handler := self._executor.handlers.get(claim.task_type)) is not None:
+            declared = handler.resources
+        return None if declared is None else need_of(declared, lane)
+
+    def need_of_call(self, claims: Sequence[Claimed], lane: LaneName) -> Need | None:
+        """The same for tasks that run together: of each kind, the largest of them."""
+        need: dict[str, float] = {}
+        for claim in claims:
+            for kind, much in (self.need(claim, lane) or {}).items():
+                need[kind] = max(much, need.get(kind, 0.0))
+        return need or None
+
+    # ... reserved ...
+
+    def take(self, desk: Desk, claims: Sequence[Claimed], need: Need) -> bool:
+        """Reserve it for a call under the id of its first claim. Where it does not fit, the claims wait at their desk
+        and come again, or are handed back; then they are not to run now."""
+        first = claims[0]
+        short = self._short(need, place(first), first.id)
+        if not short:
+            self._waiting.pop(first.id, None)
+            self._since.pop(first.id, None)
+            self._reserve(first.id, need, desk.lane)
+            return True
+        if any(one.is_for_ever for one in short):
+            self._refuse(desk, claims, next(one for one in short if one.is_for_ever))
+        elif len(desk.parked) + len(claims) > max(_MOST_PARKED, len(claims)):
+            self._withhold(desk, first.task_type, 0.0)
+            self._hand_back(desk, list(claims))
+        else:
+            since = self._since.setdefault(first.id, self._env.monotonic())
+            self._waiting[first.id] = _Waiting(desk, claims, need, since)
+            for claim in claims:
+                desk.park(claim)
+            if any(one.kind == "memory" for one in short):
+                self._executor.relieve()
+        return False
+
+    def _reserve(self, id: bytes, need: Need, lane: LaneName) -> None:
+        self._held[id] = need
+        if lane != "process":
+            self._inside.add(id)
+        for kind, much in need.items():
+            self._used[kind] = self._used.get(kind, 0.0) + much
+
+    def give_back(self, id: bytes) -> None:
+        """A call is over."""
+        for kind, much in self._held.pop(id).items():
+            self._used[kind] -= much
+        self._inside.discard(id)
+        if not self._held:
+            self._used.clear()
+        if self._waiting or self._withheld:
+            self._look_at_waiting()
+
+    def capacity(self, kind: str) -> float:
+        """Return what there is for attempts of this process."""
+        config = self._config
+        if kind == "memory":
+            return config.memory_capacity or self.memory_mark()
+        if kind == "cpu":
+            return config.cpu_capacity or self._monitor.sample().cpu_limit
+        if kind == "gpu":
+            return config.gpu_capacity
+        if kind == _CHILD:
+            return config.process_slots
+        return config.custom_capacity.get(kind, 0.0)
+
+    def memory_mark(self) -> int:
+        """Return up to where memory may be in use."""
+        return self._limits.max_memory_bytes or int(self._monitor.sample().memory_limit_bytes * SHARE)
+
+    def free(self, kind: str) -> float:
+        """Return what is left of a kind: of memory no more than what others on this host have left."""
+        free = self.capacity(kind) - self._used.get(kind, 0.0)
+        if kind == "memory":
+            free = min(free, self.memory_mark() - self._memory_of_others() - self._used.get(kind, 0.0))
+        return free
+
+    def _memory_of_others(self) -> float:
+        """Return the bytes in use that are not part of a reservation: those of strangers, and of this process itself.
+
+        A child that rests is no user: the next attempt that needs memory uses it, or has it ended.
+        """
+        used = self._monitor.sample().memory_bytes
+        own: float = resident_bytes(self._executor.child_pids(self._held))
+        resident = resident_bytes((self._env.pid(),))
+        reserved = sum(self._held[id].get("memory", 0.0) for id in self._inside)
+        if not self._inside or self._at_rest is None:
+            self._at_rest = resident
+        own += min(reserved, max(0, resident - self._at_rest))
+        return max(0.0, used - own)
+
+    def _short(self, need: Need, at: tuple[int, int], id: bytes) -> list[Short]:
+        """Return what is missing for a call that stands at this place in the one order."""
+        short = []
+        ahead = self._first_in_patience(at, id)
+        for kind, much in need.items():
+            free = self.free(kind)
+            if ahead is not None and kind in ahead:
+                free -= ahead[kind]
+            if much > free + _CLOSE:
+                short.append(Short(kind, much, free, self.capacity(kind)))
+        return short
+
+    def _first_in_patience(self, at: tuple[int, int], id: bytes) -> Need | None:
+        """Return what is set aside for the best one that has been overtaken for long enough, where that goes first."""
+        latest = self._env.monotonic() - PATIENCE_S
+        best = None
+        for waiting in self._waiting.values():
+            first = waiting.claims[0]
+            is_better = place(first) < at and (best is None or place(first) < place(best.claims[0]))
+            if waiting.since <= latest and first.id != id and is_better:
+                best = waiting
+        if best is None:
+            return None
+        return {kind: much for kind, much in best.need.items() if much > self.free(kind) + _CLOSE}
+
+    # ... and waited for
+
+    def look(self) -> None:
+        """Look at intervals whether strangers have left memory, and tell who waits for what."""
+        if self._waiting or self._withheld:
+            self._look_at_waiting()
+        self._tell()
+
+    def _look_at_waiting(self) -> None:
+        """Have those come again that fit now, in the one order."""
+        now, now_ms = self._env.monotonic(), self._store.now_ms()
+        coming: dict[str, float] = {}
+        seen = {}
+        for id, waiting in sorted(self._waiting.items(), key=lambda item: place(item[1].claims[0])):
+            claims = [claim for claim in waiting.claims if claim.id in waiting.desk.parked]
+            if not claims or id != claims[0].id:  # they were taken back, or another one of the call goes first now
+                del self._waiting[id]
+                self._come(waiting.desk, claims)
+                continue
+            seen[id] = waiting.since
+            short = self._short({k: v + coming.get(k, 0.0) for k, v in waiting.need.items()}, place(claims[0]), id)
+            is_late = any(claim.deadline_ms is not None and claim.deadline_ms < now_ms for claim in claims)
+            if short and not is_late:
+                continue
+            for kind, much in waiting.need.items():
+                coming[kind] = coming.get(kind, 0.0) + much
+            del self._waiting[id]
+            self._come(waiting.desk, claims)
+        self._since = seen
+        self._lift(now)
+
+    def _come(self, desk: Desk, claims: Sequence[Claimed]) -> None:
+        if claims:
+            for claim in claims:
+                desk.unpark(claim)
+            desk.put_again(list(claims))
+
+    def _refuse(self, desk: Desk, claims: Sequence[Claimed], short: Short) -> None:
+        """This process can never run it: others may, so that it is not kept here."""
+        for claim in claims:
+            self._never.pop(claim.id, None)
+            self._never[claim.id] = str(short)
+        while len(self._never) > _MOST_PARKED:
+            del self._never[next(iter(self._never))]
+        self._withhold(desk, claims[0].task_type, self._env.monotonic() + _NEVER_AGAIN_S)
+        self._hand_back(desk, list(claims))
+
+    def _withhold(self, desk: Desk, kind: str, until: float) -> None:
+        types = self._withheld.setdefault(desk, {})
+        types[kind] = max(until, types.get(kind, 0.0))
+        desk.port.withheld = frozenset(types)
+
+    def _lift(self, now: float) -> None:
+        """Take tasks of withheld types again where there is room for them at the desk."""
+        lifted = False
+        for desk, types in list(self._withheld.items()):
+            if len(desk.parked) > _MOST_PARKED // 2:
+                continue
+            kept = {kind: until for kind, until in types.items() if until > now}
+            lifted |= len(kept) < len(types)
+            desk.port.withheld = frozenset(kept)
+            if kept:
+                self._withheld[desk] = kept
+            else:
+                del self._withheld[desk]
+        if lifted:
+            self._store.look_anew()
+
+    # Telling
+
+    def _tell(self) -> None:
+        """Leave word in the store, for `explain` in any process, of who waits and for what."""
+        told = self._state()
+        if told != self._told:
+            self._told = told
+            self._store.offer(told)
+
+    def _state(self) -> bytes:
+        waits = {}
+        for waiting in self._waiting.values():
+            first = waiting.claims[0]
+            if short := self._short(waiting.need, place(first), first.id):
+                why = "; ".join(map(str, short))
+                waits.update({str(TaskId(claim.id)): why for claim in waiting.claims})
+        never = {str(TaskId(id)): why for id, why in self._never.items()} if self._withheld else {}
+        withheld = {kind: len(desk.parked) for desk, types in self._withheld.items() for kind in types}
+        state = {"waits": waits, "never": never, "withheld": withheld}
+        return msgspec.json.encode(state) if any(state.values()) else b""
+
+
+def need_of(declared: Resources, lane: LaneName) -> Need | None:
+    """Return what a declaration means; None where it needs nothing."""
+    amounts = {"cpu": declared.cpu, "memory": declared.memory, "gpu": declared.gpu, **declared.custom}
+    need = {kind: float(much) for kind, much in amounts.items() if much}
+    if need and lane == "process":
+        need[_CHILD] = 1.0  # so that nothing is reserved by those that wait for one
+    return need or None
+
+
+def amount(kind: str, much: float) -> str:
+    """Return it as people read it."""
+    if kind == "memory":
+        return f"{much / 1e9:.1f} GB" if much >= 1e8 else f"{much / 1e6:.1f} MB"
+    if kind == _CHILD:
+        return f"{much:g} child process{'' if much == 1 else 'es'}"
+    return f"{much:g} {'core' if much == 1 else 'cores'}" if kind == "cpu" else f"{much:g} {kind}"
