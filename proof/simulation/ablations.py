@@ -28,8 +28,9 @@ from mainspring.execution.threads import ThreadRunner
 from mainspring.processors.batch import Call
 from mainspring.processors.custom import HandlerProcessor
 from mainspring.results.cache import ResultCache
-from mainspring.store.sql import claims, commands, flights, graph, intake, outcomes, store, upkeep
+from mainspring.store.sql import claims, commands, flights, graph, intake, limits, outcomes, store, upkeep
 from mainspring.store.sql.caretaker import Caretaker
+from mainspring.store.sql.transaction import Transaction
 from mainspring.store.sql.writer import Writer
 from mainspring.store.sqlite import news, statements
 from mainspring.store.sqlite.caretaker import SqliteCaretaker
@@ -169,6 +170,27 @@ SAFEGUARDS: Final = (
             ),
             Edit(ThreadRunner, "_work", "if future.cancelled():", "if False:"),
         ),
+    ),
+    # Limits of groups
+    Safeguard(
+        "limit at the door",
+        "tasks that are handed over as they enter count for their group's limit",
+        (Edit(intake._Entry, "_add_free", "not door.limited or limits.take(tx, door.limited)", "True"),),
+    ),
+    Safeguard(
+        "limit in the queue",
+        "no more of a group are claimed than its limit allows",
+        (Edit(limits, "_count", "limit.concurrency - ", "2 * limit.concurrency - "),),
+    ),
+    Safeguard(
+        "places that fall free",
+        "what waits for its group's limit goes on when a member ends",
+        (Edit(Transaction, "let_go", "if self.memory.limits:", "if False:"),),
+    ),
+    Safeguard(
+        "places that others let go of",
+        "what waits for its group's limit goes on when a member ends in another process",
+        (Edit(claims, "claim", "if memory.has_peers:", "if False:"),),
     ),
     # Cancels
     Safeguard(

@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         CustomOutput,
         EmbeddingOutput,
         ErrorInfo,
+        GroupLimit,
         Ledger,
         LedgerRow,
         ModelInput,
@@ -110,8 +111,8 @@ _HOMES = {
     "resources": "ResourceMonitor ResourceUsage",
     "scheduling": "TaskScheduler",
     "tasks": (
-        "Attempt Binary BinaryOutput Chunk Custom CustomOutput EmbeddingOutput ErrorInfo Ledger LedgerRow ModelInput "
-        "ModelOutput Ref Resources Retry RunningTask SearchHit SearchQuery SearchResults StoredRef Task "
+        "Attempt Binary BinaryOutput Chunk Custom CustomOutput EmbeddingOutput ErrorInfo GroupLimit Ledger LedgerRow "
+        "ModelInput ModelOutput Ref Resources Retry RunningTask SearchHit SearchQuery SearchResults StoredRef Task "
         "TaskId TaskInfo TaskInput TaskMetrics TaskOutput TaskPriority TaskResult TaskStatus TaskType Text "
         "TextOutput VectorRecord"
     ),
@@ -139,6 +140,7 @@ __all__ = [
     "EngineConfig",
     "ErrorInfo",
     "ExecutorConfig",
+    "GroupLimit",
     "InsufficientResources",
     "InternalError",
     "InvalidInput",

@@ -264,6 +264,22 @@ def test_a_pause_holds_in_every_process_until_it_is_taken_back(here: Run) -> Non
     assert here("wait", id).code == 0
 
 
+def test_a_limit_holds_until_it_is_removed(here: Run) -> None:
+    """It is listed with what it counts, `why` knows of it, and mistakes are told."""
+    (set_,) = here("limit", "set", "red", "--concurrency", "1", "--json").json["limits"]
+    assert (set_["group"], set_["namespace"], set_["concurrency"], set_["held"]) == ("red", None, 1, 0)
+    here("limit", "set", "red", "--namespace", "other", "--concurrency", "2")
+    assert [line.split() for line in here("limit").out.splitlines()[1:]] == [
+        ["red", "all", "together", "0/1"],
+        ["red", "other", "0/2"],
+    ]
+    assert here("wait", submitted(here, "custom:resize", '{"width": 1}', "--group", "red")).code == 0
+    assert here("limit", "set", "red", "--concurrency", "0").code == 2
+    assert here("limit", "remove", "blue").code == 3
+    assert here("limit", "remove", "red", "--namespace", "other").code == 0
+    assert here("limit", "remove", "red").out == "no group is limited\n"
+
+
 def test_show_tells_everything(here: Run) -> None:
     """Options, parents, attempts and the error with the end of its traceback."""
     parent = submitted(here, "custom:resize", '{"width": 1}')

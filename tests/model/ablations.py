@@ -63,10 +63,10 @@ def _unbounded_rank(real: Any) -> Any:
 
 
 def _door_always_open(real: Any) -> Any:
-    def door(tx: Transaction, class_key: Any, tasks: Any) -> Any:
+    def door(tx: Transaction, class_key: Any, entry: Any) -> Any:
         class_id = tx.class_id(class_key)
         lane = tx.lane_for(class_id)
-        return intake._Door(class_id, lane, 0 if lane is None else lane.room())
+        return intake._Door(class_id, tx.group_flag(class_id), lane, 0 if lane is None else lane.room())
 
     return door
 

@@ -20,7 +20,7 @@ from mainspring.store.sqlite.statements import SQL as SQL_OF_FILES
 
 HERE_ALONE = {  # named differently, or of no use to the other
     "last_seq", "next_ready_class", "known_id", "news_after", "span_of_news", "another_worker", "ask_cancel", "reasons",
-    "add_tally", "add_news", "complete_many",
+    "add_tally", "add_news", "complete_many", "newest_limit",
 }  # fmt: skip
 LOOKS = {
     "held_by_status": "counts what is held now: an index of those alone, asked for by a person",
@@ -40,8 +40,8 @@ TABLES = (
     "audit"
 ).split()
 """What grows with tasks."""
-SMALL = "store class tally worker serves usage handler pause".split()
-"""They hold rows for each process, class or handler."""
+SMALL = "store class tally worker serves usage offer handler pause group_limit".split()
+"""They hold rows for each process, class, group or handler."""
 SORTED = {
     "inbox_of_key": "what has come under one key and is not taken in yet",
     "best_follower": "who waits for one piece of work, when its leader is lost",

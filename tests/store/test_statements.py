@@ -44,7 +44,7 @@ HOT = (
     "retry_links depends_on next_cascade add_news span_of_news news_after drop_news another_worker status_and_id "
     "class_and_id retried_as edges_of known_id asked_to_stop timeouts_of note_cancel to_renew copy_payload_blobs "
     "insert_done kept use_kept keep drop_expired leaders leaders_of leader_of join_flight leave_flight leave_flights "
-    "lead_flight followers follow take_lead add_flags share share_failure"
+    "held_in_group newest_limit limits_after lead_flight followers follow take_lead add_flags share share_failure"
 ).split()
 
 
@@ -99,6 +99,7 @@ def test_claims_and_looks_use_partial_indexes(connection: apsw.Connection) -> No
         "waiting_on": "task_waits",
         "any_waiting": "task_waits",
         "held_by": "task_held",
+        "held_in_group": "task_slot",
     }.items():
         assert any(index in step for step in plan(connection, name)), name
 

@@ -138,6 +138,12 @@ SPOILT = [
     ("flights", "does not know", "UPDATE task SET flags = 0 WHERE seq = (SELECT task FROM flight WHERE leads = 1)"),
     ("cache", "wrongly", "UPDATE cache SET expires_ms = 0"),
     ("cache", "wrongly", "UPDATE cache SET digest = 'x'"),
+    ("groups", "wrongly", "UPDATE task SET flags = flags | 512 WHERE seq = {ready}"),
+    (
+        "limits",
+        "more than its limit",
+        "UPDATE class SET grp = 'red' WHERE type = 'custom:work'; UPDATE group_limit SET concurrency = 1",
+    ),
     ("keys", "no task", "UPDATE idempotency SET task = 1 WHERE key = 'plain'"),
     ("keys", "of namespace", "UPDATE idempotency SET namespace = 'other' WHERE key = 'plain'"),
     ("keys", "2 idempotency", "INSERT INTO idempotency VALUES ('default', 'second', {plain})"),

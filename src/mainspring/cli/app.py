@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "retry": ("act", "Make new tasks of failed ones"),
     "pause": ("act", "Start no more tasks of a kind"),
     "resume": ("act", "Take back a pause"),
+    "limit": ("limiting", "List, set or remove limits of groups"),
     "failures": ("listing", "List failed tasks with their errors"),
     "stats": ("stats", "Count tasks; list workers and pauses"),
     "doctor": ("doctor", "Say what is wrong with a store, and what to do"),

@@ -343,14 +343,15 @@ def _check_names(task: Task) -> None:
     if task.model_id is not None and (not isinstance(task.model_id, str) or not task.model_id):
         raise invalid("model_id", task.model_id, "is no model's name", "use its text, or None")
     if task.namespace != "default":
-        _check_name("namespace", task.namespace, _MAX_NAME)
+        check_name("namespace", task.namespace)
     if task.group is not None:
-        _check_name("group", task.group, _MAX_NAME)
+        check_name("group", task.group)
     if task.idempotency_key is not None:
-        _check_name("idempotency_key", task.idempotency_key, _MAX_KEY)
+        check_name("idempotency_key", task.idempotency_key, _MAX_KEY)
 
 
-def _check_name(field: str, value: Any, most: int) -> None:
+def check_name(field: str, value: Any, most: int = _MAX_NAME) -> None:
+    """Raises InvalidInput for what no group, namespace or key may be called."""
     if not isinstance(value, str) or not 0 < len(value) <= most or "\0" in value:
         raise invalid(field, value, f"is no text of 1 to {most} characters", "use a shorter one, or a hash")
     try:

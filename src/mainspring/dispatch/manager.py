@@ -17,7 +17,7 @@ from mainspring.dispatch.asking import Asking
 from mainspring.dispatch.course import Course
 from mainspring.dispatch.desk import Desk
 from mainspring.dispatch.gathering import Forming, Gathering
-from mainspring.dispatch.intake import Intake, unordered
+from mainspring.dispatch.intake import Intake, check_name, unordered
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.members import Marks
 from mainspring.dispatch.parts import Parts
@@ -26,7 +26,7 @@ from mainspring.dispatch.registry import record_of
 from mainspring.dispatch.reservations import Reservations
 from mainspring.dispatch.spans import Spans
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import InvalidInput, TaskError, TaskNotFound
+from mainspring.errors import InvalidInput, TaskError, TaskNotFound, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import Lane as LaneName
 from mainspring.processors.calls import id_of, submitter
@@ -43,6 +43,7 @@ from mainspring.store.base import (
     Lane,
 )
 from mainspring.tasks import (
+    GroupLimit,
     RunningTask,
     Task,
     TaskId,
@@ -57,7 +58,8 @@ logger = logging.getLogger("mainspring.dispatch")
 _CANCEL_WAIT_S = 2.0
 _MARKS_A_LANE = 20_000  # twice as many as slots: those that were lost keep theirs
 _PACE_S = 0.25
-_FOUND_WHEN_ASKED = ("paused", "no_worker", "resources")
+_FOUND_WHEN_ASKED = ("paused", "limit", "no_worker", "resources")
+_MOST_AT_ONCE = 1_000_000_000
 
 
 class TaskManager(Asking):
@@ -320,8 +322,9 @@ class TaskManager(Asking):
     async def get_task(self, task_id: TaskId | str) -> TaskInfo:
         """Return all the store knows about a task. Raises TaskNotFound.
 
-        Where a ready task is kept from running its reason says by what: `paused`, `no_worker` that serves its type, or
-        `resources` that it lacks. One that this process has claimed and that waits for others to join has `batch`.
+        Where a ready task is kept from running its reason says by what: `paused`, `limit` of its group, `no_worker`
+        that serves its type, or `resources` that it lacks. One that this process has claimed and that waits for others
+        to join has `batch`.
         """
         key = id_of(task_id).bytes
         info = await self.store.info(key)
@@ -368,6 +371,28 @@ class TaskManager(Asking):
     async def resume(self, *, type: str = "", namespace: str = "", group: str = "") -> bool:
         """Take back a pause with the same arguments; returns whether there was one."""
         return bool(await self.store.resume(namespace=namespace, type=type, group=group))
+
+    async def limit(self, group: str, *, namespace: str | None = None, concurrency: int | None = None) -> None:
+        """Set what the tasks of a group may do, in all processes together; what is not given is not limited.
+
+        Args:
+            group: as tasks name it.
+            namespace: only its tasks there count, and are limited; None: those in all namespaces together.
+            concurrency: how many may be claimed or run at once. Those that do already go on.
+
+        Raises: InvalidInput.
+        """
+        check_name("group", group)
+        if namespace is not None:
+            check_name("namespace", namespace)
+        if concurrency is not None and (type(concurrency) is not int or not 0 < concurrency <= _MOST_AT_ONCE):
+            remedy = "use 1 or more, None for no limit, or pause the group"
+            raise invalid("concurrency", concurrency, "is no number of tasks", remedy)
+        await self.store.limit(group, namespace=namespace or "", concurrency=concurrency)
+
+    async def limits(self) -> list[GroupLimit]:
+        """Return the limits that are set, with what they count now, by group."""
+        return await self.store.limits()
 
     def running_tasks(self) -> list[RunningTask]:
         """Return what runs in this process now."""

@@ -35,7 +35,7 @@ from mainspring.results.cache import ResultCache
 from mainspring.scheduling.scheduler import TaskScheduler
 from mainspring.store.base import NewTask
 from mainspring.store.sqlite.store import SqliteStore
-from mainspring.tasks import Ledger, LedgerKey, Resources, Retry, Task, TaskId, TaskPriority
+from mainspring.tasks import GroupLimit, Ledger, LedgerKey, Resources, Retry, Task, TaskId, TaskPriority
 from mainspring.vectors.base import VectorStore
 
 if TYPE_CHECKING:
@@ -266,6 +266,28 @@ class Engine(Operations):
         function.__mainspring__ = handler  # type: ignore[attr-defined]
         self.manager.refresh()
         return function
+
+    # Limits
+
+    async def limit(self, group: str, *, namespace: str | None = None, concurrency: int | None = None) -> None:
+        """Set how many tasks of a group may run at once, in all processes on this store together.
+
+        The call says all: what is not given is not limited, so `engine.limit("tenant-a")` takes the limit off. It is
+        stored, holds from the next claim on, and lets what runs already go on.
+
+        Args:
+            group: as tasks name it (`submit(..., group="tenant-a")`).
+            namespace: only its tasks there count, and are limited; None: those in all namespaces together. Where both
+                are set both hold.
+            concurrency: how many may be claimed or run at once.
+
+        Raises: InvalidInput, StoreUnavailable.
+        """
+        await self.manager.limit(group, namespace=namespace, concurrency=concurrency)
+
+    async def limits(self) -> list[GroupLimit]:
+        """Return the limits that are set, with what they count now, by group."""
+        return await self.manager.limits()
 
     # Submitting
 

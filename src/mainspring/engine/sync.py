@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from mainspring.engine.handle import TaskHandle
 from mainspring.environment import SYSTEM, ThreadEvent
 from mainspring.errors import InvalidInput, invalid
-from mainspring.tasks import Ledger, LedgerKey, Ref, Task, TaskId, TaskInfo
+from mainspring.tasks import GroupLimit, Ledger, LedgerKey, Ref, Task, TaskId, TaskInfo
 
 if TYPE_CHECKING:
     from mainspring.engine.engine import Engine
@@ -157,6 +157,14 @@ class SyncEngine:
     def resume(self, *, type: str = "", namespace: str = "", group: str = "") -> bool:
         """See `TaskManager.resume`."""
         return self.run(self._engine.manager.resume(type=type, namespace=namespace, group=group))
+
+    def limit(self, group: str, *, namespace: str | None = None, concurrency: int | None = None) -> None:
+        """See `Engine.limit`."""
+        self.run(self._engine.limit(group, namespace=namespace, concurrency=concurrency))
+
+    def limits(self) -> list[GroupLimit]:
+        """See `Engine.limits`."""
+        return self.run(self._engine.limits())
 
     def stats(self) -> dict[str, Any]:
         """See `TaskManager.stats`."""

@@ -61,6 +61,17 @@ def _resources(standing: Standing) -> str:
     )
 
 
+def _limit(standing: Standing) -> str:
+    limit = standing.limit
+    assert limit is not None
+    where = "" if limit.namespace is None else f" in namespace {limit.namespace}"
+    ahead = f"{standing.ahead:,}{'+' if standing.ahead_is_more else ''}"
+    return (
+        f"Group {limit.group}{where} is at its limit: {limit.held}/{limit.concurrency} run; {ahead} tasks of its kind "
+        "go first, and it starts when one of the group ends."
+    )
+
+
 _PENDING: dict[str, Callable[[Standing], str]] = {
     "parents": _parents,
     "claimed": _claimed,
@@ -69,6 +80,7 @@ _PENDING: dict[str, Callable[[Standing], str]] = {
     "retry": lambda s: f"Attempt {s.attempt} failed ({s.error}); the next one comes at {s.due:%Y-%m-%d %H:%M:%S} UTC.",
     "same_work": lambda s: f"Task {TaskId(s.leader)} does the same work; what comes of it will do for this one too.",
     "resources": _resources,
+    "limit": _limit,
     "paused": lambda s: f"Its kind is paused ({s.pause}); `mainspring resume` lets it go on.",
     "no_worker": lambda s: f"No living worker serves {s.type}; start one that registers it.",
 }

@@ -21,6 +21,7 @@ from mainspring.store.ready import Ready
 from mainspring.tasks import (
     Effect,
     ErrorInfo,
+    GroupLimit,
     Ledger,
     LedgerKey,
     OnDependencyFailure,
@@ -53,6 +54,8 @@ LEADS: Final = 128
 """Flag: it is the one of equal work that runs."""
 SHARED: Final = 256
 """Flag: its end is that of equal work; it did not run for it."""
+GROUPED: Final = 512
+"""Flag: it belongs to a group; set by the store, for the index that limits of groups are counted over."""
 
 RESERVES: Final = 4096
 """Flag: its spec says what it needs while it runs."""
@@ -216,7 +219,7 @@ class Standing(NamedTuple):
     """Where a task stands in the queue, for `explain`."""
 
     status: TaskStatus
-    reason: Reason | None  # also those that are found only when asked: paused, no_worker
+    reason: Reason | None  # also those that are found only when asked: paused, limit, no_worker
     type: str
     attempt: int
     worker: str | None
@@ -227,6 +230,7 @@ class Standing(NamedTuple):
     ahead: int  # ready tasks of its class that go first
     ahead_is_more: bool
     pause: str | None
+    limit: GroupLimit | None = None  # that keeps it, for reason `limit`
     leader: bytes | None = None  # of equal work, where that is waited for
     shortages: tuple[Shortage, ...] = ()  # where reason is resources
 
@@ -425,6 +429,15 @@ class Store(Protocol):
     async def pause(self, *, namespace: str = "", type: str = "", group: str = "") -> None: ...
 
     async def resume(self, *, namespace: str = "", type: str = "", group: str = "") -> int: ...
+
+    async def limit(self, group: str, *, namespace: str = "", concurrency: int | None = None) -> None:
+        """Set what a group may do at once, in a namespace or ('') in all of them together; None takes a limit off.
+
+        What is held already stays so.
+        """
+
+    async def limits(self) -> list[GroupLimit]:
+        """Return the limits that are set, with what they count now, by group."""
 
     def listen(self, listener: Listener) -> None:
         """Tell this one of ended tasks, wherever they ended."""

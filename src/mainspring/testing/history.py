@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from mainspring.store.postgres.session import Session
 
 ROWS: Final = tuple(FILE_SQL)
-_NEEDS: Final = {"vectors": "vector_record", "flights": "flight", "cache": "cache"}
+_NEEDS: Final = {
+    "vectors": "vector_record",
+    "flights": "flight",
+    "cache": "cache",
+    "groups": "group_limit",
+    "limits": "group_limit",
+}
 """Checks of tables that a store has only once somebody needed them."""
 _DIGESTS: Final = ("payload_blob", "blob_key", "cache")
 _PAGE: Final = 1_000

@@ -214,3 +214,17 @@ WHERE started_ms < not_before_ms - :slack_ms OR started_ms > deadline_ms + :slac
 UNION ALL
 SELECT id, 'completed after its timeout', seq, number, duration_us, timeout_ms, NULL
 FROM task JOIN attempt ON attempt.task = seq WHERE outcome = 0 AND duration_us > timeout_ms * 1000;
+
+-- name: groups
+-- A task of a group is marked so: limits count only those.
+SELECT task.id, 'is marked wrongly as one of a group' AS what, seq, flags, grp
+FROM task JOIN class ON class.id = task.class WHERE status < 2 AND (flags & 512 <> 0) <> (grp <> '');
+
+-- name: limits
+-- No more tasks of a group are held than its limit allows, or than were when it was set.
+SELECT NULL AS id, 'group ' || grp || ' holds more than its limit' AS what, held, concurrency, held_then
+FROM (SELECT group_limit.grp, concurrency, held_then, count(*) AS held
+    FROM group_limit JOIN class ON class.grp = group_limit.grp AND group_limit.namespace IN ('', class.namespace)
+    JOIN task ON task.class = class.id AND owner IS NOT NULL
+    GROUP BY group_limit.id, group_limit.grp, concurrency, held_then) AS counted
+WHERE held > concurrency AND held > held_then;

@@ -16,6 +16,7 @@ KEYS: Final[dict[str, tuple[str, ...]]] = {
     "serves": ("worker", "type"),
     "handler": ("type", "version"),
     "pause": ("namespace", "type", "grp"),
+    "group_limit": ("id",),
     "task": ("seq",),
     "attempt": ("task", "number"),
     "edge": ("child", "n"),

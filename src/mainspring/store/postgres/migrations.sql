@@ -38,3 +38,15 @@ CREATE TABLE offer (
     at_ms  bigint NOT NULL,
     state  text   NOT NULL
 );
+CREATE INDEX class_group ON class (grp);
+CREATE INDEX task_slot ON task (class) WHERE owner IS NOT NULL AND flags & 512 <> 0;
+UPDATE task SET flags = flags | 512 WHERE class IN (SELECT id FROM class WHERE grp <> '');
+CREATE TABLE group_limit (
+    id          integer PRIMARY KEY,
+    concurrency integer CHECK (concurrency > 0),
+    held_then   integer NOT NULL,
+    changed     bigint  NOT NULL UNIQUE,
+    namespace   text    NOT NULL,
+    grp         text    NOT NULL,
+    UNIQUE (grp, namespace)
+);

@@ -79,6 +79,7 @@ SELECT pg_current_snapshot()::text,
           UNION SELECT class FROM news WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))),
     EXISTS (SELECT 1 FROM worker WHERE ended_ms IS NULL AND id <> $2),
     ARRAY(SELECT ARRAY[namespace, type, grp] FROM pause),
+    (SELECT max(changed) FROM group_limit),
     (SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL),
     (SELECT deadline_ms FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason <> 4
      ORDER BY deadline_ms LIMIT 1),
@@ -772,3 +773,27 @@ WHERE seq = ANY ($4::bigint[]) AND reason = 5;
 -- PENDING (same_work) -> FAILED or TIMEOUT
 UPDATE task SET status = $1, reason = NULL, ended_ms = $2, error = $3, flags = flags | $4
 WHERE seq = ANY ($5::bigint[]) AND reason = 5;
+
+-- name: hold_limit
+-- Nobody else claims for this group until the commit. Where another process does that now, it is left to it.
+SELECT 1 FROM group_limit WHERE id = $1 FOR NO KEY UPDATE SKIP LOCKED;
+
+-- name: held_in_group
+-- How many tasks of a group are held, in a namespace or ('') in all.
+SELECT count(*) FROM task WHERE owner IS NOT NULL AND flags & 512 <> 0
+    AND class = ANY (ARRAY(SELECT id FROM class WHERE grp = $1 AND ($2::text = '' OR namespace = $2)));
+
+-- name: put_limit
+INSERT INTO group_limit (id, namespace, grp, concurrency, held_then, changed)
+SELECT coalesce(max(id), 0) + 1, $1, $2, $3, $4, coalesce(max(changed), 0) + 1 FROM group_limit
+ON CONFLICT (grp, namespace) DO UPDATE SET concurrency = excluded.concurrency, held_then = excluded.held_then,
+    changed = excluded.changed;
+
+-- name: limits_after
+SELECT changed, id, namespace, grp, concurrency FROM group_limit WHERE changed > $1 ORDER BY changed;
+
+-- name: limits
+SELECT namespace, grp, concurrency FROM group_limit WHERE concurrency IS NOT NULL ORDER BY grp, namespace;
+
+-- name: limits_of
+SELECT namespace, grp, concurrency FROM group_limit WHERE grp = $1 AND namespace IN ('', $2) AND concurrency IS NOT NULL;

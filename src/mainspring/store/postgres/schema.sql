@@ -17,6 +17,7 @@ CREATE TABLE class (
     grp       text NOT NULL DEFAULT '',
     UNIQUE (namespace, type, grp)
 );
+CREATE INDEX class_group ON class (grp);
 
 -- Numbers are drawn, not counted: transactions run side by side, and those that roll back leave gaps.
 CREATE SEQUENCE task_seq;
@@ -64,6 +65,7 @@ CREATE INDEX task_ready ON task (class, rank, seq) WHERE reason = 0;
 CREATE INDEX task_due ON task (due_ms) WHERE due_ms IS NOT NULL;
 CREATE INDEX task_deadline ON task (deadline_ms) WHERE deadline_ms IS NOT NULL AND status = 0;
 CREATE INDEX task_held ON task (owner) WHERE owner IS NOT NULL;
+CREATE INDEX task_slot ON task (class) WHERE owner IS NOT NULL AND flags & 512 <> 0;
 CREATE INDEX task_waits ON task (waits_for) WHERE waits_for IS NOT NULL;
 
 CREATE TABLE attempt (
@@ -267,4 +269,16 @@ CREATE TABLE offer (
     worker bigint PRIMARY KEY,
     at_ms  bigint NOT NULL,
     state  text   NOT NULL
+);
+
+-- What a group may do at once; '' as its namespace stands for any. Changes are numbered, so that processes read only what
+-- is new to them; a limit that was taken off leaves its row. Who claims for a group holds its row until the commit.
+CREATE TABLE group_limit (
+    id          integer PRIMARY KEY,
+    concurrency integer CHECK (concurrency > 0),       -- tasks held at once; NULL: any number
+    held_then   integer NOT NULL,                      -- how many were held when it was set: so many may be, until they end
+    changed     bigint  NOT NULL UNIQUE,
+    namespace   text    NOT NULL,
+    grp         text    NOT NULL,
+    UNIQUE (grp, namespace)
 );

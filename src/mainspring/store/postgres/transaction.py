@@ -89,6 +89,9 @@ class PostgresTransaction(Transaction):
     def is_alone(self) -> bool:
         return self.alone
 
+    def hold_limit(self, limit_id: int) -> bool:
+        return self.one("hold_limit", limit_id) is not None
+
     def run(self, name: str, *values: Any) -> Found:
         if name in WIDE:
             self.run_wide(name, [values])

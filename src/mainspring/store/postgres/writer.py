@@ -33,6 +33,7 @@ class _CaughtUp(NamedTuple):
     news: list[int]
     has_peers: bool
     pauses: list[list[str]]
+    newest_limit: int | None
     due: int | None
     deadline: int | None
     is_open: bool
@@ -170,11 +171,12 @@ class PostgresWriter(Writer):
         if not found.is_open:
             self._rejoin(tx)
         before, memory.pauses = memory.pauses, frozenset((a, b, c) for a, b, c in found.pauses)
+        claims.read_limits(tx, found.newest_limit)
         if is_astray or found.is_behind or not before <= memory.pauses:
             claims.look_everywhere(tx)
         else:
             for class_id in found.news:
-                claims.note(tx, class_id)
+                claims.hear(tx, class_id)
         self._seen = found.seen
         if found.has_arrivals:
             take_in(tx, self._attempt)

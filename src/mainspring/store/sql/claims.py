@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from heapq import heappop, heappush, heapreplace
 
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, STANDS_FOR, Claimed, Lane, ParentResult
 from mainspring.store.ready import ANYWHERE, Place
+from mainspring.store.sql import limits
 from mainspring.store.sql.transaction import Row, Rows, Transaction
 
 
@@ -13,81 +15,162 @@ def look_everywhere(tx: Transaction) -> None:
     """Find all classes that have ready tasks."""
     for lane in tx.memory.lanes.values():
         lane.ready.clear()
+    tx.memory.limits.let_all_in()
     for class_id, *place in tx.ready_classes():
         note(tx, class_id, (place[0], place[1]))
 
 
 def note(tx: Transaction, class_id: int, bound: Place = ANYWHERE) -> None:
-    """Remember that a class may have ready tasks."""
+    """Remember that a class may have ready tasks. One that is left out for its group's limit stays so."""
     lane = tx.lane_for(class_id)
-    if lane is not None:
+    if lane is not None and class_id not in tx.memory.limits.waits_for:
         lane.ready.add(class_id, bound)
+
+
+def hear(tx: Transaction, class_id: int) -> None:
+    """Other processes made tasks of a class ready, or let go of some."""
+    _let_in(tx, limits.freed(tx, class_id))
+    note(tx, class_id)
+
+
+def read_limits(tx: Transaction, newest: int | None) -> None:
+    """Take over what other processes changed in the limits of groups."""
+    if newest is not None and newest != tx.memory.limits.seen:
+        _let_in(tx, tx.memory.limits.read(tx))
+
+
+def set_limit(tx: Transaction, namespace: str, group: str, concurrency: int | None) -> None:
+    _let_in(tx, limits.put(tx, namespace, group, concurrency))
+
+
+def _let_in(tx: Transaction, classes: set[int]) -> None:
+    for class_id in classes:
+        note(tx, class_id)
 
 
 def claim(tx: Transaction, most: int) -> None:
     """Take what the lanes have room for, up to `most` each."""
+    memory = tx.memory
+    for class_id in tx.freed:
+        _let_in(tx, limits.freed(tx, class_id))
     for class_id in tx.ready:
         note(tx, class_id)
-    if tx.is_loosened:
-        return
-    for lane in tx.memory.lanes.values():
-        room = min(tx.room(lane), most)
-        if room > 0 and lane.ready:
-            _claim_for(tx, lane, room)
+    if not tx.is_loosened:
+        for lane in list(memory.lanes.values()):
+            room = min(tx.room(lane), most)
+            if room > 0 and lane.ready:
+                _claim_for(tx, lane, room)
+    for class_id in tx.put_off:
+        note(tx, class_id)
+    if memory.has_peers:
+        tx.ready.update(class_id for class_id in tx.freed if memory.limits.of(tx.class_key(class_id)))
 
 
 def _claim_for(tx: Transaction, lane: Lane, room: int) -> None:
     ready = lane.ready
     if len(ready) > 1:
-        looked_into: set[int] = set()
-        best = _best(tx, lane, room, looked_into)
+        merge = _Merge(tx, lane, room)
+        best = merge.run()
         if best and _take(tx, lane, tx.run("claim", tx.memory.owner, tx.listed(best))) < len(best):
-            for class_id in looked_into:
-                note(tx, class_id)
+            for class_id in merge.looked_into:
+                hear(tx, class_id)  # places of its group that were not needed after all are free for others
         return
     (class_id,) = ready
     may_run = tx.lane_for(class_id) is lane
+    limited = tx.memory.limits.of(tx.class_key(class_id)) if may_run else ()
+    if limited and not (room := limits.places(tx, class_id, limited, room)):
+        ready.discard(class_id)
+        return
     taken = _take(tx, lane, tx.run("claim_of_class", tx.memory.owner, class_id, room)) if may_run else 0
+    if limited:
+        limits.take(tx, limited, taken)
+        _go_last(tx, lane)
     if taken < room and not (may_run and _is_contested(tx, class_id)):
         _nothing_left(tx, lane, class_id)
 
 
-def _best(tx: Transaction, lane: Lane, room: int, looked_into: set[int]) -> list[int]:
-    """Return the best tasks of all classes. Only those are looked into whose bound goes before what is found so far."""
-    ready = lane.ready
-    found: dict[int, list[Place]] = {}  # the best of a class, the next one last
-    heads: list[tuple[Place, int]] = []
-    best: list[int] = []
-    while len(best) < room:
+def _go_last(tx: Transaction, lane: Lane) -> None:
+    """A lane that had its turn at places of a group lets the others go first the next time."""
+    lanes = tx.memory.lanes
+    if lane.name in lanes:  # serving may have stopped meanwhile
+        lanes[lane.name] = lanes.pop(lane.name)
+
+
+class _Merge:
+    """The best tasks of all classes of a lane, up to `room`.
+
+    Only those classes are looked into whose bound goes before what is found so far.
+    """
+
+    def __init__(self, tx: Transaction, lane: Lane, room: int) -> None:
+        self._tx = tx
+        self._lane = lane
+        self._room = room
+        self._best: list[int] = []
+        self._found: dict[int, list[Place]] = {}  # the best of a class, the next one last
+        self._heads: list[tuple[Place, int]] = []
+        self._limited: dict[int, Sequence[limits.Limit]] = {}  # classes whose groups have limits
+        self.looked_into: set[int] = set()
+
+    def run(self) -> list[int]:
+        """Return them in order."""
+        while len(self._best) < self._room:
+            self._look()
+            if not self._heads:
+                break
+            self._take_first()
+        for place, class_id in self._heads:
+            self._lane.ready.add(class_id, place)
+        if not self._limited.keys().isdisjoint(self.looked_into):
+            _go_last(self._tx, self._lane)
+        return self._best
+
+    def _look(self) -> None:
+        """Look into the classes of which a task may go before the best one that is found so far."""
+        ready, heads = self._lane.ready, self._heads
         while (bound := ready.first()) is not None and (not heads or bound < heads[0][0]):
             class_id = ready.pop()
-            if tx.lane_for(class_id) is not lane:  # paused, or served no more
+            if not (most := self._most(class_id)):
                 continue
-            looked_into.add(class_id)
-            rows = tx.run("heads", class_id, room - len(best)).fetchall()
+            self.looked_into.add(class_id)
+            rows = self._tx.run("heads", class_id, most).fetchall()
             if rows:
                 rows.reverse()
-                found[class_id] = rows
+                self._found[class_id] = rows
                 heappush(heads, (rows[-1], class_id))
             else:
-                _nothing_left(tx, lane, class_id)
-        if not heads:
-            break
+                _nothing_left(self._tx, self._lane, class_id)
+
+    def _most(self, class_id: int) -> int:
+        """Return how many tasks of a class may be taken: none where it is paused, served no more, or at its limit."""
+        tx = self._tx
+        if tx.lane_for(class_id) is not self._lane:
+            return 0
+        most = self._room - len(self._best)
+        if limited := tx.memory.limits.of(tx.class_key(class_id)):
+            self._limited[class_id] = limited
+            return limits.places(tx, class_id, limited, most)
+        return most
+
+    def _take_first(self) -> None:
+        heads, ready = self._heads, self._lane.ready
         place, class_id = heads[0]
-        best.append(place[1])
-        rows = found[class_id]
+        limited = self._limited.get(class_id)
+        if limited and not limits.take(self._tx, limited):  # others of its group have taken the last places
+            heappop(heads)
+            ready.add(class_id, place)
+            return
+        self._best.append(place[1])
+        rows = self._found[class_id]
         rows.pop()
         if rows:
             heapreplace(heads, (rows[-1], class_id))
+            return
+        heappop(heads)
+        if len(self._best) < self._room and not limited:
+            _nothing_left(self._tx, self._lane, class_id)
         else:
-            heappop(heads)
-            if len(best) < room:
-                _nothing_left(tx, lane, class_id)
-            else:
-                ready.add(class_id, place)
-    for place, class_id in heads:
-        ready.add(class_id, place)
-    return best
+            ready.add(class_id, place)
 
 
 def _take(tx: Transaction, lane: Lane, rows: Rows) -> int:

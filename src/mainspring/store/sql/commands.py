@@ -11,7 +11,7 @@ import msgspec
 
 from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.store.base import BLOB_INPUT, CANCEL_ASKED, HAS_REFS, RESERVES, WANTS_KEPT, Claimed, HandlerRecord
-from mainspring.store.sql import flights, graph
+from mainspring.store.sql import claims, flights, graph
 from mainspring.store.sql.transaction import Transaction, first
 from mainspring.store.sql.upkeep import STEP
 from mainspring.tasks import ErrorInfo, TaskId
@@ -75,6 +75,7 @@ def withdraw(tx: Transaction, claim: Claimed) -> bool:
 
 def cancel_held(tx: Transaction, seq: int, class_id: int, id: bytes) -> None:
     """End a held task whose holder lets go of it."""
+    tx.let_go(class_id)
     graph.end(tx, seq, class_id, id, CANCELLED, _CANCELLED)
 
 
@@ -87,6 +88,8 @@ def join(tx: Transaction, claim: Claimed, keep_ms: int) -> str:
         cancel_held(tx, claim.seq, row[1], claim.id)
         return "over"
     answer, leader, ends = flights.join(tx, claim, keep_ms)
+    if answer == "over":
+        tx.let_go(row[1])
     if leader is not None:
         graph.raise_parents(tx, [leader.seq], claim.rank)
     graph.ended(tx, ends)
@@ -178,8 +181,9 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
     waits = broken or unfinished
     due = not_before if waits is None and not_before is not None and not_before > tx.now_ms else None
     reason = PARENTS if waits else DELAYED if due else READY
+    flags = flags & _RENEWED | tx.group_flag(class_id)
     tx.run(
-        "insert_task", new, new_id, class_id, rank, reason, 0, None, flags & _RENEWED, priority, max_retries, tx.now_ms,
+        "insert_task", new, new_id, class_id, rank, reason, 0, None, flags, priority, max_retries, tx.now_ms,
         tx.now_ms, not_before, due, None, timeout_ms, waits.parent if waits else None, waits.n if waits else None,
         input, spec,
     )  # fmt: skip
@@ -225,3 +229,8 @@ def resume(tx: Transaction, namespace: str, kind: str, group: str) -> int:
     audit(tx, "resume", namespace=namespace, type=kind, group=group)
     tx.is_loosened = True
     return tx.changed("drop_pause", namespace, kind, group)
+
+
+def limit(tx: Transaction, namespace: str, group: str, concurrency: int | None) -> None:
+    audit(tx, "limit", namespace=namespace, group=group, concurrency=concurrency)
+    claims.set_limit(tx, namespace, group, concurrency)

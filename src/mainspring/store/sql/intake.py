@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,7 @@ from mainspring.store.base import (
     NewTask,
     Spec,
 )
+from mainspring.store.sql import limits
 from mainspring.store.sql.flights import Entrance, Found, Leader
 from mainspring.store.sql.graph import Edge, fail_child, first_unfinished, link, raise_parents
 from mainspring.store.sql.transaction import ClassKey, Transaction
@@ -186,6 +188,16 @@ class _Entry:
         self._done_ids: set[bytes] = set()
         self._flights: list[tuple[int, bytes, int, int]] = []
 
+    @property
+    def size(self) -> int:
+        return len(self._tasks)
+
+    @cached_property
+    def is_in_order(self) -> bool:
+        """Whether each task of the call goes before those that follow."""
+        now, ageing = self._now, self._ageing
+        return all(a <= b for a, b in pairwise(rank_of(task, now, ageing) for task in self._tasks))
+
     def add(self, task: NewTask) -> None:
         now = self._now
         rank = (
@@ -195,8 +207,9 @@ class _Entry:
         )
         door = self._doors.get(task.class_key)
         if door is None:
-            door = self._doors[task.class_key] = _door(self._tx, task.class_key, self._tasks)
+            door = self._doors[task.class_key] = _door(self._tx, task.class_key, self)
         door.entered += 1
+        task.flags |= door.flag
         self._seq = next(self._numbers)
         if task.work is not None and self._may_start(task):
             self._add_same(task, task.work, door, rank)
@@ -227,7 +240,11 @@ class _Entry:
         elif task.deadline_ms is not None and task.deadline_ms <= now:
             tx.ready.add(door.class_id)  # it ends with this transaction
             self._row(task, door, rank, READY, None)
-        elif door.lane is not None and tx.taken.get(door.lane.name, 0) < door.room:
+        elif (
+            door.lane is not None
+            and tx.taken.get(door.lane.name, 0) < door.room
+            and (not door.limited or limits.take(tx, door.limited))
+        ):
             tx.taken[door.lane.name] = tx.taken.get(door.lane.name, 0) + 1
             owner = tx.memory.owner
             tx.claims.append(claim_of(task, self._seq, rank, owner, now))
@@ -356,29 +373,32 @@ def _note(tx: Transaction, task: NewTask, seq: int) -> None:
 class _Door:
     """How new tasks of a class enter: with a lane, up to `room` claims of this transaction go straight to it."""
 
-    __slots__ = ("class_id", "entered", "lane", "room")
+    __slots__ = ("class_id", "entered", "flag", "lane", "limited", "room")
 
-    def __init__(self, class_id: int, lane: Lane | None, room: int) -> None:
+    def __init__(
+        self, class_id: int, flag: int, lane: Lane | None = None, room: int = 0, limited: Sequence[limits.Limit] = ()
+    ) -> None:
         self.class_id = class_id
+        self.flag = flag  # of all its tasks
         self.lane = lane
         self.room = room
+        self.limited = limited
         self.entered = 0
 
 
-def _door(tx: Transaction, class_key: ClassKey, tasks: Sequence[NewTask]) -> _Door:
+def _door(tx: Transaction, class_key: ClassKey, entry: _Entry) -> _Door:
     """Past the ready index only when nothing waits for the lane, so that the order stays the one order."""
     class_id = tx.class_id(class_key)
-    lane = tx.lane_for(class_id)
+    flag, lane = tx.group_flag(class_id), tx.lane_for(class_id)
     if lane is None or lane.ready or any(tx.lane_for(ready) is lane for ready in tx.ready):
-        return _Door(class_id, None, 0)
+        return _Door(class_id, flag)
+    limited = tx.memory.limits.of(class_key)
+    if limits.are_awaited(tx) or any(tx.memory.limits.keeps(limit) for limit in limited):
+        return _Door(class_id, flag)
     room = lane.room()
-    if len(tasks) > room - tx.taken.get(lane.name, 0) and not _are_in_order(tx, tasks):
-        return _Door(class_id, None, 0)
-    return _Door(class_id, lane, room)
-
-
-def _are_in_order(tx: Transaction, tasks: Sequence[NewTask]) -> bool:
-    return all(a <= b for a, b in pairwise(rank_of(task, tx.now_ms, tx.memory.ageing_ms) for task in tasks))
+    if (limited or entry.size > room - tx.taken.get(lane.name, 0)) and not entry.is_in_order:
+        return _Door(class_id, flag)
+    return _Door(class_id, flag, lane, room, limited)
 
 
 def claim_of(task: NewTask, seq: int, rank: int, owner: int, now: int) -> Claimed:

@@ -72,6 +72,7 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
     completed = _STATUS[COMPLETED]
     for class_key, n in Counter([f.claim.class_key for f in plain]).items():
         class_id = tx.class_id(class_key)
+        tx.let_go(class_id)
         tx.count(class_id, 0, -n)
         tx.count(class_id, completed, n)
     tx.ended += [Ended(f.claim.id, completed, f.output, f.flags, None) for f in plain]
@@ -100,6 +101,7 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
             tx.ended.append(Ended(*ended))  # the commit went through, and nobody heard of it
         return
     class_id, asked, crashes = row[1], row[2] & CANCEL_ASKED, row[6]
+    tx.let_go(class_id)
     outcome = finish.outcome
     if asked:  # whatever the attempt says: somebody was told that it ends so
         outcome = CANCELLED

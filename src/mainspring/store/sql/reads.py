@@ -30,6 +30,8 @@ from mainspring.tasks import (
     Attempt,
     Custom,
     ErrorInfo,
+    GroupLimit,
+    Reason,
     Task,
     TaskId,
     TaskInfo,
@@ -271,14 +273,15 @@ def standing(view: View, id: bytes) -> Standing:
         parents: list[bytes] = []
         if reason == "parents":
             parents = [p for p, status in view.rows("parents_ids", seq) if status < 2]
-        ahead, pause, leader = 0, None, None
+        ahead, pause, leader, limit = 0, None, None, None
         if reason == "same_work" and (found := view.one("leader_of", seq)) is not None:
             leader = bytes(found[0])
         if reason == "ready":
             ahead = view.one("ahead", class_id, rank, seq, _AHEAD_LIMIT)[0]
             pause = _pause_of(view, namespace, kind, group)
             served = {name for (name,) in view.rows("served_types")}
-            reason = "paused" if pause is not None else "ready" if kind in served else "no_worker"
+            limit = _full(view, namespace, group) if group else None
+            reason = _why(pause is not None, kind in served, limit is not None)
         shortages = _shortages(view, id, kind, row[29]) if reason in ("ready", "claimed") else ()
         if shortages:
             reason = "resources"
@@ -295,6 +298,7 @@ def standing(view: View, id: bytes) -> Standing:
         ahead=ahead,
         ahead_is_more=ahead == _AHEAD_LIMIT,
         pause=pause,
+        limit=limit,
         leader=leader,
         shortages=shortages,
     )
@@ -327,6 +331,31 @@ def _pause_of(view: View, namespace: str, kind: str, group: str) -> str | None:
             named = (("namespace", a), ("type", b), ("group", c))
             return ", ".join(f"{name} {value}" for name, value in named if value) or "everything"
     return None
+
+
+def _why(is_paused: bool, is_served: bool, is_full: bool) -> Reason:
+    return "paused" if is_paused else "no_worker" if not is_served else "limit" if is_full else "ready"
+
+
+def _full(view: View, namespace: str, group: str) -> GroupLimit | None:
+    """Return the limit that lets no more of a group's tasks begin, if one does."""
+    for row in view.rows("limits_of", group, namespace):
+        limit = _limit(view, row)
+        if limit.concurrency is not None and limit.held >= limit.concurrency:
+            return limit
+    return None
+
+
+def _limit(view: View, row: Row) -> GroupLimit:
+    namespace, group, concurrency = row
+    held = view.one("held_in_group", group, namespace)[0]
+    return GroupLimit(group=group, namespace=namespace or None, concurrency=concurrency, held=held)
+
+
+def limits(view: View) -> list[GroupLimit]:
+    """Return the limits that are set, by group."""
+    with view.snapshot():
+        return [_limit(view, row) for row in view.rows("limits")]
 
 
 def kept(view: View) -> list[Kept]:

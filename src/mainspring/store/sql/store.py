@@ -33,7 +33,7 @@ from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.transaction import Applier, Memory, Transaction
 from mainspring.store.sql.writer import Command, Group, Started, Submission, Writer
-from mainspring.tasks import Ledger, LedgerKey, TaskId, TaskInfo, TaskResult, TaskStatus
+from mainspring.tasks import GroupLimit, Ledger, LedgerKey, TaskId, TaskInfo, TaskResult, TaskStatus
 
 logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
@@ -224,6 +224,13 @@ class SqlStore(ABC):
 
     async def resume(self, *, namespace: str = "", type: str = "", group: str = "") -> int:
         return await self._change_pauses(lambda tx: commands.resume(tx, namespace, type, group))
+
+    async def limit(self, group: str, *, namespace: str = "", concurrency: int | None = None) -> None:
+        await self.write(lambda tx: commands.limit(tx, namespace, group, concurrency))
+        self._bell.ring(LOOK)
+
+    async def limits(self) -> list[GroupLimit]:
+        return await self.view(reads.limits)
 
     async def _change_pauses(self, run: Callable[[Transaction], T]) -> T:
         self._refuse_closed()
@@ -463,6 +470,7 @@ def hand_back(tx: Transaction, owner: int) -> None:
     rows: list[Any]
     while rows := tx.run("held_by", owner, 500).fetchall():
         for seq, id, _, _, class_id, _, _, flags in rows:
+            tx.let_go(class_id)
             if flags & CANCEL_ASKED:
                 commands.cancel_held(tx, seq, class_id, id)
             else:

@@ -8,7 +8,8 @@ from typing import Any, Protocol, Self, TypeAlias
 
 from mainspring.config import StoreConfig
 from mainspring.errors import InternalError
-from mainspring.store.base import Claimed, Ended, Finish, Lane
+from mainspring.store.base import GROUPED, Claimed, Ended, Finish, Lane
+from mainspring.store.sql.limits import Limits
 
 ClassKey = tuple[str, str, str]
 Applier = Callable[[Any, Any, str, int], Any]
@@ -48,6 +49,7 @@ class Memory:
         self.class_ids: dict[ClassKey, int] = {}
         self.class_keys: dict[int, ClassKey] = {}
         self.pauses: frozenset[ClassKey] = frozenset()
+        self.limits = Limits()
         self.lanes: dict[str, Lane] = {}
         self.lane_of_type: dict[str, Lane] = {}
         self.queue_size: int | None = None
@@ -71,6 +73,7 @@ class Transaction(ABC):
         "claims",
         "cursor",
         "ended",
+        "freed",
         "held",
         "is_loosened",
         "is_travelling",
@@ -78,7 +81,10 @@ class Transaction(ABC):
         "memory",
         "new_classes",
         "now_ms",
+        "places",
+        "put_off",
         "ready",
+        "sets_limits",
         "stop_asked",
         "taken",
         "tally",
@@ -96,6 +102,10 @@ class Transaction(ABC):
         self.stop_asked: list[bytes] = []
         self.tally: dict[tuple[int, int], int] = {}
         self.new_classes: dict[ClassKey, int] = {}
+        self.freed: set[int] = set()  # classes of which it lets go of tasks
+        self.places: dict[int, int] = {}  # free ones of groups, by limit, less what it takes
+        self.put_off: set[int] = set()  # classes that another process claims for now
+        self.sets_limits = False
         self.ready: set[int] = set()  # classes in which it makes tasks ready, or better ones
         self.is_loosened = False  # more may run after it: it claims nothing, the next one takes the best of all
         self.taken: dict[str, int] = {}  # claims by lane
@@ -108,6 +118,8 @@ class Transaction(ABC):
         part.tally = dict(self.tally)
         part.new_classes = dict(self.new_classes)
         part.taken = dict(self.taken)
+        part.freed = set(self.freed)
+        part.places = dict(self.places)
         part.ready = set(self.ready)
         part.is_loosened = self.is_loosened
         part.travelled = self.travelled
@@ -123,6 +135,9 @@ class Transaction(ABC):
         self.tally = part.tally
         self.new_classes = part.new_classes
         self.taken = part.taken
+        self.freed = part.freed
+        self.places = part.places
+        self.sets_limits = self.sets_limits or part.sets_limits
         self.ready = part.ready
         self.is_loosened = part.is_loosened
         self.travelled = part.travelled
@@ -131,6 +146,10 @@ class Transaction(ABC):
     @property
     def is_alone(self) -> bool:
         """Whether no other process can write meanwhile."""
+        return True
+
+    def hold_limit(self, limit_id: int) -> bool:
+        """Keep others from claiming for a group until the commit; false where another one does that now."""
         return True
 
     @abstractmethod
@@ -213,6 +232,15 @@ class Transaction(ABC):
             return None
         lane = memory.lane_of_type.get(key[1])
         return None if lane is not None and key[1] in lane.withheld else lane
+
+    def let_go(self, class_id: int) -> None:
+        """Note that a task of the class is held no more."""
+        if self.memory.limits:
+            self.freed.add(class_id)
+
+    def group_flag(self, class_id: int) -> int:
+        """Return the flag of tasks that belong to a group, where those of the class do."""
+        return GROUPED if self.class_key(class_id)[2] else 0
 
     def room(self, lane: Lane) -> int:
         return lane.room() - self.taken.get(lane.name, 0)

@@ -61,6 +61,7 @@ def rescue(tx: Transaction, owner: int, evidence: CrashEvidence) -> int:
     # The marks are empty after a power cut, which was nobody's fault.
     suspects = evidence.started
     for seq, id, attempt, status, class_id, crashes, _, flags in rows:
+        tx.let_go(class_id)
         ran = (seq, attempt) in suspects
         alone = ran and len(suspects) == 1
         error = ErrorInfo(
@@ -102,6 +103,7 @@ def take_back(tx: Transaction, claims: Sequence[tuple[int, int]], stall: Stall) 
         if row is None:
             continue
         status, class_id, flags, _, _, _, _, releases, _, id = row
+        tx.let_go(class_id)
         ran = status == RUNNING or (seq, attempt) in stall.running
         error = ErrorInfo(
             type="ProcessingFailed",

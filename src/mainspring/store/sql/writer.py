@@ -21,6 +21,8 @@ from mainspring.tasks.codec import encode
 
 logger = logging.getLogger("mainspring.store")
 _PART = "writing"
+_AGAIN_MS = 5
+"""When to look again for a group that another process was claiming for: nobody tells of the end of that."""
 
 
 class Submission:
@@ -270,12 +272,16 @@ class Writer(ABC):
             self._let_time_pass(tx)
             is_astray = True  # with what it claims, until that is committed
             claims.claim(tx, self._batch)
+            if tx.put_off:
+                self._wake_at(tx.now_ms + _AGAIN_MS)
             self._tell(tx)
             for class_id in tx.ready:
                 tx.class_key(class_id)  # known to memory from the commit on, also where another process made it
             tx.write_tally()
         except BaseException:
             self._is_astray = self._is_astray or is_astray
+            if tx.sets_limits:
+                self._memory.limits.forget()
             self._roll_back()
             raise
         try:
@@ -298,6 +304,9 @@ class Writer(ABC):
 
     def _look_ahead(self, tx: Transaction) -> None:
         self._next_event = upkeep.next_event_ms(tx)
+
+    def _wake_at(self, ms: int) -> None:
+        self._next_event = ms if self._next_event is None else min(self._next_event, ms)
 
     def _let_time_pass(self, tx: Transaction) -> None:
         if self._next_event is not None and self._next_event <= tx.now_ms:
@@ -389,6 +398,7 @@ class Writer(ABC):
         """The store can't write now. Callers are told, outcomes kept and tried again, the connection made anew."""
         cause = exc.__cause__ or exc
         why = str(cause) or type(cause).__name__
+        self._memory.limits.forget()
         self._outage_log.lost(_PART, why)
         self.close()
         final = self._mend(exc)

@@ -48,3 +48,15 @@ CREATE TABLE offer (
     at_ms  INTEGER NOT NULL,
     state  TEXT    NOT NULL
 ) STRICT;
+CREATE INDEX class_group ON class (grp);
+CREATE INDEX task_slot ON task (class) WHERE owner IS NOT NULL AND flags & 512;
+UPDATE task SET flags = flags | 512 WHERE class IN (SELECT id FROM class WHERE grp <> '');
+CREATE TABLE group_limit (
+    id          INTEGER PRIMARY KEY,
+    namespace   TEXT    NOT NULL,
+    grp         TEXT    NOT NULL,
+    concurrency INTEGER CHECK (concurrency > 0),
+    held_then   INTEGER NOT NULL,
+    changed     INTEGER NOT NULL UNIQUE,
+    UNIQUE (grp, namespace)
+) STRICT;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mainspring.store.sql.claims import look_everywhere, note
+from mainspring.store.sql.claims import hear, look_everywhere
 from mainspring.store.sql.transaction import Transaction
 
 _KEPT_NEWS = 10_000
@@ -17,7 +17,7 @@ def look(tx: Transaction, *, everywhere: bool) -> None:
         look_everywhere(tx)
     else:
         for class_id in {row[0] for row in tx.run("news_after", memory.seen_news)}:
-            note(tx, class_id)
+            hear(tx, class_id)
     memory.seen_news = newest or 0
     memory.has_peers = tx.one("another_worker", memory.owner) is not None
 

@@ -646,3 +646,26 @@ WHERE seq IN (SELECT value FROM json_each(?)) AND reason = 5;
 -- PENDING (same_work) -> FAILED or TIMEOUT
 UPDATE task SET status = ?, reason = NULL, ended_ms = ?, error = ?, flags = flags | ?
 WHERE seq IN (SELECT value FROM json_each(?)) AND reason = 5;
+
+-- name: held_in_group
+-- How many tasks of a group are held, in a namespace or ('') in all.
+SELECT count(*) FROM class JOIN task ON task.class = class.id AND task.owner IS NOT NULL AND task.flags & 512
+WHERE class.grp = ?1 AND (?2 = '' OR class.namespace = ?2);
+
+-- name: put_limit
+INSERT INTO group_limit (id, namespace, grp, concurrency, held_then, changed)
+SELECT coalesce(max(id), 0) + 1, ?, ?, ?, ?, coalesce(max(changed), 0) + 1 FROM group_limit WHERE true
+ON CONFLICT (grp, namespace) DO UPDATE SET concurrency = excluded.concurrency, held_then = excluded.held_then,
+    changed = excluded.changed;
+
+-- name: newest_limit
+SELECT max(changed) FROM group_limit;
+
+-- name: limits_after
+SELECT changed, id, namespace, grp, concurrency FROM group_limit WHERE changed > ? ORDER BY changed;
+
+-- name: limits
+SELECT namespace, grp, concurrency FROM group_limit WHERE concurrency IS NOT NULL ORDER BY grp, namespace;
+
+-- name: limits_of
+SELECT namespace, grp, concurrency FROM group_limit WHERE grp = ? AND namespace IN ('', ?) AND concurrency IS NOT NULL;

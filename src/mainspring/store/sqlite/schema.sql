@@ -10,6 +10,7 @@ CREATE TABLE class (
     grp       TEXT NOT NULL DEFAULT '',
     UNIQUE (namespace, type, grp)
 ) STRICT;
+CREATE INDEX class_group ON class (grp);
 
 CREATE TABLE task (
     seq           INTEGER PRIMARY KEY AUTOINCREMENT,   -- never used again, also after pruning
@@ -52,6 +53,7 @@ CREATE INDEX task_ready ON task (class, rank, seq) WHERE reason = 0;
 CREATE INDEX task_due ON task (due_ms) WHERE due_ms IS NOT NULL;
 CREATE INDEX task_deadline ON task (deadline_ms) WHERE deadline_ms IS NOT NULL AND status = 0;
 CREATE INDEX task_held ON task (owner) WHERE owner IS NOT NULL;
+CREATE INDEX task_slot ON task (class) WHERE owner IS NOT NULL AND flags & 512;
 CREATE INDEX task_waits ON task (waits_for) WHERE waits_for IS NOT NULL;
 
 -- One row a try, written once, when it ends.
@@ -235,4 +237,16 @@ CREATE TABLE offer (
     worker INTEGER PRIMARY KEY,
     at_ms  INTEGER NOT NULL,
     state  TEXT    NOT NULL
+) STRICT;
+
+-- What a group may do at once; '' as its namespace stands for any. Changes are numbered, so that processes read only what
+-- is new to them; a limit that was taken off leaves its row.
+CREATE TABLE group_limit (
+    id          INTEGER PRIMARY KEY,
+    namespace   TEXT    NOT NULL,
+    grp         TEXT    NOT NULL,
+    concurrency INTEGER CHECK (concurrency > 0),       -- tasks held at once; NULL: any number
+    held_then   INTEGER NOT NULL,                      -- how many were held when it was set: so many may be, until they end
+    changed     INTEGER NOT NULL UNIQUE,
+    UNIQUE (grp, namespace)
 ) STRICT;

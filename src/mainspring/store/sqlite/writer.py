@@ -10,7 +10,7 @@ import apsw
 
 from mainspring.environment import Environment
 from mainspring.errors import StoreDamaged, StoreUnavailable, TaskError
-from mainspring.store.sql import upkeep
+from mainspring.store.sql import claims, upkeep
 from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.transaction import Memory, Transaction
 from mainspring.store.sql.writer import Group, Report, Writer
@@ -121,6 +121,7 @@ class SqliteWriter(Writer):
             before, pauses = self._memory.pauses, frozenset(tx.run("pauses").fetchall())
             if pauses != before:
                 self._memory.pauses = pauses
+            claims.read_limits(tx, tx.one("newest_limit")[0])
             news.look(tx, everywhere=is_astray or not before <= pauses)
             self._next_event = upkeep.next_event_ms(tx)
         self._let_time_pass(tx)

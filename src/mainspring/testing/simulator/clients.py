@@ -201,7 +201,7 @@ class Client:
             options["delay"] = round(rng.choice((0.05, 1.0, 3.0)) * rng.random(), 3)
         elif rng.random() < 0.12:
             options["deadline"] = round(0.05 + rng.choice((0.2, 1.0, 5.0)) * rng.random(), 3)
-        if rng.random() < 0.1:
+        if rng.random() < (0.5 if self._world.shape.limits else 0.1):
             options["group"] = rng.choice(("a", "b"))
         if rng.random() < 0.1:
             options["timeout"] = 0.3

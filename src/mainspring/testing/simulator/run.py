@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mainspring.blobs.keys import SCHEMA as BLOB_SCHEMA
 from mainspring.config import StoreConfig
 from mainspring.environment import Random
 from mainspring.store.sqlite.connection import open_writer
+from mainspring.store.sqlite.statements import SQL
 from mainspring.testing.simulator.clients import Client, Known
 from mainspring.testing.simulator.loop import Deadlock, Livelock, SimLoop
 from mainspring.testing.simulator.machine import Process
@@ -63,6 +64,7 @@ def _run(seed: int, shape: Shape, order: Order, folder: Path) -> Outcome:
     loop = SimLoop(order)
     path = folder / "work.db"
     path.write_bytes(empty_store())
+    _limit(path, shape.limits)
     world = World(seed, shape, loop, path)
     known = Known(shape.tasks, Random(f"{seed}:equal"), is_deadly="kill" in shape.faults, rolls_out=shape.rolls_out)
     loop.set_exception_handler(lambda _, context: _report(world, context))
@@ -216,6 +218,13 @@ def _folder() -> Iterator[Path]:
         yield Path(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _limit(path: Path, limits: Mapping[str, int]) -> None:
+    if limits:
+        connection = apsw.Connection(str(path))
+        connection.executemany(SQL["put_limit"], [("", group, n, 0) for group, n in limits.items()])
+        connection.close()
 
 
 @lru_cache(1)

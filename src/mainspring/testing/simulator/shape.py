@@ -39,13 +39,15 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     fault_every_s: float
     rolls_out: bool  # processes with the new code of a handler live beside those with the old
     config: EngineConfig
+    limits: dict[str, int]  # how many tasks of a group may be held
 
     def __str__(self) -> str:
         manager = self.config.manager
         codes = "two versions of the code; " if self.rolls_out else ""
+        limits = "".join(f"at most {n} of group {group}; " for group, n in self.limits.items())
         return (
             f"{self.processes} processes with {self.clients} clients, {manager.async_slots} slots on the loop and "
-            f"{manager.thread_slots} threads; {self.tasks} tasks; {codes}"
+            f"{manager.thread_slots} threads; {self.tasks} tasks; {codes}{limits}"
             f"faults: {', '.join(self.faults) or 'none'}"
         )
 
@@ -82,4 +84,5 @@ def draw(rng: Random) -> Shape:
                 drain_s=rng.choice((0.0, 0.3, 30.0)),
             ),
         ),
+        limits=rng.choice(({}, {}, {"a": 1}, {"a": 2, "b": 1})),
     )

@@ -16,6 +16,7 @@ from mainspring.store.sql.transaction import ClassKey, Transaction
 from mainspring.tasks import TaskId
 from mainspring.testing.events import Ended, Event, Started
 from mainspring.testing.history import check_history
+from mainspring.testing.rows import FILE_SQL
 from mainspring.testing.simulator.machine import Process
 from mainspring.testing.simulator.plans import action_of
 from mainspring.testing.simulator.together import Member, can_spoil_others
@@ -28,6 +29,8 @@ _PARENTS = """SELECT lower(hex(parent.id)), parent.status, policy FROM edge LEFT
 _READY = """SELECT task.rank, task.seq, lower(hex(task.id)), class, namespace, type, grp
     FROM task JOIN class ON class.id = class
     WHERE reason = 0 AND ready_ms < ? ORDER BY rank, seq"""
+_FULL = """SELECT grp FROM group_limit JOIN class USING (grp) JOIN task ON task.class = class.id AND owner IS NOT NULL
+    GROUP BY grp HAVING count(*) >= concurrency"""
 CARE = HAS_REFS | BLOB_INPUT | SUSPECT | WANTS_KEPT
 """Flags of claims that slots have to wait for something with, before they run."""
 _TICK_MS = 1
@@ -164,13 +167,20 @@ class Witness:
             if (lane := lane_of.get(claim.task_type)) is not None:
                 name = (lane.name, claim.ready_ms >= before)
                 worst[name] = max(worst.get(name, (claim.rank, claim.seq)), (claim.rank, claim.seq))
+        self._judge_limits()
+        eased = {tx.class_key(class_id)[2] for class_id in tx.freed}  # perhaps after new tasks went by
+        full = {row[0] for row in self._rows(_FULL)}
         for rank, seq, id, class_id, *key in self._rows(_READY, before):
-            if (lane := lane_of.get(key[1])) is None or tx.memory.is_paused((key[0], key[1], key[2])):
+            if (lane := lane_of.get(key[1])) is None or tx.memory.is_paused((key[0], key[1], key[2])) or key[2] in full:
                 continue
-            for is_new in (False, True)[: 1 if class_id in tx.ready else 2]:
+            for is_new in (False, True)[: 1 if class_id in tx.ready or key[2] in eased else 2]:
                 worse = worst.get((lane.name, is_new), (rank, seq))
                 if (rank, seq) < worse:
                     self.accuse("order", id, "was passed over by a worse one", rank=rank, seq=seq, worse=worse)
+
+    def _judge_limits(self) -> None:
+        for _, what, *held in self._rows(FILE_SQL["limits"]):
+            self.accuse("limits", None, what, held=held)
 
     def accepted(self, ids: set[bytes], limit: int | None) -> None:
         """A submit returned: of the tasks that clients submitted, no more than the limit may be unfinished."""

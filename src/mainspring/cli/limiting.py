@@ -1,0 +1,88 @@
+"""`limit`: what groups may do at once, and how to change it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mainspring.cli.exits import NOT_FOUND, OK
+from mainspring.cli.opening import opened, run
+from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath
+from mainspring.cli.screen import Screen, table
+
+if TYPE_CHECKING:
+    from mainspring.engine import Engine
+    from mainspring.tasks import GroupLimit
+
+limit = typer.Typer()
+
+_Group = Annotated[str, typer.Argument(metavar="GROUP", help="As tasks name it.")]
+_Namespace = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Only its tasks in this namespace; default: those in all together.")
+]
+
+
+@limit.callback(invoke_without_command=True)
+def list_limits(context: typer.Context, store: StorePath = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """List the limits of groups, with what they count now."""
+    if context.invoked_subcommand is None:
+        run(_list(store, Screen(as_json)))
+
+
+async def _list(store: str, screen: Screen) -> None:
+    async with opened(store) as engine:
+        await _show(engine, screen)
+
+
+@limit.command("set")
+def set_limit(
+    group: _Group,
+    concurrency: Annotated[
+        int | None, typer.Option(metavar="N", help="How many may be claimed or run at once; default: any number.")
+    ] = None,
+    namespace: _Namespace = None,
+    store: StorePath = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Set the limits of a group: those that are not given are taken off. Running tasks go on."""
+    run(_set(group, concurrency, namespace, store, Screen(as_json)))
+
+
+async def _set(group: str, concurrency: int | None, namespace: str | None, store: str, screen: Screen) -> None:
+    async with opened(store) as engine:
+        await engine.limit(group, namespace=namespace, concurrency=concurrency)
+        await _show(engine, screen)
+
+
+@limit.command()
+def remove(
+    group: _Group, namespace: _Namespace = None, store: StorePath = DEFAULT_STORE, as_json: AsJson = False
+) -> int:
+    """Take the limits of a group off."""
+    return run(_remove(group, namespace, store, Screen(as_json)))
+
+
+async def _remove(group: str, namespace: str | None, store: str, screen: Screen) -> int:
+    async with opened(store) as engine:
+        is_there = any((one.group, one.namespace) == (group, namespace) for one in await engine.limits())
+        if is_there:
+            await engine.limit(group, namespace=namespace)
+        else:
+            screen.note("there is no such limit")
+        await _show(engine, screen)
+    return OK if is_there else NOT_FOUND
+
+
+async def _show(engine: Engine, screen: Screen) -> None:
+    found = await engine.limits()
+    if screen.as_json:
+        screen.document({"limits": found})
+    elif found:
+        screen.draw(table(("group", "namespace", "running"), [_row(one) for one in found], right=("running",)))
+    else:
+        screen.text("no group is limited")
+
+
+def _row(one: GroupLimit) -> tuple[str, str, str]:
+    return one.group, one.namespace or "all together", f"{one.held:,}/{one.concurrency:,}"

@@ -1,0 +1,151 @@
+"""Limits of groups: how many tasks of one may be held at once, in all processes together.
+
+A claimed or running row is its group's place: how many are taken is counted over a partial index, in the transaction
+that takes one more, and stands nowhere else. A class whose group has no place left is left out of what claims look
+into. Whatever lets go of a task says so (`Transaction.let_go`), and those that were left out for its group are looked
+into again; other processes hear of it as of what became ready.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from mainspring.store.sql.transaction import ClassKey, Transaction
+
+_NOBODY_KNOWS = -1
+"""Places of a group for which another process is claiming now."""
+
+
+class Limit(NamedTuple):
+    id: int
+    namespace: str  # '' for any
+    group: str
+    concurrency: int | None
+
+    @property
+    def is_any(self) -> bool:
+        return self.concurrency is not None
+
+
+class Limits:
+    """What is remembered of them between transactions."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[tuple[str, str], Limit] = {}  # by namespace and group; only those that limit something
+        self.seen = 0  # the newest change that was read
+        self.waits_for: dict[int, int] = {}  # classes that are left out, with the limit that keeps them,
+        self._kept_by: dict[int, set[int]] = {}  # and the other way round
+
+    def __bool__(self) -> bool:
+        return bool(self._by_name)
+
+    def of(self, key: ClassKey) -> Sequence[Limit]:
+        """Return the limits that count the tasks of a class."""
+        namespace, _, group = key
+        if not group or not self._by_name:
+            return ()
+        names = ((namespace, group), ("", group))
+        return [limit for name in names if (limit := self._by_name.get(name)) is not None]
+
+    def keeps(self, limit: Limit) -> bool:
+        """Whether a class waits for it."""
+        return limit.id in self._kept_by
+
+    def forget(self) -> None:
+        """What was read may not be so: read all anew."""
+        self._by_name.clear()
+        self.seen = 0
+
+    def read(self, tx: Transaction) -> set[int]:
+        """Read what has changed since the last look; returns classes that may not have to wait any more."""
+        freed: set[int] = set()
+        for changed, *row in tx.run("limits_after", self.seen).fetchall():
+            limit = Limit(*row)
+            name = (limit.namespace, limit.group)
+            if limit.is_any:
+                self._by_name[name] = limit
+            else:
+                self._by_name.pop(name, None)
+            self.seen = changed
+            tx.places.pop(limit.id, None)
+            freed |= self.let_in(limit.id)
+        return freed
+
+    def leave_out(self, class_id: int, limit: Limit) -> None:
+        self.waits_for[class_id] = limit.id
+        self._kept_by.setdefault(limit.id, set()).add(class_id)
+
+    def let_in(self, limit_id: int) -> set[int]:
+        """Leave out no more what waited for this limit; returns those classes."""
+        classes = self._kept_by.pop(limit_id, set())
+        for class_id in classes:
+            del self.waits_for[class_id]
+        return classes
+
+    def let_all_in(self) -> None:
+        self.waits_for.clear()
+        self._kept_by.clear()
+
+
+def places(tx: Transaction, class_id: int, limits: Sequence[Limit], most: int) -> int:
+    """Return how many tasks of a class may be claimed now, up to `most`; where none may, it is left out from now on."""
+    for limit in limits:
+        free = _free(tx, limit)
+        if free == _NOBODY_KNOWS:
+            tx.put_off.add(class_id)
+            return 0
+        if free == 0:
+            tx.memory.limits.leave_out(class_id, limit)
+            return 0
+        most = min(most, free)
+    return most
+
+
+def take(tx: Transaction, limits: Sequence[Limit], n: int = 1) -> bool:
+    """Take places for tasks that will be held from this transaction on; false where there are not so many."""
+    if any(_free(tx, limit) < n for limit in limits):
+        return False
+    for limit in limits:
+        tx.places[limit.id] -= n
+    return True
+
+
+def are_awaited(tx: Transaction) -> bool:
+    """Whether a class that is left out waits for a place that falls free in this transaction."""
+    of, keeps, key = tx.memory.limits.of, tx.memory.limits.keeps, tx.class_key
+    return any(keeps(limit) for class_id in tx.freed for limit in of(key(class_id)))
+
+
+def freed(tx: Transaction, class_id: int) -> set[int]:
+    """Places of a class's group have fallen free: count them anew; returns the classes that waited for one."""
+    memory = tx.memory
+    waited: set[int] = set()
+    for limit in memory.limits.of(tx.class_key(class_id)):
+        tx.places.pop(limit.id, None)
+        waited |= memory.limits.let_in(limit.id)
+    return waited
+
+
+def _free(tx: Transaction, limit: Limit) -> int:
+    free = tx.places.get(limit.id)
+    if free is None:
+        free = tx.places[limit.id] = _count(tx, limit) if tx.hold_limit(limit.id) else _NOBODY_KNOWS
+    return free
+
+
+def _count(tx: Transaction, limit: Limit) -> int:
+    assert limit.concurrency is not None
+    return max(0, limit.concurrency - int(tx.one("held_in_group", limit.group, limit.namespace)[0]))
+
+
+def put(tx: Transaction, namespace: str, group: str, concurrency: int | None) -> set[int]:
+    """Set the limits of a group; returns classes that may not have to wait any more.
+
+    The last that its part of the transaction does: memory has them from here on.
+    """
+    held = tx.one("held_in_group", group, namespace)[0]
+    tx.run("put_limit", namespace, group, concurrency, held)
+    tx.sets_limits = True
+    return tx.memory.limits.read(tx)

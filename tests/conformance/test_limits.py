@@ -1,0 +1,323 @@
+"""Limits of groups: in all processes together no more of a group's tasks are held than it may have, and no fewer than
+there is room for."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.conformance.kit import (
+    AGEING_MS,
+    FACTORIES,
+    OTHER,
+    WORK,
+    Factory,
+    Port,
+    error,
+    new,
+    opened,
+    submit,
+)
+
+from mainspring.store.base import COMPLETED, FAILED, RELEASED, RETRY, Claimed
+from mainspring.store.sql import claims
+
+pytestmark = pytest.mark.anyio
+
+
+def ids(claims: list[Claimed]) -> list[bytes]:
+    return [claim.id for claim in claims]
+
+
+async def held(store: Any, group: str = "a") -> int:
+    (limit,) = [one for one in await store.limits() if one.group == group]
+    return int(limit.held)
+
+
+async def why(store: Any, id: bytes) -> str | None:
+    standing = await store.standing(id)
+    return None if standing.reason is None else str(standing.reason)
+
+
+async def test_fresh_tasks_enter_claimed_up_to_the_limit(store: Any, port: Port) -> None:
+    """Of tasks that are handed over as they enter no more begin than the limit allows; others are not held up."""
+    await store.limit("a", concurrency=3)
+    port.lanes["async"].limit = 10
+    sent = await submit(store, *(new(group="a") for _ in range(5)), new(), new(group="b"))
+    await port.settle()
+    assert ids(port.order) == [*sent[:3], *sent[5:]]
+    assert await why(store, sent[3]) == "limit"
+    more = await submit(store, new(group="a"))
+    assert await why(store, more[0]) == "limit"
+    await port.settle()
+    assert await held(store) == 3
+
+
+async def test_queued_tasks_are_claimed_up_to_the_limit(store: Any, port: Port) -> None:
+    """The same for tasks that wait in the queue: they are passed over in favour of all that may run."""
+    await store.limit("a", concurrency=3)
+    sent = await submit(store, *(new(group="a") for _ in range(5)), new(), new(group="b"))
+    assert ids(await port.room(10)) == [*sent[:3], *sent[5:]]
+
+
+@pytest.mark.parametrize("how", ["completed", "failed", "retry", "released", "withdrawn", "cancelled"])
+async def test_whoever_lets_go_makes_room_for_the_next(store: Any, port: Port, how: str) -> None:
+    """However a member of the group ends, the next is claimed in the same breath."""
+    await store.limit("a", concurrency=1)
+    port.lanes["async"].limit = 5
+    sent = await submit(store, *(new(group="a", max_retries=1) for _ in range(3)))
+    await port.settle()
+    assert ids(port.order) == sent[:1]
+    first = port.order[0]
+    if how == "withdrawn":
+        port.lanes["async"].released += 1
+        assert await store.withdraw(first)
+    elif how == "cancelled":
+        assert await store.cancel(first.id) == "held"
+        port.end(first)
+    elif how == "completed":
+        port.end(first)
+    elif how == "failed":
+        port.end(first, FAILED)
+    elif how == "retry":
+        port.end(first, RETRY, error=error(), delay_ms=60_000)
+    else:
+        port.end(first, RELEASED)
+    await port.settle()
+    expected = sent[0] if how == "released" else sent[1]  # it goes first again
+    assert ids(port.order[1:]) == [expected]
+    assert await held(store) == 1
+
+
+async def test_a_group_counts_over_types_and_namespaces(store: Any) -> None:
+    """A limit without a namespace is for the group wherever it is named; one with it counts that namespace's tasks."""
+    port = Port(store, 0)
+    await port.serve()
+    await store.limit("a", concurrency=3)
+    await store.limit("a", namespace="x", concurrency=1)
+    sent = await submit(
+        store,
+        new(group="a", namespace="x"),
+        new(group="a", namespace="x", type=OTHER),
+        new(group="a", namespace="y"),
+        new(group="a", type=OTHER),
+        new(group="a", namespace="y"),
+    )
+    assert ids(await port.room(5)) == [sent[0], sent[2], sent[3]]
+    port.end(port.order[1])  # y leaves: of those that may have its place y's own goes first, as x is full by itself
+    await port.settle()
+    assert ids(port.order[3:]) == [sent[4]]
+    port.end(port.order[0])
+    await port.settle()
+    assert ids(port.order[4:]) == [sent[1]]
+
+
+async def test_a_change_holds_from_the_next_claim_on(store: Any, port: Port) -> None:
+    """What runs goes on under a lower limit, until it has ended nothing new begins; a higher one or none lets the
+    waiting begin at once."""
+    port.lanes["async"].limit = 20
+    await submit(store, *(new(group="a") for _ in range(3)))
+    await port.settle()
+    await store.limit("a", concurrency=2)
+    sent = await submit(store, *(new(group="a") for _ in range(6)))
+    await port.settle()
+    assert len(port.order) == 3
+    port.end(port.order[0])
+    await port.settle()
+    assert len(port.order) == 3
+    port.end(port.order[1])
+    await port.settle()
+    assert ids(port.order[3:]) == sent[:1]
+    await store.limit("a", concurrency=4)
+    await port.settle()
+    assert ids(port.order[4:]) == sent[1:3]
+    await store.limit("a")
+    await port.settle()
+    assert ids(port.order[6:]) == sent[3:]
+    assert await store.limits() == []
+
+
+async def test_processes_share_a_limit(factory: Factory) -> None:
+    """Two processes together hold no more than the limit; a place that one lets go of the other takes."""
+    async with opened(factory.make()) as one, opened(factory.make()) as two:
+        ports = [Port(one, 0), Port(two, 0)]
+        for port in ports:
+            await port.serve()
+        await one.limit("a", concurrency=3)
+        sent = await submit(two, *(new(group="a") for _ in range(7)))
+        assert ids(await ports[0].room(2)) == sent[:2]
+        assert ids(await ports[1].room(5)) == sent[2:3]
+        assert await why(one, sent[3]) == "limit"
+        await ports[0].finish(ports[0].order[0])
+        await ports[1].until(lambda: len(ports[1].order) == 2)
+        assert await held(one) == 3
+        await one.limit("a", concurrency=5)
+        await ports[1].until(lambda: len(ports[1].order) == 4)
+        assert await held(two) == 5
+
+
+async def test_the_dead_take_no_places_along(factory: Factory) -> None:
+    """What a process held when it died is its group's until that is taken back; then others have the places."""
+    async with opened(factory.make()) as two:
+        port = Port(two, 0)
+        await port.serve()
+        await two.limit("a", concurrency=2)
+        one = factory.make()
+        await one.open()
+        dying = Port(one, 0)
+        await dying.serve()
+        sent = await submit(two, *(new(group="a") for _ in range(4)))
+        assert ids(await dying.room(2)) == sent[:2]
+        assert await port.room(4) == []
+        await factory.die(one)
+        await factory.rescue(two)
+        await port.until(lambda: len(port.order) == 2)
+        assert await held(two) == 2
+        assert factory.contents().violations == []
+
+
+async def test_lanes_take_turns(store: Any) -> None:
+    """Where types of a group run in different lanes, none keeps its places from the other for ever."""
+    port = Port(store, 2, one=(WORK,), two=(OTHER,))
+    await port.serve()
+    await store.limit("a", concurrency=1)
+    await submit(store, *(new(group="a", type=kind) for kind in (WORK, OTHER) for _ in range(5)))
+    await port.settle()
+    lane = {WORK: "one", OTHER: "two"}
+    for _ in range(5):
+        claim = port.order[-1]
+        port.end(claim, lane=lane[claim.task_type])
+        await port.settle()
+    assert Counter(claim.task_type for claim in port.order[1:5]) == {WORK: 2, OTHER: 2}
+
+
+async def test_full_groups_ahead_cost_nothing(store: Any, port: Port) -> None:
+    """Groups that are full are not looked into again before one of their places is free."""
+    n = 100
+    for at in range(n):
+        await store.limit(f"g{at}", concurrency=1)
+    port.lanes["async"].limit = 10_000
+    await submit(store, *(new(group=f"g{at}") for at in range(n) for _ in range(2)))
+    await port.settle()
+    assert len(port.order) == n
+    run: list[str] = []
+
+    def watched(tx: Any, *args: Any) -> None:
+        real = tx.run
+
+        def note(name: str, *values: Any) -> Any:
+            run.append(name)
+            return real(name, *values)
+
+        with mock.patch.object(type(tx), "run", lambda self, name, *values: note(name, *values)):
+            claim(tx, *args)
+
+    claim = claims.claim
+    with mock.patch.object(claims, "claim", watched):
+        await submit(store, new(group="free"), new())
+        await port.settle()
+        assert len(port.order) == n + 2
+        assert run == []
+        port.end(port.order[0])
+        await port.settle()
+    assert len(port.order) == n + 3
+    assert 0 < len(run) < 10
+
+
+class World:
+    """Two processes that share their limits, and what is known of them."""
+
+    def __init__(self, stores: Sequence[Any], factory: Factory) -> None:
+        self.ports = [Port(store, 0) for store in stores]
+        self._factory = factory
+        self._limits: dict[str, int] = {}
+        self._allowed: dict[str, int] = {}  # also what was held before a limit was lowered
+
+    async def act(self, what: str, port: Port, detail: Any) -> None:
+        if what == "submit":
+            tasks = [new(group=g, priority=n, type=OTHER if other else WORK) for g, n, other in detail]
+            await submit(port.store, *tasks)
+        elif what == "limit":
+            await self._limit(port.store, *detail)
+        elif what == "room":
+            await port.room(detail)
+        elif port.held:
+            n, outcome = detail
+            claim = list(port.held.values())[n % len(port.held)]
+            fields = {"error": error()} if outcome == RETRY else {}
+            port.end(claim, outcome, is_counted=False, **fields)  # type: ignore[arg-type]
+        for one in self.ports * 2:  # what one lets go of the other hears of
+            one.store.demand()
+            await one.settle()
+
+    async def _limit(self, store: Any, group: str, n: int | None) -> None:
+        await store.limit(group, concurrency=n)
+        self._limits.pop(group, None)
+        if n is not None:
+            self._limits[group] = n
+            self._allowed[group] = max(n, self._held()[group])
+
+    def _held(self) -> Counter[str]:
+        return Counter(claim.class_key[2] for port in self.ports for claim in port.held.values())
+
+    def check(self) -> None:
+        held, contents = self._held(), self._factory.contents()
+        for group, n in self._limits.items():
+            assert held[group] <= self._allowed[group]
+            self._allowed[group] = max(n, held[group])
+        assert contents.violations == []
+        assert [port.overdrawn for port in self.ports] == [[], []]
+        if any(port.lanes["async"].room() > 0 for port in self.ports):
+            for task in contents.tasks.values():
+                group = task["kind"][2]
+                assert task["reason"] != "ready" or held[group] >= self._limits.get(group, held[group] + 1)
+
+
+NEW = st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.booleans())
+OPERATIONS = st.one_of(
+    st.tuples(st.just("submit"), st.integers(0, 1), st.lists(NEW, min_size=1, max_size=6)),
+    st.tuples(st.just("limit"), st.integers(0, 1), st.tuples(st.sampled_from("ab"), st.sampled_from([None, 1, 2, 3]))),
+    st.tuples(st.just("room"), st.integers(0, 1), st.integers(1, 4)),
+    st.tuples(
+        st.just("end"), st.integers(0, 1),
+        st.tuples(st.integers(0, 5), st.sampled_from([COMPLETED, COMPLETED, RELEASED, RETRY])),
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FACTORIES)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(program=st.lists(OPERATIONS, max_size=25))
+async def test_limits_hold_and_nothing_waits_for_free_places(tmp_path: Path, kind: str, program: list[Any]) -> None:
+    """Whatever two processes do: a limit is never exceeded, and nobody waits who may run somewhere."""
+    folder = tmp_path / os.urandom(4).hex()
+    folder.mkdir()
+    factory: Factory = FACTORIES[kind](folder)
+    try:
+        async with opened(factory.make()) as one, opened(factory.make()) as two:
+            world = World((one, two), factory)
+            for port in world.ports:
+                await port.serve()
+            for what, who, detail in program:
+                await world.act(what, world.ports[who], detail)
+                world.check()
+    finally:
+        factory.drop()
+
+
+async def test_limited_groups_keep_the_order(factory: Factory, store: Any, port: Port) -> None:
+    """Of those whose groups have places the best go first, whichever group they are of."""
+    await store.limit("a", concurrency=2)
+    (low,) = await submit(store, new(priority=0))
+    factory.clock.advance(1.5 * AGEING_MS / 1000)
+    sent = await submit(
+        store, *(new(group="a", priority=1) for _ in range(3)), new(group="b", priority=1), new(priority=2)
+    )
+    assert ids(await port.room(10)) == [sent[4], low, sent[0], sent[1], sent[3]]
