@@ -17,7 +17,6 @@ from tests.store.fixtures.make import make
 
 from mainspring import Engine, EngineConfig, StoreConfig, TaskId, TaskStatus
 from mainspring.blobs.local import LocalBlobStore
-from mainspring.cli.opening import on_file
 from mainspring.store.sqlite import backup as copying
 from mainspring.testing import check_history
 from mainspring.testing.events import Acknowledged
@@ -66,7 +65,8 @@ async def finish(path: Path) -> None:
         return text
 
     async with engine:
-        ids = await on_file(engine).read(lambda rows: [TaskId(id) for (id,) in rows.execute("SELECT id FROM task")])
+        store: Any = engine.manager.store
+        ids = await store.read(lambda rows: [TaskId(id) for (id,) in rows.execute("SELECT id FROM task")])
         for id in ids:
             await engine.manager.get_task_result(id, timeout=60)
 

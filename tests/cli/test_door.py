@@ -79,7 +79,7 @@ MISTAKES = {
     "no limit": (["ps", "--limit", "0"], "--limit"),
     "watch without a terminal": (["ps", "--watch"], "add --json"),
     "memory": (["ps", "--store", ":memory:"], "name a file"),
-    "server": (["doctor", "--store", "postgresql://host/db"], "name a file"),
+    "server": (["doctor", "--store", "postgresql://host:port/db"], "use postgresql://USER:PASSWORD@HOST"),
     "type": (["submit", "resize"], "custom:NAME"),
     "type of a pause": (["pause", "--type", "resize"], "custom:NAME"),
     "no input": (["submit", "text_processing"], "give one of INPUT, --text and --file"),

@@ -7,18 +7,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from mainspring.cli.findings import Finding, findings
+from mainspring.cli.doctor.file import findings
+from mainspring.cli.doctor.finding import Finding
 from mainspring.config import GIB, MIB
+from mainspring.store.sql.inspection import ClassFacts, EndFacts, HandlerFacts, Overrun
 from mainspring.store.sqlite.connection import SCHEMA_VERSION
-from mainspring.store.sqlite.inspection import ClassFacts, Facts, FileFacts, HandlerFacts, Overrun, WorkerFacts
+from mainspring.store.sqlite.inspection import File, FileFacts, FileWorkerFacts
 
 NOW = 1_800_000_000_000
 GOOD = {"sqlite": "3.51.3"}
-FILE = FileFacts(
+FILE = File(
     path="/work.db", bytes=400 * MIB, log_bytes=4 * MIB, page_size=4096, pages=102_400, free_pages=10,
     schema=SCHEMA_VERSION, filesystem="ext4", names=1, disk_bytes=100 * GIB, disk_free_bytes=50 * GIB,
 )  # fmt: skip
-WORKER = WorkerFacts(
+WORKER = FileWorkerFacts(
     name="a1", pid=7, host="here", is_here=True, started_ms=NOW - 60_000, held=3, types=("custom:work",),
     is_alive=True, turns=True, has_file=True,
 )  # fmt: skip
@@ -26,9 +28,10 @@ WORK = ClassFacts(
     namespace="default", type="custom:work", group="", unfinished=9, ready=5, ready_since_ms=NOW - 2_000, pause=None
 )
 HANDLER = HandlerFacts(type="custom:work", version="1", lane="async", timeout_s=10.0, seen_ms=NOW - 60_000)
-HEALTHY = Facts(
+ENDS = EndFacts(type="custom:work", completed=100, failed=9)
+HEALTHY = FileFacts(
     file=FILE, now_ms=NOW, newest_ms=NOW - 100, unfinished=9, workers=(WORKER,), strangers=(), is_led=True,
-    classes=(WORK,), handlers=(HANDLER,), overruns=(), travelling=0, late_ms=NOW + 500,
+    classes=(WORK,), ends=(ENDS,), handlers=(HANDLER,), overruns=(), travelling=0, late_ms=NOW + 500,
 )  # fmt: skip
 
 
@@ -69,6 +72,7 @@ CASES = {
     "paused": ("note", "paused (custom:work)", {"classes": (changed(BUSY, pause="custom:work"),)}),
     "idle": ("warning", "do nothing", {"classes": (BUSY,), "workers": (changed(WORKER, held=0),)}),
     "busy": ("note", "slots that serve it are busy", {"classes": (BUSY,)}),
+    "failures": ("note", "20 of the 30 that ended failed", {"ends": (changed(ENDS, completed=10, failed=20),)}),
     "two versions": ("warning", "version 1 in lane async, version 0 in lane thread", {"handlers": (HANDLER, OLD)}),
     "long timeout": ("note", "may run for 1h", {"handlers": (changed(HANDLER, timeout_s=3600.0),)}),
     "clock": ("warning", "1m30s ahead", {"newest_ms": NOW + 90_000}),

@@ -96,14 +96,6 @@ def test_what_collections_can_t_do(
     assert words in answer.err
 
 
-def test_doctor_works_on_files_alone_and_says_so(call: Callable[..., Answer]) -> None:
-    """Without reaching for the server, and without showing its password."""
-    answer = call("doctor", "--store", "postgresql://user:s3cret@127.0.0.1:1/db")
-    assert answer.code == 2
-    assert "works on files alone" in answer.err
-    assert "s3cret" not in answer.err
-
-
 @pytest.mark.parametrize(
     ("name", "shown"),
     [

@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "limit": ("limiting", "List, set or remove limits of groups"),
     "failures": ("listing", "List failed tasks with their errors"),
     "stats": ("stats", "Count tasks; list workers and pauses"),
-    "doctor": ("doctor", "Say what is wrong with a store, and what to do"),
+    "doctor": ("doctor.command", "Say what is wrong with a store, and what to do"),
     "backup": ("backup", "Copy a store while workers go on"),
     "restore": ("backup", "Make a store of a backup"),
     "migrate": ("migrate", "Move a store between a file and a server"),

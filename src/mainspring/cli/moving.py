@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from mainspring.blobs.local import LocalBlobStore
-from mainspring.cli.opening import is_missing, run
+from mainspring.cli.opening import is_missing, run, server_of
 from mainspring.cli.stages import Stages
 from mainspring.config import MAX_DURATION_S, EngineConfig, StoreConfig, is_server
 from mainspring.dispatch.parts import FILE_SCHEMA, blob_folder, server_schema
@@ -59,7 +59,7 @@ class Place:
 
     @property
     def shown(self) -> str:
-        return _server(self.name).named if is_server(self.name) else str(self._path)
+        return server_of(self.name).named if is_server(self.name) else str(self._path)
 
     @property
     def _path(self) -> Path:
@@ -69,7 +69,7 @@ class Place:
     def blob_folder(self) -> Path:
         if self._blobs is not None:
             return self._blobs.absolute()
-        return blob_folder(_server(self.name)) if is_server(self.name) else blobs_beside(self._path).folder
+        return blob_folder(server_of(self.name)) if is_server(self.name) else blobs_beside(self._path).folder
 
     def blobs(self, *, make: bool = False) -> LocalBlobStore:
         return LocalBlobStore(self.blob_folder, make=make)
@@ -83,7 +83,7 @@ class Place:
             from mainspring.store.moving.server import ServerEnd
             from mainspring.store.postgres.looking import look_if_any
 
-            server = _server(self.name)
+            server = server_of(self.name)
             return look_if_any(server, lambda session: run(ServerEnd(server, session)))
         path = self._path
         return None if is_missing(self.name) else look(path, lambda connection: run(FileEnd(path, connection)))
@@ -93,7 +93,7 @@ class Place:
         if is_server(self.name):
             from mainspring.store.moving.server import ServerEnd
 
-            return ServerEnd.open(_server(self.name), server_schema())
+            return ServerEnd.open(server_of(self.name), server_schema())
         return FileEnd.open(self._path, FILE_SCHEMA)
 
     def settle(self) -> None:
@@ -112,16 +112,6 @@ class Place:
                 await _settle_server(engine, self.shown, config.dead_s + _PATIENCE_S)
             else:
                 await _settle_file(engine, self.shown, live_folder(self._path))
-
-
-def _server(name: str) -> Any:
-    try:
-        from mainspring.store.postgres.connection import parse
-    except ImportError as exc:
-        raise invalid(
-            "store", "postgresql://...", f"needs the library {exc.name}", "pip install 'mainspring[postgres]'"
-        ) from exc
-    return parse(name)
 
 
 async def _settle_file(engine: Engine, shown: str, folder: Path) -> None:

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mainspring.config import is_server, without_password
+from mainspring.config import is_server
 from mainspring.errors import StoreUnavailable, invalid
 
 if TYPE_CHECKING:
     from mainspring.cli.screen import Screen
     from mainspring.engine import Engine
-    from mainspring.store.sqlite.store import SqliteStore
+    from mainspring.store.postgres.connection import Server
 
 T = TypeVar("T")
 
@@ -47,22 +47,24 @@ async def opened(store: str, *, making: Screen | None = None) -> AsyncIterator[E
 
 
 def existing(store: str) -> Path:
-    """Return the path of a store's file, to look at it without opening an engine. Raises as `opened` does."""
+    """Return the path of a store's file, to look at it without opening an engine. Raises as `opened` does.
+
+    What is on a server has no path: the caller has seen to that.
+    """
     if is_missing(store):
         _missing(store, None)
-    if is_server(store):
-        raise invalid("store", without_password(store), "is on a server, and this works on files alone", "name a file")
     return Path(store).resolve()
 
 
-def on_file(engine: Engine) -> SqliteStore:
-    """Return the store of an engine on a file, for what only files can do yet. Raises InvalidInput."""
-    from mainspring.store.sqlite.store import SqliteStore
-
-    store = engine.manager.store
-    if not isinstance(store, SqliteStore):
-        raise invalid("store", engine.address, "is on a server, and this works on files alone", "name a file")
-    return store
+def server_of(name: str) -> Server:
+    """Read the address of a server. Raises InvalidInput."""
+    try:
+        from mainspring.store.postgres.connection import parse
+    except ImportError as exc:
+        raise invalid(
+            "store", "postgresql://...", f"needs the library {exc.name}", "pip install 'mainspring[postgres]'"
+        ) from exc
+    return parse(name)
 
 
 def _missing(store: str, making: Screen | None) -> None:

@@ -173,10 +173,8 @@ def our_errors(server: Server) -> Iterator[None]:
 def translated(server: Server, exc: BaseException) -> TaskError | None:
     """Return what an error of the driver means to whoever uses the store; None for one that is nobody's fault."""
     where, why = server.shown, _why(server, exc)
-    if isinstance(exc, (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError)):
-        return StoreRefused(f"{where} lets this user not in ({why}); check user and password")
-    if isinstance(exc, asyncpg.InvalidCatalogNameError):
-        return StoreRefused(f"{where} has no such database ({why}); create it with CREATE DATABASE")
+    if (refused := _refused(where, why, exc)) is not None:
+        return refused
     if isinstance(exc, asyncpg.exceptions.ReadOnlySQLTransactionError):
         return StoreReadOnly(f"{where} takes no writes ({why}); name the primary server, not a replica")
     if isinstance(exc, asyncpg.InsufficientPrivilegeError):
@@ -194,6 +192,20 @@ def translated(server: Server, exc: BaseException) -> TaskError | None:
         return invalid("store", where, f"is no address of a server ({why})", _FORM)
     if isinstance(exc, OUTAGES):
         return StoreUnavailable(f"{where} can't be reached ({why}); check that the server runs, and try again")
+    return None
+
+
+def _refused(where: str, why: str, exc: BaseException) -> StoreRefused | None:
+    """Return what keeps this address from leading to a store at all."""
+    if isinstance(exc, (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError)):
+        return StoreRefused(f"{where} lets this user not in ({why}); check user and password")
+    if isinstance(exc, asyncpg.exceptions.ProtocolViolationError) and "startup parameter" in why:
+        return StoreRefused(
+            f"a pooler stands at {where} and takes no settings ({why}); name it and the server behind it: add "
+            "?pooler=transaction&direct=HOST:PORT to the address"
+        )
+    if isinstance(exc, asyncpg.InvalidCatalogNameError):
+        return StoreRefused(f"{where} has no such database ({why}); create it with CREATE DATABASE")
     return None
 
 

@@ -16,6 +16,11 @@ SELECT namespace, type, grp, n,
     (SELECT ready_ms FROM task WHERE task.class = class.id AND reason = 0 ORDER BY rank, seq LIMIT 1)
 FROM tally JOIN class ON class.id = tally.class WHERE status = 0 AND n > 0 ORDER BY n DESC;
 
+-- name: ends
+-- How tasks of each type ended: completed, and failed or out of time.
+SELECT type, sum(CASE WHEN status = 2 THEN n ELSE 0 END), sum(CASE WHEN status IN (3, 5) THEN n ELSE 0 END)
+FROM tally JOIN class ON class.id = tally.class WHERE status IN (2, 3, 5) GROUP BY type HAVING sum(n) > 0 ORDER BY type;
+
 -- name: pauses
 SELECT namespace, type, grp FROM pause;
 

@@ -1,0 +1,80 @@
+"""What `doctor` says: findings, each with its remedy, and the report that they stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+from mainspring.cli import exits
+from mainspring.store.moving.marks import Mark, arriving, moved_away
+from mainspring.store.sql.inspection import Facts
+from mainspring.testing import Violation
+
+Level = Literal["problem", "warning", "note"]
+_ORDER: Final = ("problem", "warning", "note")
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """Something to know (note), to attend to (warning), or that is broken (problem)."""
+
+    level: Level
+    about: str
+    what: str
+    remedy: str
+    figures: dict[str, Any] = {}
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """All that one look found; facts are missing where damage kept them from being read."""
+
+    store: str
+    versions: dict[str, str]
+    checks: tuple[str, ...]
+    facts: Facts | None
+    blobs: int
+    blob_bytes: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def exit_code(self) -> int:
+        levels = {finding.level for finding in self.findings}
+        return exits.STORE if "problem" in levels else exits.NOT_COMPLETED if "warning" in levels else exits.OK
+
+
+def in_order(found: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return what is worst first."""
+    return tuple(sorted(found, key=lambda finding: _ORDER.index(finding.level)))
+
+
+def broken(found: Sequence[Violation]) -> Iterator[Finding]:
+    """What breaks an invariant."""
+    report = "keep a copy of the store and report this; a backup from before is the safe way back"
+    put_back = "put its file back from a backup (it is named by the digest); tasks that need it fail until then"
+    for item in found:
+        yield Finding(
+            level="problem",
+            about=f"invariant {item.invariant}",
+            what=str(item),
+            remedy=put_back if item.invariant == "blobs" else report,
+            figures=item.figures,
+        )
+
+
+def moves(marks: Sequence[Mark]) -> Iterator[Finding]:
+    """Why no engine opens this store: its tasks are elsewhere, or are still on their way here."""
+    if (away := moved_away(marks)) is not None:
+        yield Finding(
+            level="warning",
+            about="move",
+            what=f"its tasks were moved to {away.other}",
+            remedy="open that one: no engine opens this store any more",
+        )
+    elif (coming := arriving(marks)) is not None:
+        yield Finding(
+            level="warning",
+            about="move",
+            what=f"it is being filled from {coming.other} and is not whole yet",
+            remedy="let `mainspring migrate` come to its end, or run it again",
+        )
