@@ -28,7 +28,7 @@ from mainspring.execution.threads import ThreadRunner
 from mainspring.processors.batch import Call
 from mainspring.processors.custom import HandlerProcessor
 from mainspring.results.cache import ResultCache
-from mainspring.store.sql import claims, commands, flights, graph, intake, limits, outcomes, store, upkeep
+from mainspring.store.sql import claims, commands, flights, graph, intake, limits, outcomes, reads, store, upkeep
 from mainspring.store.sql.caretaker import Caretaker
 from mainspring.store.sql.transaction import Transaction
 from mainspring.store.sql.writer import Writer
@@ -341,6 +341,11 @@ SAFEGUARDS: Final = (
         "pauses",
         "what is paused does not start",
         (Edit(TaskManager, "paused", "self._desks.values()", "()"),),
+    ),
+    Safeguard(
+        "reasons",
+        "what is said of a task that waits is so",
+        (Edit(reads, "standing", "if pause is not None:", "if False:"),),
     ),
     # Wake-ups
     Safeguard(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
-from tests.engine.support import LIMIT_S, engine_on, shows, value
+from tests.engine.support import LIMIT_S, engine_on, value
 
 from mainspring import (
     Engine,
     EngineConfig,
     InsufficientResources,
     InvalidInput,
-    Retry,
     SchedulerConfig,
     Task,
     TaskId,
@@ -80,44 +78,6 @@ def test_settings() -> None:
     for bad in (0, -1, 1.5, float("nan")):
         with pytest.raises(InvalidInput, match="max_cpu_usage"):
             SchedulerConfig(max_cpu_usage=bad)
-
-
-async def test_explain_says_why_a_task_waits() -> None:
-    """One sentence for each reason, with its figures."""
-    async with engine_on(async_slots=1) as engine:
-        go, started = asyncio.Event(), asyncio.Event()
-
-        @engine.task
-        async def hold() -> None:
-            started.set()
-            await go.wait()
-
-        @engine.task(retry=Retry(max_retries=1, delay=3600, max_delay=3600))
-        async def fails() -> None:
-            raise ValueError("the disk is on fire")
-
-        @engine.task
-        async def idle(n: int = 0) -> None: ...
-
-        bad = await engine.submit(fails)
-        await shows(bad, reason="retry")
-        holder = await engine.submit(hold)
-        await started.wait()
-        delayed = await engine.submit(idle, delay=3600)
-        child = await engine.submit(idle, after=[holder, delayed])
-        queued = await engine.map(idle, range(30))
-        assert "failed (the disk is on fire); the next one comes at" in await bad.explain()
-        assert "not to start before" in await delayed.explain()
-        assert f"waits for 2 of its parents: {holder.id}, {delayed.id}" in await child.explain()
-        assert "has claimed it" in await queued[0].explain()
-        last = await queued[-1].explain()
-        assert "It is ready and" in last
-        assert "go first" in last
-        go.set()
-        await engine.gather(queued)
-        assert await queued[0].explain() == "It ended as completed."
-        await bad.cancel()
-        assert "It ended as cancelled" in await bad.explain()
 
 
 async def test_explain_names_a_missing_worker(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ class PauseRow(msgspec.Struct, frozen=True):
     type: str | None
     group: str | None
     since: datetime
+    who: str  # asked for it; '' where that was not noted
 
     def __str__(self) -> str:
         named = (("type", self.type), ("namespace", self.namespace), ("group", self.group))
@@ -91,7 +92,8 @@ async def pauses(engine: Engine) -> list[PauseRow]:
 
     rows = await engine.manager.store.view(lambda view: view.rows("pauses_since"))
     return [
-        PauseRow(namespace or None, kind or None, group or None, when(since)) for namespace, kind, group, since in rows
+        PauseRow(namespace or None, kind or None, group or None, when(since), who)
+        for namespace, kind, group, since, who in rows
     ]
 
 

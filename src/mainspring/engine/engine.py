@@ -35,7 +35,16 @@ from mainspring.results.cache import ResultCache
 from mainspring.scheduling.scheduler import TaskScheduler
 from mainspring.store.base import NewTask
 from mainspring.store.sqlite.store import SqliteStore
-from mainspring.tasks import GroupLimit, Ledger, LedgerKey, Resources, Retry, Task, TaskId, TaskPriority
+from mainspring.tasks import (
+    GroupLimit,
+    Ledger,
+    LedgerKey,
+    Resources,
+    Retry,
+    Task,
+    TaskId,
+    TaskPriority,
+)
 from mainspring.vectors.base import VectorStore
 
 if TYPE_CHECKING:

@@ -173,8 +173,8 @@ class SyncEngine:
     def ledger(
         self, by: LedgerKey | Sequence[LedgerKey] = (), *, since: datetime | float | str | None = None
     ) -> Ledger:
-        """See `TaskManager.ledger`."""
-        return self.run(self._engine.manager.ledger(by, since=since))
+        """See `Engine.ledger`."""
+        return self.run(self._engine.ledger(by, since=since))
 
     def as_completed(self, handles: Iterable[SyncHandle]) -> Iterator[SyncHandle]:
         """Yield the handles as their tasks end."""

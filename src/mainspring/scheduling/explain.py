@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
+from typing import Final
 
 from mainspring.dispatch.gathering import Forming
 from mainspring.dispatch.manager import TaskManager
-from mainspring.store.base import Standing
-from mainspring.tasks import TaskId, TaskStatus
+from mainspring.store.standing import Line, Other, Standing
+from mainspring.tasks import Reason, TaskId, TaskStatus
+
+_SHOWN = 3
+_DAY_S = 86_400
 
 
 async def explain(manager: TaskManager, task_id: TaskId) -> str:
     """Return the cause with its figures. Raises TaskNotFound."""
-    standing = await manager.store.standing(task_id.bytes)
+    standing = await manager.store.standing(task_id.bytes, in_line=True)
+    if standing.reason == "claimed" and (forming := manager.forming(task_id.bytes)) is not None:
+        return _forming(forming)
+    return sentence(standing, manager.store.now_ms())
+
+
+def sentence(standing: Standing, now_ms: int) -> str:
+    """Put into words why a task is not running, or how it runs or ended."""
     if standing.status is TaskStatus.RUNNING:
-        return f"It runs: attempt {standing.attempt}, on worker {standing.worker}."
+        asked = "; it was asked to stop" if standing.cancel_asked else ""
+        return f"It runs: attempt {standing.attempt}, on worker {standing.worker}{asked}."
     if standing.status.is_final:
         why = "" if standing.error is None else f" ({standing.error})"
         return f"It ended as {standing.status.value}{why}."
-    if standing.reason == "claimed" and (forming := manager.forming(task_id.bytes)) is not None:
-        return _forming(forming)
-    return _PENDING[standing.reason or "ready"](standing)
+    assert standing.reason is not None
+    return _PENDING[standing.reason](standing, now_ms)
 
 
 def _forming(batch: Forming) -> str:
@@ -32,22 +44,48 @@ def _forming(batch: Forming) -> str:
     return f"It waits in batch {batch.size}/{batch.most}, which {ends}."
 
 
-def _parents(standing: Standing) -> str:
-    shown = ", ".join(str(TaskId(id)) for id in standing.parents[:3])
-    more = "" if standing.parents_left <= len(standing.parents[:3]) else f" and {standing.parents_left - 3} more"
-    return f"It waits for {standing.parents_left} of its parents: {shown}{more}."
+def _parents(standing: Standing, _now_ms: int) -> str:
+    left = len(standing.parents)
+    if not left:
+        return f"All of its {standing.parents_all:,} parents have ended; it is about to be told."
+    shown = ", ".join(_named(parent) for parent in standing.parents[:_SHOWN])
+    more = f" and {left - _SHOWN:,} more" if left > _SHOWN else ""
+    return f"It waits for {left:,} of its {standing.parents_all:,} parents: {shown}{more}."
 
 
-def _claimed(standing: Standing) -> str:
+def _named(other: Other) -> str:
+    return f"{TaskId(other.id)} ({other.state})"
+
+
+def _delayed(standing: Standing, now_ms: int) -> str:
+    return f"It is not to start before {_due(standing, now_ms)}."
+
+
+def _retry(standing: Standing, now_ms: int) -> str:
+    charged = f", retry {standing.retry_count} of {standing.max_retries}," if standing.retry_count else ""
+    error = "" if standing.error is None else f" ({standing.error})"
+    return f"Attempt {standing.attempt} failed{error}; the next one{charged} comes at {_due(standing, now_ms)}."
+
+
+def _due(standing: Standing, now_ms: int) -> str:
+    assert standing.due is not None
+    left_s = standing.due.timestamp() - now_ms / 1000
+    return f"{_moment(standing.due)}, {f'in {_span(left_s)}' if left_s > 0 else 'which is now'}"
+
+
+def _claimed(standing: Standing, _now_ms: int) -> str:
+    if standing.cancel_asked:
+        return f"Worker {standing.worker} has claimed it and was asked to cancel it."
     return f"Worker {standing.worker} has claimed it and starts it when a slot falls free."
 
 
-def _ready(standing: Standing) -> str:
-    ahead = f"{standing.ahead:,}{'+' if standing.ahead_is_more else ''}"
-    return f"It is ready and {ahead} tasks of its kind go first; it starts when a slot falls free."
+def _same_work(standing: Standing, _now_ms: int) -> str:
+    if standing.leader is None:
+        return "Equal work has just ended without a result for it; it runs next."
+    return f"Task {_named(standing.leader)} does the same work; what comes of it will do for this one too."
 
 
-def _resources(standing: Standing) -> str:
+def _resources(standing: Standing, _now_ms: int) -> str:
     first, more = standing.shortages[0], len(standing.shortages) - 1
     others = f", nor do {more} other workers run it" if more else ""
     if all(shortage.how == "never" for shortage in standing.shortages):
@@ -61,7 +99,7 @@ def _resources(standing: Standing) -> str:
     )
 
 
-def _limit(standing: Standing) -> str:
+def _limit(standing: Standing, _now_ms: int) -> str:
     limit = standing.limit
     assert limit is not None
     where = "" if limit.namespace is None else f" in namespace {limit.namespace}"
@@ -72,15 +110,69 @@ def _limit(standing: Standing) -> str:
     )
 
 
-_PENDING: dict[str, Callable[[Standing], str]] = {
+def _paused(standing: Standing, _now_ms: int) -> str:
+    pause = standing.pause
+    assert pause is not None
+    kind = (("namespace", pause.namespace), ("type", pause.type), ("group", pause.group))
+    named = [(name, value) for name, value in kind if value]
+    what = ", ".join(f"{name} {value}" for name, value in named) or "everything"
+    resume = "".join(["mainspring resume", *(f" --{name} {value}" for name, value in named)])
+    since = f"since {_moment(pause.since)}{f' by {pause.who}' if pause.who else ''}"
+    return f"Its kind is paused ({what}) {since}; `{resume}` lets it go on."
+
+
+def _no_worker(standing: Standing, _now_ms: int) -> str:
+    others = f" ({standing.workers:,} live and serve other types)" if standing.workers else ""
+    return f"No living worker serves {standing.type}{others}; start one that registers it."
+
+
+def _ready(standing: Standing, _now_ms: int) -> str:
+    line = standing.line
+    assert line is not None
+    if not line.ahead:
+        return f"It is ready and the next one in the {line.lane} lane; it starts when a slot falls free."
+    tasks = "task goes" if line.ahead == 1 else "tasks go"
+    return (
+        f"It is ready and {_more(line)}{line.ahead:,} {tasks} first in the {line.lane} lane{_wait(line)}; "
+        "it starts when a slot falls free."
+    )
+
+
+def _more(line: Line) -> str:
+    return "more than " if line.ahead_is_more else ""
+
+
+def _wait(line: Line) -> str:
+    """Say how long those before it take, where it is known how fast they go."""
+    if not line.per_s:
+        return ""
+    return f", {_more(line) or 'about '}{_span(line.ahead / line.per_s)} at the present rate"
+
+
+def _moment(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _span(seconds: float) -> str:
+    """Return a duration in the largest unit that it has one of."""
+    if seconds < 1:
+        return f"{max(1, round(seconds * 1000))} ms"
+    for unit_s, unit in ((_DAY_S, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+_PENDING: Final[dict[Reason, Callable[[Standing, int], str]]] = {
     "parents": _parents,
+    "delayed": _delayed,
+    "retry": _retry,
     "claimed": _claimed,
+    "same_work": _same_work,
+    "paused": _paused,
+    "no_worker": _no_worker,
     "ready": _ready,
-    "delayed": lambda s: f"It is not to start before {s.due:%Y-%m-%d %H:%M:%S} UTC.",
-    "retry": lambda s: f"Attempt {s.attempt} failed ({s.error}); the next one comes at {s.due:%Y-%m-%d %H:%M:%S} UTC.",
-    "same_work": lambda s: f"Task {TaskId(s.leader)} does the same work; what comes of it will do for this one too.",
     "resources": _resources,
     "limit": _limit,
-    "paused": lambda s: f"Its kind is paused ({s.pause}); `mainspring resume` lets it go on.",
-    "no_worker": lambda s: f"No living worker serves {s.type}; start one that registers it.",
 }
+"""What is said for each reason of a task that waits."""

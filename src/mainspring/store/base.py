@@ -11,21 +11,19 @@ A claim (task, attempt, owner) is the only key: a write for an attempt that is n
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
 from mainspring.errors import TaskError
 from mainspring.store.ready import Ready
+from mainspring.store.standing import Standing
 from mainspring.tasks import (
     Effect,
-    ErrorInfo,
     GroupLimit,
     Ledger,
     LedgerKey,
     OnDependencyFailure,
-    Reason,
     Resources,
     TaskId,
     TaskInfo,
@@ -204,35 +202,6 @@ class Finish(msgspec.Struct, gc=False):
             and not (self.refs or self.effects or self.children or self.blobs)
             and not self.claim.flags & WANTS_KEPT
         )
-
-
-class Shortage(NamedTuple):
-    """What keeps a worker from running a task."""
-
-    worker: str
-    how: Literal["waits", "never", "withheld"]
-    """It waits there; it can't run there; tasks of its type that go first wait there, and so many are not passed by."""
-    why: str  # completes "it ..."; of withheld how many wait
-
-
-class Standing(NamedTuple):
-    """Where a task stands in the queue, for `explain`."""
-
-    status: TaskStatus
-    reason: Reason | None  # also those that are found only when asked: paused, limit, no_worker
-    type: str
-    attempt: int
-    worker: str | None
-    due: datetime | None
-    error: ErrorInfo | None
-    parents: list[bytes]  # some of the unfinished ones
-    parents_left: int
-    ahead: int  # ready tasks of its class that go first
-    ahead_is_more: bool
-    pause: str | None
-    limit: GroupLimit | None = None  # that keeps it, for reason `limit`
-    leader: bytes | None = None  # of equal work, where that is waited for
-    shortages: tuple[Shortage, ...] = ()  # where reason is resources
 
 
 class HostUsage(NamedTuple):
@@ -444,8 +413,8 @@ class Store(Protocol):
 
     async def info(self, id: bytes) -> TaskInfo: ...
 
-    async def standing(self, id: bytes) -> Standing:
-        """Raises TaskNotFound."""
+    async def standing(self, id: bytes, *, in_line: bool = False) -> Standing:
+        """Raises TaskNotFound. `in_line` also tells what goes before a ready task, of whatever kind."""
 
     async def stats(self) -> dict[str, Any]:
         """Return counts of tasks by status, by reason, and by type and status."""

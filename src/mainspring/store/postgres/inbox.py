@@ -14,7 +14,7 @@ import asyncpg
 import msgspec
 
 from mainspring.errors import StoreReadOnly, TaskNotFound, invalid
-from mainspring.store.base import Accepted, NewTask, Pledged, Standing
+from mainspring.store.base import Accepted, NewTask, Pledged
 from mainspring.store.postgres.arrivals import decode
 from mainspring.store.postgres.borrowed import Borrowed, borrow
 from mainspring.store.postgres.connection import Server
@@ -24,6 +24,7 @@ from mainspring.store.sql import reads
 from mainspring.store.sql.intake import id_conflict, is_same_work, key_conflict, no_parent, refuse_too_many
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.store import SqlStore
+from mainspring.store.standing import Standing
 from mainspring.tasks import TaskId, TaskInfo, TaskResult
 
 T = TypeVar("T")
@@ -135,8 +136,8 @@ class InboxStore(SqlStore):
     async def info(self, id: bytes) -> TaskInfo:
         return await self._found(partial(super().info, id))
 
-    async def standing(self, id: bytes) -> Standing:
-        return await self._found(partial(super().standing, id))
+    async def standing(self, id: bytes, *, in_line: bool = False) -> Standing:
+        return await self._found(partial(super().standing, id, in_line=in_line))
 
     async def result(self, id: bytes) -> TaskResult | None:
         return await self._found(partial(super().result, id))

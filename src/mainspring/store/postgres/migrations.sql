@@ -50,3 +50,5 @@ CREATE TABLE group_limit (
     grp         text    NOT NULL,
     UNIQUE (grp, namespace)
 );
+CREATE INDEX attempt_ended ON attempt (ended_ms);
+ALTER TABLE pause ADD COLUMN who text NOT NULL DEFAULT '';

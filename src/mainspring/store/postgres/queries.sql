@@ -467,9 +467,6 @@ WHERE worker.ended_ms IS NULL;
 -- name: add_serves
 INSERT INTO serves (worker, type) VALUES ($1, $2) ON CONFLICT DO NOTHING;
 
--- name: served_types
-SELECT DISTINCT serves.type FROM serves JOIN worker ON worker.id = serves.worker WHERE worker.ended_ms IS NULL;
-
 -- name: registered_types
 SELECT type FROM handler UNION SELECT type FROM serves;
 
@@ -485,7 +482,7 @@ SELECT source FROM handler WHERE type = $1 AND version = $2;
 SELECT type, version, lane, options, schema, seen_ms FROM handler ORDER BY type, version;
 
 -- name: add_pause
-INSERT INTO pause (namespace, type, grp, since_ms) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING;
+INSERT INTO pause (namespace, type, grp, since_ms, who) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING;
 
 -- name: drop_pause
 DELETE FROM pause WHERE namespace = $1 AND type = $2 AND grp = $3;
@@ -597,7 +594,7 @@ SELECT attempt.number, attempt.outcome, worker.name, attempt.started_ms, attempt
 FROM attempt LEFT JOIN worker ON worker.id = attempt.owner WHERE attempt.task = $1 ORDER BY attempt.number;
 
 -- name: parents_ids
-SELECT task.id, task.status FROM edge JOIN task ON task.seq = edge.parent WHERE edge.child = $1 ORDER BY edge.n;
+SELECT task.id, task.status, task.reason FROM edge JOIN task ON task.seq = edge.parent WHERE edge.child = $1 ORDER BY edge.n;
 
 -- name: progress_of
 SELECT done, total FROM progress WHERE task = $1 AND attempt = $2;
@@ -609,6 +606,33 @@ SELECT (SELECT t.id FROM retried r JOIN task t ON t.seq = r.task WHERE r.again =
 -- name: ahead
 -- How many ready tasks of a class go first.
 SELECT count(*) FROM (SELECT 1 FROM task WHERE class = $1 AND reason = 0 AND (rank, seq) < ($2, $3) LIMIT $4) AS first;
+
+-- name: line
+-- The classes that have ready tasks, each with how many of these go before a place, counted up to a limit.
+WITH RECURSIVE head AS (
+    (SELECT class FROM task WHERE reason = 0 ORDER BY class, rank, seq LIMIT 1)
+    UNION ALL
+    SELECT next.class FROM head, LATERAL (
+        SELECT class FROM task WHERE reason = 0 AND class > head.class ORDER BY class, rank, seq LIMIT 1) AS next)
+SELECT class.namespace, class.type, class.grp, (SELECT count(*) FROM
+    (SELECT 1 FROM task WHERE task.class = head.class AND reason = 0 AND (rank, seq) < ($1, $2) LIMIT $3) AS first)
+FROM head JOIN class ON class.id = head.class;
+
+-- name: served_beside
+-- What those living workers serve that serve a type.
+SELECT DISTINCT other.type FROM serves AS mine JOIN worker ON worker.id = mine.worker
+JOIN serves AS other ON other.worker = mine.worker WHERE mine.type = $1 AND worker.ended_ms IS NULL;
+
+-- name: lanes_of_handlers
+-- Of each type the lane that its newest handler was declared with.
+SELECT type, (array_agg(lane ORDER BY seen_ms DESC))[1] FROM handler GROUP BY type;
+
+-- name: ended_lately
+-- Of the newest attempts since a moment, up to a limit: how many there are, since when, and how many of them ran in a lane of
+-- workers that serve a type, since when.
+SELECT count(*), min(ended_ms), count(*) FILTER (WHERE is_ours), min(ended_ms) FILTER (WHERE is_ours)
+FROM (SELECT ended_ms, lane = $1 AND owner = ANY (ARRAY(SELECT worker FROM serves WHERE type = $2)) AS is_ours
+    FROM attempt WHERE ended_ms >= $3 ORDER BY ended_ms DESC LIMIT $4) AS newest;
 
 -- name: tallies
 SELECT class.namespace, class.type, class.grp, tally.status, sum(tally.n)::bigint
@@ -636,7 +660,7 @@ FROM worker JOIN serves ON serves.worker = worker.id WHERE worker.ended_ms IS NU
 GROUP BY worker.id ORDER BY worker.id;
 
 -- name: pauses_since
-SELECT namespace, type, grp, since_ms FROM pause ORDER BY since_ms;
+SELECT namespace, type, grp, since_ms, who FROM pause ORDER BY since_ms;
 
 -- name: newest_handler
 SELECT options, schema FROM handler WHERE type = $1 ORDER BY seen_ms DESC LIMIT 1;
@@ -730,7 +754,7 @@ WHERE flight.leads = 1 AND flight.key = ANY ($1::bytea[]);
 SELECT (SELECT task FROM flight WHERE key = mine.key AND leads = 1) FROM flight AS mine WHERE task = ANY ($1::bigint[]);
 
 -- name: leader_of
-SELECT id FROM task WHERE seq =
+SELECT id, status, reason FROM task WHERE seq =
     (SELECT task FROM flight WHERE leads = 1 AND key = (SELECT key FROM flight WHERE task = $1));
 
 -- name: join_flight

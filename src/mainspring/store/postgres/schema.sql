@@ -85,6 +85,7 @@ CREATE TABLE attempt (
     error       bytea,
     PRIMARY KEY (task, number)
 );
+CREATE INDEX attempt_ended ON attempt (ended_ms);   -- what happened lately, among whatever there is
 
 -- child waits for parent; policy 0 require, 1 allow_failure, 2 skip.
 CREATE TABLE edge (
@@ -218,6 +219,7 @@ CREATE TABLE pause (
     type      text   NOT NULL,
     grp       text   NOT NULL,
     since_ms  bigint NOT NULL,
+    who       text   NOT NULL DEFAULT '',    -- has asked for it, in words; '' where that was not noted
     PRIMARY KEY (namespace, type, grp)
 );
 

@@ -36,9 +36,9 @@ from mainspring.store.postgres.pulse import HelperPulse, Pulse
 from mainspring.store.postgres.session import PooledSession, Session
 from mainspring.store.postgres.writer import PostgresWriter
 from mainspring.store.sql import reads
+from mainspring.store.sql.futures import fail, resolve
 from mainspring.store.sql.reader import Reader
 from mainspring.store.sql.reads import View
-from mainspring.store.sql.store import fail, resolve
 from mainspring.store.sql.transaction import Applier, Crowded, Transaction
 
 logger = logging.getLogger("mainspring.store")

@@ -217,12 +217,12 @@ def register(tx: Transaction, types: Sequence[str], handlers: Sequence[HandlerRe
         tx.run("put_handler", *handler, tx.now_ms)
 
 
-def pause(tx: Transaction, namespace: str, kind: str, group: str) -> None:
-    tx.run("add_pause", namespace, kind, group, tx.now_ms)
+def pause(tx: Transaction, namespace: str, kind: str, group: str, who: str) -> None:
+    tx.run("add_pause", namespace, kind, group, tx.now_ms, who)
     tx.memory.pauses = frozenset(
         tx.run("pauses").fetchall()
     )  # nothing of it may be claimed in this transaction already
-    audit(tx, "pause", namespace=namespace, type=kind, group=group)
+    audit(tx, "pause", namespace=namespace, type=kind, group=group, who=who)
 
 
 def resume(tx: Transaction, namespace: str, kind: str, group: str) -> int:

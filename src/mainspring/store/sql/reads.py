@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -21,11 +21,10 @@ from mainspring.store.base import (
     Ended,
     HostUsage,
     Kept,
-    Shortage,
     Spec,
-    Standing,
 )
 from mainspring.store.sql.transaction import Row
+from mainspring.store.standing import Line, Other, Pause, Shortage, Standing
 from mainspring.tasks import (
     Attempt,
     Custom,
@@ -113,7 +112,7 @@ def info(view: View, blobs: BlobStore, id: bytes) -> TaskInfo:
             raise not_found(view, id)
         seq, status = row[0], STATUS_OF[row[4]]
         tries = view.rows("attempts_of", seq)
-        parents = [TaskId(parent) for parent, _ in view.rows("parents_ids", seq)]
+        parents = [TaskId(parent) for parent, *_ in view.rows("parents_ids", seq)]
         progress = view.one("progress_of", seq, row[6])
         before, after = view.one("retry_links", seq)
     return TaskInfo(
@@ -262,26 +261,32 @@ def asked_to_stop(view: View, owner: int) -> list[bytes]:
 _AHEAD_LIMIT = 10_000
 
 
-def standing(view: View, id: bytes) -> Standing:
-    """Return where a task stands, with the reasons that only a look at everything tells."""
+def standing(view: View, id: bytes, line_ms: int | None = None) -> Standing:
+    """Return where a task stands, with the reasons that only a look at everything tells.
+
+    `line_ms` is the time, where what goes before a ready task is wanted too.
+    """
     with view.snapshot():
         row = view.one("whole_task", id)
         if row is None:
             raise not_found(view, id)
         seq, class_id, rank, reason = row[0], row[2], row[3], None if row[5] is None else STORED_REASONS[row[5]]
         namespace, kind, group = row[26:29]
-        parents: list[bytes] = []
-        if reason == "parents":
-            parents = [p for p, status in view.rows("parents_ids", seq) if status < 2]
-        ahead, pause, leader, limit = 0, None, None, None
+        parents = view.rows("parents_ids", seq) if reason == "parents" else []
+        ahead, pause, leader, line, limit, workers = 0, None, None, None, None, 0
         if reason == "same_work" and (found := view.one("leader_of", seq)) is not None:
-            leader = bytes(found[0])
+            leader = _other(*found)
         if reason == "ready":
             ahead = view.one("ahead", class_id, rank, seq, _AHEAD_LIMIT)[0]
-            pause = _pause_of(view, namespace, kind, group)
-            served = {name for (name,) in view.rows("served_types")}
+            pauses = _pauses(view)
+            pause = next((pause for pause in pauses if _covers(pause, namespace, kind, group)), None)
+            beside = {name for (name,) in view.rows("served_beside", kind)}
             limit = _full(view, namespace, group) if group else None
-            reason = _why(pause is not None, kind in served, limit is not None)
+            reason = _why(pause is not None, bool(beside), limit is not None)
+            if reason == "no_worker":
+                workers = len(view.rows("serving_workers"))
+            elif reason == "ready" and line_ms is not None:
+                line = _line(view, row, beside, pauses, line_ms)
         shortages = _shortages(view, id, kind, row[29]) if reason in ("ready", "claimed") else ()
         if shortages:
             reason = "resources"
@@ -293,13 +298,18 @@ def standing(view: View, id: bytes) -> Standing:
         worker=row[29],
         due=when(row[17]),
         error=_error(row[25]),
-        parents=parents,
-        parents_left=len(parents),
+        retry_count=row[10],
+        max_retries=row[11],
+        cancel_asked=bool(row[8] & CANCEL_ASKED),
+        parents=[_other(*parent) for parent in parents if parent[1] <= RUNNING],
+        parents_all=len(parents),
         ahead=ahead,
         ahead_is_more=ahead == _AHEAD_LIMIT,
         pause=pause,
+        workers=workers,
         limit=limit,
         leader=leader,
+        line=line,
         shortages=shortages,
     )
 
@@ -325,12 +335,50 @@ def _shortage(worker: str, offer: _Offer, task: str, kind: str) -> Shortage | No
     return None
 
 
-def _pause_of(view: View, namespace: str, kind: str, group: str) -> str | None:
-    for a, b, c in view.rows("pauses"):
-        if a in ("", namespace) and b in ("", kind) and c in ("", group):
-            named = (("namespace", a), ("type", b), ("group", c))
-            return ", ".join(f"{name} {value}" for name, value in named if value) or "everything"
-    return None
+def _other(id: bytes, status: int, reason: int | None) -> Other:
+    return Other(bytes(id), STATUS_OF[status].value if reason is None else STORED_REASONS[reason])
+
+
+def _pauses(view: View) -> list[Pause]:
+    return [Pause(a, b, c, _when(since), who) for a, b, c, since, who in view.rows("pauses_since")]
+
+
+def _covers(pause: Pause, namespace: str, kind: str, group: str) -> bool:
+    return pause.namespace in ("", namespace) and pause.type in ("", kind) and pause.group in ("", group)
+
+
+_BUILT_IN_LANE = "thread"
+"""Types without a handler of their own run there."""
+_LATELY_MS = 10_000
+"""Tasks that became ready just now go by what ended within this time; others by what ended since they are ready,"""
+_LONGEST_MS = 300_000
+"""at most since then."""
+_JUST_NOW_MS = 1_000
+_LEAST_ENDS = 3
+_MOST_ENDS = 2_000
+
+
+def _line(view: View, row: Any, beside: Set[str], pauses: Sequence[Pause], now_ms: int) -> Line:
+    """Return what goes first among all that the same lanes of the same workers run, and how fast that goes."""
+    rank, seq, ready_ms, kind = row[3], row[0], row[15], row[27]
+    lanes: dict[str, str] = {name: lane for name, lane, *_ in view.rows("lanes_of_handlers")}
+    lane = lanes.get(kind, _BUILT_IN_LANE)
+    ahead, is_more = 0, False
+    for namespace, other, group, n in view.rows("line", rank, seq, _AHEAD_LIMIT):
+        if other not in beside or lanes.get(other, _BUILT_IN_LANE) != lane:
+            continue
+        if not any(_covers(pause, namespace, other, group) for pause in pauses):
+            ahead += n
+            is_more = is_more or n == _AHEAD_LIMIT
+    is_new = now_ms - ready_ms < _JUST_NOW_MS
+    since_ms = now_ms - _LATELY_MS if is_new else max(ready_ms, now_ms - _LONGEST_MS)
+    n, oldest_ms, ours, our_oldest_ms = view.one("ended_lately", lane, kind, since_ms, _MOST_ENDS)
+    if n == _MOST_ENDS:
+        since_ms = oldest_ms
+    elif is_new and ours:  # before the first of them nothing may have been there to run
+        since_ms = our_oldest_ms
+    per_s = ours / (now_ms - since_ms) * 1000 if ours >= _LEAST_ENDS and now_ms > since_ms else None
+    return Line(lane, ahead, is_more, per_s)
 
 
 def _why(is_paused: bool, is_served: bool, is_full: bool) -> Reason:

@@ -24,7 +24,6 @@ from mainspring.store.base import (
     Listener,
     NewTask,
     Pledged,
-    Standing,
     WorkerPort,
 )
 from mainspring.store.bell import ENDED, GONE, HELLO, LOOK, STOP, WELCOME, Bell, split_ids
@@ -33,6 +32,7 @@ from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.transaction import Applier, Memory, Transaction
 from mainspring.store.sql.writer import Command, Group, Started, Submission, Writer
+from mainspring.store.standing import Standing
 from mainspring.tasks import GroupLimit, Ledger, LedgerKey, TaskId, TaskInfo, TaskResult, TaskStatus
 
 logger = logging.getLogger("mainspring.store")
@@ -220,7 +220,8 @@ class SqlStore(ABC):
         return await self.write(lambda tx: commands.retry(tx, id, new_id))
 
     async def pause(self, *, namespace: str = "", type: str = "", group: str = "") -> None:
-        await self._change_pauses(lambda tx: commands.pause(tx, namespace, type, group))
+        who = f"process {self.env.pid()} on {self.env.host()}"
+        await self._change_pauses(lambda tx: commands.pause(tx, namespace, type, group, who))
 
     async def resume(self, *, namespace: str = "", type: str = "", group: str = "") -> int:
         return await self._change_pauses(lambda tx: commands.resume(tx, namespace, type, group))
@@ -428,8 +429,9 @@ class SqlStore(ABC):
     async def info(self, id: bytes) -> TaskInfo:
         return await self.view(lambda view: reads.info(view, self.blobs, id))
 
-    async def standing(self, id: bytes) -> Standing:
-        return await self.view(lambda view: reads.standing(view, id))
+    async def standing(self, id: bytes, *, in_line: bool = False) -> Standing:
+        now_ms = self.now_ms()
+        return await self.view(lambda view: reads.standing(view, id, now_ms if in_line else None))
 
     async def stats(self) -> dict[str, Any]:
         return await self.view(reads.stats)
@@ -487,13 +489,3 @@ def sign_off(tx: Transaction, owner: int, *, has_served: bool) -> None:
         tx.run("end_worker", tx.now_ms, owner)
     else:
         tx.run("forget_worker", owner)
-
-
-def resolve(future: asyncio.Future[Any]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def fail(future: asyncio.Future[Any], exc: BaseException) -> None:
-    if not future.done():
-        future.set_exception(exc)

@@ -60,3 +60,5 @@ CREATE TABLE group_limit (
     changed     INTEGER NOT NULL UNIQUE,
     UNIQUE (grp, namespace)
 ) STRICT;
+CREATE INDEX attempt_ended ON attempt (ended_ms);
+ALTER TABLE pause ADD COLUMN who TEXT NOT NULL DEFAULT '';

@@ -335,9 +335,6 @@ WHERE worker.ended_ms IS NULL;
 -- name: add_serves
 INSERT OR IGNORE INTO serves (worker, type) VALUES (?, ?);
 
--- name: served_types
-SELECT DISTINCT serves.type FROM serves JOIN worker ON worker.id = serves.worker WHERE worker.ended_ms IS NULL;
-
 -- name: put_handler
 INSERT INTO handler (type, version, lane, options, schema, source, seen_ms) VALUES (?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (type, version) DO UPDATE SET lane = excluded.lane, options = excluded.options, schema = excluded.schema,
@@ -350,7 +347,7 @@ SELECT source FROM handler WHERE type = ? AND version = ?;
 SELECT type, version, lane, options, schema, seen_ms FROM handler ORDER BY type, version;
 
 -- name: add_pause
-INSERT OR IGNORE INTO pause (namespace, type, grp, since_ms) VALUES (?, ?, ?, ?);
+INSERT OR IGNORE INTO pause (namespace, type, grp, since_ms, who) VALUES (?, ?, ?, ?, ?);
 
 -- name: drop_pause
 DELETE FROM pause WHERE namespace = ? AND type = ? AND grp = ?;
@@ -462,7 +459,7 @@ SELECT attempt.number, attempt.outcome, worker.name, attempt.started_ms, attempt
 FROM attempt LEFT JOIN worker ON worker.id = attempt.owner WHERE attempt.task = ? ORDER BY attempt.number;
 
 -- name: parents_ids
-SELECT task.id, task.status FROM edge JOIN task ON task.seq = edge.parent WHERE edge.child = ? ORDER BY edge.n;
+SELECT task.id, task.status, task.reason FROM edge JOIN task ON task.seq = edge.parent WHERE edge.child = ? ORDER BY edge.n;
 
 -- name: progress_of
 SELECT done, total FROM progress WHERE task = ? AND attempt = ?;
@@ -474,6 +471,32 @@ SELECT (SELECT t.id FROM retried r JOIN task t ON t.seq = r.task WHERE r.again =
 -- name: ahead
 -- How many ready tasks of a class go first.
 SELECT count(*) FROM (SELECT 1 FROM task WHERE class = ? AND reason = 0 AND (rank, seq) < (?, ?) LIMIT ?);
+
+-- name: line
+-- The classes that have ready tasks, each with how many of these go before a place, counted up to a limit.
+WITH RECURSIVE head(class) AS (
+    SELECT min(class) FROM task WHERE reason = 0
+    UNION ALL
+    SELECT (SELECT min(class) FROM task WHERE reason = 0 AND class > head.class) FROM head WHERE class IS NOT NULL)
+SELECT class.namespace, class.type, class.grp, (SELECT count(*) FROM
+    (SELECT 1 FROM task WHERE task.class = head.class AND reason = 0 AND (rank, seq) < (?1, ?2) LIMIT ?3))
+FROM head JOIN class ON class.id = head.class;
+
+-- name: served_beside
+-- What those living workers serve that serve a type.
+SELECT DISTINCT other.type FROM serves AS mine JOIN worker ON worker.id = mine.worker
+JOIN serves AS other ON other.worker = mine.worker WHERE mine.type = ? AND worker.ended_ms IS NULL;
+
+-- name: lanes_of_handlers
+-- Of each type the lane that its newest handler was declared with.
+SELECT type, lane, max(seen_ms) FROM handler GROUP BY type;
+
+-- name: ended_lately
+-- Of the newest attempts since a moment, up to a limit: how many there are, since when, and how many of them ran in a lane of
+-- workers that serve a type, since when.
+SELECT count(*), min(ended_ms), count(*) FILTER (WHERE is_ours), min(ended_ms) FILTER (WHERE is_ours)
+FROM (SELECT ended_ms, lane = ?1 AND owner IN (SELECT worker FROM serves WHERE type = ?2) AS is_ours
+    FROM attempt WHERE ended_ms >= ?3 ORDER BY ended_ms DESC LIMIT ?4);
 
 -- name: tallies
 SELECT class.namespace, class.type, class.grp, tally.status, tally.n FROM tally JOIN class ON class.id = tally.class
@@ -515,7 +538,7 @@ FROM worker JOIN serves ON serves.worker = worker.id WHERE worker.ended_ms IS NU
 GROUP BY worker.id ORDER BY worker.id;
 
 -- name: pauses_since
-SELECT namespace, type, grp, since_ms FROM pause ORDER BY since_ms;
+SELECT namespace, type, grp, since_ms, who FROM pause ORDER BY since_ms;
 
 -- name: newest_handler
 SELECT options, schema FROM handler WHERE type = ? ORDER BY seen_ms DESC LIMIT 1;
@@ -603,7 +626,7 @@ WHERE flight.leads = 1 AND flight.key IN (SELECT unhex(value) FROM json_each(?))
 SELECT (SELECT task FROM flight WHERE key = mine.key AND leads = 1) FROM flight AS mine WHERE task IN (SELECT value FROM json_each(?));
 
 -- name: leader_of
-SELECT id FROM task WHERE seq =
+SELECT id, status, reason FROM task WHERE seq =
     (SELECT task FROM flight WHERE leads = 1 AND key = (SELECT key FROM flight WHERE task = ?));
 
 -- name: join_flight

@@ -74,6 +74,7 @@ CREATE TABLE attempt (
     error       BLOB,
     PRIMARY KEY (task, number)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX attempt_ended ON attempt (ended_ms);   -- what happened lately, among whatever there is
 
 -- child waits for parent; policy 0 require, 1 allow_failure, 2 skip.
 CREATE TABLE edge (
@@ -187,6 +188,7 @@ CREATE TABLE pause (
     type      TEXT NOT NULL,
     grp       TEXT NOT NULL,
     since_ms  INTEGER NOT NULL,
+    who       TEXT    NOT NULL DEFAULT '',    -- has asked for it, in words; '' where that was not noted
     PRIMARY KEY (namespace, type, grp)
 ) STRICT, WITHOUT ROWID;
 

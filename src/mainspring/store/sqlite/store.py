@@ -22,9 +22,10 @@ from mainspring.store.liveness import LifeFile
 from mainspring.store.moving import marks
 from mainspring.store.moving.marks import Mark, refuse_moved
 from mainspring.store.sql import reads
+from mainspring.store.sql.futures import fail, resolve
 from mainspring.store.sql.reader import Reader
 from mainspring.store.sql.reads import View
-from mainspring.store.sql.store import SqlStore, fail, resolve
+from mainspring.store.sql.store import SqlStore
 from mainspring.store.sql.transaction import Applier
 from mainspring.store.sql.writer import CommitFailed
 from mainspring.store.sqlite.bell import FileBell

@@ -22,6 +22,7 @@ from mainspring.tasks import Task, TaskId, TaskPriority, TaskStatus
 from mainspring.testing.events import Acknowledged, CancelAnswered, Refused, ResultSeen, Submitted
 from mainspring.testing.simulator.handlers import KEEP_S, handlers
 from mainspring.testing.simulator.plans import draw_plan
+from mainspring.testing.simulator.reasons import ask
 from mainspring.testing.simulator.world import Node, World
 
 _DO: Final = {
@@ -321,7 +322,7 @@ class Client:
 
     async def _look(self) -> None:
         if (handle := self._some_handle()) is not None:
-            await handle.explain()
+            await ask(self._engine, self._world.witness, handle.id)
             await self._engine.manager.stats()
 
 

@@ -1,0 +1,68 @@
+"""Where a task stands: what a store knows of why it is not running."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+from mainspring.tasks import ErrorInfo, GroupLimit, Reason, TaskStatus
+
+
+class Shortage(NamedTuple):
+    """What keeps a worker from running a task."""
+
+    worker: str
+    how: Literal["waits", "never", "withheld"]
+    """It waits there; it can't run there; tasks of its type that go first wait there, and so many are not passed by."""
+    why: str  # completes "it ..."; of withheld how many wait
+
+
+class Pause(NamedTuple):
+    """What may not start now; '' stands for any."""
+
+    namespace: str
+    type: str
+    group: str
+    since: datetime
+    who: str  # asked for it; '' where that was not noted
+
+
+class Line(NamedTuple):
+    """What goes before a ready task: ready tasks of all kinds that the same lanes of the same workers run."""
+
+    lane: str
+    ahead: int
+    ahead_is_more: bool
+    per_s: float | None  # attempts that ended there lately; None where there were too few to tell
+
+
+class Other(NamedTuple):
+    """A task that another one waits for."""
+
+    id: bytes
+    state: str  # its status, and the reason where it waits itself
+
+
+class Standing(NamedTuple):
+    """Where a task stands in the queue, for `explain`."""
+
+    status: TaskStatus
+    reason: Reason | None  # also those that are found only when asked: paused, limit, no_worker
+    type: str
+    attempt: int
+    worker: str | None
+    due: datetime | None
+    error: ErrorInfo | None
+    retry_count: int
+    max_retries: int
+    cancel_asked: bool
+    parents: list[Other]  # those that have not ended
+    parents_all: int  # how many it has, ended or not
+    ahead: int  # ready tasks of its class that go first
+    ahead_is_more: bool
+    pause: Pause | None
+    workers: int  # that serve tasks, where none serves its type
+    limit: GroupLimit | None = None  # that keeps it, for reason `limit`
+    leader: Other | None = None  # of equal work, where that is waited for
+    line: Line | None = None  # where it is ready, and that was asked for
+    shortages: tuple[Shortage, ...] = ()  # where reason is resources

@@ -1,0 +1,98 @@
+"""Whether what is said of a task that does not run is true: held against the rows as they were before and after."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, NamedTuple
+
+import apsw
+
+from mainspring.engine import Engine
+from mainspring.tasks import TaskId
+from mainspring.tasks.lifecycle import STORED_REASONS
+from mainspring.testing.simulator.witness import Witness
+
+SIGNS: Final = {
+    "running": "It runs:",
+    "ended": "It ended as",
+    "parents": "of its",
+    "delayed": "It is not to start before",
+    "retry": r"^Attempt \d+ failed",
+    "claimed": "has claimed it|waits in batch",
+    "same_work": "qual work|the same work",
+    "paused": "Its kind is paused",
+    "no_worker": "No living worker serves",
+    "ready": "It is ready and",
+}
+"""By what a sentence is known to name a cause."""
+_ASKED: Final = 4
+_WAITING: Final = "SELECT id FROM task WHERE status = 0 ORDER BY seq LIMIT ?"
+_TASK: Final = """SELECT task.seq, status, reason, attempt, namespace, type, grp
+    FROM task JOIN class ON class.id = task.class WHERE task.id = ?"""
+_PARENTS: Final = """SELECT task.id FROM edge JOIN task ON task.seq = edge.parent
+    WHERE edge.child = ? AND task.status < 2 ORDER BY edge.n"""
+_LEADER: Final = """SELECT task.id FROM flight AS mine JOIN flight AS leads ON leads.key = mine.key AND leads.leads = 1
+    JOIN task ON task.seq = leads.task WHERE mine.task = ?"""
+_PAUSE: Final = """SELECT namespace, type, grp, since_ms FROM pause
+    WHERE namespace IN ('', ?) AND type IN ('', ?) AND grp IN ('', ?) ORDER BY since_ms"""
+_SERVES: Final = """SELECT worker.id FROM serves JOIN worker ON worker.id = serves.worker
+    WHERE serves.type = ? AND worker.ended_ms IS NULL ORDER BY worker.id"""
+
+
+class Truth(NamedTuple):
+    """All that a sentence may rest on."""
+
+    cause: str
+    attempt: int
+    others: tuple[bytes, ...]  # that it waits for
+    rest: tuple[Any, ...]
+
+
+async def ask(engine: Engine, witness: Witness, task: TaskId) -> None:
+    """Have a task and some of those that wait explained, and accuse what is not so."""
+    assert witness.rows is not None
+    waiting: list[Any] = witness.rows.execute(_WAITING, (_ASKED,)).fetchall()
+    for id in (task, *(TaskId(id) for (id,) in waiting)):
+        before = _truth(witness.rows, id)
+        said = await engine.scheduler.explain(id)
+        after = _truth(witness.rows, id)
+        named = [cause for cause, sign in SIGNS.items() if re.search(sign, _outer(said))]
+        if len(named) != 1:
+            witness.accuse("explain", str(id), "is not told by one cause", said=said, named=named)
+        elif before is not None and before == after and (why := _untrue(said, named[0], before)):
+            witness.accuse("explain", str(id), why, said=said, cause=before.cause)
+
+
+def _outer(said: str) -> str:
+    """What errors say is no part of the sentence."""
+    return re.sub(r"\(.*\)", "()", said)
+
+
+def _untrue(said: str, named: str, truth: Truth) -> str:
+    if named != truth.cause:
+        return f"is said to be {named}"
+    if not {TaskId(id) for id in truth.others[:3]} <= {
+        TaskId(id) for id in re.findall(r"[0-9a-f]{8}(?:-\w+){4}", said)
+    }:
+        return "waits for others than is said"
+    if named == "parents" and f"for {len(truth.others)} of" not in said:
+        return "waits for another number of parents"
+    return ""
+
+
+def _truth(rows: apsw.Connection, id: TaskId) -> Truth | None:
+    row: Any = rows.execute(_TASK, (id.bytes,)).fetchone()
+    if row is None:
+        return None
+    seq, status, reason, attempt, namespace, kind, group = row
+    others: tuple[bytes, ...] = ()
+    cause = "running" if status == 1 else "ended"
+    if status == 0:
+        cause = STORED_REASONS[reason]
+    if cause in ("parents", "same_work"):
+        others = tuple(other for (other,) in rows.execute(_PARENTS if cause == "parents" else _LEADER, (seq,)))
+    pauses = tuple(rows.execute(_PAUSE, (namespace, kind, group)))
+    served = tuple(rows.execute(_SERVES, (kind,)))
+    if cause == "ready":
+        cause = "paused" if pauses else "ready" if served else "no_worker"
+    return Truth(cause, attempt, others, (pauses, served))

@@ -1,0 +1,171 @@
+"""What goes before a ready task, and how fast: counted over all that the same lanes of the same workers run."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from tests.conformance.kit import OTHER, OUTPUT, WORK, Factory, Port, new, opened, submit
+
+from mainspring.scheduling.explain import sentence
+from mainspring.store.base import COMPLETED, Finish, HandlerRecord
+from mainspring.store.standing import Line
+from mainspring.tasks import Usage
+
+pytestmark = pytest.mark.anyio
+ELSEWHERE = "custom:elsewhere"
+
+
+def handler(kind: str, lane: str) -> HandlerRecord:
+    return HandlerRecord(kind, "1", lane, "{}", "{}", "")
+
+
+async def register(store: Any, *handlers: HandlerRecord) -> None:
+    """A handler may be named again with another lane: the newest one counts."""
+    await store.register([one.type for one in handlers], handlers)
+
+
+async def line_of(store: Any, id: bytes) -> Line:
+    line = (await store.standing(id, in_line=True)).line
+    assert isinstance(line, Line)
+    return line
+
+
+async def end(port: Port, n: int, lane: str = "async") -> None:
+    """So many attempts end now; the lane is what is noted of them."""
+    now = port.store.now_ms()
+    for claim in await port.room(n):
+        del port.held[claim.id]
+        port.store.finish(Finish(claim, COMPLETED, now, now, OUTPUT, lane, Usage(0.01)))
+    port.lanes["async"].limit -= n
+    port.lanes["async"].released += n
+    await port.settle()
+
+
+async def test_all_kinds_of_its_lane_count(store: Any, port: Port) -> None:
+    """Better ones of other types, groups and namespaces go first as well; those of other lanes and worse ones don't."""
+    await register(store, handler(WORK, "async"), handler(OTHER, "async"), handler(ELSEWHERE, "thread"))
+    await submit(store, new(), new(type=OTHER), new(group="g"), new(namespace="n", priority=3), new(type=ELSEWHERE))
+    (id,) = await submit(store, new())
+    await submit(store, new(), new(priority=0))
+    assert await line_of(store, id) == Line("async", 4, ahead_is_more=False, per_s=None)
+    assert (await store.standing(id)).line is None, "only where it is asked for"
+    assert (await store.standing(id)).ahead == 1, "of its own kind"
+
+
+async def test_what_may_not_start_does_not_count(store: Any, port: Port) -> None:
+    """What is paused, and what only other workers serve, holds nobody up."""
+    await register(store, handler(WORK, "async"), handler(OTHER, "async"))
+    await submit(store, new(type=OTHER), new(group="g"), new(type=ELSEWHERE))
+    (id,) = await submit(store, new())
+    assert (await line_of(store, id)).ahead == 2
+    await store.pause(group="g")
+    assert (await line_of(store, id)).ahead == 1
+    await store.pause(type=OTHER)
+    assert (await line_of(store, id)).ahead == 0
+
+
+async def test_the_newest_handler_tells_the_lane(factory: Factory, store: Any, port: Port) -> None:
+    """A type without a handler is a built-in one: those run in threads."""
+    (id,) = await submit(store, new())
+    assert (await line_of(store, id)).lane == "thread"
+    await register(store, handler(WORK, "process"))
+    factory.clock.advance(1)
+    await store.register([WORK], [handler(WORK, "async")._replace(version="2")])
+    assert (await line_of(store, id)).lane == "async"
+
+
+async def test_the_rate_is_that_since_it_waits(factory: Factory, store: Any, port: Port) -> None:
+    """Of its lane alone, from the moment it became ready."""
+    await register(store, handler(WORK, "async"))
+    await submit(store, *(new() for _ in range(20)))
+    await end(port, 10)
+    factory.clock.advance(3600)
+    (id,) = await submit(store, new(priority=0))
+    await end(port, 2, "thread")
+    factory.clock.advance(2)
+    assert (await line_of(store, id)).per_s is None, "nothing of its lane has ended since"
+    await end(port, 6)
+    assert (await line_of(store, id)).per_s == 3.0
+    factory.clock.advance(2)
+    assert await line_of(store, id) == Line("async", 2, ahead_is_more=False, per_s=1.5)
+
+
+async def test_a_new_task_goes_by_what_ended_just_before(factory: Factory, store: Any, port: Port) -> None:
+    """Since the first end of the last seconds: before that there may have been nothing to do. From few ends nothing is
+    concluded, and from old ones neither."""
+    await register(store, handler(WORK, "async"))
+    await submit(store, *(new() for _ in range(20)))
+    await end(port, 2)
+    (id,) = await submit(store, new(priority=0))
+    factory.clock.advance(0.5)
+    assert (await line_of(store, id)).per_s is None
+    await end(port, 2)
+    (id,) = await submit(store, new(priority=0))
+    assert (await line_of(store, id)).per_s == 8.0
+    factory.clock.advance(3600)
+    (id,) = await submit(store, new(priority=0))
+    assert (await line_of(store, id)).per_s is None
+
+
+async def test_other_workers_ends_do_not_count(factory: Factory, store: Any, port: Port) -> None:
+    """A worker that doesn't serve the type doesn't bring its turn nearer."""
+    await register(store, handler(WORK, "async"))
+    async with opened(factory.make()) as other:
+        lanes: Any = {"async": [ELSEWHERE]}
+        stranger = Port(other, **lanes)
+        await stranger.serve()
+        (id,) = await submit(store, new())
+        await submit(store, *(new(type=ELSEWHERE) for _ in range(4)))
+        factory.clock.advance(2)
+        await end(stranger, 4)
+        assert await line_of(store, id) == Line("async", 0, ahead_is_more=False, per_s=None)
+
+
+async def test_many_are_not_counted_to_the_end(store: Any, port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are said to be more."""
+    from mainspring.store.sql import reads
+
+    monkeypatch.setattr(reads, "_AHEAD_LIMIT", 5)
+    ids = await submit(store, *(new() for _ in range(8)))
+    assert (await line_of(store, ids[4]))[1:3] == (4, False)
+    assert (await line_of(store, ids[7]))[1:3] == (5, True)
+
+
+async def test_a_pause_tells_who_asked_for_it(factory: Factory, store: Any, port: Port) -> None:
+    """And since when; asking again changes nothing."""
+    await store.pause(type=WORK)
+    since = datetime.fromtimestamp(store.now_ms() / 1000, UTC)
+    factory.clock.advance(1)
+    async with opened(factory.make()) as other:
+        await other.pause(type=WORK)
+    (id,) = await submit(store, new())
+    standing = await store.standing(id)
+    assert standing.reason == "paused"
+    assert (standing.pause.type, standing.pause.since) == (WORK, since)
+    assert standing.pause.who == f"process {store.env.pid()} on {store.env.host()}"
+
+
+async def test_parents_tell_how_they_stand(store: Any, port: Port) -> None:
+    """Those that have not ended, by their reasons too; and how many there are in all."""
+    runs, waits, over = await submit(store, new(), new(not_before_ms=store.now_ms() + 10_000), new())
+    first, second = await port.room(2)
+    await port.finish(second)
+    store.started(first, store.now_ms())
+    (id,) = await submit(store, new(after=[runs, waits, over]))
+    standing = await store.standing(id)
+    assert [(parent.id, parent.state) for parent in standing.parents] == [(runs, "running"), (waits, "delayed")]
+    assert standing.parents_all == 3
+    assert second.id == over
+
+
+async def test_claimed_tasks_name_their_worker(store: Any, port: Port) -> None:
+    """Who has it, and that it was asked to cancel it."""
+    (id,) = await submit(store, new())
+    await port.take()
+    said = sentence(await store.standing(id, in_line=True), store.now_ms())
+    assert said == f"Worker {store.worker_id} has claimed it and starts it when a slot falls free."
+    assert await store.cancel(id) == "held"
+    said = sentence(await store.standing(id, in_line=True), store.now_ms())
+    assert said == f"Worker {store.worker_id} has claimed it and was asked to cancel it."
