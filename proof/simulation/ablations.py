@@ -28,7 +28,18 @@ from mainspring.execution.threads import ThreadRunner
 from mainspring.processors.batch import Call
 from mainspring.processors.custom import HandlerProcessor
 from mainspring.results.cache import ResultCache
-from mainspring.store.sql import claims, commands, flights, graph, intake, limits, outcomes, reads, store, upkeep
+from mainspring.store.sql import (
+    claims,
+    commands,
+    flights,
+    graph,
+    intake,
+    leaving,
+    limits,
+    outcomes,
+    reads,
+    upkeep,
+)
 from mainspring.store.sql.caretaker import Caretaker
 from mainspring.store.sql.transaction import Transaction
 from mainspring.store.sql.writer import Writer
@@ -154,7 +165,7 @@ SAFEGUARDS: Final = (
         "release on drain",
         "what a stopping process holds is handed back",
         (
-            Edit(store, "hand_back", 'while rows := tx.run("held_by", owner, 500).fetchall():', "while rows := []:"),
+            Edit(leaving, "hand_back", 'while rows := tx.run("held_by", owner, 500).fetchall():', "while rows := []:"),
             Edit(TaskManager, "_release_queued", "self._desks.values()", "()"),
         ),
     ),
@@ -473,6 +484,34 @@ SAFEGUARDS: Final = (
         "size of a call",
         "no call is larger than its handler takes",
         (Edit(Gathering, "form", "self._groups[key], self._size(key)", "self._groups[key], 99"),),
+    ),
+    # Sharing between processes
+    Safeguard(
+        "shares",
+        "who has nothing to do gets half of what waits elsewhere",
+        (Edit(LaneDesk, "share", "waiting[len(waiting) // 2 :]", "[]"),),
+    ),
+    Safeguard(
+        "release of shares",
+        "what is given away is released",
+        (Edit(TaskManager, "asked_to_share", "self._hand_back(desk, desk.share(is_wanted))", "desk.share(is_wanted)"),),
+    ),
+    Safeguard(
+        "what has begun stays",
+        "nothing is given away that has begun",
+        (
+            Edit(
+                TaskManager,
+                "asked_to_share",
+                "desk.share(is_wanted)",
+                "[*desk.share(is_wanted), *(one.claim for one in desk.running.values())]",
+            ),
+        ),
+    ),
+    Safeguard(
+        "step back",
+        "who gave work away does not take it back before the other has come",
+        (Edit(LaneDesk, "share", "self._step_back()", "pass"),),
     ),
     # Submitting
     Safeguard(

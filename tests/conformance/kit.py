@@ -106,6 +106,7 @@ class Port:
         self.order: list[Claimed] = []
         self.missed: list[Finish] = []
         self.asked: list[bytes] = []
+        self.shares: list[Callable[[tuple[str, str, str]], bool]] = []  # what others would run, at each time they asked
         self.ends: list[Ended] = []
         self.overdrawn: list[str] = []  # lanes that were handed more than they had room for
         self.given_up: TaskError | None = None
@@ -134,6 +135,10 @@ class Port:
 
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
         """Nothing waits here: claims are held until the test finishes them."""
+
+    def asked_to_share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> None:
+        self.shares.append(is_wanted)
+        self._news.set()
 
     def ended(self, tasks: list[Ended]) -> None:
         self.ends += tasks

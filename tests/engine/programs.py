@@ -23,15 +23,16 @@ def call(kind: str, /, **arguments: Any) -> Task:
 
 
 class Programs:
-    """Starts `program.py` and sees to it that none is left."""
+    """Starts `program.py`, or another one, and sees to it that none is left."""
 
-    def __init__(self, folder: Path, store: str) -> None:
+    def __init__(self, folder: Path, store: str, program: Path = PROGRAM) -> None:
         self.folder = folder
         self.store = store
+        self.program = program
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, *arguments: object) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(PROGRAM), self.store, str(self.folder), *map(str, arguments)]
+        command = [sys.executable, str(self.program), self.store, str(self.folder), *map(str, arguments)]
         program = subprocess.Popen(command, env={**os.environ, **PATHS})
         self._started.append(program)
         return program

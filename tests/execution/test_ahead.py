@@ -109,6 +109,54 @@ async def test_what_is_too_late_does_not_begin(tmp_path: Path, monkeypatch: pyte
         assert value(await it.run_soon(work("double", n=1), Recorder(), time.monotonic() + 60)) == 2
 
 
+async def test_an_idle_child_takes_half_of_the_longest_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And half of what is left, until nothing waits any more behind the long one."""
+    monkeypatch.setattr(processes, "_LONG_S", 600.0)
+    slow, quick = tmp_path / "slow", tmp_path / "quick"
+    async with runner(slots=2) as it, asyncio.timeout(60):
+        await asyncio.gather(*(call(it, "double", n=n) for n in range(2)))
+        holds = await ahead(it, work("wait_for", path=str(slow)), work("wait_for", path=str(quick)))
+        for _, channel in holds:
+            await channel.started.wait()
+        behind = await ahead(it, *(work("double", n=n) for n in range(8)))
+        (line,) = [desk for desk in it._desks if desk.attempts and desk.attempts[0].channels == (holds[0][1],)]
+        await until(lambda: len(line.attempts) == 1 + 4)
+        lengths: list[int] = []
+        assign = it._assign_all
+
+        def assigned() -> None:
+            assign()
+            lengths.append(len(line.attempts) - 1)
+
+        monkeypatch.setattr(it, "_assign_all", assigned)
+        quick.touch()
+        assert [value(await task) for task, _ in behind] == [2 * n for n in range(8)]
+        assert not holds[0][0].done()
+        assert next(length for length in lengths if length < 4) in (1, 2), lengths
+        slow.touch()
+        assert [value(await task) for task, _ in holds] == ["went", "went"]
+
+
+async def test_what_is_asked_for_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what has not begun those that are named, and never what runs; the others keep their order."""
+    monkeypatch.setattr(processes, "_LONG_S", 600.0)
+    mark = tmp_path / "go"
+    async with runner(slots=1, child_prefetch=3) as it, asyncio.timeout(60):
+        assert value(await call(it, "double", n=1)) == 2
+        jobs = [work("wait_for", path=str(mark)), *(work("double", n=n) for n in range(5))]
+        (long, channel), *behind = await ahead(it, *jobs)
+        await channel.started.wait()
+        assert it.ahead() == jobs[1:], "three in the child, and two that wait for a place"
+        it.give_back([jobs[0], jobs[2], jobs[5]])
+        assert await behind[1][0] is None
+        assert await behind[4][0] is None
+        assert not long.done()
+        mark.touch()
+        assert value(await long) == "went"
+        assert [value(await behind[n][0]) for n in (0, 2, 3)] == [0, 4, 6]
+        assert it.ahead() == []
+
+
 async def test_a_death_is_charged_to_the_one_that_ran() -> None:
     """Who was done before is done; who waited behind did not begin."""
     async with runner(slots=1) as it, asyncio.timeout(60):

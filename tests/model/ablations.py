@@ -12,7 +12,7 @@ from tests.model.machine import StoreMachine, examine
 
 from mainspring.store.base import CANCEL_ASKED, NewTask
 from mainspring.store.sql import commands, graph, intake, outcomes, upkeep
-from mainspring.store.sql import store as rules
+from mainspring.store.sql import leaving as rules
 from mainspring.store.sql.transaction import Memory, Transaction
 from mainspring.store.sql.writer import Writer
 from mainspring.store.sqlite import store

@@ -1,96 +1,57 @@
-"""Asking how tasks ended, and what they have cost."""
+"""A lane without work asks the other processes for some: soon, and ever more rarely while that brings nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
+import asyncio
+from collections.abc import Callable
 
-import msgspec
+from mainspring.store.base import Lane, Store
 
-from mainspring.config import seconds
-from mainspring.errors import StoreUnavailable, TaskError, TaskNotFound, invalid
-from mainspring.processors.calls import id_of
-from mainspring.processors.context import current, waiting_inside
-from mainspring.results.values import Values, completed, is_at_hand
-from mainspring.results.waiters import Waiters, Waiting, within
-from mainspring.store.base import STANDS_FOR, Ended
-from mainspring.store.sql.store import SqlStore
-from mainspring.tasks import LEDGER_KEYS, ErrorInfo, Ledger, LedgerKey, TaskId, TaskResult
-from mainspring.tasks.codec import decode_output
+_SOON_S = 0.02
+"""What a lane claims ahead starts within about this time (`prefetch_s`), so asking for it sooner gains nothing."""
+_MOST_S = 1.0
 
 
 class Asking:
-    """What of a manager concerns tasks that have ended."""
+    """Looks after a lane from the moment that one of its slots has nothing to do until all have something."""
 
-    store: SqlStore
-    values: Values
-    waiters: Waiters
+    def __init__(self, port: Lane, store: Store, has_idle: Callable[[], bool], can_take: Callable[[], bool]) -> None:
+        self._port = port
+        self._store = store
+        self._has_idle = has_idle
+        self._can_take = can_take
+        self._is_alone = False  # as far as is known there is nobody to ask
+        self._seen = 0  # claims that had come when it began to wait
+        self._delay_s = _SOON_S
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def get_task_result(self, task_id: TaskId | str, timeout: float | str | None = None) -> TaskResult:
-        """Wait until the task has ended and return how; a failure is a result, not an exception.
+    def rests(self) -> None:
+        """A slot has nothing to do."""
+        if self._timer is None and not self._is_alone:
+            self._wait(_SOON_S)
 
-        Where the output stands for other tasks, their values are in it, once they have ended too. Where one of those
-        has none, the result of a completed task has that one's error instead of an output.
+    def look_up(self) -> None:
+        """Called now and then: others may have come."""
+        if self._is_alone and self._has_idle() and self._store.ask(self._port):
+            self._is_alone = False
+            self._wait(_SOON_S)
 
-        Raises: TaskNotFound; TaskTimeout: not ended within `timeout` seconds (the task goes on); InvalidInput: inside a
-        handler, whose slot it would hold.
-        """
-        if current.get() is not None:
-            raise waiting_inside()
-        key = id_of(task_id).bytes
-        async with within(timeout, key):
-            ended = await self.waiters.wait(self.waiters.find(key))
-            result = await self.store.result(key)
-            assert result is not None
-            return await self._whole(result, ended) if ended.flags & STANDS_FOR else result
+    def _wait(self, delay_s: float) -> None:
+        self._delay_s = delay_s
+        self._seen = self._port.taken
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._look)
 
-    async def _whole(self, result: TaskResult, ended: Ended) -> TaskResult:
-        """Return the result with the values of those tasks that its output stands for."""
-        try:
-            output = await self.values.output(ended, self._value_of)
-        except (StoreUnavailable, TaskNotFound):
-            raise
-        except TaskError as exc:
-            error = exc.info or ErrorInfo(type=type(exc).__name__, message=str(exc))
-            return msgspec.structs.replace(result, output=None, error=error)
-        return msgspec.structs.replace(result, output=output)
+    def _look(self) -> None:
+        self._timer = None
+        if not self._has_idle():
+            return
+        if self._port.taken != self._seen:  # work comes by itself
+            self._wait(_SOON_S)
+            return
+        self._is_alone = self._can_take() and not self._store.ask(self._port)
+        if not self._is_alone:
+            self._wait(min(2 * self._delay_s, _MOST_S))
 
-    async def value(self, waiting: Waiting, timeout: float | str | None = None) -> Any:
-        """Wait for a task, and for those that its output stands for, and return the plain value, or raise its error."""
-        if timeout is not None:
-            async with within(timeout, waiting.key):
-                return await self.value(waiting)
-        ended = waiting.ended or await self.waiters.wait(waiting)
-        if is_at_hand(ended):
-            return decode_output(ended.output).value  # type: ignore[arg-type]
-        return (await self.values.output(completed(ended), self._value_of)).value
-
-    async def _value_of(self, task_id: TaskId) -> Any:
-        return await self.value(self.waiters.find(task_id.bytes))
-
-    async def ledger(
-        self, by: LedgerKey | Sequence[LedgerKey] = (), *, since: datetime | float | str | None = None
-    ) -> Ledger:
-        """Return what attempts have cost, summed up by type, group and day, whichever of these are named.
-
-        What retention has removed is missing, and `Ledger.pruned` says how much that is. It looks at every attempt, on
-        a connection of its own: about a second for a million.
-
-        Args:
-            since: attempts that ended before are left out; a time with its zone, or for how long back, as "24h".
-
-        Raises: InvalidInput, StoreUnavailable.
-        """
-        keys = (by,) if isinstance(by, str) else tuple(by)
-        for key in keys:
-            if key not in LEDGER_KEYS:
-                raise invalid("by", key, "is nothing to sum up by", f"use {', '.join(LEDGER_KEYS)}")
-        return await self.store.ledger(keys, None if since is None else self._since_ms(since))
-
-    def _since_ms(self, since: datetime | float | str) -> int:
-        if not isinstance(since, datetime):
-            return self.store.now_ms() - int(seconds(since, "since") * 1000)
-        if since.tzinfo is None:
-            raise invalid("since", since, "names no zone", "pass an aware datetime, as datetime.now(UTC)")
-        return int(since.timestamp() * 1000)
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

@@ -6,19 +6,22 @@ import asyncio
 from bisect import insort
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from mainspring.config import TaskManagerConfig, seconds
+from mainspring.dispatch.asking import Asking
 from mainspring.dispatch.desk import Desk, place
 from mainspring.dispatch.gathering import Gathering
 from mainspring.environment import Environment
-from mainspring.execution.base import Runner
+from mainspring.execution.base import AheadRunner, Runner
 from mainspring.processors.base import Lane as LaneName
 from mainspring.store.base import Claimed, Store
 
 _RATE_WINDOW_S = 0.05
 _SLICE_S = 0.005
 _REVOKED_S = 0.01
+_STEP_BACK_S = 0.05
+"""How long nothing is claimed ahead after claims were given away: whoever asked for them is on its way."""
 
 
 class LaneDesk(Desk):
@@ -62,6 +65,9 @@ class LaneDesk(Desk):
         self._at_rest = 0.0  # seconds of this window in which nothing ran
         self._rests_since: float | None = None
         self._now = 0.0  # as of the last end
+        self.given = 0  # claims, to processes that asked for some
+        self._steps_back: asyncio.TimerHandle | None = None
+        self.asking = Asking(self.port, store, self._has_idle, self._can_take)
 
     def open(self) -> None:
         self._open = True
@@ -113,7 +119,7 @@ class LaneDesk(Desk):
     def gave_back(self, claim: Claimed) -> None:
         """The tasks at hand are slower than those before them: claim none ahead until their rate is known."""
         super().gave_back(claim)
-        if self._taking:
+        if self._taking and self._steps_back is None:
             self.port.limit = self.slots
             self._ended = 0
 
@@ -130,8 +136,50 @@ class LaneDesk(Desk):
         passed = self.env.monotonic() - self._window_at
         if passed >= _RATE_WINDOW_S:
             self._pace(passed)
-        startable = max(0, self.slots - len(self.running)) + 2 * (self.port.limit - self.slots)
+        startable = max(0, self.slots - len(self.running)) + 2 * max(0, self.port.limit - self.slots)
         return [self._queue.pop() for _ in range(self.queued - startable)]
+
+    # Between processes
+
+    def share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> list[Claimed]:
+        """Take out half of what waits for a slot here, the last ones in the order, for a process with nothing to do.
+
+        What its runner has taken ahead is taken back first; of that, what is given away is released as it comes back.
+        """
+        if self._has_idle():  # what is here begins at once
+            return []
+        runner = cast(AheadRunner, self.runner()) if self.ahead and self.running else None
+        ahead = [] if runner is None else [work for work in runner.ahead() if isinstance(work, Claimed)]
+        waiting = sorted((claim for claim in (*ahead, *self._queue) if is_wanted(claim.class_key)), key=place)
+        given = waiting[len(waiting) // 2 :]
+        if not given:
+            return []
+        self.given += len(given)
+        self._step_back()
+        if runner is not None:
+            runner.give_back(given)
+        chosen = {id(claim) for claim in given}
+        return self._take_queued(lambda claim: id(claim) in chosen)
+
+    def _step_back(self) -> None:
+        """Take no claim but for a slot that falls free and finds nothing here."""
+        if self._steps_back is not None:
+            self._steps_back.cancel()
+        self.port.limit = min(self.slots, len(self.running) + len(self._waiting))  # other slots are in calls
+        self._steps_back = asyncio.get_running_loop().call_later(_STEP_BACK_S, self._come_forward)
+
+    def _come_forward(self) -> None:
+        self._steps_back = None
+        if self._taking:
+            self.port.limit = max(self.port.limit, self.slots)
+            self.store.demand()
+
+    def _has_idle(self) -> bool:
+        """Whether a slot has nothing to do; those for what runs ahead don't count."""
+        return len(self._idle) > self.slots * self.ahead
+
+    def _can_take(self) -> bool:
+        return self._taking and not self._queue and self.port.room() > 0
 
     @property
     def queued(self) -> int:
@@ -198,6 +246,7 @@ class LaneDesk(Desk):
         """Return what is done when there is a claim."""
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._idle.append(waiting)
+        self.asking.rests()
         if self.gatherings:
             for gathering in self.gatherings:
                 gathering.pace()
@@ -239,7 +288,7 @@ class LaneDesk(Desk):
 
     def _pace(self, passed: float) -> None:
         """Set the limit by the rate of the time in which something ran; it grows by no more than has ended in it."""
-        if self._taking:
+        if self._taking and self._steps_back is None:
             busy = max(passed - self._at_rest, 1e-6)
             ahead = int(self._ended / busy * self._prefetch_s)
             self.port.limit = self.slots + min(ahead, self._ended, self._config.prefetch_max)
@@ -255,6 +304,9 @@ class LaneDesk(Desk):
     async def close(self) -> None:
         self.shut()
         self._open = False
+        self.asking.close()
+        if self._steps_back is not None:
+            self._steps_back.cancel()
         for waiting in self._idle:
             if not waiting.done():
                 waiting.set_result(None)

@@ -13,7 +13,7 @@ from typing import Any, Self
 import msgspec
 
 from mainspring.config import EngineConfig, SchedulerConfig, TaskManagerConfig, seconds
-from mainspring.dispatch.asking import Asking
+from mainspring.dispatch.answers import Answers
 from mainspring.dispatch.course import Course
 from mainspring.dispatch.desk import Desk
 from mainspring.dispatch.gathering import Forming, Gathering
@@ -62,7 +62,7 @@ _FOUND_WHEN_ASKED = ("paused", "limit", "no_worker", "resources")
 _MOST_AT_ONCE = 1_000_000_000
 
 
-class TaskManager(Asking):
+class TaskManager(Answers):
     """Submits tasks, runs them as slots fall free, and knows how they end.
 
     Without a store it makes a private one that goes with it; with a path or an address it opens that one. Use it as the
@@ -262,7 +262,7 @@ class TaskManager(Asking):
             self._release(claims, is_counted=False)
 
     async def _keep_pace(self) -> None:
-        """Look at intervals whether more is claimed than starts soon."""
+        """Look at intervals whether more is claimed than starts soon, and whether there is anybody to ask for work."""
         try:
             while True:
                 await asyncio.sleep(_PACE_S)
@@ -270,6 +270,8 @@ class TaskManager(Asking):
                 for desk in self._desks.values():
                     if desk.queued and not self._draining:
                         self._hand_back(desk, desk.take_surplus())
+                    if isinstance(desk, LaneDesk) and not self._draining:
+                        desk.asking.look_up()
         except asyncio.CancelledError:
             if self._running:
                 self._abandoned()
@@ -291,6 +293,13 @@ class TaskManager(Asking):
         for attempt in self._course.attempts():
             if attempt.started_at is None and is_paused(attempt.claim.class_key):
                 self._course.watch.ask(attempt, "drain")
+
+    def asked_to_share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> None:
+        if self._draining:
+            return
+        for desk in self._desks.values():
+            if isinstance(desk, LaneDesk):  # what gathers for a call stays together
+                self._hand_back(desk, desk.share(is_wanted))
 
     async def _until_quiet(self, limit_s: float) -> None:
         try:
@@ -420,6 +429,7 @@ class TaskManager(Asking):
                 "claimed": sum(
                     one.queued + len(one.parked) + len(one.running) - one.begun for one in (desk, *desk.gatherings)
                 ),
+                "given": desk.given,
             }
             for desk in self._desks.values()
             if isinstance(desk, LaneDesk)

@@ -65,5 +65,11 @@ class AheadRunner(Runner, Protocol):
         that it is unstarted then.
         """
 
+    def ahead(self) -> list[Work]:
+        """Return what it has taken that has no place to run in yet, the first to begin first."""
+
+    def give_back(self, works: Sequence[Work]) -> None:
+        """Give back those of these that have not begun."""
+
 
 __all__ = ["AheadRunner", "BatchReport", "Channel", "Report", "Runner", "StopCause", "Work"]

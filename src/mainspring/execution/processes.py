@@ -12,6 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, cast
 
 import msgspec
@@ -151,6 +152,22 @@ class ProcessRunner:
         finally:
             if attempt.ended.cancelled():
                 self.stop(works[0], hard=True)
+
+    def ahead(self) -> list[Work]:
+        """Return what waits behind another in a child, and what no child is free for."""
+        sent = [attempt for desk in self._desks for attempt in islice(desk.attempts, 1, None) if attempt.soon]
+        return [attempt.works[0] for attempt in (*sent, *self._surplus())]
+
+    def give_back(self, works: Sequence[Work]) -> None:
+        """Give back those of these that no child has begun with; what else is in their lines waits for any child."""
+        wanted = {id(work) for work in works}
+        for desk in self._desks:
+            if any(id(attempt.works[0]) in wanted for attempt in desk.attempts):
+                self._take_back(desk)
+        for attempt in [attempt for attempt in self._waiting if id(attempt.works[0]) in wanted]:
+            self._waiting.remove(attempt)
+            self._settle(attempt, None)
+        self._assign()
 
     def stop(self, work: Work, *, hard: bool) -> bool:
         """Set the handler's `ctx.cancelled`; `hard` kills its child and all that it started."""

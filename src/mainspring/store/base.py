@@ -261,6 +261,9 @@ class WorkerPort(Protocol):
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
         """What may start has changed; tells for a class (namespace, type, group) whether it may not."""
 
+    def asked_to_share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> None:
+        """Another process has nothing to do and runs these classes: release half of your claims that have not begun."""
+
 
 class CrashEvidence(NamedTuple):
     """What is known of a process that died."""
@@ -343,6 +346,13 @@ class Store(Protocol):
 
     def demand(self) -> None:
         """A lane has more room: look for ready tasks."""
+
+    def ask(self, lane: Lane) -> bool:
+        """A lane has had nothing to do for a while: where the store has nothing ready for it, and other processes hold
+        claims of its types that may not have begun, ask those to release half of them (`WorkerPort.asked_to_share`).
+
+        A hint, which may be lost, and which costs a look. Returns whether there are other processes at all.
+        """
 
     def finish(self, finish: Finish) -> None:
         """Record an outcome soon; the result is told by `ended` listeners or by `WorkerPort.lost`."""

@@ -15,6 +15,8 @@ HELLO = b"h"
 """Followed by the name of a process that has come."""
 WELCOME = b"w"
 """To one that has come: from now on it is told; what was before, it looks up."""
+SHARE = b"a"
+"""Followed by who holds what: a process has nothing to do and would run it, and asks for half of what has not begun."""
 GONE = b"g"
 """A process died, perhaps between a commit and telling of it: what it would have told, all look up."""
 

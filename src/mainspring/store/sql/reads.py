@@ -258,6 +258,12 @@ def asked_to_stop(view: View, owner: int) -> list[bytes]:
     return [row[0] for row in view.rows("asked_to_stop", owner)]
 
 
+def claimed_elsewhere(view: View, owner: int) -> list[tuple[int, int, tuple[str, str, str]]]:
+    """Return which other workers hold claims that have not begun, as far as is known, and of which classes."""
+    rows = view.rows("claimed_elsewhere", owner)
+    return [(holder, class_id, (namespace, kind, group)) for holder, class_id, namespace, kind, group in rows]
+
+
 _AHEAD_LIMIT = 10_000
 
 

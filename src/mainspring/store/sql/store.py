@@ -13,7 +13,6 @@ from mainspring.config import StoreConfig
 from mainspring.environment import Environment
 from mainspring.errors import InternalError, InvalidInput, StoreUnavailable, TaskError, invalid
 from mainspring.store.base import (
-    CANCEL_ASKED,
     Accepted,
     Claimed,
     Ended,
@@ -21,16 +20,17 @@ from mainspring.store.base import (
     HandlerRecord,
     HostUsage,
     Kept,
+    Lane,
     Listener,
     NewTask,
     Pledged,
     WorkerPort,
 )
-from mainspring.store.bell import ENDED, GONE, HELLO, LOOK, STOP, WELCOME, Bell, split_ids
-from mainspring.store.sql import commands, ledger, reads, upkeep
+from mainspring.store.bell import ENDED, GONE, HELLO, LOOK, SHARE, STOP, WELCOME, Bell, split_ids
+from mainspring.store.sql import commands, leaving, ledger, reads, sharing, upkeep
 from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.reads import View
-from mainspring.store.sql.transaction import Applier, Memory, Transaction
+from mainspring.store.sql.transaction import Applier, ClassKey, Memory, Transaction
 from mainspring.store.sql.writer import Command, Group, Started, Submission, Writer
 from mainspring.store.standing import Standing
 from mainspring.tasks import GroupLimit, Ledger, LedgerKey, TaskId, TaskInfo, TaskResult, TaskStatus
@@ -179,13 +179,13 @@ class SqlStore(ABC):
             return
         self._closed = True
         try:
-            await self._write_soon(lambda tx: hand_back(tx, tx.memory.owner))
+            await self._write_soon(lambda tx: leaving.hand_back(tx, tx.memory.owner))
             await self._write_soon(self._sign_off)
         except TaskError as exc:  # it counts as dead then: others take back what it held
             logger.warning("worker %s could not sign off: %s", self.worker_id, exc)
 
     def _sign_off(self, tx: Transaction) -> None:
-        sign_off(tx, tx.memory.owner, has_served=self._port is not None)
+        leaving.sign_off(tx, tx.memory.owner, has_served=self._port is not None)
 
     def write_from_thread(self, run: Callable[[Any], T]) -> T:
         """Like `write`, blocking, for threads other than the loop's. Raises InvalidInput on the loop's own."""
@@ -276,6 +276,21 @@ class SqlStore(ABC):
 
     def demand(self) -> None:
         self._writer.kick()
+
+    def ask(self, lane: Lane) -> bool:
+        if self._closed or not self._bell.has_peers:
+            return False
+        if lane.ready:
+            self._writer.kick()
+        elif lane.types:
+            owner = self._memory.owner
+            self.view_soon(lambda view: reads.claimed_elsewhere(view, owner), lambda held: self._ask_for(lane, held))
+        return True
+
+    def _ask_for(self, lane: Lane, held: list[tuple[int, int, ClassKey]]) -> None:
+        message = sharing.request(self._memory, lane, held)
+        if message is not None and not self._closed:
+            self._bell.ring(SHARE, message)
 
     def finish(self, finish: Finish) -> None:
         self._writer.put(finish)
@@ -381,6 +396,9 @@ class SqlStore(ABC):
             self.look()
         elif kind == STOP and self._port is not None:
             self._port.asked_to_stop(split_ids(payload))
+        elif kind == SHARE and self._port is not None:
+            if (is_wanted := sharing.requested(self._memory, payload)) is not None:
+                self._port.asked_to_share(is_wanted)
         elif kind == ENDED and self._listener is not None:
             wants = self._listener.wants
             self._tell_of([id for id in split_ids(payload) if wants(id)])
@@ -465,27 +483,3 @@ class SqlStore(ABC):
                 view, self.blobs, status=status, type=type, namespace=namespace, limit=limit, before=before
             )
         )
-
-
-def hand_back(tx: Transaction, owner: int) -> None:
-    """Give back whatever a process holds."""
-    rows: list[Any]
-    while rows := tx.run("held_by", owner, 500).fetchall():
-        for seq, id, _, _, class_id, _, _, flags in rows:
-            tx.let_go(class_id)
-            if flags & CANCEL_ASKED:
-                commands.cancel_held(tx, seq, class_id, id)
-            else:
-                tx.must_change("give_back", 0, 0, 0, seq)
-                tx.ready.add(class_id)
-
-
-def sign_off(tx: Transaction, owner: int, *, has_served: bool) -> None:
-    """Be gone, with nothing held. A process that only looked or submitted is forgotten: no attempt names it."""
-    tx.run("clear_serves", owner)
-    tx.run("drop_usage", owner)
-    tx.run("drop_offer", owner)
-    if has_served:
-        tx.run("end_worker", tx.now_ms, owner)
-    else:
-        tx.run("forget_worker", owner)

@@ -318,6 +318,12 @@ ORDER BY worker.id;
 SELECT worker.name FROM serves JOIN worker ON worker.id = serves.worker
 WHERE worker.ended_ms IS NULL AND serves.type = ? ORDER BY worker.id;
 
+-- name: claimed_elsewhere
+-- What living workers but this one hold and have not begun with.
+SELECT DISTINCT task.owner, class.id, class.namespace, class.type, class.grp
+FROM worker CROSS JOIN task ON task.owner = worker.id CROSS JOIN class ON class.id = task.class
+WHERE worker.ended_ms IS NULL AND worker.id <> ? AND task.status = 0;
+
 -- name: clear_serves
 DELETE FROM serves WHERE worker = ?;
 

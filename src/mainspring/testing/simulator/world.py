@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from contextvars import Context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import apsw
 
 from mainspring.config import SchedulerConfig
+from mainspring.dispatch import lane
+from mainspring.dispatch.lane import LaneDesk
 from mainspring.engine import Engine
 from mainspring.environment import Environment, Random
 from mainspring.errors import TaskError
@@ -53,6 +56,7 @@ class Node:
         self.is_up = False
         self.is_over = False
         self._care = asyncio.Event()
+        self._given: dict[int, float] = {}  # tasks that it gave to others that had nothing to do: when it last did
 
     def start(self) -> None:
         self.process.spawn(self._run(), "main").add_done_callback(self._ran)
@@ -80,6 +84,7 @@ class Node:
             self.fall()
             return
         self._watch_claims(engine)
+        self._watch_shares(engine)
         self.is_up = True
         world.note(self.name, "is up", worker=engine.manager.store.worker_id)
         world.clocks(self.process)
@@ -97,9 +102,39 @@ class Node:
             lanes = tx.memory.lane_of_type
             if any(claim.flags & CARE and lanes[claim.task_type].name.startswith("async") for claim in claims):
                 self._care.set()
+            self._check_taken_back(tx)
             report(tx, group, next_event_ms)
 
         writer._report = watched
+
+    def _check_taken_back(self, tx: Transaction) -> None:
+        """What it gave away it takes back only for a slot that has nothing else, while whoever asked is on its way."""
+        now = self.world.loop.now
+        config = self.world.shape.config.manager
+        slots = {"async": config.async_slots, "thread": config.thread_slots}
+        for claim in tx.claims:
+            port = tx.memory.lane_of_type.get(claim.task_type)
+            is_fresh = now - self._given.get(claim.seq, -1.0) < lane._STEP_BACK_S
+            if is_fresh and port is not None and port.taken - port.released > slots.get(port.name, 0):
+                self.world.witness.accuse("sharing", str(TaskId(claim.id)), "is taken back by who gave it away")
+
+    def _watch_shares(self, engine: Engine) -> None:
+        for desk in engine.manager._desks.values():
+            if isinstance(desk, LaneDesk):
+                desk.share = partial(self._share, desk, desk.share)  # type: ignore[method-assign]
+
+    def _share(self, desk: LaneDesk, share: Callable[[Any], list[Claimed]], is_wanted: Any) -> list[Claimed]:
+        """Whoever is asked gives half of what waits for a slot, unless a slot waits for it."""
+        waiting = 0 if desk._has_idle() else sum(is_wanted(claim.class_key) for claim in desk._queue)
+        given = share(is_wanted)
+        if waiting:
+            self.world.note(
+                self.name, "shares", lane=desk.lane, waiting=waiting, given=[TaskId(one.id) for one in given]
+            )
+        if len(given) < waiting - waiting // 2:
+            self.world.witness.accuse("sharing", None, "gives too little", waiting=waiting, given=len(given))
+        self._given.update((claim.seq, self.world.loop.now) for claim in given)
+        return given
 
     async def has_care(self) -> None:
         """Wait until it is given a claim that a slot of the loop has to wait for something with, and does."""

@@ -1,0 +1,30 @@
+"""Asking other processes for claims that they can't begin: which, and of whom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from mainspring.store.base import Lane
+from mainspring.store.sql.transaction import ClassKey, Memory
+
+_MOST = 500
+"""Pairs of holder and class in one message."""
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(list[tuple[int, int]])
+
+
+def request(memory: Memory, lane: Lane, held: Sequence[tuple[int, int, ClassKey]]) -> bytes | None:
+    """Return the message that asks for what a lane would run of what others hold; None: there is nothing."""
+    wanted = [
+        (holder, class_id) for holder, class_id, key in held if key[1] in lane.types and not memory.is_paused(key)
+    ]
+    return _encoder.encode(wanted[:_MOST]) if wanted else None
+
+
+def requested(memory: Memory, message: bytes) -> Callable[[ClassKey], bool] | None:
+    """Return what tells the classes that a message asks of this process; None: it asks others."""
+    known = memory.class_keys
+    keys = {known.get(class_id) for holder, class_id in _decoder.decode(message) if holder == memory.owner} - {None}
+    return keys.__contains__ if keys else None
