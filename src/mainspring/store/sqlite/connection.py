@@ -79,6 +79,7 @@ def open_writer(path: Path, config: StoreConfig, *, extra_schema: str = "", vola
         _create(path)
         connection = apsw.Connection(os.fspath(path), statementcachesize=400)
         try:
+            _keep_plans(connection)
             patient = patience(config.lock_timeout_s)
             connection.set_busy_handler(patient)
             connection.pragma("auto_vacuum", INCREMENTAL)  # of a new file: what is freed can be given back in steps
@@ -97,6 +98,11 @@ def open_writer(path: Path, config: StoreConfig, *, extra_schema: str = "", vola
             connection.close()
             raise
         return connection
+
+
+def _keep_plans(connection: apsw.Connection) -> None:
+    """Let the plan of a statement not depend on the values bound to it: else it is prepared anew with each of them."""
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
 
 
 def _log_ahead(connection: apsw.Connection, patient: Callable[[int], bool]) -> str:
@@ -142,6 +148,7 @@ def open_reader(path: Path) -> apsw.Connection:
     """Return a connection that only reads."""
     with our_errors(path):
         connection = apsw.Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY, statementcachesize=200)
+        _keep_plans(connection)
         connection.set_busy_timeout(5_000)
         connection.pragma("cache_size", -16 * 1024)
         return connection
@@ -264,11 +271,10 @@ def _refusals(path: Path) -> Iterator[None]:
 
 def _refuse_foreign(path: Path, peek: apsw.Connection) -> None:
     application, version = peek.pragma("application_id"), peek.pragma("user_version")
-    tables = peek.execute("SELECT count(*) FROM sqlite_schema").get
-    if application != APPLICATION_ID and (application or version or tables):
-        raise StoreForeign(f"{path} is another program's database; it was left as it is: name another file")
     if application == APPLICATION_ID:
         _refuse_newer(path, int(version or 0))
+    elif application or version or peek.execute("SELECT count(*) FROM sqlite_schema").get:
+        raise StoreForeign(f"{path} is another program's database; it was left as it is: name another file")
 
 
 def _refuse_newer(path: Path, version: int) -> None:
