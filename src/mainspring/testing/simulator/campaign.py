@@ -71,7 +71,8 @@ async def _work(spawner: Spawner, chunks: Iterator[list[int]], ran: Callable[[Ra
     while left:
         news: asyncio.Queue[bytes | Exit] = asyncio.Queue()
         child = await spawner.spawn(
-            (sys.executable, "-P", "-c", _PROGRAM, *sys.path),
+            # Without ranges no traceback marks its columns, for which each line would be parsed.
+            (sys.executable, "-P", "-X", "no_debug_ranges", "-c", _PROGRAM, *sys.path),
             on_frame=news.put_nowait,
             on_exit=news.put_nowait,
             keep_output=4_096,
@@ -103,6 +104,7 @@ def serve() -> None:
     """What a child does: run what it is given until its pipe is closed."""
     pipe = BlockingPipe(take_pipe())
     warnings.simplefilter("ignore", RuntimeWarning)  # of coroutines that died before they began
+    gc.disable()  # each run collects its own
     while (frames := pipe.receive()) is not None:
         for frame in frames:
             order = msgspec.msgpack.decode(frame, type=_Order)

@@ -44,7 +44,7 @@ class Witness(Protocol):
     def kill(self, process: Process) -> None: ...
 
 
-@lru_cache(len(CODES))
+@lru_cache(None)
 def handlers(code: str = CODES[0]) -> Mapping[str, Handler]:
     """Return the handlers by name, for any number of engines; those that never change are the same for all codes.
 

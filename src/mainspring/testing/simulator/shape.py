@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from mainspring.config import EngineConfig, StoreConfig, TaskManagerConfig
+from mainspring.config import EngineConfig, ExecutorConfig, StoreConfig, TaskManagerConfig
 from mainspring.environment import Random
 
 FAULTS: Final = ("kill", "untold", "restart", "disk", "outage", "clock", "stall", "swizzle", "bells")
@@ -64,6 +64,9 @@ def draw(rng: Random) -> Shape:
         fault_every_s=rng.choice((0.02, 0.06, 0.2)),
         rolls_out=rng.random() < 0.4,
         config=EngineConfig(
+            executor=ExecutorConfig(
+                child_prefetch=0
+            ),  # no child is ever started: slots for what is sent ahead are in vain
             store=StoreConfig(
                 durability="relaxed",  # what a power cut may take is tested where there is a disk to cut
                 inline_bytes=rng.choice((64 * 1024, 64 * 1024, 64 * 1024, 150)),

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import apsw
-
 from mainspring.config import SchedulerConfig
 from mainspring.dispatch import lane
 from mainspring.dispatch.lane import LaneDesk
@@ -24,6 +22,7 @@ from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
 from mainspring.store.base import Claimed
 from mainspring.store.sql.transaction import Transaction
 from mainspring.store.sql.writer import Group
+from mainspring.store.sqlite.connection import open_reader
 from mainspring.tasks import TaskId
 from mainspring.testing.simulator.disk import Disk
 from mainspring.testing.simulator.handlers import CODES, handlers
@@ -238,8 +237,7 @@ class World:
     # Processes
 
     def begin(self) -> None:
-        path, flags = str(self.path), apsw.SQLITE_OPEN_READONLY
-        self.witness.rows = apsw.Connection(path, flags=flags, statementcachesize=200)
+        self.witness.rows = open_reader(self.path)
         self._start(0)
         for slot in range(1, self.shape.processes):  # with the first, or while it is at work
             self.loop.call_later(
