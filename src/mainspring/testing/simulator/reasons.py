@@ -15,13 +15,14 @@ from mainspring.testing.simulator.witness import Witness
 SIGNS: Final = {
     "running": "It runs:",
     "ended": "It ended as",
-    "parents": "of its",
+    "parents": r"of its [\d,]+ parents",
     "delayed": "It is not to start before",
     "retry": r"^Attempt \d+ failed",
     "claimed": "has claimed it|waits in batch",
     "same_work": "qual work|the same work",
     "paused": "Its kind is paused",
     "no_worker": "No living worker serves",
+    "limit": r"^Group .* is at its limit: \d+/\d+ run;",
     "ready": "It is ready and",
 }
 """By what a sentence is known to name a cause."""
@@ -37,6 +38,12 @@ _PAUSE: Final = """SELECT namespace, type, grp, since_ms FROM pause
     WHERE namespace IN ('', ?) AND type IN ('', ?) AND grp IN ('', ?) ORDER BY since_ms"""
 _SERVES: Final = """SELECT worker.id FROM serves JOIN worker ON worker.id = serves.worker
     WHERE serves.type = ? AND worker.ended_ms IS NULL ORDER BY worker.id"""
+_FULL: Final = """SELECT namespace, concurrency, held FROM (
+        SELECT namespace, concurrency, (SELECT count(*) FROM class JOIN task ON task.class = class.id
+            WHERE class.grp = group_limit.grp AND group_limit.namespace IN ('', class.namespace)
+            AND task.owner IS NOT NULL AND task.flags & 512) AS held
+        FROM group_limit WHERE grp = ?2 AND grp <> '' AND namespace IN ('', ?1))
+    WHERE held >= concurrency"""
 
 
 class Truth(NamedTuple):
@@ -93,6 +100,7 @@ def _truth(rows: apsw.Connection, id: TaskId) -> Truth | None:
         others = tuple(other for (other,) in rows.execute(_PARENTS if cause == "parents" else _LEADER, (seq,)))
     pauses = tuple(rows.execute(_PAUSE, (namespace, kind, group)))
     served = tuple(rows.execute(_SERVES, (kind,)))
+    full = tuple(rows.execute(_FULL, (namespace, group)))
     if cause == "ready":
-        cause = "paused" if pauses else "ready" if served else "no_worker"
-    return Truth(cause, attempt, others, (pauses, served))
+        cause = "paused" if pauses else "no_worker" if not served else "limit" if full else "ready"
+    return Truth(cause, attempt, others, (pauses, served, full))
