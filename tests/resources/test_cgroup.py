@@ -32,7 +32,7 @@ def test_version_2(tmp_path: Path) -> None:
             "user/job/cpu.stat": "usage_usec 2500000\nuser_usec 2000000",
             "user/job/memory.max": 4 * GIB,
             "user/job/memory.current": 3 * GIB,
-            "user/job/memory.stat": f"anon 5\ninactive_file {GIB}",
+            "user/job/memory.stat": f"anon 5\ninactive_file {GIB - 9}\nactive_file 9",
         },
     )
     assert cgroup.cpu() == CpuQuota(1.5, 2.5)
@@ -50,7 +50,7 @@ def test_version_1(tmp_path: Path) -> None:
             "cpu,cpuacct/job/cpuacct.usage": 7_000_000_000,
             "memory/job/memory.limit_in_bytes": 2 * GIB,
             "memory/job/memory.usage_in_bytes": GIB,
-            "memory/job/memory.stat": "inactive_file 1\ntotal_inactive_file 1024",
+            "memory/job/memory.stat": "inactive_file 1\ntotal_inactive_file 1000\ntotal_active_file 24",
         },
     )
     assert cgroup.cpu() == CpuQuota(0.5, 7.0)

@@ -102,6 +102,10 @@ class Desk(ABC):
         """Take no more claims; those that are here go on."""
 
     @abstractmethod
+    def reopen(self) -> None:
+        """Take claims again after `shut`."""
+
+    @abstractmethod
     async def close(self) -> None:
         """End what waits and runs here."""
 

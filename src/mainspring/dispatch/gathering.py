@@ -327,6 +327,10 @@ class Gathering(Desk):
         if self._groups:
             self.closed["drain"] += len(self._groups)
 
+    def reopen(self) -> None:
+        self._taking = True
+        self.pace()
+
     async def close(self) -> None:
         self.shut()
         if self._timer is not None:

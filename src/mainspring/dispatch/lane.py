@@ -301,6 +301,11 @@ class LaneDesk(Desk):
         self._taking = False
         self.port.limit = -1_000_000_000
 
+    def reopen(self) -> None:
+        self._taking = True
+        self._ended = 0
+        self.port.limit = self.slots
+
     async def close(self) -> None:
         self.shut()
         self._open = False

@@ -17,6 +17,7 @@ from mainspring.dispatch.answers import Answers
 from mainspring.dispatch.course import Course
 from mainspring.dispatch.desk import Desk
 from mainspring.dispatch.gathering import Forming, Gathering
+from mainspring.dispatch.highwater import HighWater
 from mainspring.dispatch.intake import Intake, check_name, unordered
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.members import Marks
@@ -110,6 +111,7 @@ class TaskManager(Answers):
         self.reservations = Reservations(
             self.executor, self.store, self.config, limits, self.monitor, env, self._hand_back, self.parts.reach
         )
+        self._high_water = HighWater(self.monitor, self.store, env)
         self.intake.impossible = self.reservations.impossible
         self._course = Course(
             self._desks,
@@ -266,7 +268,9 @@ class TaskManager(Answers):
         try:
             while True:
                 await asyncio.sleep(_PACE_S)
-                self.reservations.look()
+                if await self._high_water.look() and not self._draining:
+                    self._hold() if self._high_water.why is not None else self._go_on()
+                self.reservations.look(self._high_water.why)
                 for desk in self._desks.values():
                     if desk.queued and not self._draining:
                         self._hand_back(desk, desk.take_surplus())
@@ -276,6 +280,20 @@ class TaskManager(Answers):
             if self._running:
                 self._abandoned()
             raise
+
+    def _hold(self) -> None:
+        """Start nothing new: what has not begun is for others."""
+        logger.warning("nothing new starts: %s", self._high_water.why)
+        for desk in self._desks.values():
+            desk.shut()
+            self._hand_back(desk, desk.take(lambda claim: True))
+        self.executor.relieve()
+
+    def _go_on(self) -> None:
+        logger.warning("there is room again: tasks start")
+        for desk in self._desks.values():
+            desk.reopen()
+        self.store.demand()
 
     def _loop_ends(self) -> bool:
         """Whether whoever runs the loop cancels all that is on it: no handler can get at this task by itself."""
@@ -447,7 +465,11 @@ class TaskManager(Answers):
         for claim in claims:
             by_type.setdefault(claim.task_type, []).append(claim)
         for kind, some in by_type.items():
-            (self._gatherings.get(kind) or self._desks[self.executor.lane_of(kind)]).put(some)
+            desk = self._gatherings.get(kind) or self._desks[self.executor.lane_of(kind)]
+            if self._high_water.why is None:
+                desk.put(some)
+            else:  # they were on their way
+                self._hand_back(desk, some)
 
     def lost(self, finishes: list[Finish]) -> None:
         for finish in finishes:

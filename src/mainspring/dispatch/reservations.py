@@ -244,11 +244,11 @@ class Reservations:
 
     # ... and waited for
 
-    def look(self) -> None:
-        """Look at intervals whether strangers have left memory, and tell who waits for what."""
+    def look(self, closed: str | None) -> None:
+        """Look at intervals whether strangers have left memory, and tell who waits for what, or why nothing starts."""
         if self._waiting or self._withheld:
             self._look_at_waiting()
-        self._tell()
+        self._tell(closed)
 
     def _look_at_waiting(self) -> None:
         """Have those come again that fit now, in the one order."""
@@ -312,14 +312,14 @@ class Reservations:
 
     # Telling
 
-    def _tell(self) -> None:
+    def _tell(self, closed: str | None) -> None:
         """Leave word in the store, for `explain` in any process, of who waits and for what."""
-        told = self._state()
+        told = self._state(closed)
         if told != self._told:
             self._told = told
             self._store.offer(told)
 
-    def _state(self) -> bytes:
+    def _state(self, closed: str | None) -> bytes:
         waits = {}
         for waiting in self._waiting.values():
             first = waiting.claims[0]
@@ -328,7 +328,7 @@ class Reservations:
                 waits.update({str(TaskId(claim.id)): why for claim in waiting.claims})
         never = {str(TaskId(id)): why for id, why in self._never.items()} if self._withheld else {}
         withheld = {kind: len(desk.parked) for desk, types in self._withheld.items() for kind in types}
-        state = {"waits": waits, "never": never, "withheld": withheld}
+        state = {"closed": closed, "waits": waits, "never": never, "withheld": withheld}
         return msgspec.json.encode(state) if any(state.values()) else b""
 
 

@@ -20,7 +20,7 @@ class CpuQuota(NamedTuple):
 
 class MemoryLimit(NamedTuple):
     limit_bytes: int
-    used_bytes: int  # of the limited group, without file pages that can be dropped at once
+    used_bytes: int  # of the limited group, without file pages, which can be dropped
 
 
 class Cgroup:
@@ -75,8 +75,9 @@ class Cgroup:
         used = _number(folder / ("memory.current" if self._unified else "memory.usage_in_bytes"))
         if used is None:
             return None
-        droppable = _field(folder / "memory.stat", "inactive_file" if self._unified else "total_inactive_file")
-        return max(0, used - (droppable or 0))
+        prefix = "" if self._unified else "total_"
+        pages = [_field(folder / "memory.stat", f"{prefix}{kind}_file") or 0 for kind in ("inactive", "active")]
+        return max(0, used - sum(pages))
 
     def _groups(self, controller: str) -> Iterator[Path]:
         """Yield this process's group and its ancestors, as far as they can be seen from here."""

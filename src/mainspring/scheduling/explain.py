@@ -91,6 +91,8 @@ def _resources(standing: Standing, _now_ms: int) -> str:
     if all(shortage.how == "never" for shortage in standing.shortages):
         return f"It can't run on any living worker: on {first.worker} it {first.why}{others}; start one that has it."
     first = next(shortage for shortage in standing.shortages if shortage.how != "never")
+    if first.how == "closed":
+        return f"It is ready, and worker {first.worker} starts nothing new: {first.why}{others}."
     if first.how == "waits":
         return f"It waits for resources: it {first.why}, on worker {first.worker}{others}."
     return (

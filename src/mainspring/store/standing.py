@@ -12,9 +12,10 @@ class Shortage(NamedTuple):
     """What keeps a worker from running a task."""
 
     worker: str
-    how: Literal["waits", "never", "withheld"]
-    """It waits there; it can't run there; tasks of its type that go first wait there, and so many are not passed by."""
-    why: str  # completes "it ..."; of withheld how many wait
+    how: Literal["waits", "never", "withheld", "closed"]
+    """It waits there; it can't run there; tasks of its type that go first wait there, and so many are not passed by;
+    nothing at all starts there."""
+    why: str  # completes "it ..."; of withheld how many wait, of closed a sentence
 
 
 class Pause(NamedTuple):

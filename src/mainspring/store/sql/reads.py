@@ -67,6 +67,7 @@ _spec_decoder = msgspec.msgpack.Decoder(Spec)
 class _Offer(msgspec.Struct):
     """See `Store.offer`."""
 
+    closed: str | None = None
     waits: dict[str, str] = {}
     never: dict[str, str] = {}
     withheld: dict[str, int] = {}
@@ -332,6 +333,8 @@ def _shortages(view: View, id: bytes, kind: str, owner: str | None) -> tuple[Sho
 
 
 def _shortage(worker: str, offer: _Offer, task: str, kind: str) -> Shortage | None:
+    if offer.closed is not None:
+        return Shortage(worker, "closed", offer.closed)
     if task in offer.waits:
         return Shortage(worker, "waits", offer.waits[task])
     if task in offer.never:

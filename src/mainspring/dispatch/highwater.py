@@ -1,0 +1,78 @@
+"""The high-water mark: where the machine is full, nothing new starts until there is room again. What runs goes on."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from mainspring.environment import Environment
+from mainspring.errors import StoreUnavailable
+from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
+from mainspring.store.base import Store
+
+logger = logging.getLogger("mainspring.dispatch")
+
+EASE = 0.95
+"""It is over when no more is in use than this share of the mark: else it would come and go with each task."""
+_decoder = msgspec.json.Decoder(ResourceUsage)
+
+
+class HighWater:
+    """Judges memory by all that is in use, and CPU by what the engine's own processes on this host do not use."""
+
+    def __init__(self, monitor: ResourceMonitor, store: Store, env: Environment) -> None:
+        self.why: str | None = None  # nothing new starts: completes "worker ... starts nothing new: "
+        self._monitor = monitor
+        self._store = store
+        self._env = env
+        self._is_blind = False
+
+    async def look(self) -> bool:
+        """Return whether it has come or gone."""
+        before = self.why is not None
+        try:
+            usage = self._monitor.sample()
+        except OSError as exc:  # the folder that it watches is gone, or nothing more can be opened now
+            if not self._is_blind:
+                logger.warning("how full the machine is can't be seen now: %s", exc)
+            self._is_blind = True
+            return False
+        self._is_blind = False
+        self.why = self._memory(usage) or await self._cpu(usage)
+        return before != (self.why is not None)
+
+    def _memory(self, usage: ResourceUsage) -> str | None:
+        mark = usage.max_memory_bytes
+        low = mark * EASE
+        if usage.memory_bytes <= (mark if self.why is None else low):
+            return None
+        return (
+            f"memory in use is {usage.memory_bytes / 1e9:.1f} GB, above max_memory_bytes = {mark / 1e9:.1f} GB; "
+            f"it goes on at {low / 1e9:.1f} GB"
+        )
+
+    async def _cpu(self, usage: ResourceUsage) -> str | None:
+        mark = usage.max_cpu_usage
+        if mark is None or usage.cpu_usage is None:
+            return None
+        limit = mark if self.why is None else mark * EASE
+        others = usage.cpu_usage - (usage.own_cpu_usage or 0.0)
+        if others > limit:
+            others -= await self._own_elsewhere()
+        if others <= limit:
+            return None
+        return (
+            f"others use {others:.0%} of {usage.cpu_limit:g} cores, above max_cpu_usage = {mark:.0%}; it goes on at "
+            f"{mark * EASE:.0%}"
+        )
+
+    async def _own_elsewhere(self) -> float:
+        """Return the share that other workers on this host use: they are no strangers."""
+        try:
+            told = await self._store.usages()
+        except StoreUnavailable:  # nothing can be claimed meanwhile either
+            return 0.0
+        host, worker = self._env.host(), self._store.worker_id
+        beside = [_decoder.decode(one.figures) for one in told if one.host == host and one.worker != worker]
+        return sum(usage.own_cpu_usage or 0.0 for usage in beside)

@@ -1,0 +1,159 @@
+"""Where the machine is full nothing new starts, what runs goes on, and all goes on when there is room again."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+from tests.dispatch.test_reservations import says
+from tests.engine.support import engine_on, shows, until, value
+
+from mainspring import Batch, Engine, SchedulerConfig
+from mainspring.resources import ResourceMonitor, ResourceUsage
+
+pytestmark = pytest.mark.anyio
+GB = 1_000_000_000
+CALM = ResourceUsage(
+    cpu_usage=0.1, own_cpu_usage=0.1, memory_bytes=1 * GB, own_memory_bytes=0, storage_bytes=0, network_bytes=0,
+    cpu_limit=2.0, memory_limit_bytes=10 * GB, storage_limit_bytes=GB, max_cpu_usage=0.8, max_memory_bytes=9 * GB,
+    max_storage_bytes=GB,
+)  # fmt: skip
+
+
+class Gauge(ResourceMonitor):
+    """Shows what a test says."""
+
+    def __init__(self) -> None:
+        self.limits = SchedulerConfig()
+        self.usage = CALM
+
+    def sample(self) -> ResourceUsage:
+        return self.usage
+
+    def show(self, **figures: float) -> None:
+        self.usage = msgspec.structs.replace(CALM, **figures)
+
+
+def watched(path: Path) -> tuple[Engine, Gauge]:
+    engine, gauge = engine_on(path), Gauge()
+    engine.manager._high_water._monitor = engine.manager.reservations._monitor = gauge
+    return engine, gauge
+
+
+async def test_full_memory_holds_back_what_is_new(tmp_path: Path) -> None:
+    """In each lane, and in batches; with the figures in any process; until so much less is in use."""
+    engine, gauge = watched(tmp_path / "work.db")
+    go, started = asyncio.Event(), asyncio.Event()
+    ran: list[str] = []
+
+    @engine.task
+    async def holds() -> str:
+        started.set()
+        await go.wait()
+        return "done"
+
+    @engine.task
+    async def loop() -> None:
+        ran.append("loop")
+
+    @engine.task
+    def thread() -> None:
+        ran.append("thread")
+
+    @engine.task(batch=Batch(max_size=3))
+    async def joint(items: list[int]) -> list[int]:
+        ran.append("joint")
+        return items
+
+    async with engine, engine_on(tmp_path / "work.db", worker=False) as looker:
+        running = await engine.submit(holds)
+        await started.wait()
+        gauge.show(memory_bytes=9 * GB + 1)
+        await until(lambda: engine.manager._high_water.why is not None)
+        waiting = [await engine.submit(loop), await engine.submit(thread), *await engine.map(joint, range(2))]
+        worker = engine.manager.store.worker_id
+        why = "memory in use is 9.0 GB, above max_memory_bytes = 9.0 GB; it goes on at 8.6 GB."
+        for handle in waiting:
+            await says(looker.handle(handle.id), f"It is ready, and worker {worker} starts nothing new: {why}")
+            await shows(handle, reason="resources")
+        go.set()
+        assert await value(running) == "done"
+        gauge.show(memory_bytes=int(8.7 * GB))
+        await says(waiting[0], "memory in use is 8.7 GB")
+        assert ran == []
+        gauge.show(memory_bytes=int(8.5 * GB))
+        await engine.gather(waiting)
+        assert sorted(ran) == ["joint", "loop", "thread"]
+
+
+async def test_what_was_claimed_ahead_is_handed_back(tmp_path: Path) -> None:
+    """It waits in the store, for other workers too, and is charged nothing."""
+    engine, gauge = watched(tmp_path / "work.db")
+    go = asyncio.Event()
+
+    @engine.task(retry=0)
+    async def work(n: int) -> int:
+        await go.wait()
+        return n
+
+    async with engine:
+        desk = engine.manager._desks["async"]
+        handles = await engine.map(work, range(100))
+        await until(lambda: len(desk.running) == 64)
+        for _ in range(12):  # more often than what is handed back by a drain may be
+            gauge.show(memory_bytes=10 * GB)
+            await until(lambda: desk.port.limit < 0)
+            gauge.show()
+            await until(lambda: desk.port.limit > 0)
+        gauge.show(memory_bytes=10 * GB)
+        await until(lambda: desk.port.limit < 0)
+        go.set()
+        await engine.gather(handles[:64])
+        await says(handles[-1], "starts nothing new")
+        assert (await engine.manager.stats())["pending"] == 36
+        gauge.show()
+        assert await engine.gather(handles) == [*range(100)]
+
+
+async def test_strangers_on_the_cpu(tmp_path: Path) -> None:
+    """Load that the engine's own processes make on this host, here or in other workers, holds nothing back."""
+    engine, gauge = watched(tmp_path / "work.db")
+
+    @engine.task
+    async def work() -> str:
+        return "done"
+
+    async with engine:
+        gauge.show(cpu_usage=1.0, own_cpu_usage=0.9)
+        assert await value(await engine.submit(work)) == "done"
+        assert engine.manager._high_water.why is None
+        gauge.show(cpu_usage=1.0, own_cpu_usage=0.1)
+        await until(lambda: engine.manager._high_water.why is not None)
+        handle = await engine.submit(work)
+        await says(handle, "others use 90% of 2 cores, above max_cpu_usage = 80%; it goes on at 76%.")
+        gauge.show(cpu_usage=0.88, own_cpu_usage=0.1)
+        await says(handle, "others use 78% of 2 cores")
+        other, beside = watched(tmp_path / "work.db")
+        other.scheduler._manager.store.tell_usage(lambda: msgspec.json.encode(beside.usage).decode())
+        async with other:
+            other.manager._high_water._monitor = beside
+            beside.show(cpu_usage=0.88, own_cpu_usage=0.5)
+            assert await value(handle) == "done"
+
+
+async def test_a_drain_while_the_machine_is_full(tmp_path: Path) -> None:
+    """Stopping does not wait for room, and nothing begins in it."""
+    engine, gauge = watched(tmp_path / "work.db")
+
+    @engine.task
+    async def work() -> None: ...
+
+    async with engine:
+        gauge.show(memory_bytes=10 * GB)
+        await until(lambda: engine.manager._high_water.why is not None)
+        handle = await engine.submit(work)
+        gauge.show()
+    async with engine_on(tmp_path / "work.db", worker=False) as looker:
+        assert (await looker.handle(handle.id).info()).attempts == ()
