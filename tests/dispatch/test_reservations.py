@@ -17,7 +17,6 @@ from mainspring import (
     EngineConfig,
     InvalidInput,
     Resources,
-    SchedulerConfig,
     TaskHandle,
     TaskStatus,
     TaskTimeout,
@@ -310,15 +309,14 @@ async def test_memory_that_others_use(tmp_path: Path, monkeypatch: pytest.Monkey
 
     class Usage:
         cpu_limit = 8.0
-        memory_limit_bytes = 10_000_000_000
+        max_memory_bytes = 9_000_000_000
         cpu_usage = 0.0
 
         @property
         def memory_bytes(self) -> int:
             return others[0]
 
-    config = EngineConfig(scheduler=SchedulerConfig(max_memory_bytes=9_000_000_000))
-    engine = Engine(tmp_path / "work.db", config)
+    engine = engine_on(tmp_path / "work.db")
     monkeypatch.setattr(engine.manager.reservations, "_monitor", Monitor())
 
     @engine.task(resources=Resources(memory=4_000_000_000))

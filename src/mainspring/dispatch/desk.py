@@ -34,11 +34,6 @@ class Desk(ABC):
         """How many of those that were given to the runner have begun."""
         return sum(attempt.started_at is not None for attempt in self.running.values())
 
-    @property
-    def unbegun(self) -> int:
-        """How many wait here, for a slot or for resources."""
-        return self.queued + len(self.parked)
-
     def waits(self, claim: Claimed) -> None:
         """It can't begin at once: until `begins` it may be taken back."""
         self._waiting[claim.id] = claim

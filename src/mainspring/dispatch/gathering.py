@@ -135,7 +135,7 @@ class Gathering(Desk):
     def put_again(self, claims: list[Claimed]) -> None:
         for claim in claims:  # what they came without is in its place
             if is_suspect(claim):
-                self._add(claim, (claim.id,), 0.0)
+                self._add(claim, (claim.id,), 1.0)
             else:
                 self._gather(claim)
         self._lane.wake_one()

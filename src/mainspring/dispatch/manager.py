@@ -109,7 +109,7 @@ class TaskManager(Answers):
         self._marks = Marks(2 * _MARKS_A_LANE)  # no mark is made of what runs in child processes
         grace_s = seconds(self.config.grace_s, "grace_s")
         self.reservations = Reservations(
-            self.executor, self.store, self.config, limits, self.monitor, env, self._hand_back, self.parts.reach
+            self.executor, self.store, self.config, self.monitor, env, self._hand_back, self.parts.reach
         )
         self._high_water = HighWater(self.monitor, self.store, env)
         self.intake.impossible = self.reservations.impossible

@@ -13,21 +13,19 @@ from typing import NamedTuple
 
 import msgspec
 
-from mainspring.config import SchedulerConfig, TaskManagerConfig
+from mainspring.config import TaskManagerConfig
 from mainspring.dispatch.desk import Desk, place
 from mainspring.dispatch.parts import Reach
 from mainspring.environment import Environment
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import Lane as LaneName
-from mainspring.resources.monitor import ResourceMonitor, machine, resident_bytes
+from mainspring.resources.monitor import ResourceMonitor, ResourceUsage, machine, resident_bytes
 from mainspring.store.base import RESERVES, Claimed, Spec, Store
 from mainspring.tasks import Resources, TaskId
 
 Need = Mapping[str, float]
 """Amounts by kind: `cpu` in cores, `memory` in bytes, `gpu`, users' own names, and a child of the process lane."""
 
-SHARE = 0.95
-"""How full memory may be where nothing else is configured."""
 PATIENCE_S = 5.0
 _CHILD = "children"
 _MOST_PARKED = 16
@@ -73,7 +71,6 @@ class Reservations:
         executor: TaskExecutor,
         store: Store,
         config: TaskManagerConfig,
-        limits: SchedulerConfig,
         monitor: ResourceMonitor,
         env: Environment,
         hand_back: Callable[[Desk, list[Claimed]], None],
@@ -84,7 +81,6 @@ class Reservations:
         self._executor = executor
         self._store = store
         self._config = config
-        self._limits = limits
         self._monitor = monitor
         self._env = env
         self._hand_back = hand_back
@@ -97,6 +93,8 @@ class Reservations:
         self._withheld: dict[Desk, dict[str, float]] = {}  # types, and until when at least
         self._never: dict[bytes, str] = {}  # tasks that can't run here, and why; the newest
         self._at_rest: int | None = None  # resident bytes of this process when nothing was reserved within it
+        self._sampled: ResourceUsage | None = None
+        self._others = 0.0  # bytes, as of that sample
         self._told = b""
 
     def serve(self) -> None:
@@ -194,7 +192,7 @@ class Reservations:
 
     def memory_mark(self) -> int:
         """Return up to where memory may be in use."""
-        return self._limits.max_memory_bytes or int(self._monitor.sample().memory_limit_bytes * SHARE)
+        return self._monitor.sample().max_memory_bytes
 
     def free(self, kind: str) -> float:
         """Return what is left of a kind: of memory no more than what others on this host have left."""
@@ -208,14 +206,18 @@ class Reservations:
 
         A child that rests is no user: the next attempt that needs memory uses it, or has it ended.
         """
-        used = self._monitor.sample().memory_bytes
+        usage = self._monitor.sample()
+        if usage is self._sampled:
+            return self._others
+        self._sampled = usage
         own: float = resident_bytes(self._executor.child_pids(self._held))
         resident = resident_bytes((self._env.pid(),))
         reserved = sum(self._held[id].get("memory", 0.0) for id in self._inside)
         if not self._inside or self._at_rest is None:
             self._at_rest = resident
         own += min(reserved, max(0, resident - self._at_rest))
-        return max(0.0, used - own)
+        self._others = max(0.0, usage.memory_bytes - own)
+        return self._others
 
     def _short(self, need: Need, at: tuple[int, int], id: bytes) -> list[Short]:
         """Return what is missing for a call that stands at this place in the one order."""

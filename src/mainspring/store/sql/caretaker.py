@@ -80,7 +80,7 @@ class Caretaker(ABC):
             await asyncio.sleep(TICK_S)
             self._ticks += 1
             outage: TaskError | None = None
-            for duty in (self._look, self._note_progress, self._tell_usage, self._note_offer, self._lead):
+            for duty in (self._look, self._note_progress, self._note_offer, self._tell_usage, self._lead):
                 try:
                     await duty()
                 except (StoreUnavailable, StoreRefused) as exc:
