@@ -404,3 +404,18 @@ async def test_a_task_is_held_once(factory: Factory, store: Any, port: Port) -> 
         for one in (port, rival):
             await one.run_all()
         assert {(await store.info(id)).status.value for id in sent} == {"completed"}
+
+
+async def test_what_is_ready_by_priority(store: Any, port: Port) -> None:
+    """A look takes of each class those that go first, up to a number; what is held or waits is not ready."""
+    tasks = [new(priority=priority) for priority in (3, 0, 0)]
+    await submit(store, *tasks, new(type=OTHER, priority=2), new(priority=3, after=[tasks[0].id]))
+    whole = await store.queued()
+    assert {priority: n for priority, (n, _) in whole.by_priority.items()} == {3: 1, 0: 2, 2: 1}
+    assert whole.is_whole
+    assert all(since_ms == store.now_ms() for _, since_ms in whole.by_priority.values())
+    some = await store.queued(4)
+    assert {priority: n for priority, (n, _) in some.by_priority.items()} == {3: 1, 0: 1, 2: 1}
+    assert not some.is_whole
+    await port.room(10)
+    assert (await store.queued()).by_priority == {}

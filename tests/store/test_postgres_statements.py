@@ -46,6 +46,7 @@ SORTED = {
     "inbox_of_key": "what has come under one key and is not taken in yet",
     "best_follower": "who waits for one piece of work, when its leader is lost",
     "newest_handler": "the versions of one type",
+    "first_of_class": "as many ready tasks as a look may take, when metrics are asked for",
 }
 """What finds all rows of a key and keeps the first ones, and why they are few."""
 SETTINGS = "; ".join(f"SET {name} = {value}" for name, value in PLANNED_ONCE.items())

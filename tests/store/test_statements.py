@@ -35,8 +35,9 @@ from mainspring.tasks.lifecycle import (
 
 HOT = (
     "insert_task last_seq task_by_id insert_edge find_class task_by_key add_key add_tally unfinished heads "
-    "next_ready_class claim claim_of_class start complete complete_many held end again again_after_crash give_back "
-    "insert_attempt any_waiting waiting_on edge_of wait_on release_children delay_children children_after "
+    "next_ready_class ready_class_after claim claim_of_class start complete complete_many held end again "
+    "again_after_crash give_back insert_attempt any_waiting waiting_on edge_of wait_on release_children delay_children "
+    "children_after "
     "fail_children awaited having_children all_children_of raise_ranks parents_of_all parents_of parent_results "
     "stood_for promote next_due overdue next_deadline heirs_results lacks_parent state_by_id outcome_by_id held_by "
     "put_progress with_live_child stand_for_these prune_tasks prunable prune_attempts prune_edges prune_keys "

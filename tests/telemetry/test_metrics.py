@@ -6,6 +6,8 @@ import asyncio
 import json
 import re
 import sys
+import time
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,26 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.engine import process_work
-from tests.engine.support import engine_on
+from tests.engine.support import LIMIT_S, engine_on, until, value
 
-from mainspring import Batch, Engine, InvalidInput, Permanent, ProcessingFailed
-from mainspring.telemetry.metrics import Metrics, Server
+from mainspring import Batch, Engine, InvalidInput, Permanent, ProcessingFailed, TaskPriority
+from mainspring.store.base import COMPLETED, RELEASED, Claimed, Finish
+from mainspring.telemetry.metrics import Metrics, Server, _queued
 
 pytestmark = pytest.mark.anyio
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
+PART = r"_(bucket|count|sum)$"
+HOLDS = """
+import asyncio, sys
+from mainspring import Engine
+engine = Engine(sys.argv[1])
+@engine.task(name="hold")
+async def hold(): print("holds", flush=True); await asyncio.sleep(3600)
+async def main():
+    async with engine:
+        await (await engine.submit(hold)).result()
+asyncio.run(main())
+"""
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -91,7 +106,87 @@ async def test_what_else_one_expects(engine: Engine) -> None:
     assert one(samples, "mainspring_lane_slots", lane="process") == 1
     assert one(samples, "mainspring_batch_items_total", type="custom:together") == 2
     assert one(samples, "mainspring_cache_results", type="custom:together") == 2
+    assert one(samples, "mainspring_batch_fill_ratio", type="custom:together") > 0
+    looked = {
+        outcome: one(samples, "mainspring_cache_lookups_total", type="custom:together", outcome=outcome)
+        for outcome in ("joined", "miss")
+    }
+    assert looked == {"joined": 1, "miss": 2}
+    assert one(samples, "mainspring_task_queue_wait_seconds_count", priority="high") == 1
+    assert one(samples, "mainspring_task_queue_wait_seconds_bucket", priority="normal", le="+Inf") == 3 + 2 + 1
+    assert one(samples, "mainspring_store_commit_seconds_count") > 3
+    assert one(samples, "mainspring_store_commit_seconds_sum") > 0
+    assert one(samples, "mainspring_models_loaded") == 0
+    assert one(samples, "mainspring_queue_ready", priority="low") == 0
+    assert one(samples, "mainspring_claims_rescued_total") == 0
     assert one(samples, "mainspring_store_up") == 1
+
+
+async def test_kept_results_are_told_from_what_runs(engine: Engine) -> None:
+    """A result that was there already is a hit, at the submit and where parents' results come first."""
+    together = engine.executor.handlers["custom:together"].function
+    before = read((await engine.metrics()).decode())
+    await value(await engine.submit(together, 1))
+    await value(await engine.submit(together, await engine.submit(engine.executor.handlers["custom:work"].function, 1)))
+    samples = read((await engine.metrics()).decode())
+    looked, kind = "mainspring_cache_lookups_total", "custom:together"
+    assert one(samples, looked, type=kind, outcome="hit") == 2
+    assert one(samples, looked, type=kind, outcome="miss") == one(before, looked, type=kind, outcome="miss")
+
+
+async def test_what_waits_by_priority(tmp_path: Path) -> None:
+    """How many, and for how long the oldest; what runs or waits for its parents is not among them."""
+    async with engine_on(tmp_path / "work.db", worker=False) as engine:
+        wait = engine.task(name="wait")(lambda: None)
+        await engine.map(engine.task(name="each")(lambda n: n), range(5), priority="LOW")
+        first = await engine.submit(wait, priority="HIGH")
+        await engine.submit(wait, after=[first], priority="CRITICAL")
+        samples = read((await engine.metrics()).decode())
+        names = ("low", "normal", "high", "critical")
+        assert [one(samples, "mainspring_queue_ready", priority=name) for name in names] == [5, 0, 1, 0]
+        store = engine.manager.store
+        some = await store.queued(4)  # two of each of two classes
+        assert ({priority: n for priority, (n, _) in some.by_priority.items()}, some.is_whole) == ({0: 2, 2: 1}, False)
+        since_ms = some.by_priority[TaskPriority.HIGH][1]
+        assert 0 <= store.now_ms() - since_ms < 1000 * LIMIT_S
+        told = {
+            (sample.name, sample.labels["priority"]): sample.value
+            for family in _queued(some, since_ms + 7_000)
+            for sample in family.samples
+        }
+        assert told["mainspring_queue_oldest_seconds", "high"] == 7
+        assert ("mainspring_queue_ready", "normal") not in told  # there may be some
+
+
+async def test_claims_that_change_hands(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What a dead process held is counted by who takes it back; what came too late by who brings it."""
+    path = tmp_path / "work.db"
+    async with engine_on(path) as engine:
+        engine.task(name="wait")(lambda: None)
+        command = [sys.executable, "-c", HOLDS, str(path)]
+        dead = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        assert dead.stdout is not None
+        await dead.stdout.readline()
+        dead.kill()
+        await dead.wait()
+        counts = engine.manager.store.counts
+        await until(lambda: counts.buried == 1)
+        claim = Claimed(bytes(16), 1, "custom:wait", b"", seq=1, class_key=("default", "custom:wait", ""))
+        engine.manager.lost([Finish(claim, COMPLETED, 0), Finish(claim, RELEASED, 0)])
+        samples = read((await engine.metrics()).decode())
+        assert one(samples, "mainspring_claims_rescued_total") == 1
+        assert one(samples, "mainspring_workers_rescued_total") == 1
+        assert one(samples, "mainspring_claims_lost_total", type="custom:wait") == 1
+
+
+async def test_a_loop_that_is_late(engine: Engine) -> None:
+    """Whatever keeps the loop from turning shows, with how long it did."""
+    lags = engine.manager.counting.lags
+    before = sum(lags.counts)
+    await until(lambda: sum(lags.counts) > before)
+    late = sum(lags.counts[bisect_left(lags.bounds, 0.5) + 1 :])
+    time.sleep(1.5)  # noqa: ASYNC251 - that is it
+    await until(lambda: sum(lags.counts[bisect_left(lags.bounds, 0.5) + 1 :]) > late)
 
 
 async def test_the_endpoint(engine: Engine) -> None:
@@ -149,23 +244,27 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         Metrics(engine_on().manager)
 
 
-def names(expression: str) -> Iterator[tuple[str, set[str]]]:
+def names_in(expression: str) -> Iterator[tuple[str, set[str]]]:
     """Yield each metric of a query with the labels that the query uses of it."""
     grouped = {label.strip() for found in re.findall(r"by \(([^)]*)\)", expression) for label in found.split(",")}
+    grouped -= {"instance"}  # which Prometheus adds
     for name, selected in re.findall(r"\b((?:mainspring|process)_\w+)(?:\{([^}]*)\})?", expression):
         yield name, grouped | set(re.findall(r"(\w+)\s*(?:=|!=)", selected))
 
 
 async def test_every_query_of_the_dashboard_finds_something(engine: Engine) -> None:
-    """Metrics and labels are those of a real scrape."""
+    """Metrics and labels are those of a real scrape, and each metric of ours is somewhere in it."""
+    engine.manager.counting.lost["custom:work"] += 1
     samples = read((await engine.metrics()).decode())
     labels: dict[str, set[str]] = {}
     for name, given in samples:
         labels.setdefault(name, set()).update(label for label, _ in given)
     queries = [target["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel["targets"]]
-    used = [found for query in queries for found in names(query)]
+    used = [found for query in queries for found in names_in(query)]
     assert len(queries) > 10
     assert {name for name, _ in used if name not in labels} == set()
+    shown = {re.sub(PART, "", name) for name, _ in used if name.startswith("mainspring_")}
+    assert {re.sub(PART, "", name) for name in labels if name.startswith("mainspring_")} == shown
     assert [(name, wanted - labels[name]) for name, wanted in used if wanted - labels[name]] == []
 
 

@@ -267,7 +267,7 @@ class TaskManager(Answers):
         """Look at intervals whether more is claimed than starts soon, and whether there is anybody to ask for work."""
         try:
             while True:
-                await asyncio.sleep(_PACE_S)
+                await self.counting.sleep(_PACE_S, self._env)
                 if await self._high_water.look() and not self._draining:
                     self._hold() if self._high_water.why is not None else self._go_on()
                 self.reservations.look(self._high_water.why)
@@ -476,6 +476,7 @@ class TaskManager(Answers):
             claim = finish.claim
             if finish.outcome == RELEASED:  # what was to be handed back is handed back
                 continue
+            self.counting.lost[claim.task_type] += 1
             logger.warning(
                 "task %s attempt %d was not ours any more; its outcome is dropped", TaskId(claim.id), claim.attempt,
                 extra=claim.labels(),

@@ -133,6 +133,12 @@ class ModelManager:
         return [self._describe_any(model_id) for model_id in self.ids()]
 
     @property
+    def loaded_count(self) -> int:
+        """How many are in memory."""
+        with self._lock:
+            return sum(slot.model is not None for slot in self._slots.values())
+
+    @property
     def loaded_bytes(self) -> int:
         """What the loaded models take, as far as it can be told."""
         with self._lock:

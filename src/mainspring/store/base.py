@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 
 from mainspring.errors import TaskError
+from mainspring.store.counting import StoreCounts
 from mainspring.store.ready import Ready
 from mainspring.store.standing import Standing
 from mainspring.tasks import (
@@ -126,6 +127,13 @@ class Kept(NamedTuple):
     entries: int
     bytes: int
     oldest_ms: int  # when the oldest one was computed
+
+
+class Queued(NamedTuple):
+    """Ready tasks by priority: how many, and since when the oldest is ready."""
+
+    by_priority: dict[int, tuple[int, int]]
+    is_whole: bool  # else there are more than were looked at
 
 
 class Accepted(msgspec.Struct, frozen=True, gc=False):
@@ -292,6 +300,7 @@ class Store(Protocol):
     """All methods belong to one event loop."""
 
     worker_id: str
+    counts: StoreCounts
 
     async def open(self) -> None:
         """Open or create, migrate, register this process, and rescue what dead ones held."""
@@ -432,6 +441,9 @@ class Store(Protocol):
 
     async def ledger(self, by: Collection[LedgerKey], since_ms: int | None) -> Ledger:
         """Return what the attempts that ended since then have cost, by these keys."""
+
+    async def queued(self, most: int = 10_000) -> Queued:
+        """Return what is ready; where that is more than so many tasks, of each class those that go first."""
 
     async def result(self, id: bytes) -> TaskResult | None: ...
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mainspring.dispatch.counting import Histogram
 from mainspring.dispatch.manager import TaskManager
 from mainspring.errors import InvalidInput, StoreUnavailable, invalid
-from mainspring.store.base import CANCELLED, COMPLETED, FAILED, OUTCOMES, TIMEOUT, Kept
+from mainspring.store.base import CANCELLED, COMPLETED, FAILED, OUTCOMES, TIMEOUT, Kept, Queued
+from mainspring.store.counting import Histogram
 from mainspring.tasks import TaskPriority
 
 if TYPE_CHECKING:
@@ -31,11 +31,19 @@ class Seen(msgspec.Struct, frozen=True):
 
     stats: Mapping[str, Any]
     kept: tuple[Kept, ...]
+    queued: Queued
+    vectors: int
 
 
 async def look(manager: TaskManager) -> Seen:
     """Raises: StoreUnavailable."""
-    return Seen(await manager.stats(), tuple(await manager.cache.stats()))
+    collections = await asyncio.to_thread(manager.parts.vectors.collections)
+    return Seen(
+        await manager.stats(),
+        tuple(await manager.cache.stats()),
+        await manager.store.queued(),
+        sum(collection.count for collection in collections),
+    )
 
 
 class Metrics:
@@ -124,21 +132,20 @@ class _Collector:
 
 def families(manager: TaskManager, seen: Seen | None) -> Iterator[Metric]:
     """Return what there is to tell; without `seen` what this process alone knows."""
-    from prometheus_client.core import GaugeMetricFamily
-
+    known = {str(kind) for kind in manager.executor.types}
     yield from _attempts(manager)
-    up = GaugeMetricFamily("mainspring_store_up", "Whether the store could be read for this scrape.")
-    up.add_metric([], float(seen is not None))
-    yield up
+    yield from _process(manager, known)
+    yield _gauge("mainspring_store_up", "Whether the store could be read for this scrape.", float(seen is not None))
     if seen is not None:
-        known = {str(kind) for kind in manager.executor.types}
         yield from _tasks(seen.stats, known)
+        yield from _queued(seen.queued, manager.store.now_ms())
+        yield _gauge("mainspring_vector_records", "Records of all collections of vectors.", seen.vectors)
         yield from _lanes(seen.stats)
         yield from _kept(seen.kept, known)
 
 
 def _attempts(manager: TaskManager) -> Iterator[Metric]:
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+    from prometheus_client.core import CounterMetricFamily
 
     counted = list(manager.counting.types.items())
     processed, types, priorities = 0, {}, dict.fromkeys(TaskPriority, 0)
@@ -178,39 +185,120 @@ def _attempts(manager: TaskManager) -> Iterator[Metric]:
         "mainspring_task_cpu_usage", "Cores that an attempt kept busy: CPU time by wall time.",
         {kind: of.cores for kind, of in counted},
     )  # fmt: skip
-    running = GaugeMetricFamily("mainspring_task_running_count", "Attempts that run in this process now.")
-    running.add_metric([], len(manager.running_tasks()))
-    yield running
+    yield _gauge(
+        "mainspring_task_running_count", "Attempts that run in this process now.", len(manager.running_tasks())
+    )
+    yield _histogram(
+        "mainspring_task_queue_wait_seconds",
+        "From the moment that nothing but a slot was missing to the start.",
+        {priority.name.lower(): manager.counting.waits[priority] for priority in TaskPriority},
+        label="priority",
+    )
 
 
-def _histogram(name: str, text: str, series: Mapping[str, Histogram]) -> Metric:
+def _process(manager: TaskManager, known: set[str]) -> Iterator[Metric]:
+    """What keeps a process from its work, and what it shares with others."""
+    from prometheus_client.core import CounterMetricFamily
+
+    counting, counts, models = manager.counting, manager.store.counts, manager.parts.models
+    yield _histogram(
+        "mainspring_loop_lag_seconds",
+        "How late the event loop was: a look each 0.25 s.",
+        {"": counting.lags},
+        label="",
+    )
+    yield _histogram(
+        "mainspring_store_commit_seconds", "Transactions of this process, from begin to durable.", {"": counts.commits},
+        label="",
+    )  # fmt: skip
+    lookups = CounterMetricFamily(
+        "mainspring_cache_lookups", "What came of looking for equal work.", labels=["type", "outcome"]
+    )
+    lost = CounterMetricFamily(
+        "mainspring_claims_lost", "Outcomes that came after others had taken the task.", labels=["type"]
+    )
+    for (kind, outcome), n in _by_known(list(counts.lookups.items()), known).items():
+        lookups.add_metric([kind, outcome], n)
+    for (kind, _), n in _by_known([((kind, ""), n) for kind, n in counting.lost.items()], known).items():
+        lost.add_metric([kind], n)
+    yield lookups
+    yield lost
+    texts = {
+        "mainspring_claims_rescued": (
+            "Claims of dead or silent processes that it took back.",
+            counts.rescued,
+        ),
+        "mainspring_workers_rescued": ("Processes whose claims it has taken back.", counts.buried),
+    }
+    for name, (text, n) in texts.items():
+        counter = CounterMetricFamily(name, text)
+        counter.add_metric([], n)
+        yield counter
+    yield _gauge("mainspring_models_loaded", "Models in the memory of this process.", models.loaded_count)
+    yield _gauge("mainspring_models_loaded_bytes", "What those take, as far as it can be told.", models.loaded_bytes)
+
+
+def _by_known(counted: Iterable[tuple[tuple[str, str], int]], known: set[str]) -> dict[tuple[str, str], int]:
+    """Sum up what types that are not served here have, as `other`."""
+    found: dict[tuple[str, str], int] = {}
+    for (kind, what), n in counted:
+        key = (kind if kind in known else _OTHER, what)
+        found[key] = found.get(key, 0) + n
+    return found
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    gauge = GaugeMetricFamily(name, text)
+    gauge.add_metric([], value)
+    return gauge
+
+
+def _histogram(name: str, text: str, series: Mapping[str, Histogram], *, label: str = "type") -> Metric:
+    """Return a histogram for each value of a label, or without labels one."""
     from prometheus_client.core import HistogramMetricFamily
 
-    family = HistogramMetricFamily(name, text, labels=["type"])
-    for kind, histogram in series.items():
+    family = HistogramMetricFamily(name, text, labels=[label] if label else None)
+    for value, histogram in series.items():
         bounds = [*(f"{bound:g}" for bound in histogram.bounds), "+Inf"]
-        family.add_metric([kind], list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.sum)
+        buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
+        family.add_metric([value] if label else [], buckets, histogram.sum)
     return family
 
 
 def _tasks(stats: Mapping[str, Any], known: set[str]) -> Iterator[Metric]:
     from prometheus_client.core import GaugeMetricFamily
 
-    queue = GaugeMetricFamily("mainspring_task_queue_size", "Tasks in the store that wait, whatever for.")
-    queue.add_metric([], stats["pending"])
-    yield queue
+    yield _gauge("mainspring_task_queue_size", "Tasks in the store that wait, whatever for.", stats["pending"])
     counts = GaugeMetricFamily(
         "mainspring_tasks", "Tasks in the store, by what became of them; ended ones until they are pruned.",
         labels=["type", "status"],
     )  # fmt: skip
-    found: dict[tuple[str, str], int] = {}
-    for kind, by_status in stats["types"].items():
-        for status, n in by_status.items():
-            key = (kind if kind in known else _OTHER, status.lower())
-            found[key] = found.get(key, 0) + n
-    for key, n in found.items():
+    counted = [((kind, status.lower()), n) for kind, of in stats["types"].items() for status, n in of.items()]
+    for key, n in _by_known(counted, known).items():
         counts.add_metric(list(key), n)
     yield counts
+
+
+def _queued(queued: Queued, now_ms: int) -> Iterator[Metric]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    ready = GaugeMetricFamily(
+        "mainspring_queue_ready",
+        "Tasks in the store that only a slot is missing for: of up to 10,000 of those that go first.",
+        labels=["priority"],
+    )
+    oldest = GaugeMetricFamily(
+        "mainspring_queue_oldest_seconds", "For how long the oldest of those has been ready.", labels=["priority"]
+    )
+    for priority in TaskPriority:
+        n, since_ms = queued.by_priority.get(priority, (0, now_ms))
+        if n or queued.is_whole:  # else there may be some behind those that were looked at
+            ready.add_metric([priority.name.lower()], n)
+            oldest.add_metric([priority.name.lower()], max(0, now_ms - since_ms) / 1000)
+    yield ready
+    yield oldest
 
 
 def _lanes(stats: Mapping[str, Any]) -> Iterator[Metric]:
@@ -231,6 +319,13 @@ def _lanes(stats: Mapping[str, Any]) -> Iterator[Metric]:
         for kind, batches in stats["batches"].items():
             counter.add_metric([str(kind)], batches[name])
         yield counter
+    fill = GaugeMetricFamily(
+        "mainspring_batch_fill_ratio", "Share of the largest call that was used so far.", labels=["type"]
+    )
+    for kind, batches in stats["batches"].items():
+        if batches["fill"] is not None:
+            fill.add_metric([str(kind)], batches["fill"])
+    yield fill
     closed = CounterMetricFamily("mainspring_batch_closed", "Why calls began.", labels=["type", "reason"])
     for kind, batches in stats["batches"].items():
         for reason, n in batches["closed"].items():

@@ -647,6 +647,16 @@ FROM tally JOIN class ON class.id = tally.class GROUP BY 1, 2, 3, 4 HAVING sum(t
 -- name: totals
 SELECT status, sum(n)::bigint FROM tally WHERE class = 0 GROUP BY status;
 
+-- name: ready_class_after
+-- The first class after this one that has ready tasks: one step of a skip scan.
+SELECT class FROM task WHERE class > $1 AND reason = 0 ORDER BY class LIMIT 1;
+
+-- name: first_of_class
+-- By priority, those ready tasks of a class that go first.
+SELECT priority, count(*), min(ready_ms)
+FROM (SELECT priority, ready_ms FROM task WHERE class = $1 AND reason = 0 ORDER BY rank, seq LIMIT $2) AS first
+GROUP BY priority;
+
 -- name: held_by_status
 SELECT status, count(*) FROM task WHERE owner IS NOT NULL GROUP BY status;
 

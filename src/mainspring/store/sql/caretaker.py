@@ -160,6 +160,8 @@ class Caretaker(ABC):
             n = await self._store.write(lambda tx: upkeep.rescue(tx, owner, evidence))
             total += n
         await self._store.write(lambda tx: bury(tx, owner))
+        self._store.counts.rescued += total
+        self._store.counts.buried += 1
         self._store.missed()
         logger.warning(
             "worker %s (pid %d) is gone; %d of its claims were taken back", evidence.worker, evidence.pid, total

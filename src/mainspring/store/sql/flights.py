@@ -192,12 +192,15 @@ def join(tx: Transaction, claim: Claimed, keep_ms: int) -> tuple[str, Leader | N
     found = kept(tx, [key]).get(key)
     if found is not None and is_fresh(tx, found, keep_ms):
         use(tx, key, found)
+        tx.look_up(claim.class_key[1], "hit")
         return "over", None, _take_result(tx, claim, found)
     leader = leaders(tx, [key]).get(key)
     if leader is not None and leader.seq != claim.seq:
+        tx.look_up(claim.class_key[1], "joined")
         tx.must_change("follow", claim.seq, claim.attempt, claim.owner)
         tx.run("join_flight", claim.seq, key, 0, keep_ms)
         return "over", leader, []
+    tx.look_up(claim.class_key[1], "miss")
     tx.must_change("add_flags", LEADS, claim.seq)
     if leader is None:
         tx.run("join_flight", claim.seq, key, 1, keep_ms)

@@ -268,10 +268,13 @@ class _Entry:
         if self._entrance is None:
             self._entrance = Entrance(self._tx, self._tasks)
         task.flags &= ~LEADS  # it may have entered in a transaction that came to nothing
+        kind = task.class_key[1]
         if (found := self._entrance.result_for(task)) is not None:
+            self._tx.look_up(kind, "hit")
             self._add_done(task, found, door, rank)
             return
         leader = self._entrance.leader_for(work)
+        self._tx.look_up(kind, "miss" if leader is None else "joined")
         self._flights.append((self._seq, work, int(leader is None), task.keep_ms))
         if leader is None:
             task.flags |= LEADS

@@ -24,11 +24,13 @@ from mainspring.store.base import (
     Listener,
     NewTask,
     Pledged,
+    Queued,
     WorkerPort,
 )
 from mainspring.store.bell import ENDED, GONE, HELLO, LOOK, SHARE, STOP, WELCOME, Bell, split_ids
 from mainspring.store.sql import commands, leaving, ledger, reads, sharing, upkeep
 from mainspring.store.sql.outage import OutageLog
+from mainspring.store.sql.queued import queued
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.transaction import Applier, ClassKey, Memory, Transaction
 from mainspring.store.sql.writer import Command, Group, Started, Submission, Writer
@@ -78,6 +80,7 @@ class SqlStore(ABC):
         self.outage = OutageLog(env)
         self._memory = Memory(config)
         self._memory.queue_size = queue_size
+        self.counts = self._memory.counts
         self._memory.appliers = dict(appliers or {})
         self._revoked = 0  # how often others took claims back, as far as the worker has been told
         self._recounting: asyncio.Future[None] | None = None
@@ -456,6 +459,9 @@ class SqlStore(ABC):
 
     async def ledger(self, by: Collection[LedgerKey], since_ms: int | None) -> Ledger:
         return await self.survey(lambda view: ledger.ledger(view, by, since_ms))
+
+    async def queued(self, most: int = 10_000) -> Queued:
+        return await self.survey(lambda view: queued(view, most))
 
     async def result(self, id: bytes) -> TaskResult | None:
         return await self.view(lambda view: reads.result(view, self.blobs, id))

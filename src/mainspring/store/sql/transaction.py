@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self, TypeAlias
 from mainspring.config import StoreConfig
 from mainspring.errors import InternalError
 from mainspring.store.base import GROUPED, Claimed, Ended, Finish, Lane
+from mainspring.store.counting import StoreCounts
 from mainspring.store.sql.limits import Limits
 
 ClassKey = tuple[str, str, str]
@@ -45,6 +46,7 @@ class Memory:
         self.ageing_ms = int(config.ageing_s * 1000)
         self.fresh_ms = int(min(60.0, config.keep_completed_s, config.keep_failed_s) * 1000)
         """Younger tasks are not pruned, so that a submit need not look for their tombstones."""
+        self.counts = StoreCounts()
         self.owner = 0  # this process's row in `worker`
         self.class_ids: dict[ClassKey, int] = {}
         self.class_keys: dict[int, ClassKey] = {}
@@ -77,6 +79,7 @@ class Transaction(ABC):
         "held",
         "is_loosened",
         "is_travelling",
+        "looked_up",
         "lost",
         "memory",
         "new_classes",
@@ -98,6 +101,7 @@ class Transaction(ABC):
         self.claims: list[Claimed] = []
         self.ended: list[Ended] = []
         self.held: tuple[int, frozenset[tuple[int, int]]] | None = None  # what is ours, after how many revocations
+        self.looked_up: dict[tuple[str, str], int] = {}  # see StoreCounts.lookups
         self.lost: list[Finish] = []
         self.stop_asked: list[bytes] = []
         self.tally: dict[tuple[int, int], int] = {}
@@ -130,6 +134,8 @@ class Transaction(ABC):
         self.claims += part.claims
         self.ended += part.ended
         self.held = part.held or self.held
+        for key, n in part.looked_up.items():
+            self.looked_up[key] = self.looked_up.get(key, 0) + n
         self.lost += part.lost
         self.stop_asked += part.stop_asked
         self.tally = part.tally
@@ -203,6 +209,11 @@ class Transaction(ABC):
         if (changed := self.changed(name, *values)) != n:
             raise InternalError(f"statement {name} changed {changed} rows instead of {n}; please report this")
 
+    def look_up(self, kind: str, found: str) -> None:
+        """Note what came of looking for equal work."""
+        key = (kind, found)
+        self.looked_up[key] = self.looked_up.get(key, 0) + 1
+
     def count(self, class_id: int, status: int, n: int = 1) -> None:
         """Note that n more tasks of a class are in a status; 0 stands for all that have not ended."""
         key = (class_id, status)
@@ -260,6 +271,10 @@ class Transaction(ABC):
     def committed(self) -> None:
         """Take over into memory what the file holds now."""
         memory = self.memory
+        if self.looked_up:
+            lookups = memory.counts.lookups
+            for found, n in self.looked_up.items():
+                lookups[found] = lookups.get(found, 0) + n
         for key, class_id in self.new_classes.items():
             memory.class_ids[key] = class_id
             memory.class_keys[class_id] = key

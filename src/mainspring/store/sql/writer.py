@@ -116,6 +116,7 @@ class Writer(ABC):
         self._outage_log = outage
         self._inbox: deque[Operation] = deque()
         self.signal = env.signal()
+        self._monotonic = env.monotonic
         self._stopping = False
         self._more = False  # the last commit handed over as much as one may, or left ends to go on: there can be more
         self._is_travelling = False
@@ -225,6 +226,7 @@ class Writer(ABC):
         except Exception as exc:  # noqa: BLE001 - whatever keeps the store from opening: callers are told
             self._outage(group, exc)
             return
+        began = self._monotonic()
         try:
             tx = self._transact(group, self._together)
         except CommitFailed as exc:
@@ -241,6 +243,8 @@ class Writer(ABC):
             except Exception as exc:  # noqa: BLE001 - the boundary of the thread: nobody may hang for it
                 self._outage(group, exc)
                 return
+        if group.finishes or group.calls or group.starts or tx.claims:
+            self._memory.counts.commits.observe(self._monotonic() - began)
         self._told(tx, group)
 
     def _told(self, tx: Transaction, group: Group) -> None:
@@ -386,10 +390,8 @@ class Writer(ABC):
         except Exception:  # the boundary: tried again it would fail again, and everything with it
             logger.exception(
                 "the end of task %s attempt %d can't be recorded and is dropped; please report this",
-                TaskId(finish.claim.id),
-                finish.claim.attempt,
-                extra=finish.claim.labels(),
-            )
+                finish.claim.task_id, finish.claim.attempt, extra=finish.claim.labels(),
+            )  # fmt: skip
             self._undo()
             return tx.part()
         return part

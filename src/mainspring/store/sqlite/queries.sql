@@ -529,6 +529,16 @@ SELECT id FROM task WHERE owner = ? AND flags & 1;
 -- name: registered_types
 SELECT type FROM handler UNION SELECT type FROM serves;
 
+-- name: ready_class_after
+-- The first class after this one that has ready tasks: one step of a skip scan.
+SELECT class FROM task WHERE class > ? AND reason = 0 ORDER BY class LIMIT 1;
+
+-- name: first_of_class
+-- By priority, those ready tasks of a class that go first.
+SELECT priority, count(*), min(ready_ms)
+FROM (SELECT priority, ready_ms FROM task WHERE class = ? AND reason = 0 ORDER BY rank, seq LIMIT ?) AS first
+GROUP BY priority;
+
 -- name: held_by_status
 SELECT status, count(*) FROM task WHERE owner IS NOT NULL GROUP BY status;
 
