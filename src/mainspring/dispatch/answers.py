@@ -1,14 +1,18 @@
-"""Asking how tasks ended, and what they have cost."""
+"""What is asked of a manager: how tasks stand, how they ended, and what they have cost."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from mainspring.config import seconds
+from mainspring.dispatch.course import Course
+from mainspring.dispatch.desk import Desk
+from mainspring.dispatch.gathering import Forming, Gathering
+from mainspring.dispatch.lane import LaneDesk
 from mainspring.errors import StoreUnavailable, TaskError, TaskNotFound, invalid
 from mainspring.processors.calls import id_of
 from mainspring.processors.context import current, waiting_inside
@@ -16,16 +20,53 @@ from mainspring.results.values import Values, completed, is_at_hand
 from mainspring.results.waiters import Waiters, Waiting, within
 from mainspring.store.base import STANDS_FOR, Ended
 from mainspring.store.sql.store import SqlStore
-from mainspring.tasks import LEDGER_KEYS, ErrorInfo, Ledger, LedgerKey, TaskId, TaskResult
+from mainspring.tasks import (
+    LEDGER_KEYS,
+    ErrorInfo,
+    Ledger,
+    LedgerKey,
+    RunningTask,
+    TaskId,
+    TaskInfo,
+    TaskPriority,
+    TaskResult,
+    TaskType,
+)
 from mainspring.tasks.codec import decode_output
+
+_FOUND_WHEN_ASKED = ("paused", "limit", "no_worker", "resources")
 
 
 class Answers:
-    """What of a manager concerns tasks that have ended."""
+    """What of a manager only looks."""
 
     store: SqlStore
     values: Values
     waiters: Waiters
+    _course: Course
+    _desks: dict[str, Desk]
+    _gatherings: dict[str, Gathering]
+
+    async def get_task(self, task_id: TaskId | str) -> TaskInfo:
+        """Return all the store knows about a task. Raises TaskNotFound.
+
+        Where a ready task is kept from running its reason says by what: `paused`, `limit` of its group, `no_worker`
+        that serves its type, or `resources` that it lacks. One that this process has claimed and that waits for others
+        to join has `batch`.
+        """
+        key = id_of(task_id).bytes
+        info = await self.store.info(key)
+        if info.reason == "claimed" and self.forming(key) is not None:
+            return msgspec.structs.replace(info, reason="batch")
+        if info.reason not in ("ready", "claimed"):
+            return info
+        reason = (await self.store.standing(key)).reason
+        return msgspec.structs.replace(info, reason=reason) if reason in _FOUND_WHEN_ASKED else info
+
+    def forming(self, key: bytes) -> Forming | None:
+        """Return the batch in this process that a task waits in; None: in none."""
+        found = (gathering.forming(key) for gathering in self._gatherings.values())
+        return next((forming for forming in found if forming is not None), None)
 
     async def get_task_result(self, task_id: TaskId | str, timeout: float | str | None = None) -> TaskResult:
         """Wait until the task has ended and return how; a failure is a result, not an exception.
@@ -68,6 +109,40 @@ class Answers:
 
     async def _value_of(self, task_id: TaskId) -> Any:
         return await self.value(self.waiters.find(task_id.bytes))
+
+    def running_tasks(self) -> list[RunningTask]:
+        """Return what runs in this process now."""
+        return [
+            RunningTask(
+                task_id=TaskId(attempt.claim.id),
+                task_type=TaskType(attempt.claim.task_type),
+                attempt=attempt.claim.attempt,
+                priority=TaskPriority(attempt.claim.priority),
+                start_time=datetime.fromtimestamp(self.store.ms_at(attempt.started_at) / 1000, UTC),
+                worker_id=self.store.worker_id,
+                lane=attempt.desk.lane,
+            )
+            for attempt in self._course.attempts()
+            if attempt.started_at is not None
+        ]
+
+    async def stats(self) -> dict[str, Any]:
+        """Return counts by status, reason, type and lane."""
+        stats = await self.store.stats()
+        stats["lanes"] = {
+            desk.lane: {
+                "slots": desk.slots,
+                "running": sum(one.begun for one in (desk, *desk.gatherings)),
+                "claimed": sum(
+                    one.queued + len(one.parked) + len(one.running) - one.begun for one in (desk, *desk.gatherings)
+                ),
+                "given": desk.given,
+            }
+            for desk in self._desks.values()
+            if isinstance(desk, LaneDesk)
+        }
+        stats["batches"] = {kind: gathering.stats() for kind, gathering in self._gatherings.items()}
+        return stats
 
     async def ledger(
         self, by: LedgerKey | Sequence[LedgerKey] = (), *, since: datetime | float | str | None = None

@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
-
-import msgspec
 
 from mainspring.config import EngineConfig, SchedulerConfig, TaskManagerConfig, seconds
 from mainspring.dispatch.answers import Answers
 from mainspring.dispatch.course import Course
 from mainspring.dispatch.desk import Desk
-from mainspring.dispatch.gathering import Forming, Gathering
+from mainspring.dispatch.gathering import Gathering
 from mainspring.dispatch.highwater import HighWater
 from mainspring.dispatch.intake import Intake, check_name, unordered
 from mainspring.dispatch.lane import LaneDesk
@@ -45,12 +42,8 @@ from mainspring.store.base import (
 )
 from mainspring.tasks import (
     GroupLimit,
-    RunningTask,
     Task,
     TaskId,
-    TaskInfo,
-    TaskPriority,
-    TaskType,
 )
 from mainspring.tasks.lifecycle import CANCELLED as STATUS_CANCELLED
 
@@ -59,7 +52,6 @@ logger = logging.getLogger("mainspring.dispatch")
 _CANCEL_WAIT_S = 2.0
 _MARKS_A_LANE = 20_000  # twice as many as slots: those that were lost keep theirs
 _PACE_S = 0.25
-_FOUND_WHEN_ASKED = ("paused", "limit", "no_worker", "resources")
 _MOST_AT_ONCE = 1_000_000_000
 
 
@@ -346,27 +338,6 @@ class TaskManager(Answers):
         except TaskNotFound as exc:
             raise unordered(ready) or exc from None
 
-    async def get_task(self, task_id: TaskId | str) -> TaskInfo:
-        """Return all the store knows about a task. Raises TaskNotFound.
-
-        Where a ready task is kept from running its reason says by what: `paused`, `limit` of its group, `no_worker`
-        that serves its type, or `resources` that it lacks. One that this process has claimed and that waits for others
-        to join has `batch`.
-        """
-        key = id_of(task_id).bytes
-        info = await self.store.info(key)
-        if info.reason == "claimed" and self.forming(key) is not None:
-            return msgspec.structs.replace(info, reason="batch")
-        if info.reason not in ("ready", "claimed"):
-            return info
-        reason = (await self.store.standing(key)).reason
-        return msgspec.structs.replace(info, reason=reason) if reason in _FOUND_WHEN_ASKED else info
-
-    def forming(self, key: bytes) -> Forming | None:
-        """Return the batch in this process that a task waits in; None: in none."""
-        found = (gathering.forming(key) for gathering in self._gatherings.values())
-        return next((forming for forming in found if forming is not None), None)
-
     async def cancel_task(self, task_id: TaskId | str) -> str:
         """Answer `cancelled`: it never runs (again). `requested`: it runs and is asked to stop; nothing it still
         returns is recorded. `already(STATUS)`: it had ended.
@@ -420,40 +391,6 @@ class TaskManager(Answers):
     async def limits(self) -> list[GroupLimit]:
         """Return the limits that are set, with what they count now, by group."""
         return await self.store.limits()
-
-    def running_tasks(self) -> list[RunningTask]:
-        """Return what runs in this process now."""
-        return [
-            RunningTask(
-                task_id=TaskId(attempt.claim.id),
-                task_type=TaskType(attempt.claim.task_type),
-                attempt=attempt.claim.attempt,
-                priority=TaskPriority(attempt.claim.priority),
-                start_time=datetime.fromtimestamp(self.store.ms_at(attempt.started_at) / 1000, UTC),
-                worker_id=self.store.worker_id,
-                lane=attempt.desk.lane,
-            )
-            for attempt in self._course.attempts()
-            if attempt.started_at is not None
-        ]
-
-    async def stats(self) -> dict[str, Any]:
-        """Return counts by status, reason, type and lane."""
-        stats = await self.store.stats()
-        stats["lanes"] = {
-            desk.lane: {
-                "slots": desk.slots,
-                "running": sum(one.begun for one in (desk, *desk.gatherings)),
-                "claimed": sum(
-                    one.queued + len(one.parked) + len(one.running) - one.begun for one in (desk, *desk.gatherings)
-                ),
-                "given": desk.given,
-            }
-            for desk in self._desks.values()
-            if isinstance(desk, LaneDesk)
-        }
-        stats["batches"] = {kind: gathering.stats() for kind, gathering in self._gatherings.items()}
-        return stats
 
     # The store's news (see WorkerPort)
 
