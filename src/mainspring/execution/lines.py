@@ -13,13 +13,13 @@ import msgspec
 from mainspring.children.child import Child, Exit
 from mainspring.children.tickets import Issuer
 from mainspring.environment import Environment
-from mainspring.errors import TaskCancelled, TaskError, TaskTimeout
+from mainspring.errors import InvalidInput, TaskCancelled, TaskError, TaskTimeout
 from mainspring.execution.base import BatchReport, Channel, Report, Work
 from mainspring.execution.child_frames import Key, Run, RunBatch, ToChild, encode
 from mainspring.execution.encoding import failed
 from mainspring.execution.places import Place
 from mainspring.processors.base import failure
-from mainspring.tasks import ErrorInfo, Failed, Signal, Usage
+from mainspring.tasks import Effect, ErrorInfo, Failed, Signal, Usage, codec
 
 
 class Attempt:
@@ -141,3 +141,17 @@ def refused(exc: TaskError) -> Report:
 def unstarted(message: str) -> Report:
     error = ErrorInfo(type=TaskCancelled.__name__, message=message)
     return msgspec.structs.replace(failed(Failed(error), Usage()), unstarted=True)
+
+
+def with_effects(report: Report, data: bytes) -> Report:
+    """Return a report with what is to be written with it."""
+    try:
+        effects: tuple[Effect, ...] = codec.convert(codec.decode(data), tuple[Effect, ...], "effects")
+    except InvalidInput as exc:  # the handler submitted what is no task
+        return failed(failure(exc), report.usage)
+    return msgspec.structs.replace(report, effects=effects)
+
+
+def blameless(_: BaseException, together: int) -> Report:
+    """Whose fault it was could not be found out: it is charged to nobody."""
+    return unstarted(f"its child process died of one of {together} tasks in a batch")

@@ -41,13 +41,12 @@ from mainspring.execution.child_frames import (
     Stored,
     decode_to_parent,
 )
-from mainspring.execution.encoding import failed
-from mainspring.execution.lines import Attempt, Desk, Died, End, death, refused, unstarted
+from mainspring.execution.lines import Attempt, Desk, Died, End, blameless, death, refused, unstarted, with_effects
 from mainspring.execution.places import Place, place_of
 from mainspring.processors.base import failure
 from mainspring.processors.custom import Handler
 from mainspring.processors.log import logger
-from mainspring.tasks import Effect, ErrorInfo, Started, Task, TaskId, codec
+from mainspring.tasks import ErrorInfo, Started, Task, TaskId, codec
 from mainspring.tracing import Trace, Tracing
 
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from mainspring.execution.child_main import main; main()"
@@ -119,7 +118,7 @@ class ProcessRunner:
     async def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
         """Run attempts in one call in a child. Where that dies, halves go on in others: the guilty one dies alone."""
         members = list(zip(works, channels, strict=True))
-        steps = halving(members, _report_of)
+        steps = halving(members, blameless)
         calls, fits = 0, None
         try:
             some = next(steps)
@@ -440,7 +439,7 @@ class ProcessRunner:
         if isinstance(frame, FinishedBatch):
             self._settle(attempt, BatchReport(list(frame.reports), frame.calls, frame.fits))
         else:
-            self._settle(attempt, frame.report if frame.effects is None else _with_effects(frame.report, frame.effects))
+            self._settle(attempt, frame.report if frame.effects is None else with_effects(frame.report, frame.effects))
         desk.cpu_s = frame.cpu_s
         desk.resident_bytes = frame.resident_bytes or desk.resident_bytes
         desk.attempts.popleft()
@@ -491,16 +490,3 @@ class ProcessRunner:
             self._assign()
         elif not desk.ready and not self._closing:
             self._start_failed(f"{exit} before it was ready", exit.output)
-
-
-def _with_effects(report: Report, data: bytes) -> Report:
-    try:
-        effects: tuple[Effect, ...] = codec.convert(codec.decode(data), tuple[Effect, ...], "effects")
-    except InvalidInput as exc:  # the handler submitted what is no task
-        return failed(failure(exc), report.usage)
-    return msgspec.structs.replace(report, effects=effects)
-
-
-def _report_of(_: BaseException, together: int) -> Report:
-    """Whose fault it was could not be found out: it is charged to nobody."""
-    return unstarted(f"its child process died of one of {together} tasks in a batch")
