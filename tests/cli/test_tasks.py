@@ -268,13 +268,14 @@ def test_a_limit_holds_until_it_is_removed(here: Run) -> None:
     """It is listed with what it counts, `why` knows of it, and mistakes are told."""
     (set_,) = here("limit", "set", "red", "--concurrency", "1", "--json").json["limits"]
     assert (set_["group"], set_["namespace"], set_["concurrency"], set_["held"]) == ("red", None, 1, 0)
-    here("limit", "set", "red", "--namespace", "other", "--concurrency", "2")
+    here("limit", "set", "red", "--namespace", "other", "--concurrency", "2", "--rate", "60/m")
     assert [line.split() for line in here("limit").out.splitlines()[1:]] == [
         ["red", "all", "together", "0/1"],
-        ["red", "other", "0/2"],
+        ["red", "other", "0/2", "60/m", "60"],
     ]
     assert here("wait", submitted(here, "custom:resize", '{"width": 1}', "--group", "red")).code == 0
     assert here("limit", "set", "red", "--concurrency", "0").code == 2
+    assert here("limit", "set", "red", "--rate", "often").code == 2
     assert here("limit", "remove", "blue").code == 3
     assert here("limit", "remove", "red", "--namespace", "other").code == 0
     assert here("limit", "remove", "red").out == "no group is limited\n"

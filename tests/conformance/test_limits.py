@@ -28,6 +28,7 @@ from tests.conformance.kit import (
 
 from mainspring.store.base import COMPLETED, FAILED, RELEASED, RETRY, Claimed
 from mainspring.store.sql import claims
+from mainspring.tasks import Rate
 
 pytestmark = pytest.mark.anyio
 
@@ -310,6 +311,101 @@ async def test_limits_hold_and_nothing_waits_for_free_places(tmp_path: Path, kin
                 world.check()
     finally:
         factory.drop()
+
+
+# Rates
+
+
+async def test_a_rate_lets_a_spurt_through_and_then_one_by_one(factory: Factory, store: Any, port: Port) -> None:
+    """As many as it says at once, then evenly; others are not held up."""
+    await store.limit("a", rate=Rate(3, 60_000))
+    port.lanes["async"].limit = 100
+    sent = await submit(store, *(new(group="a") for _ in range(6)), new())
+    await port.settle()
+    assert ids(port.order) == [*sent[:3], sent[6]]
+    assert await why(store, sent[3]) == "limit"
+    assert store._timer_ms == store.now_ms() + 20_000  # it wakes up by itself, and not before
+    for claim in list(port.held.values()):  # that they end brings none of them nearer
+        port.end(claim)
+    await port.settle()
+    for passed, begun in ((19.9, 4), (0.2, 5), (10, 5), (10, 6), (20, 7)):
+        factory.clock.advance(passed)
+        store.demand()
+        await port.settle()
+        assert len(port.order) == begun
+    (limit,) = await store.limits()
+    assert (limit.rate, limit.left) == ("3/m", 0)
+    assert 19 < limit.next_in <= 20
+    factory.clock.advance(60)
+    assert (await store.limits())[0].left == 3
+
+
+async def test_a_rate_counts_claims_from_the_queue(factory: Factory, store: Any, port: Port) -> None:
+    """The same where tasks waited for a slot, alone in their lane or beside others."""
+    await store.limit("a", rate=Rate(3, 60_000))
+    sent = await submit(store, *(new(group="a") for _ in range(6)))
+    assert ids(await port.room(10)) == sent[:3]
+    others = await submit(store, *(new() for _ in range(2)))
+    factory.clock.advance(41)
+    await port.room(0)
+    assert ids(port.order[3:]) == [*others, *sent[3:5]]
+
+
+@pytest.mark.parametrize("how", ["released", "withdrawn", "retry"])
+async def test_what_never_began_does_not_count(factory: Factory, store: Any, port: Port, how: str) -> None:
+    """A claim that is handed back or cancelled before its start gives the rate back what it took; a try that failed
+    does not."""
+    await store.limit("a", rate=Rate(2, 60_000))
+    sent = await submit(store, *(new(group="a") for _ in range(3)))
+    await port.room(2)
+    first = port.order[0]
+    if how == "released":
+        await port.finish(first, RELEASED, is_counted=False)
+    elif how == "withdrawn":
+        assert await store.withdraw(first)
+    else:
+        await port.finish(first, RETRY, error=error(), delay_ms=60_000, started_ms=store.now_ms())
+    assert (await store.limits())[0].left == (0 if how == "retry" else 1)
+    expected = {"released": [sent[0]], "withdrawn": [sent[2]], "retry": []}[how]
+    assert ids(await port.room(2)) == expected
+
+
+async def test_processes_share_a_rate_and_keep_it(factory: Factory) -> None:
+    """What one has begun counts for the other, and for those that open the store later; setting the same limit again
+    gives nothing back."""
+    async with opened(factory.make()) as one, opened(factory.make()) as two:
+        ports = [Port(one, 0), Port(two, 0)]
+        for port in ports:
+            await port.serve()
+        await one.limit("a", rate=Rate(3, 60_000), concurrency=5)
+        sent = await submit(two, *(new(group="a") for _ in range(7)))
+        assert ids(await ports[0].room(2)) == sent[:2]
+        assert ids(await ports[1].room(5)) == sent[2:3]
+        await two.limit("a", rate=Rate(3, 60_000), concurrency=5)
+        assert await ports[1].room(0) == []
+    async with opened(factory.make()) as three:
+        port = Port(three, 0)
+        await port.serve()
+        assert len(await port.room(9)) == 3  # those that were handed back before they began
+        assert factory.contents().violations == []
+
+
+async def test_a_jump_of_the_clock_parks_no_rate(factory: Factory) -> None:
+    """What was begun while the wall clock was a day ahead holds nobody up for longer than the rate's own time."""
+    factory.clock.jump(86_400)
+    async with opened(factory.make()) as store:
+        await store.limit("a", rate=Rate(1, 60_000))
+        port = Port(store, 0)
+        await port.serve()
+        await submit(store, *(new(group="a") for _ in range(3)))
+        await port.finish(await port.take(), started_ms=store.now_ms())
+    factory.clock.jump(-86_400)
+    async with opened(factory.make()) as store:
+        port = Port(store, 0)
+        await port.serve()
+        assert await port.room(1) == []
+        factory.clock.advance(61)
+        assert len(await port.room(0)) == 1
 
 
 async def test_limited_groups_keep_the_order(factory: Factory, store: Any, port: Port) -> None:

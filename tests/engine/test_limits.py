@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,43 @@ async def test_another_process_knows_the_limit(tmp_path: Path) -> None:
         await asyncio.gather(*(value(handle) for handle in handles))
 
 
+async def test_a_rate_is_kept_without_polling() -> None:
+    """Who waits for a rate begins when it lets the next one, although nobody looks: the safety look is off."""
+    async with engine_on(processing_interval=3600.0) as engine:
+        began: list[float] = []
+
+        @engine.task
+        async def call(n: int) -> int:
+            began.append(time.monotonic())
+            return n
+
+        await engine.limit("api", rate="2/400ms")
+        handles = await engine.map(call, range(6), group="api")
+        assert await engine.gather(handles) == list(range(6))
+        assert began[-1] - began[0] > 0.75
+
+
+async def test_explain_says_when_a_rate_lets_the_next_one() -> None:
+    """With the rate in words and the seconds."""
+    async with engine_on() as engine:
+
+        @engine.task
+        async def call(n: int) -> int:
+            return n
+
+        await engine.limit("tenant-a", rate="60/m")
+        handles = await engine.map(call, range(70), group="tenant-a")
+        await value(handles[59])
+        said = await handles[-1].explain()
+        found = re.fullmatch(
+            r"Group tenant-a: 60 tasks a minute are used up; the next starts in (\d+\.\d) s; "
+            r"\d tasks of its kind go first\.",
+            said,
+        )
+        assert found is not None, said
+        assert float(found[1]) <= 1.0
+
+
 def test_the_blocking_face_has_them(tmp_path: Path) -> None:
     """Scripts set and list limits too."""
     engine = engine_on(tmp_path / "work.db")
@@ -82,8 +121,8 @@ def test_the_blocking_face_has_them(tmp_path: Path) -> None:
         return n
 
     with engine.sync as sync:
-        sync.limit("a", concurrency=2, namespace="x")
-        assert sync.limits() == [GroupLimit(group="a", namespace="x", concurrency=2, held=0)]
+        sync.limit("a", concurrency=2, rate="3/h", namespace="x")
+        assert sync.limits() == [GroupLimit(group="a", namespace="x", concurrency=2, held=0, rate="3/h", left=3)]
         assert sync.submit(call, 1, group="a", namespace="x").result(LIMIT_S) == 1
         sync.limit("a", namespace="x")
         assert sync.limits() == []
@@ -100,6 +139,8 @@ def test_the_blocking_face_has_them(tmp_path: Path) -> None:
         ("concurrency", {"group": "a", "concurrency": 1.5}),
         ("concurrency", {"group": "a", "concurrency": True}),
         ("concurrency", {"group": "a", "concurrency": 10**12}),
+        ("rate", {"group": "a", "rate": "60"}),
+        ("rate", {"group": "a", "rate": 60}),
     ],
 )
 async def test_what_is_no_limit(field: str, arguments: dict[str, object]) -> None:

@@ -41,17 +41,22 @@ def set_limit(
     concurrency: Annotated[
         int | None, typer.Option(metavar="N", help="How many may be claimed or run at once; default: any number.")
     ] = None,
+    rate: Annotated[
+        str | None, typer.Option(metavar="N/TIME", help='How many may begin in a time, as "60/m" or "5/30s".')
+    ] = None,
     namespace: _Namespace = None,
     store: StorePath = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
     """Set the limits of a group: those that are not given are taken off. Running tasks go on."""
-    run(_set(group, concurrency, namespace, store, Screen(as_json)))
+    run(_set(group, concurrency, rate, namespace, store, Screen(as_json)))
 
 
-async def _set(group: str, concurrency: int | None, namespace: str | None, store: str, screen: Screen) -> None:
+async def _set(
+    group: str, concurrency: int | None, rate: str | None, namespace: str | None, store: str, screen: Screen
+) -> None:
     async with opened(store) as engine:
-        await engine.limit(group, namespace=namespace, concurrency=concurrency)
+        await engine.limit(group, namespace=namespace, concurrency=concurrency, rate=rate)
         await _show(engine, screen)
 
 
@@ -79,10 +84,13 @@ async def _show(engine: Engine, screen: Screen) -> None:
     if screen.as_json:
         screen.document({"limits": found})
     elif found:
-        screen.draw(table(("group", "namespace", "running"), [_row(one) for one in found], right=("running",)))
+        right = ("running", "rate", "may begin now")
+        screen.draw(table(("group", "namespace", *right), [_row(one) for one in found], right=right))
     else:
         screen.text("no group is limited")
 
 
-def _row(one: GroupLimit) -> tuple[str, str, str]:
-    return one.group, one.namespace or "all together", f"{one.held:,}/{one.concurrency:,}"
+def _row(one: GroupLimit) -> tuple[str, ...]:
+    running = f"{one.held:,}" if one.concurrency is None else f"{one.held:,}/{one.concurrency:,}"
+    left = "" if one.left is None else f"{one.left:,}"
+    return one.group, one.namespace or "all together", running, one.rate or "", left

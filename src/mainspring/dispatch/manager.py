@@ -42,6 +42,7 @@ from mainspring.store.base import (
 )
 from mainspring.tasks import (
     GroupLimit,
+    Rate,
     Task,
     TaskId,
 )
@@ -370,13 +371,21 @@ class TaskManager(Answers):
         """Take back a pause with the same arguments; returns whether there was one."""
         return bool(await self.store.resume(namespace=namespace, type=type, group=group))
 
-    async def limit(self, group: str, *, namespace: str | None = None, concurrency: int | None = None) -> None:
+    async def limit(
+        self,
+        group: str,
+        *,
+        namespace: str | None = None,
+        concurrency: int | None = None,
+        rate: str | None = None,
+    ) -> None:
         """Set what the tasks of a group may do, in all processes together; what is not given is not limited.
 
         Args:
             group: as tasks name it.
             namespace: only its tasks there count, and are limited; None: those in all namespaces together.
             concurrency: how many may be claimed or run at once. Those that do already go on.
+            rate: how many may begin in a time, as "60/m", "10/s", "5/30s": so many at once, then one after the other.
 
         Raises: InvalidInput.
         """
@@ -386,7 +395,8 @@ class TaskManager(Answers):
         if concurrency is not None and (type(concurrency) is not int or not 0 < concurrency <= _MOST_AT_ONCE):
             remedy = "use 1 or more, None for no limit, or pause the group"
             raise invalid("concurrency", concurrency, "is no number of tasks", remedy)
-        await self.store.limit(group, namespace=namespace or "", concurrency=concurrency)
+        parsed = None if rate is None else Rate.parse(rate, "rate")
+        await self.store.limit(group, namespace=namespace or "", concurrency=concurrency, rate=parsed)
 
     async def limits(self) -> list[GroupLimit]:
         """Return the limits that are set, with what they count now, by group."""

@@ -278,10 +278,17 @@ class Engine(Operations):
 
     # Limits
 
-    async def limit(self, group: str, *, namespace: str | None = None, concurrency: int | None = None) -> None:
-        """Set how many tasks of a group may run at once, in all processes on this store together.
+    async def limit(
+        self,
+        group: str,
+        *,
+        namespace: str | None = None,
+        concurrency: int | None = None,
+        rate: str | None = None,
+    ) -> None:
+        """Set what the tasks of a group may do, at once and in a time, in all processes on this store together.
 
-        The call says all: what is not given is not limited, so `engine.limit("tenant-a")` takes the limit off. It is
+        The call says all: what is not given is not limited, so `engine.limit("tenant-a")` takes all limits off. It is
         stored, holds from the next claim on, and lets what runs already go on.
 
         Args:
@@ -289,10 +296,12 @@ class Engine(Operations):
             namespace: only its tasks there count, and are limited; None: those in all namespaces together. Where both
                 are set both hold.
             concurrency: how many may be claimed or run at once.
+            rate: how many attempts may begin in a time, as "60/m", "10/s", "5000/h" or "5/30s": so many at once after
+                a rest, then one after the other, evenly. What is handed back before it began does not count.
 
         Raises: InvalidInput, StoreUnavailable.
         """
-        await self.manager.limit(group, namespace=namespace, concurrency=concurrency)
+        await self.manager.limit(group, namespace=namespace, concurrency=concurrency, rate=rate)
 
     async def limits(self) -> list[GroupLimit]:
         """Return the limits that are set, with what they count now, by group."""

@@ -158,9 +158,16 @@ class SyncEngine:
         """See `TaskManager.resume`."""
         return self.run(self._engine.manager.resume(type=type, namespace=namespace, group=group))
 
-    def limit(self, group: str, *, namespace: str | None = None, concurrency: int | None = None) -> None:
+    def limit(
+        self,
+        group: str,
+        *,
+        namespace: str | None = None,
+        concurrency: int | None = None,
+        rate: str | None = None,
+    ) -> None:
         """See `Engine.limit`."""
-        self.run(self._engine.limit(group, namespace=namespace, concurrency=concurrency))
+        self.run(self._engine.limit(group, namespace=namespace, concurrency=concurrency, rate=rate))
 
     def limits(self) -> list[GroupLimit]:
         """See `Engine.limits`."""

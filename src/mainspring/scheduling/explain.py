@@ -105,11 +105,13 @@ def _limit(standing: Standing, _now_ms: int) -> str:
     limit = standing.limit
     assert limit is not None
     where = "" if limit.namespace is None else f" in namespace {limit.namespace}"
-    ahead = f"{standing.ahead:,}{'+' if standing.ahead_is_more else ''}"
-    return (
-        f"Group {limit.group}{where} is at its limit: {limit.held}/{limit.concurrency} run; {ahead} tasks of its kind "
-        "go first, and it starts when one of the group ends."
-    )
+    ahead = f"{standing.ahead:,}{'+' if standing.ahead_is_more else ''} tasks of its kind go first"
+    if limit.next_in is not None:
+        n, _, time = str(limit.rate).partition("/")
+        used_up = f"{int(n):,} tasks {_TIMES.get(time, f'in {time}')} are used up"
+        return f"Group {limit.group}{where}: {used_up}; the next starts in {limit.next_in:,.1f} s; {ahead}."
+    run = f"{limit.held}/{limit.concurrency} run"
+    return f"Group {limit.group}{where} is at its limit: {run}; {ahead}, and it starts when one of the group ends."
 
 
 def _paused(standing: Standing, _now_ms: int) -> str:
@@ -165,6 +167,7 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+_TIMES: Final = {"s": "a second", "m": "a minute", "h": "an hour", "d": "a day"}
 _PENDING: Final[dict[Reason, Callable[[Standing, int], str]]] = {
     "parents": _parents,
     "delayed": _delayed,

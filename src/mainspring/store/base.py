@@ -25,6 +25,7 @@ from mainspring.tasks import (
     Ledger,
     LedgerKey,
     OnDependencyFailure,
+    Rate,
     Resources,
     TaskId,
     TaskInfo,
@@ -419,8 +420,10 @@ class Store(Protocol):
 
     async def resume(self, *, namespace: str = "", type: str = "", group: str = "") -> int: ...
 
-    async def limit(self, group: str, *, namespace: str = "", concurrency: int | None = None) -> None:
-        """Set what a group may do at once, in a namespace or ('') in all of them together; None takes a limit off.
+    async def limit(
+        self, group: str, *, namespace: str = "", concurrency: int | None = None, rate: Rate | None = None
+    ) -> None:
+        """Set what a group may do, in a namespace or ('') in all of them together; None takes a limit off.
 
         What is held already stays so.
         """

@@ -18,7 +18,7 @@ from mainspring.tasks.effects import (
 )
 from mainspring.tasks.identity import BUILT_IN_TYPES, Reason, TaskId, TaskPriority, TaskStatus, TaskType
 from mainspring.tasks.ledger import LEDGER_KEYS, Figures, Ledger, LedgerKey, LedgerRow
-from mainspring.tasks.limits import GroupLimit
+from mainspring.tasks.limits import GroupLimit, Rate
 from mainspring.tasks.payloads import (
     Binary,
     BinaryOutput,
@@ -83,6 +83,7 @@ __all__ = [
     "Outcome",
     "OutputChunk",
     "Progress",
+    "Rate",
     "Reason",
     "Ref",
     "Report",

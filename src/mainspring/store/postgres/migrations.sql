@@ -44,11 +44,15 @@ UPDATE task SET flags = flags | 512 WHERE class IN (SELECT id FROM class WHERE g
 CREATE TABLE group_limit (
     id          integer PRIMARY KEY,
     concurrency integer CHECK (concurrency > 0),
+    rate        integer CHECK (rate > 0),
+    rate_ms     bigint,
+    full_us     bigint  NOT NULL DEFAULT 0,
     held_then   integer NOT NULL,
     changed     bigint  NOT NULL UNIQUE,
     namespace   text    NOT NULL,
     grp         text    NOT NULL,
-    UNIQUE (grp, namespace)
-);
+    UNIQUE (grp, namespace),
+    CHECK ((rate IS NULL) = (rate_ms IS NULL))
+) WITH (fillfactor = 50);
 CREATE INDEX attempt_ended ON attempt (ended_ms);
 ALTER TABLE pause ADD COLUMN who text NOT NULL DEFAULT '';

@@ -824,16 +824,25 @@ SELECT count(*) FROM task WHERE owner IS NOT NULL AND flags & 512 <> 0
     AND class = ANY (ARRAY(SELECT id FROM class WHERE grp = $1 AND ($2::text = '' OR namespace = $2)));
 
 -- name: put_limit
-INSERT INTO group_limit (id, namespace, grp, concurrency, held_then, changed)
-SELECT coalesce(max(id), 0) + 1, $1, $2, $3, $4, coalesce(max(changed), 0) + 1 FROM group_limit
-ON CONFLICT (grp, namespace) DO UPDATE SET concurrency = excluded.concurrency, held_then = excluded.held_then,
-    changed = excluded.changed;
+-- What was begun so far counts on under the new limit.
+INSERT INTO group_limit (id, namespace, grp, concurrency, rate, rate_ms, held_then, changed)
+SELECT coalesce(max(id), 0) + 1, $1, $2, $3::integer, $4::integer, $5::bigint, $6::integer, coalesce(max(changed), 0) + 1 FROM group_limit
+ON CONFLICT (grp, namespace) DO UPDATE SET concurrency = excluded.concurrency, rate = excluded.rate,
+    rate_ms = excluded.rate_ms, held_then = excluded.held_then, changed = excluded.changed;
 
 -- name: limits_after
-SELECT changed, id, namespace, grp, concurrency FROM group_limit WHERE changed > $1 ORDER BY changed;
+SELECT changed, id, namespace, grp, concurrency, rate, rate_ms FROM group_limit WHERE changed > $1 ORDER BY changed;
+
+-- name: rate_used
+SELECT full_us FROM group_limit WHERE id = $1;
+
+-- name: use_rate
+UPDATE group_limit SET full_us = $1 WHERE id = $2;
 
 -- name: limits
-SELECT namespace, grp, concurrency FROM group_limit WHERE concurrency IS NOT NULL ORDER BY grp, namespace;
+SELECT namespace, grp, concurrency, rate, rate_ms, full_us FROM group_limit
+WHERE concurrency IS NOT NULL OR rate IS NOT NULL ORDER BY grp, namespace;
 
 -- name: limits_of
-SELECT namespace, grp, concurrency FROM group_limit WHERE grp = $1 AND namespace IN ('', $2) AND concurrency IS NOT NULL;
+SELECT namespace, grp, concurrency, rate, rate_ms, full_us FROM group_limit
+WHERE grp = $1 AND namespace IN ('', $2) AND (concurrency IS NOT NULL OR rate IS NOT NULL);

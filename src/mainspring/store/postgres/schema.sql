@@ -273,14 +273,18 @@ CREATE TABLE offer (
     state  text   NOT NULL
 );
 
--- What a group may do at once; '' as its namespace stands for any. Changes are numbered, so that processes read only what
+-- What a group may do, at once and in a time; '' as its namespace stands for any. Changes are numbered, so that processes read only what
 -- is new to them; a limit that was taken off leaves its row. Who claims for a group holds its row until the commit.
 CREATE TABLE group_limit (
     id          integer PRIMARY KEY,
     concurrency integer CHECK (concurrency > 0),       -- tasks held at once; NULL: any number
+    rate        integer CHECK (rate > 0),              -- tasks that may begin in a time; NULL: any number
+    rate_ms     bigint,                                -- that time
+    full_us     bigint  NOT NULL DEFAULT 0,            -- when so many as that may begin at once again, in microseconds
     held_then   integer NOT NULL,                      -- how many were held when it was set: so many may be, until they end
     changed     bigint  NOT NULL UNIQUE,
     namespace   text    NOT NULL,
     grp         text    NOT NULL,
-    UNIQUE (grp, namespace)
-);
+    UNIQUE (grp, namespace),
+    CHECK ((rate IS NULL) = (rate_ms IS NULL))
+) WITH (fillfactor = 50);

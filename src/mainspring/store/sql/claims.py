@@ -9,6 +9,7 @@ from mainspring.store.base import BLOB_INPUT, HAS_REFS, STANDS_FOR, Claimed, Lan
 from mainspring.store.ready import ANYWHERE, Place
 from mainspring.store.sql import limits
 from mainspring.store.sql.transaction import Row, Rows, Transaction
+from mainspring.tasks import Rate
 
 
 def look_everywhere(tx: Transaction) -> None:
@@ -39,8 +40,8 @@ def read_limits(tx: Transaction, newest: int | None) -> None:
         _let_in(tx, tx.memory.limits.read(tx))
 
 
-def set_limit(tx: Transaction, namespace: str, group: str, concurrency: int | None) -> None:
-    _let_in(tx, limits.put(tx, namespace, group, concurrency))
+def set_limit(tx: Transaction, namespace: str, group: str, concurrency: int | None, rate: Rate | None) -> None:
+    _let_in(tx, limits.put(tx, namespace, group, concurrency, rate))
 
 
 def _let_in(tx: Transaction, classes: set[int]) -> None:
@@ -51,6 +52,7 @@ def _let_in(tx: Transaction, classes: set[int]) -> None:
 def claim(tx: Transaction, most: int) -> None:
     """Take what the lanes have room for, up to `most` each."""
     memory = tx.memory
+    _let_in(tx, limits.due(tx))
     for class_id in tx.freed:
         _let_in(tx, limits.freed(tx, class_id))
     for class_id in tx.ready:
@@ -62,6 +64,7 @@ def claim(tx: Transaction, most: int) -> None:
                 _claim_for(tx, lane, room)
     for class_id in tx.put_off:
         note(tx, class_id)
+    limits.write(tx)
     if memory.has_peers:
         tx.ready.update(class_id for class_id in tx.freed if memory.limits.of(tx.class_key(class_id)))
 
@@ -177,6 +180,9 @@ def _take(tx: Transaction, lane: Lane, rows: Rows) -> int:
     owner = tx.memory.owner
     taken = [_from_row(tx, row, owner) for row in rows.fetchall()]
     tx.taken[lane.name] = tx.taken.get(lane.name, 0) + len(taken)
+    if tx.memory.limits:
+        for claim in taken:
+            limits.spend(tx, tx.memory.limits.of(claim.class_key))
     tx.claims += taken
     children = {claim.seq: claim for claim in taken if claim.flags & HAS_REFS}
     if children:

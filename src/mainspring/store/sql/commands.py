@@ -14,7 +14,7 @@ from mainspring.store.base import BLOB_INPUT, CANCEL_ASKED, HAS_REFS, RESERVES, 
 from mainspring.store.sql import claims, flights, graph
 from mainspring.store.sql.transaction import Transaction, first
 from mainspring.store.sql.upkeep import STEP
-from mainspring.tasks import ErrorInfo, TaskId
+from mainspring.tasks import ErrorInfo, Rate, TaskId
 from mainspring.tasks.codec import with_refs
 from mainspring.tasks.lifecycle import CANCELLED, CLAIMED, COMPLETED, DELAYED, PARENTS, PENDING, READY, STATUS_OF
 
@@ -69,13 +69,13 @@ def withdraw(tx: Transaction, claim: Claimed) -> bool:
     row = tx.one("held", claim.seq, claim.attempt, claim.owner)
     if row is None:
         return False
+    tx.let_go(row[1], has_begun=False)
     cancel_held(tx, claim.seq, row[1], claim.id)
     return True
 
 
 def cancel_held(tx: Transaction, seq: int, class_id: int, id: bytes) -> None:
     """End a held task whose holder lets go of it."""
-    tx.let_go(class_id)
     graph.end(tx, seq, class_id, id, CANCELLED, _CANCELLED)
 
 
@@ -85,11 +85,12 @@ def join(tx: Transaction, claim: Claimed, keep_ms: int) -> str:
     if row is None:
         return "lost"
     if row[2] & CANCEL_ASKED:
+        tx.let_go(row[1], has_begun=False)
         cancel_held(tx, claim.seq, row[1], claim.id)
         return "over"
     answer, leader, ends = flights.join(tx, claim, keep_ms)
     if answer == "over":
-        tx.let_go(row[1])
+        tx.let_go(row[1], has_begun=False)
     if leader is not None:
         graph.raise_parents(tx, [leader.seq], claim.rank)
     graph.ended(tx, ends)
@@ -231,6 +232,7 @@ def resume(tx: Transaction, namespace: str, kind: str, group: str) -> int:
     return tx.changed("drop_pause", namespace, kind, group)
 
 
-def limit(tx: Transaction, namespace: str, group: str, concurrency: int | None) -> None:
-    audit(tx, "limit", namespace=namespace, group=group, concurrency=concurrency)
-    claims.set_limit(tx, namespace, group, concurrency)
+def limit(tx: Transaction, namespace: str, group: str, concurrency: int | None, rate: Rate | None) -> None:
+    shown = None if rate is None else str(rate)
+    audit(tx, "limit", namespace=namespace, group=group, concurrency=concurrency, rate=shown)
+    claims.set_limit(tx, namespace, group, concurrency, rate)

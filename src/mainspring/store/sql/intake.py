@@ -247,6 +247,7 @@ class _Entry:
         ):
             tx.taken[door.lane.name] = tx.taken.get(door.lane.name, 0) + 1
             owner = tx.memory.owner
+            limits.spend(tx, door.limited)
             tx.claims.append(claim_of(task, self._seq, rank, owner, now))
             self._row(task, door, rank, CLAIMED, None, attempt=1, owner=owner)
         else:

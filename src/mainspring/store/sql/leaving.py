@@ -7,14 +7,15 @@ from typing import Any
 from mainspring.store.base import CANCEL_ASKED
 from mainspring.store.sql import commands
 from mainspring.store.sql.transaction import Transaction
+from mainspring.tasks.lifecycle import RUNNING
 
 
 def hand_back(tx: Transaction, owner: int) -> None:
     """Give back whatever a process holds."""
     rows: list[Any]
     while rows := tx.run("held_by", owner, 500).fetchall():
-        for seq, id, _, _, class_id, _, _, flags in rows:
-            tx.let_go(class_id)
+        for seq, id, _, status, class_id, _, _, flags in rows:
+            tx.let_go(class_id, has_begun=status == RUNNING)
             if flags & CANCEL_ASKED:
                 commands.cancel_held(tx, seq, class_id, id)
             else:

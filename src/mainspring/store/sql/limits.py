@@ -1,21 +1,30 @@
-"""Limits of groups: how many tasks of one may be held at once, in all processes together.
+"""Limits of groups: how many tasks of one may be held at once, and begin in a time, in all processes together.
 
 A claimed or running row is its group's place: how many are taken is counted over a partial index, in the transaction
 that takes one more, and stands nowhere else. A class whose group has no place left is left out of what claims look
 into. Whatever lets go of a task says so (`Transaction.let_go`), and those that were left out for its group are looked
 into again; other processes hear of it as of what became ready.
+
+What has begun can't be counted over rows that go: a rate has a number in the limit's own row, written by the
+transaction that claims. What is given back before it began is given back to the rate too. Where a rate lets none begin,
+its group is looked into again at the moment when it lets the next one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
+
+from mainspring.tasks import Rate
 
 if TYPE_CHECKING:
     from mainspring.store.sql.transaction import ClassKey, Transaction
 
 _NOBODY_KNOWS = -1
 """Places of a group for which another process is claiming now."""
+_MANY = 1 << 40
+"""More than anybody claims."""
 
 
 class Limit(NamedTuple):
@@ -23,10 +32,11 @@ class Limit(NamedTuple):
     namespace: str  # '' for any
     group: str
     concurrency: int | None
+    rate: Rate | None
 
     @property
     def is_any(self) -> bool:
-        return self.concurrency is not None
+        return self.concurrency is not None or self.rate is not None
 
 
 class Limits:
@@ -34,9 +44,12 @@ class Limits:
 
     def __init__(self) -> None:
         self._by_name: dict[tuple[str, str], Limit] = {}  # by namespace and group; only those that limit something
+        self._rates: dict[int, Rate] = {}  # by limit
         self.seen = 0  # the newest change that was read
         self.waits_for: dict[int, int] = {}  # classes that are left out, with the limit that keeps them,
         self._kept_by: dict[int, set[int]] = {}  # and the other way round
+        self._due_ms: dict[int, int] = {}  # when rates that let none begin let the next one, by limit
+        self._next_due: list[tuple[int, int]] = []  # the same as a heap; some are over
 
     def __bool__(self) -> bool:
         return bool(self._by_name)
@@ -49,6 +62,9 @@ class Limits:
         names = ((namespace, group), ("", group))
         return [limit for name in names if (limit := self._by_name.get(name)) is not None]
 
+    def rate_of(self, limit_id: int) -> Rate | None:
+        return self._rates.get(limit_id)
+
     def keeps(self, limit: Limit) -> bool:
         """Whether a class waits for it."""
         return limit.id in self._kept_by
@@ -56,21 +72,47 @@ class Limits:
     def forget(self) -> None:
         """What was read may not be so: read all anew."""
         self._by_name.clear()
+        self._rates.clear()
         self.seen = 0
 
     def read(self, tx: Transaction) -> set[int]:
         """Read what has changed since the last look; returns classes that may not have to wait any more."""
         freed: set[int] = set()
         for changed, *row in tx.run("limits_after", self.seen).fetchall():
-            limit = Limit(*row)
+            id, namespace, group, concurrency, rate, rate_ms = row
+            limit = Limit(id, namespace, group, concurrency, None if rate is None else Rate(rate, rate_ms))
             name = (limit.namespace, limit.group)
             if limit.is_any:
                 self._by_name[name] = limit
             else:
                 self._by_name.pop(name, None)
+            if limit.rate is not None:
+                self._rates[limit.id] = limit.rate
+            else:
+                self._rates.pop(limit.id, None)
             self.seen = changed
             tx.places.pop(limit.id, None)
             freed |= self.let_in(limit.id)
+        return freed
+
+    def wake_at(self, limit: Limit, ms: int) -> None:
+        """What waits for this limit is let in at that moment."""
+        if self._due_ms.get(limit.id) != ms:
+            self._due_ms[limit.id] = ms
+            heappush(self._next_due, (ms, limit.id))
+
+    def next_ms(self) -> int | None:
+        """Return when the next of them is to be let in."""
+        heap = self._next_due
+        while heap and self._due_ms.get(heap[0][1]) != heap[0][0]:
+            heappop(heap)
+        return heap[0][0] if heap else None
+
+    def due(self, now_ms: int) -> set[int]:
+        """Let in what was to wait until now."""
+        freed: set[int] = set()
+        while (next_ms := self.next_ms()) is not None and next_ms <= now_ms:
+            freed |= self.let_in(self._next_due[0][1])
         return freed
 
     def leave_out(self, class_id: int, limit: Limit) -> None:
@@ -79,6 +121,7 @@ class Limits:
 
     def let_in(self, limit_id: int) -> set[int]:
         """Leave out no more what waited for this limit; returns those classes."""
+        self._due_ms.pop(limit_id, None)
         classes = self._kept_by.pop(limit_id, set())
         for class_id in classes:
             del self.waits_for[class_id]
@@ -87,6 +130,7 @@ class Limits:
     def let_all_in(self) -> None:
         self.waits_for.clear()
         self._kept_by.clear()
+        self._due_ms.clear()
 
 
 def places(tx: Transaction, class_id: int, limits: Sequence[Limit], most: int) -> int:
@@ -96,8 +140,9 @@ def places(tx: Transaction, class_id: int, limits: Sequence[Limit], most: int) -
         if free == _NOBODY_KNOWS:
             tx.put_off.add(class_id)
             return 0
-        if free == 0:
+        if free <= 0:
             tx.memory.limits.leave_out(class_id, limit)
+            _set_timer(tx, limit)
             return 0
         most = min(most, free)
     return most
@@ -128,6 +173,38 @@ def freed(tx: Transaction, class_id: int) -> set[int]:
     return waited
 
 
+def due(tx: Transaction) -> set[int]:
+    """Return the classes that waited for a rate which lets the next one begin by now."""
+    return tx.memory.limits.due(tx.now_ms)
+
+
+def spend(tx: Transaction, limits: Sequence[Limit], n: int = 1) -> None:
+    """Count claims for the rates of their group; fewer than none: such as have not begun are given back."""
+    for limit in limits:
+        if limit.rate is not None:
+            tx.spent[limit.id] = tx.spent.get(limit.id, 0) + n
+
+
+def write(tx: Transaction) -> None:
+    """Write down what was spent. What is given back while another process claims for the group is not: its rate is a
+    little lower then."""
+    for limit_id, n in tx.spent.items():
+        rate = tx.memory.limits.rate_of(limit_id)
+        if rate is not None and (n > 0 or (n < 0 and tx.hold_limit(limit_id))):
+            tx.run("use_rate", rate.after(_full_us(tx, limit_id), tx.now_ms * 1_000, n), limit_id)
+
+
+def _set_timer(tx: Transaction, limit: Limit) -> None:
+    """Where it is the rate that lets none begin, wake up when it lets the next one."""
+    if limit.rate is None:
+        return
+    now_us = tx.now_ms * 1_000
+    full_us = limit.rate.after(_full_us(tx, limit.id), now_us, tx.spent.get(limit.id, 0))
+    next_us = limit.rate.next_us(full_us, now_us)
+    if next_us > now_us:
+        tx.memory.limits.wake_at(limit, -(-next_us // 1_000))
+
+
 def _free(tx: Transaction, limit: Limit) -> int:
     free = tx.places.get(limit.id)
     if free is None:
@@ -136,16 +213,25 @@ def _free(tx: Transaction, limit: Limit) -> int:
 
 
 def _count(tx: Transaction, limit: Limit) -> int:
-    assert limit.concurrency is not None
-    return max(0, limit.concurrency - int(tx.one("held_in_group", limit.group, limit.namespace)[0]))
+    free = _MANY
+    if limit.concurrency is not None:
+        free = max(0, limit.concurrency - int(tx.one("held_in_group", limit.group, limit.namespace)[0]))
+    if limit.rate is not None and free:
+        left = limit.rate.left(_full_us(tx, limit.id), tx.now_ms * 1_000)
+        free = min(free, max(0, left - tx.spent.get(limit.id, 0)))
+    return free
 
 
-def put(tx: Transaction, namespace: str, group: str, concurrency: int | None) -> set[int]:
+def _full_us(tx: Transaction, limit_id: int) -> int:
+    return int(tx.one("rate_used", limit_id)[0])
+
+
+def put(tx: Transaction, namespace: str, group: str, concurrency: int | None, rate: Rate | None) -> set[int]:
     """Set the limits of a group; returns classes that may not have to wait any more.
 
     The last that its part of the transaction does: memory has them from here on.
     """
     held = tx.one("held_in_group", group, namespace)[0]
-    tx.run("put_limit", namespace, group, concurrency, held)
+    tx.run("put_limit", namespace, group, concurrency, *(rate or (None, None)), held)
     tx.sets_limits = True
     return tx.memory.limits.read(tx)

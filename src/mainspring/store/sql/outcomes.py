@@ -44,6 +44,10 @@ _STATUS = {
 }
 
 
+_UNSTARTED = (RELEASED, TIMEOUT, CANCELLED)
+"""How attempts end that never began."""
+
+
 class Replay(Exception):
     """One of a batch did not go through: run them one by one."""
 
@@ -101,7 +105,7 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
             tx.ended.append(Ended(*ended))  # the commit went through, and nobody heard of it
         return
     class_id, asked, crashes = row[1], row[2] & CANCEL_ASKED, row[6]
-    tx.let_go(class_id)
+    tx.let_go(class_id, has_begun=finish.started_ms is not None or finish.outcome not in _UNSTARTED)
     outcome = finish.outcome
     if asked:  # whatever the attempt says: somebody was told that it ends so
         outcome = CANCELLED

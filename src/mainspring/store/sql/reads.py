@@ -30,6 +30,7 @@ from mainspring.tasks import (
     Custom,
     ErrorInfo,
     GroupLimit,
+    Rate,
     Reason,
     Task,
     TaskId,
@@ -268,10 +269,10 @@ def claimed_elsewhere(view: View, owner: int) -> list[tuple[int, int, tuple[str,
 _AHEAD_LIMIT = 10_000
 
 
-def standing(view: View, id: bytes, line_ms: int | None = None) -> Standing:
+def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> Standing:
     """Return where a task stands, with the reasons that only a look at everything tells.
 
-    `line_ms` is the time, where what goes before a ready task is wanted too.
+    With `in_line` also what goes before a ready task.
     """
     with view.snapshot():
         row = view.one("whole_task", id)
@@ -288,12 +289,12 @@ def standing(view: View, id: bytes, line_ms: int | None = None) -> Standing:
             pauses = _pauses(view)
             pause = next((pause for pause in pauses if _covers(pause, namespace, kind, group)), None)
             beside = {name for (name,) in view.rows("served_beside", kind)}
-            limit = _full(view, namespace, group) if group else None
+            limit = _full(view, namespace, group, now_ms) if group else None
             reason = _why(pause is not None, bool(beside), limit is not None)
             if reason == "no_worker":
                 workers = len(view.rows("serving_workers"))
-            elif reason == "ready" and line_ms is not None:
-                line = _line(view, row, beside, pauses, line_ms)
+            elif reason == "ready" and in_line:
+                line = _line(view, row, beside, pauses, now_ms)
         shortages = _shortages(view, id, kind, row[29]) if reason in ("ready", "claimed") else ()
         if shortages:
             reason = "resources"
@@ -394,25 +395,37 @@ def _why(is_paused: bool, is_served: bool, is_full: bool) -> Reason:
     return "paused" if is_paused else "no_worker" if not is_served else "limit" if is_full else "ready"
 
 
-def _full(view: View, namespace: str, group: str) -> GroupLimit | None:
+def _full(view: View, namespace: str, group: str, now_ms: int) -> GroupLimit | None:
     """Return the limit that lets no more of a group's tasks begin, if one does."""
     for row in view.rows("limits_of", group, namespace):
-        limit = _limit(view, row)
-        if limit.concurrency is not None and limit.held >= limit.concurrency:
+        limit = _limit(view, row, now_ms)
+        if limit.left == 0 or (limit.concurrency is not None and limit.held >= limit.concurrency):
             return limit
     return None
 
 
-def _limit(view: View, row: Row) -> GroupLimit:
-    namespace, group, concurrency = row
-    held = view.one("held_in_group", group, namespace)[0]
-    return GroupLimit(group=group, namespace=namespace or None, concurrency=concurrency, held=held)
+def _limit(view: View, row: Row, now_ms: int) -> GroupLimit:
+    namespace, group, concurrency, n, ms, full_us = row
+    rate, left, next_in = None, None, None
+    if n is not None:
+        rate, now_us = Rate(n, ms), now_ms * 1_000
+        left = max(0, rate.left(full_us, now_us))
+        next_in = None if left else (rate.next_us(full_us, now_us) - now_us) / 1e6
+    return GroupLimit(
+        group=group,
+        namespace=namespace or None,
+        concurrency=concurrency,
+        held=view.one("held_in_group", group, namespace)[0],
+        rate=None if rate is None else str(rate),
+        left=left,
+        next_in=next_in,
+    )
 
 
-def limits(view: View) -> list[GroupLimit]:
+def limits(view: View, now_ms: int) -> list[GroupLimit]:
     """Return the limits that are set, by group."""
     with view.snapshot():
-        return [_limit(view, row) for row in view.rows("limits")]
+        return [_limit(view, row, now_ms) for row in view.rows("limits")]
 
 
 def kept(view: View) -> list[Kept]:

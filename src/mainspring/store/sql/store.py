@@ -35,7 +35,7 @@ from mainspring.store.sql.reads import View
 from mainspring.store.sql.transaction import Applier, ClassKey, Memory, Transaction
 from mainspring.store.sql.writer import Command, Group, Started, Submission, Writer
 from mainspring.store.standing import Standing
-from mainspring.tasks import GroupLimit, Ledger, LedgerKey, TaskId, TaskInfo, TaskResult, TaskStatus
+from mainspring.tasks import GroupLimit, Ledger, LedgerKey, Rate, TaskId, TaskInfo, TaskResult, TaskStatus
 
 logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
@@ -229,12 +229,14 @@ class SqlStore(ABC):
     async def resume(self, *, namespace: str = "", type: str = "", group: str = "") -> int:
         return await self._change_pauses(lambda tx: commands.resume(tx, namespace, type, group))
 
-    async def limit(self, group: str, *, namespace: str = "", concurrency: int | None = None) -> None:
-        await self.write(lambda tx: commands.limit(tx, namespace, group, concurrency))
+    async def limit(
+        self, group: str, *, namespace: str = "", concurrency: int | None = None, rate: Rate | None = None
+    ) -> None:
+        await self.write(lambda tx: commands.limit(tx, namespace, group, concurrency, rate))
         self._bell.ring(LOOK)
 
     async def limits(self) -> list[GroupLimit]:
-        return await self.view(reads.limits)
+        return await self.view(lambda view: reads.limits(view, self.now_ms()))
 
     async def _change_pauses(self, run: Callable[[Transaction], T]) -> T:
         self._refuse_closed()
@@ -452,7 +454,7 @@ class SqlStore(ABC):
 
     async def standing(self, id: bytes, *, in_line: bool = False) -> Standing:
         now_ms = self.now_ms()
-        return await self.view(lambda view: reads.standing(view, id, now_ms if in_line else None))
+        return await self.view(lambda view: reads.standing(view, id, now_ms, in_line=in_line))
 
     async def stats(self) -> dict[str, Any]:
         return await self.view(reads.stats)

@@ -10,6 +10,7 @@ from mainspring.config import StoreConfig
 from mainspring.errors import InternalError
 from mainspring.store.base import GROUPED, Claimed, Ended, Finish, Lane
 from mainspring.store.counting import StoreCounts
+from mainspring.store.sql import limits
 from mainspring.store.sql.limits import Limits
 
 ClassKey = tuple[str, str, str]
@@ -88,6 +89,7 @@ class Transaction(ABC):
         "put_off",
         "ready",
         "sets_limits",
+        "spent",
         "stop_asked",
         "taken",
         "tally",
@@ -108,6 +110,7 @@ class Transaction(ABC):
         self.new_classes: dict[ClassKey, int] = {}
         self.freed: set[int] = set()  # classes of which it lets go of tasks
         self.places: dict[int, int] = {}  # free ones of groups, by limit, less what it takes
+        self.spent: dict[int, int] = {}  # of rates, by limit
         self.put_off: set[int] = set()  # classes that another process claims for now
         self.sets_limits = False
         self.ready: set[int] = set()  # classes in which it makes tasks ready, or better ones
@@ -124,6 +127,7 @@ class Transaction(ABC):
         part.taken = dict(self.taken)
         part.freed = set(self.freed)
         part.places = dict(self.places)
+        part.spent = dict(self.spent)
         part.ready = set(self.ready)
         part.is_loosened = self.is_loosened
         part.travelled = self.travelled
@@ -143,6 +147,8 @@ class Transaction(ABC):
         self.taken = part.taken
         self.freed = part.freed
         self.places = part.places
+        self.spent = part.spent
+        self.put_off |= part.put_off
         self.sets_limits = self.sets_limits or part.sets_limits
         self.ready = part.ready
         self.is_loosened = part.is_loosened
@@ -244,10 +250,12 @@ class Transaction(ABC):
         lane = memory.lane_of_type.get(key[1])
         return None if lane is not None and key[1] in lane.withheld else lane
 
-    def let_go(self, class_id: int) -> None:
-        """Note that a task of the class is held no more."""
+    def let_go(self, class_id: int, *, has_begun: bool = True) -> None:
+        """Note that a task of the class is held no more. What has not begun does not count for a rate."""
         if self.memory.limits:
             self.freed.add(class_id)
+            if not has_begun:
+                limits.spend(self, self.memory.limits.of(self.class_key(class_id)), -1)
 
     def group_flag(self, class_id: int) -> int:
         """Return the flag of tasks that belong to a group, where those of the class do."""

@@ -61,8 +61,8 @@ def rescue(tx: Transaction, owner: int, evidence: CrashEvidence) -> int:
     # The marks are empty after a power cut, which was nobody's fault.
     suspects = evidence.started
     for seq, id, attempt, status, class_id, crashes, _, flags in rows:
-        tx.let_go(class_id)
         ran = (seq, attempt) in suspects
+        tx.let_go(class_id, has_begun=ran or status == RUNNING)
         alone = ran and len(suspects) == 1
         error = ErrorInfo(
             type="ProcessingFailed",
@@ -103,8 +103,8 @@ def take_back(tx: Transaction, claims: Sequence[tuple[int, int]], stall: Stall) 
         if row is None:
             continue
         status, class_id, flags, _, _, _, _, releases, _, id = row
-        tx.let_go(class_id)
         ran = status == RUNNING or (seq, attempt) in stall.running
+        tx.let_go(class_id, has_begun=ran)
         error = ErrorInfo(
             type="ProcessingFailed",
             message=f"worker {stall.worker} (pid {stall.pid}) was silent for {stall.silent_s:.0f} s; "

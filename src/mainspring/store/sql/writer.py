@@ -278,6 +278,8 @@ class Writer(ABC):
             claims.claim(tx, self._batch)
             if tx.put_off:
                 self._wake_at(tx.now_ms + _AGAIN_MS)
+            if (next_ms := tx.memory.limits.next_ms()) is not None:
+                self._wake_at(next_ms)
             self._tell(tx)
             for class_id in tx.ready:
                 tx.class_key(class_id)  # known to memory from the commit on, also where another process made it

@@ -56,9 +56,13 @@ CREATE TABLE group_limit (
     namespace   TEXT    NOT NULL,
     grp         TEXT    NOT NULL,
     concurrency INTEGER CHECK (concurrency > 0),
+    rate        INTEGER CHECK (rate > 0),
+    rate_ms     INTEGER,
+    full_us     INTEGER NOT NULL DEFAULT 0,
     held_then   INTEGER NOT NULL,
     changed     INTEGER NOT NULL UNIQUE,
-    UNIQUE (grp, namespace)
+    UNIQUE (grp, namespace),
+    CHECK ((rate IS NULL) = (rate_ms IS NULL))
 ) STRICT;
 CREATE INDEX attempt_ended ON attempt (ended_ms);
 ALTER TABLE pause ADD COLUMN who TEXT NOT NULL DEFAULT '';

@@ -692,19 +692,28 @@ SELECT count(*) FROM class JOIN task ON task.class = class.id AND task.owner IS 
 WHERE class.grp = ?1 AND (?2 = '' OR class.namespace = ?2);
 
 -- name: put_limit
-INSERT INTO group_limit (id, namespace, grp, concurrency, held_then, changed)
-SELECT coalesce(max(id), 0) + 1, ?, ?, ?, ?, coalesce(max(changed), 0) + 1 FROM group_limit WHERE true
-ON CONFLICT (grp, namespace) DO UPDATE SET concurrency = excluded.concurrency, held_then = excluded.held_then,
-    changed = excluded.changed;
+-- What was begun so far counts on under the new limit.
+INSERT INTO group_limit (id, namespace, grp, concurrency, rate, rate_ms, held_then, changed)
+SELECT coalesce(max(id), 0) + 1, ?, ?, ?, ?, ?, ?, coalesce(max(changed), 0) + 1 FROM group_limit WHERE true
+ON CONFLICT (grp, namespace) DO UPDATE SET concurrency = excluded.concurrency, rate = excluded.rate,
+    rate_ms = excluded.rate_ms, held_then = excluded.held_then, changed = excluded.changed;
 
 -- name: newest_limit
 SELECT max(changed) FROM group_limit;
 
 -- name: limits_after
-SELECT changed, id, namespace, grp, concurrency FROM group_limit WHERE changed > ? ORDER BY changed;
+SELECT changed, id, namespace, grp, concurrency, rate, rate_ms FROM group_limit WHERE changed > ? ORDER BY changed;
+
+-- name: rate_used
+SELECT full_us FROM group_limit WHERE id = ?;
+
+-- name: use_rate
+UPDATE group_limit SET full_us = ? WHERE id = ?;
 
 -- name: limits
-SELECT namespace, grp, concurrency FROM group_limit WHERE concurrency IS NOT NULL ORDER BY grp, namespace;
+SELECT namespace, grp, concurrency, rate, rate_ms, full_us FROM group_limit
+WHERE concurrency IS NOT NULL OR rate IS NOT NULL ORDER BY grp, namespace;
 
 -- name: limits_of
-SELECT namespace, grp, concurrency FROM group_limit WHERE grp = ? AND namespace IN ('', ?) AND concurrency IS NOT NULL;
+SELECT namespace, grp, concurrency, rate, rate_ms, full_us FROM group_limit
+WHERE grp = ? AND namespace IN ('', ?) AND (concurrency IS NOT NULL OR rate IS NOT NULL);

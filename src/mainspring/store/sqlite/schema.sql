@@ -241,14 +241,18 @@ CREATE TABLE offer (
     state  TEXT    NOT NULL
 ) STRICT;
 
--- What a group may do at once; '' as its namespace stands for any. Changes are numbered, so that processes read only what
+-- What a group may do, at once and in a time; '' as its namespace stands for any. Changes are numbered, so that processes read only what
 -- is new to them; a limit that was taken off leaves its row.
 CREATE TABLE group_limit (
     id          INTEGER PRIMARY KEY,
     namespace   TEXT    NOT NULL,
     grp         TEXT    NOT NULL,
     concurrency INTEGER CHECK (concurrency > 0),       -- tasks held at once; NULL: any number
+    rate        INTEGER CHECK (rate > 0),              -- tasks that may begin in a time; NULL: any number
+    rate_ms     INTEGER,                               -- that time
+    full_us     INTEGER NOT NULL DEFAULT 0,            -- when so many as that may begin at once again, in microseconds
     held_then   INTEGER NOT NULL,                      -- how many were held when it was set: so many may be, until they end
     changed     INTEGER NOT NULL UNIQUE,
-    UNIQUE (grp, namespace)
+    UNIQUE (grp, namespace),
+    CHECK ((rate IS NULL) = (rate_ms IS NULL))
 ) STRICT;

@@ -246,7 +246,7 @@ def _folder() -> Iterator[Path]:
 def _limit(path: Path, limits: Mapping[str, int]) -> None:
     if limits:
         connection = apsw.Connection(str(path))
-        connection.executemany(SQL["put_limit"], [("", group, n, 0) for group, n in limits.items()])
+        connection.executemany(SQL["put_limit"], [("", group, n, None, None, 0) for group, n in limits.items()])
         connection.close()
 
 
