@@ -55,7 +55,7 @@ async def test_all_kinds_of_its_lane_count(store: Any, port: Port) -> None:
 
 
 async def test_what_may_not_start_does_not_count(store: Any, port: Port) -> None:
-    """What is paused, and what only other workers serve, holds nobody up."""
+    """What is paused or at its limit, and what only other workers serve, holds nobody up."""
     await register(store, handler(WORK, "async"), handler(OTHER, "async"))
     await submit(store, new(type=OTHER), new(group="g"), new(type=ELSEWHERE))
     (id,) = await submit(store, new())
@@ -64,6 +64,12 @@ async def test_what_may_not_start_does_not_count(store: Any, port: Port) -> None
     assert (await line_of(store, id)).ahead == 1
     await store.pause(type=OTHER)
     assert (await line_of(store, id)).ahead == 0
+    await store.resume(group="g")
+    await store.limit("g", concurrency=1)
+    assert (await line_of(store, id)).ahead == 1
+    await port.take()
+    await submit(store, new(group="g", priority=3))
+    assert (await line_of(store, id)).ahead == 0, "its group runs as many as it may"
 
 
 async def test_the_newest_handler_tells_the_lane(factory: Factory, store: Any, port: Port) -> None:
@@ -125,9 +131,9 @@ async def test_other_workers_ends_do_not_count(factory: Factory, store: Any, por
 
 async def test_many_are_not_counted_to_the_end(store: Any, port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are said to be more."""
-    from mainspring.store.sql import reads
+    from mainspring.store.sql import line
 
-    monkeypatch.setattr(reads, "_AHEAD_LIMIT", 5)
+    monkeypatch.setattr(line, "COUNT_LIMIT", 5)
     ids = await submit(store, *(new() for _ in range(8)))
     assert (await line_of(store, ids[4]))[1:3] == (4, False)
     assert (await line_of(store, ids[7]))[1:3] == (5, True)

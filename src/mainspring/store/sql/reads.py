@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -23,8 +24,9 @@ from mainspring.store.base import (
     Kept,
     Spec,
 )
+from mainspring.store.sql.line import COUNT_LIMIT, Place, line_of
 from mainspring.store.sql.transaction import Row
-from mainspring.store.standing import Line, Other, Pause, Shortage, Standing
+from mainspring.store.standing import Other, Pause, Shortage, Standing
 from mainspring.tasks import (
     Attempt,
     Custom,
@@ -266,9 +268,6 @@ def claimed_elsewhere(view: View, owner: int) -> list[tuple[int, int, tuple[str,
     return [(holder, class_id, (namespace, kind, group)) for holder, class_id, namespace, kind, group in rows]
 
 
-_AHEAD_LIMIT = 10_000
-
-
 def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> Standing:
     """Return where a task stands, with the reasons that only a look at everything tells.
 
@@ -285,7 +284,7 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         if reason == "same_work" and (found := view.one("leader_of", seq)) is not None:
             leader = _other(*found)
         if reason == "ready":
-            ahead = view.one("ahead", class_id, rank, seq, _AHEAD_LIMIT)[0]
+            ahead = view.one("ahead", class_id, rank, seq, COUNT_LIMIT)[0]
             pauses = _pauses(view)
             pause = next((pause for pause in pauses if _covers(pause, namespace, kind, group)), None)
             beside = {name for (name,) in view.rows("served_beside", kind)}
@@ -294,7 +293,8 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
             if reason == "no_worker":
                 workers = len(view.rows("serving_workers"))
             elif reason == "ready" and in_line:
-                line = _line(view, row, beside, pauses, now_ms)
+                place = Place(rank, seq, kind, row[15])
+                line = line_of(view, place, beside, partial(_is_kept, view, pauses, now_ms), now_ms)
         shortages = _shortages(view, id, kind, row[29]) if reason in ("ready", "claimed") else ()
         if shortages:
             reason = "resources"
@@ -312,7 +312,7 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         parents=[_other(*parent) for parent in parents if parent[1] <= RUNNING],
         parents_all=len(parents),
         ahead=ahead,
-        ahead_is_more=ahead == _AHEAD_LIMIT,
+        ahead_is_more=ahead == COUNT_LIMIT,
         pause=pause,
         workers=workers,
         limit=limit,
@@ -353,42 +353,13 @@ def _pauses(view: View) -> list[Pause]:
     return [Pause(a, b, c, _when(since), who) for a, b, c, since, who in view.rows("pauses_since")]
 
 
+def _is_kept(view: View, pauses: Sequence[Pause], now_ms: int, namespace: str, kind: str, group: str) -> bool:
+    is_paused = any(_covers(pause, namespace, kind, group) for pause in pauses)
+    return is_paused or (group != "" and _full(view, namespace, group, now_ms) is not None)
+
+
 def _covers(pause: Pause, namespace: str, kind: str, group: str) -> bool:
     return pause.namespace in ("", namespace) and pause.type in ("", kind) and pause.group in ("", group)
-
-
-_BUILT_IN_LANE = "thread"
-"""Types without a handler of their own run there."""
-_LATELY_MS = 10_000
-"""Tasks that became ready just now go by what ended within this time; others by what ended since they are ready,"""
-_LONGEST_MS = 300_000
-"""at most since then."""
-_JUST_NOW_MS = 1_000
-_LEAST_ENDS = 3
-_MOST_ENDS = 2_000
-
-
-def _line(view: View, row: Any, beside: Set[str], pauses: Sequence[Pause], now_ms: int) -> Line:
-    """Return what goes first among all that the same lanes of the same workers run, and how fast that goes."""
-    rank, seq, ready_ms, kind = row[3], row[0], row[15], row[27]
-    lanes: dict[str, str] = {name: lane for name, lane, *_ in view.rows("lanes_of_handlers")}
-    lane = lanes.get(kind, _BUILT_IN_LANE)
-    ahead, is_more = 0, False
-    for namespace, other, group, n in view.rows("line", rank, seq, _AHEAD_LIMIT):
-        if other not in beside or lanes.get(other, _BUILT_IN_LANE) != lane:
-            continue
-        if not any(_covers(pause, namespace, other, group) for pause in pauses):
-            ahead += n
-            is_more = is_more or n == _AHEAD_LIMIT
-    is_new = now_ms - ready_ms < _JUST_NOW_MS
-    since_ms = now_ms - _LATELY_MS if is_new else max(ready_ms, now_ms - _LONGEST_MS)
-    n, oldest_ms, ours, our_oldest_ms = view.one("ended_lately", lane, kind, since_ms, _MOST_ENDS)
-    if n == _MOST_ENDS:
-        since_ms = oldest_ms
-    elif is_new and ours:  # before the first of them nothing may have been there to run
-        since_ms = our_oldest_ms
-    per_s = ours / (now_ms - since_ms) * 1000 if ours >= _LEAST_ENDS and now_ms > since_ms else None
-    return Line(lane, ahead, is_more, per_s)
 
 
 def _why(is_paused: bool, is_served: bool, is_full: bool) -> Reason:
