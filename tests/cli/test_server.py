@@ -34,6 +34,9 @@ def test_commands_take_an_address(store: str, tmp_path: Path, run: Callable[...,
         (row,) = run("ps", "--store", store, "--json").json
         assert run("show", "--store", store, row["id"][-12:], "--json").code == 0
         assert "1 completed" in run("stats", "--store", store).out
+        seen = run("top", "--store", store, "--json").json
+        assert seen["tasks"]["completed"] == 1
+        assert [one["name"] for one in seen["workers"]] == [worker.ready["worker"]]
         assert run("pause", "--store", store).code == 0
         later = run("submit", "--store", store, "custom:resize", '{"width": 2}', "--json")
         assert run("cancel", "--store", store, later.json["id"]).code == 0

@@ -30,6 +30,8 @@ LOOKS = {
     "kept_kinds": "a person's list of kept results",
     "kept_bytes": "sums kept results up, in an index alone, at each turn of whoever leads",
     "attempts_since": "a person's ledger: all attempts since a moment",
+    "unfinished_by_reason": "a person's look at what waits: so many of each index at most",
+    "held_by_workers": "counts what is held now, as held_by_status does",
     "ledger": "the same, summed up, on a connection of its own",
     "ledger_hits": "goes with it",
     "purge_kept": "a person takes kept results away",
@@ -45,6 +47,7 @@ SMALL = "store class tally worker serves usage offer handler pause group_limit".
 SORTED = {
     "inbox_of_key": "what has come under one key and is not taken in yet",
     "best_follower": "who waits for one piece of work, when its leader is lost",
+    "ended_by_type": "so many of the newest attempts, to be added up",
     "newest_handler": "the versions of one type",
     "first_of_class": "as many ready tasks as a look may take, when metrics are asked for",
 }

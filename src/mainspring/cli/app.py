@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("worker", "Run tasks until told to stop"),
     "submit": ("submit", "Store a task and print its id"),
     "ps": ("listing", "List tasks, the newest first"),
+    "top": ("top", "Watch what goes on"),
     "show": ("detail", "Print everything about a task"),
     "why": ("detail", "Say why a task is not running"),
     "wait": ("results", "Wait until tasks have ended"),

@@ -42,6 +42,11 @@ class PauseRow(msgspec.Struct, frozen=True):
     since: datetime
     who: str  # asked for it; '' where that was not noted
 
+    @classmethod
+    def of(cls, row: Sequence[Any]) -> PauseRow:
+        namespace, kind, group, since_ms, who = row
+        return cls(namespace or None, kind or None, group or None, when(since_ms), who)
+
     def __str__(self) -> str:
         named = (("type", self.type), ("namespace", self.namespace), ("group", self.group))
         return ", ".join(f"{name} {value}" for name, value in named if value) or "everything"
@@ -83,7 +88,8 @@ async def workers(engine: Engine) -> list[WorkerRow]:
 
     rows = await engine.manager.store.view(lambda view: view.rows("serving_workers"))
     return [
-        WorkerRow(name, pid, host, when(started), sorted(types.split(" "))) for name, pid, host, started, types in rows
+        WorkerRow(name, pid, host, when(started), sorted(types.split(" ")))
+        for name, pid, host, started, types, *_ in rows
     ]
 
 
@@ -91,10 +97,7 @@ async def pauses(engine: Engine) -> list[PauseRow]:
     """Return what is paused, the oldest pause first."""
 
     rows = await engine.manager.store.view(lambda view: view.rows("pauses_since"))
-    return [
-        PauseRow(namespace or None, kind or None, group or None, when(since), who)
-        for namespace, kind, group, since, who in rows
-    ]
+    return [PauseRow.of(row) for row in rows]
 
 
 async def registered(engine: Engine, task_type: TaskType) -> Declared:

@@ -180,7 +180,9 @@ class TaskManager(Answers):
             desk.port.types = types - self._gatherings.keys()
         self.lanes = {name: desk.port for name, desk in self._desks.items()}
         self.reservations.serve()
-        await self.store.register(list(self.executor.types), [record_of(h) for h in self.executor.handlers.values()])
+        slots = {name: desk.slots for name, desk in self._desks.items() if isinstance(desk, LaneDesk)}
+        records = [record_of(handler) for handler in self.executor.handlers.values()]
+        await self.store.register(list(self.executor.types), records, slots)
         self.store.serve(self)
 
     def _gather(self, kind: str, lane: LaneDesk) -> None:

@@ -332,8 +332,10 @@ class Store(Protocol):
         Raises: TaskNotFound: it was rolled back.
         """
 
-    async def register(self, types: Sequence[str], handlers: Sequence[HandlerRecord]) -> None:
-        """Tell other processes what this one serves."""
+    async def register(
+        self, types: Sequence[str], handlers: Sequence[HandlerRecord], slots: Mapping[str, int] | None = None
+    ) -> None:
+        """Tell other processes what this one serves, and how many attempts its lanes run at once."""
 
     def tell_usage(self, news: Callable[[], str | None]) -> None:
         """Have others told how full this machine is, as long as this process works: `news` is asked at each turn of the

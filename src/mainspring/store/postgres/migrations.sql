@@ -56,3 +56,4 @@ CREATE TABLE group_limit (
 ) WITH (fillfactor = 50);
 CREATE INDEX attempt_ended ON attempt (ended_ms);
 ALTER TABLE pause ADD COLUMN who text NOT NULL DEFAULT '';
+ALTER TABLE worker ADD COLUMN slots text;

@@ -456,6 +456,9 @@ SELECT DISTINCT task.owner, class.id, class.namespace, class.type, class.grp
 FROM worker JOIN task ON task.owner = worker.id JOIN class ON class.id = task.class
 WHERE worker.ended_ms IS NULL AND worker.id <> $1 AND task.status = 0;
 
+-- name: note_slots
+UPDATE worker SET slots = $1 WHERE id = $2;
+
 -- name: clear_serves
 DELETE FROM serves WHERE worker = $1;
 
@@ -640,6 +643,28 @@ SELECT count(*), min(ended_ms), count(*) FILTER (WHERE is_ours), min(ended_ms) F
 FROM (SELECT ended_ms, lane = $1 AND owner = ANY (ARRAY(SELECT worker FROM serves WHERE type = $2)) AS is_ours
     FROM attempt WHERE ended_ms >= $3 ORDER BY ended_ms DESC LIMIT $4) AS newest;
 
+-- name: unfinished_by_reason
+-- Tasks that run (-1) or wait for something else than their turn, by type and reason: of each of their indexes so many at most.
+SELECT class.type, found.reason, count(*) FROM (
+    (SELECT class, coalesce(reason, -1) AS reason FROM task WHERE owner IS NOT NULL LIMIT $1)
+    UNION ALL (SELECT class, reason FROM task WHERE due_ms IS NOT NULL LIMIT $1)
+    UNION ALL (SELECT class, reason FROM task WHERE waits_for IS NOT NULL LIMIT $1)
+    UNION ALL (SELECT task.class, task.reason FROM flight JOIN task ON task.seq = flight.task
+        WHERE flight.leads = 0 LIMIT $1)) AS found
+JOIN class ON class.id = found.class GROUP BY 1, 2;
+
+-- name: held_by_workers
+SELECT owner, status, count(*) FROM task WHERE owner IS NOT NULL GROUP BY 1, 2;
+
+-- name: ended_by_type
+-- The newest attempts since a moment, up to a limit, by type, lane and outcome: how many, in how many calls, the time that
+-- slots were taken, since when.
+SELECT class.type, newest.lane, newest.outcome, count(*), sum(1.0::double precision / newest.batch),
+    sum(newest.duration_us::double precision / newest.batch), min(newest.ended_ms)
+FROM (SELECT task, lane, outcome, batch, duration_us, ended_ms FROM attempt WHERE ended_ms >= $1
+    ORDER BY ended_ms DESC LIMIT $2) AS newest
+JOIN task ON task.seq = newest.task JOIN class ON class.id = task.class GROUP BY 1, 2, 3;
+
 -- name: tallies
 SELECT class.namespace, class.type, class.grp, tally.status, sum(tally.n)::bigint
 FROM tally JOIN class ON class.id = tally.class GROUP BY 1, 2, 3, 4 HAVING sum(tally.n) <> 0 ORDER BY 1, 2, 3, 4;
@@ -671,7 +696,7 @@ ORDER BY task.seq DESC LIMIT $5;
 SELECT id FROM task WHERE right(upper(encode(id, 'hex')), $1::integer) = $2 LIMIT $3;
 
 -- name: serving_workers
-SELECT worker.name, worker.pid, worker.host, worker.started_ms, string_agg(serves.type, ' ')
+SELECT worker.name, worker.pid, worker.host, worker.started_ms, string_agg(serves.type, ' '), worker.slots, worker.id
 FROM worker JOIN serves ON serves.worker = worker.id WHERE worker.ended_ms IS NULL
 GROUP BY worker.id ORDER BY worker.id;
 

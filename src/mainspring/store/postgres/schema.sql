@@ -184,7 +184,8 @@ CREATE TABLE worker (
     is_lost    boolean NOT NULL DEFAULT false, -- its helper saw it die,
     running    bigint[] NOT NULL DEFAULT '{}', -- and what ran then: seq, attempt, seq, attempt ...
     name       text    NOT NULL UNIQUE,
-    host       text    NOT NULL
+    host       text    NOT NULL,
+    slots      text               -- of its lanes, JSON; NULL: it serves nothing, or is of an older version
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 500);
 CREATE INDEX worker_open ON worker (id) WHERE ended_ms IS NULL;
 

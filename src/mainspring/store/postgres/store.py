@@ -36,6 +36,7 @@ from mainspring.store.postgres.pulse import HelperPulse, Pulse
 from mainspring.store.postgres.session import PooledSession, Session
 from mainspring.store.postgres.writer import PostgresWriter
 from mainspring.store.sql import reads
+from mainspring.store.sql.commands import note_slots
 from mainspring.store.sql.futures import fail, resolve
 from mainspring.store.sql.reader import Reader
 from mainspring.store.sql.reads import View
@@ -184,6 +185,7 @@ class PostgresStore(InboxStore):
         logger.warning("worker %s was taken for dead; it goes on with what it is given from now on", self.worker_id)
         tx.run("rename_worker", self.owner)
         self._join(tx)
+        note_slots(tx)
         tx.run_many("add_serves", [(self.owner, kind) for kind in self._memory.lane_of_type])
         tx.held = (self.life.revoked, frozenset())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from graphlib import TopologicalSorter
 
 import msgspec
@@ -202,9 +202,12 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
         graph.raise_parents(tx, [edge.parent for edge in edges if edge.unfinished], rank)
 
 
-def register(tx: Transaction, types: Sequence[str], handlers: Sequence[HandlerRecord]) -> None:
+def register(
+    tx: Transaction, types: Sequence[str], handlers: Sequence[HandlerRecord], slots: Mapping[str, int]
+) -> None:
     """Note what this worker serves; a changed source under the same version is told once."""
-    owner = tx.memory.owner
+    owner, tx.memory.slots = tx.memory.owner, slots
+    note_slots(tx)
     tx.run("clear_serves", owner)
     tx.run_many("add_serves", ((owner, kind) for kind in types))
     for handler in handlers:
@@ -216,6 +219,10 @@ def register(tx: Transaction, types: Sequence[str], handlers: Sequence[HandlerRe
                 handler.version,
             )
         tx.run("put_handler", *handler, tx.now_ms)
+
+
+def note_slots(tx: Transaction) -> None:
+    tx.run("note_slots", msgspec.json.encode(tx.memory.slots).decode(), tx.memory.owner)
 
 
 def pause(tx: Transaction, namespace: str, kind: str, group: str, who: str) -> None:

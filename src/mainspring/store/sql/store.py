@@ -248,8 +248,10 @@ class SqlStore(ABC):
         self._writer.look_anew()
         self._bell.ring(LOOK)
 
-    async def register(self, types: Sequence[str], handlers: Sequence[HandlerRecord]) -> None:
-        await self.write(lambda tx: commands.register(tx, types, handlers))
+    async def register(
+        self, types: Sequence[str], handlers: Sequence[HandlerRecord], slots: Mapping[str, int] | None = None
+    ) -> None:
+        await self.write(lambda tx: commands.register(tx, types, handlers, slots or {}))
 
     def tell_usage(self, news: Callable[[], str | None]) -> None:
         self._usage_news = news

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeAlias
 
 from mainspring.config import StoreConfig
@@ -55,6 +55,7 @@ class Memory:
         self.limits = Limits()
         self.lanes: dict[str, Lane] = {}
         self.lane_of_type: dict[str, Lane] = {}
+        self.slots: Mapping[str, int] = {}  # of the worker's lanes, by their names
         self.queue_size: int | None = None
         self.cache_bytes = config.cache_bytes
         self.appliers: dict[type, Applier] = {}

@@ -66,3 +66,4 @@ CREATE TABLE group_limit (
 ) STRICT;
 CREATE INDEX attempt_ended ON attempt (ended_ms);
 ALTER TABLE pause ADD COLUMN who TEXT NOT NULL DEFAULT '';
+ALTER TABLE worker ADD COLUMN slots TEXT;

@@ -153,7 +153,8 @@ CREATE TABLE worker (
     pid        INTEGER NOT NULL,
     host       TEXT    NOT NULL,
     started_ms INTEGER NOT NULL,
-    ended_ms   INTEGER
+    ended_ms   INTEGER,
+    slots      TEXT              -- of its lanes, JSON; NULL: it serves nothing, or is of an older version
 ) STRICT;
 CREATE INDEX worker_open ON worker (id) WHERE ended_ms IS NULL;
 

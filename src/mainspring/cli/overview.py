@@ -1,0 +1,272 @@
+"""What goes on in a store now, from a few reads whose cost does not grow with the queue: for `top`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from mainspring.cli.lookup import PauseRow, when
+from mainspring.resources.monitor import ResourceUsage
+from mainspring.scheduling.hosts import SILENT_MS, places
+from mainspring.store.base import CRASHED, FAILED, TIMEOUT
+from mainspring.store.sql import reads
+from mainspring.store.sql.line import BUILT_IN_LANE, lanes_of
+from mainspring.tasks.lifecycle import RUNNING, STORED_REASONS
+
+if TYPE_CHECKING:
+    from mainspring.engine import Engine
+    from mainspring.store.sql.reads import View
+
+COUNTED: Final = 10_000
+"""Of each reason so many tasks are counted; more are said to be more."""
+LATELY_MS: Final = 10_000
+"""Rates are of the attempts that ended within this time."""
+_NEWEST: Final = 5_000
+"""So many of these are looked at, which is enough for a rate."""
+_REST: Final = "ready"
+_FAILURES: Final = frozenset({FAILED, TIMEOUT, CRASHED})
+_figures = msgspec.json.Decoder(ResourceUsage)
+_slots = msgspec.json.Decoder(dict[str, int])
+
+
+class Queue(msgspec.Struct, frozen=True, kw_only=True):
+    """The unfinished tasks of a type, and what became of its attempts lately."""
+
+    type: str
+    lane: str
+    unfinished: int
+    running: int
+    waiting: dict[str, int]  # by reason; where one was counted up to the limit, in `more`
+    more: tuple[str, ...]  # reasons of which there are more than is said
+    is_served: bool  # a living worker takes them
+    paused: str  # what is paused of it; empty where nothing is
+    ended_per_s: float  # attempts
+    failed_per_s: float  # of these: failed, timed out, crashed
+    calls_per_s: float  # of handlers: several attempts may share one
+    mean_s: float | None  # a call took; None where none ended
+
+    @property
+    def batch(self) -> float | None:
+        """How many attempts shared a call."""
+        return self.ended_per_s / self.calls_per_s if self.calls_per_s else None
+
+
+class LaneUse(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    slots: int | None  # of all living workers; None where one of them does not tell
+    running: int  # attempts that are known to run: those that last
+    busy: float  # slots that were taken on average lately
+    ended_per_s: float
+
+
+class WorkerUse(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    pid: int
+    host: str
+    started: datetime
+    running: int
+    claimed: int
+    slots: dict[str, int] | None  # by lane
+
+
+class HostUse(msgspec.Struct, frozen=True, kw_only=True):
+    host: str
+    works: bool  # a worker told it; else it is that of this command
+    usage: ResourceUsage
+
+
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
+    at: datetime
+    tasks: dict[str, int]  # by status
+    queues: tuple[Queue, ...]  # of types with unfinished tasks or recent attempts, the longest first
+    lanes: tuple[LaneUse, ...]
+    workers: tuple[WorkerUse, ...]
+    hosts: tuple[HostUse, ...]
+    pauses: tuple[PauseRow, ...]
+    counted_up_to: int = COUNTED
+    rates_of_s: float  # seconds that rates are of
+
+
+async def overview(engine: Engine) -> Overview:
+    """Raises StoreUnavailable."""
+    store = engine.manager.store
+    now_ms = store.now_ms()
+    own = engine.monitor.sample()
+    return await store.view(lambda view: _look(view, now_ms, own))
+
+
+class _Ends(msgspec.Struct):
+    """Attempts that ended lately."""
+
+    attempts: int = 0
+    failed: int = 0
+    calls: float = 0.0
+    busy_us: float = 0.0
+
+    def add(self, outcome: int, attempts: int, calls: float, busy_us: float | None) -> None:
+        self.attempts += attempts
+        self.failed += attempts if outcome in _FAILURES else 0
+        self.calls += calls
+        self.busy_us += busy_us or 0.0
+
+
+def _look(view: View, now_ms: int, own: ResourceUsage) -> Overview:
+    with view.snapshot():
+        stats = reads.stats(view)
+        found = view.rows("unfinished_by_reason", COUNTED)
+        ended = view.rows("ended_by_type", now_ms - LATELY_MS, _NEWEST)
+        lanes = lanes_of(view)
+        serving = view.rows("serving_workers")
+        held = view.rows("held_by_workers")
+        pauses = tuple(PauseRow.of(row) for row in view.rows("pauses_since"))
+        usages = view.rows("usages")
+        ready = _ready(view) if _is_cut(found) else None
+    span_s = _span_s(ended, now_ms)
+    by_type: dict[str, _Ends] = {}
+    by_lane: dict[str, _Ends] = {}
+    for kind, lane, outcome, attempts, calls, busy_us, _ in ended:
+        by_type.setdefault(kind, _Ends()).add(outcome, attempts, calls, busy_us)
+        by_lane.setdefault(lane or lanes.get(kind, BUILT_IN_LANE), _Ends()).add(outcome, attempts, calls, busy_us)
+    types = stats.pop("types")
+    served = {kind for row in serving for kind in row[4].split()}
+    counts = _counts(found)
+    queues = [
+        _queue(kind, lanes, types.get(kind, {}), counts.get(kind, {}), ready, kind in served, pauses,
+               by_type.get(kind, _Ends()), span_s)
+        for kind in {kind for kind, by_status in types.items() if by_status.get("unfinished")} | by_type.keys()
+    ]  # fmt: skip
+    return Overview(
+        at=when(now_ms),
+        tasks=stats,
+        queues=tuple(sorted(queues, key=lambda queue: (-queue.unfinished, -queue.ended_per_s, queue.type))),
+        lanes=_lanes(serving, queues, by_lane, span_s),
+        workers=_workers(serving, held),
+        hosts=_hosts(usages, now_ms, own),
+        pauses=pauses,
+        rates_of_s=span_s,
+    )
+
+
+def _ready(view: View) -> Mapping[str, tuple[int, bool]]:
+    """Return how many tasks are ready by type, and whether that is not all. Only where the rest can't tell."""
+    found: dict[str, tuple[int, bool]] = {}
+    for _, kind, _, n in view.rows("line", 1 << 62, 0, COUNTED):
+        before, is_more = found.get(kind, (0, False))
+        found[kind] = (before + n, is_more or n == COUNTED)
+    return found
+
+
+def _is_cut(found: Sequence[Any]) -> bool:
+    return bool(_cut(found))
+
+
+def _cut(found: Sequence[Any]) -> set[str]:
+    """Return the reasons that were not counted to the end: one limit holds for those that share an index."""
+    sums: Counter[str] = Counter()
+    for _, code, n in found:
+        sums[_shared(_name(code))] += n
+    return {name for name, n in sums.items() if n >= COUNTED}
+
+
+def _name(code: int) -> str:
+    return "running" if code < 0 else STORED_REASONS[code]
+
+
+def _shared(reason: str) -> str:
+    return {"running": "held", "claimed": "held", "delayed": "due", "retry": "due"}.get(reason, reason)
+
+
+def _counts(found: Sequence[Any]) -> dict[str, dict[str, tuple[int, bool]]]:
+    cut = _cut(found)
+    counts: dict[str, dict[str, tuple[int, bool]]] = {}
+    for kind, code, n in found:
+        counts.setdefault(kind, {})[_name(code)] = (n, _shared(_name(code)) in cut)
+    return counts
+
+
+def _queue(
+    kind: str,
+    lanes: Mapping[str, str],
+    by_status: Mapping[str, int],
+    counts: Mapping[str, tuple[int, bool]],
+    ready: Mapping[str, tuple[int, bool]] | None,
+    is_served: bool,
+    pauses: Sequence[PauseRow],
+    ends: _Ends,
+    span_s: float,
+) -> Queue:
+    waiting = {reason: n for reason, (n, _) in counts.items() if reason != "running"}
+    more = {reason for reason, (_, is_more) in counts.items() if is_more}
+    unfinished = by_status.get("unfinished", 0)
+    if ready is None:
+        waiting[_REST] = max(0, unfinished - sum(n for n, _ in counts.values()))
+    else:
+        waiting[_REST], is_more = ready.get(kind, (0, False))
+        more |= {_REST} if is_more else set()
+    return Queue(
+        type=kind,
+        lane=lanes.get(kind, BUILT_IN_LANE),
+        unfinished=unfinished,
+        running=counts.get("running", (0, False))[0],
+        waiting={reason: n for reason, n in sorted(waiting.items()) if n},
+        more=tuple(sorted(more)),
+        is_served=is_served,
+        paused="; ".join(str(pause) for pause in pauses if pause.type in (None, kind)),
+        ended_per_s=ends.attempts / span_s,
+        failed_per_s=ends.failed / span_s,
+        calls_per_s=ends.calls / span_s,
+        mean_s=ends.busy_us / 1e6 / ends.calls if ends.calls else None,
+    )
+
+
+def _span_s(ended: Sequence[Any], now_ms: int) -> float:
+    """Return of how long a time the attempts are that were looked at."""
+    if sum(row[3] for row in ended) < _NEWEST:
+        return LATELY_MS / 1000
+    oldest_ms: int = min(row[6] for row in ended)
+    return max(1, now_ms - oldest_ms) / 1000
+
+
+def _lanes(
+    serving: Sequence[Any], queues: Sequence[Queue], by_lane: Mapping[str, _Ends], span_s: float
+) -> tuple[LaneUse, ...]:
+    told = [None if row[5] is None else _slots.decode(row[5]) for row in serving]
+    names = {name for slots in told if slots for name in slots} | by_lane.keys()
+    return tuple(
+        LaneUse(
+            name=name,
+            slots=None if None in told else sum(slots.get(name, 0) for slots in told if slots),
+            running=sum(queue.running for queue in queues if queue.lane == name),
+            busy=by_lane.get(name, _Ends()).busy_us / 1e6 / span_s,
+            ended_per_s=by_lane.get(name, _Ends()).attempts / span_s,
+        )
+        for name in sorted(names)
+    )
+
+
+def _workers(serving: Sequence[Any], held: Sequence[Any]) -> tuple[WorkerUse, ...]:
+    holds = {(owner, status == RUNNING): n for owner, status, n in held}
+    return tuple(
+        WorkerUse(
+            name=name,
+            pid=pid,
+            host=host,
+            started=when(started_ms),
+            running=holds.get((id, True), 0),
+            claimed=holds.get((id, False), 0),
+            slots=None if slots is None else _slots.decode(slots),
+        )
+        for name, pid, host, started_ms, _, slots, id in serving
+    )
+
+
+def _hosts(usages: Sequence[Any], now_ms: int, own: ResourceUsage) -> tuple[HostUse, ...]:
+    """Return what workers tell of their machines; where none does, what there is to say of this one."""
+    told = [(host, _figures.decode(figures)) for _, host, at_ms, figures in usages if now_ms - at_ms < SILENT_MS]
+    if not told:
+        return (HostUse(host="this machine", works=False, usage=own),)
+    return tuple(HostUse(host=place.host, works=True, usage=place.usage) for place in places(told))

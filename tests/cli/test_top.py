@@ -1,0 +1,235 @@
+"""`top`: one look for programs and for people, and a terminal that is given back."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import termios
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pytest
+from tests.cli.conftest import Answer, Worker, finished, started
+from tests.conformance.kit import FACTORIES, OTHER, WORK, Factory, Port, new, opened, submit
+from tests.engine.support import engine_on
+
+from mainspring.cli import overview, top
+from mainspring.cli.overview import Overview, Queue
+from mainspring.resources import ResourceMonitor
+from mainspring.store.base import FAILED, HandlerRecord
+from mainspring.tasks import Usage
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def here(shop: Worker, call) -> Run:
+    return partial(call, folder=shop.folder)
+
+
+@pytest.fixture
+def held(here: Run, shop: Worker) -> Iterator[str]:
+    """A task that runs until it is cancelled."""
+    id = here("submit", "custom:hold", json.dumps({"until": str(shop.folder / "never")})).out.strip()
+    while here("ps", "--status", "running", "--json").json == []:
+        pass
+    yield id
+    here("cancel", id)
+    here("wait", id)
+
+
+def test_one_look_for_programs(here: Run, shop: Worker, held: str) -> None:
+    """Queues by type and reason, lanes with their slots, workers, machines."""
+    later = here("submit", "custom:resize", '{"width": 1}', "--delay", "1h").out.strip()
+    seen = here("top", "--json").json
+    assert seen["store"] == str(shop.folder / "mainspring.db")
+    assert seen["tasks"]["running"] == 1
+    hold = next(queue for queue in seen["queues"] if queue["type"] == "custom:hold")
+    assert (hold["lane"], hold["unfinished"], hold["running"], hold["waiting"]) == ("async", 1, 1, {})
+    resize = next(queue for queue in seen["queues"] if queue["type"] == "custom:resize")
+    assert (resize["waiting"], resize["more"], resize["is_served"]) == ({"delayed": 1}, [], True)
+    (worker,) = seen["workers"]
+    assert (worker["name"], worker["pid"], worker["running"]) == (shop.ready["worker"], shop.ready["pid"], 1)
+    assert {lane["name"] for lane in seen["lanes"]} >= {"async", "thread", "process"}
+    assert all(lane["slots"] == worker["slots"][lane["name"]] > 0 for lane in seen["lanes"])
+    assert seen["hosts"][0]["usage"]["memory_limit_bytes"] > 0
+    here("cancel", later)
+
+
+def test_one_look_for_people(here: Run, shop: Worker, held: str) -> None:
+    """The same in tables; without a terminal it has to be asked for."""
+    shown = here("top", "--once")
+    assert shown.code == 0
+    for words in ("custom:hold", "unfinished", "slots", shop.ready["worker"], "cores", "running"):
+        assert words in shown.out
+    wrong = here("top")
+    assert (wrong.code, "add --once" in wrong.err) == (2, True)
+    assert here("top", "--once", "--interval", "1ms").code == 2
+
+
+def read_until(ours: int, wanted: bytes, seen: bytes = b"") -> bytes:
+    limit = time.monotonic() + 60
+    while wanted not in seen:
+        assert time.monotonic() < limit, seen[-2000:]
+        seen += os.read(ours, 65_536)
+    return seen
+
+
+def test_a_terminal_is_watched_and_given_back(here: Run, shop: Worker, held: str) -> None:
+    """It shows what comes while it looks; Ctrl-C leaves the screen, the cursor and the settings as they were."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 160))
+    before = termios.tcgetattr(theirs)
+    watching = started(
+        "top", "--interval", "100ms", folder=shop.folder, stdout=theirs, environment={"TERM": "xterm-256color"}
+    )
+    seen = read_until(ours, b"custom:hold")
+    assert b"\x1b[?1049h" in seen, "it has a screen of its own"
+    later = here("submit", "custom:resize", '{"width": 1}', "--delay", "1h").out.strip()
+    seen = read_until(ours, b"1 delayed", seen)
+    here("cancel", later)
+    watching.send_signal(signal.SIGINT)
+    while watching.poll() is None:
+        os.set_blocking(ours, False)
+        with suppress(BlockingIOError):
+            seen += os.read(ours, 65_536)
+    with suppress(BlockingIOError):
+        seen += os.read(ours, 65_536)
+    assert termios.tcgetattr(theirs) == before
+    os.close(theirs)
+    os.close(ours)
+    answer = finished(watching)
+    assert (answer.code, "Traceback" in answer.err) == (130, False)
+    assert seen.rindex(b"\x1b[?1049l") > seen.rindex(b"custom:hold")
+    assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l")
+
+
+@pytest.mark.anyio
+async def test_what_was_seen_stays_in_an_outage(tmp_path: Any) -> None:
+    """While the store can't be read the first line says why, and the rest is as it was."""
+    engine = engine_on(tmp_path / "work.db", worker=False)
+    async with engine:
+        seen = await top._frame(engine, [])
+    again = await top._frame(engine, seen)
+    assert again[1:] == seen[1:]
+    assert "can't be read: the store is closed" in str(again[0])
+
+
+# What is read
+
+
+@pytest.fixture(params=FACTORIES)
+def factory(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Factory]:
+    made: Factory = FACTORIES[request.param](tmp_path)
+    yield made
+    made.drop()
+
+
+@pytest.fixture
+async def store(factory: Factory) -> AsyncIterator[Any]:
+    async with opened(factory.make()) as store:
+        yield store
+
+
+async def look(store: Any) -> Overview:
+    own, now_ms = ResourceMonitor().sample(), store.now_ms()
+    return await store.view(lambda view: overview._look(view, now_ms, own))  # type: ignore[no-any-return]
+
+
+def queue_of(seen: Overview, kind: str) -> Queue:
+    return next(queue for queue in seen.queues if queue.type == kind)
+
+
+async def served(store: Any) -> Port:
+    port = Port(store)
+    await port.serve()
+    await store.register([WORK], [HandlerRecord(WORK, "1", "async", "{}", "{}", "")], {"async": 4})
+    return port
+
+
+@pytest.mark.anyio
+async def test_each_reason_is_counted(store: Any) -> None:
+    """Of a type each reason that the store records; what nobody serves and what is paused is told."""
+    port = await served(store)
+    first, second, _ = await submit(store, new(), new(), new())
+    claims = await port.room(2)
+    store.started(claims[0], store.now_ms())
+    later = store.now_ms() + 10_000
+    await submit(store, new(after=[first]), new(after=[second]), new(not_before_ms=later), new(type=OTHER))
+    await store.pause(type=WORK, group="g")
+    seen = await look(store)
+    queue = queue_of(seen, WORK)
+    assert (queue.unfinished, queue.running, queue.more) == (6, 1, ())
+    assert queue.waiting == {"claimed": 1, "delayed": 1, "parents": 2, "ready": 1}
+    assert (queue.lane, queue.is_served, queue.paused) == ("async", True, f"type {WORK}, group g")
+    other = queue_of(seen, OTHER)
+    assert (other.waiting, other.is_served, other.paused) == ({"ready": 1}, False, "")
+    (worker,) = seen.workers
+    assert (worker.running, worker.claimed, worker.slots) == (1, 1, {"async": 4})
+    (lane,) = seen.lanes
+    assert (lane.name, lane.slots, lane.running) == ("async", 4, 1)
+    assert [host.works for host in seen.hosts] == [False], "no worker has told of its machine"
+
+
+@pytest.mark.anyio
+async def test_many_are_said_to_be_more(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is counted beyond the limit. What is ready is the rest where all else is counted, else counted itself."""
+    monkeypatch.setattr(overview, "COUNTED", 3)
+    await served(store)
+    later = store.now_ms() + 10_000
+    await submit(store, *(new() for _ in range(5)))
+    await submit(store, *(new(not_before_ms=later) for _ in range(2)))
+    queue = queue_of(await look(store), WORK)
+    assert (queue.waiting, queue.more) == ({"delayed": 2, "ready": 5}, ())
+    await submit(store, *(new(not_before_ms=later) for _ in range(2)))
+    queue = queue_of(await look(store), WORK)
+    assert (queue.unfinished, queue.waiting, queue.more) == (9, {"delayed": 3, "ready": 3}, ("delayed", "ready"))
+
+
+@pytest.mark.anyio
+async def test_rates_are_those_of_the_last_seconds(factory: Factory, store: Any) -> None:
+    """Attempts and calls by type, failures among them, and how many slots they took."""
+    port = await served(store)
+    await submit(store, *(new() for _ in range(7)))
+    for claim in await port.room(1):
+        await port.finish(claim, usage=Usage(1.0), started_ms=store.now_ms())
+    factory.clock.advance(11)
+    for claim in await port.room(4):
+        await port.finish(claim, usage=Usage(2.0, batch_size=4), started_ms=store.now_ms())
+    for claim in await port.room(1):
+        await port.finish(claim, FAILED, usage=Usage(3.0), started_ms=store.now_ms(), error=b"\x80")
+    seen = await look(store)
+    queue = queue_of(seen, WORK)
+    assert (queue.ended_per_s, queue.failed_per_s, queue.calls_per_s) == (0.5, 0.1, 0.2)
+    assert (queue.batch, queue.mean_s) == (2.5, 2.5)
+    (lane,) = seen.lanes
+    assert (lane.busy, lane.ended_per_s) == (0.5, 0.5)
+
+
+@pytest.mark.anyio
+async def test_a_flood_is_measured_by_its_newest_part(
+    factory: Factory, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many attempts are looked at; the rate is of the time that they took."""
+    monkeypatch.setattr(overview, "_NEWEST", 4)
+    port = await served(store)
+    await submit(store, *(new() for _ in range(8)))
+    for claim in await port.room(8):
+        factory.clock.advance(0.25)
+        await port.finish(claim, usage=Usage(0.1), started_ms=store.now_ms())
+    factory.clock.advance(0.25)
+    seen = await look(store)
+    assert (seen.rates_of_s, queue_of(seen, WORK).ended_per_s) == (1.0, 4.0)
+
+
+@pytest.mark.anyio
+async def test_an_idle_store(store: Any) -> None:
+    """Nobody works, nothing waits."""
+    seen = await look(store)
+    assert (seen.queues, seen.lanes, seen.workers) == ((), (), ())
+    assert seen.tasks["pending"] == 0
