@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from tests.cli.conftest import Worker
-from tests.engine.support import engine_on, value
+from tests.engine.support import SOON, engine_on, value
 from tests.telemetry import logged
 
-from mainspring import Context, Engine
+from mainspring import Context, Engine, Permanent, ProcessingFailed
 from mainspring.processors.context import current
 from mainspring.store.base import COMPLETED, Claimed, Finish
 from mainspring.telemetry.logs import JsonFormatter, OfRunningTask
@@ -91,6 +91,29 @@ async def test_the_engines_own_lines_name_the_task(engine: Engine, caplog: pytes
     (line,) = caplog.records
     assert vars(line).items() >= claim.labels().items()
     assert claim.labels()["group"] == "tenant"
+
+
+async def test_attempts_that_did_not_complete(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """At INFO each has a line, with its outcome and the type of its error, and nothing that was worked on."""
+
+    @engine.task(retry=SOON)
+    async def flaky(secret: str, ctx: Context) -> None:
+        if ctx.attempt == 1:
+            raise ValueError(f"no {secret}")
+        if ctx.attempt == 2:
+            raise Permanent(f"never {secret}")
+
+    with caplog.at_level(logging.INFO, "mainspring.dispatch"):
+        handle = await engine.submit(flaky, "hush-hush")
+        with pytest.raises(ProcessingFailed):
+            await value(handle)
+    lines: list[Any] = [line for line in caplog.records if line.name == "mainspring.dispatch"]
+    told = [(line.task_id, line.attempt, line.type, line.outcome, line.error_type) for line in lines]
+    assert told == [
+        (str(handle.id), 1, "custom:flaky", "retry", "ValueError"),
+        (str(handle.id), 2, "custom:flaky", "failed", "Permanent"),
+    ]
+    assert "hush" not in "".join(JsonFormatter().format(line) for line in lines)
 
 
 def test_json_says_whatever_a_record_holds() -> None:

@@ -208,6 +208,15 @@ async def test_children_belong_to_their_parents_trace(engine: Engine, spans: Spa
     assert count is traced.count
 
 
+def test_from_code_without_asyncio(spans: Spans) -> None:
+    """The span that is current in a thread goes along."""
+    engine = engine_of()
+    engine.task(name="one")(traced.count)
+    with engine.sync as sync, tracer.start_as_current_span("request"):
+        assert sync.submit(traced.count, 1).result() == 1
+    assert is_below(only(spans, "send custom:one"), only(spans, "request"))
+
+
 async def test_a_trace_begins_with_the_submit(engine: Engine, spans: Spans) -> None:
     """Where the caller has none."""
     await value(await engine.submit(engine.task(name="one")(traced.count), 1))

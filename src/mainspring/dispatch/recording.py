@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -18,8 +19,21 @@ from mainspring.execution.base import Report
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import failure
 from mainspring.results.values import Values
-from mainspring.store.base import BLOB_OUTPUT, COMPLETED, FAILED, RELEASED, TIMEOUT, Claimed, Finish, NewTask, Store
+from mainspring.store.base import (
+    BLOB_OUTPUT,
+    COMPLETED,
+    FAILED,
+    OUTCOMES,
+    RELEASED,
+    TIMEOUT,
+    Claimed,
+    Finish,
+    NewTask,
+    Store,
+)
 from mainspring.tasks import ChildTasks, Effect, ErrorInfo, Task, Usage
+
+logger = logging.getLogger("mainspring.dispatch")
 
 _encoder = msgspec.msgpack.Encoder()
 _TOO_LATE = _encoder.encode(ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0))
@@ -79,6 +93,8 @@ class Recorder:
             if end.error is not None:
                 error, kind = _encoder.encode(end.error), end.error.type
             finish = Finish(claim, end.outcome, ended, started, None, lane, usage, error, end.delay_ms)
+            if logger.isEnabledFor(logging.INFO):
+                _say(claim, OUTCOMES[end.outcome], kind, usage.duration)
         if self._spans is not None:
             self._spans.end(attempt, finish.outcome, kind)
         self._finish(finish)
@@ -115,3 +131,12 @@ class Recorder:
             effects=effects,
             children=children,
         )
+
+
+def _say(claim: Claimed, outcome: str, error: str | None, duration: float) -> None:
+    """Log an attempt that did not complete. An error is told by its type: messages may hold what was worked on."""
+    logger.info(
+        "task %s attempt %d of %s: %s%s", claim.task_id, claim.attempt, claim.task_type, outcome,
+        "" if error is None else f" ({error})",
+        extra={**claim.labels(), "outcome": outcome, "error_type": error, "duration_s": round(duration, 6)},
+    )  # fmt: skip
