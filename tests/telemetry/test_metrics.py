@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import sys
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Iterator
@@ -13,12 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.engine import process_work
 from tests.engine.support import LIMIT_S, engine_on, until, value
 
-from mainspring import Batch, Engine, InvalidInput, Permanent, ProcessingFailed, TaskPriority
+from mainspring import (
+    Batch,
+    Engine,
+    EngineConfig,
+    InvalidInput,
+    Permanent,
+    ProcessingFailed,
+    Resources,
+    TaskManagerConfig,
+    TaskPriority,
+)
 from mainspring.store.base import COMPLETED, RELEASED, Claimed, Finish
 from mainspring.telemetry.metrics import Metrics, Server, _queued
 
@@ -119,6 +131,9 @@ async def test_what_else_one_expects(engine: Engine) -> None:
     assert one(samples, "mainspring_models_loaded") == 0
     assert one(samples, "mainspring_queue_ready", priority="low") == 0
     assert one(samples, "mainspring_claims_rescued_total") == 0
+    assert one(samples, "mainspring_lane_given_total", lane="async") == 0
+    assert 0 < one(samples, "mainspring_host_memory_bytes") < one(samples, "mainspring_host_memory_limit_bytes") / 0.9
+    assert one(samples, "mainspring_host_cpu_cores") > 0
     assert one(samples, "mainspring_store_up") == 1
 
 
@@ -189,6 +204,50 @@ async def test_a_loop_that_is_late(engine: Engine) -> None:
     await until(lambda: sum(lags.counts[bisect_left(lags.bounds, 0.5) + 1 :]) > late)
 
 
+async def test_what_is_reserved(tmp_path: Path) -> None:
+    """Of each kind that there is, while attempts run."""
+    config = EngineConfig(manager=TaskManagerConfig(cpu_capacity=4, custom_capacity={"seat": 2}))
+    engine, go = Engine(tmp_path / "work.db", config), asyncio.Event()
+
+    @engine.task(resources=Resources(cpu=1.5, custom={"seat": 1}))
+    async def sit() -> None:
+        await go.wait()
+
+    async with engine:
+        handle = await engine.submit(sit)
+        await until(lambda: bool(engine.manager.running_tasks()))
+        samples = read((await engine.metrics()).decode())
+        go.set()
+        await value(handle)
+        after = read((await engine.metrics()).decode())
+    told = {kind: one(samples, "mainspring_resources_reserved", kind=kind) for kind in ("cpu", "memory", "seat")}
+    assert told == {"cpu": 1.5, "memory": 0, "seat": 1}
+    assert one(samples, "mainspring_resources_capacity", kind="seat") == 2
+    assert one(samples, "mainspring_task_running_count") == 1
+    assert one(after, "mainspring_resources_reserved", kind="cpu") == 0
+    assert not [
+        labels for name, labels in samples if name == "mainspring_resources_capacity" and ("kind", "gpu") in labels
+    ]
+
+
+async def test_what_the_loop_changes_is_asked_on_the_loop(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scrape goes on in a thread: what it went through there could change under its hands."""
+    asked: list[int] = []
+
+    def running() -> list[Any]:
+        asked.append(threading.get_ident())
+        return []
+
+    monkeypatch.setattr(engine.manager, "running_tasks", running)
+    server = Metrics(engine.manager).serve(0)
+    try:
+        await scraped(server)
+    finally:
+        await server.close()
+    await engine.metrics()
+    assert asked == [threading.get_ident()] * 2
+
+
 async def test_the_endpoint(engine: Engine) -> None:
     """It says the same over HTTP, on the loopback alone, and nothing any more when it is closed."""
     server = Metrics(engine.manager).serve(0)
@@ -252,9 +311,11 @@ def names_in(expression: str) -> Iterator[tuple[str, set[str]]]:
         yield name, grouped | set(re.findall(r"(\w+)\s*(?:=|!=)", selected))
 
 
-async def test_every_query_of_the_dashboard_finds_something(engine: Engine) -> None:
+async def test_every_query_of_the_dashboard_finds_something(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Metrics and labels are those of a real scrape, and each metric of ours is somewhere in it."""
     engine.manager.counting.lost["custom:work"] += 1
+    usage = msgspec.structs.replace(engine.monitor.sample(), cpu_usage=0.5, network_bytes=1)  # known after a while
+    monkeypatch.setattr(engine.monitor, "sample", lambda: usage)
     samples = read((await engine.metrics()).decode())
     labels: dict[str, set[str]] = {}
     for name, given in samples:

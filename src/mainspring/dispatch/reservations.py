@@ -314,6 +314,12 @@ class Reservations:
 
     # Telling
 
+    def stats(self) -> dict[str, dict[str, float]]:
+        """Return what is reserved and what there is, of each kind that this process has."""
+        kinds = ("cpu", "memory", "gpu", *self._config.custom_capacity)
+        found = {kind: {"reserved": self._used.get(kind, 0.0), "capacity": self.capacity(kind)} for kind in kinds}
+        return {kind: of for kind, of in found.items() if of["capacity"]}
+
     def _tell(self, closed: str | None) -> None:
         """Leave word in the store, for `explain` in any process, of who waits and for what."""
         told = self._state(closed)

@@ -14,6 +14,7 @@ import msgspec
 
 from mainspring.dispatch.manager import TaskManager
 from mainspring.errors import InvalidInput, StoreUnavailable, invalid
+from mainspring.resources.monitor import ResourceUsage
 from mainspring.store.base import CANCELLED, COMPLETED, FAILED, OUTCOMES, TIMEOUT, Kept, Queued
 from mainspring.store.counting import Histogram
 from mainspring.tasks import TaskPriority
@@ -26,6 +27,14 @@ _OTHER = "other"
 _MAX_PORT = 65_535
 
 
+class Ours(msgspec.Struct, frozen=True):
+    """What has to be asked on the engine's loop, which changes it, or may take a moment."""
+
+    running: int
+    resources: Mapping[str, Mapping[str, float]]
+    usage: ResourceUsage
+
+
 class Seen(msgspec.Struct, frozen=True):
     """What has to be asked of the store."""
 
@@ -33,6 +42,11 @@ class Seen(msgspec.Struct, frozen=True):
     kept: tuple[Kept, ...]
     queued: Queued
     vectors: int
+
+
+async def look_around(manager: TaskManager) -> Ours:
+    usage = await asyncio.to_thread(manager.monitor.sample)
+    return Ours(len(manager.running_tasks()), manager.reservations.stats(), usage)
 
 
 async def look(manager: TaskManager) -> Seen:
@@ -64,8 +78,9 @@ class Metrics:
 
     async def text(self) -> bytes:
         """Return all metrics in the text format that Prometheus scrapes. Raises: StoreUnavailable."""
-        seen = await look(self._manager)
-        return self._client.generate_latest(self._registry(_Collector(lambda: families(self._manager, seen))))
+        ours, seen = await look_around(self._manager), await look(self._manager)
+        registry = self._registry(_Collector(lambda: families(self._manager, ours, seen)))
+        return await asyncio.to_thread(self._client.generate_latest, registry)
 
     def serve(self, port: int, host: str = "127.0.0.1") -> Server:
         """Answer scrapes at http://HOST:PORT/metrics from a thread, until `Server.close`. Call it on the engine's loop.
@@ -79,11 +94,12 @@ class Metrics:
         loop = asyncio.get_running_loop()
 
         def collect() -> Iterator[Metric]:
+            ours = asyncio.run_coroutine_threadsafe(look_around(self._manager), loop).result()
             try:
                 seen = asyncio.run_coroutine_threadsafe(look(self._manager), loop).result()
             except StoreUnavailable:
                 seen = None
-            return families(self._manager, seen)
+            return families(self._manager, ours, seen)
 
         try:
             server, thread = self._client.start_http_server(port, host, self._registry(_Collector(collect)))
@@ -130,11 +146,13 @@ class _Collector:
         return []
 
 
-def families(manager: TaskManager, seen: Seen | None) -> Iterator[Metric]:
+def families(manager: TaskManager, ours: Ours, seen: Seen | None) -> Iterator[Metric]:
     """Return what there is to tell; without `seen` what this process alone knows."""
     known = {str(kind) for kind in manager.executor.types}
     yield from _attempts(manager)
     yield from _process(manager, known)
+    yield _gauge("mainspring_task_running_count", "Attempts that run in this process now.", ours.running)
+    yield from _resources(ours)
     yield _gauge("mainspring_store_up", "Whether the store could be read for this scrape.", float(seen is not None))
     if seen is not None:
         yield from _tasks(seen.stats, known)
@@ -185,9 +203,6 @@ def _attempts(manager: TaskManager) -> Iterator[Metric]:
         "mainspring_task_cpu_usage", "Cores that an attempt kept busy: CPU time by wall time.",
         {kind: of.cores for kind, of in counted},
     )  # fmt: skip
-    yield _gauge(
-        "mainspring_task_running_count", "Attempts that run in this process now.", len(manager.running_tasks())
-    )
     yield _histogram(
         "mainspring_task_queue_wait_seconds",
         "From the moment that nothing but a slot was missing to the start.",
@@ -236,6 +251,32 @@ def _process(manager: TaskManager, known: set[str]) -> Iterator[Metric]:
         yield counter
     yield _gauge("mainspring_models_loaded", "Models in the memory of this process.", models.loaded_count)
     yield _gauge("mainspring_models_loaded_bytes", "What those take, as far as it can be told.", models.loaded_bytes)
+
+
+def _resources(ours: Ours) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    for name, text in {"reserved": "What running attempts have reserved.", "capacity": "What there is of it."}.items():
+        family = GaugeMetricFamily(f"mainspring_resources_{name}", text, labels=["kind"])
+        for kind, of in ours.resources.items():
+            family.add_metric([kind], of[name])
+        yield family
+    usage = ours.usage
+    gauges = {
+        "cpu_usage": ("Share of the cores that is in use on this host or in its container.", usage.cpu_usage),
+        "cpu_cores": ("Cores that this process may use.", usage.cpu_limit),
+        "memory_bytes": ("Memory in use there.", usage.memory_bytes),
+        "memory_limit_bytes": ("How much of it may be in use.", usage.max_memory_bytes),
+        "storage_bytes": ("In use on the disk of the store.", usage.storage_bytes),
+        "storage_limit_bytes": ("How much of that may be in use.", usage.max_storage_bytes),
+    }
+    for name, (text, value) in gauges.items():
+        if value is not None:
+            yield _gauge(f"mainspring_host_{name}", text, value)
+    if usage.network_bytes is not None:
+        network = CounterMetricFamily("mainspring_host_network_bytes", "Both ways, all interfaces but loopback.")
+        network.add_metric([], usage.network_bytes)
+        yield network
 
 
 def _by_known(counted: Iterable[tuple[tuple[str, str], int]], known: set[str]) -> dict[tuple[str, str], int]:
@@ -314,6 +355,10 @@ def _lanes(stats: Mapping[str, Any]) -> Iterator[Metric]:
         for lane, counts in stats["lanes"].items():
             family.add_metric([lane], counts[name])
         yield family
+    given = CounterMetricFamily("mainspring_lane_given", "Claims given to idle processes.", labels=["lane"])
+    for lane, counts in stats["lanes"].items():
+        given.add_metric([lane], counts["given"])
+    yield given
     for name, text in {"calls": "Calls for several tasks.", "items": "Tasks in those."}.items():
         counter = CounterMetricFamily(f"mainspring_batch_{name}", text, labels=["type"])
         for kind, batches in stats["batches"].items():
