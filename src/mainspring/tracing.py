@@ -76,7 +76,7 @@ class Tracing:
         None where nobody has set up a provider.
         """
         trace = self.trace_of(span)
-        if trace is not None and span.is_recording():
+        if trace is not None:
             self._live[trace["traceparent"]] = span
         return trace
 

@@ -102,6 +102,13 @@ def test_caching(disk: Path) -> None:
     assert all(row["ratio"] > 0 for name, row in rows.items() if not name.startswith("no-ops"))
 
 
+def test_telemetry(disk: Path) -> None:
+    """Scrapes and spans, each against as many plain tasks."""
+    rows = rows_of(ran("telemetry", disk, "--n", "40", "--runs", "1"))
+    assert len(rows) == 4
+    assert all(row["ratio"] > 0 for name, row in rows.items() if not name.startswith("no-ops"))
+
+
 def test_backlog(disk: Path) -> None:
     """Two lengths are measured in processes of their own, the second against the first."""
     rows = rows_of(ran("backlog", disk, "--n", "300,600", "--share", "20"))
