@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import msgspec
 import pytest
 from opentelemetry import trace
@@ -22,10 +23,11 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from tests import postgres
 from tests.engine.support import LIMIT_S, SOON, quick, value
 from tests.telemetry import traced
 
-from mainspring import Batch, Context, Engine, InvalidInput, TaskCancelled
+from mainspring import Batch, Context, Engine, InvalidInput, StoreConfig, TaskCancelled
 from mainspring.store.base import Spec
 
 pytestmark = pytest.mark.anyio
@@ -215,6 +217,27 @@ def test_from_code_without_asyncio(spans: Spans) -> None:
     with engine.sync as sync, tracer.start_as_current_span("request"):
         assert sync.submit(traced.count, 1).result() == 1
     assert is_below(only(spans, "send custom:one"), only(spans, "request"))
+
+
+async def test_within_a_users_transaction(tmp_path: Path, spans: Spans) -> None:
+    """On a server the trace comes with the commit."""
+    place = postgres.address_of(tmp_path)
+    config = msgspec.structs.replace(quick(StoreConfig(blobs=tmp_path / "blobs")), tracing=True)
+    try:
+        async with Engine(place, config) as engine:
+            one = engine.task(name="one")(traced.count)
+            connection = await asyncpg.connect(postgres.url())
+            try:
+                with tracer.start_as_current_span("request"):
+                    async with connection.transaction():
+                        handle = await engine.submit(one, 1, connection=connection)
+                await value(handle)
+            finally:
+                await connection.close()
+        assert is_below(only(spans, "process custom:one"), only(spans, "send custom:one"))
+        assert is_below(only(spans, "send custom:one"), only(spans, "request"))
+    finally:
+        postgres.drop(postgres.schema_of(tmp_path))
 
 
 async def test_a_trace_begins_with_the_submit(engine: Engine, spans: Spans) -> None:
