@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -111,3 +113,21 @@ def line(path: str) -> None:
         order.write(name + "\n")
     while name == "long" and not os.path.exists(os.path.join(folder, "go")):
         time.sleep(0.002)
+
+
+def starve(folder: str, times: int, mebibytes: int = 0) -> int:
+    """Is killed so many times, as by a system out of memory, and counts on; then goes on until there is a file "go"."""
+    tries = len(os.listdir(folder))
+    Path(folder, str(tries)).touch()
+    held = b"x" * (mebibytes << 20)
+    if tries < times and len(held) >= 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while not os.path.exists(folder + ".go"):
+        time.sleep(0.002)
+    return tries
+
+
+def hoard(mebibytes: int, limit: int) -> int:
+    """Asks for memory under a limit of its own process."""
+    resource.setrlimit(resource.RLIMIT_AS, (limit << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    return len(bytearray(mebibytes << 20))

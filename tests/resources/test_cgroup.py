@@ -128,3 +128,14 @@ def test_no_control_groups_at_all(tmp_path: Path) -> None:
     """As on macOS."""
     cgroup = Cgroup(tmp_path / "none", tmp_path / "none")
     assert (cgroup.cpu(), cgroup.memory()) == (None, None)
+
+
+def test_who_was_killed_for_memory(tmp_path: Path) -> None:
+    """The kernel's count of the group itself, in both versions; nobody's where there is none."""
+    second = tree(
+        tmp_path / "2", "0::/job\n", {"cgroup.controllers": "memory", "job/memory.events": "low 0\noom 4\noom_kill 3"}
+    )
+    assert second.oom_kills() == 3
+    files: dict[str, object] = {"memory/job/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2"}
+    assert tree(tmp_path / "1", "4:memory:/job\n", files).oom_kills() == 2
+    assert tree(tmp_path / "0", "0::/\n", {"cpu/cpu.shares": 1}).oom_kills() is None

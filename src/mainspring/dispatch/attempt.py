@@ -27,6 +27,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     started_at: float | None = None  # monotonic seconds
     in_child: bool = False  # a suspect that runs in a child process
     reserves: bool = False  # resources, while it runs
+    is_last: bool = False  # of those that ran out of memory: nothing runs beside it
     recorded: bool = False  # the store has been told that it runs
     cause: StopCause | None = None  # why it was asked to stop
     asked_at: float = 0.0
@@ -38,6 +39,14 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     @property
     def started_ms(self) -> int | None:
         return None if self.started_at is None else self.desk.store.ms_at(self.started_at)
+
+    @property
+    def until_s(self) -> float | None:
+        """When its deadline passes, on the monotonic clock."""
+        deadline_ms = self.claim.deadline_ms
+        if deadline_ms is None:
+            return None
+        return float(self.desk.env.monotonic() + (deadline_ms - self.desk.store.now_ms()) / 1000)
 
     def send(self, signal: Signal) -> None:
         if type(signal) is Started:

@@ -14,7 +14,7 @@ from mainspring.dispatch.gathering import Call, Gathering
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.members import Members
 from mainspring.dispatch.recording import Recorder
-from mainspring.dispatch.reservations import Reservations
+from mainspring.dispatch.reservations import Need, Reservations
 from mainspring.dispatch.spans import Spans
 from mainspring.dispatch.watch import Watch
 from mainspring.environment import Environment
@@ -32,6 +32,7 @@ from mainspring.store.base import (
     LEADS,
     RELEASED,
     RESERVES,
+    SHORT,
     SUSPECT,
     WANTS_KEPT,
     Claimed,
@@ -45,7 +46,7 @@ logger = logging.getLogger("mainspring.dispatch")
 
 _RECORD_STARTS_S = 0.02
 """A handler that is still running after this long is recorded as RUNNING; most have ended by then."""
-_NEEDS_CARE = HAS_REFS | BLOB_INPUT | SUSPECT | WANTS_KEPT | RESERVES
+_NEEDS_CARE = HAS_REFS | BLOB_INPUT | SUSPECT | WANTS_KEPT | RESERVES | SHORT
 
 
 class Course:
@@ -105,12 +106,20 @@ class Course:
         if claim.deadline_ms is not None and self._is_too_late(desk, claim):
             return None
         attempt = Attempt(claim, desk, mark, task)
-        is_here = desk.mark is not None
-        if claim.flags & _NEEDS_CARE or claim.spec is not None or (is_here and self._alone.is_taken):
+        is_barred = self._any.is_taken or (desk.mark is not None and self._alone.is_taken)
+        if claim.flags & _NEEDS_CARE or claim.spec is not None or is_barred:
             return self._serve_with_care(attempt)
         if self.reservations.types and claim.task_type in self.reservations.types:
             return self._serve_with_care(attempt)
         return self._run(attempt, desk.runner())
+
+    def _is_barred(self, desk: Desk) -> bool:
+        """Whether somebody runs alone, or waits for that."""
+        return self._any.is_taken or (desk.mark is not None and self._alone.is_taken)
+
+    async def _until_open(self, desk: Desk) -> None:
+        while self._is_barred(desk):
+            await (self._any if self._any.is_taken else self._alone).wait()
 
     def _is_too_late(self, desk: Desk, claim: Claimed) -> bool:
         """Whether the deadline has passed; then the claim is over."""
@@ -125,7 +134,11 @@ class Course:
         """The same for a claim that something has to be done for before it runs."""
         desk, claim = attempt.desk, attempt.claim
         need = self.reservations.need(claim, desk.lane)
-        if need is None:
+        if claim.flags & SHORT:
+            need = await self._raised(attempt, need)
+            if need is None:
+                return True
+        elif need is None:
             return await self._serve_prepared(attempt)
         if not self.reservations.take(desk, [claim], need):
             return True
@@ -135,18 +148,43 @@ class Course:
         finally:
             self.reservations.give_back(claim.id)
 
+    async def _raised(self, attempt: Attempt, need: Need | None) -> Need | None:
+        """Return what to reserve after attempts that were short of memory; None: it is not to run now."""
+        desk, claim = attempt.desk, attempt.claim
+        desk.waits(claim)
+        try:
+            tries = (await self._store.info(claim.id)).attempts
+        except StoreUnavailable:
+            self._put_back(desk, claim)
+            return None
+        if not desk.begins(claim):
+            return None
+        need, attempt.is_last = self.reservations.raised(need, tries, desk.lane)
+        return need
+
+    def _put_back(self, desk: Desk, claim: Claimed) -> None:
+        """The store can't say now what has to be known of it."""
+        if desk.begins(claim):
+            desk.freed()
+            self._store.finish(Finish(claim, RELEASED, self._store.now_ms(), is_counted=False))
+
     async def _serve_prepared(self, attempt: Attempt) -> bool:
         """The same once what it needs is reserved."""
         desk, claim = attempt.desk, attempt.claim
         desk.waits(claim)
         if not await self._is_to_run(desk, claim):
             return True
-        if desk.mark is None:
-            return await self._ran(attempt, desk.runner())
-        if is_suspect(claim):
+        if attempt.is_last:
+            async with self._any:
+                return await self._run_where_it_may(attempt)
+        if not is_suspect(claim) or desk.mark is None or self._any.is_taken:
+            await self._until_open(desk)
+        return await self._run_where_it_may(attempt)
+
+    async def _run_where_it_may(self, attempt: Attempt) -> bool:
+        desk = attempt.desk
+        if desk.mark is not None and is_suspect(attempt.claim):
             return await self._run_suspect(attempt)
-        if self._alone.is_taken:
-            await self._alone.wait()
         return await self._ran(attempt, desk.runner())
 
     async def _is_to_run(self, desk: Desk, claim: Claimed) -> bool:
@@ -156,9 +194,7 @@ class Course:
             if not claim.flags & WANTS_KEPT or await self._leads(claim, spec):
                 return True
         except StoreUnavailable:  # how it stands to equal work can't be told now
-            if desk.begins(claim):
-                desk.freed()
-                self._store.finish(Finish(claim, RELEASED, self._store.now_ms(), is_counted=False))
+            self._put_back(desk, claim)
         except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
             if desk.begins(claim):
                 desk.freed()
@@ -219,9 +255,8 @@ class Course:
         if self._spans is not None:
             self._spans.begin(attempt)
         if attempt.desk.ahead and not is_suspect(attempt.claim) and not attempt.reserves:
-            until_s = self._until_s(attempt.claim)
             going: Report | Awaitable[Report | None] = cast(AheadRunner, runner).run_soon(
-                attempt.claim, attempt, until_s
+                attempt.claim, attempt, attempt.until_s
             )
         else:
             going = runner.run(attempt.claim, attempt)
@@ -233,12 +268,6 @@ class Course:
             return None
         self._enter(attempt)
         return self._see_through(attempt, going)
-
-    def _until_s(self, claim: Claimed) -> float | None:
-        """Return when its deadline passes, on the monotonic clock."""
-        if claim.deadline_ms is None:
-            return None
-        return self._env.monotonic() + (claim.deadline_ms - self._store.now_ms()) / 1000
 
     def _enter(self, attempt: Attempt) -> None:
         """Note that it runs."""
@@ -310,10 +339,10 @@ class Course:
         claims = call.claims
         if is_suspect(claims[0]):
             return await self._serve_with_care(Attempt(claims[0], desk, mark, task))
-        if desk.mark is not None and self._alone.is_taken:
+        if self._is_barred(desk):
             for claim in claims:
                 desk.waits(claim)
-            await self._alone.wait()
+            await self._until_open(desk)
             claims = [claim for claim in claims if desk.begins(claim)]
         claims = [claim for claim in claims if not self._is_too_late(desk, claim)]
         if not claims:

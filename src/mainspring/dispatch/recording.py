@@ -25,6 +25,7 @@ from mainspring.store.base import (
     FAILED,
     OUTCOMES,
     RELEASED,
+    SHORT,
     TIMEOUT,
     Claimed,
     Finish,
@@ -78,6 +79,8 @@ class Recorder:
         children: tuple[Any, ...] = (),
     ) -> None:  # fmt: skip
         """Record how an attempt ended; what it brings counts only when it completed."""
+        if attempt.is_last and report.short_of_memory:
+            report = _in_vain(report)
         claim, usage = attempt.claim, report.usage
         lane = "process" if attempt.in_child else attempt.desk.lane
         started, kind = attempt.started_ms, None
@@ -95,6 +98,7 @@ class Recorder:
             finish = Finish(claim, end.outcome, ended, started, None, lane, usage, error, end.delay_ms)
             if logger.isEnabledFor(logging.INFO):
                 _say(claim, OUTCOMES[end.outcome], kind, usage.duration)
+            finish.flags = SHORT if report.short_of_memory else 0
         if self._spans is not None:
             self._spans.end(attempt, finish.outcome, kind)
         self._finish(finish)
@@ -140,3 +144,11 @@ def _say(claim: Claimed, outcome: str, error: str | None, duration: float) -> No
         "" if error is None else f" ({error})",
         extra={**claim.labels(), "outcome": outcome, "error_type": error, "duration_s": round(duration, 6)},
     )  # fmt: skip
+
+
+def _in_vain(report: Report) -> Report:
+    """More memory than it had there is none: it is not tried again."""
+    assert report.error is not None
+    message = f"{report.error.message}; nothing ran beside it: it needs a machine with more memory, or a smaller input"
+    error = msgspec.structs.replace(report.error, message=message)
+    return msgspec.structs.replace(report, error=error, crashed=False, retryable=False)

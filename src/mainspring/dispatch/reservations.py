@@ -18,10 +18,11 @@ from mainspring.dispatch.desk import Desk, place
 from mainspring.dispatch.parts import Reach
 from mainspring.environment import Environment
 from mainspring.execution.executor import TaskExecutor
+from mainspring.execution.shortage import KILLED, REFUSED
 from mainspring.processors.base import Lane as LaneName
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage, machine, resident_bytes
 from mainspring.store.base import RESERVES, Claimed, Spec, Store
-from mainspring.tasks import Resources, TaskId
+from mainspring.tasks import Attempt, Resources, TaskId
 
 Need = Mapping[str, float]
 """Amounts by kind: `cpu` in cores, `memory` in bytes, `gpu`, users' own names, and a child of the process lane."""
@@ -32,6 +33,9 @@ _MOST_PARKED = 16
 """Claims that a desk looks past; then it takes no more tasks of their types until some of these have begun."""
 _NEVER_AGAIN_S = 5.0
 """How long no tasks of a type are taken after one that this process can never run: others may be able to."""
+_MOST_SHORT = 3
+"""So many attempts may be short of memory; nothing runs beside the last one."""
+_ALL_BUT_SLACK = 0.9  # what others use goes up and down a little
 _CLOSE = 1e-9  # sums of fractions are not exact
 
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
@@ -133,6 +137,20 @@ class Reservations:
             for kind, much in (self.need(claim, lane) or {}).items():
                 need[kind] = max(much, need.get(kind, 0.0))
         return need or None
+
+    def raised(self, need: Need | None, tries: Sequence[Attempt], lane: LaneName) -> tuple[Need, bool]:
+        """Return what to reserve after attempts that were short of memory, and whether it is the last try.
+
+        It doubles with each of them, and is at least half as much again as what they used; no more than there can be.
+        """
+        short = [one for one in tries if one.error is not None and one.error.type in (KILLED, REFUSED)]
+        before = (need or {}).get("memory", 0.0)
+        used = max((one.memory_bytes or 0 for one in short), default=0)
+        most = min(self.capacity("memory"), self.memory_mark() - self._memory_of_others()) * _ALL_BUT_SLACK
+        more = {**(need or {}), "memory": max(before, min(most, max(before * 2 ** len(short), used * 1.5)))}
+        if lane == "process":
+            more[_CHILD] = 1.0
+        return more, len(short) >= _MOST_SHORT - 1
 
     # ... reserved ...
 

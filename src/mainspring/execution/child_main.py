@@ -48,6 +48,7 @@ from mainspring.execution.child_frames import (
 )
 from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
+from mainspring.execution.shortage import with_limit
 from mainspring.processors.base import Item, failure
 from mainspring.processors.calls import submitter
 from mainspring.processors.context import current
@@ -340,7 +341,7 @@ class Desk:
             os._exit(0)
         current.reset(token)
         usage = Usage(duration, sample.cpu_s, sample.peak_bytes, context.network_bytes)
-        return report(outcome, usage), sample
+        return with_limit(report(outcome, usage)), sample
 
 
 def _unstarted() -> Report:

@@ -18,6 +18,7 @@ from mainspring.execution.base import BatchReport, Channel, Report, Work
 from mainspring.execution.child_frames import Key, Run, RunBatch, ToChild, encode
 from mainspring.execution.encoding import failed
 from mainspring.execution.places import Place
+from mainspring.execution.shortage import KILLED
 from mainspring.processors.base import failure
 from mainspring.tasks import Effect, ErrorInfo, Failed, Signal, Usage, codec
 
@@ -102,18 +103,28 @@ class Desk:
         self.resident_bytes = 0  # after the last attempt
         self.cpu_s = 0.0  # used before the attempt it has now
 
+    @property
+    def is_killed(self) -> bool:
+        """Whether we have killed it, for the attempt that it runs."""
+        return bool(self.attempts) and (self.attempts[0].killed or self.attempts[0].too_slow)
+
     def send(self, frame: ToChild) -> None:
         if self.child is not None:
             self.child.send(encode(frame))
 
 
-def death(desk: Desk, attempt: Attempt, exit: Exit, limit_s: float, env: Environment) -> Report | Died:
-    """Return what the end of its child means for the attempt that it ran."""
+def death(
+    desk: Desk, attempt: Attempt, exit: Exit, limit_s: float, env: Environment, shortage: str | None
+) -> Report | Died:
+    """Return what the end of its child means for the attempt that it ran; `shortage` where that was one of memory."""
     began = attempt.started_s is not None
     if attempt.too_slow and not attempt.killed:
         return refused(TaskTimeout(f"importing the handler took longer than child_start_timeout_s = {limit_s} s"))
     if attempt.killed:
         message = "its child process was killed on request"
+    elif shortage is not None:
+        used = "" if exit.peak_bytes is None else f"it used {exit.peak_bytes >> 20} MiB, and "
+        message = f"its child process was killed by the system, out of memory: {used}{shortage}"
     else:
         message = f"its child process {exit}" + (
             " while it imported the handler" if attempt.loading and not began else ""
@@ -124,10 +135,13 @@ def death(desk: Desk, attempt: Attempt, exit: Exit, limit_s: float, env: Environ
         duration = env.monotonic() - attempt.started_s
         usage = Usage(duration, cpu_time, exit.peak_bytes)
     report = Report(
-        error=ErrorInfo(type="ProcessingFailed", message=message, traceback=exit.output or None),
+        error=ErrorInfo(
+            type="ProcessingFailed" if shortage is None else KILLED, message=message, traceback=exit.output or None
+        ),
         usage=usage,
         crashed=not attempt.killed and (began or attempt.loading),
         unstarted=not began and (attempt.killed or not attempt.loading),
+        short_of_memory=shortage is not None,
     )
     if len(attempt.works) == 1 or not (report.crashed and began):
         return report

@@ -43,6 +43,7 @@ from mainspring.execution.child_frames import (
 )
 from mainspring.execution.lines import Attempt, Desk, Died, End, blameless, death, refused, unstarted, with_effects
 from mainspring.execution.places import Place, place_of
+from mainspring.execution.shortage import Kills
 from mainspring.processors.base import failure
 from mainspring.processors.custom import Handler
 from mainspring.processors.log import logger
@@ -93,6 +94,7 @@ class ProcessRunner:
         self._look: asyncio.TimerHandle | None = None  # for attempts that take long, while something waits behind one
         self._wanted = 0  # children, the spare one included
         self._spawner = Spawner()
+        self._kills = Kills()
         self._closing = False
         for handler in handlers.values():
             self.add(handler)
@@ -482,9 +484,10 @@ class ProcessRunner:
         if desk.patience is not None:
             desk.patience.cancel()
         desk.tickets.close()
+        shortage = None if desk.is_killed else self._kills.after(exit.signal)
         if desk.attempts:
-            attempt = desk.attempts.popleft()
-            self._settle(attempt, death(desk, attempt, exit, self._config.child_start_timeout_s, self._environment))
+            attempt, limit_s = desk.attempts.popleft(), self._config.child_start_timeout_s
+            self._settle(attempt, death(desk, attempt, exit, limit_s, self._environment, shortage))
             while desk.attempts:
                 self._settle(desk.attempts.popleft(), None)
             self._assign()

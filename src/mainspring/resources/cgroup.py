@@ -51,6 +51,12 @@ class Cgroup:
         used = self._memory_used(folder)
         return None if used is None else MemoryLimit(limit, used)
 
+    def oom_kills(self) -> int | None:
+        """Return how many processes of this group were killed for want of memory; None where nobody counts."""
+        file = "memory.events" if self._unified else "memory.oom_control"
+        folder = next(self._groups("memory"), None)
+        return None if folder is None else _field(folder / file, "oom_kill")
+
     def _quota(self, folder: Path) -> CpuQuota | None:
         if self._unified:
             quota, _, period = (_text(folder / "cpu.max") or "max").partition(" ")

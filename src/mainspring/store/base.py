@@ -60,6 +60,9 @@ GROUPED: Final = 512
 RESERVES: Final = 4096
 """Flag: its spec says what it needs while it runs."""
 
+SHORT: Final = 8192
+"""Flag: an attempt of it was short of memory; the next one reserves more."""
+
 POLICY_CODE: Final[dict[OnDependencyFailure, int]] = {"require": 0, "allow_failure": 1, "skip": 2}
 OUTCOMES: Final = ("completed", "failed", "timeout", "cancelled", "retry", "released", "crashed")
 """How an attempt ended, by code."""

@@ -69,3 +69,4 @@ class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
     usage: Usage = Usage()
     crashed: bool = False  # the process that ran it died: counted apart from failures
     unstarted: bool = False  # it never began and is charged nothing
+    short_of_memory: bool = False  # it was ended for want of memory, or could get no more

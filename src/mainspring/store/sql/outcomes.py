@@ -131,6 +131,8 @@ def _again(tx: Transaction, finish: Finish, outcome: int) -> tuple[int, bytes | 
     due = tx.now_ms + finish.delay_ms
     if claim.deadline_ms is not None and due > claim.deadline_ms:
         return TIMEOUT, _timed_out(finish.error, "deadline would pass before the next try")
+    if finish.flags:
+        tx.must_change("add_flags", finish.flags, claim.seq)
     if outcome == CRASHED:
         tx.must_change("again_after_crash", due, finish.error, SUSPECT, claim.seq)
     else:

@@ -1,0 +1,74 @@
+"""Out of memory: how it is recognised that a child was ended for that, or could get no more, and how it is told."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from signal import SIGKILL
+
+import msgspec
+
+from mainspring.execution.base import Report
+from mainspring.resources.cgroup import Cgroup
+from mainspring.resources.monitor import machine
+
+KILLED = "ResourceLimitExceeded"
+"""The type of the error of an attempt whose child the system killed for memory."""
+REFUSED = "MemoryError"
+"""The same of one that got no more memory, and lived to say so."""
+_LIMITS = {"RLIMIT_AS": resource.RLIMIT_AS, "RLIMIT_DATA": resource.RLIMIT_DATA}
+
+
+class Kills:
+    """The kernel's count of processes that it has killed for memory, in this control group or else on this machine.
+
+    One that the kernel kills says nothing, and SIGKILL may come from anybody: only this count tells. It counts others
+    of the same group too; hence it is looked at only when a child was killed, and not by us.
+    """
+
+    def __init__(self, cgroup: Cgroup | None = None, vmstat: Path = Path("/proc/vmstat")) -> None:
+        self._cgroup = cgroup or Cgroup()
+        self._vmstat = vmstat
+        self._seen = self._count()
+
+    def after(self, signal: int | None) -> str | None:
+        """Return what there was to be had, where a child that has ended by this signal ended for want of it."""
+        return self.limit() if signal == SIGKILL and self.has_one() else None
+
+    def has_one(self) -> bool:
+        """Whether there is one that was not told of before; it is told of now."""
+        if self._count() <= self._seen:
+            return False
+        self._seen += 1
+        return True
+
+    def limit(self) -> str:
+        """Return what there was to be had."""
+        group = self._cgroup.memory()
+        whole = machine()[1]
+        if group is not None and group.limit_bytes < whole:
+            return f"its container may use {group.limit_bytes >> 20} MiB"
+        return f"its machine has {whole >> 20} MiB"
+
+    def _count(self) -> int:
+        count = self._cgroup.oom_kills()
+        if count is not None:
+            return count
+        try:
+            lines = self._vmstat.read_text().splitlines()
+        except OSError:
+            return 0
+        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def with_limit(report: Report) -> Report:
+    """Return a report whose error tells, where it is that of one who got no more memory, what it used and might use."""
+    error = report.error
+    if error is None or error.type != REFUSED:
+        return report
+    limits = {name: resource.getrlimit(number)[0] for name, number in _LIMITS.items()}
+    told = [f"{name} lets its process have {much >> 20} MiB" for name, much in limits.items() if 0 <= much < 1 << 62]
+    if report.usage.memory_bytes is not None:
+        told.insert(0, f"its peak memory was {report.usage.memory_bytes >> 20} MiB")
+    message = "; ".join([error.message or "no memory is left", *told])
+    return msgspec.structs.replace(report, error=msgspec.structs.replace(error, message=message), short_of_memory=True)

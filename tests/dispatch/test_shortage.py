@@ -1,0 +1,167 @@
+"""Attempts that the system ended for want of memory: recognised, named, tried with more, then alone, then failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.engine import process_work
+from tests.engine.support import SOON, engine_on, until, value
+
+from mainspring import Engine, ProcessingFailed, ResourceLimitExceeded, Resources, TaskHandle, TaskStatus
+from mainspring.children.measure import own_peak_bytes
+from mainspring.execution.shortage import Kills
+
+pytestmark = pytest.mark.anyio
+MIB = 1 << 20
+
+
+class Counted(Kills):
+    """A kernel that has killed whatever was killed."""
+
+    def __init__(self, killed: bool = True) -> None:
+        super().__init__()
+        self.killed = killed
+
+    def has_one(self) -> bool:
+        return self.killed
+
+
+def starving(engine: Engine, killed: bool = True, **options: Any) -> Callable[..., Any]:
+    function: Callable[..., Any] = engine.task(lane="process", retry=SOON, **options)(process_work.starve)
+    engine.executor.runner("process")._kills = Counted(killed)  # type: ignore[attr-defined]
+    return function
+
+
+def let_go(folder: Path) -> None:
+    folder.with_name(folder.name + ".go").touch()
+
+
+def more() -> int:
+    """Return MiB that a child's peak is seen with: more than what it has from its parent."""
+    return (own_peak_bytes() >> 20) + 64
+
+
+async def outcomes(handle: TaskHandle) -> list[str]:
+    return [attempt.outcome for attempt in (await handle.info()).attempts]
+
+
+def reserved(engine: Engine, handle: TaskHandle) -> float:
+    return engine.manager.reservations._held.get(handle.id.bytes, {}).get("memory", 0.0)
+
+
+async def test_more_is_reserved_for_the_next_try(tmp_path: Path) -> None:
+    """Twice what was declared; nobody beside it is blamed or held back."""
+    folder = tmp_path / "tries"
+    folder.mkdir()
+    async with engine_on(tmp_path / "work.db", process_slots=2) as engine:
+        starve = starving(engine, resources=Resources(cpu=0, memory=400 * MIB))
+        nap = engine.task(lane="process")(process_work.double)
+        handle = await engine.submit(starve, str(folder), 1, more())
+        await until(lambda: len(list(folder.iterdir())) == 2)
+        assert reserved(engine, handle) == 800 * MIB
+        assert await value(await engine.submit(nap, 4)) == 8
+        let_go(folder)
+        assert await value(handle) == 1
+        assert await outcomes(handle) == ["crashed", "completed"]
+        error = (await handle.info()).attempts[0].error
+        assert error is not None
+        assert error.type == "ResourceLimitExceeded"
+        assert "its child process was killed by the system, out of memory: it used " in error.message
+        assert " MiB, and its " in error.message
+
+
+async def test_nothing_declared(tmp_path: Path) -> None:
+    """Then it is half as much again as the attempt used."""
+    folder = tmp_path / "tries"
+    folder.mkdir()
+    async with engine_on(tmp_path / "work.db") as engine:
+        handle = await engine.submit(starving(engine), str(folder), 1, more())
+        await until(lambda: len(list(folder.iterdir())) == 2)
+        used = (await handle.info()).attempts[0].memory_bytes
+        assert used is not None
+        assert reserved(engine, handle) == used * 1.5
+        let_go(folder)
+        await value(handle)
+
+
+async def test_then_it_runs_alone_also_in_another_life(tmp_path: Path) -> None:
+    """After two of them nothing runs beside it, in any lane: what was killed may have been another one's victim."""
+    folder = tmp_path / "tries"
+    folder.mkdir()
+    ran: list[int] = []
+
+    def made() -> tuple[Engine, Callable[..., Any], Callable[..., Any]]:
+        engine = engine_on(tmp_path / "work.db", process_slots=2)
+
+        @engine.task
+        async def walk(n: int) -> None:
+            ran.append(n)
+
+        engine.task(lane="process")(process_work.double)
+        return engine, starving(engine), walk
+
+    engine, starve, _ = made()
+    async with engine:
+        await engine.manager.pause(type="custom:double")
+        handle = await engine.submit(starve, str(folder), 2, more())
+        await until(lambda: len(list(folder.iterdir())) >= 1)
+    engine, starve, walk = made()
+    async with engine:
+        await until(lambda: len(list(folder.iterdir())) == 3)
+        await until(lambda: len(engine.manager.running_tasks()) == 1)
+        await engine.manager.resume(type="custom:double")
+        beside = [await engine.submit(walk, 1), await engine.submit(process_work.double, 1)]
+        slots = engine.manager._desks
+        await until(lambda: bool(slots["async"]._waiting) and bool(slots["process"]._waiting))
+        assert ran == []
+        let_go(folder)
+        assert await value(engine.handle(handle.id)) == 2
+        await engine.gather(beside)
+        assert ran == [1]
+        assert (await outcomes(engine.handle(handle.id)))[-3:] == ["crashed", "crashed", "completed"]
+
+
+async def test_then_it_fails_and_says_so(tmp_path: Path) -> None:
+    """With what it used, what there was, and that nothing ran beside it."""
+    folder = tmp_path / "tries"
+    folder.mkdir()
+    async with engine_on(tmp_path / "work.db") as engine:
+        handle = await engine.submit(starving(engine), str(folder), 9, more())
+        with pytest.raises(
+            ResourceLimitExceeded, match=r"out of memory: it used \d+ MiB, and its .* nothing ran beside it"
+        ):
+            await value(handle)
+        assert await outcomes(handle) == ["crashed", "crashed", "failed"]
+        assert (await handle.info()).status is TaskStatus.FAILED
+
+
+async def test_a_kill_by_anybody_else(tmp_path: Path) -> None:
+    """What the kernel did not count is a crash like any other: nothing is reserved for it."""
+    folder = tmp_path / "tries"
+    folder.mkdir()
+    let_go(folder)
+    async with engine_on(tmp_path / "work.db") as engine:
+        handle = await engine.submit(starving(engine, killed=False), str(folder), 1, more())
+        assert await value(handle) == 1
+        error = (await handle.info()).attempts[0].error
+        assert error is not None
+        assert error.type == "ProcessingFailed"
+        assert "was killed by SIGKILL; its peak memory was" in error.message
+        assert reserved(engine, handle) == 0
+
+
+async def test_a_limit_of_the_child_itself(tmp_path: Path) -> None:
+    """A handler that gets no more memory: the error has its peak and the limit, and what follows is the same."""
+    async with engine_on(tmp_path / "work.db") as engine:
+        hoard = engine.task(lane="process", retry=SOON)(process_work.hoard)
+        handle = await engine.submit(hoard, 2000, 1000)
+        told = r"its peak memory was \d+ MiB; RLIMIT_AS lets its process have 1000 MiB; nothing ran beside it"
+        with pytest.raises(ProcessingFailed, match=rf"MemoryError: .*{told}"):
+            await value(handle)
+        assert await outcomes(handle) == ["retry", "retry", "failed"]
+        once = await engine.submit(hoard, 2000, 1000, max_retries=0)
+        with pytest.raises(ProcessingFailed, match=r"RLIMIT_AS lets its process have 1000 MiB$"):
+            await value(once)
