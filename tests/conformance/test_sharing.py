@@ -10,6 +10,7 @@ import pytest
 from tests.conformance.kit import OTHER, WORK, Factory, Port, new, opened, state, submit
 
 from mainspring.store.base import MAX_RELEASES, RELEASED
+from mainspring.store.ready import ANYWHERE
 
 pytestmark = pytest.mark.anyio
 
@@ -84,7 +85,7 @@ async def test_what_is_ready_is_taken_and_not_asked_for(store: Any, port: Port, 
     await submit(store, new(), new())
     await port.room(1)
     idle.lanes["async"].limit = 1
-    idle.lanes["async"].ready.add(1)
+    idle.lanes["async"].ready.lower(1, ANYWHERE)
     idle.store.ask(idle.lanes["async"])
     await idle.until(lambda: idle.held)
     await hears_no_more(port, idle)

@@ -307,7 +307,7 @@ def _pages_of_a_claim() -> int:
     name = f"examined_{next(_numbers)}"
     postgres.command(f"PREPARE {name} AS {SQL['claim_of_class']}; BEGIN")
     try:
-        steps = postgres.ask(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {name}(1, 1, 100)")
+        steps = postgres.ask(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {name}(1, 1, 100, 0, 0)")
     finally:
         postgres.command("ROLLBACK")
     top = msgspec.json.decode(steps[0][0])[0]["Plan"]

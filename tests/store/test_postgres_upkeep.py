@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,7 @@ async def test_a_long_transaction_of_others_repeats_no_news(factory: PostgresFac
 
     async def news(since: str) -> tuple[str, list[int]]:
         row = await other.view(lambda view: view.one("catch_up", since, other.owner, 0))
-        return row[0], row[2]
+        return row[0], [class_id for class_id, _ in row[2]]
 
     async with opened(factory.make()) as one, opened(factory.make()) as other:
         for store in (one, other):
@@ -92,3 +94,41 @@ async def test_a_long_transaction_of_others_repeats_no_news(factory: PostgresFac
         await blocker.execute("COMMIT")  # it was under way at each of them
         assert (await news(third))[1] == [1]
         await blocker.close()
+
+
+def tuples_read(factory: PostgresFactory, index: str) -> int:
+    """Return how many entries of an index were looked at so far, dead ones among them."""
+    return int(
+        postgres.ask(
+            "SELECT coalesce(idx_tup_read, 0) FROM pg_stat_user_indexes WHERE schemaname = $1 AND indexrelname = $2",
+            factory.schema,
+            index,
+        )[0][0]
+    )
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+async def test_what_died_under_an_old_transaction_is_not_looked_at_again(factory: PostgresFactory, groups: int) -> None:
+    """What was claimed stays in the index of ready tasks while anybody's old transaction is open. No claim walks over
+    it: neither one after a submit of this process nor one after another's. Counted in entries, not in time."""
+    rounds, each = 40, 60
+    holder = await asyncpg.connect(postgres.url())
+    await holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+    await holder.execute("SELECT 1")
+    try:
+        async with opened(factory.make()) as one, opened(factory.make()) as other:
+            port = Port(other)
+            await port.serve()
+            for store in (one, other):
+                await factory.hold_upkeep(store)
+            for n in range(rounds):
+                factory.clock.advance(0.01)
+                await submit(one if n % 2 else other, *(new(group=f"g{i % groups}") for i in range(each)))
+                assert len(await port.room(each)) == each
+        until = time.monotonic() + 30
+        while tuples_read(factory, "task_ready") < rounds * each:  # what sessions count is known when they are gone
+            assert time.monotonic() < until
+            await asyncio.sleep(0.05)
+        assert tuples_read(factory, "task_ready") < 8 * rounds * each
+    finally:
+        await holder.close()

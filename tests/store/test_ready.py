@@ -271,10 +271,10 @@ def test_the_lowest_bound_is_first(steps: list[Any]) -> None:
     for what, *values in steps:
         if what == "add":
             class_id, rank = values
-            ready.add(class_id, (rank, class_id))
+            ready.set(class_id, (rank, class_id))
             model[class_id] = (rank, class_id)
         elif what == "doubt":
-            ready.add(*values)
+            ready.lower(values[0], ANYWHERE)
             model[values[0]] = ANYWHERE
         elif what == "discard":
             ready.discard(*values)

@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import ItemsView, Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Final
 
 Place = tuple[int, int]
 """Where a task stands in the one order: rank and sequence."""
 ANYWHERE: Final[Place] = (-(1 << 63), 0)
+
+
+class Woken:
+    """Classes in which a transaction makes tasks ready, or better ones, with a bound each as in `Ready`."""
+
+    __slots__ = ("_places",)
+
+    def __init__(self, places: Mapping[int, Place] | None = None) -> None:
+        self._places = dict(places or {})
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._places)
+
+    def add(self, class_id: int, place: Place = ANYWHERE) -> None:
+        known = self._places.get(class_id)
+        if known is None or place < known:
+            self._places[class_id] = place
+
+    def update(self, class_ids: Iterable[int]) -> None:
+        for class_id in class_ids:
+            self.add(class_id)
+
+    def discard(self, class_id: int) -> None:
+        self._places.pop(class_id, None)
+
+    def items(self) -> ItemsView[int, Place]:
+        return self._places.items()
+
+    def copy(self) -> Woken:
+        return Woken(self._places)
 
 
 class Ready:
@@ -30,7 +63,15 @@ class Ready:
     def __iter__(self) -> Iterator[int]:
         return iter(self._bounds)
 
-    def add(self, class_id: int, bound: Place = ANYWHERE) -> None:
+    def bound(self, class_id: int) -> Place:
+        return self._bounds[class_id]
+
+    def lower(self, class_id: int, bound: Place) -> None:
+        """A class got ready tasks, of which none goes before this place."""
+        known = self._bounds.get(class_id)
+        self.set(class_id, bound if known is None else min(known, bound))
+
+    def set(self, class_id: int, bound: Place) -> None:
         if self._bounds.get(class_id) == bound:
             return
         self._bounds[class_id] = bound

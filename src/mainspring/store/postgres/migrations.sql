@@ -38,6 +38,7 @@ CREATE TABLE offer (
     at_ms  bigint NOT NULL,
     state  text   NOT NULL
 );
+ALTER TABLE news ADD COLUMN rank bigint NOT NULL DEFAULT -9223372036854775808;
 CREATE INDEX class_group ON class (grp);
 CREATE INDEX task_slot ON task (class) WHERE owner IS NOT NULL AND flags & 512 <> 0;
 UPDATE task SET flags = flags | 512 WHERE class IN (SELECT id FROM class WHERE grp <> '');

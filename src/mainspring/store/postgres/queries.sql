@@ -57,8 +57,8 @@ INSERT INTO idempotency (namespace, key, task) VALUES ($1, $2, $3);
 SELECT coalesce(sum(n), 0)::bigint FROM tally WHERE class = 0 AND status IN (0, 1);
 
 -- name: heads
--- The best ready tasks of a class, in order.
-SELECT rank, seq FROM task WHERE class = $1 AND reason = 0 ORDER BY rank, seq LIMIT $2;
+-- The best ready tasks of a class, in order, from a place on that none goes before: what is in front of it died.
+SELECT rank, seq FROM task WHERE class = $1 AND reason = 0 AND (rank, seq) >= ($3, $4) ORDER BY rank, seq LIMIT $2;
 
 -- name: ready_classes
 -- All classes that have ready tasks, with the best of each: one step of the index a class.
@@ -75,8 +75,10 @@ SELECT class, rank, seq FROM head;
 -- Transactions that were under way then are looked for by their numbers: somebody else's long one costs no more than that.
 SELECT pg_current_snapshot()::text,
     (SELECT news_floor FROM store) >= pg_snapshot_xmin($1::text::pg_snapshot),
-    ARRAY(SELECT class FROM news WHERE xid >= pg_snapshot_xmax($1::text::pg_snapshot)
-          UNION SELECT class FROM news WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))),
+    ARRAY(SELECT ARRAY[class, min(rank)] FROM (
+        SELECT class, rank FROM news WHERE xid >= pg_snapshot_xmax($1::text::pg_snapshot)
+        UNION ALL SELECT class, rank FROM news WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
+        ) AS new GROUP BY class),
     EXISTS (SELECT 1 FROM worker WHERE ended_ms IS NULL AND id <> $2),
     ARRAY(SELECT ARRAY[namespace, type, grp] FROM pause),
     (SELECT max(changed) FROM group_limit),
@@ -134,12 +136,15 @@ RETURNING seq, id, attempt, class, rank, flags, priority, retry_count, max_retri
     deadline_ms, timeout_ms, input, spec;
 
 -- name: claim_of_class
--- The same for the best of one class.
+-- The same for the best of one class, from a place on that none goes before. Tells where the first one was, taken by this
+-- or by another: none went before it.
+WITH head AS MATERIALIZED (SELECT rank, seq FROM task WHERE class = $2 AND reason = 0 AND (rank, seq) >= ($4, $5)
+    ORDER BY rank, seq LIMIT 1)
 UPDATE task SET reason = 4, owner = $1, attempt = attempt + 1
-WHERE seq = ANY (ARRAY(SELECT seq FROM task WHERE class = $2 AND reason = 0 ORDER BY rank, seq LIMIT $3
-    FOR UPDATE SKIP LOCKED))
+WHERE seq = ANY (ARRAY(SELECT seq FROM task WHERE class = $2 AND reason = 0 AND (rank, seq) >= ($4, $5)
+    ORDER BY rank, seq LIMIT $3 FOR UPDATE SKIP LOCKED))
 RETURNING seq, id, attempt, class, rank, flags, priority, retry_count, max_retries, crashes, releases, ready_ms,
-    deadline_ms, timeout_ms, input, spec;
+    deadline_ms, timeout_ms, input, spec, (SELECT rank FROM head), (SELECT seq FROM head);
 
 -- name: start
 -- PENDING (claimed) -> RUNNING
@@ -322,7 +327,7 @@ LIMIT $1;
 -- PENDING (delayed or retry) -> PENDING (ready). What another process is promoting now is left to it.
 UPDATE task SET reason = 0, due_ms = NULL, ready_ms = $1
 WHERE seq = ANY (ARRAY(SELECT seq FROM task WHERE due_ms <= $2 ORDER BY due_ms LIMIT $3 FOR UPDATE SKIP LOCKED))
-RETURNING class;
+RETURNING class, rank, seq;
 
 -- name: next_due
 SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL;

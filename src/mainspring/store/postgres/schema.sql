@@ -137,7 +137,8 @@ CREATE INDEX tombstone_ended ON tombstone (ended_ms);
 -- reads what came after it: numbers of rows would not do, as a lower one may be committed later.
 CREATE TABLE news (
     xid   xid8    NOT NULL DEFAULT pg_current_xact_id(),
-    class integer NOT NULL
+    class integer NOT NULL,
+    rank  bigint  NOT NULL DEFAULT -9223372036854775808   -- that none of those tasks goes before
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX news_xid ON news (xid);
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mainspring.store.postgres.session import Found, Session
 from mainspring.store.postgres.statements import BESIDE_OTHERS, WIDE
+from mainspring.store.ready import Place
 from mainspring.store.sql.transaction import Crowded, Memory, Row, Transaction
 
 _ADD = "ON CONFLICT (class, status, worker) DO UPDATE SET n = old.n + excluded.n"
@@ -65,6 +66,15 @@ class PostgresTransaction(Transaction):
         ((done, self.is_anybody_waiting),) = self.cursor.run("complete_and_note", tuple(zip(*rows, strict=True)))
         return int(done)
 
+    # What has died in front of a bound stays in the index while anybody's old transaction is open
+
+    def heads(self, class_id: int, most: int, bound: Place) -> list[Row]:
+        return self.run("heads", class_id, most, *bound)
+
+    def claim_of_class(self, class_id: int, most: int, bound: Place) -> tuple[list[Row], Place]:
+        rows = self.run("claim_of_class", self.memory.owner, class_id, most, *bound)
+        return [row[:-2] for row in rows], rows[0][-2:] if rows else bound
+
     def write_tally(self) -> None:
         """It goes with the commit."""
 
@@ -81,8 +91,8 @@ class PostgresTransaction(Transaction):
             values = ", ".join(f"({class_id}, {status}, {n}, {self.memory.owner})" for class_id, status, n in rows)
             sql += f"INSERT INTO tally AS old (class, status, n, worker) VALUES {values} {_ADD}; "  # noqa: S608 - ints
         if self.ready and self.memory.has_peers:
-            classes = ", ".join(f"({class_id})" for class_id in sorted(self.ready))
-            sql += f"INSERT INTO news (class) VALUES {classes}; "  # noqa: S608 - ints
+            classes = ", ".join(f"({class_id}, {place[0]})" for class_id, place in sorted(self.ready.items()))
+            sql += f"INSERT INTO news (class, rank) VALUES {classes}; "  # noqa: S608 - ints
         return sql
 
     @property

@@ -30,7 +30,7 @@ class _CaughtUp(NamedTuple):
 
     seen: str
     is_behind: bool
-    news: list[int]
+    news: list[list[int]]
     has_peers: bool
     pauses: list[list[str]]
     newest_limit: int | None
@@ -175,8 +175,8 @@ class PostgresWriter(Writer):
         if is_astray or found.is_behind or not before <= memory.pauses:
             claims.look_everywhere(tx)
         else:
-            for class_id in found.news:
-                claims.hear(tx, class_id)
+            for class_id, rank in found.news:
+                claims.hear(tx, class_id, (rank, 0))
         self._seen = found.seen
         if found.has_arrivals:
             take_in(tx, self._attempt)

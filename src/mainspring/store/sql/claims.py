@@ -8,7 +8,7 @@ from heapq import heappop, heappush, heapreplace
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, STANDS_FOR, Claimed, Lane, ParentResult
 from mainspring.store.ready import ANYWHERE, Place
 from mainspring.store.sql import limits
-from mainspring.store.sql.transaction import Row, Rows, Transaction
+from mainspring.store.sql.transaction import Row, Transaction
 from mainspring.tasks import Rate
 
 
@@ -25,13 +25,13 @@ def note(tx: Transaction, class_id: int, bound: Place = ANYWHERE) -> None:
     """Remember that a class may have ready tasks. One that is left out for its group's limit stays so."""
     lane = tx.lane_for(class_id)
     if lane is not None and class_id not in tx.memory.limits.waits_for:
-        lane.ready.add(class_id, bound)
+        lane.ready.lower(class_id, bound)
 
 
-def hear(tx: Transaction, class_id: int) -> None:
+def hear(tx: Transaction, class_id: int, bound: Place = ANYWHERE) -> None:
     """Other processes made tasks of a class ready, or let go of some."""
     _let_in(tx, limits.freed(tx, class_id))
-    note(tx, class_id)
+    note(tx, class_id, bound)
 
 
 def read_limits(tx: Transaction, newest: int | None) -> None:
@@ -55,8 +55,8 @@ def claim(tx: Transaction, most: int) -> None:
     _let_in(tx, limits.due(tx))
     for class_id in tx.freed:
         _let_in(tx, limits.freed(tx, class_id))
-    for class_id in tx.ready:
-        note(tx, class_id)
+    for class_id, place in tx.ready.items():
+        note(tx, class_id, place)
     if not tx.is_loosened:
         for lane in list(memory.lanes.values()):
             room = min(tx.room(lane), most)
@@ -74,7 +74,7 @@ def _claim_for(tx: Transaction, lane: Lane, room: int) -> None:
     if len(ready) > 1:
         merge = _Merge(tx, lane, room)
         best = merge.run()
-        if best and _take(tx, lane, tx.run("claim", tx.memory.owner, tx.listed(best))) < len(best):
+        if best and _take(tx, lane, tx.run("claim", tx.memory.owner, tx.listed(best)).fetchall()) < len(best):
             for class_id in merge.looked_into:
                 hear(tx, class_id)  # places of its group that were not needed after all are free for others
         return
@@ -84,11 +84,15 @@ def _claim_for(tx: Transaction, lane: Lane, room: int) -> None:
     if limited and not (room := limits.places(tx, class_id, limited, room)):
         ready.discard(class_id)
         return
-    taken = _take(tx, lane, tx.run("claim_of_class", tx.memory.owner, class_id, room)) if may_run else 0
+    taken, head = 0, ready.bound(class_id)
+    if may_run:
+        rows, head = tx.claim_of_class(class_id, room, head)
+        ready.set(class_id, head)
+        taken = _take(tx, lane, rows)
     if limited:
         limits.take(tx, limited, taken)
         _go_last(tx, lane)
-    if taken < room and not (may_run and _is_contested(tx, class_id)):
+    if taken < room and not (may_run and _is_contested(tx, class_id, head)):
         _nothing_left(tx, lane, class_id)
 
 
@@ -123,7 +127,7 @@ class _Merge:
                 break
             self._take_first()
         for place, class_id in self._heads:
-            self._lane.ready.add(class_id, place)
+            self._lane.ready.set(class_id, place)
         if not self._limited.keys().isdisjoint(self.looked_into):
             _go_last(self._tx, self._lane)
         return self._best
@@ -136,7 +140,7 @@ class _Merge:
             if not (most := self._most(class_id)):
                 continue
             self.looked_into.add(class_id)
-            rows = self._tx.run("heads", class_id, most).fetchall()
+            rows = self._tx.heads(class_id, most, bound)
             if rows:
                 rows.reverse()
                 self._found[class_id] = rows
@@ -161,7 +165,7 @@ class _Merge:
         limited = self._limited.get(class_id)
         if limited and not limits.take(self._tx, limited):  # others of its group have taken the last places
             heappop(heads)
-            ready.add(class_id, place)
+            ready.set(class_id, place)
             return
         self._best.append(place[1])
         rows = self._found[class_id]
@@ -173,12 +177,12 @@ class _Merge:
         if len(self._best) < self._room and not limited:
             _nothing_left(self._tx, self._lane, class_id)
         else:
-            ready.add(class_id, place)
+            ready.set(class_id, place)
 
 
-def _take(tx: Transaction, lane: Lane, rows: Rows) -> int:
+def _take(tx: Transaction, lane: Lane, rows: Sequence[Row]) -> int:
     owner = tx.memory.owner
-    taken = [_from_row(tx, row, owner) for row in rows.fetchall()]
+    taken = [_from_row(tx, row, owner) for row in rows]
     tx.taken[lane.name] = tx.taken.get(lane.name, 0) + len(taken)
     if tx.memory.limits:
         for claim in taken:
@@ -206,9 +210,9 @@ def _add_heirs(tx: Transaction, children: dict[int, Claimed]) -> None:
                 claim.parents.setdefault(id, ParentResult(*result))
 
 
-def _is_contested(tx: Transaction, class_id: int) -> bool:
+def _is_contested(tx: Transaction, class_id: int, bound: Place) -> bool:
     """Whether ready tasks are left that another process is taking now: should that come to nothing, they stay."""
-    return not tx.is_alone and tx.one("heads", class_id, 1) is not None
+    return not tx.is_alone and bool(tx.heads(class_id, 1, bound))
 
 
 def _nothing_left(tx: Transaction, lane: Lane, class_id: int) -> None:

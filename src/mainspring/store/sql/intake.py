@@ -238,7 +238,7 @@ class _Entry:
         if task.not_before_ms is not None and task.not_before_ms > now:
             self._row(task, door, rank, DELAYED, task.not_before_ms)
         elif task.deadline_ms is not None and task.deadline_ms <= now:
-            tx.ready.add(door.class_id)  # it ends with this transaction
+            tx.ready.add(door.class_id, (rank, self._seq))  # it ends with this transaction
             self._row(task, door, rank, READY, None)
         elif (
             door.lane is not None
@@ -251,7 +251,7 @@ class _Entry:
             tx.claims.append(claim_of(task, self._seq, rank, owner, now))
             self._row(task, door, rank, CLAIMED, None, attempt=1, owner=owner)
         else:
-            tx.ready.add(door.class_id)
+            tx.ready.add(door.class_id, (rank, self._seq))
             self._row(task, door, rank, READY, None)
         self._here[task.id] = (self._seq, rank)
 
@@ -318,7 +318,7 @@ class _Entry:
             self.write()
             fail_child(tx, seq, failed)
         elif reason == READY:
-            tx.ready.add(door.class_id)
+            tx.ready.add(door.class_id, (rank, seq))
         elif reason == PARENTS:
             self._raise(edges, rank)
 

@@ -10,6 +10,7 @@ from mainspring.config import StoreConfig
 from mainspring.errors import InternalError
 from mainspring.store.base import GROUPED, Claimed, Ended, Finish, Lane
 from mainspring.store.counting import StoreCounts
+from mainspring.store.ready import Place, Woken
 from mainspring.store.sql import limits
 from mainspring.store.sql.limits import Limits
 
@@ -114,7 +115,7 @@ class Transaction(ABC):
         self.spent: dict[int, int] = {}  # of rates, by limit
         self.put_off: set[int] = set()  # classes that another process claims for now
         self.sets_limits = False
-        self.ready: set[int] = set()  # classes in which it makes tasks ready, or better ones
+        self.ready = Woken()  # classes in which it makes tasks ready, or better ones
         self.is_loosened = False  # more may run after it: it claims nothing, the next one takes the best of all
         self.taken: dict[str, int] = {}  # claims by lane
         self.travelled = 0  # children that heard of an end
@@ -129,7 +130,7 @@ class Transaction(ABC):
         part.freed = set(self.freed)
         part.places = dict(self.places)
         part.spent = dict(self.spent)
-        part.ready = set(self.ready)
+        part.ready = self.ready.copy()
         part.is_loosened = self.is_loosened
         part.travelled = self.travelled
         part.is_travelling = self.is_travelling
@@ -196,6 +197,14 @@ class Transaction(ABC):
     @abstractmethod
     def ready_classes(self) -> Iterator[Row]:
         """Yield every class that has ready tasks, with rank and sequence of the best of them."""
+
+    def heads(self, class_id: int, most: int, bound: Place) -> list[Row]:
+        """Return the best ready tasks of a class, of which none goes before `bound`."""
+        return self.run("heads", class_id, most).fetchall()
+
+    def claim_of_class(self, class_id: int, most: int, bound: Place) -> tuple[list[Row], Place]:
+        """Take the best ready tasks of a class; returns them, and a place that none goes before which was ready."""
+        return self.run("claim_of_class", self.memory.owner, class_id, most).fetchall(), bound
 
     def complete(self, ends: Sequence[Row], attempts: Sequence[Row]) -> int:
         """Complete attempts and record them; returns how many were held. If one was not, none may stay."""

@@ -31,7 +31,8 @@ _UNHEARD = ErrorInfo(type="TaskCancelled", message="cancelled; its worker was si
 
 def promote(tx: Transaction) -> None:
     """Delays and backoffs that are over: their tasks become ready."""
-    tx.ready.update(row[0] for row in tx.run("promote", tx.now_ms, tx.now_ms, STEP).fetchall())
+    for class_id, *place in tx.run("promote", tx.now_ms, tx.now_ms, STEP).fetchall():
+        tx.ready.add(class_id, (place[0], place[1]))
 
 
 def expire(tx: Transaction) -> None:

@@ -247,7 +247,7 @@ LIMIT ?;
 -- name: promote
 -- PENDING (delayed or retry) -> PENDING (ready)
 UPDATE task SET reason = 0, due_ms = NULL, ready_ms = ?
-WHERE seq IN (SELECT seq FROM task WHERE due_ms <= ? ORDER BY due_ms LIMIT ?) RETURNING class;
+WHERE seq IN (SELECT seq FROM task WHERE due_ms <= ? ORDER BY due_ms LIMIT ?) RETURNING class, rank, seq;
 
 -- name: next_due
 SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL;
