@@ -16,8 +16,8 @@ from mainspring.errors import TaskError
 from mainspring.store.base import CrashEvidence
 from mainspring.store.sql import caretaker, graph, outcomes
 from mainspring.store.sql.caretaker import Caretaker
+from mainspring.store.sql.operations import Group
 from mainspring.store.sql.transaction import Transaction
-from mainspring.store.sql.writer import Group
 from mainspring.store.sqlite import connection as opening
 from mainspring.store.sqlite import log
 from mainspring.store.sqlite.transaction import SqliteTransaction

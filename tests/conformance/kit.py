@@ -39,8 +39,8 @@ from mainspring.store.liveness import running_in
 from mainspring.store.postgres.session import Found, Session
 from mainspring.store.postgres.store import PostgresStore
 from mainspring.store.sql import graph, upkeep
+from mainspring.store.sql.operations import Operation
 from mainspring.store.sql.transaction import Applier, Transaction
-from mainspring.store.sql.writer import Operation
 from mainspring.store.sqlite.statements import SCHEMA
 from mainspring.store.sqlite.store import SqliteStore
 from mainspring.tasks import ErrorInfo, TaskId, TaskStatus, Text, TextOutput

@@ -16,9 +16,10 @@ from mainspring.store.postgres.arrivals import take_in
 from mainspring.store.postgres.session import Session
 from mainspring.store.postgres.transaction import PostgresTransaction
 from mainspring.store.sql import claims, upkeep
+from mainspring.store.sql.operations import Group
 from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.transaction import Crowded, Memory, Transaction
-from mainspring.store.sql.writer import Group, Report, Writer
+from mainspring.store.sql.writer import Report, Writer
 
 logger = logging.getLogger("mainspring.store")
 _RESOLVE_S, _AGAIN_S = 15.0, 0.1

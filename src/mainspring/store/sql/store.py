@@ -29,11 +29,12 @@ from mainspring.store.base import (
 )
 from mainspring.store.bell import ENDED, GONE, HELLO, LOOK, SHARE, STOP, WELCOME, Bell, split_ids
 from mainspring.store.sql import commands, leaving, ledger, reads, sharing, upkeep
+from mainspring.store.sql.operations import Command, Group, Started, Submission
 from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.queued import queued
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.transaction import Applier, ClassKey, Memory, Transaction
-from mainspring.store.sql.writer import Command, Group, Started, Submission, Writer
+from mainspring.store.sql.writer import Writer
 from mainspring.store.standing import Standing
 from mainspring.tasks import GroupLimit, Ledger, LedgerKey, Rate, TaskId, TaskInfo, TaskResult, TaskStatus
 

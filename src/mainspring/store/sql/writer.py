@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
@@ -12,8 +11,9 @@ from typing import Any, ClassVar
 
 from mainspring.environment import Environment
 from mainspring.errors import InternalError, StoreUnavailable, SubmitIndeterminate, TaskError
-from mainspring.store.base import CANCEL_ASKED, FAILED, RELEASED, Accepted, Claimed, Ended, Finish, NewTask
+from mainspring.store.base import CANCEL_ASKED, FAILED, RELEASED, Accepted, Claimed, Finish, NewTask
 from mainspring.store.sql import claims, graph, intake, outcomes, upkeep
+from mainspring.store.sql.operations import Command, Group, Operation, Started, Submission
 from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.transaction import Crowded, Memory, Transaction
 from mainspring.tasks import ErrorInfo, TaskId
@@ -23,62 +23,6 @@ logger = logging.getLogger("mainspring.store")
 _PART = "writing"
 _AGAIN_MS = 5
 """When to look again for a group that another process was claiming for: nobody tells of the end of that."""
-
-
-class Submission:
-    __slots__ = ("error", "future", "result", "tasks")
-
-    def __init__(self, tasks: Sequence[NewTask], future: asyncio.Future[list[Accepted]]) -> None:
-        self.tasks = tasks
-        self.future = future
-        self.result: Any = None  # list[Accepted] once it ran
-        self.error: BaseException | None = None
-
-
-class Command:
-    """Anything else that has to be written: a function of the transaction.
-
-    A light one writes only what belongs to this process, and needs no other to wait.
-    """
-
-    __slots__ = ("error", "future", "is_light", "result", "run")
-
-    def __init__(
-        self, run: Callable[[Transaction], Any], future: asyncio.Future[Any], *, is_light: bool = False
-    ) -> None:
-        self.run = run
-        self.future = future
-        self.is_light = is_light
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-
-class Started:
-    __slots__ = ("claim", "started_ms")
-
-    def __init__(self, claim: Claimed, started_ms: int) -> None:
-        self.claim = claim
-        self.started_ms = started_ms
-
-
-Operation = Submission | Command | Finish | Started
-
-
-class Group:
-    """The operations of one commit, by kind. Ends come first, so that the room they make is there for what follows."""
-
-    def __init__(self, operations: Sequence[Operation]) -> None:
-        self.finishes = [op for op in operations if type(op) is Finish]
-        self.submissions = [op for op in operations if type(op) is Submission]
-        self.commands = [op for op in operations if type(op) is Command]
-        over = {id(finish.claim) for finish in self.finishes}
-        self.starts = [
-            (op.claim, op.started_ms) for op in operations if type(op) is Started and id(op.claim) not in over
-        ]
-
-    @property
-    def calls(self) -> list[Submission | Command]:
-        return [*self.submissions, *self.commands]
 
 
 Report = Callable[[Transaction, Group, int | None], None]
@@ -496,6 +440,3 @@ def _refused(finish: Finish, exc: BaseException) -> Finish:
     return Finish(
         finish.claim, FAILED, finish.ended_ms, finish.started_ms, None, finish.lane, finish.usage, encode(error)[0]
     )
-
-
-__all__ = ["Command", "Ended", "Group", "Operation", "Started", "Submission", "Writer"]

@@ -11,9 +11,10 @@ import apsw
 from mainspring.environment import Environment
 from mainspring.errors import StoreDamaged, StoreUnavailable, TaskError
 from mainspring.store.sql import claims, upkeep
+from mainspring.store.sql.operations import Group
 from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.transaction import Memory, Transaction
-from mainspring.store.sql.writer import Group, Report, Writer
+from mainspring.store.sql.writer import Report, Writer
 from mainspring.store.sqlite import news
 from mainspring.store.sqlite.connection import DAMAGES
 from mainspring.store.sqlite.log import Log

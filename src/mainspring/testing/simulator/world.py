@@ -20,8 +20,8 @@ from mainspring.processors import context as contexts
 from mainspring.processors.batch import Batch
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
 from mainspring.store.base import Claimed
+from mainspring.store.sql.operations import Group
 from mainspring.store.sql.transaction import Transaction
-from mainspring.store.sql.writer import Group
 from mainspring.store.sqlite.connection import open_reader
 from mainspring.tasks import TaskId
 from mainspring.testing.simulator.disk import Disk
