@@ -27,8 +27,8 @@ WITH here AS (SELECT 1 FROM STORE.store WHERE CAST(identity AS text) = $1),
 SELECT (SELECT count(*) FROM put), CAST(pg_current_xact_id() AS text), CAST(pg_notify($6, $7) AS text) FROM here;
 
 -- name: of_ids
-SELECT id, task, CAST(xid AS text) FROM STORE.inbox WHERE id = ANY (CAST($1 AS bytea[]));
+SELECT id, task, CAST(xid AS text) FROM STORE.inbox_of_ids(CAST($1 AS bytea[]));
 
 -- name: of_keys
-SELECT namespace, key, task, CAST(xid AS text) FROM STORE.inbox WHERE (namespace, key) IN
-    (SELECT v.namespace, v.key FROM unnest(CAST($1 AS text[]), CAST($2 AS text[])) AS v (namespace, key)) ORDER BY n;
+SELECT namespace, key, task, CAST(xid AS text)
+FROM STORE.inbox_of_keys(CAST($1 AS text[]), CAST($2 AS text[])) ORDER BY n;

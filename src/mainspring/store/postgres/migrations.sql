@@ -39,6 +39,17 @@ CREATE TABLE offer (
     state  text   NOT NULL
 );
 ALTER TABLE news ADD COLUMN rank bigint NOT NULL DEFAULT -9223372036854775808;
+CREATE FUNCTION inbox_of_ids(ids bytea[]) RETURNS SETOF inbox
+    LANGUAGE sql STABLE SET search_path FROM CURRENT
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    AS $$SELECT * FROM inbox WHERE inbox.id = ANY (ids)$$;
+CREATE FUNCTION inbox_of_keys(namespaces text[], keys text[]) RETURNS SETOF inbox LANGUAGE plpgsql STABLE
+    SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    AS $$BEGIN
+        FOR at IN 1 .. cardinality(keys) LOOP
+            RETURN QUERY SELECT * FROM inbox WHERE inbox.namespace = namespaces[at] AND inbox.key = keys[at];
+        END LOOP;
+    END$$;
 CREATE INDEX class_group ON class (grp);
 CREATE INDEX task_slot ON task (class) WHERE owner IS NOT NULL AND flags & 512 <> 0;
 UPDATE task SET flags = flags | 512 WHERE class IN (SELECT id FROM class WHERE grp <> '');

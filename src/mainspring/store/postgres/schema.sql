@@ -154,6 +154,20 @@ CREATE TABLE inbox (
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 CREATE INDEX inbox_key ON inbox (namespace, key) WHERE key IS NOT NULL;
 
+-- Users' sessions look into the inbox by these: a plan of their own, made while it was empty, would read all of it. What is
+-- set here holds within the function alone.
+CREATE FUNCTION inbox_of_ids(ids bytea[]) RETURNS SETOF inbox
+    LANGUAGE sql STABLE SET search_path FROM CURRENT
+    SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    AS $$SELECT * FROM inbox WHERE inbox.id = ANY (ids)$$;
+CREATE FUNCTION inbox_of_keys(namespaces text[], keys text[]) RETURNS SETOF inbox LANGUAGE plpgsql STABLE
+    SET search_path FROM CURRENT SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+    AS $$BEGIN
+        FOR at IN 1 .. cardinality(keys) LOOP
+            RETURN QUERY SELECT * FROM inbox WHERE inbox.namespace = namespaces[at] AND inbox.key = keys[at];
+        END LOOP;
+    END$$;
+
 -- How many tasks a class has in each status; class 0 is all of them. Each worker counts what it changed, so that none
 -- waits for another's row; what workers that are gone have counted is added up as worker 0.
 CREATE TABLE tally (
