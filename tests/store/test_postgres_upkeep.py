@@ -96,6 +96,27 @@ async def test_a_long_transaction_of_others_repeats_no_news(factory: PostgresFac
         await blocker.close()
 
 
+async def test_rows_from_a_dump_bring_no_news_of_another_server(factory: PostgresFactory) -> None:
+    """Numbers of transactions begin anew where a dump is restored: what was noted under those of the old server lies
+    ahead. It would be news for ever, and each look would be through everything."""
+    async with opened(factory.make()):
+        pass
+    ahead = postgres.ask("SELECT (pg_current_xact_id()::text::bigint + 1000000)::text")[0][0]
+    postgres.command(
+        f"UPDATE {factory.schema}.store SET news_floor = '{ahead}'; "
+        f"INSERT INTO {factory.schema}.news (xid, class) VALUES ('{ahead}', 1)"
+    )
+    async with opened(factory.make()) as one, opened(factory.make()) as other:
+        for store in (one, other):
+            await factory.hold_upkeep(store)
+        await submit(one, new())
+        seen = (await other.view(lambda view: view.one("catch_up", "1:1:", other.owner, 0)))[0]
+        await submit(one, new())
+        _, is_behind, told, *_ = await other.view(lambda view: view.one("catch_up", seen, other.owner, 0))
+        assert (is_behind, len(told)) == (False, 1)
+        assert count(factory, "news", f"xid >= '{ahead}'") == 0
+
+
 def tuples_read(factory: PostgresFactory, index: str) -> int:
     """Return how many entries of an index were looked at so far, dead ones among them."""
     return int(

@@ -124,6 +124,13 @@ UPDATE store SET news_floor = $1::text::xid8 WHERE news_floor < $1::text::xid8;
 -- name: drop_news
 DELETE FROM news WHERE xid <= $1::text::xid8;
 
+-- name: lower_news_floor
+-- On a server that counts transactions anew (the rows were restored from a dump) it may lie ahead of all there will be.
+UPDATE store SET news_floor = '0' WHERE news_floor > pg_snapshot_xmax(pg_current_snapshot());
+
+-- name: drop_foreign_news
+DELETE FROM news WHERE xid > pg_snapshot_xmax(pg_current_snapshot());
+
 -- name: newest_transaction
 SELECT pg_snapshot_xmin(pg_current_snapshot())::text;
 

@@ -173,6 +173,8 @@ class PostgresStore(InboxStore):
     def _join(self, tx: Transaction) -> None:
         if tx.cursor.execute("SELECT to_regclass('migration') IS NOT NULL")[0][0]:
             refuse_moved(self.server.named, [Mark(*row) for row in tx.cursor.execute(marks.READ)])
+        tx.run("lower_news_floor")
+        tx.run("drop_foreign_news")
         row = tx.one("add_worker", self.worker_id, self.env.pid(), self.env.host(), self.now_ms())
         self._memory.owner = int(row[0])
 
