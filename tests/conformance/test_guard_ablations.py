@@ -1,0 +1,138 @@
+"""The credibility of the tests of claims on a server: one guard taken out at a time, and the test that must notice."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from tests.conformance import test_claims as of_claims
+from tests.conformance import test_outcomes as of_outcomes
+from tests.conformance.kit import Port, PostgresFactory, error, new, opened, submit
+
+from mainspring.store.base import COMPLETED, FAILED, RETRY
+from mainspring.store.postgres.statements import SQL
+from mainspring.store.ready import ANYWHERE, Place, Ready, Woken
+
+pytestmark = pytest.mark.anyio
+Test = Callable[[PostgresFactory, Any, Port], Awaitable[None]]
+
+
+def unguarded(name: str, *guards: str) -> AbstractContextManager[Any]:
+    """A statement that takes whoever asks, whatever became of the claim meanwhile."""
+    text = SQL[name]
+    for guard in guards:
+        assert guard in text
+        text = text.replace(guard, f"{guard.rpartition('= ')[2]}::integer IS NOT NULL")
+    return mock.patch.dict(SQL, {name: text})
+
+
+def unguarded_completion() -> AbstractContextManager[Any]:
+    """The row of the attempt, which can't be written twice, is a second guard; it goes as well."""
+    name = "complete_and_note"
+    with unguarded(name, "task.attempt = v.attempt", "coalesce(task.owner, 0) = v.owner"):
+        text = SQL[name]
+    row = "wait_ms, lane\n        FROM v)"
+    assert row in text
+    return mock.patch.dict(SQL, {name: text.replace(row, f"{row[:-1]} ON CONFLICT DO NOTHING)")})
+
+
+def stale(what: str, outcome: int) -> Test:
+    async def run(factory: PostgresFactory, store: Any, port: Port) -> None:
+        await of_outcomes.test_a_lost_claim_changes_nothing(factory, store, port, what, outcome)
+
+    return run
+
+
+async def a_late_completion(factory: PostgresFactory, store: Any, port: Port) -> None:
+    """Without effects and children: many of these go into one statement."""
+    claim, id = await of_outcomes.stale_after("next attempt", factory, store, port)
+    await port.finish(claim, COMPLETED)
+    assert [finish.claim.attempt for finish in port.missed] == [1]
+    assert str((await store.info(id)).reason) == "claimed"
+
+
+async def a_start_of_the_attempt_before(factory: PostgresFactory, store: Any, port: Port) -> None:
+    """Another attempt is held meanwhile, which has not begun."""
+    (id,) = await submit(store, new())
+    claim = await port.take()
+    await port.finish(claim, RETRY, error=error())
+    await port.take()
+    store.started(claim, store.now_ms())
+    await port.settle()
+    assert str((await store.info(id)).reason) == "claimed"
+
+
+async def better_ones(factory: PostgresFactory, store: Any, port: Port) -> None:
+    await of_claims.test_a_better_task_of_another_process_is_not_passed_over(factory, store, port)
+
+
+async def better_ones_of_its_own(factory: PostgresFactory, store: Any, port: Port) -> None:
+    """What comes last goes first, though the place of what waits is known by then."""
+    first = await submit(store, *(new(priority=1) for _ in range(3)))
+    assert [claim.id for claim in await port.room(1)] == first[:1]
+    (urgent,) = await submit(store, new(priority=3))
+    assert [claim.id for claim in await port.room(1)] == [urgent]
+
+
+def _only_where_unknown(ready: Ready, class_id: int, bound: Place) -> None:
+    if class_id not in list(ready):
+        ready.set(class_id, bound)
+
+
+def _far_behind(woken: Woken, class_id: int, place: Place = ANYWHERE) -> None:
+    woken._places[class_id] = (1 << 62, 0)
+
+
+ABLATIONS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], Test]] = {
+    "a start is not fenced by the attempt": (
+        lambda: unguarded("start", "attempt = $2"),
+        a_start_of_the_attempt_before,
+    ),
+    "a completion is not fenced by the attempt": (
+        unguarded_completion,
+        a_late_completion,
+    ),
+    "another outcome is not fenced by the attempt": (
+        lambda: unguarded("held", "attempt = $2", "coalesce(owner, 0) = $3"),
+        stale("next attempt", FAILED),
+    ),
+    "an outcome is taken after the end": (
+        lambda: unguarded("held", "attempt = $2", "coalesce(owner, 0) = $3"),
+        stale("failed", RETRY),
+    ),
+    "nobody hears that a better task has come": (
+        lambda: mock.patch.object(Ready, "lower", _only_where_unknown),
+        better_ones_of_its_own,
+    ),
+    "a better task leaves no word of its place": (
+        lambda: mock.patch.object(Woken, "add", _far_behind),
+        better_ones,
+    ),
+}
+"""What is taken out, by what the store does without it; with the test that has to fail then."""
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+async def test_each_is_noticed(name: str, tmp_path: Path) -> None:
+    """The test passes as it is, and fails without the guard."""
+    ablated, test = ABLATIONS[name]
+
+    async def run(folder: Path) -> None:
+        factory = PostgresFactory(folder)
+        try:
+            async with opened(factory.make()) as store:
+                port = Port(store)
+                await port.serve()
+                await test(factory, store, port)
+        finally:
+            factory.drop()
+
+    for folder in ("whole", "ablated"):
+        (tmp_path / folder).mkdir()
+    await run(tmp_path / "whole")
+    with ablated(), pytest.raises(Exception):  # noqa: B017, PT011 - an assertion, or what the store makes of it
+        await run(tmp_path / "ablated")
