@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import apsw
 import msgspec
@@ -16,9 +16,9 @@ from mainspring.tasks import SearchHit, SearchQuery, SearchResults, VectorDelete
 from mainspring.vectors import labels
 from mainspring.vectors.appliers import SCHEMA, State, apply_delete, apply_upsert, find
 from mainspring.vectors.base import Collection
-from mainspring.vectors.checks import check_query, unknown
+from mainspring.vectors.checks import unknown
 from mainspring.vectors.matrix import Matrix, Nearest
-from mainspring.vectors.unit import unit_rows, wrong_dimension
+from mainspring.vectors.rows import RowStore, units_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,7 +50,7 @@ SELECT id, vector, text, metadata FROM vector_record WHERE collection = ? AND id
 """
 
 
-class SqliteVectorStore:
+class SqliteVectorStore(RowStore[apsw.Cursor]):
     """Vectors in one SQLite file, shared by any number of threads and processes.
 
     Each process that searches keeps a copy of the collections it searched, 4 bytes for each dimension of each record,
@@ -63,32 +63,12 @@ class SqliteVectorStore:
     """
 
     def __init__(self, path: str | Path, write: Write | None = None, *, env: Environment = SYSTEM) -> None:
+        super().__init__(write or _OwnWriter(str(path)), env)
         self._path = str(path)
-        self._env = env
         self._closed = False
         self._idle: list[apsw.Connection] = []
         self._matrices: dict[int, Matrix] = {}
         self._following = [Lock() for _ in range(_LOCKS)]  # held while a matrix follows the file
-        self._write = write or _OwnWriter(self._path)
-
-    @overload
-    def search(self, query: SearchQuery, /) -> SearchResults: ...
-
-    @overload
-    def search(self, queries: Sequence[SearchQuery], /) -> list[SearchResults]: ...
-
-    def search(self, queries: SearchQuery | Sequence[SearchQuery], /) -> SearchResults | list[SearchResults]:
-        if isinstance(queries, SearchQuery):
-            return self.search([queries])[0]
-        for query in queries:
-            check_query(query)
-        by_collection: dict[str, list[int]] = {}
-        for index, query in enumerate(queries):
-            by_collection.setdefault(query.collection, []).append(index)
-        answers: dict[int, SearchResults] = {}
-        for name, indexes in by_collection.items():
-            answers |= zip(indexes, self._search(name, [queries[index] for index in indexes]), strict=True)
-        return [answers[index] for index in range(len(queries))]
 
     def get(self, collection: str, ids: Sequence[str]) -> list[VectorRecord]:
         with self._reading() as cursor:
@@ -112,24 +92,11 @@ class SqliteVectorStore:
             states = [State(*row) for row in cursor.execute(_COLLECTIONS)]
         return [Collection(state.name, state.dim, state.records, state.model_id, state.updated_ms) for state in states]
 
-    def upsert(
-        self,
-        collection: str,
-        records: Sequence[VectorRecord],
-        *,
-        model_id: str | None = None,
-        replace: dict[str, Any] | None = None,
-    ) -> int:
-        return self.write(VectorUpsert(collection, tuple(records), model_id, replace))
-
-    def delete(self, collection: str, ids: Sequence[str] = (), *, filter: dict[str, Any] | None = None) -> int:
-        return self.write(VectorDelete(collection, tuple(ids), filter))
-
-    def write(self, effect: VectorUpsert | VectorDelete) -> int:
-        now_ms = self._env.wall_ms()
+    @staticmethod
+    def _apply(cursor: apsw.Cursor, effect: VectorUpsert | VectorDelete, now_ms: int) -> int:
         if isinstance(effect, VectorUpsert):
-            return self._write(lambda cursor: apply_upsert(cursor, effect, now_ms))
-        return self._write(lambda cursor: apply_delete(cursor, effect, now_ms))
+            return apply_upsert(cursor, effect, now_ms)
+        return apply_delete(cursor, effect, now_ms)
 
     @property
     def memory_bytes(self) -> int:
@@ -148,9 +115,7 @@ class SqliteVectorStore:
     def _search(self, name: str, queries: list[SearchQuery]) -> Iterator[SearchResults]:
         with self._reading() as cursor:
             state, matrix = self._follow(cursor, name)
-            units = unit_rows([(f"vector of query {n}", query.vector) for n, query in enumerate(queries)])
-            if units.shape[1] != state.dim:
-                raise wrong_dimension("vector of the query", units.shape[1], f"collection {name!r} has {state.dim}")
+            units = units_of(queries, name, state.dim)
             found = matrix.search(units, [query.top_k for query in queries], _within(cursor, state, matrix, queries))
             shown = _shown(cursor, matrix, found)
         return (

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
 from mainspring.environment import SYSTEM, Environment
 from mainspring.tasks import SearchHit, SearchQuery, SearchResults, VectorDelete, VectorRecord, VectorUpsert
 from mainspring.vectors.base import Collection
-from mainspring.vectors.checks import check_query
 from mainspring.vectors.postgres import hnsw, tables
 from mainspring.vectors.postgres.appliers import apply_delete, apply_upsert, as_text, conditions, encoded
 from mainspring.vectors.postgres.tables import Cursor, State, known
-from mainspring.vectors.unit import exact_scores, margin, unit_rows, wrong_dimension
+from mainspring.vectors.rows import RowStore, units_of
+from mainspring.vectors.unit import exact_scores, margin
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ _SPARE: Final = 32
 """Read beyond what is asked for, so that those that differ by rounding alone are seldom cut off."""
 
 
-class PostgresVectorStore:
+class PostgresVectorStore(RowStore[Cursor]):
     """Vectors in the tables of a store on a server. See `vectors.base.VectorStore`.
 
     Search is exact, and takes time in proportion to the records of a collection, until the collection has an index
@@ -49,29 +49,11 @@ class PostgresVectorStore:
     """
 
     def __init__(self, look: Look, write: Write, *, env: Environment = SYSTEM) -> None:
+        super().__init__(write, env)
         self._look = look
-        self._write = write
-        self._env = env
 
-    @overload
-    def search(self, query: SearchQuery, /) -> SearchResults: ...
-
-    @overload
-    def search(self, queries: Sequence[SearchQuery], /) -> list[SearchResults]: ...
-
-    def search(self, queries: SearchQuery | Sequence[SearchQuery], /) -> SearchResults | list[SearchResults]:
-        if isinstance(queries, SearchQuery):
-            return self.search([queries])[0]
-        for query in queries:
-            check_query(query)
-        by_collection: dict[str, list[int]] = {}
-        for index, query in enumerate(queries):
-            by_collection.setdefault(query.collection, []).append(index)
-        answers: dict[int, SearchResults] = {}
-        for name, indexes in by_collection.items():
-            look = partial(_answers, queries=[queries[index] for index in indexes])
-            answers |= zip(indexes, self._in_snapshot(name, look), strict=True)
-        return [answers[index] for index in range(len(queries))]
+    def _search(self, name: str, queries: list[SearchQuery]) -> list[SearchResults]:
+        return self._in_snapshot(name, partial(_answers, queries=queries))
 
     def get(self, collection: str, ids: Sequence[str]) -> list[VectorRecord]:
         def look(cursor: Cursor, state: State) -> list[VectorRecord]:
@@ -100,24 +82,11 @@ class PostgresVectorStore:
         rows: Sequence[tuple[Any, ...]] = self._look(lambda cursor: cursor.execute(tables.ALL))
         return [Collection(*row) for row in rows]
 
-    def upsert(
-        self,
-        collection: str,
-        records: Sequence[VectorRecord],
-        *,
-        model_id: str | None = None,
-        replace: dict[str, Any] | None = None,
-    ) -> int:
-        return self.write(VectorUpsert(collection, tuple(records), model_id, replace))
-
-    def delete(self, collection: str, ids: Sequence[str] = (), *, filter: dict[str, Any] | None = None) -> int:
-        return self.write(VectorDelete(collection, tuple(ids), filter))
-
-    def write(self, effect: VectorUpsert | VectorDelete) -> int:
-        now_ms = self._env.wall_ms()
+    @staticmethod
+    def _apply(cursor: Cursor, effect: VectorUpsert | VectorDelete, now_ms: int) -> int:
         if isinstance(effect, VectorUpsert):
-            return self._write(lambda cursor: apply_upsert(cursor, effect, now_ms))
-        return self._write(lambda cursor: apply_delete(cursor, effect, now_ms))
+            return apply_upsert(cursor, effect, now_ms)
+        return apply_delete(cursor, effect, now_ms)
 
     def add_index(self, collection: str, *, memory_mb: int = hnsw.MEMORY_MB) -> None:
         """Build an HNSW index, so that searches need not read the whole collection; nothing where there is one.
@@ -159,9 +128,7 @@ class PostgresVectorStore:
 
 
 def _answers(cursor: Cursor, state: State, queries: list[SearchQuery]) -> list[SearchResults]:
-    units = unit_rows([(f"vector of query {n}", query.vector) for n, query in enumerate(queries)])
-    if units.shape[1] != state.dim:
-        raise wrong_dimension("vector of the query", units.shape[1], f"collection {state.name!r} has {state.dim}")
+    units = units_of(queries, state.name, state.dim)
     asked = [conditions(state.id, query.filter or {}) for query in queries]
     return [
         SearchResults(tuple(_best(unit, _near(cursor, state, unit, query.top_k, *filter), query.top_k)), state.name)
