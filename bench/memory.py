@@ -32,6 +32,7 @@ ROOT = Path("/sys/fs/cgroup")
 WAYS = {
     "pool": "concurrent.futures.ProcessPoolExecutor",
     "undeclared": "engine, nothing declared",
+    "learned": "engine, after a first one",
     "declared": "engine, Resources(memory=...)",
 }
 
@@ -82,7 +83,7 @@ inside(sys.argv[2], int(sys.argv[3]))
 
 def inside(way: str, n: int) -> None:
     start = time.monotonic()
-    found = in_pool(n) if way == "pool" else asyncio.run(in_engine(n, is_declared=way == "declared"))
+    found = in_pool(n) if way == "pool" else asyncio.run(in_engine(n, way))
     print(json.dumps({**found, "seconds": round(time.monotonic() - start, 1)}))
 
 
@@ -96,13 +97,15 @@ def in_pool(n: int) -> dict[str, Any]:
     return {"completed": completed, "error": "" if completed == n else "BrokenProcessPool"}
 
 
-async def in_engine(n: int, *, is_declared: bool) -> dict[str, Any]:
+async def in_engine(n: int, way: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         config = EngineConfig(manager=TaskManagerConfig(process_slots=SLOTS))
         engine = Engine(Path(folder, "work.db"), config)
-        resources = Resources(cpu=0, memory=EACH + 40 * MIB) if is_declared else None
+        resources = Resources(cpu=0, memory=EACH + 40 * MIB) if way == "declared" else None
         engine.task(lane="process", retry=Retry(delay=0.1, max_delay=0.2), resources=resources)(hungry)
         async with engine:
+            if way == "learned":
+                await (await engine.submit(hungry, 0)).result()
             handles: list[TaskHandle] = await engine.map(hungry, range(n))
             done = [await engine.manager.get_task_result(handle.id) for handle in handles]
             attempts = [attempt for handle in handles for attempt in (await handle.info()).attempts]

@@ -29,7 +29,8 @@ def test_the_kernel_kills_and_it_is_told(container: Path) -> None:
     assert found["completed"] == 6
 
 
-def test_what_is_declared_is_not_killed(container: Path) -> None:
+@pytest.mark.parametrize("way", ["declared", "learned"])
+def test_what_is_known_to_be_large_is_not_killed(container: Path, way: str) -> None:
     """No more run at a time than there is memory for."""
-    found = in_group(container, "declared", 6)
+    found = in_group(container, way, 6)
     assert (found["completed"], found["killed"], found["oom_kills"]) == (6, 0, 0), found

@@ -131,3 +131,12 @@ def hoard(mebibytes: int, limit: int) -> int:
     """Asks for memory under a limit of its own process."""
     resource.setrlimit(resource.RLIMIT_AS, (limit << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
     return len(bytearray(mebibytes << 20))
+
+
+def fill(path: str) -> int:
+    """Hold 200 MiB until there is a file FOLDER.go; tell by a file in the folder that it does."""
+    held = b"x" * (200 << 20)
+    Path(path).touch()
+    while not os.path.exists(os.path.dirname(path) + ".go"):
+        time.sleep(0.002)
+    return len(held)

@@ -303,6 +303,8 @@ class Course:
             self._give_back(attempt)
             return True
         self._over(attempt)
+        if desk.lane == "process" and report.usage.memory_bytes is not None:
+            self.reservations.learn(attempt.claim, report.usage.memory_bytes)
         if attempt.task.cancelling():
             await desk.absorb(attempt.task)
         if self._is_bulky(report):

@@ -8,6 +8,7 @@ what is left beside that.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,12 +17,13 @@ import msgspec
 from mainspring.config import TaskManagerConfig
 from mainspring.dispatch.desk import Desk, place
 from mainspring.dispatch.parts import Reach
+from mainspring.dispatch.peaks import Peaks
 from mainspring.environment import Environment
 from mainspring.execution.executor import TaskExecutor
 from mainspring.execution.shortage import KILLED, REFUSED
 from mainspring.processors.base import Lane as LaneName
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage, machine, resident_bytes
-from mainspring.store.base import RESERVES, Claimed, Spec, Store
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, RESERVES, Claimed, Spec, Store
 from mainspring.tasks import Attempt, Resources, TaskId
 
 Need = Mapping[str, float]
@@ -89,6 +91,10 @@ class Reservations:
         self._env = env
         self._hand_back = hand_back
         self._reach = reach
+        self._declared: set[str] = set()
+        self._peaks = Peaks()
+        self._learned: set[str] = set()  # types with large ones
+        self._large = float("inf")  # bytes; so much in each child would fill a quarter of the memory
         self._held: dict[bytes, Need] = {}
         self._inside: set[bytes] = set()  # of those, what runs within this process
         self._used: dict[str, float] = {}
@@ -105,7 +111,9 @@ class Reservations:
         """Take note of what handlers were declared with."""
         for kind, handler in self._executor.handlers.items():
             if handler.resources is not None:
-                self.types.add(kind)
+                self._declared.add(kind)
+        self.types = self._declared | self._learned
+        self._large = self.capacity("memory") / (4 * self._config.process_slots)
 
     def impossible(self, declared: Resources) -> str | None:
         """Say why no worker on this store can ever run what needs that; None where one may."""
@@ -128,7 +136,20 @@ class Reservations:
             declared = _spec_decoder.decode(claim.spec).resources
         elif (handler := self._executor.handlers.get(claim.task_type)) is not None:
             declared = handler.resources
-        return None if declared is None else need_of(declared, lane)
+        need = None if declared is None else need_of(declared, lane)
+        if lane != "process" or claim.task_type not in self._learned or (need is not None and "memory" in need):
+            return need
+        expected = self._peaks.of(claim.task_type, _input_bytes(claim))
+        # Where nothing else is reserved it goes with what there is: it was not asked to wait for strangers.
+        most = self.capacity("memory") if self._held else max(0.0, self.free("memory"))
+        return {**(need or {}), "memory": min(expected, most), _CHILD: 1.0} if expected else need
+
+    def learn(self, claim: Claimed, used: int) -> None:
+        """Note the peak of an attempt in a child: the next ones of its like reserve as much where nothing is said."""
+        if used >= self._large or claim.task_type in self._learned:
+            self._peaks.add(claim.task_type, _input_bytes(claim), used, self._large)
+            self._learned = self._peaks.types
+            self.types = self._declared | self._learned
 
     def need_of_call(self, claims: Sequence[Claimed], lane: LaneName) -> Need | None:
         """The same for tasks that run together: of each kind, the largest of them."""
@@ -266,9 +287,10 @@ class Reservations:
 
     def look(self, closed: str | None) -> None:
         """Look at intervals whether strangers have left memory, and tell who waits for what, or why nothing starts."""
-        if self._waiting or self._withheld:
-            self._look_at_waiting()
-        self._tell(closed)
+        with contextlib.suppress(OSError):  # the machine can't be seen now: whoever starts nothing for that says so
+            self._tell(closed)
+            if self._waiting or self._withheld:
+                self._look_at_waiting()
 
     def _look_at_waiting(self) -> None:
         """Have those come again that fit now, in the one order."""
@@ -284,7 +306,7 @@ class Reservations:
             seen[id] = waiting.since
             short = self._short({k: v + coming.get(k, 0.0) for k, v in waiting.need.items()}, place(claims[0]), id)
             is_late = any(claim.deadline_ms is not None and claim.deadline_ms < now_ms for claim in claims)
-            if short and not is_late:
+            if short and not is_late and (self._held or coming):  # else what was learned is looked at anew
                 continue
             for kind, much in waiting.need.items():
                 coming[kind] = coming.get(kind, 0.0) + much
@@ -356,6 +378,11 @@ class Reservations:
         withheld = {kind: len(desk.parked) for desk, types in self._withheld.items() for kind in types}
         state = {"closed": closed, "waits": waits, "never": never, "withheld": withheld}
         return msgspec.json.encode(state) if any(state.values()) else b""
+
+
+def _input_bytes(claim: Claimed) -> int:
+    """Return the size of an input, where it is known before that is in its place."""
+    return 0 if claim.flags & (BLOB_INPUT | HAS_REFS) else len(claim.input)
 
 
 def need_of(declared: Resources, lane: LaneName) -> Need | None:
