@@ -273,7 +273,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "suspects alone",
         "suspects run alone",
-        (Edit(Course, "_serve_with_care", "if is_suspect(claim):", "if False:"),),
+        (Edit(Course, "_run_where_it_may", "is_suspect(attempt.claim)", "False"),),
     ),
     Safeguard(
         "marks of the given up",
@@ -356,7 +356,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "reasons",
         "what is said of a task that waits is so",
-        (Edit(reads, "standing", "if pause is not None:", "if False:"),),
+        (Edit(reads, "standing", "_why(pause is not None,", "_why(False,"),),
     ),
     # Wake-ups
     Safeguard(
