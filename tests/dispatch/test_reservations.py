@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,18 @@ from tests.engine.support import LIMIT_S, engine_on, quick, shows, until, value
 
 from mainspring import (
     Batch,
+    Context,
     Engine,
     EngineConfig,
     InvalidInput,
     Resources,
     TaskHandle,
+    TaskPriority,
     TaskStatus,
     TaskTimeout,
 )
 from mainspring.dispatch.reservations import PATIENCE_S, need_of
+from mainspring.environment import Random
 from mainspring.resources.monitor import machine
 from mainspring.testing import SimulatedEngine
 from mainspring.testing.stage.stage import Stage
@@ -328,3 +333,83 @@ async def test_memory_that_others_use(tmp_path: Path, monkeypatch: pytest.Monkey
         await says(handle, "needs 4.0 GB and 3.0 GB is free, of 9.0 GB")
         others[0] = 4_900_000_000
         assert await value(handle) == "done"
+
+
+class Used:
+    """What is in use of each kind, and the most that ever was."""
+
+    def __init__(self) -> None:
+        self.now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def __call__(self, need: dict[str, float]) -> Iterator[None]:
+        self.now.update(need)
+        self.most |= self.now
+        try:
+            yield
+        finally:
+            self.now.subtract(need)
+
+
+THERE_IS = {"seat": 4.0, "tool": 2.0}
+
+
+async def mix(engine: SimulatedEngine, work: Any, joint: Any, rng: Random) -> list[TaskHandle]:
+    """Submit all kinds of tasks, and do to them what can be done."""
+    handles = []
+    for n in range(80):
+        if rng.random() < 0.2:
+            handles.append(await engine.submit(joint, n))
+            continue
+        need = {kind: float(rng.randrange(int(much) + 1)) for kind, much in THERE_IS.items()}
+        handle = await engine.submit(
+            work, need, rng.choice((0.0, 0.1, 2.0)), rng.random() < 0.2,
+            resources=Resources(cpu=0, custom=need), priority=TaskPriority(rng.randrange(4)),
+        )  # fmt: skip
+        handles.append(handle)
+        if rng.random() < 0.1:
+            await asyncio.sleep(rng.random())
+            await rng.choice(handles).cancel()
+        if rng.random() < 0.05:
+            await engine.manager.pause(type="custom:work")
+            await asyncio.sleep(rng.random())
+            await engine.manager.resume(type="custom:work")
+    return handles
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_mixture(seed: int, tmp_path: Path) -> None:
+    """Needs of several kinds, batches, priorities, failures, cancels and pauses: never more than there is, all end,
+    and nothing stays reserved."""
+    used, stage = Used(), Stage(seed)
+    config = EngineConfig(manager=quick(async_slots=5, custom_capacity=THERE_IS).manager)
+    with stage.open():
+        engine = SimulatedEngine(stage, tmp_path / "work.db", config)
+
+        @engine.task(retry=2)
+        async def work(need: dict[str, float], seconds: float, fails: bool, ctx: Context) -> None:
+            with used(need):
+                await asyncio.sleep(seconds)
+            if fails and ctx.attempt == 1:
+                raise ValueError("once")
+
+        @engine.task(batch=Batch(max_size=3), resources=Resources(cpu=0, custom={"tool": 1}))
+        async def joint(items: list[int]) -> list[int]:
+            with used({"tool": 1}):
+                await asyncio.sleep(0.5)
+            return items
+
+        async def play() -> None:
+            await engine.start()
+            handles = await mix(engine, work, joint, Random(f"{seed}:mixture"))
+            await engine.run_until_idle()
+            for handle in handles:
+                assert (await handle.info()).status.is_final
+            reservations = engine.manager.reservations
+            assert (reservations._held, reservations._used, reservations._waiting) == ({}, {}, {})
+            for desk in engine.manager._desks.values():
+                assert (desk.parked, desk.port.taken) == ({}, desk.port.released)
+
+        stage.run(play())
+    assert used.most == THERE_IS  # never more, and that at times
