@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.dispatch.test_reservations import says
 from tests.engine import process_work
 from tests.engine.support import SOON, engine_on, until, value
 
@@ -117,6 +118,7 @@ async def test_then_it_runs_alone_also_in_another_life(tmp_path: Path) -> None:
         slots = engine.manager._desks
         await until(lambda: bool(slots["async"]._waiting) and bool(slots["process"]._waiting))
         assert ran == []
+        await says(beside[0], f"starts nothing new: task {handle.id} has run out of memory twice and runs alone")
         let_go(folder)
         assert await value(engine.handle(handle.id)) == 2
         await engine.gather(beside)

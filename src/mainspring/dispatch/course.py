@@ -175,8 +175,9 @@ class Course:
         if not await self._is_to_run(desk, claim):
             return True
         if attempt.is_last:
-            async with self._any:
-                return await self._run_where_it_may(attempt)
+            with self.reservations.alone(claim):
+                async with self._any:
+                    return await self._run_where_it_may(attempt)
         if not is_suspect(claim) or desk.mark is None or self._any.is_taken:
             await self._until_open(desk)
         return await self._run_where_it_may(attempt)

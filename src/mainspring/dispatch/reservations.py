@@ -9,7 +9,7 @@ what is left beside that.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -105,6 +105,7 @@ class Reservations:
         self._at_rest: int | None = None  # resident bytes of this process when nothing was reserved within it
         self._sampled: ResourceUsage | None = None
         self._others = 0.0  # bytes, as of that sample
+        self._alone: list[Claimed] = []  # that must be; the first one is or waits for it
         self._told = b""
 
     def serve(self) -> None:
@@ -360,6 +361,15 @@ class Reservations:
         found = {kind: {"reserved": self._used.get(kind, 0.0), "capacity": self.capacity(kind)} for kind in kinds}
         return {kind: of for kind, of in found.items() if of["capacity"]}
 
+    @contextlib.contextmanager
+    def alone(self, claim: Claimed) -> Iterator[None]:
+        """Have it told that nothing starts for that one."""
+        self._alone.append(claim)
+        try:
+            yield
+        finally:
+            self._alone.remove(claim)
+
     def _tell(self, closed: str | None) -> None:
         """Leave word in the store, for `explain` in any process, of who waits and for what."""
         told = self._state(closed)
@@ -368,6 +378,9 @@ class Reservations:
             self._store.offer(told)
 
     def _state(self, closed: str | None) -> bytes:
+        if closed is None and self._alone:
+            one = TaskId(self._alone[0].id)
+            closed = f"task {one} has run out of memory twice and runs alone; it goes on when that has ended"
         waits = {}
         for waiting in self._waiting.values():
             first = waiting.claims[0]
