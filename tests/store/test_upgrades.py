@@ -56,7 +56,7 @@ def test_every_version_has_its_fixture() -> None:
     kept = [FOLDER / f"version{version}" for version in VERSIONS]
     assert sorted(FOLDER.glob("version*")) == kept
     for folder in kept:
-        assert sum(item.stat().st_size for item in folder.rglob("*") if item.is_file()) < 256 * 1024
+        assert sum(item.stat().st_size for item in folder.rglob("*") if item.is_file()) < 384 * 1024
 
 
 @pytest.mark.parametrize("version", VERSIONS)
