@@ -59,6 +59,10 @@ class HandWritten:
             thread.join()
         return np.stack(found)
 
+    def embed_padded(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the same from one call for all, as they come: each text costs as much as the longest."""
+        return self._vectors(self._tokenizer.encode_batch_fast(list(texts)))
+
     def _vectors(self, encodings: Sequence[Any]) -> NDArray[np.float32]:
         width = max(len(encoding.ids) for encoding in encodings)
         ids, types, mask = np.zeros((3, len(encodings), width), np.int64)

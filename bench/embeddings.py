@@ -54,7 +54,7 @@ async def _through_tasks(path: Path, given: list[str]) -> tuple[Sample, NDArray[
     return watch.sample(len(given)), np.vstack(vectors)
 
 
-def _model_folder() -> Path:
+def model_folder() -> Path:
     config = ModelConfig()
     ModelManager(config).warm(config.default_embedding)  # downloads it where that was not done yet
     return config.cache_folder / config.default_embedding
@@ -64,7 +64,7 @@ def main() -> None:
     given = options("Embeddings through tasks against a loop by hand.", n="2000").parse_args()
     with scratch(given.folder) as folder:
         report = Report("embeddings", "Embeddings of single texts", folder, given.loop, given.out)
-        model = HandWritten(_model_folder())
+        model = HandWritten(model_folder())
         for n in given.n:
             some = texts(n)
             hand: dict[int, list[Sample]] = {cap: [] for cap in _CAPS}

@@ -71,6 +71,13 @@ def test_embeddings(disk: Path) -> None:
     assert rows["one task a text / 24"]["ratio"] > 0
 
 
+def test_batching(disk: Path) -> None:
+    """Sizes that are learned are set against fixed ones, for a handler and for a service."""
+    rows = rows_of(ran("batching", disk, "--n", "16", "--runs", "1"))
+    assert rows["texts padded to the longest, calls of 4 / 16"]["values"]
+    assert rows["a service of 20 ms, learned / 16"]["ratio"] > 0
+
+
 def test_processes(disk: Path) -> None:
     """The process lane is set against the async lane, and kills against their limit."""
     rows = rows_of(ran("processes", disk, "--n", "64", "--runs", "1"))
