@@ -278,6 +278,9 @@ def test_a_limit_holds_until_it_is_removed(here: Run) -> None:
     assert here("limit", "set", "red", "--rate", "often").code == 2
     assert here("limit", "remove", "blue").code == 3
     assert here("limit", "remove", "red", "--namespace", "other").code == 0
+    assert here("limit", "share", "2", "--namespace", "other", "--json").json["limits"][0]["share"] == 2.0
+    assert here("limit", "share").code == 2
+    assert here("limit", "share", "--namespace", "other").code == 0
     assert here("limit", "remove", "red").out == "no group is limited\n"
 
 

@@ -408,6 +408,124 @@ async def test_a_jump_of_the_clock_parks_no_rate(factory: Factory) -> None:
         assert len(await port.room(0)) == 1
 
 
+# Shares
+
+
+def groups(claims: Sequence[Claimed]) -> list[str]:
+    return [claim.class_key[2] for claim in claims]
+
+
+async def one_by_one(port: Port, n: int) -> list[Claimed]:
+    """Take so many, one at a time, each of them ended before the next."""
+    taken = []
+    for _ in range(n):
+        claim = await port.take()
+        taken.append(claim)
+        await port.finish(claim)
+    return taken
+
+
+async def test_a_flood_keeps_another_share_waiting_for_a_turn_only(factory: Factory, store: Any, port: Port) -> None:
+    """However much of one group came long before: the first task of another share is the next or the one after."""
+    await store.share(group="a", weight=1.0)
+    await submit(store, *(new(group="a", priority=3) for _ in range(500)))
+    await one_by_one(port, 5)
+    factory.clock.advance(AGEING_MS)
+    await store.share(group="b", weight=1.0)
+    await submit(store, new(group="b", priority=0))
+    assert "b" in groups(await one_by_one(port, 2))
+
+
+async def test_shares_take_turns_by_weight(store: Any, port: Port) -> None:
+    """Of three shares with much to do each gets what its weight says, whoever came first and however urgent; all that
+    have none are one share of weight 1."""
+    await store.share(group="a", weight=1.0)
+    await store.share(group="b", weight=3.0)
+    await submit(store, *(new(group=group, priority=3) for group in "acd" for _ in range(60)))
+    await submit(store, *(new(group="b", priority=0) for _ in range(60)))
+    taken = Counter(groups(await one_by_one(port, 50)))
+    assert (taken["a"], taken["b"], taken["c"] + taken["d"]) == (10, 30, 10)
+    many = Counter(groups(await port.room(25)))
+    assert (many["a"], many["b"], many["c"] + many["d"]) == (5, 15, 5)
+
+
+async def test_a_namespace_has_a_share(store: Any, port: Port) -> None:
+    """A task belongs to its group's share, where that has one, else to its namespace's."""
+    await store.share(namespace="x", weight=2.0)
+    await store.share(group="a", weight=1.0)
+    for kind in ({"namespace": "x"}, {"namespace": "x", "group": "b"}, {"namespace": "x", "group": "a"}, {}):
+        await submit(store, *(new(**kind) for _ in range(40)))
+    taken = await one_by_one(port, 40)
+    of_x = sum(claim.class_key[0] == "x" and claim.class_key[2] != "a" for claim in taken)
+    assert (of_x, groups(taken).count("a"), 40 - of_x - groups(taken).count("a")) == (20, 10, 10)
+
+
+async def test_who_had_nothing_to_do_has_no_credit(store: Any, port: Port) -> None:
+    """A share that comes late begins where the others are, and gets no more than its turns."""
+    await store.share(group="a", weight=1.0)
+    await store.share(group="b", weight=1.0)
+    await submit(store, *(new(group="a") for _ in range(100)))
+    await one_by_one(port, 40)
+    await submit(store, *(new(group="b") for _ in range(100)))
+    assert Counter(groups(await one_by_one(port, 20))) == {"a": 10, "b": 10}
+
+
+async def test_a_share_is_taken_away(factory: Factory, store: Any, port: Port) -> None:
+    """Then all is one order again; limits of the group stay as they are."""
+    await store.limit("a", concurrency=5)
+    await store.share(group="a", weight=0.5)
+    (limit,) = await store.limits()
+    assert (limit.concurrency, limit.share) == (5, 0.5)
+    sent = await submit(store, *(new(group="a") for _ in range(3)), *(new() for _ in range(3)))
+    await store.share(group="a")
+    assert ids(await one_by_one(port, 6)) == sent
+    assert (await store.limits())[0].share is None
+
+
+@pytest.mark.parametrize("kind", FACTORIES)
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    weights=st.dictionaries(st.sampled_from("abc"), st.sampled_from([0.5, 1.0, 2.0, 5.0]), min_size=1),
+    tasks=st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 3), st.booleans()), min_size=1, max_size=40),
+    rooms=st.lists(st.integers(1, 4), min_size=1, max_size=6),
+)
+async def test_shares_and_the_order(
+    tmp_path: Path, kind: str, weights: dict[str, float], tasks: list[Any], rooms: list[int]
+) -> None:
+    """Within a share the one order holds; between shares nobody with tasks left falls behind by more than a turn; and
+    all are taken in the end."""
+    folder = tmp_path / os.urandom(4).hex()
+    folder.mkdir()
+    factory: Factory = FACTORIES[kind](folder)
+    try:
+        async with opened(factory.make()) as store:
+            port = Port(store, 0)
+            await port.serve()
+            for group, weight in weights.items():
+                await store.share(group=group, weight=weight)
+            await submit(store, *(new(group=g, priority=n, type=OTHER if o else WORK) for g, n, o in tasks))
+            left = Counter(group if group in weights else "" for group, *_ in tasks)
+            turns: dict[str, float] = dict.fromkeys(left, 0.0)
+            for room in [*rooms, len(tasks)]:
+                for claim in await port.room(room):
+                    share = claim.class_key[2] if claim.class_key[2] in weights else ""
+                    left[share] -= 1
+                    turns[share] += 1 / weights.get(share, 1.0)
+                rest = [share for share in left if left[share]]
+                for one in rest:
+                    for other in left:
+                        turn = 1 / min(weights.get(one, 1.0), weights.get(other, 1.0))
+                        assert turns[other] <= turns[one] + 2 * turn
+            assert len(port.order) == len(tasks)
+            by_share: dict[str, list[tuple[int, int]]] = {}
+            for claim in port.order:
+                share = claim.class_key[2] if claim.class_key[2] in weights else ""
+                by_share.setdefault(share, []).append((claim.rank, claim.seq))
+            assert all(places == sorted(places) for places in by_share.values())
+    finally:
+        factory.drop()
+
+
 async def test_limited_groups_keep_the_order(factory: Factory, store: Any, port: Port) -> None:
     """Of those whose groups have places the best go first, whichever group they are of."""
     await store.limit("a", concurrency=2)

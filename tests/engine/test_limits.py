@@ -126,6 +126,8 @@ def test_the_blocking_face_has_them(tmp_path: Path) -> None:
         assert sync.submit(call, 1, group="a", namespace="x").result(LIMIT_S) == 1
         sync.limit("a", namespace="x")
         assert sync.limits() == []
+        sync.share(2, namespace="x")
+        assert sync.limits() == [GroupLimit(group="", namespace="x", share=2.0)]
 
 
 @pytest.mark.parametrize(
@@ -148,5 +150,47 @@ async def test_what_is_no_limit(field: str, arguments: dict[str, object]) -> Non
     async with engine_on() as engine:
         with pytest.raises(InvalidInput) as caught:
             await engine.limit(**arguments)  # type: ignore[arg-type]
+        assert caught.value.field == field
+        assert await engine.limits() == []
+
+
+async def test_a_tenant_is_not_kept_waiting_by_anothers_flood() -> None:
+    """With a share each the small one is done long before the flood is."""
+    async with engine_on(async_slots=2) as engine:
+        done: list[str] = []
+
+        @engine.task
+        async def call(who: str) -> None:
+            await asyncio.sleep(0)
+            done.append(who)
+
+        await engine.manager.pause()
+        await engine.share(1, group="big")
+        await engine.share(1, group="small")
+        flood = await engine.map(call, ["big"] * 500, group="big")
+        few = await engine.map(call, ["small"] * 5, group="small")
+        await engine.manager.resume()
+        await asyncio.gather(*(value(handle) for handle in [*flood, *few]))
+        assert done.index("small") < 100
+        assert len(done) - done[::-1].index("small") < 300
+
+
+@pytest.mark.parametrize(
+    ("field", "arguments"),
+    [
+        ("group", {"weight": 1}),
+        ("group", {"weight": 1, "group": ""}),
+        ("namespace", {"weight": 1, "namespace": 3}),
+        ("weight", {"weight": 0, "group": "a"}),
+        ("weight", {"weight": "2", "group": "a"}),
+        ("weight", {"weight": float("nan"), "group": "a"}),
+        ("weight", {"weight": True, "group": "a"}),
+    ],
+)
+async def test_what_is_no_share(field: str, arguments: dict[str, object]) -> None:
+    """A mistake is told with its field and value, and nothing is set."""
+    async with engine_on() as engine:
+        with pytest.raises(InvalidInput) as caught:
+            await engine.share(**arguments)  # type: ignore[arg-type]
         assert caught.value.field == field
         assert await engine.limits() == []

@@ -229,7 +229,8 @@ class Pair:
             await port.settle()
         for class_id, places in self.ready().items():
             for port in self.ports:
-                bounds = port.lanes["async"].ready._bounds
+                parts = port.lanes["async"].ready._parts
+                bounds = parts[0]._bounds if parts else {}
                 assert class_id in bounds
                 assert bounds[class_id] <= min(places)
 

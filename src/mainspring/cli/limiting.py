@@ -25,7 +25,7 @@ _Namespace = Annotated[
 
 @limit.callback(invoke_without_command=True)
 def list_limits(context: typer.Context, store: StorePath = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """List the limits of groups, with what they count now."""
+    """List limits and shares, with what they count now."""
     if context.invoked_subcommand is None:
         run(_list(store, Screen(as_json)))
 
@@ -79,12 +79,32 @@ async def _remove(group: str, namespace: str | None, store: str, screen: Screen)
     return OK if is_there else NOT_FOUND
 
 
+@limit.command()
+def share(
+    weight: Annotated[
+        float | None, typer.Argument(metavar="[WEIGHT]", help="Turns for each one of weight 1; none: no share.")
+    ] = None,
+    group: Annotated[str | None, typer.Option(metavar="NAME", help="The share of this group.")] = None,
+    namespace: _Namespace = None,
+    store: StorePath = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Give a group or a namespace a share of the lanes by weight, or take it away."""
+    run(_share(weight, group, namespace, store, Screen(as_json)))
+
+
+async def _share(weight: float | None, group: str | None, namespace: str | None, store: str, screen: Screen) -> None:
+    async with opened(store) as engine:
+        await engine.share(weight, group=group, namespace=namespace)
+        await _show(engine, screen)
+
+
 async def _show(engine: Engine, screen: Screen) -> None:
     found = await engine.limits()
     if screen.as_json:
         screen.document({"limits": found})
     elif found:
-        right = ("running", "rate", "may begin now")
+        right = ("running", "rate", "may begin now", "share")
         screen.draw(table(("group", "namespace", *right), [_row(one) for one in found], right=right))
     else:
         screen.text("no group is limited")
@@ -93,4 +113,5 @@ async def _show(engine: Engine, screen: Screen) -> None:
 def _row(one: GroupLimit) -> tuple[str, ...]:
     running = f"{one.held:,}" if one.concurrency is None else f"{one.held:,}/{one.concurrency:,}"
     left = "" if one.left is None else f"{one.left:,}"
-    return one.group, one.namespace or "all together", running, one.rate or "", left
+    share = "" if one.share is None else f"{one.share:g}"
+    return one.group or "all", one.namespace or "all together", running, one.rate or "", left, share

@@ -374,12 +374,7 @@ class TaskManager(Answers):
         return bool(await self.store.resume(namespace=namespace, type=type, group=group))
 
     async def limit(
-        self,
-        group: str,
-        *,
-        namespace: str | None = None,
-        concurrency: int | None = None,
-        rate: str | None = None,
+        self, group: str, *, namespace: str | None = None, concurrency: int | None = None, rate: str | None = None
     ) -> None:
         """Set what the tasks of a group may do, in all processes together; what is not given is not limited.
 
@@ -399,6 +394,21 @@ class TaskManager(Answers):
             raise invalid("concurrency", concurrency, "is no number of tasks", remedy)
         parsed = None if rate is None else Rate.parse(rate, "rate")
         await self.store.limit(group, namespace=namespace or "", concurrency=concurrency, rate=parsed)
+
+    async def share(self, weight: float | None, *, group: str | None = None, namespace: str | None = None) -> None:
+        """Give a group or a namespace a share of the lanes by weight; None takes it away. See `Engine.share`.
+
+        Raises: InvalidInput.
+        """
+        if group is None and namespace is None:
+            raise invalid("group", group, "and namespace are both missing", "name whose share it is")
+        for field, name in (("group", group), ("namespace", namespace)):
+            if name is not None:
+                check_name(field, name)
+        if weight is not None and (type(weight) not in (int, float) or not 1e-3 <= weight <= 1e3):
+            raise invalid("weight", weight, "is no weight", "use a number from 0.001 to 1000, or None for no share")
+        given = None if weight is None else float(weight)
+        await self.store.share(group=group or "", namespace=namespace or "", weight=given)
 
     async def limits(self) -> list[GroupLimit]:
         """Return the limits that are set, with what they count now, by group."""

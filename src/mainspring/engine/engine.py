@@ -279,12 +279,7 @@ class Engine(Operations):
     # Limits
 
     async def limit(
-        self,
-        group: str,
-        *,
-        namespace: str | None = None,
-        concurrency: int | None = None,
-        rate: str | None = None,
+        self, group: str, *, namespace: str | None = None, concurrency: int | None = None, rate: str | None = None
     ) -> None:
         """Set what the tasks of a group may do, at once and in a time, in all processes on this store together.
 
@@ -302,6 +297,21 @@ class Engine(Operations):
         Raises: InvalidInput, StoreUnavailable.
         """
         await self.manager.limit(group, namespace=namespace, concurrency=concurrency, rate=rate)
+
+    async def share(self, weight: float | None, *, group: str | None = None, namespace: str | None = None) -> None:
+        """Give a group or a namespace its own share of the lanes; all that have none are one share of weight 1.
+
+        Where several shares have ready tasks they take turns by weight, in each lane of each process: a flood of one
+        keeps nobody else waiting for more than its turns. Within a share the one order holds. It is stored.
+
+        Args:
+            weight: how many turns it has for each one of weight 1; None takes its share away.
+            group, namespace: whose share it is: a group, in one namespace or in all together, or a whole namespace. A
+                task belongs to its group's share, where that has one, else to its namespace's.
+
+        Raises: InvalidInput, StoreUnavailable.
+        """
+        await self.manager.share(weight, group=group, namespace=namespace)
 
     async def limits(self) -> list[GroupLimit]:
         """Return the limits that are set, with what they count now, by group."""

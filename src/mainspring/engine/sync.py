@@ -159,15 +159,14 @@ class SyncEngine:
         return self.run(self._engine.manager.resume(type=type, namespace=namespace, group=group))
 
     def limit(
-        self,
-        group: str,
-        *,
-        namespace: str | None = None,
-        concurrency: int | None = None,
-        rate: str | None = None,
+        self, group: str, *, namespace: str | None = None, concurrency: int | None = None, rate: str | None = None
     ) -> None:
         """See `Engine.limit`."""
         self.run(self._engine.limit(group, namespace=namespace, concurrency=concurrency, rate=rate))
+
+    def share(self, weight: float | None, *, group: str | None = None, namespace: str | None = None) -> None:
+        """See `Engine.share`."""
+        self.run(self._engine.share(weight, group=group, namespace=namespace))
 
     def limits(self) -> list[GroupLimit]:
         """See `Engine.limits`."""

@@ -17,7 +17,7 @@ import msgspec
 
 from mainspring.errors import TaskError
 from mainspring.store.counting import StoreCounts
-from mainspring.store.ready import Ready
+from mainspring.store.ready import Shared
 from mainspring.store.standing import Standing
 from mainspring.tasks import (
     Effect,
@@ -247,7 +247,7 @@ class Lane:
         self.taken = 0  # claims handed over; counted by the store
         self.types: frozenset[str] = frozenset()
         self.withheld: frozenset[str] = frozenset()  # types of those that are not taken now; set by the worker
-        self.ready = Ready()  # classes that may have ready tasks; kept by the store
+        self.ready = Shared()  # classes that may have ready tasks; kept by the store
 
     def room(self) -> int:
         return self.limit + self.released - self.taken
@@ -432,6 +432,9 @@ class Store(Protocol):
 
         What is held already stays so.
         """
+
+    async def share(self, *, group: str = "", namespace: str = "", weight: float | None = None) -> None:
+        """Give a group or, without one, a namespace a share of the lanes; None takes it away."""
 
     async def limits(self) -> list[GroupLimit]:
         """Return the limits that are set, with what they count now, by group."""

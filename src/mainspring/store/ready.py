@@ -99,3 +99,56 @@ class Ready:
         _, class_id = heappop(self._heap)
         del self._bounds[class_id]
         return class_id
+
+
+class Shared:
+    """Ready classes by the share that they belong to: each share keeps its order, and they take turns by weight.
+
+    A turn moves a share's own time on by 1 / weight, and the next turn is that of whose time is lowest. A share that
+    had nothing ready begins where the others are: what it did not use is no credit. With one share alone all is one
+    order.
+    """
+
+    __slots__ = ("_now", "_parts", "_share_of", "_times")
+
+    def __init__(self) -> None:
+        self._parts: dict[int, Ready] = {}
+        self._share_of: dict[int, int] = {}  # of classes
+        self._times: dict[int, float] = {}  # of shares, at their next turn
+        self._now = 0.0
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts.values()))
+
+    def lower(self, class_id: int, bound: Place, share: int = 0) -> None:
+        """A class of a share got ready tasks, of which none goes before this place."""
+        before = self._share_of.get(class_id, share)
+        if before != share and before in self._parts:
+            self._parts[before].discard(class_id)
+            bound = ANYWHERE
+        self._share_of[class_id] = share
+        part = self._parts.get(share)
+        if part is None:
+            part = self._parts[share] = Ready()
+        part.lower(class_id, bound)
+
+    def clear(self) -> None:
+        self._parts.clear()
+        self._share_of.clear()
+
+    def part(self, share: int) -> Ready:
+        return self._parts[share]
+
+    def turns(self) -> list[tuple[float, int]]:
+        """Return the shares that have something ready, each with its time, as a heap."""
+        for share in [share for share, part in self._parts.items() if not part]:
+            del self._parts[share]
+        turns = [(max(self._times.get(share, 0.0), self._now), share) for share in self._parts]
+        heapify(turns)
+        return turns
+
+    def took(self, turn: tuple[float, int], n: int, weight: float) -> tuple[float, int]:
+        """Count n turns of a share; returns its next one."""
+        self._now, share = turn
+        self._times[share] = self._now + n / weight
+        return self._times[share], share

@@ -67,10 +67,11 @@ class Rate(NamedTuple):
 class GroupLimit(msgspec.Struct, frozen=True, kw_only=True):
     """A limit as it is set, and what it counts now."""
 
-    group: str
+    group: str  # empty: of a whole namespace, which has a share alone
     namespace: str | None = None  # None: tasks of the group in all namespaces count together
     concurrency: int | None = None  # claimed and running tasks at once; None: any number
     held: int = 0  # tasks that are claimed or run now
     rate: str | None = None  # tasks that may begin in a time, as "60/m"; None: any number
     left: int | None = None  # how many may begin at once now, by the rate
     next_in: float | None = None  # seconds until the next may begin, where none may by the rate
+    share: float | None = None  # weight of its share of the lanes; None: it has none of its own

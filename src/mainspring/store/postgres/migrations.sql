@@ -59,6 +59,7 @@ CREATE TABLE group_limit (
     rate        integer CHECK (rate > 0),
     rate_ms     bigint,
     full_us     bigint  NOT NULL DEFAULT 0,
+    weight      double precision CHECK (weight > 0),
     held_then   integer NOT NULL,
     changed     bigint  NOT NULL UNIQUE,
     namespace   text    NOT NULL,

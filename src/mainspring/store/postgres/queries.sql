@@ -867,8 +867,13 @@ SELECT coalesce(max(id), 0) + 1, $1, $2, $3::integer, $4::integer, $5::bigint, $
 ON CONFLICT (grp, namespace) DO UPDATE SET concurrency = excluded.concurrency, rate = excluded.rate,
     rate_ms = excluded.rate_ms, held_then = excluded.held_then, changed = excluded.changed;
 
+-- name: put_share
+INSERT INTO group_limit (id, namespace, grp, weight, held_then, changed)
+SELECT coalesce(max(id), 0) + 1, $1, $2, $3::double precision, 0, coalesce(max(changed), 0) + 1 FROM group_limit
+ON CONFLICT (grp, namespace) DO UPDATE SET weight = excluded.weight, changed = excluded.changed;
+
 -- name: limits_after
-SELECT changed, id, namespace, grp, concurrency, rate, rate_ms FROM group_limit WHERE changed > $1 ORDER BY changed;
+SELECT changed, id, namespace, grp, concurrency, rate, rate_ms, weight FROM group_limit WHERE changed > $1 ORDER BY changed;
 
 -- name: rate_used
 SELECT full_us FROM group_limit WHERE id = $1;
@@ -877,9 +882,9 @@ SELECT full_us FROM group_limit WHERE id = $1;
 UPDATE group_limit SET full_us = $1 WHERE id = $2;
 
 -- name: limits
-SELECT namespace, grp, concurrency, rate, rate_ms, full_us FROM group_limit
-WHERE concurrency IS NOT NULL OR rate IS NOT NULL ORDER BY grp, namespace;
+SELECT namespace, grp, concurrency, rate, rate_ms, full_us, weight FROM group_limit
+WHERE concurrency IS NOT NULL OR rate IS NOT NULL OR weight IS NOT NULL ORDER BY grp, namespace;
 
 -- name: limits_of
-SELECT namespace, grp, concurrency, rate, rate_ms, full_us FROM group_limit
+SELECT namespace, grp, concurrency, rate, rate_ms, full_us, weight FROM group_limit
 WHERE grp = $1 AND namespace IN ('', $2) AND (concurrency IS NOT NULL OR rate IS NOT NULL);

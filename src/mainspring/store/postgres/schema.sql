@@ -297,6 +297,7 @@ CREATE TABLE group_limit (
     rate        integer CHECK (rate > 0),              -- tasks that may begin in a time; NULL: any number
     rate_ms     bigint,                                -- that time
     full_us     bigint  NOT NULL DEFAULT 0,            -- when so many as that may begin at once again, in microseconds
+    weight      double precision CHECK (weight > 0),   -- its share of lanes that others share; NULL: none of its own
     held_then   integer NOT NULL,                      -- how many were held when it was set: so many may be, until they end
     changed     bigint  NOT NULL UNIQUE,
     namespace   text    NOT NULL,

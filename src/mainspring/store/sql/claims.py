@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from heapq import heappop, heappush, heapreplace
 
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, STANDS_FOR, Claimed, Lane, ParentResult
-from mainspring.store.ready import ANYWHERE, Place
+from mainspring.store.ready import ANYWHERE, Place, Ready
 from mainspring.store.sql import limits
 from mainspring.store.sql.transaction import Row, Transaction
 from mainspring.tasks import Rate
@@ -25,7 +25,7 @@ def note(tx: Transaction, class_id: int, bound: Place = ANYWHERE) -> None:
     """Remember that a class may have ready tasks. One that is left out for its group's limit stays so."""
     lane = tx.lane_for(class_id)
     if lane is not None and class_id not in tx.memory.limits.waits_for:
-        lane.ready.lower(class_id, bound)
+        lane.ready.lower(class_id, bound, tx.memory.limits.share_of(tx.class_key(class_id)))
 
 
 def hear(tx: Transaction, class_id: int, bound: Place = ANYWHERE) -> None:
@@ -37,11 +37,27 @@ def hear(tx: Transaction, class_id: int, bound: Place = ANYWHERE) -> None:
 def read_limits(tx: Transaction, newest: int | None) -> None:
     """Take over what other processes changed in the limits of groups."""
     if newest is not None and newest != tx.memory.limits.seen:
-        _let_in(tx, tx.memory.limits.read(tx))
+        _read(tx)
 
 
 def set_limit(tx: Transaction, namespace: str, group: str, concurrency: int | None, rate: Rate | None) -> None:
-    _let_in(tx, limits.put(tx, namespace, group, concurrency, rate))
+    limits.put(tx, namespace, group, concurrency, rate)
+    _read(tx)
+
+
+def set_share(tx: Transaction, namespace: str, group: str, weight: float | None) -> None:
+    limits.put_share(tx, namespace, group, weight)
+    _read(tx)
+
+
+def _read(tx: Transaction) -> None:
+    """From here on memory has the limits as they are in this transaction: nothing of it may fail but the whole."""
+    shares = dict(tx.memory.limits.weights)
+    freed = tx.memory.limits.read(tx)
+    if shares != tx.memory.limits.weights:
+        look_everywhere(tx)
+    else:
+        _let_in(tx, freed)
 
 
 def _let_in(tx: Transaction, classes: set[int]) -> None:
@@ -70,20 +86,56 @@ def claim(tx: Transaction, most: int) -> None:
 
 
 def _claim_for(tx: Transaction, lane: Lane, room: int) -> None:
-    ready = lane.ready
+    turns = lane.ready.turns()
+    if len(turns) > 1:
+        _claim_by_turns(tx, lane, turns, room)
+    else:
+        taken = _claim_of_share(tx, lane, lane.ready.part(turns[0][1]), room)
+        lane.ready.took(turns[0], taken, tx.memory.limits.weight_of(turns[0][1]))
+
+
+def _claim_by_turns(tx: Transaction, lane: Lane, turns: list[tuple[float, int]], room: int) -> None:
+    """Take one task after the other, each of the share whose turn it is."""
+    merges: dict[int, _Merge] = {}
+    best: list[int] = []
+    while turns and len(best) < room:
+        share = turns[0][1]
+        merge = merges.get(share)
+        if merge is None:
+            merge = merges[share] = _Merge(tx, lane, lane.ready.part(share), room)
+        seq = merge.next()
+        if seq is None:
+            heappop(turns)
+            continue
+        best.append(seq)
+        heapreplace(turns, lane.ready.took(turns[0], 1, tx.memory.limits.weight_of(share)))
+    for merge in merges.values():
+        merge.close()
+    if best:
+        looked_into = {class_id for merge in merges.values() for class_id in merge.looked_into}
+        _take_these(tx, lane, best, looked_into)
+
+
+def _take_these(tx: Transaction, lane: Lane, best: Sequence[int], looked_into: set[int]) -> int:
+    taken = _take(tx, lane, tx.run("claim", tx.memory.owner, tx.listed(best)).fetchall())
+    if taken < len(best):
+        for class_id in looked_into:
+            hear(tx, class_id)  # places of its group that were not needed after all are free for others
+    return taken
+
+
+def _claim_of_share(tx: Transaction, lane: Lane, ready: Ready, room: int) -> int:
+    """Take the best tasks of classes that keep one order; returns how many."""
     if len(ready) > 1:
-        merge = _Merge(tx, lane, room)
+        merge = _Merge(tx, lane, ready, room)
         best = merge.run()
-        if best and _take(tx, lane, tx.run("claim", tx.memory.owner, tx.listed(best)).fetchall()) < len(best):
-            for class_id in merge.looked_into:
-                hear(tx, class_id)  # places of its group that were not needed after all are free for others
-        return
+        return _take_these(tx, lane, best, merge.looked_into) if best else 0
     (class_id,) = ready
     may_run = tx.lane_for(class_id) is lane
     limited = tx.memory.limits.of(tx.class_key(class_id)) if may_run else ()
     if limited and not (room := limits.places(tx, class_id, limited, room)):
         ready.discard(class_id)
-        return
+        return 0
     taken, head = 0, ready.bound(class_id)
     if may_run:
         rows, head = tx.claim_of_class(class_id, room, head)
@@ -93,7 +145,8 @@ def _claim_for(tx: Transaction, lane: Lane, room: int) -> None:
         limits.take(tx, limited, taken)
         _go_last(tx, lane)
     if taken < room and not (may_run and _is_contested(tx, class_id, head)):
-        _nothing_left(tx, lane, class_id)
+        _nothing_left(tx, ready, class_id)
+    return taken
 
 
 def _go_last(tx: Transaction, lane: Lane) -> None:
@@ -104,14 +157,15 @@ def _go_last(tx: Transaction, lane: Lane) -> None:
 
 
 class _Merge:
-    """The best tasks of all classes of a lane, up to `room`.
+    """The best tasks of all classes of a lane that keep one order, up to `room`.
 
     Only those classes are looked into whose bound goes before what is found so far.
     """
 
-    def __init__(self, tx: Transaction, lane: Lane, room: int) -> None:
+    def __init__(self, tx: Transaction, lane: Lane, ready: Ready, room: int) -> None:
         self._tx = tx
         self._lane = lane
+        self._ready = ready
         self._room = room
         self._best: list[int] = []
         self._found: dict[int, list[Place]] = {}  # the best of a class, the next one last
@@ -121,20 +175,31 @@ class _Merge:
 
     def run(self) -> list[int]:
         """Return them in order."""
-        while len(self._best) < self._room:
+        while self.next() is not None:
+            pass
+        self.close()
+        return self._best
+
+    def next(self) -> int | None:
+        """Return the next one."""
+        n = len(self._best)
+        while n == len(self._best) < self._room:
             self._look()
             if not self._heads:
-                break
+                return None
             self._take_first()
+        return self._best[-1] if len(self._best) > n else None
+
+    def close(self) -> None:
+        """Remember what was found and not taken."""
         for place, class_id in self._heads:
-            self._lane.ready.set(class_id, place)
+            self._ready.set(class_id, place)
         if not self._limited.keys().isdisjoint(self.looked_into):
             _go_last(self._tx, self._lane)
-        return self._best
 
     def _look(self) -> None:
         """Look into the classes of which a task may go before the best one that is found so far."""
-        ready, heads = self._lane.ready, self._heads
+        ready, heads = self._ready, self._heads
         while (bound := ready.first()) is not None and (not heads or bound < heads[0][0]):
             class_id = ready.pop()
             if not (most := self._most(class_id)):
@@ -146,7 +211,7 @@ class _Merge:
                 self._found[class_id] = rows
                 heappush(heads, (rows[-1], class_id))
             else:
-                _nothing_left(self._tx, self._lane, class_id)
+                _nothing_left(self._tx, ready, class_id)
 
     def _most(self, class_id: int) -> int:
         """Return how many tasks of a class may be taken: none where it is paused, served no more, or at its limit."""
@@ -160,7 +225,7 @@ class _Merge:
         return most
 
     def _take_first(self) -> None:
-        heads, ready = self._heads, self._lane.ready
+        heads, ready = self._heads, self._ready
         place, class_id = heads[0]
         limited = self._limited.get(class_id)
         if limited and not limits.take(self._tx, limited):  # others of its group have taken the last places
@@ -175,7 +240,7 @@ class _Merge:
             return
         heappop(heads)
         if len(self._best) < self._room and not limited:
-            _nothing_left(self._tx, self._lane, class_id)
+            _nothing_left(self._tx, ready, class_id)
         else:
             ready.set(class_id, place)
 
@@ -215,9 +280,9 @@ def _is_contested(tx: Transaction, class_id: int, bound: Place) -> bool:
     return not tx.is_alone and bool(tx.heads(class_id, 1, bound))
 
 
-def _nothing_left(tx: Transaction, lane: Lane, class_id: int) -> None:
+def _nothing_left(tx: Transaction, ready: Ready, class_id: int) -> None:
     """Forget a class that has no ready tasks any more, so that the next claim does not look at it."""
-    lane.ready.discard(class_id)
+    ready.discard(class_id)
     tx.ready.discard(class_id)
 
 

@@ -243,3 +243,8 @@ def limit(tx: Transaction, namespace: str, group: str, concurrency: int | None, 
     shown = None if rate is None else str(rate)
     audit(tx, "limit", namespace=namespace, group=group, concurrency=concurrency, rate=shown)
     claims.set_limit(tx, namespace, group, concurrency, rate)
+
+
+def share(tx: Transaction, namespace: str, group: str, weight: float | None) -> None:
+    audit(tx, "share", namespace=namespace, group=group, weight=weight)
+    claims.set_share(tx, namespace, group, weight)

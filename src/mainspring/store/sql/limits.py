@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _NOBODY_KNOWS = -1
 """Places of a group for which another process is claiming now."""
+_AGAIN_MS = 5
+"""When to look again for a group that another process was claiming for: nobody tells of the end of that."""
+_OTHERS = 0
+"""The share of all that have none of their own."""
 _MANY = 1 << 40
 """More than anybody claims."""
 
@@ -45,6 +49,8 @@ class Limits:
     def __init__(self) -> None:
         self._by_name: dict[tuple[str, str], Limit] = {}  # by namespace and group; only those that limit something
         self._rates: dict[int, Rate] = {}  # by limit
+        self.weights: dict[int, float] = {}  # of shares, which have the number of their limit,
+        self._shares: dict[tuple[str, str], int] = {}  # and that by namespace and group
         self.seen = 0  # the newest change that was read
         self.waits_for: dict[int, int] = {}  # classes that are left out, with the limit that keeps them,
         self._kept_by: dict[int, set[int]] = {}  # and the other way round
@@ -73,13 +79,16 @@ class Limits:
         """What was read may not be so: read all anew."""
         self._by_name.clear()
         self._rates.clear()
+        self.weights.clear()
+        self._shares.clear()
         self.seen = 0
 
     def read(self, tx: Transaction) -> set[int]:
         """Read what has changed since the last look; returns classes that may not have to wait any more."""
         freed: set[int] = set()
         for changed, *row in tx.run("limits_after", self.seen).fetchall():
-            id, namespace, group, concurrency, rate, rate_ms = row
+            id, namespace, group, concurrency, rate, rate_ms, weight = row
+            self._weigh(id, (namespace, group), weight)
             limit = Limit(id, namespace, group, concurrency, None if rate is None else Rate(rate, rate_ms))
             name = (limit.namespace, limit.group)
             if limit.is_any:
@@ -94,6 +103,26 @@ class Limits:
             tx.places.pop(limit.id, None)
             freed |= self.let_in(limit.id)
         return freed
+
+    def _weigh(self, id: int, name: tuple[str, str], weight: float | None) -> None:
+        if weight is None:
+            self.weights.pop(id, None)
+            self._shares.pop(name, None)
+        else:
+            self.weights[id] = weight
+            self._shares[name] = id
+
+    def share_of(self, key: ClassKey) -> int:
+        """Return the share that a class belongs to: its group's, else its namespace's, else what all others have."""
+        shares = self._shares
+        if not shares:
+            return _OTHERS
+        namespace, _, group = key
+        names = ((namespace, group), ("", group), (namespace, "")) if group else ((namespace, ""),)
+        return next((shares[name] for name in names if name in shares), _OTHERS)
+
+    def weight_of(self, share: int) -> float:
+        return self.weights.get(share, 1.0)
 
     def wake_at(self, limit: Limit, ms: int) -> None:
         """What waits for this limit is let in at that moment."""
@@ -178,6 +207,15 @@ def due(tx: Transaction) -> set[int]:
     return tx.memory.limits.due(tx.now_ms)
 
 
+def next_ms(tx: Transaction) -> int | None:
+    """Return when classes have to be looked into again that had to wait."""
+    due_ms = tx.memory.limits.next_ms()
+    if tx.put_off:
+        again_ms = tx.now_ms + _AGAIN_MS
+        return again_ms if due_ms is None else min(due_ms, again_ms)
+    return due_ms
+
+
 def spend(tx: Transaction, limits: Sequence[Limit], n: int = 1) -> None:
     """Count claims for the rates of their group; fewer than none: such as have not begun are given back."""
     for limit in limits:
@@ -226,12 +264,14 @@ def _full_us(tx: Transaction, limit_id: int) -> int:
     return int(tx.one("rate_used", limit_id)[0])
 
 
-def put(tx: Transaction, namespace: str, group: str, concurrency: int | None, rate: Rate | None) -> set[int]:
-    """Set the limits of a group; returns classes that may not have to wait any more.
-
-    The last that its part of the transaction does: memory has them from here on.
-    """
+def put(tx: Transaction, namespace: str, group: str, concurrency: int | None, rate: Rate | None) -> None:
+    """Set the limits of a group."""
     held = tx.one("held_in_group", group, namespace)[0]
     tx.run("put_limit", namespace, group, concurrency, *(rate or (None, None)), held)
     tx.sets_limits = True
-    return tx.memory.limits.read(tx)
+
+
+def put_share(tx: Transaction, namespace: str, group: str, weight: float | None) -> None:
+    """Set the share of a group or ('') of a namespace."""
+    tx.run("put_share", namespace, group, weight)
+    tx.sets_limits = True

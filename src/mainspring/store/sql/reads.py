@@ -24,6 +24,7 @@ from mainspring.store.base import (
     Kept,
     Spec,
 )
+from mainspring.store.sql import limited
 from mainspring.store.sql.line import COUNT_LIMIT, Place, line_of
 from mainspring.store.sql.transaction import Row
 from mainspring.store.standing import Other, Pause, Shortage, Standing
@@ -31,8 +32,6 @@ from mainspring.tasks import (
     Attempt,
     Custom,
     ErrorInfo,
-    GroupLimit,
-    Rate,
     Reason,
     Task,
     TaskId,
@@ -288,7 +287,7 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
             pauses = _pauses(view)
             pause = next((pause for pause in pauses if _covers(pause, namespace, kind, group)), None)
             beside = {name for (name,) in view.rows("served_beside", kind)}
-            limit = _full(view, namespace, group, now_ms) if group else None
+            limit = limited.full(view, namespace, group, now_ms) if group else None
             reason = _why(pause is not None, bool(beside), limit is not None)
             if reason == "no_worker":
                 workers = len(view.rows("serving_workers"))
@@ -355,7 +354,7 @@ def _pauses(view: View) -> list[Pause]:
 
 def _is_kept(view: View, pauses: Sequence[Pause], now_ms: int, namespace: str, kind: str, group: str) -> bool:
     is_paused = any(_covers(pause, namespace, kind, group) for pause in pauses)
-    return is_paused or (group != "" and _full(view, namespace, group, now_ms) is not None)
+    return is_paused or (group != "" and limited.full(view, namespace, group, now_ms) is not None)
 
 
 def _covers(pause: Pause, namespace: str, kind: str, group: str) -> bool:
@@ -364,39 +363,6 @@ def _covers(pause: Pause, namespace: str, kind: str, group: str) -> bool:
 
 def _why(is_paused: bool, is_served: bool, is_full: bool) -> Reason:
     return "paused" if is_paused else "no_worker" if not is_served else "limit" if is_full else "ready"
-
-
-def _full(view: View, namespace: str, group: str, now_ms: int) -> GroupLimit | None:
-    """Return the limit that lets no more of a group's tasks begin, if one does."""
-    for row in view.rows("limits_of", group, namespace):
-        limit = _limit(view, row, now_ms)
-        if limit.left == 0 or (limit.concurrency is not None and limit.held >= limit.concurrency):
-            return limit
-    return None
-
-
-def _limit(view: View, row: Row, now_ms: int) -> GroupLimit:
-    namespace, group, concurrency, n, ms, full_us = row
-    rate, left, next_in = None, None, None
-    if n is not None:
-        rate, now_us = Rate(n, ms), now_ms * 1_000
-        left = max(0, rate.left(full_us, now_us))
-        next_in = None if left else (rate.next_us(full_us, now_us) - now_us) / 1e6
-    return GroupLimit(
-        group=group,
-        namespace=namespace or None,
-        concurrency=concurrency,
-        held=view.one("held_in_group", group, namespace)[0],
-        rate=None if rate is None else str(rate),
-        left=left,
-        next_in=next_in,
-    )
-
-
-def limits(view: View, now_ms: int) -> list[GroupLimit]:
-    """Return the limits that are set, by group."""
-    with view.snapshot():
-        return [_limit(view, row, now_ms) for row in view.rows("limits")]
 
 
 def kept(view: View) -> list[Kept]:

@@ -28,7 +28,7 @@ from mainspring.store.base import (
     WorkerPort,
 )
 from mainspring.store.bell import ENDED, GONE, HELLO, LOOK, SHARE, STOP, WELCOME, Bell, split_ids
-from mainspring.store.sql import commands, leaving, ledger, reads, sharing, upkeep
+from mainspring.store.sql import commands, leaving, ledger, limited, reads, sharing, upkeep
 from mainspring.store.sql.operations import Command, Group, Started, Submission
 from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.queued import queued
@@ -236,8 +236,12 @@ class SqlStore(ABC):
         await self.write(lambda tx: commands.limit(tx, namespace, group, concurrency, rate))
         self._bell.ring(LOOK)
 
+    async def share(self, *, group: str = "", namespace: str = "", weight: float | None = None) -> None:
+        await self.write(lambda tx: commands.share(tx, namespace, group, weight))
+        self._bell.ring(LOOK)
+
     async def limits(self) -> list[GroupLimit]:
-        return await self.view(lambda view: reads.limits(view, self.now_ms()))
+        return await self.view(lambda view: limited.limits(view, self.now_ms()))
 
     async def _change_pauses(self, run: Callable[[Transaction], T]) -> T:
         self._refuse_closed()

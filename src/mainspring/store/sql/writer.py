@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from mainspring.environment import Environment
 from mainspring.errors import InternalError, StoreUnavailable, SubmitIndeterminate, TaskError
 from mainspring.store.base import CANCEL_ASKED, FAILED, RELEASED, Accepted, Claimed, Finish, NewTask
-from mainspring.store.sql import claims, graph, intake, outcomes, upkeep
+from mainspring.store.sql import claims, graph, intake, limits, outcomes, upkeep
 from mainspring.store.sql.operations import Command, Group, Operation, Started, Submission
 from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.transaction import Crowded, Memory, Transaction
@@ -21,8 +21,6 @@ from mainspring.tasks.codec import encode
 
 logger = logging.getLogger("mainspring.store")
 _PART = "writing"
-_AGAIN_MS = 5
-"""When to look again for a group that another process was claiming for: nobody tells of the end of that."""
 
 
 Report = Callable[[Transaction, Group, int | None], None]
@@ -220,10 +218,8 @@ class Writer(ABC):
             self._let_time_pass(tx)
             is_astray = True  # with what it claims, until that is committed
             claims.claim(tx, self._batch)
-            if tx.put_off:
-                self._wake_at(tx.now_ms + _AGAIN_MS)
-            if (next_ms := tx.memory.limits.next_ms()) is not None:
-                self._wake_at(next_ms)
+            if (next_ms := limits.next_ms(tx)) is not None:
+                self._next_event = next_ms if self._next_event is None else min(self._next_event, next_ms)
             self._tell(tx)
             for class_id in tx.ready:
                 tx.class_key(class_id)  # known to memory from the commit on, also where another process made it
@@ -254,9 +250,6 @@ class Writer(ABC):
 
     def _look_ahead(self, tx: Transaction) -> None:
         self._next_event = upkeep.next_event_ms(tx)
-
-    def _wake_at(self, ms: int) -> None:
-        self._next_event = ms if self._next_event is None else min(self._next_event, ms)
 
     def _let_time_pass(self, tx: Transaction) -> None:
         if self._next_event is not None and self._next_event <= tx.now_ms:

@@ -59,6 +59,7 @@ CREATE TABLE group_limit (
     rate        INTEGER CHECK (rate > 0),
     rate_ms     INTEGER,
     full_us     INTEGER NOT NULL DEFAULT 0,
+    weight      REAL CHECK (weight > 0),
     held_then   INTEGER NOT NULL,
     changed     INTEGER NOT NULL UNIQUE,
     UNIQUE (grp, namespace),

@@ -726,8 +726,13 @@ ON CONFLICT (grp, namespace) DO UPDATE SET concurrency = excluded.concurrency, r
 -- name: newest_limit
 SELECT max(changed) FROM group_limit;
 
+-- name: put_share
+INSERT INTO group_limit (id, namespace, grp, weight, held_then, changed)
+SELECT coalesce(max(id), 0) + 1, ?, ?, ?, 0, coalesce(max(changed), 0) + 1 FROM group_limit WHERE true
+ON CONFLICT (grp, namespace) DO UPDATE SET weight = excluded.weight, changed = excluded.changed;
+
 -- name: limits_after
-SELECT changed, id, namespace, grp, concurrency, rate, rate_ms FROM group_limit WHERE changed > ? ORDER BY changed;
+SELECT changed, id, namespace, grp, concurrency, rate, rate_ms, weight FROM group_limit WHERE changed > ? ORDER BY changed;
 
 -- name: rate_used
 SELECT full_us FROM group_limit WHERE id = ?;
@@ -736,9 +741,9 @@ SELECT full_us FROM group_limit WHERE id = ?;
 UPDATE group_limit SET full_us = ? WHERE id = ?;
 
 -- name: limits
-SELECT namespace, grp, concurrency, rate, rate_ms, full_us FROM group_limit
-WHERE concurrency IS NOT NULL OR rate IS NOT NULL ORDER BY grp, namespace;
+SELECT namespace, grp, concurrency, rate, rate_ms, full_us, weight FROM group_limit
+WHERE concurrency IS NOT NULL OR rate IS NOT NULL OR weight IS NOT NULL ORDER BY grp, namespace;
 
 -- name: limits_of
-SELECT namespace, grp, concurrency, rate, rate_ms, full_us FROM group_limit
+SELECT namespace, grp, concurrency, rate, rate_ms, full_us, weight FROM group_limit
 WHERE grp = ? AND namespace IN ('', ?) AND (concurrency IS NOT NULL OR rate IS NOT NULL);

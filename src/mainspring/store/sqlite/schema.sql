@@ -252,6 +252,7 @@ CREATE TABLE group_limit (
     rate        INTEGER CHECK (rate > 0),              -- tasks that may begin in a time; NULL: any number
     rate_ms     INTEGER,                               -- that time
     full_us     INTEGER NOT NULL DEFAULT 0,            -- when so many as that may begin at once again, in microseconds
+    weight      REAL CHECK (weight > 0),               -- its share of lanes that others share; NULL: none of its own
     held_then   INTEGER NOT NULL,                      -- how many were held when it was set: so many may be, until they end
     changed     INTEGER NOT NULL UNIQUE,
     UNIQUE (grp, namespace),
