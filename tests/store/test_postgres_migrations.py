@@ -1,0 +1,157 @@
+"""Schemas of older versions on a server become schemas of this one, while processes of the version before work on."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from tests import postgres
+from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
+
+from mainspring.config import StoreConfig
+from mainspring.store.postgres import connection
+from mainspring.store.postgres.connection import SCHEMA_VERSION, parse, prepare
+from mainspring.store.postgres.statements import MIGRATIONS
+
+pytestmark = pytest.mark.anyio
+FIXTURES = Path(__file__).parent / "fixtures"
+VERSION_1 = (FIXTURES / "server_1.sql").read_text(encoding="utf-8")
+STATEMENT = re.compile(r"^-- name: (\w+)\n(.*?);\n*(?=^-- name:|\Z)", re.MULTILINE | re.DOTALL)
+STATEMENTS_OF_2 = STATEMENT.findall((FIXTURES / "server_2_queries.sql").read_text(encoding="utf-8"))
+SHAPE = {
+    "columns": """SELECT relname::text, attname::text, format_type(atttypid, atttypmod), attnotnull,
+        pg_get_expr(adbin, adrelid) FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
+        LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+        WHERE relnamespace = $1::text::regnamespace AND relkind = 'r' AND attnum > 0 ORDER BY 1, 2""",
+    "settings": """SELECT relname::text, reloptions FROM pg_class
+        WHERE relnamespace = $1::text::regnamespace AND relkind = 'r' ORDER BY 1""",
+    "indexes": "SELECT indexname::text, indexdef FROM pg_indexes WHERE schemaname = $1 ORDER BY 1",
+    "constraints": """SELECT conrelid::regclass::text, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE connamespace = $1::text::regnamespace AND contype <> 'n' ORDER BY 1, 2""",
+    "functions": """SELECT proname::text, pg_get_functiondef(oid) FROM pg_proc
+        WHERE pronamespace = $1::text::regnamespace ORDER BY 1""",
+    "sequences": "SELECT sequencename::text FROM pg_sequences WHERE schemaname = $1 ORDER BY 1",
+}
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> Iterator[PostgresFactory]:
+    made = PostgresFactory(tmp_path)
+    yield made
+    made.drop()
+
+
+@pytest.fixture
+def older(factory: PostgresFactory) -> PostgresFactory:
+    """A schema as version 1 made it."""
+    postgres.command(f"CREATE SCHEMA {factory.schema}; SET search_path = {factory.schema}; {VERSION_1}")
+    postgres.command("INSERT INTO store (version) VALUES (1); RESET search_path")
+    return factory
+
+
+def shape(schema: str) -> dict[str, Any]:
+    """What there is, however it came about."""
+    found = {name: postgres.ask(sql, schema) for name, sql in SHAPE.items()}
+    return {
+        name: [tuple(str(value).replace(schema, "ours") for value in row) for row in rows]
+        for name, rows in found.items()
+    }
+
+
+async def migrated(schema: str) -> None:
+    await prepare(parse(postgres.url(), schema), StoreConfig(), "")
+
+
+def version(schema: str) -> int:
+    return int(postgres.ask(f"SELECT version FROM {schema}.store")[0][0])
+
+
+async def test_a_migrated_schema_is_like_a_new_one(older: PostgresFactory) -> None:
+    """Every step from version 1 on is there, and what they make is what new schemas get."""
+    fresh = f"{older.schema}_fresh"
+    try:
+        await migrated(fresh)
+        assert shape(older.schema) != shape(fresh)
+        await migrated(older.schema)
+        found, wanted = shape(older.schema), shape(fresh)
+        for name in SHAPE:
+            assert found[name] == wanted[name]
+        assert len(MIGRATIONS) == SCHEMA_VERSION - 1
+        assert version(older.schema) == SCHEMA_VERSION
+    finally:
+        postgres.drop(fresh)
+
+
+async def test_many_open_an_older_store_at_once(older: PostgresFactory) -> None:
+    """One of them migrates, the others wait."""
+    await asyncio.gather(*(migrated(older.schema) for _ in range(6)))
+    assert version(older.schema) == SCHEMA_VERSION
+
+
+async def test_a_step_that_fails_leaves_the_version_before(
+    older: PostgresFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps are one transaction."""
+    before = shape(older.schema)
+    last = f"to_{SCHEMA_VERSION}"
+    monkeypatch.setattr(connection, "MIGRATIONS", {**MIGRATIONS, last: f"{MIGRATIONS[last]}; SELECT 1 / 0"})
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await migrated(older.schema)
+    assert (version(older.schema), shape(older.schema)) == (1, before)
+
+
+async def test_work_goes_on_in_an_older_store(older: PostgresFactory) -> None:
+    """What waited there runs."""
+    task = new("old")
+    postgres.ask(f"INSERT INTO {older.schema}.class (namespace, type) VALUES ('default', 'custom:work')")
+    postgres.ask(
+        f"""INSERT INTO {older.schema}.task (seq, id, class, rank, status, reason, priority, max_retries, submitted_ms,
+            ready_ms, input) VALUES (nextval('{older.schema}.task_seq'), $1, 1, 0, 0, 0, 1, 3, 0, 0, $2)""",
+        task.id,
+        task.input,
+    )
+    async with opened(older.make()) as store:
+        port = Port(store)
+        await port.serve()
+        (claim,) = await port.room(2)
+        assert claim.id == task.id
+        await port.finish(claim)
+
+
+async def test_statements_of_the_version_before_still_fit(older: PostgresFactory) -> None:
+    """Its processes work on until they are replaced, one by one."""
+    await migrated(older.schema)
+    user = await asyncpg.connect(postgres.url(), server_settings={"search_path": older.schema})
+    unfit = []
+    try:
+        for name, sql in STATEMENTS_OF_2:
+            try:
+                await user.prepare(sql)
+            except asyncpg.PostgresError as exc:
+                unfit.append(f"{name}: {exc}")
+    finally:
+        await user.close()
+    assert len(STATEMENTS_OF_2) > 100
+    assert unfit == []
+
+
+async def test_news_of_the_version_before_are_heard(factory: PostgresFactory) -> None:
+    """They say in which class tasks have become ready, and not where these stand: better ones are found even so."""
+    async with opened(factory.make()) as store, opened(factory.make()) as other:
+        port = Port(store)
+        await port.serve()
+        for one in (store, other):
+            await factory.hold_upkeep(one)
+        first = await submit(store, *(new() for _ in range(3)))
+        assert [claim.id for claim in await port.room(1)] == first[:1]
+        (urgent,) = await submit(other, new(priority=3))
+        postgres.command(
+            f"DELETE FROM {factory.schema}.news WHERE xid = (SELECT max(xid::text::bigint)::text::xid8 "
+            f"FROM {factory.schema}.news); INSERT INTO {factory.schema}.news (class) VALUES (1)"
+        )
+        assert [claim.id for claim in await port.room(1)] == [urgent]
