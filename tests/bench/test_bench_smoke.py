@@ -78,6 +78,13 @@ def test_batching(disk: Path) -> None:
     assert rows["a service of 20 ms, learned / 16"]["ratio"] > 0
 
 
+def test_upkeep(disk: Path) -> None:
+    """An idle engine is watched, and a busy one is set against itself beside retention and looks."""
+    rows = rows_of(ran("upkeep", disk, "--n", "64", "--runs", "1", "--seconds", "0.5"))
+    assert rows["memory of an idle engine / 1"]["values"][0] > 1
+    assert rows["beside retention and looks / 64"]["ratio"] > 0
+
+
 def test_processes(disk: Path) -> None:
     """The process lane is set against the async lane, and kills against their limit."""
     rows = rows_of(ran("processes", disk, "--n", "64", "--runs", "1"))
