@@ -26,6 +26,7 @@ from tests.conformance.kit import (
     submit,
 )
 
+from mainspring.errors import StoreUnavailable
 from mainspring.store.base import COMPLETED, FAILED, RELEASED, RETRY, Claimed
 from mainspring.store.sql import claims
 from mainspring.tasks import Rate
@@ -535,3 +536,22 @@ async def test_limited_groups_keep_the_order(factory: Factory, store: Any, port:
         store, *(new(group="a", priority=1) for _ in range(3)), new(group="b", priority=1), new(priority=2)
     )
     assert ids(await port.room(10)) == [sent[4], low, sent[0], sent[1], sent[3]]
+
+
+async def test_a_kind_that_came_to_nothing_is_not_waited_for(
+    store: Any, port: Port, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first task of a kind whose group is full could not be stored: nothing waits for a place any more."""
+    await store.limit("g", concurrency=1)
+    await submit(store, new(group="g"))
+    await port.room(3)
+    broken = mock.Mock(side_effect=store._writer.OUTAGES[0]("no"))
+    with mock.patch.object(store._writer, "_tell", broken), pytest.raises(StoreUnavailable):
+        await submit(store, new(type=OTHER, group="g"))
+    broken.assert_called()
+    caplog.clear()
+    await store.limit("g", concurrency=2)
+    (id,) = await submit(store, new(group="g"))
+    await port.settle()
+    assert id in port.held
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []

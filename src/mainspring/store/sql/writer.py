@@ -205,6 +205,7 @@ class Writer(ABC):
         is_astray = self._is_astray
         if is_astray:
             self._is_astray = False  # before the look: the loop may set it again meanwhile
+            self._memory.limits.let_all_in()  # kinds that were left out may have come to nothing with their transaction
         try:
             self._clear_doubt(tx)
             self._catch_up(tx, is_astray)
@@ -225,7 +226,7 @@ class Writer(ABC):
                 tx.class_key(class_id)  # known to memory from the commit on, also where another process made it
             tx.write_tally()
         except BaseException:
-            self._is_astray = self._is_astray or is_astray
+            self._is_astray = self._is_astray or is_astray or bool(tx.new_classes)
             if tx.sets_limits:
                 self._memory.limits.forget()
             self._roll_back()
