@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-_KEPT: Final = 8  # calls that speak for a size
+_KEPT: Final = 8  # calls that speak for a size,
+_FEW: Final = 2  # or so many, where they took
+_SPENT_S: Final = 0.2  # together: long calls are told apart by few, and must not be made often to find that out
 _BETTER: Final = 0.9  # a size is left for another that takes less than this share of its time
-_FIRST: Final = 8  # full calls before the first trial, and after one that paid
-_SELDOM: Final = 1024  # the same at most, after trials that did not
+_FIRST: Final = 8  # full calls before the next trial after one that did not pay
+_SELDOM: Final = 1024  # the same at most, where others did not pay either
 _SHORT_S: Final = 0.002  # calls below this are cheap beside what is around them, and say little
 
 
@@ -18,8 +20,8 @@ class Budget:
     What a unit of cost takes falls with the size of a call while a fixed cost is shared, and rises again where padding,
     caches or a service behind it get the worse of it: a valley. It is walked in steps of a factor of two. After some
     calls that used the budget up, a few are made with half or with twice of it, never above what is allowed; a size is
-    judged by what its last calls took together for what they cost together. One that pays is kept; after one that does
-    not the next trial comes twice as many calls later, so that trials cost less and less.
+    judged by what its last calls took together for what they cost together. While that pays it goes on at once; after a
+    trial that did not pay the next one comes twice as many calls later, so that trials cost less and less.
 
     Source: hill climbing on what was measured, as in the adaptive batch scheduler of TensorFlow Serving
     (adaptive_shared_batch_scheduler.h); Crankshaw et al. 2017, Clipper, section 4.3, for sizes learned from latencies.
@@ -33,7 +35,7 @@ class Budget:
         self._tried: int | None = None  # the same, while another size is tried
         self._step = 1  # of the next trial; -1 is towards larger calls
         self._pause = _FIRST
-        self._left = _FIRST  # full calls until the next trial
+        self._left = 0  # full calls until the next trial, at least
         self._seen: dict[int, deque[tuple[float, float]]] = {}  # cost and seconds of the last calls, by halvings
 
     @property
@@ -54,12 +56,13 @@ class Budget:
         now = self._best if self._tried is None else self._tried
         if seconds < _SHORT_S or not self._limit(now) / 2 < cost <= self._limit(now):
             return  # it did not matter, or the budget held nothing back
-        self._seen.setdefault(now, deque(maxlen=_KEPT)).append((cost, seconds))
-        if self._tried is not None:
-            if len(self._seen[now]) == _KEPT:
-                self._judge(self._tried)
-            return
+        calls = self._seen.setdefault(now, deque(maxlen=_KEPT))
+        calls.append((cost, seconds))
         self._left -= 1
+        if len(calls) < _KEPT and (len(calls) < _FEW or sum(seconds for _, seconds in calls) < _SPENT_S):
+            return
+        if self._tried is not None:
+            self._judge(self._tried)
         if self._left <= 0:
             self._try()
 
@@ -80,10 +83,11 @@ class Budget:
         if self._unit_s(tried) < _BETTER * self._unit_s(self._best):
             self._best = tried
             self._pause = _FIRST
+            self._left = 0
         else:
             self._step = -self._step
+            self._left = self._pause
             self._pause = min(2 * self._pause, _SELDOM)
-        self._left = self._pause
 
     def _unit_s(self, halvings: int) -> float:
         calls = self._seen[halvings]
