@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from typing import Any
 
 from mainspring import Engine, TaskHandle
 
@@ -34,7 +35,7 @@ async def index(path: str, version: str) -> TaskHandle:
     text = await engine.submit(read, path, idempotency_key=f"read {version}")
     chunks = await engine.submit(engine.text, text, "fix", "normalize", CHUNK, idempotency_key=f"chunk {version}")
     vectors = await engine.submit(engine.embed, chunks, idempotency_key=f"embed {version}")
-    record = {"id_prefix": path, "texts": chunks, "metadata": {"path": path}, "replace": {"path": path}}
+    record: dict[str, Any] = {"id_prefix": path, "texts": chunks, "metadata": {"path": path}, "replace": {"path": path}}
     return await engine.submit(engine.upsert, "files", vectors, **record, idempotency_key=f"store {version}")
 
 

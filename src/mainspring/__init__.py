@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         InsufficientResources,
         InternalError,
         InvalidInput,
+        PartlySubmitted,
         Permanent,
         ProcessingFailed,
         QueueFull,
@@ -98,10 +99,10 @@ _HOMES = {
     "dispatch.manager": "TaskManager",
     "engine": "Engine SyncEngine SyncHandle TaskHandle",
     "errors": (
-        "ClaimLost Conflict DependencyNotMet InsufficientResources InternalError InvalidInput Permanent "
-        "ProcessingFailed QueueFull ResourceLimitExceeded RetryAfter StoreDamaged StoreForeign StoreMoved StoreNewer "
-        "StoreReadOnly StoreRefused StoreUnavailable SubmitIndeterminate TaskCancelled TaskError TaskNotFound "
-        "TaskTimeout UnsupportedTaskType"
+        "ClaimLost Conflict DependencyNotMet InsufficientResources InternalError InvalidInput PartlySubmitted "
+        "Permanent ProcessingFailed QueueFull ResourceLimitExceeded RetryAfter StoreDamaged StoreForeign StoreMoved "
+        "StoreNewer StoreReadOnly StoreRefused StoreUnavailable SubmitIndeterminate TaskCancelled TaskError "
+        "TaskNotFound TaskTimeout UnsupportedTaskType"
     ),
     "execution.executor": "TaskExecutor",
     "models": "Model ModelInfo ModelManager",
@@ -153,6 +154,7 @@ __all__ = [
     "ModelInput",
     "ModelManager",
     "ModelOutput",
+    "PartlySubmitted",
     "Permanent",
     "ProcessingFailed",
     "Processor",

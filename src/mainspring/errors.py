@@ -22,6 +22,8 @@
     │   ├── TaskTimeout                an attempt or a wait took too long
     │   ├── StoreUnavailable           the store can't be reached now
     │   └── SubmitIndeterminate        the commit's fate is unknown: ask by id
+    ├── go on where it stopped
+    │   └── PartlySubmitted            a bulk call stored some tasks, and tells which
     ├── the work is over
     │   ├── TaskCancelled
     │   ├── DependencyNotMet           a required parent did not complete
@@ -36,6 +38,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mainspring.tasks import ErrorInfo
 
 
@@ -168,6 +172,18 @@ class SubmitIndeterminate(TaskError):
     def __init__(self, message: str, *, task_id: object = None) -> None:
         super().__init__(message)
         self.task_id = task_id
+
+
+class PartlySubmitted(TaskError):
+    """A bulk call stopped after it had stored some tasks: `accepted` are their handles, for the first items, in order.
+
+    `__cause__` says why it stopped. To go on leave out as many items as there are handles.
+    """
+
+    def __init__(self, message: str, *, accepted: Sequence[Any], retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.accepted = accepted
+        self.retry_after = retry_after
 
 
 class TaskCancelled(TaskError):

@@ -231,13 +231,6 @@ async def test_a_handler_may_submit_while_the_engine_drains(tmp_path: Path) -> N
         assert await value(again.handle(handle.id)) == 7
 
 
-async def test_map_says_how_many_were_stored_before_an_error(engine: Engine, add: Any) -> None:
-    """A bad item is named by its error; the note counts what was stored before it."""
-    with pytest.raises(InvalidInput) as caught:
-        await engine.map(add, [*range(1_500), "no number"])
-    assert any("1000 tasks of this map were stored" in note for note in caught.value.__notes__)
-
-
 async def test_as_completed_yields_each_once_however_it_ends(engine: Engine, add: Any, boom: Any) -> None:
     """Ended, failed, delayed and foreign handles all come, in the order of their ends."""
     await engine.manager.pause(group="slow")

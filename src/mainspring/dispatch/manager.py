@@ -22,6 +22,7 @@ from mainspring.dispatch.parts import Parts
 from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.registry import record_of
 from mainspring.dispatch.reservations import Reservations
+from mainspring.dispatch.room import Room, patience
 from mainspring.dispatch.spans import Spans
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import InvalidInput, TaskError, TaskNotFound, invalid
@@ -88,6 +89,7 @@ class TaskManager(Answers):
         self.executor: TaskExecutor = self.parts.executor
         self.values = Values(self.parts.blobs, self.parts.config.store, env)
         self.waiters = Waiters(self.store)
+        self.room = Room(self.store, env)
         self._env = env
         self.cache = ResultCache(self.executor, self.store)
         limits = scheduler_config or SchedulerConfig()
@@ -323,21 +325,28 @@ class TaskManager(Answers):
 
     # Submitting and asking
 
-    async def submit_task(self, task: Task) -> TaskId:
+    async def submit_task(self, task: Task, *, wait_for_room: float | str | None = 0) -> TaskId:
         """Store a task; durable on return. Raises what `TaskScheduler.schedule_task` does; looks at no resources."""
-        return (await self.submit_tasks([task]))[0]
+        return (await self.submit_tasks([task], wait_for_room=wait_for_room))[0]
 
-    async def submit_tasks(self, tasks: Sequence[Task]) -> list[TaskId]:
-        """Store all of them or none; durable on return. Parents may stand in the same call, before their children."""
-        return [TaskId(accepted.id) for accepted in await self.accept(tasks)]
+    async def submit_tasks(self, tasks: Sequence[Task], *, wait_for_room: float | str | None = 0) -> list[TaskId]:
+        """Store all of them or none; durable on return. Parents may stand in the same call, before their children.
 
-    def accept(self, tasks: Sequence[Task]) -> Coroutine[Any, Any, list[Accepted]]:
-        return self._accept(tasks) if self.spans is None else self.spans.sent(self._accept(tasks), tasks)
+        Where there is no room for all, it waits for that as long as `wait_for_room` says; see `Engine.submit`.
+        """
+        return [TaskId(accepted.id) for accepted in await self.accept(tasks, wait_for_room)]
 
-    async def _accept(self, tasks: Sequence[Task]) -> list[Accepted]:
+    def accept(
+        self, tasks: Sequence[Task], wait_for_room: float | str | None = 0
+    ) -> Coroutine[Any, Any, list[Accepted]]:
+        work = self._accept(tasks, wait_for_room)
+        return work if self.spans is None else self.spans.sent(work, tasks)
+
+    async def _accept(self, tasks: Sequence[Task], wait_for_room: float | str | None) -> list[Accepted]:
+        until = self._env.monotonic() + patience(wait_for_room)
         ready = await self.intake.new_tasks(tasks)
         try:
-            return await self.store.submit(ready)
+            return await self.room.enter(partial(self.store.submit, ready), len(ready), until)
         except TaskNotFound as exc:
             raise unordered(ready) or exc from None
 

@@ -6,34 +6,30 @@ import asyncio
 import inspect
 import signal
 import sys
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence, Sized
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from mainspring.blobs.base import BlobStore
 from mainspring.config import EngineConfig
-from mainspring.dispatch.intake import unordered
 from mainspring.dispatch.manager import TaskManager
 from mainspring.dispatch.parts import Parts
 from mainspring.engine.handle import TaskHandle
 from mainspring.engine.operations import Operations
+from mainspring.engine.submitting import Submitting
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import InternalError, InvalidInput, TaskNotFound, invalid
+from mainspring.errors import InvalidInput, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.models.manager import ModelManager
 from mainspring.processors.base import Lane
 from mainspring.processors.batch import Batch
-from mainspring.processors.calls import split_options
 from mainspring.processors.context import current, waiting_inside
 from mainspring.processors.custom import Handler
 from mainspring.resources.monitor import ResourceMonitor
 from mainspring.results.cache import ResultCache
 from mainspring.scheduling.scheduler import TaskScheduler
-from mainspring.store.base import NewTask
 from mainspring.store.sqlite.store import SqliteStore
 from mainspring.tasks import (
     GroupLimit,
@@ -41,8 +37,6 @@ from mainspring.tasks import (
     LedgerKey,
     Resources,
     Retry,
-    Task,
-    TaskId,
     TaskPriority,
 )
 from mainspring.vectors.base import VectorStore
@@ -52,11 +46,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 _DECLARED = inspect.signature(Handler).parameters.keys() - {"function"}
-_MAP_CHUNK = 1_000
-_MAP_AHEAD = 3
 
 
-class Engine(Operations):
+class Engine(Submitting, Operations):
     """A durable task engine over one file, or over a schema of a Postgres database.
 
         engine = Engine("work.db")
@@ -90,6 +82,7 @@ class Engine(Operations):
             raise invalid("config", config, "is no EngineConfig", "pass EngineConfig(...)")
         self.config = config or EngineConfig()
         self._worker = worker
+        self._env = env
         self._parts = Parts(store, self.config, env=env)
         self.monitor = self._watch_resources(env)
         self.manager = TaskManager(
@@ -317,148 +310,7 @@ class Engine(Operations):
         """Return the limits that are set, with what they count now, by group."""
         return await self.manager.limits()
 
-    # Submitting
-
-    def build(self, function: Callable[..., Any] | Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
-        """Return the task that a call of `submit` stores."""
-        if not isinstance(function, Task):
-            return self.executor.task_of(function, args, kwargs)
-        if args or kwargs:
-            raise invalid("submit", (args, kwargs), "can't be given beside a ready Task", "set its fields instead")
-        return function
-
-    async def submit(
-        self, function: Callable[..., Any] | Task, /, *args: Any, connection: Any = None, **kwargs: Any
-    ) -> TaskHandle:
-        """Store one task; durable on return.
-
-        Args:
-            function: a registered handler, a ready `Task`, or one of the engine's own operations, as `engine.embed`.
-            args, kwargs: its arguments; a handle among them, at any depth, is a dependency and becomes its result.
-                Options stand beside them: priority, deadline, delay, not_before, timeout, max_retries, idempotency_key,
-                metadata, group, namespace, after, on_dependency_failure, task_id.
-            connection: yours to the database of the store, of asyncpg, psycopg 3 or SQLAlchemy: the task exists if and
-                only if its transaction commits (`docs/postgres.md`). Don't wait for the result inside of that.
-
-        Raises: InvalidInput, UnsupportedTaskType, TaskNotFound (an unknown parent), Conflict, QueueFull,
-            InsufficientResources (storage), StoreUnavailable, SubmitIndeterminate.
-        """
-        return (await self._store((self._new(function, args, kwargs),), connection))[0]
-
-    async def submit_all(self, tasks: Sequence[Task], *, connection: Any = None) -> list[TaskHandle]:
-        """Store all of them or none; parents may stand in the same list, before their children."""
-        return await self._store(tasks, connection)
-
-    def _new(
-        self, function: Callable[..., Any] | Task, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Task | NewTask:
-        """A call of a handler that is ours goes straight into its stored form; anything else is a task first."""
-        handler = self.executor.handler_of(function)  # type: ignore[arg-type]  # a Task is none
-        if handler is None:
-            return self.build(function, args, kwargs)
-        options = split_options(kwargs) if kwargs else {}
-        id = options.pop("task_id", None)
-        return self.manager.intake.call_maker(handler, options)(args, kwargs, None if id is None else TaskId(id).bytes)
-
-    def _store(self, tasks: Sequence[Task | NewTask], connection: Any = None) -> Coroutine[Any, Any, list[TaskHandle]]:
-        work = self._stored(tasks, connection)
-        return work if self.manager.spans is None else self.manager.spans.sent(work, tasks)
-
-    async def _stored(self, tasks: Sequence[Task | NewTask], connection: Any) -> list[TaskHandle]:
-        if connection is not None:
-            return await self._pledge(tasks, connection)
-        return await self._hand_over(await self._ready(tasks))
-
-    async def _pledge(self, tasks: Sequence[Task | NewTask], connection: Any) -> list[TaskHandle]:
-        """Hand tasks to a user's transaction."""
-        store, promise = self._parts.store, self.manager.waiters.promise
-        borrowed = store.borrow(connection)
-        ready = await self._ready(tasks)
-        try:
-            pledged = await store.submit_within(ready, borrowed)
-        except TaskNotFound as exc:
-            raise unordered(ready) or exc from None
-        return [promise(task.id, task.origin) for task in pledged]  # type: ignore[misc]  # `make` of our waiters
-
-    async def _ready(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
-        if not self._open:
-            raise InternalError("the engine is not open; use `async with engine:` or `await engine.start()`")
-        self.scheduler.refuse_without_storage()
-        return await self.manager.intake.new_tasks(tasks)
-
-    async def _hand_over(self, ready: list[NewTask]) -> list[TaskHandle]:
-        expect = self.manager.waiters.expect
-        handles = [expect(task.id) for task in ready]
-        try:
-            stored = await self._parts.store.submit(ready)
-        except TaskNotFound as exc:
-            raise unordered(ready) or exc from None
-        for n, accepted in enumerate(stored):
-            if accepted.existed:
-                handles[n].known = False  # it may have ended before
-                handles[n] = self.handle(TaskId(accepted.id))
-        return handles  # type: ignore[return-value]  # `make` of our waiters
-
-    async def map(
-        self, function: Callable[..., Any], items: Iterable[Any], /, *, connection: Any = None, **options: Any
-    ) -> list[TaskHandle]:
-        """Store one task for each item, which becomes the function's first argument; returns their handles in order.
-
-        Stored in chunks of 1,000, in order. When one is refused no more are handed in, and the error's note says how
-        many tasks were stored. With a connection (see `submit`) all of them come with its commit.
-        """
-        work = self._mapped(function, items, connection, options)
-        if self.manager.spans is None:
-            return await work
-        handler = self.executor.handler_of(function)
-        kind = None if handler is None else str(handler.task_type)
-        return await self.manager.spans.sent(work, kind=kind, n=len(items) if isinstance(items, Sized) else None)
-
-    async def _mapped(
-        self, function: Callable[..., Any], items: Iterable[Any], connection: Any, options: dict[str, Any]
-    ) -> list[TaskHandle]:
-        handles: list[TaskHandle] = []
-        pending: deque[asyncio.Task[list[TaskHandle]]] = deque()
-
-        async def settle(most: int) -> None:
-            while len(pending) > most:
-                handles.extend(await pending.popleft())
-
-        try:
-            new = self._maker(function, options)
-            if not isinstance(items, Iterable):
-                raise invalid("items", items, "can't be iterated", "pass a list, or whatever yields the items")
-            rest = iter(items)
-            while chunk := [new(item) for item in islice(rest, _MAP_CHUNK)]:
-                if connection is not None:
-                    handles += await self._pledge(chunk, connection)
-                    continue
-                ready = await self._ready(chunk)  # before the next chunk, which must not overtake it
-                pending.append(asyncio.ensure_future(self._hand_over(ready)))
-                await settle(_MAP_AHEAD)
-                await asyncio.sleep(0)
-            await settle(0)
-        except Exception as exc:
-            done = await asyncio.gather(*pending, return_exceptions=True)
-            stored = len(handles) + sum(len(part) for part in done if isinstance(part, list))
-            exc.add_note(f"{stored} tasks of this map were stored")
-            raise
-        return handles
-
-    def _maker(self, function: Callable[..., Any], options: dict[str, Any]) -> Callable[[Any], Task | NewTask]:
-        """Return what makes a task of an item. Options are checked once, arguments beside the item each time."""
-        handler = self.executor.handler_of(function)
-        if handler is None or "task_id" in options:
-            return lambda item: self.build(function, (item,), dict(options))
-        arguments = dict(options)
-        call = self.manager.intake.call_maker(handler, split_options(arguments))
-        return lambda item: call((item,), arguments)
-
     # Results
-
-    def handle(self, task_id: TaskId | str) -> TaskHandle:
-        """Return a handle of any stored task. Whether it exists shows when the handle is used."""
-        return self.manager.waiters.find(TaskId(task_id).bytes)  # type: ignore[return-value]  # `make` of our waiters
 
     async def as_completed(self, handles: Iterable[TaskHandle]) -> AsyncIterator[TaskHandle]:
         """Yield the handles as their tasks end, however they end. Raises InvalidInput inside a handler."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from mainspring.engine.handle import TaskHandle
 from mainspring.environment import SYSTEM, ThreadEvent
-from mainspring.errors import InvalidInput, invalid
+from mainspring.errors import InvalidInput, PartlySubmitted, invalid
 from mainspring.tasks import GroupLimit, Ledger, LedgerKey, Ref, Task, TaskId, TaskInfo
 
 if TYPE_CHECKING:
@@ -109,20 +109,29 @@ class SyncEngine:
         )
 
     def submit(self, function: Callable[..., Any], /, *args: Any, connection: Any = None, **kwargs: Any) -> SyncHandle:
-        """See `Engine.submit`; `connection` is one that blocks too."""
+        """See `Engine.submit`, with `wait_for_room`; `connection` is one that blocks too."""
         lent = self._borrow(connection)
         return SyncHandle(self.run(self._engine.submit(function, *args, connection=lent, **kwargs)), self)
 
     def map(
         self, function: Callable[..., Any], items: Iterable[Any], /, *, connection: Any = None, **options: Any
     ) -> list[SyncHandle]:
+        """See `Engine.map`, with `wait_for_room`."""
         lent = self._borrow(connection)
-        handles = self.run(self._engine.map(function, items, connection=lent, **options))
+        try:
+            handles = self.run(self._engine.map(function, items, connection=lent, **options))
+        except PartlySubmitted as exc:
+            exc.accepted = [SyncHandle(handle, self) for handle in exc.accepted]
+            raise
         return [SyncHandle(handle, self) for handle in handles]
 
-    def submit_all(self, tasks: Sequence[Task], *, connection: Any = None) -> list[SyncHandle]:
+    def submit_all(
+        self, tasks: Sequence[Task], *, connection: Any = None, wait_for_room: float | str | None = 0
+    ) -> list[SyncHandle]:
+        """See `Engine.submit_all`."""
         lent = self._borrow(connection)
-        return [SyncHandle(handle, self) for handle in self.run(self._engine.submit_all(tasks, connection=lent))]
+        handles = self.run(self._engine.submit_all(tasks, connection=lent, wait_for_room=wait_for_room))
+        return [SyncHandle(handle, self) for handle in handles]
 
     def _borrow(self, connection: Any) -> Any:
         """In the caller's thread, as a proxy may stand for another connection in each. Raises InvalidInput."""

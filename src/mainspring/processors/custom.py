@@ -81,7 +81,7 @@ def _check_amount(field: str, much: Any) -> None:
 
 
 OPTION_NAMES = frozenset(SubmitOptions.__struct_fields__)
-_TAKEN_NAMES = OPTION_NAMES | {"connection"}
+_TAKEN_NAMES = OPTION_NAMES | {"connection", "wait_for_room"}
 """What calls of the engine take beside a handler's own arguments."""
 
 

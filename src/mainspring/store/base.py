@@ -145,6 +145,19 @@ class Accepted(msgspec.Struct, frozen=True, gc=False):
     existed: bool  # the same id or idempotency key with the same payload was there already
 
 
+class Line:
+    """The parts of one call, submitted one behind the other: none may enter before those in front of it."""
+
+    __slots__ = ("is_broken",)
+
+    def __init__(self) -> None:
+        self.is_broken = False  # something of it was left out
+
+
+class Behind(Exception):
+    """A part of a line was not stored, as something in front of it was left out."""
+
+
 class Pledged(NamedTuple):
     """A task that is there from the moment a user's transaction commits."""
 
@@ -314,11 +327,14 @@ class Store(Protocol):
     def now_ms(self) -> int:
         """The store's clock: wall clock at open plus monotonic time, never below what is stored."""
 
-    async def submit(self, tasks: Sequence[NewTask]) -> list[Accepted]:
-        """Store all of them or none; durable on return.
+    async def submit(self, tasks: Sequence[NewTask], line: Line | None = None) -> list[Accepted]:
+        """Store all of them or none; durable on return. In a line: the first ones, as many as there is room for.
 
-        Raises: TaskNotFound, Conflict, QueueFull, InvalidInput, StoreUnavailable, SubmitIndeterminate.
+        Raises: TaskNotFound, Conflict, QueueFull, InvalidInput, StoreUnavailable, SubmitIndeterminate; Behind.
         """
+
+    def when_ended(self, tell: Callable[[int], None]) -> None:
+        """Call a function with how many tasks have just ended, here or elsewhere; with 0 where some may have."""
 
     def borrow(self, connection: Any) -> Any:
         """Take a user's connection for `submit_within`. Raises InvalidInput: it can't commit with this store."""

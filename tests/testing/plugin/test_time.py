@@ -138,7 +138,7 @@ def test_what_is_left_is_told(run: Run) -> None:
     assert "StillPending: nothing can happen any more, and tasks have not ended:\n" in text
     assert "NothingHappens: the test waits, and nothing can happen any more; tasks that have not ended:\n" in text
     assert text.count("It runs: attempt 1") == 2
-    assert text.count("It waits for 1 of its parents") == 2
+    assert text.count("It waits for 1 of its 1 parents") == 2
     assert "await engine.handle(engine.second.id).result()" in text  # the line that waits is shown
     assert "run_until_complete" not in text  # and what is beneath it is not
 

@@ -29,7 +29,9 @@ OLDEST_SERVER: Final = 14
 WRITING: Final = 0x4D535052  # "MSPR": locks of this number are ours; the second number is the schema's
 UPKEEP: Final = 0x4D535055
 MIGRATING: Final = 0x4D53504D
-"""Advisory locks: who writes beside others or alone, who looks after the store, who makes its tables."""
+QUEUEING: Final = 0x4D535051
+"""Advisory locks: who writes beside others or alone, who looks after the store, who makes its tables, who stores new
+tasks beside others or alone among those that do."""
 _CONNECT_S = 10.0
 _PATIENCE_S = 60.0
 """Longer than anything takes that waits for nobody."""

@@ -14,7 +14,7 @@ import asyncpg
 import msgspec
 
 from mainspring.errors import StoreReadOnly, TaskNotFound, invalid
-from mainspring.store.base import Accepted, NewTask, Pledged
+from mainspring.store.base import Accepted, Line, NewTask, Pledged
 from mainspring.store.postgres.arrivals import decode
 from mainspring.store.postgres.borrowed import Borrowed, borrow
 from mainspring.store.postgres.connection import Server
@@ -54,7 +54,8 @@ class InboxStore(SqlStore):
         self._refuse_elsewhere(*(await borrowed.fetch(within["look"]))[0])
         found = await self.view(lambda view: _look(view, tasks))
         if self._memory.queue_size is not None:
-            refuse_too_many(found.unfinished + len(tasks) - len(found.pledged), self._memory.queue_size)
+            unfinished = found.unfinished + len(tasks) - len(found.pledged)
+            refuse_too_many(unfinished, self._memory.queue_size, self._memory.seconds_for)
         pledged = {**found.pledged, **await _under_own_keys(borrowed, within, tasks, found)}
         fresh = [task for task in tasks if task.id not in pledged]
         await _refuse_unknown_parents(borrowed, within, fresh, found.places)
@@ -130,8 +131,15 @@ class InboxStore(SqlStore):
             if place == _COMING:
                 await self.write(_nothing)  # alone: after whoever may be taking it in, or by itself
 
-    async def submit(self, tasks: Sequence[NewTask]) -> list[Accepted]:
-        return await self._found(partial(super().submit, tasks))
+    async def submit(self, tasks: Sequence[NewTask], line: Line | None = None) -> list[Accepted]:
+        lines = [line]
+
+        def submit() -> Awaitable[list[Accepted]]:
+            """The first answer breaks its line: what comes behind is refused, and this one goes first all the same."""
+            again = None if line is None else Line()
+            return super(InboxStore, self).submit(tasks, lines.pop() if lines else again)
+
+        return await self._found(submit)
 
     async def info(self, id: bytes) -> TaskInfo:
         return await self._found(partial(super().info, id))

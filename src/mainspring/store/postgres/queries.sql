@@ -79,7 +79,7 @@ SELECT pg_current_snapshot()::text,
         SELECT class, rank FROM news WHERE xid >= pg_snapshot_xmax($1::text::pg_snapshot)
         UNION ALL SELECT class, rank FROM news WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
         ) AS new GROUP BY class),
-    EXISTS (SELECT 1 FROM worker WHERE ended_ms IS NULL AND id <> $2),
+    (SELECT count(*) FROM worker WHERE ended_ms IS NULL AND id <> $2),
     ARRAY(SELECT ARRAY[namespace, type, grp] FROM pause),
     (SELECT max(changed) FROM group_limit),
     (SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL),

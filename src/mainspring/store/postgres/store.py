@@ -71,7 +71,9 @@ class PostgresStore(InboxStore):
         named_blobs: Callable[[Session, Sequence[str]], set[str]] | None = None,
         pulse: Callable[[PostgresStore], Pulse] = HelperPulse,
     ) -> None:
-        super().__init__(config or StoreConfig(), env, queue_size=queue_size, grace_s=grace_s, appliers=appliers)
+        super().__init__(
+            config or StoreConfig(), env, queue_size=queue_size, look_s=look_s, grace_s=grace_s, appliers=appliers
+        )
         self.server = parse(url, schema)
         self.blobs = blobs
         self._extra_schema = extra_schema

@@ -32,7 +32,7 @@ class _CaughtUp(NamedTuple):
     seen: str
     is_behind: bool
     news: list[list[int]]
-    has_peers: bool
+    peers: int
     pauses: list[list[str]]
     newest_limit: int | None
     due: int | None
@@ -41,6 +41,10 @@ class _CaughtUp(NamedTuple):
     has_arrivals: bool
     numbers: list[int]
     unfinished: int
+
+
+class _Filling(Exception):
+    """There may be too many tasks when all processes that store some now have done so: one at a time then."""
 
 
 class _Unopened(Exception):
@@ -74,6 +78,7 @@ class PostgresWriter(Writer):
         self.number = 0  # of the schema, for locks
         self._alone = False
         self._new_tasks = 0  # of the group
+        self._is_filling = False  # others may not store new tasks meanwhile
         self._seen = "1:1:"  # the snapshot that was looked at last
         self._next_deadline: int | None = None
         self._next_due: int | None = None
@@ -108,17 +113,21 @@ class PostgresWriter(Writer):
     def _transact(self, group: Group, body: Callable[[Transaction, Group], None]) -> Transaction:
         self._alone = body == self._one_by_one or _is_for_one(group)
         self._new_tasks = sum(len(submission.tasks) for submission in group.submissions)
-        try:
-            return super()._transact(group, body)
-        except Crowded:
-            self._alone = True
-            return super()._transact(group, body)
+        while True:
+            try:
+                return super()._transact(group, body)
+            except Crowded:
+                self._alone = True
+            except _Filling:
+                self._is_filling = True
 
     def begin(self, *, alone: bool) -> PostgresTransaction:
         """Begin a transaction. Those beside others wait for one that is alone, and it for them."""
         assert self.session is not None
-        shared = "" if alone else "_shared"
-        self.session.begin(then=f"SELECT pg_advisory_xact_lock{shared}({server.WRITING}, {self.number})")
+        locks = _lock(server.WRITING, self.number, shared=not alone)
+        if self._new_tasks and not alone and self._memory.queue_size is not None:
+            locks += _lock(server.QUEUEING, self.number, shared=not self._is_filling)
+        self.session.begin(then=locks)
         return PostgresTransaction(self.session, self._memory, self._now_ms(), alone=alone)
 
     def _begin(self, group: Group) -> Transaction:
@@ -168,7 +177,8 @@ class PostgresWriter(Writer):
         memory = self._memory
         found = _CaughtUp(*tx.one("catch_up", self._seen, memory.owner, self._new_tasks))
         tx.drawn, tx.unfinished = found.numbers, found.unfinished
-        memory.has_peers, self._next_due, self._next_deadline = found.has_peers, found.due, found.deadline
+        memory.has_peers, self._next_due, self._next_deadline = found.peers > 0, found.due, found.deadline
+        self._watch_room(tx, found)
         if not found.is_open:
             self._rejoin(tx)
         before, memory.pauses = memory.pauses, frozenset((a, b, c) for a, b, c in found.pauses)
@@ -182,6 +192,16 @@ class PostgresWriter(Writer):
         if found.has_arrivals:
             take_in(tx, self._attempt)
         self._let_time_pass(tx)
+
+    def _watch_room(self, tx: PostgresTransaction, found: _CaughtUp) -> None:
+        """Each of all processes may fill its share of the queue without a look at what the others do meanwhile."""
+        limit = self._memory.queue_size
+        if limit is None or not self._new_tasks or tx.is_alone:
+            return
+        is_filling = (found.unfinished + self._new_tasks) * (found.peers + 1) > limit
+        if is_filling and not self._is_filling:
+            raise _Filling
+        self._is_filling = is_filling
 
     def _attempt(self, tx: PostgresTransaction, run: Callable[[PostgresTransaction], None]) -> Exception | None:
         """Run a part that can be undone alone; returns why it was."""
@@ -256,6 +276,10 @@ class PostgresWriter(Writer):
         found = self._is_stored(tx, group, session.one)
         self._commit(look)
         return found
+
+
+def _lock(what: int, number: int, *, shared: bool) -> str:
+    return f"SELECT pg_advisory_xact_lock{'_shared' if shared else ''}({what}, {number});"
 
 
 def _is_for_one(group: Group) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -44,8 +44,8 @@ def rank_of(task: NewTask, now_ms: int, ageing_ms: int) -> int:
     return max(base - 4 * ageing_ms, rank)
 
 
-def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True) -> list[Accepted]:
-    """Store the tasks; those with a key or an id that exist already are recognised. All or none."""
+def submit(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:
+    """Store the tasks, however many; those with a key or an id that exist already are recognised. All or none."""
     accepted: list[Accepted] = []
     entry = _Entry(tx, tasks)
     old = max(0, tx.now_ms - tx.memory.fresh_ms).to_bytes(6, "big")  # ids begin with the time they were made at
@@ -60,8 +60,6 @@ def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True
             entry.add(task)
         accepted.append(found or Accepted(task.id, False))
     entry.write()
-    if is_limited and not all(one.existed for one in accepted):
-        _refuse_overflow(tx)
     return accepted
 
 
@@ -70,10 +68,19 @@ def submit_again(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool 
     accepted = []
     for task in tasks:
         known = (None if task.key is None else _existing_key(tx, task)) or _existing_id(tx, task)
-        accepted.append(known or submit(tx, [task], is_limited=False)[0])
+        accepted.append(known or submit(tx, [task])[0])
     if is_limited and not all(one.existed for one in accepted):
         _refuse_overflow(tx)
     return accepted
+
+
+def submit_first(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:
+    """Store as many as there is room for, in order, and return what was stored. Raises QueueFull: none."""
+    if (room := room_left(tx)) is None or room >= len(tasks):
+        return submit_again(tx, tasks)
+    if room <= 0:
+        _refuse_overflow(tx, 1)
+    return submit_again(tx, tasks[:room])
 
 
 def submit_children(tx: Transaction, tasks: Sequence[NewTask]) -> dict[bytes, bytes]:
@@ -106,19 +113,30 @@ def refuse_large_referrer(is_blob: int) -> None:
         )
 
 
-def _refuse_overflow(tx: Transaction) -> None:
-    """Judge by what the transaction would leave behind: repeated submits add nothing, and ends in it make room."""
+def room_left(tx: Transaction) -> int | None:
+    """Return how many more tasks may be stored; None where there is no limit."""
+    limit = tx.memory.queue_size
+    return None if limit is None else limit - _unfinished(tx)
+
+
+def _unfinished(tx: Transaction) -> int:
+    """As the transaction would leave it behind: repeated submits add nothing, and ends in it make room."""
+    return int(tx.one("unfinished")[0]) + sum(count for (_, status), count in tx.tally.items() if status == 0)
+
+
+def _refuse_overflow(tx: Transaction, more: int = 0) -> None:
     if (limit := tx.memory.queue_size) is not None:
-        unfinished = tx.one("unfinished")[0] + sum(count for (_, status), count in tx.tally.items() if status == 0)
-        refuse_too_many(unfinished, limit)
+        refuse_too_many(_unfinished(tx) + more, limit, tx.memory.seconds_for)
 
 
-def refuse_too_many(unfinished: int, limit: int) -> None:
+def refuse_too_many(unfinished: int, limit: int, seconds_for: Callable[[int], float]) -> None:
     if unfinished > limit:
         raise QueueFull(
             f"{unfinished} tasks would be unfinished, more than queue_size = {limit}; nothing was stored: "
-            "wait for some to end, or raise queue_size",
-            retry_after=1.0,
+            "wait for some to end (wait_for_room= does), or raise queue_size",
+            retry_after=seconds_for(unfinished - limit),
+            field="queue_size",
+            value=limit,
         )
 
 

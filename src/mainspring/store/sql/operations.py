@@ -6,18 +6,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mainspring.store.base import Accepted, Claimed, Finish, NewTask
+from mainspring.store.base import Claimed, Finish
+from mainspring.store.sql.queueing import Submission
 from mainspring.store.sql.transaction import Transaction
-
-
-class Submission:
-    __slots__ = ("error", "future", "result", "tasks")
-
-    def __init__(self, tasks: Sequence[NewTask], future: asyncio.Future[list[Accepted]]) -> None:
-        self.tasks = tasks
-        self.future = future
-        self.result: Any = None  # list[Accepted] once it ran
-        self.error: BaseException | None = None
 
 
 class Command:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from mainspring.blobs.base import BlobStore
@@ -15,28 +15,28 @@ from mainspring.errors import InternalError, InvalidInput, StoreUnavailable, Tas
 from mainspring.store.base import (
     Accepted,
     Claimed,
-    Ended,
     Finish,
     HandlerRecord,
     HostUsage,
     Kept,
     Lane,
+    Line,
     Listener,
     NewTask,
     Pledged,
-    Queued,
     WorkerPort,
 )
 from mainspring.store.bell import ENDED, GONE, HELLO, LOOK, SHARE, STOP, WELCOME, Bell, split_ids
-from mainspring.store.sql import commands, leaving, ledger, limited, reads, sharing, upkeep
-from mainspring.store.sql.operations import Command, Group, Started, Submission
+from mainspring.store.pace import Pace
+from mainspring.store.sql import commands, leaving, limited, reads, sharing, upkeep
+from mainspring.store.sql.looking import Looking
+from mainspring.store.sql.operations import Command, Group, Started
 from mainspring.store.sql.outage import OutageLog
-from mainspring.store.sql.queued import queued
+from mainspring.store.sql.queueing import Submission
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.transaction import Applier, ClassKey, Memory, Transaction
 from mainspring.store.sql.writer import Writer
-from mainspring.store.standing import Standing
-from mainspring.tasks import GroupLimit, Ledger, LedgerKey, Rate, TaskId, TaskInfo, TaskResult, TaskStatus
+from mainspring.tasks import GroupLimit, Rate, TaskId
 
 logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class Life(Protocol):
         """How often others took claims of this process back."""
 
 
-class SqlStore(ABC):
+class SqlStore(Looking):
     """See `store.base.Store` for the contract. A store brings the connections, and how processes see one another."""
 
     blobs: BlobStore
@@ -71,6 +71,7 @@ class SqlStore(ABC):
         env: Environment,
         *,
         queue_size: int | None,
+        look_s: float,
         grace_s: float,
         appliers: Mapping[type, Applier] | None,
     ) -> None:
@@ -82,6 +83,9 @@ class SqlStore(ABC):
         self._memory = Memory(config)
         self._memory.queue_size = queue_size
         self.counts = self._memory.counts
+        self._pace = Pace(env.monotonic(), look_s)
+        self._memory.seconds_for = lambda ends: self._pace.seconds_for(ends, env.monotonic())
+        self._tell_ends: Callable[[int], None] = lambda ends: None
         self._memory.appliers = dict(appliers or {})
         self._revoked = 0  # how often others took claims back, as far as the worker has been told
         self._recounting: asyncio.Future[None] | None = None
@@ -113,14 +117,6 @@ class SqlStore(ABC):
     async def close(self) -> None: ...
 
     @abstractmethod
-    async def view(self, run: Callable[[View], T]) -> T:
-        """Run a function that only reads, beside the writer."""
-
-    @abstractmethod
-    async def survey(self, run: Callable[[View], T]) -> T:
-        """The same for what may take long: on a connection of its own, so that no other look waits for it."""
-
-    @abstractmethod
     def view_soon(self, run: Callable[[View], T], then: Callable[[T], None]) -> None:
         """The same, without waiting; the answer goes to `then`, on the loop."""
 
@@ -145,11 +141,18 @@ class SqlStore(ABC):
         if self._closed:
             raise StoreUnavailable("the store is closed; open it again with a new engine")
 
-    async def submit(self, tasks: Sequence[NewTask]) -> list[Accepted]:
+    async def submit(self, tasks: Sequence[NewTask], line: Line | None = None) -> list[Accepted]:
         self._refuse_closed()
-        submission = Submission(tasks, self._loop.create_future())
+        submission = Submission(tasks, self._loop.create_future(), line)
         self._writer.put(submission)
         return await submission.future
+
+    def when_ended(self, tell: Callable[[int], None]) -> None:
+        self._tell_ends = tell
+
+    def _ends(self, n: int) -> None:
+        self._pace.add(n, self.env.monotonic())
+        self._tell_ends(n)
 
     def borrow(self, connection: Any) -> Any:
         raise invalid(
@@ -182,6 +185,7 @@ class SqlStore(ABC):
         if self._closed:
             return
         self._closed = True
+        self._ends(0)  # whoever waits for room waits for nothing
         try:
             await self._write_soon(lambda tx: leaving.hand_back(tx, tx.memory.owner))
             await self._write_soon(self._sign_off)
@@ -363,6 +367,8 @@ class SqlStore(ABC):
                 raise
 
     def _committed(self, tx: Transaction, group: Group, next_event_ms: int | None) -> None:
+        if tx.ended:
+            self._ends(len(tx.ended))
         for call in group.calls:
             if call.future.done():
                 continue
@@ -411,9 +417,12 @@ class SqlStore(ABC):
         elif kind == SHARE and self._port is not None:
             if (is_wanted := sharing.requested(self._memory, payload)) is not None:
                 self._port.asked_to_share(is_wanted)
-        elif kind == ENDED and self._listener is not None:
-            wants = self._listener.wants
-            self._tell_of([id for id in split_ids(payload) if wants(id)])
+        elif kind == ENDED:
+            ids = split_ids(payload)
+            self._ends(len(ids))
+            if self._listener is not None:
+                wants = self._listener.wants
+                self._tell_of([id for id in ids if wants(id)])
 
     def _tell_of(self, ids: list[bytes]) -> None:
         """Look up tasks that others ended, and tell the listener."""
@@ -422,8 +431,9 @@ class SqlStore(ABC):
             self.view_soon(lambda view: reads.ended(view, ids), listener.ended)
 
     def look(self) -> None:
-        """The safety look beside the wake-ups: for claims, for awaited tasks that others ended, for cancels."""
+        """The safety look beside the wake-ups: for claims, awaited tasks that others ended, cancels, and room."""
         self._writer.kick()
+        self._ends(0)
         if self._listener is not None:
             self._tell_of(self._listener.awaited(_LOOK_IDS))
         if self._port is not None:
@@ -453,48 +463,3 @@ class SqlStore(ABC):
     def _retry_soon(self, before: int) -> None:
         delay = min(RETRY_S * 2 ** min(before, 16), MOST_RETRY_S)
         self._loop.call_soon_threadsafe(self._loop.call_later, delay, self._writer.kick)
-
-    # Looking
-
-    async def info(self, id: bytes) -> TaskInfo:
-        return await self.view(lambda view: reads.info(view, self.blobs, id))
-
-    async def standing(self, id: bytes, *, in_line: bool = False) -> Standing:
-        now_ms = self.now_ms()
-        return await self.view(lambda view: reads.standing(view, id, now_ms, in_line=in_line))
-
-    async def stats(self) -> dict[str, Any]:
-        return await self.view(reads.stats)
-
-    async def ledger(self, by: Collection[LedgerKey], since_ms: int | None) -> Ledger:
-        return await self.survey(lambda view: ledger.ledger(view, by, since_ms))
-
-    async def queued(self, most: int = 10_000) -> Queued:
-        return await self.survey(lambda view: queued(view, most))
-
-    async def result(self, id: bytes) -> TaskResult | None:
-        return await self.view(lambda view: reads.result(view, self.blobs, id))
-
-    async def ended(self, ids: Sequence[bytes]) -> list[Ended]:
-        return await self.view(lambda view: reads.ended(view, ids))
-
-    async def require(self, ids: Sequence[bytes]) -> None:
-        """Raises TaskNotFound for the first id that the store does not know."""
-        unknown = await self.view(lambda view: reads.missing(view, ids))
-        if unknown:
-            raise reads.unknown_task(unknown[0])
-
-    async def list_tasks(
-        self,
-        *,
-        status: TaskStatus | None = None,
-        type: str | None = None,
-        namespace: str | None = None,
-        limit: int = 50,
-        before: TaskId | None = None,
-    ) -> list[TaskInfo]:
-        return await self.view(
-            lambda view: reads.page(
-                view, self.blobs, status=status, type=type, namespace=namespace, limit=limit, before=before
-            )
-        )

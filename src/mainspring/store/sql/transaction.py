@@ -58,6 +58,7 @@ class Memory:
         self.lane_of_type: dict[str, Lane] = {}
         self.slots: Mapping[str, int] = {}  # of the worker's lanes, by their names
         self.queue_size: int | None = None
+        self.seconds_for: Callable[[int], float] = lambda ends: 1.0  # how long so many ends take
         self.cache_bytes = config.cache_bytes
         self.appliers: dict[type, Applier] = {}
         self.has_peers = False  # other processes that may want to hear of ready tasks

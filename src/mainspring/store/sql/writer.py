@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
 from mainspring.environment import Environment
 from mainspring.errors import InternalError, StoreUnavailable, SubmitIndeterminate, TaskError
-from mainspring.store.base import CANCEL_ASKED, FAILED, RELEASED, Accepted, Claimed, Finish, NewTask
-from mainspring.store.sql import claims, graph, intake, limits, outcomes, upkeep
-from mainspring.store.sql.operations import Command, Group, Operation, Started, Submission
+from mainspring.store.base import CANCEL_ASKED, FAILED, RELEASED, Behind, Claimed, Finish, Line
+from mainspring.store.sql import claims, graph, limits, outcomes, queueing, upkeep
+from mainspring.store.sql.operations import Command, Group, Operation, Started
 from mainspring.store.sql.outage import OutageLog
+from mainspring.store.sql.queueing import Submission
 from mainspring.store.sql.transaction import Crowded, Memory, Transaction
 from mainspring.tasks import ErrorInfo, TaskId
 from mainspring.tasks.codec import encode
@@ -198,6 +199,7 @@ class Writer(ABC):
         self._doubtful = []
         self._is_travelling = tx.is_travelling
         self._more = tx.is_travelling or any(n >= self._batch for n in tx.taken.values())
+        queueing.break_lines(group.submissions)
         self._report(tx, group, self._next_event)
 
     def _transact(self, group: Group, body: Callable[[Transaction, Group], None]) -> Transaction:
@@ -263,15 +265,8 @@ class Writer(ABC):
             outcomes.finish_all(tx, group.finishes)
         if group.starts:
             outcomes.start(tx, group.starts)
-        if len(group.submissions) > 1:
-            tasks = [task for submission in group.submissions for task in submission.tasks]
-            accepted = intake.submit(tx, tasks)
-            at = 0
-            for submission in group.submissions:
-                submission.result = accepted[at : at + len(submission.tasks)]
-                at += len(submission.tasks)
-        elif group.submissions:
-            group.submissions[0].result = intake.submit(tx, group.submissions[0].tasks)
+        if group.submissions:
+            queueing.submit_together(tx, group.submissions)
         for command in group.commands:
             command.result = command.run(tx)
 
@@ -280,8 +275,15 @@ class Writer(ABC):
             self._guarded_finish(tx, finish)
         if group.starts:
             outcomes.start(tx, group.starts)
+        left_out: set[Line] = set()  # lines that this transaction leaves something out of
         for submission in group.submissions:
-            self._guarded(tx, submission, partial(_submit_exactly, tasks=submission.tasks))
+            line = submission.line
+            if line is not None and (line.is_broken or line in left_out):
+                submission.error = Behind()
+                continue
+            self._guarded(tx, submission, partial(queueing.submit_alone, submission=submission))
+            if line is not None and submission.leaves_out:
+                left_out.add(line)
         for command in group.commands:
             self._guarded(tx, command, command.run)
 
@@ -353,6 +355,7 @@ class Writer(ABC):
                 call.error = final or StoreUnavailable(
                     f"the store can't be written now ({why}); nothing was stored: try again"
                 )
+        queueing.break_lines(group.submissions)
         for finish in group.finishes:
             finish.is_repeated = True
         self._inbox.extendleft(reversed(group.finishes))
@@ -421,10 +424,6 @@ def _bug(exc: Exception) -> InternalError:
     error = InternalError(f"the store failed with {type(exc).__name__}: {exc}; nothing was stored, please report this")
     error.__cause__ = exc
     return error
-
-
-def _submit_exactly(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:
-    return intake.submit_again(tx, tasks)
 
 
 def _refused(finish: Finish, exc: BaseException) -> Finish:

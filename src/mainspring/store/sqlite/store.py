@@ -69,7 +69,9 @@ class SqliteStore(SqlStore):
         appliers: Mapping[type, Applier] | None = None,
         named_blobs: Callable[[apsw.Connection, Sequence[str]], set[str]] | None = None,
     ) -> None:
-        super().__init__(config or StoreConfig(), env, queue_size=queue_size, grace_s=grace_s, appliers=appliers)
+        super().__init__(
+            config or StoreConfig(), env, queue_size=queue_size, look_s=look_s, grace_s=grace_s, appliers=appliers
+        )
         self._private = (
             tempfile.mkdtemp(prefix="mainspring-", dir=_memory_folder()) if str(path) == ":memory:" else None
         )

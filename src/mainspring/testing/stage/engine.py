@@ -17,7 +17,7 @@ from mainspring.config import EngineConfig, seconds
 from mainspring.engine import Engine, SyncEngine, TaskHandle
 from mainspring.errors import InvalidInput
 from mainspring.results.waiters import Waiting
-from mainspring.store.base import NewTask
+from mainspring.store.base import Line, NewTask
 from mainspring.tasks import Task, TaskStatus
 from mainspring.testing.simulator.run import empty_store
 from mainspring.testing.simulator.world import Roomy, let_go
@@ -120,10 +120,10 @@ class SimulatedEngine(Roomy):
         await self.back
         return await super()._ready(tasks)
 
-    async def _hand_over(self, ready: list[NewTask]) -> list[TaskHandle]:
+    async def _hand_over(self, ready: list[NewTask], line: Line | None = None) -> list[TaskHandle]:
         """Where the process dies meanwhile the next one is asked: by their ids tasks are stored once."""
         while True:
-            handing = asyncio.ensure_future(super()._hand_over(ready))
+            handing = asyncio.ensure_future(super()._hand_over(ready, line))
             either: set[asyncio.Future[Any]] = {handing, self.death}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if handing.done():

@@ -1,0 +1,85 @@
+"""A stream of tasks on its way into the store: in parts, in order, as fast as there is room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from mainspring.dispatch.room import Room
+from mainspring.engine.handle import TaskHandle
+from mainspring.errors import ResourceLimitExceeded
+from mainspring.store.base import Behind, Line, NewTask
+
+_AHEAD = 3
+"""Parts that are handed in while the store still writes the one before."""
+HandOver = Callable[[list[NewTask], Line], Awaitable[list[TaskHandle]]]
+
+
+class Bulk:
+    """What `handles` holds is stored, in the order in which it was added, and nothing is stored behind a gap.
+
+    Args:
+        hand_over: stores the first tasks of a list, as many as there is room for.
+        until: how long to wait for room, as a moment of the monotonic clock.
+    """
+
+    def __init__(self, hand_over: HandOver, room: Room, until: Callable[[], float]) -> None:
+        self.handles: list[TaskHandle] = []
+        self._hand_over = hand_over
+        self._room = room
+        self._until = until
+        self._line = Line()
+        self._under_way: deque[tuple[list[NewTask], asyncio.Future[list[TaskHandle]]]] = deque()
+
+    async def add(self, tasks: list[NewTask]) -> None:
+        handing = asyncio.ensure_future(self._hand_over(tasks, self._line))
+        handing.add_done_callback(_seen)
+        self._under_way.append((tasks, handing))
+        await self._settle(_AHEAD)
+        await asyncio.sleep(0)
+
+    async def all_in(self) -> list[TaskHandle]:
+        """Return all handles once everything is stored."""
+        await self._settle(0)
+        return self.handles
+
+    async def stop(self) -> list[TaskHandle]:
+        """Hand in no more; returns the handles of what was stored."""
+        await asyncio.gather(*(handing for _, handing in self._under_way), return_exceptions=True)
+        for _, handing in self._under_way:
+            if handing.exception() is None:
+                self.handles += handing.result()
+        self._under_way.clear()
+        return self.handles
+
+    async def _settle(self, most: int) -> None:
+        while len(self._under_way) > most:
+            tasks, handing = self._under_way[0]
+            await asyncio.wait((handing,))
+            wrong = handing.exception()
+            if wrong is not None and not isinstance(wrong, (ResourceLimitExceeded, Behind)):
+                raise wrong
+            stored = [] if wrong is not None else handing.result()
+            if len(stored) < len(tasks):
+                self._line = Line()  # what is under way behind the gap is refused, and gets in before anything new
+                most = 0
+            self._under_way.popleft()
+            self.handles += stored
+            await self._squeeze_in(tasks[len(stored) :])
+
+    async def _squeeze_in(self, tasks: list[NewTask]) -> None:
+        while tasks:
+            stored = await self._room.enter(partial(self._alone, tasks), 1, self._until())
+            self.handles += stored
+            tasks = tasks[len(stored) :]
+
+    def _alone(self, tasks: list[NewTask]) -> Awaitable[list[TaskHandle]]:
+        return self._hand_over(tasks, Line())
+
+
+def _seen(handing: asyncio.Future[list[TaskHandle]]) -> None:
+    """Whoever adds may be cancelled; nobody asks for what became of the rest then."""
+    if not handing.cancelled():
+        handing.exception()

@@ -1,0 +1,212 @@
+"""The ways into the engine: one task, several, or as many as a stream yields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Sequence, Sized
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from mainspring.dispatch.intake import unordered
+from mainspring.dispatch.manager import TaskManager
+from mainspring.dispatch.parts import Parts
+from mainspring.dispatch.room import patience
+from mainspring.engine.bulk import Bulk
+from mainspring.engine.handle import TaskHandle
+from mainspring.environment import Environment
+from mainspring.errors import InsufficientResources, InternalError, PartlySubmitted, TaskNotFound, invalid
+from mainspring.processors.calls import split_options
+from mainspring.scheduling.scheduler import TaskScheduler
+from mainspring.store.base import Line, NewTask
+from mainspring.tasks import Task, TaskId
+
+_MAP_CHUNK = 1_000
+
+
+class Submitting:
+    """What of an engine takes tasks."""
+
+    manager: TaskManager
+    scheduler: TaskScheduler
+    _parts: Parts
+    _env: Environment
+    _open: bool
+
+    def build(self, function: Callable[..., Any] | Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
+        """Return the task that a call of `submit` stores."""
+        if not isinstance(function, Task):
+            return self.manager.executor.task_of(function, args, kwargs)
+        if args or kwargs:
+            raise invalid("submit", (args, kwargs), "can't be given beside a ready Task", "set its fields instead")
+        return function
+
+    async def submit(
+        self,
+        function: Callable[..., Any] | Task,
+        /,
+        *args: Any,
+        connection: Any = None,
+        wait_for_room: float | str | None = 0,
+        **kwargs: Any,
+    ) -> TaskHandle:
+        """Store one task; durable on return.
+
+        Args:
+            function: a registered handler, a ready `Task`, or one of the engine's own operations, as `engine.embed`.
+            args, kwargs: its arguments; a handle among them, at any depth, is a dependency and becomes its result.
+                Options stand beside them: priority, deadline, delay, not_before, timeout, max_retries, idempotency_key,
+                metadata, group, namespace, after, on_dependency_failure, task_id.
+            connection: yours to the database of the store, of asyncpg, psycopg 3 or SQLAlchemy: the task exists if and
+                only if its transaction commits (`docs/postgres.md`). Don't wait for the result inside of that.
+            wait_for_room: seconds or text: where `queue_size` or the disk has no room, wait for it so long at most
+                before that is raised; None: as long as it takes. Not inside a handler, nor with a connection.
+
+        Raises: InvalidInput, UnsupportedTaskType, TaskNotFound (an unknown parent), Conflict, QueueFull,
+            InsufficientResources (storage), StoreUnavailable, SubmitIndeterminate.
+        """
+        return (await self._store((self._new(function, args, kwargs),), connection, wait_for_room))[0]
+
+    async def submit_all(
+        self, tasks: Sequence[Task], *, connection: Any = None, wait_for_room: float | str | None = 0
+    ) -> list[TaskHandle]:
+        """Store all of them or none; parents may stand in the same list, before their children. See `submit`."""
+        return await self._store(tasks, connection, wait_for_room)
+
+    def _new(
+        self, function: Callable[..., Any] | Task, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Task | NewTask:
+        """A call of a handler that is ours goes straight into its stored form; anything else is a task first."""
+        handler = self.manager.executor.handler_of(function)  # type: ignore[arg-type]  # a Task is none
+        if handler is None:
+            return self.build(function, args, kwargs)
+        options = split_options(kwargs) if kwargs else {}
+        id = options.pop("task_id", None)
+        return self.manager.intake.call_maker(handler, options)(args, kwargs, None if id is None else TaskId(id).bytes)
+
+    def _store(
+        self, tasks: Sequence[Task | NewTask], connection: Any, wait_for_room: float | str | None
+    ) -> Coroutine[Any, Any, list[TaskHandle]]:
+        work = self._stored(tasks, connection, wait_for_room)
+        return work if self.manager.spans is None else self.manager.spans.sent(work, tasks)
+
+    async def _stored(
+        self, tasks: Sequence[Task | NewTask], connection: Any, wait_for_room: float | str | None
+    ) -> list[TaskHandle]:
+        if connection is not None:
+            return await self._pledge(tasks, connection)
+        if wait_for_room == 0:
+            return await self._hand_over(await self._ready(tasks))
+        until = self._until(wait_for_room)
+        ready = await self._ready(tasks)
+        return await self.manager.room.enter(partial(self._hand_over, ready), len(ready), until)
+
+    def _until(self, wait_for_room: float | str | None) -> float:
+        return self._env.monotonic() + patience(wait_for_room)
+
+    async def _pledge(self, tasks: Sequence[Task | NewTask], connection: Any) -> list[TaskHandle]:
+        """Hand tasks to a user's transaction."""
+        store, promise = self._parts.store, self.manager.waiters.promise
+        borrowed = store.borrow(connection)
+        self.scheduler.refuse_without_storage()
+        ready = await self._ready(tasks)
+        try:
+            pledged = await store.submit_within(ready, borrowed)
+        except TaskNotFound as exc:
+            raise unordered(ready) or exc from None
+        return [promise(task.id, task.origin) for task in pledged]  # type: ignore[misc]  # `make` of our waiters
+
+    async def _ready(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
+        if not self._open:
+            raise InternalError("the engine is not open; use `async with engine:` or `await engine.start()`")
+        return await self.manager.intake.new_tasks(tasks)
+
+    async def _hand_over(self, ready: list[NewTask], line: Line | None = None) -> list[TaskHandle]:
+        """Store all of them; in a line as many of the first ones as there is room for."""
+        try:
+            self.scheduler.refuse_without_storage()
+        except InsufficientResources:
+            if line is not None:
+                line.is_broken = True
+            raise
+        expect = self.manager.waiters.expect
+        handles = [expect(task.id) for task in ready]
+        try:
+            stored = await self._parts.store.submit(ready, line)
+        except TaskNotFound as exc:
+            raise unordered(ready) or exc from None
+        for n, accepted in enumerate(stored):
+            if accepted.existed:
+                handles[n].known = False  # it may have ended before
+                handles[n] = self.handle(TaskId(accepted.id))
+        del handles[len(stored) :]
+        return handles  # type: ignore[return-value]  # `make` of our waiters
+
+    async def map(
+        self,
+        function: Callable[..., Any],
+        items: Iterable[Any],
+        /,
+        *,
+        connection: Any = None,
+        wait_for_room: float | str | None = None,
+        **options: Any,
+    ) -> list[TaskHandle]:
+        """Store one task for each item, which becomes the function's first argument; returns their handles in order.
+
+        Stored in parts of up to 1,000, in order. Where the store has no room it takes the items as room appears: by
+        default as long as that takes, else `wait_for_room` is how long it waits at most each time. With a connection
+        (see `submit`) all of them come with its commit, and nothing is waited for.
+
+        Raises: PartlySubmitted: it stopped after some were stored, and tells which; before that the error itself.
+        """
+        work = self._mapped(function, items, connection, wait_for_room, options)
+        if self.manager.spans is None:
+            return await work
+        handler = self.manager.executor.handler_of(function)
+        kind = None if handler is None else str(handler.task_type)
+        return await self.manager.spans.sent(work, kind=kind, n=len(items) if isinstance(items, Sized) else None)
+
+    async def _mapped(
+        self,
+        function: Callable[..., Any],
+        items: Iterable[Any],
+        connection: Any,
+        wait_for_room: float | str | None,
+        options: dict[str, Any],
+    ) -> list[TaskHandle]:
+        until = partial(self._until, wait_for_room)
+        until()  # what can't be a duration is refused at once
+        bulk = Bulk(self._hand_over, self.manager.room, until)
+        try:
+            new = self._maker(function, options)
+            if not isinstance(items, Iterable):
+                raise invalid("items", items, "can't be iterated", "pass a list, or whatever yields the items")
+            rest = iter(items)
+            while chunk := [new(item) for item in islice(rest, _MAP_CHUNK)]:
+                if connection is not None:
+                    bulk.handles += await self._pledge(chunk, connection)
+                else:
+                    await bulk.add(await self._ready(chunk))
+            return await bulk.all_in()
+        except Exception as exc:
+            stored = await bulk.stop()
+            if connection is not None or not stored:
+                raise
+            raise PartlySubmitted(
+                f"map stopped after {len(stored)} tasks were stored: {exc}",
+                accepted=stored,
+                retry_after=getattr(exc, "retry_after", None),
+            ) from exc
+
+    def _maker(self, function: Callable[..., Any], options: dict[str, Any]) -> Callable[[Any], Task | NewTask]:
+        """Return what makes a task of an item. Options are checked once, arguments beside the item each time."""
+        handler = self.manager.executor.handler_of(function)
+        if handler is None or "task_id" in options:
+            return lambda item: self.build(function, (item,), dict(options))
+        arguments = dict(options)
+        call = self.manager.intake.call_maker(handler, split_options(arguments))
+        return lambda item: call((item,), arguments)
+
+    def handle(self, task_id: TaskId | str) -> TaskHandle:
+        """Return a handle of any stored task. Whether it exists shows when the handle is used."""
+        return self.manager.waiters.find(TaskId(task_id).bytes)  # type: ignore[return-value]  # `make` of our waiters
