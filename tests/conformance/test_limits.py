@@ -69,6 +69,13 @@ async def test_queued_tasks_are_claimed_up_to_the_limit(store: Any, port: Port) 
     assert ids(await port.room(10)) == [*sent[:3], *sent[5:]]
 
 
+async def test_each_task_takes_one_place(store: Any, port: Port) -> None:
+    """A kind with fewer tasks than places leaves the others to the rest of its group, in the one order."""
+    await store.limit("a", concurrency=2)
+    sent = await submit(store, new(group="a", type=OTHER), new(group="a"), new(), new())
+    assert ids(await port.room(3)) == sent[:3]
+
+
 @pytest.mark.parametrize("how", ["completed", "failed", "retry", "released", "withdrawn", "cancelled"])
 async def test_whoever_lets_go_makes_room_for_the_next(store: Any, port: Port, how: str) -> None:
     """However a member of the group ends, the next is claimed in the same breath."""

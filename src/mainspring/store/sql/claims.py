@@ -170,6 +170,8 @@ class _Merge:
         self._best: list[int] = []
         self._found: dict[int, list[Place]] = {}  # the best of a class, the next one last
         self._heads: list[tuple[Place, int]] = []
+        self._has_more: set[int] = set()  # classes that perhaps have more than was found
+        self._aside: list[tuple[Place, int]] = []  # those of which all that was found is taken
         self._limited: dict[int, Sequence[limits.Limit]] = {}  # classes whose groups have limits
         self.looked_into: set[int] = set()
 
@@ -192,7 +194,7 @@ class _Merge:
 
     def close(self) -> None:
         """Remember what was found and not taken."""
-        for place, class_id in self._heads:
+        for place, class_id in (*self._heads, *self._aside):
             self._ready.set(class_id, place)
         if not self._limited.keys().isdisjoint(self.looked_into):
             _go_last(self._tx, self._lane)
@@ -206,6 +208,8 @@ class _Merge:
                 continue
             self.looked_into.add(class_id)
             rows = self._tx.heads(class_id, most, bound)
+            if len(rows) == most:
+                self._has_more.add(class_id)
             if rows:
                 rows.reverse()
                 self._found[class_id] = rows
@@ -239,10 +243,10 @@ class _Merge:
             heapreplace(heads, (rows[-1], class_id))
             return
         heappop(heads)
-        if len(self._best) < self._room and not limited:
-            _nothing_left(self._tx, ready, class_id)
+        if class_id in self._has_more:  # until they are taken they would be found again
+            self._aside.append((place, class_id))
         else:
-            ready.set(class_id, place)
+            _nothing_left(self._tx, ready, class_id)
 
 
 def _take(tx: Transaction, lane: Lane, rows: Sequence[Row]) -> int:
