@@ -151,6 +151,7 @@ def test_the_pace() -> None:
     """Ends a second, of the last seconds; after a while without any nothing is known."""
     pace = Pace(100.0, 1.0)
     assert pace.seconds_for(7, 100.0) == 1.0
+    assert Pace(100.0, 3600.0).seconds_for(7, 100.0) == 30.0  # whoever looks once an hour need not wait so long
     pace.add(10, 100.2)
     assert pace.rate(100.2) == 10  # at most as if they had taken a second
     assert pace.rate(102.0) == 5

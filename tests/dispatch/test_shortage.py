@@ -57,12 +57,13 @@ async def test_more_is_reserved_for_the_next_try(tmp_path: Path) -> None:
     """Twice what was declared; nobody beside it is blamed or held back."""
     folder = tmp_path / "tries"
     folder.mkdir()
+    declared = more()
     async with engine_on(tmp_path / "work.db", process_slots=2) as engine:
-        starve = starving(engine, resources=Resources(cpu=0, memory=400 * MIB))
+        starve = starving(engine, resources=Resources(cpu=0, memory=declared * MIB))
         nap = engine.task(lane="process")(process_work.double)
-        handle = await engine.submit(starve, str(folder), 1, more())
+        handle = await engine.submit(starve, str(folder), 1, declared)
         await until(lambda: len(list(folder.iterdir())) == 2)
-        assert reserved(engine, handle) == 800 * MIB
+        assert reserved(engine, handle) == 2 * declared * MIB
         assert await value(await engine.submit(nap, 4)) == 8
         let_go(folder)
         assert await value(handle) == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 _WINDOW_S = 5.0
+_MOST_S = 30.0
+"""Nobody is told to come back later than that: the pace of now says little of what is then."""
 
 
 class Pace:
@@ -27,6 +29,9 @@ class Pace:
         return (self._before * (_WINDOW_S - passed) + self._ends) / _WINDOW_S
 
     def seconds_for(self, ends: int, now: float) -> float:
-        """Return how long so many ends take at this pace; where none has been seen, when the next look is due."""
+        """Return how long so many ends take at this pace; where none has been seen, when the next look is due.
+
+        Half a minute at most.
+        """
         rate = self.rate(now)
-        return ends / rate if rate > 0 else self._rest_s
+        return min(_MOST_S, ends / rate if rate > 0 else self._rest_s)
