@@ -28,6 +28,7 @@ from mainspring.execution.threads import ThreadRunner
 from mainspring.processors.batch import Call
 from mainspring.processors.custom import HandlerProcessor
 from mainspring.results.cache import ResultCache
+from mainspring.store.clock import StoreClock
 from mainspring.store.sql import (
     claims,
     commands,
@@ -291,10 +292,10 @@ SAFEGUARDS: Final = (
         "order and delays go by a clock that does not jump",
         (
             Edit(
-                SqliteStore,
+                StoreClock,
                 "now_ms",
-                "self._wall_ms + int((self.env.monotonic() - self._started) * 1000)",
-                "self.env.wall_ms()",
+                "self._wall_ms + int((now - self._began) * 1000)",
+                "self._env.wall_ms()",
             ),
         ),
     ),

@@ -100,6 +100,7 @@ class _ThreadStrand:
         await SYSTEM.to_thread(self._thread.join)
 
 
+_BOOTTIME: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # macOS counts sleep by the latter
 ThreadEvent = threading.Event
 ThreadLocal = threading.local
 _sleep = time.sleep
@@ -116,6 +117,10 @@ class Environment:
     def monotonic(self) -> float:
         """Seconds; only differences mean anything."""
         return time.monotonic()
+
+    def since_boot(self) -> float:
+        """Like `monotonic`, and goes on while the machine sleeps, where the system has such a clock."""
+        return time.clock_gettime(_BOOTTIME)
 
     def thread_cpu_ns(self) -> int:
         """CPU time of the calling thread."""

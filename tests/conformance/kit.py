@@ -60,16 +60,24 @@ class Clock(Environment):
     def __init__(self) -> None:
         self._now = 1_800_000_000.0
         self._wall_ahead = 0.0
+        self._slept = 0.0
         self.jumped_s = 0.0  # how far processes may be apart
 
     def monotonic(self) -> float:
         return self._now
 
+    def since_boot(self) -> float:
+        return self._now + self._slept
+
     def wall_ms(self) -> int:
-        return round((self._now + self._wall_ahead) * 1000)
+        return round((self._now + self._slept + self._wall_ahead) * 1000)
 
     def advance(self, seconds: float) -> None:
         self._now += seconds
+
+    def sleep_through(self, seconds: float) -> None:
+        """Let the machine sleep: the monotonic clock stands still meanwhile."""
+        self._slept += seconds
 
     def jump(self, seconds: float) -> None:
         """Set the wall clock alone."""

@@ -40,6 +40,7 @@ async def test_time_wakes_the_store_by_itself(factory: Factory, store: Any, port
     from mainspring.environment import SYSTEM
 
     factory.clock.monotonic = SYSTEM.monotonic  # type: ignore[method-assign]
+    factory.clock.since_boot = SYSTEM.since_boot  # type: ignore[method-assign]
     async with opened(factory.make()) as live:
         port = Port(live, 5, WORK)
         await port.serve()
@@ -261,3 +262,40 @@ async def test_a_jump_of_the_wall_clock(factory: Factory, store: Any, step: floa
     assert port.missed == []
     await factory.prune(store)
     assert held.id in factory.states()
+
+
+async def test_a_sleep_of_the_machine(factory: Factory, store: Any) -> None:
+    """Delays, deadlines and backoffs go on while it lasts; what is held stays so, and is finished."""
+    port = Port(store)
+    await port.serve()
+    now = store.now_ms()
+    await submit(store, new(timeout_ms=1_000), new())
+    held, again = await port.room(2)
+    await port.finish(again, RETRY, error=error(), delay_ms=1_800_000)
+    (later,) = await submit(store, new(not_before_ms=now + 3_600_000))
+    (line,) = await submit(store, new(type="custom:unserved", deadline_ms=now + 3_600_000))
+    factory.clock.sleep_through(3 * 3600)
+    await port.settle()
+    await factory.rescue(store)
+    assert store.now_ms() == factory.clock.wall_ms()
+    (new_one,) = await submit(store, new())
+    assert await status(store, line) is TaskStatus.TIMEOUT
+    assert await port.room(3) != []
+    await port.settle()
+    assert [claim.id for claim in port.order][2:] == [again.id, later, new_one]
+    await port.finish(held)
+    assert port.missed == []
+    assert await status(store, held.id) is TaskStatus.COMPLETED
+
+
+async def test_who_opens_after_a_sleep_has_the_same_clock(factory: Factory, store: Any) -> None:
+    """A process that slept and one that starts afterwards agree on what comes first, and on what is due."""
+    factory.clock.sleep_through(86_400)
+    async with opened(factory.make()) as other:
+        assert abs(other.now_ms() - store.now_ms()) <= 1
+        (first,) = await submit(other, new())
+        (second,) = await submit(store, new())
+        port = Port(store, 2)
+        await port.serve()
+        await port.until(lambda: len(port.order) == 2)
+        assert [claim.id for claim in port.order] == [first, second]

@@ -114,7 +114,7 @@ def _keep_what_is_refused(real: Any) -> Any:
 def _clock_of_the_wall(real: Any) -> Any:
     def set_clock(self: Any, connection: Any) -> None:
         real(self, connection)
-        self._wall_ms = self._env.wall_ms()
+        self.clock._wall_ms = self.env.wall_ms()
 
     return set_clock
 

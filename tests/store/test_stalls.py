@@ -175,6 +175,9 @@ class Suspended(Environment):
         self.slept_s = 0
         self._counts_sleep = counts_sleep
 
+    def since_boot(self) -> float:
+        return super().since_boot() + self.slept_s
+
     def wall_ms(self) -> int:
         return super().wall_ms() + self.slept_s * 1000
 

@@ -84,7 +84,8 @@ class Recorder:
         claim, usage = attempt.claim, report.usage
         lane = "process" if attempt.in_child else attempt.desk.lane
         started, kind = attempt.started_ms, None
-        ended = self._store.now_ms() if started is None else started + int(usage.duration * 1000)
+        began = attempt.started_at
+        ended = self._store.now_ms() if began is None else self._store.ms_at(began + usage.duration)
         if is_completed(claim, report, attempt.cause):
             finish = Finish(claim, COMPLETED, ended, started, output or report.output, lane, usage)
             if report.refs or effects or children or flags:

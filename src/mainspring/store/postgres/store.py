@@ -169,8 +169,7 @@ class PostgresStore(InboxStore):
     def _set_clock(self, tx: Transaction) -> None:
         """All machines go by the server's clock."""
         wall_ms = tx.one("server_ms")[0] if self.env is SYSTEM else self.env.wall_ms()
-        self._started = self.env.monotonic()
-        self._wall_ms = max(wall_ms, *(ms or 0 for ms in tx.one("newest_times")))
+        self.clock.set(wall_ms, max(ms or 0 for ms in tx.one("newest_times")))
 
     def _join(self, tx: Transaction) -> None:
         if tx.cursor.execute("SELECT to_regclass('migration') IS NOT NULL")[0][0]:

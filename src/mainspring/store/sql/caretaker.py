@@ -102,6 +102,7 @@ class Caretaker(ABC):
     async def _look(self) -> None:
         if self._ticks % self._look_ticks == 0:
             self._store.look()
+            self._store.clock.look()
 
     async def _note_progress(self) -> None:
         if progress := self._store.take_progress():

@@ -27,6 +27,7 @@ from mainspring.store.base import (
     WorkerPort,
 )
 from mainspring.store.bell import ENDED, GONE, HELLO, LOOK, SHARE, STOP, WELCOME, Bell, split_ids
+from mainspring.store.clock import StoreClock
 from mainspring.store.pace import Pace
 from mainspring.store.sql import commands, leaving, limited, reads, sharing, upkeep
 from mainspring.store.sql.looking import Looking
@@ -99,8 +100,7 @@ class SqlStore(Looking):
         self._offer: bytes | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
-        self._wall_ms = 0
-        self._started = 0.0
+        self.clock = StoreClock(env)
 
     def _opens(self) -> None:
         """Begin to take calls on the loop that runs."""
@@ -123,10 +123,10 @@ class SqlStore(Looking):
     # Time
 
     def now_ms(self) -> int:
-        return self._wall_ms + int((self.env.monotonic() - self._started) * 1000)
+        return self.clock.now_ms()
 
     def ms_at(self, monotonic: float) -> int:
-        return self._wall_ms + int((monotonic - self._started) * 1000)
+        return self.clock.ms_at(monotonic)
 
     def view_from_thread(self, run: Callable[[Any], T]) -> T:
         """Like `view`, blocking, for threads other than the loop's."""

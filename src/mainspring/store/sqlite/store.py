@@ -97,8 +97,7 @@ class SqliteStore(SqlStore):
 
     def _set_clock(self, connection: apsw.Connection) -> None:
         newest = connection.execute(SQL["newest_times"]).fetchone() or ()
-        self._started = self.env.monotonic()
-        self._wall_ms = max(self.env.wall_ms(), *(ms or 0 for ms in newest))
+        self.clock.set(self.env.wall_ms(), max((ms or 0 for ms in newest), default=0))
 
     # Opening and closing
 

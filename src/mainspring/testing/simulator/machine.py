@@ -30,6 +30,7 @@ class Machine:
         self.loop = loop
         self.rng = rng
         self.wall_offset_ms = 0  # how far the wall clock was moved
+        self.slept_s = 0.0
         self.sockets: dict[str, SimSocket] = {}  # by path
         self.processes: list[Process] = []
         self.loses_messages = 0.0  # how many of all
@@ -89,10 +90,13 @@ class Process(Environment):
     # The environment
 
     def wall_ms(self) -> int:
-        return int((EPOCH_S + self._loop.now) * 1000) + self.machine.wall_offset_ms
+        return int((EPOCH_S + self.since_boot()) * 1000) + self.machine.wall_offset_ms
 
     def monotonic(self) -> float:
         return self._loop.now
+
+    def since_boot(self) -> float:
+        return self._loop.now + self.machine.slept_s
 
     def thread_cpu_ns(self) -> int:
         return int(self._loop.now * 1e9)
