@@ -31,7 +31,7 @@ _LATENCIES = 300
 
 
 @contextlib.contextmanager
-def _server(url: str | None, folder: Path) -> Iterator[str]:
+def server(url: str | None, folder: Path) -> Iterator[str]:
     if url is not None:
         yield url
         return
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--beside", action="store_true", help="also beside a transaction that stays open all the time")
     parser.add_argument("--server", default=None, help="address of a server; schemas bench_... are made in it")
     given = parser.parse_args()
-    with scratch(given.folder) as folder, _server(given.server, folder) as url:
+    with scratch(given.folder) as folder, server(given.server, folder) as url:
         report = Report(
             "postgres", "Durable no-op tasks on Postgres: submit to known result", folder, given.loop, given.out
         )

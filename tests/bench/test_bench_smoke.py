@@ -78,6 +78,13 @@ def test_batching(disk: Path) -> None:
     assert rows["a service of 20 ms, learned / 16"]["ratio"] > 0
 
 
+def test_stealing(disk: Path) -> None:
+    """Both orders are run with and without what moves claims."""
+    rows = rows_of(ran("stealing", disk, "--n", "20", "--runs", "1", "--processes", "2"))
+    assert {row.split(" / ")[0].rsplit(", ", 1)[1] for row in rows} == {"asked", "unasked", "kept"}
+    assert all(row["ratio"] > 0 for row in rows.values())
+
+
 def test_upkeep(disk: Path) -> None:
     """An idle engine is watched, and a busy one is set against itself beside retention and looks."""
     rows = rows_of(ran("upkeep", disk, "--n", "64", "--runs", "1", "--seconds", "0.5"))

@@ -274,7 +274,7 @@ async def test_who_has_nothing_asks_soon_and_then_less_often(monkeypatch: pytest
 
     class Loop:
         def call_later(self, delay: float, call: Any) -> Any:
-            waits.append(round(delay, 2))
+            waits.append(round(delay, 3))
             due.append(call)
             return asyncio.TimerHandle(0.0, call, (), asyncio.get_event_loop())
 
@@ -295,16 +295,16 @@ async def test_who_has_nothing_asks_soon_and_then_less_often(monkeypatch: pytest
     asking.rests()
     port.taken += 1
     due.pop()()
-    assert (asked, waits) == ([], [0.02, 0.02])
-    for _ in range(8):
+    assert (asked, waits) == ([], [0.005, 0.005])
+    for _ in range(10):
         due.pop()()
-    assert asked == [port] * 8
-    assert waits[2:] == [0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0, 1.0]
+    assert asked == [port] * 10
+    assert waits[2:] == [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 1.0, 1.0]
     is_idle = False
     due.pop()()
     assert not due, "until a slot rests again"
     asking.rests()
-    assert waits[-1] == 0.02
+    assert waits[-1] == 0.005
     is_idle, ear.has_others = True, False
     due.pop()()
     asking.rests()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from mainspring.store.base import Lane, Store
 
-_SOON_S = 0.02
-"""What a lane claims ahead starts within about this time (`prefetch_s`), so asking for it sooner gains nothing."""
+_SOON_S = 0.005
+"""Some commits: in a stream of quick tasks the next one has come by then."""
 _MOST_S = 1.0
 
 
