@@ -85,6 +85,13 @@ def test_stealing(disk: Path) -> None:
     assert all(row["ratio"] > 0 for row in rows.values())
 
 
+def test_overload(disk: Path) -> None:
+    """What a flood stored is what ended; memory is read for it, and for map through the same queue."""
+    rows = rows_of(ran("overload", disk, "--n", "3000", "--runs", "1"))
+    assert "refused with QueueFull" in rows["flood of submits / 3000"]["note"]
+    assert len(rows) == 4
+
+
 def test_upkeep(disk: Path) -> None:
     """An idle engine is watched, and a busy one is set against itself beside retention and looks."""
     rows = rows_of(ran("upkeep", disk, "--n", "64", "--runs", "1", "--seconds", "0.5"))
