@@ -388,7 +388,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "bounds",
         "a better task in a class that is known is not passed over",
-        (Edit(claims, "claim", "note(tx, class_id)", "note(tx, class_id, (1 << 62, 0))"),),
+        (Edit(claims, "claim", "note(tx, class_id, place)", "note(tx, class_id, (1 << 62, 0))"),),
     ),
     Safeguard(
         "welcome",
@@ -484,7 +484,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "size of a call",
         "no call is larger than its handler takes",
-        (Edit(Gathering, "form", "self._groups[key], self._size(key)", "self._groups[key], 99"),),
+        (Edit(Gathering, "form", "self._size(key), self._limit(key)", "99, 99.0"),),
     ),
     # Sharing between processes
     Safeguard(
