@@ -293,10 +293,10 @@ class Client:
     async def _pause(self) -> None:
         what = self._rng.choice(({}, {"type": "custom:work"}, {"group": "a"}))
         self._say("pauses", kind=what)
-        await self._engine.manager.pause(**what)
-        self._say("paused", kind=what)
         key = ("", what.get("type", ""), what.get("group", ""))
-        self._world.witness.pauses.setdefault(self._node.process, []).append(key)
+        with self._world.witness.pausing(self._node.process, key):
+            await self._engine.manager.pause(**what)
+        self._say("paused", kind=what)
 
     async def _resume(self) -> None:
         self._say("resumes")

@@ -58,6 +58,7 @@ class Witness:
         self.rows: apsw.Connection | None = None
         self.pauses: dict[Process, list[ClassKey]] = {}  # that somebody in the process was told are in force
         self._resuming = 0
+        self._resumed = 0  # how often somebody was told that pauses are taken back
         self._returned: dict[Process, list[tuple[str, int]]] = {}
         self._had_suspects: set[Process] = set()  # where claims may have waited in their slots
         self.codes: dict[str, set[str]] = {}  # by task: the code of those who submitted or claimed it
@@ -147,11 +148,20 @@ class Witness:
         return any(one.is_stubborn and one.process is process for one in self._running)
 
     @contextlib.contextmanager
+    def pausing(self, process: Process, pause: ClassKey) -> Iterator[None]:
+        """It is in force from the end on; unless it may have been taken back before anybody was told of it."""
+        resumed = self._resumed
+        yield
+        if resumed == self._resumed:
+            self.pauses.setdefault(process, []).append(pause)
+
+    @contextlib.contextmanager
     def resuming(self) -> Iterator[None]:
         """Meanwhile nobody can say which pauses are in force; nor ever again, when it dies in between."""
         self._resuming += 1
         yield
         self.pauses.clear()
+        self._resumed += 1
         self._resuming -= 1
 
     def claimed(self, claims: list[Claimed], tx: Transaction, code: str) -> None:
