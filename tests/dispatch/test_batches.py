@@ -278,6 +278,24 @@ async def test_memory_that_ran_out_is_remembered() -> None:
     assert calls == [16, 8, 4, 4, 8, 4, 4] + [4] * 8
 
 
+async def test_memory_that_runs_out_for_each_item_alone() -> None:
+    """All fail, one by one: their lane does not stand still over calls that nothing may go into."""
+    calls: list[int] = []
+    async with one_slot() as engine:
+
+        @engine.task(batch=Batch(max_size=4), retry=Retry(max_retries=1, delay=0))
+        async def gorged(items: list[int]) -> list[int]:
+            calls.append(len(items))
+            raise MemoryError
+
+        async with Gate(engine):
+            handles = await engine.map(gorged, range(2))
+        for handle in handles:
+            with pytest.raises(ProcessingFailed, match="MemoryError"):
+                await handle.result(timeout=LIMIT_S)
+    assert calls == [2, 1, 1, 1, 1]
+
+
 async def test_cancelled_and_late_tasks_leave_before_the_call() -> None:
     calls: list[list[int]] = []
     async with one_slot() as engine:

@@ -302,7 +302,7 @@ class Gathering(Desk):
 
     def ran_out_of_memory(self, call: Call, fits: int) -> None:
         """No larger call of its like is made again."""
-        self._fits[call.key] = fits
+        self._fits[call.key] = max(1, fits)  # 0: not even one went through
 
     def ran_out_of_time(self, claims: list[Claimed]) -> None:
         """Whose fault it was is not known: each of them comes again in a smaller call."""
