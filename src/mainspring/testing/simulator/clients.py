@@ -27,11 +27,11 @@ from mainspring.testing.simulator.world import Node, World
 
 _DO: Final = {
     "submit_one": 40,
-    "submit_family": 12,
+    "submit_family": 16,
     "submit_key": 8,
     "map_some": 4,
-    "submit_equal": 20,
-    "submit_calls": 6,
+    "submit_equal": 24,
+    "submit_calls": 8,
     "submit_burst": 8,
     "cancel": 16,
     "wait": 14,
@@ -90,9 +90,10 @@ class Client:
     async def live(self) -> None:
         """Do one thing after the other, as long as there is something to do."""
         acts: dict[str, Callable[[], Awaitable[None]]] = {name: getattr(self, f"_{name}") for name in _DO}
-        first = ["wait"] if self._rng.random() < 0.5 else []  # for what others do, who may not know of this process yet
+        if self._rng.random() < 0.6:
+            self._wait_for_what_runs()
         while self._known.left > 0 and self._world.is_troubled:
-            name = first.pop() if first else self._rng.choices(list(_DO), list(_DO.values()))[0]
+            (name,) = self._rng.choices(list(_DO), list(_DO.values()))
             try:
                 await acts[name]()
             except TaskError as exc:
@@ -128,7 +129,10 @@ class Client:
     async def _submit_equal(self) -> None:
         """What others submit too, to be computed once; some ask again when it has grown old."""
         which = self._rng.choice(self._known.equal)
-        await self._submit([self._equal_task(*which) for _ in range(self._rng.choice((1, 1, 1, 2, 4)))])
+        tasks = [self._equal_task(*which) for _ in range(self._rng.choice((1, 1, 1, 2, 4)))]
+        await self._submit(tasks)
+        if self._rng.random() < 0.25:  # others may wait for what comes of it
+            await self._give_up(self._engine.handle(tasks[0].id))
         if self._rng.random() < 0.3:
             await asyncio.sleep(0.4 + self._rng.random())
             await self._submit([self._equal_task(*which)])
@@ -136,18 +140,28 @@ class Client:
     async def _submit_calls(self) -> None:
         """Tasks of one handler that run together, some of them with the same inputs."""
         name = self._rng.choice(_TOGETHER)
-        await self._submit([self._new_task(parents=[], name=name) for _ in range(self._rng.randint(3, 10))])
+        parents = self._some_parents((0, 1))
+        await self._submit(
+            [self._new_task(parents=parents[: n % 2], name=name) for n in range(self._rng.randint(3, 10))]
+        )
 
     async def _submit_burst(self) -> None:
-        """Short work of one length, so that lanes claim ahead; some is given up while it waits there."""
+        """Short work of one length, so that lanes claim ahead; some is given up while it waits there, or is too late
+        then, or its kind is paused.
+        """
         tasks = []
         for _ in range(self._rng.randint(4, 8)):
             plan = {"n": self._known.number(), "do": [["sleep", _SHORT_S]]}
-            task = self._engine.build(self._handlers["work"], (plan, []), {"priority": TaskPriority.NORMAL})
+            options: dict[str, Any] = {"priority": TaskPriority.NORMAL}
+            if self._rng.random() < 0.4:
+                options["deadline"] = _SHORT_S * (1 + 3 * self._rng.random())
+            task = self._engine.build(self._handlers["work"], (plan, []), options)
             self._known.plans[task.id] = plan
             tasks.append(task)
         await self._submit(tasks)
         await asyncio.sleep(_SHORT_S * (1 + 2 * self._rng.random()))
+        if self._rng.random() < 0.3:
+            await self._pause_kind({"type": "custom:work"})
         for task in self._rng.sample(tasks, 3):
             self._node.process.spawn(self._give_up(self._engine.handle(task.id)), "give up")
 
@@ -198,9 +212,9 @@ class Client:
             options["after"] = parents
         if parents:
             options["on_dependency_failure"] = rng.choice(("require", "require", "allow_failure", "skip"))
-        if rng.random() < 0.12:
+        if rng.random() < 0.16:
             options["delay"] = round(rng.choice((0.05, 1.0, 3.0)) * rng.random(), 3)
-        elif rng.random() < 0.12:
+        elif rng.random() < 0.16:
             options["deadline"] = round(0.05 + rng.choice((0.2, 1.0, 5.0)) * rng.random(), 3)
         if rng.random() < (0.5 if self._world.shape.limits else 0.1):
             options["group"] = rng.choice(("a", "b"))
@@ -220,6 +234,7 @@ class Client:
         for id in ids:
             see(Submitted, str(id))
         self._say("submits", tasks=ids)
+        self._node.submitting += 1
         try:
             handles = await self._engine.submit_all(tasks)
         except SubmitIndeterminate as exc:
@@ -231,6 +246,8 @@ class Client:
                 for id in ids:
                     see(Refused, str(id))
             return
+        finally:
+            self._node.submitting -= 1
         self._say("submitted", tasks=[handle.id for handle in handles])
         for handle in handles:
             see(Acknowledged, str(handle.id))
@@ -259,6 +276,12 @@ class Client:
             self._wait_for(handle)
         else:
             await self._await(handle, self._rng.random())
+
+    def _wait_for_what_runs(self) -> None:
+        """For what others do just now, who may not know of this process yet."""
+        for id in self._world.first_unfinished(4):
+            if id in self._known.ids:
+                self._wait_for(self._engine.handle(id))
 
     def _wait_for(self, handle: TaskHandle) -> None:
         self._node.process.spawn(self._await(handle, None), "wait")
@@ -291,7 +314,9 @@ class Client:
         self._world.witness.see(CancelAnswered, str(handle.id), answer)
 
     async def _pause(self) -> None:
-        what = self._rng.choice(({}, {"type": "custom:work"}, {"group": "a"}))
+        await self._pause_kind(self._rng.choice(({}, {"type": "custom:work"}, {"group": "a"})))
+
+    async def _pause_kind(self, what: dict[str, str]) -> None:
         self._say("pauses", kind=what)
         key = ("", what.get("type", ""), what.get("group", ""))
         with self._world.witness.pausing(self._node.process, key):

@@ -11,12 +11,15 @@ from mainspring.environment import Random
 
 FAULTS: Final = ("kill", "untold", "restart", "disk", "outage", "clock", "stall", "swizzle", "bells")
 _PROFILES: Final[tuple[tuple[str, ...], ...]] = (
-    (),  # without faults too
+    (),  # without faults too: only then is what is late somebody's mistake
+    (),
     ("kill",),
     ("kill", "restart"),
     ("restart",),
     ("untold",),
     ("untold", "restart"),
+    ("restart",),
+    ("untold",),
     ("disk",),
     ("disk", "outage"),
     ("clock", "kill", "restart"),
@@ -62,7 +65,7 @@ def draw(rng: Random) -> Shape:
         span_s=rng.choice((1.0, 3.0, 10.0)),
         faults=faults,
         fault_every_s=rng.choice((0.02, 0.06, 0.2)),
-        rolls_out=rng.random() < 0.4,
+        rolls_out=rng.random() < 0.5,
         config=EngineConfig(
             executor=ExecutorConfig(
                 child_prefetch=0
@@ -87,5 +90,7 @@ def draw(rng: Random) -> Shape:
                 drain_s=rng.choice((0.0, 0.3, 30.0)),
             ),
         ),
-        limits=rng.choice(({}, {}, {"a": 1}, {"a": 2, "b": 1})),
+        limits=rng.choice(
+            ({}, {"a": 1}, {"a": 1, "b": 1}) if faults in _LONG else ({}, {}, {"a": 1}, {"a": 2, "b": 1})
+        ),
     )

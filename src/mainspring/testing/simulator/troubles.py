@@ -11,6 +11,7 @@ from mainspring.testing.simulator.disk import UNTOLD, Disk
 from mainspring.testing.simulator.world import LONGEST_STALL_S, Node, World
 
 _DAY_MS = 86_400_000
+_PATIENCE_S = 2.0
 
 
 class Troubles:
@@ -104,6 +105,9 @@ class Troubles:
                 node.disk.break_for(seconds, kind)
 
     async def _jump(self) -> None:
+        """Between submits: a delay that was counted by the clock before it would last by the other one."""
+        if not await self._world.until(lambda: not self._world.is_submitting, _PATIENCE_S):
+            return
         by = self._rng.choice((-1, 1)) * self._rng.choice((1_000, 60_000, 3_600_000, _DAY_MS))
         self._world.note("clock", "jumps", by_ms=by)
         self._world.machine.wall_offset_ms += by

@@ -54,6 +54,7 @@ class Node:
         self.engine: Engine | None = None
         self.is_up = False
         self.is_over = False
+        self.submitting = 0  # calls of clients under way
         self._care = asyncio.Event()
         self._given: dict[int, float] = {}  # tasks that it gave to others that had nothing to do: when it last did
 
@@ -301,8 +302,15 @@ class World:
         jumps_s = DAY_S if "clock" in self.shape.faults else 0.0  # the clock of the next life may lag behind
         return 1_000 + int(1_000 * (jumps_s + stalls_s + LAGS * self.machine.longest_lag_s))
 
+    @property
+    def is_submitting(self) -> bool:
+        return any(node is not None and not node.is_over and node.submitting for node in self.nodes)
+
     def unfinished(self) -> int:
         return int(self._one("SELECT count(*) FROM task WHERE status < 2"))
+
+    def first_unfinished(self, n: int) -> list[TaskId]:
+        return [TaskId(id) for (id,) in self._rows("SELECT id FROM task WHERE status < 2 ORDER BY seq")[:n]]
 
     def _one(self, sql: str) -> Any:
         assert self.witness.rows is not None
