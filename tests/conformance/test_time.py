@@ -151,6 +151,22 @@ async def test_the_clock_never_goes_back(factory: Factory, store: Any) -> None:
         assert (await other.info(later)).submitted >= (await other.info(id)).submitted
 
 
+async def test_who_leaves_ends_nothing_that_nobody_is_told_of(factory: Factory) -> None:
+    """What falls due when a process has signed off is for those who stay, and they are told."""
+    async with opened(factory.make()) as store:
+        port = Port(store)
+        await port.serve()
+        await factory.hold_upkeep(store)
+        async with opened(factory.make()) as leaving:
+            (line,) = await submit(leaving, new(type="custom:unserved", deadline_ms=leaving.now_ms() + 10_000))
+            await leaving._leave()
+            factory.clock.advance(10)
+            await leaving._write_soon(lambda tx: None)
+            assert (await state(store, line)).reason == "ready"
+        store.demand()
+        await port.until(lambda: port.ended_as() == {line: 5})
+
+
 # Counting and looking
 
 

@@ -236,6 +236,8 @@ class PostgresWriter(Writer):
         self._next_event = min(times, default=None)
 
     def _let_time_pass(self, tx: Transaction) -> None:
+        if self._leaving:
+            return
         is_due = self._next_due is not None and self._next_due <= tx.now_ms
         is_overdue = self._next_deadline is not None and self._next_deadline <= tx.now_ms
         if is_due:

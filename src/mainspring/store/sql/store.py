@@ -186,6 +186,7 @@ class SqlStore(Looking):
             return
         self._closed = True
         self._ends(0)  # whoever waits for room waits for nothing
+        self._writer.leave()
         try:
             await self._write_soon(lambda tx: leaving.hand_back(tx, tx.memory.owner))
             await self._write_soon(self._sign_off)

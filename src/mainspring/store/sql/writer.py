@@ -61,6 +61,7 @@ class Writer(ABC):
         self.signal = env.signal()
         self._monotonic = env.monotonic
         self._stopping = False
+        self._leaving = False
         self._more = False  # the last commit handed over as much as one may, or left ends to go on: there can be more
         self._is_travelling = False
         self._is_astray = True  # what memory says of ready classes may be wrong
@@ -142,8 +143,12 @@ class Writer(ABC):
         self._is_astray = True
         self.signal.raise_()
 
+    def leave(self) -> None:
+        """Write only what is asked for: what falls due or is under way is for others, as nobody would be told of it."""
+        self._leaving = True
+
     def stop(self) -> None:
-        self._stopping = True
+        self._stopping = self._leaving = True
         self.signal.raise_()
 
     def run(self) -> Iterator[None]:
@@ -155,7 +160,7 @@ class Writer(ABC):
             operations = []
             while self._inbox:
                 operations.append(self._inbox.popleft())
-            if operations or not self._stopping:
+            if operations or not self._leaving:
                 self.commit(Group(operations))
             if self._stopping and (not self._inbox or not self.is_open):
                 break
@@ -215,7 +220,7 @@ class Writer(ABC):
             body(tx, group)
             if tx.is_loosened:
                 self._is_astray = True
-            if self._is_travelling:
+            if self._is_travelling and not self._leaving:
                 graph.go_on(tx)
             self._look_ahead(tx)
             self._let_time_pass(tx)
@@ -255,6 +260,8 @@ class Writer(ABC):
         self._next_event = upkeep.next_event_ms(tx)
 
     def _let_time_pass(self, tx: Transaction) -> None:
+        if self._leaving:
+            return
         if self._next_event is not None and self._next_event <= tx.now_ms:
             upkeep.promote(tx)
             upkeep.expire(tx)
