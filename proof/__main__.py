@@ -4,6 +4,7 @@ python -m proof --list          what there is, and how long it takes
 python -m proof                 all of it at full size
 python -m proof --ci            all of it at the size for each change
 python -m proof disk kills      only these
+python -m proof disk --write    their parts of docs/proof.md, too; all others stay as they are
 """
 
 from __future__ import annotations
@@ -125,6 +126,14 @@ def section(run: Run) -> str:
     return "\n".join([f"## {_title(run.program)}", "", about, *verdict, "", *table, ""])
 
 
+def page(before: str, runs: Sequence[Run]) -> str:
+    """Return the page with the parts of these runs in place of their earlier ones; what is no program any more goes."""
+    parts = {part.partition("\n")[0]: f"## {part}" for part in before.split("\n## ")[1:]}
+    parts |= {_title(run.program): section(run) for run in runs}
+    kept = [parts[title].rstrip("\n") + "\n" for title in map(_title, PROGRAMS) if title in parts]
+    return "\n".join([head(PROGRAMS), *kept])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m proof", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -133,10 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these: " + ", ".join(names))
     parser.add_argument("--list", action="store_true", help="say what there is, and run nothing")
     parser.add_argument("--ci", action="store_true", help="the sizes for each change")
-    parser.add_argument("--write", action="store_true", help="write docs/proof.md also when it is not all at full size")
+    parser.add_argument("--write", action="store_true", help="write docs/proof.md also when only some are run")
     given = parser.parse_args(arguments)
     if unknown := set(given.names) - set(names):
         parser.error(f"there is no {', '.join(sorted(unknown))}")
+    if given.ci and given.write:
+        parser.error("--write keeps what full sizes say: leave out --ci")
     programs = FOR_EACH_CHANGE if given.ci else PROGRAMS
     chosen = [program for program in programs if program.name in (given.names or names)]
     for program in chosen:
@@ -150,9 +161,9 @@ def _run_all(programs: Sequence[Program], *, is_written: bool) -> int:
     for program in programs:
         print(f"\n== {program.command}", flush=True)
         runs.append(run(program))
-    if is_written:
-        PAGE.write_text("\n".join([head(programs), *map(section, runs)]))
-        print(f"\nwritten to {PAGE.relative_to(ROOT)}")
+        if is_written:
+            PAGE.write_text(page(PAGE.read_text(), [runs[-1]]))
+            print(f"written to {PAGE.relative_to(ROOT)}", flush=True)
     missed = [done.program.command for done in runs if not done.is_met]
     if missed:
         print(f"not met: {', '.join(missed)}", file=sys.stderr)

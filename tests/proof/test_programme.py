@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from proof.__main__ import PAGE, PROGRAMS, Program, Run, head, main, run, section
+from proof.__main__ import PAGE, PROGRAMS, Program, Run, head, main, page, run, section
 
 from proof import ROOT
 
@@ -68,6 +68,27 @@ def test_a_section_of_the_page() -> None:
     assert "Not everything" in plain
     assert "```text\n30\n" in plain
     assert plain.endswith("49\n```\n")
+
+
+def test_a_part_of_the_page_is_written_and_the_others_stay() -> None:
+    """In the order in which programs run, whichever ran last; parts of programs that are no more go."""
+    first, *_, last = PROGRAMS
+    both = page(
+        "# Proof\n\n## proof.gone\n\nOld.\n", [Run(last, True, 0.0, "| new |"), Run(first, True, 0.0, "| kept |")]
+    )
+    assert both.startswith(head(PROGRAMS))
+    again = page(both, [Run(last, True, 0.0, "| newer |")])
+    assert again.replace("| newer |", "| new |") == both
+    assert again.index("| kept |") < again.index("| newer |")
+    assert "proof.gone" not in both
+    assert page(again, []) == again
+
+
+def test_small_sizes_are_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the sizes for each change say is not what the page tells."""
+    with pytest.raises(SystemExit):
+        main(["--ci", "--write"])
+    assert "leave out --ci" in capsys.readouterr().err
 
 
 def test_a_program_that_fails_is_not_met(capfd: pytest.CaptureFixture[str]) -> None:
