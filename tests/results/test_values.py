@@ -14,6 +14,7 @@ from tests.engine import process_work
 from tests.engine.support import LIMIT_S, engine_on, value
 
 from mainspring import Context, Engine, TaskStatus
+from mainspring.tasks.codec import encode
 
 pytestmark = pytest.mark.anyio
 MEGA = 1 << 20
@@ -95,6 +96,23 @@ async def test_large_results_of_returned_handles(engine: Engine, same: Any) -> N
     parent = await engine.submit(spread)
     assert await value(await engine.submit(lengths, parent)) == [MEGA] * 3
     assert [text[0] for text in await value(parent)] == ["0", "1", "2"]
+
+
+async def test_bytes_like_a_reference_beside_one(engine: Engine) -> None:
+    """A result is put where its handle stood, and nowhere else."""
+
+    @engine.task
+    async def pair(number: int, raw: bytes) -> list[Any]:
+        return [number, raw]
+
+    @engine.task
+    async def number() -> int:
+        return 7
+
+    handle = await engine.submit(number)
+    mark = encode(handle)[0]
+    assert handle.id.bytes in mark
+    assert await value(await engine.submit(pair, handle, mark)) == [7, mark]
 
 
 def remove_files(folder: Path, above: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -32,6 +33,7 @@ from mainspring.tasks.codec import (
     json_schema,
     refs_in,
     to_json,
+    with_results,
 )
 from mainspring.tasks.lifecycle import ALLOWED, TRANSITIONS, as_markdown
 
@@ -195,3 +197,46 @@ def test_a_text_is_no_bytes() -> None:
     assert convert({"a": [b"\xff"]}, dict[str, list[bytes]]) == {"a": [b"\xff"]}
     with pytest.raises(InvalidInput, match="Expected `bytes`, got `str`"):
         convert({"a": ["abcd"]}, dict[str, list[bytes]])
+
+
+IDS = [TaskId(bytes([n]) * 16) for n in range(3)]
+MARK = encode(Ref(IDS[0]))[0]
+"""A reference, as it is stored: bytes that hold it are no reference."""
+WITH_REFS = st.recursive(
+    PLAIN | st.sampled_from([Ref(id) for id in IDS]) | st.sampled_from([MARK, MARK[:4], IDS[0].bytes]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("ab"), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(WITH_REFS, st.lists(PLAIN, min_size=3, max_size=3))
+def test_results_are_put_in_place_as_bytes(value: Any, results: list[Any]) -> None:
+    """Whatever stands around a reference: what comes of it is what decoding and encoding makes of it, or nothing."""
+    data = encode(Custom(value))[0]
+    outputs = {id.bytes: encode(CustomOutput(result))[0] for id, result in zip(IDS, results, strict=True)}
+    whole = with_results(data, outputs)
+    if whole is not None:
+        assert decode_input(whole) == decode_input(data, dict(zip(IDS, results, strict=True)))
+    else:
+        assert data.count(MARK[:2]) != len(list(_refs_of(value)))
+
+
+def _refs_of(value: Any) -> Iterator[Ref]:
+    if isinstance(value, Ref):
+        yield value
+    for item in value if isinstance(value, list) else value.values() if isinstance(value, dict) else ():
+        yield from _refs_of(item)
+
+
+def test_what_only_looks_like_a_reference_stays() -> None:
+    """Bytes that hold one, and results that are not given or of another kind, are left to the decoder."""
+    output = encode(CustomOutput([1, 2]))[0]
+    data = encode(Custom({"a": Ref(IDS[0]), "b": MARK}))[0]
+    assert with_results(data, {IDS[0].bytes: output}) is None
+    data = encode(Custom([Ref(IDS[0]), Ref(IDS[1]), Ref(IDS[0])]))[0]
+    assert with_results(data, {IDS[0].bytes: output}) is None
+    assert with_results(data, {IDS[0].bytes: output, IDS[1].bytes: encode(TextOutput("x"))[0]}) is None
+    whole = with_results(data, {IDS[0].bytes: output, IDS[1].bytes: encode(CustomOutput("x"))[0]})
+    assert whole == encode(Custom([[1, 2], "x", [1, 2]]))[0]
+    assert with_results(encode(Text(Ref(IDS[0])))[0], {IDS[0].bytes: output}) is None

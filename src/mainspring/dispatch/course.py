@@ -107,7 +107,10 @@ class Course:
             return None
         attempt = Attempt(claim, desk, mark, task)
         is_barred = self._any.is_taken or (desk.mark is not None and self._alone.is_taken)
-        if claim.flags & _NEEDS_CARE or claim.spec is not None or is_barred:
+        care = claim.flags & _NEEDS_CARE
+        if care == HAS_REFS and (whole := self._values.input_at_hand(claim)) is not None:
+            claim.input, claim.parents, care = whole, None, 0
+        if care or claim.spec is not None or is_barred:
             return self._serve_with_care(attempt)
         if self.reservations.types and claim.task_type in self.reservations.types:
             return self._serve_with_care(attempt)

@@ -13,7 +13,7 @@ from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import DependencyNotMet, from_info, invalid
 from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, STANDS_FOR, Claimed, Ended, ParentResult
 from mainspring.tasks import ErrorInfo, TaskId, TaskOutput
-from mainspring.tasks.codec import decode_input, decode_output, encode, refs_in
+from mainspring.tasks.codec import decode_input, decode_output, encode, refs_in, with_results
 from mainspring.tasks.lifecycle import COMPLETED
 
 
@@ -62,6 +62,8 @@ class Values:
         parents = claim.parents
         if not parents:
             return data
+        if (whole := _joined(data, parents)) is not None:
+            return whole
         results: dict[TaskId, Any] = {}
         for id in refs_in(data):
             parent = parents.get(id.bytes)
@@ -70,6 +72,15 @@ class Values:
             else:
                 results[id] = await self._result_of(id, parents)
         return encode(decode_input(data, results))[0]
+
+    def input_at_hand(self, claim: Claimed) -> bytes | None:
+        """Return what `input` does where nothing has to be fetched or converted for it, as most often; else None."""
+        if claim.flags & BLOB_INPUT or claim.parents is None:
+            return None
+        try:
+            return _joined(claim.input, claim.parents)
+        except msgspec.DecodeError:  # `input` says what is wrong
+            return None
 
     async def _result_of(self, id: TaskId, parents: Mapping[bytes, ParentResult]) -> Any:
         parent = parents.get(id.bytes)
@@ -82,6 +93,11 @@ class Values:
             return decode_output(data).value
         nested = {ref: await self._result_of(ref, parents) for ref in refs_in(data)}
         return decode_output(data, nested).value
+
+
+def _joined(data: bytes, parents: Mapping[bytes, ParentResult]) -> bytes | None:
+    """Return an input with results in place, where those are nothing but their bytes."""
+    return with_results(data, {id: parent.output for id, parent in parents.items() if is_at_hand(parent)})  # type: ignore[misc]  # those have one
 
 
 def is_at_hand(ended: Ended | ParentResult) -> bool:

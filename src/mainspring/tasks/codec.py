@@ -14,13 +14,16 @@ import msgspec
 
 from mainspring.errors import InternalError, InvalidInput, invalid
 from mainspring.tasks.identity import TaskId, TaskType
-from mainspring.tasks.payloads import Ref, TaskInput, TaskOutput
+from mainspring.tasks.payloads import Custom, Ref, TaskInput, TaskOutput
 
 if TYPE_CHECKING:
     import numpy
 
 _REF, _ARRAY = 1, 2
 _REF_HEAD = b"\xd8\x01"  # an extension of 16 bytes, of type 1
+_REF_BYTES = 16
+_CUSTOM = msgspec.msgpack.encode(Custom(None))[:-1]
+"""What stands before the value, in a `Custom` as in a `CustomOutput`."""
 _DTYPES = frozenset("?bBhHiIlLqQefdFD")
 BYTES = (bytes, bytearray, memoryview)
 """What `msgspec.convert` need not find written as a text."""
@@ -235,11 +238,36 @@ def with_refs(data: bytes, ids: Mapping[bytes, bytes]) -> bytes:
 
 def refs_in(data: bytes) -> tuple[TaskId, ...]:
     """Return the tasks that stored bytes refer to."""
-    found: dict[bytes, None] = {}
+    return tuple([TaskId(id) for id in dict.fromkeys(_refs(data))])
+
+
+def _refs(data: bytes) -> list[bytes]:
+    """Return the ids in all references, in their order."""
+    found: list[bytes] = []
 
     def note(code: int, raw: memoryview) -> Any:
         if code == _REF:
-            found[bytes(raw)] = None
+            found.append(bytes(raw))
 
     msgspec.msgpack.decode(data, ext_hook=note)
-    return tuple([TaskId(id) for id in found])
+    return found
+
+
+def with_results(data: bytes, outputs: Mapping[bytes, bytes]) -> bytes | None:
+    """Return a stored `Custom` input with the values of stored outputs, by task, in place of all references.
+
+    None where that takes more than putting bytes in place of bytes: another kind of input or output, an output that is
+    not given, or a value that looks like a reference. Raises msgspec.DecodeError.
+    """
+    if not data.startswith(_CUSTOM):
+        return None
+    first, *others = data.split(_REF_HEAD)
+    if len(others) != len(_refs(data)):
+        return None
+    pieces = [first]
+    for other in others:
+        output = outputs.get(other[:_REF_BYTES])
+        if output is None or not output.startswith(_CUSTOM):
+            return None
+        pieces += (output[len(_CUSTOM) :], other[_REF_BYTES:])
+    return b"".join(pieces)
