@@ -389,6 +389,35 @@ async def test_old_and_unused_results_go(factory: Factory) -> None:
         assert await store.kept() == []
 
 
+async def test_the_bytes_of_what_is_kept_are_counted(factory: Factory) -> None:
+    """As it comes, is kept anew, is used, goes by age, by hand and by the limit: one number, never a sum."""
+
+    async def counted() -> tuple[int, int]:
+        return await store.view(lambda view: view.one("kept_bytes")[0]), sum(kind.bytes for kind in await store.kept())
+
+    size = len(encode(TextOutput("done"))[0])
+    async with opened(factory.make(cache_bytes=4 * size)) as store:
+        port = Port(store)
+        await port.serve()
+        for n in range(7):
+            await put(store, port, bytes([n]) * 20)
+        assert await counted() == (7 * size, 7 * size)
+        assert await store.write(upkeep.prune_kept) is False
+        assert await counted() == (4 * size, 4 * size)
+        factory.clock.advance(120)
+        await submit(store, same(bytes([6]) * 20, keep_ms=60_000))  # what is kept is too old for it
+        again = encode(TextOutput("done again"))[0]
+        await port.finish(does(await port.take(), bytes([6]) * 20), output=again, output_bytes=len(again))
+        longer = len(again)
+        assert await counted() == (3 * size + longer,) * 2
+        await submit(store, same(bytes([5]) * 20))
+        assert await counted() == (3 * size + longer,) * 2
+        await store.purge(version="none")
+        assert await counted() == (3 * size + longer,) * 2
+        assert await store.purge(type=WORK) == 4
+        assert await counted() == (0, 0)
+
+
 async def test_a_result_beyond_the_whole_limit_is_not_kept(factory: Factory) -> None:
     """One value never drives out all others."""
     async with opened(factory.make(cache_bytes=3)) as store:

@@ -35,6 +35,9 @@ SHAPE = {
         WHERE connamespace = $1::text::regnamespace AND contype <> 'n' ORDER BY 1, 2""",
     "functions": """SELECT proname::text, pg_get_functiondef(oid) FROM pg_proc
         WHERE pronamespace = $1::text::regnamespace ORDER BY 1""",
+    "triggers": """SELECT tgname::text, pg_get_triggerdef(pg_trigger.oid)
+        FROM pg_trigger JOIN pg_class ON tgrelid = pg_class.oid
+        WHERE relnamespace = $1::text::regnamespace AND NOT tgisinternal ORDER BY 1""",
     "sequences": "SELECT sequencename::text FROM pg_sequences WHERE schemaname = $1 ORDER BY 1",
 }
 
@@ -69,6 +72,21 @@ async def migrated(schema: str) -> None:
 
 def version(schema: str) -> int:
     return int(postgres.ask(f"SELECT version FROM {schema}.store")[0][0])
+
+
+async def test_what_was_kept_before_is_counted(older: PostgresFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step that begins to count the bytes of kept results begins with those that are there."""
+    with monkeypatch.context() as before:
+        before.setattr(connection, "SCHEMA_VERSION", 3)
+        await migrated(older.schema)
+    postgres.ask(
+        f"""INSERT INTO {older.schema}.cache
+            (key, namespace, type, version, output, flags, bytes, made_ms, expires_ms, used_ms)
+        SELECT n::text::bytea, 'a', 't', '1', '', 0, n, n, n, n FROM generate_series(1, 9) AS n"""
+    )
+    await migrated(older.schema)
+    postgres.ask(f"DELETE FROM {older.schema}.cache WHERE bytes > 7")
+    assert postgres.ask(f"SELECT bytes FROM {older.schema}.kept_size") == [(28,)]
 
 
 async def test_a_migrated_schema_is_like_a_new_one(older: PostgresFactory) -> None:

@@ -28,7 +28,6 @@ LOOKS = {
     "ids_by_end": "a person who types the end of an id, in the index of ids alone",
     "unfinished_specs": "which models unfinished tasks name: asked for by a person, and no ended task is walked over",
     "kept_kinds": "a person's list of kept results",
-    "kept_bytes": "sums kept results up, in an index alone, at each turn of whoever leads",
     "attempts_since": "a person's ledger: all attempts since a moment",
     "unfinished_by_reason": "a person's look at what waits: so many of each index at most",
     "held_by_workers": "counts what is held now, as held_by_status does",
@@ -42,7 +41,7 @@ TABLES = (
     "audit"
 ).split()
 """What grows with tasks."""
-SMALL = "store class tally worker serves usage offer handler pause group_limit".split()
+SMALL = "store kept_size class tally worker serves usage offer handler pause group_limit".split()
 """They hold rows for each process, class, group or handler."""
 SORTED = {
     "inbox_of_key": "what has come under one key and is not taken in yet",

@@ -44,9 +44,9 @@ HOT = (
     "prune_progress prune_stands_for prune_payload_blobs prune_retried blob_in_use whole_task attempts_of parents_ids "
     "retry_links depends_on next_cascade add_news span_of_news news_after drop_news another_worker status_and_id "
     "class_and_id retried_as edges_of known_id asked_to_stop timeouts_of note_cancel to_renew copy_payload_blobs "
-    "insert_done kept use_kept keep drop_expired leaders leaders_of leader_of join_flight leave_flight leave_flights "
-    "held_in_group newest_limit limits_after rate_used use_rate lead_flight followers follow take_lead add_flags share "
-    "share_failure"
+    "insert_done kept use_kept keep kept_bytes drop_expired leaders leaders_of leader_of join_flight leave_flight "
+    "leave_flights held_in_group newest_limit limits_after rate_used use_rate lead_flight followers follow take_lead "
+    "add_flags share share_failure"
 ).split()
 
 
@@ -104,6 +104,12 @@ def test_claims_and_looks_use_partial_indexes(connection: apsw.Connection) -> No
         "held_in_group": "task_slot",
     }.items():
         assert any(index in step for step in plan(connection, name)), name
+
+
+def test_the_size_of_what_is_kept_is_one_row(connection: apsw.Connection) -> None:
+    """However many results are kept, each look at their limit reads one number."""
+    assert plan(connection, "kept_bytes") == ["SCAN kept_size"]
+    assert connection.execute("SELECT count(*) FROM kept_size").get == 1
 
 
 # The CHECKs against the lifecycle table

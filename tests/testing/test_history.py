@@ -138,6 +138,7 @@ SPOILT = [
     ("flights", "does not know", "UPDATE task SET flags = 0 WHERE seq = (SELECT task FROM flight WHERE leads = 1)"),
     ("cache", "wrongly", "UPDATE cache SET expires_ms = 0"),
     ("cache", "wrongly", "UPDATE cache SET digest = 'x'"),
+    ("kept_size", "wrongly", "UPDATE kept_size SET bytes = bytes + 1"),
     ("groups", "wrongly", "UPDATE task SET flags = flags | 512 WHERE seq = {ready}"),
     (
         "limits",

@@ -31,6 +31,7 @@ _NEEDS: Final = {
     "vectors": "vector_record",
     "flights": "flight",
     "cache": "cache",
+    "kept_size": "kept_size",
     "groups": "group_limit",
     "limits": "group_limit",
 }

@@ -141,6 +141,12 @@ SELECT NULL AS id, 'keeps a result of type ' || type || ' wrongly' AS what, byte
 FROM cache WHERE bytes < 0 OR expires_ms < made_ms OR (flags & 32 <> 0) <> (digest IS NOT NULL)
     OR (digest IS NOT NULL AND length(digest) <> length(output));
 
+-- name: kept_size
+-- The bytes of what is kept are counted as adding them up does.
+SELECT NULL AS id, 'counts the bytes of kept results wrongly' AS what, kept_size.bytes AS counted,
+    CAST(coalesce((SELECT sum(bytes) FROM cache), 0) AS BIGINT) AS bytes
+FROM kept_size WHERE kept_size.bytes <> (SELECT coalesce(sum(bytes), 0) FROM cache);
+
 -- name: owners
 -- A claim is held by a worker that has not signed off; so is what a worker says it serves.
 SELECT task.id, 'is held by nobody' AS what, seq, owner, worker.ended_ms FROM task LEFT JOIN worker ON worker.id = owner

@@ -46,6 +46,7 @@ OTHERWISE: Final = {
     "usage": "is of processes that are alive now",
     "inbox": "is taken in before: a move begins when it is empty",
     "store": "is about this schema",
+    "kept_size": "is counted anew as the kept results come in",
 }
 """Tables that don't, and what becomes of what they hold."""
 ONE_SIDED: Final[dict[str, frozenset[str]]] = {

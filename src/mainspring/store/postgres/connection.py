@@ -24,7 +24,7 @@ from mainspring.errors import (
 )
 from mainspring.store.postgres.statements import MIGRATIONS, SCHEMA
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 OLDEST_SERVER: Final = 14
 WRITING: Final = 0x4D535052  # "MSPR": locks of this number are ours; the second number is the schema's
 UPKEEP: Final = 0x4D535055

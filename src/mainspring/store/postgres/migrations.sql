@@ -70,3 +70,23 @@ CREATE TABLE group_limit (
 CREATE INDEX attempt_ended ON attempt (ended_ms);
 ALTER TABLE pause ADD COLUMN who text NOT NULL DEFAULT '';
 ALTER TABLE worker ADD COLUMN slots text;
+
+-- name: to_4
+CREATE TABLE kept_size (
+    bytes    bigint NOT NULL,
+    only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one)
+) WITH (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+INSERT INTO kept_size (bytes) SELECT coalesce(sum(bytes), 0) FROM cache;
+CREATE FUNCTION count_cache() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$BEGIN
+        IF TG_OP = 'INSERT' THEN
+            UPDATE kept_size SET bytes = kept_size.bytes + (SELECT coalesce(sum(came.bytes), 0) FROM came);
+        ELSIF TG_OP = 'DELETE' THEN
+            UPDATE kept_size SET bytes = kept_size.bytes - (SELECT coalesce(sum(went.bytes), 0) FROM went);
+        ELSE
+            UPDATE kept_size SET bytes = kept_size.bytes + new.bytes - old.bytes;
+        END IF;
+        RETURN NULL;
+    END$$;
+CREATE TRIGGER cache_came AFTER INSERT ON cache REFERENCING NEW TABLE AS came EXECUTE FUNCTION count_cache();
+CREATE TRIGGER cache_went AFTER DELETE ON cache REFERENCING OLD TABLE AS went EXECUTE FUNCTION count_cache();
+CREATE TRIGGER cache_changed AFTER UPDATE OF bytes ON cache FOR EACH ROW EXECUTE FUNCTION count_cache();

@@ -782,7 +782,7 @@ ON CONFLICT (key) DO UPDATE SET output = excluded.output, flags = excluded.flags
 SELECT namespace, type, version, count(*), sum(bytes)::bigint, min(made_ms) FROM cache GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
 
 -- name: kept_bytes
-SELECT coalesce(sum(bytes), 0)::bigint FROM cache;
+SELECT bytes FROM kept_size;
 
 -- name: drop_expired
 DELETE FROM cache WHERE key = ANY (ARRAY(SELECT key FROM cache WHERE expires_ms <= $1 LIMIT $2));

@@ -1,4 +1,4 @@
--- Version 3. The same tables as SQLite's, in a schema of their own; what differs says why. Codes of status and reason
+-- Version 4. The same tables as SQLite's, in a schema of their own; what differs says why. Codes of status and reason
 -- stand in tasks/lifecycle.py, flags in store/base.py. Times are milliseconds since 1970 by the store's clock.
 
 -- What this schema is: one row.
@@ -271,6 +271,27 @@ CREATE TABLE cache (
 CREATE INDEX cache_expires ON cache (expires_ms);
 CREATE INDEX cache_used ON cache (used_ms, bytes);
 CREATE INDEX cache_digest ON cache (digest) WHERE digest IS NOT NULL;
+
+-- How many bytes all of them have: one row, counted by whatever changes them, so that no look at the limit adds them up. What
+-- changes them runs alone, so that nobody waits for this row; notes of use change no bytes, and leave it.
+CREATE TABLE kept_size (
+    bytes    bigint NOT NULL,
+    only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one)
+) WITH (fillfactor = 20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+INSERT INTO kept_size (bytes) VALUES (0);
+CREATE FUNCTION count_cache() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$BEGIN
+        IF TG_OP = 'INSERT' THEN
+            UPDATE kept_size SET bytes = kept_size.bytes + (SELECT coalesce(sum(came.bytes), 0) FROM came);
+        ELSIF TG_OP = 'DELETE' THEN
+            UPDATE kept_size SET bytes = kept_size.bytes - (SELECT coalesce(sum(went.bytes), 0) FROM went);
+        ELSE
+            UPDATE kept_size SET bytes = kept_size.bytes + new.bytes - old.bytes;
+        END IF;
+        RETURN NULL;
+    END$$;
+CREATE TRIGGER cache_came AFTER INSERT ON cache REFERENCING NEW TABLE AS came EXECUTE FUNCTION count_cache();
+CREATE TRIGGER cache_went AFTER DELETE ON cache REFERENCING OLD TABLE AS went EXECUTE FUNCTION count_cache();
+CREATE TRIGGER cache_changed AFTER UPDATE OF bytes ON cache FOR EACH ROW EXECUTE FUNCTION count_cache();
 
 -- Equal work under way: one task of a key leads, the others follow.
 CREATE TABLE flight (

@@ -26,7 +26,7 @@ from mainspring.store.liveness import living_names
 from mainspring.store.sqlite.statements import MIGRATIONS, SCHEMA
 
 APPLICATION_ID = 0x4D53_5052  # "MSPR"
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "ceph"})
 INCREMENTAL = 2
 _CACHE_KIB = 64 * 1024

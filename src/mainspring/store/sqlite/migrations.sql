@@ -68,3 +68,19 @@ CREATE TABLE group_limit (
 CREATE INDEX attempt_ended ON attempt (ended_ms);
 ALTER TABLE pause ADD COLUMN who TEXT NOT NULL DEFAULT '';
 ALTER TABLE worker ADD COLUMN slots TEXT;
+
+-- name: to_6
+CREATE TABLE kept_size (
+    only_one INTEGER PRIMARY KEY CHECK (only_one = 1),
+    bytes    INTEGER NOT NULL
+) STRICT;
+INSERT INTO kept_size (only_one, bytes) SELECT 1, coalesce(sum(bytes), 0) FROM cache;
+CREATE TRIGGER cache_came AFTER INSERT ON cache BEGIN
+    UPDATE kept_size SET bytes = bytes + new.bytes;
+END;
+CREATE TRIGGER cache_went AFTER DELETE ON cache BEGIN
+    UPDATE kept_size SET bytes = bytes - old.bytes;
+END;
+CREATE TRIGGER cache_changed AFTER UPDATE OF bytes ON cache BEGIN
+    UPDATE kept_size SET bytes = bytes + new.bytes - old.bytes;
+END;

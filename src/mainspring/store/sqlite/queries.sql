@@ -635,14 +635,16 @@ WHERE key IN (SELECT unhex(value) FROM json_each(?)) AND expires_ms > ?;
 UPDATE cache SET used_ms = ? WHERE key = ?;
 
 -- name: keep
-INSERT OR REPLACE INTO cache (key, namespace, type, version, output, flags, digest, bytes, made_ms, expires_ms, used_ms)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO cache (key, namespace, type, version, output, flags, digest, bytes, made_ms, expires_ms, used_ms)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (key) DO UPDATE SET output = excluded.output, flags = excluded.flags, digest = excluded.digest,
+    bytes = excluded.bytes, made_ms = excluded.made_ms, expires_ms = excluded.expires_ms, used_ms = excluded.used_ms;
 
 -- name: kept_kinds
 SELECT namespace, type, version, count(*), sum(bytes), min(made_ms) FROM cache GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
 
 -- name: kept_bytes
-SELECT coalesce(sum(bytes), 0) FROM cache;
+SELECT bytes FROM kept_size;
 
 -- name: drop_expired
 DELETE FROM cache WHERE key IN (SELECT key FROM cache WHERE expires_ms <= ? LIMIT ?);

@@ -1,4 +1,4 @@
--- Version 5. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
+-- Version 6. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
 -- since 1970 by the store's clock.
 
 -- What tasks of one kind have in common, interned: it leads the ready index, so that a class that may not run now costs
@@ -224,6 +224,22 @@ CREATE TABLE cache (
 CREATE INDEX cache_expires ON cache (expires_ms);
 CREATE INDEX cache_used ON cache (used_ms, bytes);
 CREATE INDEX cache_digest ON cache (digest) WHERE digest IS NOT NULL;
+
+-- How many bytes all of them have: one row, counted by whatever changes them, so that no look at the limit adds them up.
+CREATE TABLE kept_size (
+    only_one INTEGER PRIMARY KEY CHECK (only_one = 1),
+    bytes    INTEGER NOT NULL
+) STRICT;
+INSERT INTO kept_size (only_one, bytes) VALUES (1, 0);
+CREATE TRIGGER cache_came AFTER INSERT ON cache BEGIN
+    UPDATE kept_size SET bytes = bytes + new.bytes;
+END;
+CREATE TRIGGER cache_went AFTER DELETE ON cache BEGIN
+    UPDATE kept_size SET bytes = bytes - old.bytes;
+END;
+CREATE TRIGGER cache_changed AFTER UPDATE OF bytes ON cache BEGIN
+    UPDATE kept_size SET bytes = bytes + new.bytes - old.bytes;
+END;
 
 -- Equal work under way: one task of a key leads, the others follow.
 CREATE TABLE flight (

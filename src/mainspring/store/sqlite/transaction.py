@@ -44,10 +44,8 @@ class SqliteTransaction(Transaction):
         return row
 
     def changed(self, name: str, *values: Any) -> int:
-        connection = self.cursor.connection
-        before = connection.total_changes()
         self.cursor.execute(SQL[name], values)
-        return int(connection.total_changes() - before)
+        return int(self.cursor.connection.changes())  # without what triggers changed
 
     def listed(self, numbers: Sequence[int]) -> str:
         return str(list(numbers))
