@@ -6,15 +6,16 @@ import contextlib
 import os
 import resource
 import sys
-import time
 from typing import NamedTuple
 
 MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
 """Bytes in which getrusage counts."""
+_PAGE = resource.getpagesize()
 
 
 class Sample(NamedTuple):
     cpu_s: float  # all threads, and processes it started and waited for
+    total_cpu_s: float  # of its whole life so far
     peak_bytes: int | None  # highest resident memory since `start`; None where the system can't tell
     resident_bytes: int | None  # now
 
@@ -25,32 +26,50 @@ class Meter:
     CPU is exact. The peak is the kernel's own high-water mark, reset at `start` (Linux; proc(5): writing 5 to
     clear_refs), so it includes what the interpreter and its modules hold; it may lag by some pages per core. Memory of
     processes that the work starts is not in it.
+
+    Reading that mark costs more than most quick work. Memory grows by page faults alone: where there was none since
+    what is resident was last read, the peak is that.
     """
 
     def __init__(self) -> None:
         self._start_s = 0.0
-        self._clear = self._status = -1
+        self._faults = -1  # as of the last reading
+        self._resident = 0
+        self._clear = self._status = self._statm = -1
         with contextlib.suppress(OSError):
             self._status = os.open("/proc/self/status", os.O_RDONLY)
+            self._statm = os.open("/proc/self/statm", os.O_RDONLY)
             self._clear = os.open("/proc/self/clear_refs", os.O_WRONLY)
 
     def start(self) -> None:
         if self._clear >= 0:
             os.pwrite(self._clear, b"5", 0)
-        self._start_s = self.cpu_s()
+        self._start_s = _used()[0]
 
     def stop(self) -> Sample:
-        cpu_s = self.cpu_s() - self._start_s
+        total_s, faults = _used()
+        cpu_s = total_s - self._start_s
         if self._clear < 0:
-            return Sample(cpu_s, None, None)
-        status = os.pread(self._status, 8192, 0)
-        return Sample(cpu_s, _kib(status, b"VmHWM:"), _kib(status, b"VmRSS:"))
+            return Sample(cpu_s, total_s, None, None)
+        if faults != self._faults:
+            self._faults = faults
+            status = os.pread(self._status, 8192, 0)
+            self._resident = _kib(status, b"VmRSS:")
+            return Sample(cpu_s, total_s, _kib(status, b"VmHWM:"), self._resident)
+        peak, self._resident = self._resident, int(os.pread(self._statm, 256, 0).split(None, 2)[1]) * _PAGE
+        return Sample(cpu_s, total_s, peak, self._resident)
 
     @staticmethod
     def cpu_s() -> float:
         """CPU time of this process so far, with the processes that it has waited for."""
-        waited = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return time.process_time() + waited.ru_utime + waited.ru_stime
+        return _used()[0]
+
+
+def _used() -> tuple[float, int]:
+    """Return the CPU time of this process so far, with the processes that it has waited for, and its page faults."""
+    own, waited = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = own.ru_utime + own.ru_stime + waited.ru_utime + waited.ru_stime
+    return cpu_s, own.ru_minflt + own.ru_majflt
 
 
 def own_peak_bytes() -> int:

@@ -148,13 +148,13 @@ class Link:
         self._running = (key, cancel)
         self._cancel_if_stopped(key, cancel)
 
-    def finished(self, key: Key, report: Report, resident_bytes: int | None) -> None:
+    def finished(self, key: Key, report: Report, sample: Sample | None) -> None:
         """Report an attempt's end; what can't be sent, as too large a result, becomes a failure.
 
         It goes with the next one's start, or from `next` where there is none: whoever dies of the next is known by it.
         """
         self._let_go(key)
-        cpu_s = Meter.cpu_s()
+        cpu_s, resident_bytes = _after(sample)
         try:
             effects = codec.encode(report.effects)[0] if report.effects else None
             bare = msgspec.structs.replace(report, effects=()) if effects else report
@@ -162,10 +162,10 @@ class Link:
         except Exception as exc:  # noqa: BLE001 - values' own methods run when a child task is encoded
             self._pipe.hold(encode(Finished(*key, failed(failure(exc), report.usage), None, cpu_s, resident_bytes)))
 
-    def finished_batch(self, key: Key, batch: BatchReport, resident_bytes: int | None) -> None:
+    def finished_batch(self, key: Key, batch: BatchReport, sample: Sample | None) -> None:
         """Report the end of a batch."""
         self._let_go(key)
-        self.send(FinishedBatch(*key, tuple(batch.reports), batch.calls, batch.fits, Meter.cpu_s(), resident_bytes))
+        self.send(FinishedBatch(*key, tuple(batch.reports), batch.calls, batch.fits, *_after(sample)))
 
     def _let_go(self, key: Key) -> None:
         self._running = None
@@ -270,7 +270,7 @@ class Desk:
         key = (work.id, work.attempt)
         if frame.place not in self._processors:
             self._link.send(Loading(*key))
-        resident_bytes = None
+        sample = None
         try:
             processor = self._processor(frame.place)
             item = item_of(work, Signals(self._link, key), submitter(partial(self._link.store_now, key)))
@@ -282,8 +282,7 @@ class Desk:
                 result = _unstarted()
             else:
                 result, sample = self._measured(processor, item, work.trace)
-                resident_bytes = sample.resident_bytes
-        self._link.finished(key, result, resident_bytes)
+        self._link.finished(key, result, sample)
 
     def _run_batch(self, frame: RunBatch) -> None:
         first = frame.works[0]
@@ -311,7 +310,7 @@ class Desk:
         if os.getpid() != self._pid:  # a fork that the handler let escape: only the original reports
             os._exit(0)
         reports = batch.report(joint, duration, sample.cpu_s, sample.peak_bytes)
-        self._link.finished_batch(key, reports, sample.resident_bytes)
+        self._link.finished_batch(key, reports, sample)
 
     @contextlib.contextmanager
     def _traced(self, trace: Trace | None) -> Iterator[None]:
@@ -342,6 +341,11 @@ class Desk:
         current.reset(token)
         usage = Usage(duration, sample.cpu_s, sample.peak_bytes, context.network_bytes)
         return with_limit(report(outcome, usage)), sample
+
+
+def _after(sample: Sample | None) -> tuple[float, int | None]:
+    """Return the CPU time of this process so far, and its memory now, where work that was measured has just ended."""
+    return (Meter.cpu_s(), None) if sample is None else (sample.total_cpu_s, sample.resident_bytes)
 
 
 def _unstarted() -> Report:
