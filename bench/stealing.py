@@ -200,7 +200,7 @@ def main() -> None:
     with scratch(given.folder) as folder, contextlib.ExitStack() as stack:
         url = None
         if given.server:
-            url = stack.enter_context(server(None if given.server == "start" else given.server, folder))
+            url, _ = stack.enter_context(server(None if given.server == "start" else given.server, folder))
         title = f"Skewed work ({given.work}): from may run to all known"
         report = Report("stealing", title, folder, given.loop, given.out)
         for n in given.n:

@@ -8,10 +8,13 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
+
 from mainspring import Engine, EngineConfig, StoreConfig, TaskManagerConfig
 
 PAYLOAD = "x" * 100
 SUBMITTERS = 64
+WAITS_S = 0.005
 
 
 async def noop(text: str) -> str:
@@ -19,15 +22,28 @@ async def noop(text: str) -> str:
     return text
 
 
+async def waits(text: str) -> str:
+    """Wait for 5 ms, as for a service that answers quickly."""
+    await asyncio.sleep(WAITS_S)
+    return text
+
+
 @contextlib.asynccontextmanager
-async def opened(path: Path | str, *, worker: bool = True, blobs: Path | None = None) -> AsyncIterator[Engine]:
+async def opened(
+    path: Path | str, *, worker: bool = True, blobs: Path | None = None, slots: int | None = None
+) -> AsyncIterator[Engine]:
     """Give an open engine as users have it: full durability, every default, but no limit to the queue.
 
-    `noop` is registered with a timeout, so that the watch over running tasks is part of what is measured.
+    `noop` is registered with a timeout, so that the watch over running tasks is part of what is measured. With `slots`
+    the async lane has so many, and `waits` is registered too.
     """
-    config = EngineConfig(manager=TaskManagerConfig(queue_size=None), store=StoreConfig(blobs=blobs))
-    engine = Engine(path, config, worker=worker)
+    manager = TaskManagerConfig(queue_size=None)
+    if slots is not None:
+        manager = msgspec.structs.replace(manager, async_slots=slots)
+    engine = Engine(path, EngineConfig(manager=manager, store=StoreConfig(blobs=blobs)), worker=worker)
     engine.task(timeout=30)(noop)
+    if slots is not None:
+        engine.task(timeout=30)(waits)
     async with engine:
         yield engine
 

@@ -1,4 +1,4 @@
-"""A worker process for benchmarks: `worker_beside(path, loop)` starts one and gives its process id.
+"""A worker process for benchmarks: `worker_beside(store, loop)` starts one and gives its process id.
 
 Run as a program it opens the store, says `ready`, and works until its standard input ends.
 """
@@ -19,10 +19,10 @@ _STOP_WITHIN_S = 30.0
 
 
 @contextlib.asynccontextmanager
-async def worker_beside(path: Path, loop: str) -> AsyncIterator[int]:
-    """Run a worker on the same file while the block runs; it is ready when the block begins."""
+async def worker_beside(store: Path | str, loop: str, slots: int | None = None) -> AsyncIterator[int]:
+    """Run a worker on the same store while the block runs; it is ready when it begins. `slots`: see `opened`."""
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.worker", str(path), loop,
+        sys.executable, "-m", "bench.worker", str(store), loop, *([] if slots is None else [str(slots)]),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         cwd=_ROOT,
@@ -44,11 +44,11 @@ async def worker_beside(path: Path, loop: str) -> AsyncIterator[int]:
             await child.wait()
 
 
-async def _work(path: Path) -> None:
-    async with opened(path):
+async def _work(store: str, slots: int | None) -> None:
+    async with opened(store, slots=slots):
         print("ready", flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.buffer.read)
 
 
 if __name__ == "__main__":
-    run(lambda: _work(Path(sys.argv[1])), sys.argv[2])
+    run(lambda: _work(sys.argv[1], int(sys.argv[3]) if len(sys.argv) > 3 else None), sys.argv[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -145,6 +146,44 @@ def test_backlog(disk: Path) -> None:
     for what in ("submit", "flow", "flow past paused ones", "memory of the worker"):
         assert rows[f"{what} / 300"]["ratio"] is None
         assert rows[f"{what} / 600"]["ratio"] is not None
+
+
+def test_backlog_on_a_server() -> None:
+    """The same steps on a queue in a schema of a server."""
+    from bench.postgres import store_in
+
+    from bench import backlog
+
+    place = backlog.Place(store_in(postgres.url(), "bench_backlog_smoke"), None)
+    try:
+        filled, submitted, passed = (
+            asyncio.run(step(place, n)) for step, n in ((backlog.fill, 80), (backlog.submit, 64), (backlog.paused, 20))
+        )
+        assert filled["bytes"] > 0
+        assert submitted["rate"] > 0
+        assert passed["p50_ms"] > 0
+        assert postgres.ask("SELECT count(*) FROM bench_backlog_smoke.task WHERE status = 0") == [(80 + 10 + 64,)]
+    finally:
+        postgres.drop("bench_backlog_smoke")
+
+
+def test_engines_on_a_server() -> None:
+    """Two engines do what one submits, for each load, and two plain clients share their rows."""
+    from bench import postgres as bench
+
+    store = bench.store_in(postgres.url(), "bench_engines_smoke")
+    try:
+        timed = asyncio.run(bench.with_engines(store, 2, 40, "auto", None))
+        assert [sample.n for sample, _ in timed] == [40, 10]
+        sample, spent = asyncio.run(bench.plain_clients(postgres.url(), "bench_plain_smoke", 2, 40, None))
+        assert (sample.n, list(spent)) == (40, ["clients"])
+        done = postgres.ask(
+            "SELECT owner, count(*) FROM bench_plain_smoke.job WHERE status = 2 GROUP BY owner ORDER BY 1"
+        )
+        assert sum(n for _, n in done) == 40
+    finally:
+        postgres.drop("bench_engines_smoke")
+        postgres.drop("bench_plain_smoke")
 
 
 def test_reference(disk: Path) -> None:
