@@ -10,6 +10,7 @@ from tests.conformance.kit import AGEING_MS, OUTPUT, Factory, Port, error, new, 
 
 from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.store.base import CANCELLED, COMPLETED, FAILED, HAS_REFS, RELEASED, RETRY, STANDS_FOR, TIMEOUT, NewTask
+from mainspring.store.sql import upkeep
 from mainspring.tasks import TaskStatus
 
 pytestmark = pytest.mark.anyio
@@ -567,6 +568,31 @@ async def test_retry_leaves_alone_what_was_cancelled_by_hand(store: Any, port: P
     await store.retry(root)
     assert (await store.info(by_hand)).retried_as is None
     assert (await store.info(skipped)).retried_as is not None
+
+
+async def test_retention_writes_only_where_something_is_old(
+    factory: Factory, store: Any, port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes through tasks that stay, however many, without a turn of the writer but one a sweep: on a server each
+    would have the writers of all processes wait."""
+    await factory.hold_upkeep(store)
+    done, *_ = await submit(store, *(new() for _ in range(3 * upkeep.STEP + 1)))
+    await port.finish(await port.take())
+    writes = Counter[str]()
+
+    async def write(run: Any, *rest: Any, **options: Any) -> Any:
+        writes["all"] += 1
+        return await type(store).write(store, run, *rest, **options)
+
+    monkeypatch.setattr(store, "write", write)
+    await store._caretaker._sweep()
+    assert writes["all"] == 1
+    assert done in factory.states()
+    factory.clock.advance(8 * 86400)
+    await store._caretaker._sweep()
+    assert writes["all"] == 2
+    assert done not in factory.states()
+    assert len(factory.states()) == 3 * upkeep.STEP
 
 
 async def test_retry_of_what_needs_a_result_that_is_gone(factory: Factory, store: Any, port: Port) -> None:

@@ -547,6 +547,9 @@ SELECT ref, task FROM stands_for WHERE ref = ANY ($1::bigint[]);
 INSERT INTO tombstone (id, status, ended_ms) SELECT * FROM unnest($1::bytea[], $2::smallint[], $3::bigint[])
 ON CONFLICT (id) DO UPDATE SET status = excluded.status, ended_ms = excluded.ended_ms;
 
+-- name: old_tombstone
+SELECT 1 FROM tombstone WHERE ended_ms < $1 LIMIT 1;
+
 -- name: drop_tombstones
 DELETE FROM tombstone WHERE id = ANY (ARRAY(SELECT id FROM tombstone WHERE ended_ms < $1 LIMIT $2));
 

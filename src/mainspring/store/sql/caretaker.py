@@ -139,10 +139,20 @@ class Caretaker(ABC):
         return min(SURELY_S, self._store.config.stall_s)
 
     async def _sweep(self) -> None:
-        """Prune some steps; the next tick goes on where this one ended."""
+        """Go some steps through the tasks; the next tick goes on where this one ended.
+
+        A step is written where there is something to remove, and once a sweep for what else grows old: on a server it
+        runs alone, while the writers of all processes wait.
+        """
         store = self._store
         for _ in range(_SWEEP_STEPS):
-            self._cursor = await store.write(lambda tx: upkeep.prune(tx, self._cursor, store.config))
+            found = await store.view(
+                lambda view: upkeep.look_for_old(view, self._cursor, store.now_ms(), store.fresh_ms, store.config)
+            )
+            if found.has_old or not self._cursor:
+                self._cursor = await store.write(lambda tx: upkeep.prune(tx, self._cursor, store.config))
+            else:
+                self._cursor = found.next
             if not self._cursor:
                 return
 

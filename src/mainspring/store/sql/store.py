@@ -82,6 +82,7 @@ class SqlStore(Looking):
         self.worker_id = env.random_bytes(6).hex()
         self.outage = OutageLog(env)
         self._memory = Memory(config)
+        self.fresh_ms = self._memory.fresh_ms  # retention leaves alone what ended within this time
         self._memory.queue_size = queue_size
         self.counts = self._memory.counts
         self._pace = Pace(env.monotonic(), look_s)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -18,12 +18,15 @@ from mainspring.store.base import (
     CrashEvidence,
 )
 from mainspring.store.sql import graph
-from mainspring.store.sql.transaction import Transaction, first
+from mainspring.store.sql.reads import View
+from mainspring.store.sql.transaction import Row, Transaction, first
 from mainspring.tasks import ErrorInfo
 from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, RUNNING, TIMEOUT
 
 STEP = 500
 """Rows or pages that one transaction moves for upkeep, so that it stays short."""
+_Ended = tuple[int, bytes, int, int]
+"""seq, id, status, ended_ms"""
 _TOO_LATE = ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0)
 _CANCELLED = ErrorInfo(type="TaskCancelled", message="cancelled; its worker died before it could stop", attempts=0)
 _UNHEARD = ErrorInfo(type="TaskCancelled", message="cancelled; its worker was silent and could not stop", attempts=0)
@@ -133,24 +136,28 @@ def _note(tx: Transaction, seq: int, attempt: int, outcome: int, owner: int, err
     )  # fmt: skip
 
 
+class Step(NamedTuple):
+    """What retention finds in a step through the tasks."""
+
+    has_old: bool  # tasks or tombstones that may go
+    next: int  # where the next one begins; 0: there are no more
+
+
+def look_for_old(view: View, after: int, now_ms: int, fresh_ms: int, config: StoreConfig) -> Step:
+    """Look at the tasks of a step from a cursor on, so that nobody who writes waits where all of them stay."""
+    rows = view.rows("prunable", after, STEP)
+    old = _old(rows, dict(view.rows("totals")), now_ms, fresh_ms, config)
+    forgotten = view.one("old_tombstone", int(now_ms - config.keep_tombstones_s * 1000))
+    return Step(bool(old or forgotten), _next(rows))
+
+
 def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
     """Remove ended tasks that are old enough, from a cursor on; returns the new cursor, 0 when the end was reached.
 
     Parents of unfinished tasks stay, and so do tasks whose result another one stands for.
     """
     rows = tx.run("prunable", after, STEP).fetchall()
-    totals: dict[int, int] = dict(tx.run("totals").fetchall())
-    surplus = totals.get(COMPLETED, 0) - config.max_completed
-    old = []
-    for seq, id, status, ended_ms in rows:
-        if status < COMPLETED:
-            continue
-        keep_s = config.keep_completed_s if status == COMPLETED else config.keep_failed_s
-        if status == COMPLETED and surplus > 0 and ended_ms <= tx.now_ms - tx.memory.fresh_ms:
-            surplus -= 1
-        elif ended_ms > tx.now_ms - keep_s * 1000:
-            continue
-        old.append((seq, id, status, ended_ms))
+    old = _old(rows, dict(tx.run("totals").fetchall()), tx.now_ms, tx.memory.fresh_ms, config)
     if old and (free := _not_needed(tx, [seq for seq, *_ in old])):
         _remove(tx, [row for row in old if row[0] in free])
     forgotten_ms = int(tx.now_ms - config.keep_tombstones_s * 1000)
@@ -158,6 +165,28 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
     if after == 0:
         tx.run("drop_audit", STEP, forgotten_ms)
         tx.run("forget_workers", forgotten_ms)
+    return _next(rows)
+
+
+def _old(
+    rows: Sequence[Row], totals: Mapping[int, int], now_ms: int, fresh_ms: int, config: StoreConfig
+) -> list[_Ended]:
+    """Return those that are over and old enough to go, or more than are to be kept."""
+    surplus = totals.get(COMPLETED, 0) - config.max_completed
+    old = []
+    for seq, id, status, ended_ms in rows:
+        if status < COMPLETED:
+            continue
+        keep_s = config.keep_completed_s if status == COMPLETED else config.keep_failed_s
+        if status == COMPLETED and surplus > 0 and ended_ms <= now_ms - fresh_ms:
+            surplus -= 1
+        elif ended_ms > now_ms - keep_s * 1000:
+            continue
+        old.append((seq, id, status, ended_ms))
+    return old
+
+
+def _next(rows: Sequence[Row]) -> int:
     return int(rows[-1][0]) if len(rows) == STEP else 0
 
 
@@ -185,7 +214,7 @@ def _not_needed(tx: Transaction, seqs: Sequence[int]) -> set[int]:
     return free
 
 
-def _remove(tx: Transaction, tasks: Sequence[tuple[int, bytes, int, int]]) -> None:
+def _remove(tx: Transaction, tasks: Sequence[_Ended]) -> None:
     seqs = tx.listed([seq for seq, *_ in tasks])
     for class_id, status in tx.run("prune_tasks", seqs).fetchall():
         tx.count(class_id, status, -1)

@@ -397,6 +397,9 @@ SELECT ref, task FROM stands_for WHERE ref IN (SELECT value FROM json_each(?));
 -- name: add_tombstone
 INSERT OR REPLACE INTO tombstone (id, status, ended_ms) VALUES (?, ?, ?);
 
+-- name: old_tombstone
+SELECT 1 FROM tombstone WHERE ended_ms < ? LIMIT 1;
+
 -- name: drop_tombstones
 DELETE FROM tombstone WHERE id IN (SELECT id FROM tombstone WHERE ended_ms < ? LIMIT ?);
 
