@@ -51,8 +51,11 @@ def redis(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 @contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[tuple[str, int]]:
-    """Give address and process id of a Postgres with its defaults: every commit is synced before it is acknowledged."""
+def postgres(folder: Path, *chosen: str) -> Iterator[tuple[str, int]]:
+    """Give address and process id of a Postgres: every commit is synced before it is acknowledged.
+
+    `chosen` are settings, as NAME=VALUE; all others are its defaults.
+    """
     programs = postgres_folder()
     assert programs is not None
     data = folder / "postgres"
@@ -68,6 +71,8 @@ def postgres(folder: Path) -> Iterator[tuple[str, int]]:
     )  # fmt: skip
     port = _free_port()
     settings = ["-h", "127.0.0.1", "-p", str(port), "-k", str(data)]
+    for setting in chosen:
+        settings += ["-c", setting]
     with (folder / "postgres.log").open("wb") as log:
         server = subprocess.Popen(
             [*as_user, str(programs / "postgres"), "-D", str(data), *settings], stderr=log, cwd="/"

@@ -186,6 +186,19 @@ def test_engines_on_a_server() -> None:
         postgres.drop("bench_plain_smoke")
 
 
+def test_vacuum(tmp_path: Path) -> None:
+    """What flowed through is looked at, table by table."""
+    from bench import vacuum
+
+    try:
+        looks, rate = asyncio.run(vacuum.flow(postgres.url(), "bench_vacuum_smoke", tmp_path, 40, 400))
+        assert looks[-1].done == 40
+        assert looks[-1].tables.keys() >= {"task", "attempt", "tally", "worker"}
+        assert rate > 0
+    finally:
+        postgres.drop("bench_vacuum_smoke")
+
+
 def test_reference(disk: Path) -> None:
     """Ceilings stand beside the engine's own rate."""
     rows = rows_of(ran("reference", disk, "--n", "50", "--runs", "1"))

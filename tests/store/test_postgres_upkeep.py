@@ -117,6 +117,37 @@ async def test_rows_from_a_dump_bring_no_news_of_another_server(factory: Postgre
         assert count(factory, "news", f"xid >= '{ahead}'") == 0
 
 
+async def test_what_died_can_be_removed_and_its_room_is_used_again(factory: PostgresFactory) -> None:
+    """Nothing of ours keeps vacuum away, whatever was looked at before: from the second round of tasks on they take no
+    more room, in tables and indexes."""
+    tables = ("task", "attempt", "tally")
+
+    def size() -> int:
+        names = [f"{factory.schema}.{name}" for name in tables]
+        sizes = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest($1::text[]) AS name"
+        return int(postgres.ask(sizes, names)[0][0])
+
+    async with opened(factory.make()) as store:
+        await factory.hold_upkeep(store)
+        port = Port(store)
+        await port.serve()
+        sizes = []
+        for _ in range(4):
+            await submit(store, *(new() for _ in range(400)))
+            for claim in await port.room(400):
+                port.end(claim)
+            port.lanes["async"].limit -= 400
+            await port.settle()
+            await store.stats()
+            factory.clock.advance(8 * 86_400)
+            await factory.prune(store)
+            assert count(factory, "task") == 0
+            for name in tables:
+                postgres.command(f"VACUUM {factory.schema}.{name}")
+            sizes.append(size())
+    assert max(sizes[2:]) <= 1.1 * sizes[1], sizes
+
+
 def tuples_read(factory: PostgresFactory, index: str) -> int:
     """Return how many entries of an index were looked at so far, dead ones among them."""
     return int(
