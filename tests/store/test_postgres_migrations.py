@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 FIXTURES = Path(__file__).parent / "fixtures"
 VERSION_1 = (FIXTURES / "server_1.sql").read_text(encoding="utf-8")
 STATEMENT = re.compile(r"^-- name: (\w+)\n(.*?);\n*(?=^-- name:|\Z)", re.MULTILINE | re.DOTALL)
-STATEMENTS_OF_2 = STATEMENT.findall((FIXTURES / "server_2_queries.sql").read_text(encoding="utf-8"))
+STATEMENTS_OF_3 = STATEMENT.findall((FIXTURES / "server_3_queries.sql").read_text(encoding="utf-8"))
 SHAPE = {
     "columns": """SELECT relname::text, attname::text, format_type(atttypid, atttypmod), attnotnull,
         pg_get_expr(adbin, adrelid) FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
@@ -147,14 +147,14 @@ async def test_statements_of_the_version_before_still_fit(older: PostgresFactory
     user = await asyncpg.connect(postgres.url(), server_settings={"search_path": older.schema})
     unfit = []
     try:
-        for name, sql in STATEMENTS_OF_2:
+        for name, sql in STATEMENTS_OF_3:
             try:
                 await user.prepare(sql)
             except asyncpg.PostgresError as exc:
                 unfit.append(f"{name}: {exc}")
     finally:
         await user.close()
-    assert len(STATEMENTS_OF_2) > 100
+    assert len(STATEMENTS_OF_3) > 100
     assert unfit == []
 
 
