@@ -127,6 +127,7 @@ SAFEGUARDS: Final = (
         sql={
             "held": ("AND owner = ?", "AND ? IS NOT NULL"),
             "complete_many": ("AND task.owner = v.column6", "AND v.column6 IS NOT NULL"),
+            "hand_back": ("AND task.owner = v.column3", "AND v.column3 IS NOT NULL"),
         },
     ),
     Safeguard(
@@ -143,6 +144,7 @@ SAFEGUARDS: Final = (
         {
             "held": ("AND attempt = ?", "AND ? > 0"),
             "complete_many": ("task.attempt = v.column5", "v.column5 > 0"),
+            "hand_back": ("task.attempt = v.column2", "v.column2 > 0"),
         },
     ),
     Safeguard(

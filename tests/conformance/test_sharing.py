@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from tests.conformance.kit import OTHER, WORK, Factory, Port, new, opened, state, submit
 
-from mainspring.store.base import MAX_RELEASES, RELEASED
+from mainspring.store.base import MAX_RELEASES, RELEASED, Finish
 from mainspring.store.ready import ANYWHERE
+from mainspring.store.sql import outcomes
 
 pytestmark = pytest.mark.anyio
 
@@ -143,3 +144,35 @@ async def test_a_holder_that_dies_in_its_release(factory: Factory, store: Any, p
     assert {(claim.id, claim.attempt, claim.retry_count, claim.crashes) for claim in port.order} == {
         (id, 2, 0, 0) for id in sent
     }
+
+
+async def test_what_has_not_begun_is_released_together(store: Any, port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are handed back in a commit, nobody looks at each: a server is asked once."""
+    ids = await submit(store, *(new() for _ in range(40)))
+    claims = await port.room(40)
+    looked_at: list[Any] = []
+    monkeypatch.setattr(outcomes, "finish_one", lambda tx, finish: looked_at.append(finish))
+    port.lanes["async"].limit -= 40
+    for claim in claims:
+        port.end(claim, RELEASED, is_counted=False)
+    await port.settle()
+    assert looked_at == []
+    assert {(await state(store, id)).reason for id in ids} == {"ready"}
+    assert [claim.id for claim in await port.room(40)] == ids
+
+
+async def test_a_cancel_among_what_is_released_together(store: Any, port: Port) -> None:
+    """What somebody has asked to cancel ends so, and the others are ready again; what was lost meanwhile is told."""
+    first, second, third = await submit(store, *(new() for _ in range(3)))
+    claims = await port.room(3)
+    await store.cancel(second)
+    port.lanes["async"].limit -= 3
+    for claim in claims:
+        port.end(claim, RELEASED, is_counted=False)
+    await port.settle()
+    assert [(await store.info(id)).status.value for id in (first, second, third)] == ["pending", "cancelled", "pending"]
+    assert [claim.id for claim in await port.room(3)] == [first, third]
+    store.finish(Finish(claims[0], RELEASED, store.now_ms(), is_counted=False))
+    await port.settle()
+    assert [finish.claim.id for finish in port.missed] == [first]
+    assert (await state(store, first)).reason == "claimed"

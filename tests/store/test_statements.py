@@ -36,7 +36,7 @@ from mainspring.tasks.lifecycle import (
 HOT = (
     "insert_task last_seq task_by_id insert_edge find_class task_by_key add_key add_tally unfinished heads "
     "next_ready_class ready_class_after claim claim_of_class start complete complete_many held end again "
-    "again_after_crash give_back insert_attempt any_waiting waiting_on edge_of wait_on release_children "
+    "again_after_crash give_back hand_back insert_attempt any_waiting waiting_on edge_of wait_on release_children "
     "delay_children children_after fail_children awaited having_children all_children_of raise_ranks parents_of_all "
     "parents_of parent_results stood_for promote next_due overdue next_deadline heirs_results lacks_parent "
     "state_by_id outcome_by_id held_by put_progress with_live_child stand_for_these prune_tasks prunable "
@@ -165,6 +165,7 @@ MOVES: dict[str, list[tuple[object, ...]]] = {
     "again": [(5, b"x", 1)],
     "again_after_crash": [(5, b"x", 0, 1)],
     "give_back": [(0, 0, 0, 1)],
+    "hand_back": [CLAIM],
     "fail_children": [(status, 9, b"x", "[1]") for status in (FAILED, CANCELLED)],
     "release_children": [(9, "[1]")],
     "delay_children": [("[1]",)],

@@ -211,6 +211,13 @@ UPDATE task SET status = 0, reason = 0, owner = NULL, releases = releases + $1, 
     flags = flags | $3
 WHERE seq = $4 AND owner IS NOT NULL;
 
+-- name: hand_back
+-- PENDING (claimed) -> PENDING (ready), many at once that never began, unless somebody asked for a cancel
+UPDATE task SET reason = 0, owner = NULL
+FROM unnest($1::bigint[], $2::integer[], $3::integer[]) AS v (seq, attempt, owner)
+WHERE task.seq = v.seq AND task.attempt = v.attempt AND coalesce(task.owner, 0) = v.owner AND task.reason = 4
+    AND task.flags & 1 = 0;
+
 -- name: insert_attempt
 INSERT INTO attempt (task, number, outcome, owner, started_ms, ended_ms, duration_us, cpu_us, memory, network, batch,
     wait_ms, lane, error)

@@ -11,7 +11,9 @@ SQL: Final = named(__package__, "queries.sql")
 WITHIN: Final = named(__package__, "inbox.sql")
 """What runs in users' transactions."""
 MIGRATIONS: Final = named(__package__, "migrations.sql")
-WIDE: Final = frozenset("insert_task insert_done insert_edge complete_and_note insert_attempt add_tombstone".split())
+WIDE: Final = frozenset(
+    "insert_task insert_done insert_edge complete_and_note hand_back insert_attempt add_tombstone".split()
+)
 """They take a list for each of their columns."""
 BESIDE_OTHERS: Final = WIDE - {"insert_edge", "add_tombstone"} | frozenset(
     "numbers find_class class_by_id add_class task_by_key task_by_id tombstone_by_id add_key add_payload_blob "

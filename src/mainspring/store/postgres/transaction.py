@@ -14,7 +14,7 @@ from mainspring.store.sql.transaction import Crowded, Memory, Row, Transaction
 _ADD = "ON CONFLICT (class, status, worker) DO UPDATE SET n = old.n + excluded.n"
 _DUE, _DEADLINE = 13, 14
 """Columns of a new task's row."""
-_MOVING = frozenset(("again", "again_after_crash", "delay_children", "give_back", "promote", "overdue"))
+_MOVING = frozenset(("again", "again_after_crash", "delay_children", "give_back", "hand_back", "promote", "overdue"))
 """Statements after which something else may be the next to fall due."""
 
 

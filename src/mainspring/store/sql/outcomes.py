@@ -60,11 +60,16 @@ def start(tx: Transaction, starts: Sequence[tuple[Claimed, int]]) -> None:
 def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
     """Record outcomes in one go. Raises Replay when one of them needs a look of its own."""
     plain: list[Finish] = []
+    unbegun: list[Finish] = []
     for finish in finishes:
         if finish.is_plain:
             plain.append(finish)
+        elif finish.outcome == RELEASED and finish.started_ms is None and not finish.is_counted:
+            unbegun.append(finish)
         else:
             finish_one(tx, finish)
+    if unbegun:
+        _hand_back(tx, unbegun)
     if not plain:
         return
     done = tx.complete(
@@ -81,6 +86,16 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
         tx.count(class_id, completed, n)
     tx.ended += [Ended(f.claim.id, completed, f.output, f.flags, None) for f in plain]
     graph.ended(tx, [(f.claim.seq, completed, f.claim.id) for f in plain])
+
+
+def _hand_back(tx: Transaction, unbegun: Sequence[Finish]) -> None:
+    """Make ready again what others can begin sooner, or what a process that leaves has not begun."""
+    if tx.run_wide("hand_back", [(f.claim.seq, f.claim.attempt, f.claim.owner) for f in unbegun]) != len(unbegun):
+        raise Replay
+    for finish in unbegun:
+        class_id = tx.class_id(finish.claim.class_key)
+        tx.let_go(class_id, has_begun=False)
+        tx.ready.add(class_id)
 
 
 def _attempt_row(f: Finish, outcome: int) -> tuple[Any, ...]:

@@ -124,6 +124,12 @@ WHERE seq = ? AND owner IS NOT NULL;
 UPDATE task SET status = 0, reason = 0, owner = NULL, releases = releases + ?, crashes = crashes + ?, flags = flags | ?
 WHERE seq = ? AND owner IS NOT NULL;
 
+-- name: hand_back
+-- PENDING (claimed) -> PENDING (ready), many at once that never began, unless somebody asked for a cancel
+UPDATE task SET reason = 0, owner = NULL FROM (VALUES (?, ?, ?)) AS v
+WHERE task.seq = v.column1 AND task.attempt = v.column2 AND task.owner = v.column3 AND task.reason = 4
+    AND task.flags & 1 = 0;
+
 -- name: insert_attempt
 INSERT INTO attempt (task, number, outcome, owner, started_ms, ended_ms, duration_us, cpu_us, memory, network, batch,
     wait_ms, lane, error)

@@ -32,6 +32,7 @@ WIDE = {
         "insert_task",
         "insert_done",
         "complete_many",
+        "hand_back",
         "insert_attempt",
         "insert_edge",
         "add_tally",
