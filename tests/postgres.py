@@ -7,6 +7,7 @@ ends with the tests.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import hashlib
 import os
@@ -66,7 +67,9 @@ def _server() -> PostgresServer:
 
         folder = Path(tempfile.mkdtemp(prefix="mainspring-pg-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)  # after the server's own end
-        server = get_server(folder / "data", cleanup_mode="delete")
+        with (folder.parent / f"mainspring-pg-{os.geteuid()}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # where the tests run as root, two of them may want to make the same user
+            server = get_server(folder / "data", cleanup_mode="delete")
         server.psql("".join(f"ALTER SYSTEM SET {setting};" for setting in _SETTINGS))
         server.stop()
         server.start()
