@@ -21,7 +21,6 @@ from mainspring import Engine, EngineConfig, Retry, TaskManagerConfig
 
 _GOAL = 0.5
 _WARM_UP = 500
-_KILLS = 20
 _KILL_MS = 150.0
 _PAUSE_S = 0.5
 """Between kills: what is killed more often than that waits for children to start."""
@@ -47,7 +46,7 @@ async def _timed(path: Path, n: int, in_children: bool) -> tuple[Sample, float]:
     async with opened(path) as engine:
         engine.task(lane="process", timeout=30)(noop_in_child)
         way = by_children if in_children else by_map
-        await way(engine, _WARM_UP)
+        await way(engine, min(n, _WARM_UP))
         before = cpu_of([os.getpid()]) - time.process_time()
         with Stopwatch() as watch:
             await way(engine, n)
@@ -61,7 +60,7 @@ def hold(mark: str) -> None:
     time.sleep(600)
 
 
-async def _kills_ms(path: Path) -> list[float]:
+async def _kills_ms(path: Path, kills: int) -> list[float]:
     """Kill the child of the only slot: how long until the task that waits for the slot begins."""
     config = EngineConfig(manager=TaskManagerConfig(process_slots=1))
     engine = Engine(path, config)
@@ -70,7 +69,7 @@ async def _kills_ms(path: Path) -> list[float]:
     found = []
     async with engine:
         await (await engine.submit(begun_in_child)).result()
-        for number in range(_KILLS):
+        for number in range(kills):
             mark = path.with_name(f"{path.name}-{number}")
             held = await engine.submit(hold, str(mark))
             while not (mark.exists() and mark.read_text()):  # noqa: ASYNC110 - the child sets no event
@@ -85,7 +84,9 @@ async def _kills_ms(path: Path) -> list[float]:
 
 
 def main() -> None:
-    given = options("The process lane against the async lane.", n="10000").parse_args()
+    parser = options("The process lane against the async lane.", n="10000")
+    parser.add_argument("--kills", default=20, type=int, help="how many children are killed")
+    given = parser.parse_args()
     with scratch(given.folder) as folder:
         report = Report("processes", "Process lane: submit to known result", folder, given.loop, given.out)
         for n in given.n:
@@ -99,16 +100,16 @@ def main() -> None:
                 row_of("process lane, map", [sample for sample, _ in children], ratio=ratio,
                        against="the async lane in the same turns", goal=_GOAL)
             )  # fmt: skip
-        found = run(partial(_kills_ms, folder / "kills.db"), given.loop)
+        found = run(partial(_kills_ms, folder / "kills.db", given.kills), given.loop)
         report.add(
             Row(
-                what="kill of a child to the next task's start, p50", n=_KILLS, values=found, unit="ms",
+                what="kill of a child to the next task's start, p50", n=given.kills, values=found, unit="ms",
                 lower_is_better=True, ratio=statistics.median(found) / _KILL_MS, goal=1.0, against=f"{_KILL_MS:.0f} ms",
             )
         )  # fmt: skip
         report.add(
             Row(
-                what="the same, the longest", n=_KILLS, values=[max(found)], unit="ms",
+                what="the same, the longest", n=given.kills, values=[max(found)], unit="ms",
                 lower_is_better=True, ratio=max(found) / _KILL_MS, goal=1.0, against=f"{_KILL_MS:.0f} ms",
             )
         )  # fmt: skip

@@ -157,7 +157,8 @@ def _measure(report: Report, given: argparse.Namespace, folder: Path, url: str |
     slots = workers * _SLOTS[given.work]
     if given.work == "cpu":
         slots = min(slots, cores())
-    for order, more in _MORE.items():
+    for order in given.order:
+        more = _MORE[order]
         found: dict[str, list[tuple[float, float]]] = {way: [] for way in _WAYS}
         for turn in range(given.runs):
             some = durations(n, given.short, order, turn)
@@ -184,6 +185,7 @@ def _parsed() -> argparse.Namespace:
     parser = options("Skewed work over several processes.", n="240")
     parser.add_argument("--work", default="waits", choices=sorted(_SLOTS), help="what the tasks do")
     parser.add_argument("--short", default=0.002, type=float, help="seconds of a short task; a long one has 100 times")
+    parser.add_argument("--order", nargs="+", default=[*_MORE], choices=[*_MORE], help="where the long tasks are")
     parser.add_argument("--processes", default=[2, 3], type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--server", default=None, help="address of a Postgres server, or `start`")
     parser.add_argument("--store", help=argparse.SUPPRESS)

@@ -125,9 +125,10 @@ def recall(found: Answers, nearest: Answers) -> float:
 
 
 def measure(report: Report, vectors: PostgresVectorStore, n: int) -> None:
-    texts = passages(n + _QUERIES)
+    queried = min(_QUERIES, n // _TOP_K)
+    texts = passages(n + queried)
     made = embedded(texts)
-    asked = np.arange(0, len(texts), len(texts) // _QUERIES)[:_QUERIES]  # not among the records
+    asked = np.arange(0, len(texts), len(texts) // queried)[:queried]  # not among the records
     kept = np.delete(np.arange(len(texts)), asked)
     queries, texts, made = made[asked], [texts[at] for at in kept], made[kept]
     size = len(texts)
