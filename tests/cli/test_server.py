@@ -14,6 +14,7 @@ from tests.cli.indexed import need_model
 from mainspring.config import ModelConfig, without_password
 
 MODELS = ModelConfig().cache_folder
+Run = Callable[..., Answer]
 SECRET = "postgresql://me:secret@127.0.0.1/work"
 
 
@@ -24,29 +25,29 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     postgres.drop(postgres.schema_of(tmp_path))
 
 
-def test_commands_take_an_address(store: str, tmp_path: Path, run: Callable[..., Answer]) -> None:
+def test_commands_take_an_address(store: str, tmp_path: Path, run: Run, call: Run) -> None:
     """A worker, submit, show, stats, pause and cancel work as on a file."""
     worker = Worker(tmp_path, f"{SHOP}:engine", "--store", store)
     try:
         answer = run("submit", "--store", store, "custom:resize", '{"width": 2}', "--wait", "--json")
         assert answer.code == 0, answer.err
         assert "6" in answer.out
-        (row,) = run("ps", "--store", store, "--json").json
-        assert run("show", "--store", store, row["id"][-12:], "--json").code == 0
-        assert "1 completed" in run("stats", "--store", store).out
-        seen = run("top", "--store", store, "--json").json
+        (row,) = call("ps", "--store", store, "--json").json
+        assert call("show", "--store", store, row["id"][-12:], "--json").code == 0
+        assert "1 completed" in call("stats", "--store", store).out
+        seen = call("top", "--store", store, "--json").json
         assert seen["tasks"]["completed"] == 1
         assert [one["name"] for one in seen["workers"]] == [worker.ready["worker"]]
-        assert run("pause", "--store", store).code == 0
-        later = run("submit", "--store", store, "custom:resize", '{"width": 2}', "--json")
-        assert run("cancel", "--store", store, later.json["id"]).code == 0
-        assert run("resume", "--store", store).code == 0
+        assert call("pause", "--store", store).code == 0
+        later = call("submit", "--store", store, "custom:resize", '{"width": 2}', "--json")
+        assert call("cancel", "--store", store, later.json["id"]).code == 0
+        assert call("resume", "--store", store).code == 0
     finally:
         worker.signal(signal.SIGTERM)
         assert worker.end().code == 0
 
 
-def test_a_folder_is_indexed_and_searched_on_a_server(store: str, tmp_path: Path, run: Callable[..., Answer]) -> None:
+def test_a_folder_is_indexed_and_searched_on_a_server(store: str, tmp_path: Path, call: Run) -> None:
     """Only what changed is computed again; the collection moves to a file and back, and may have an index."""
     (tmp_path / ".cache" / "mainspring").mkdir(parents=True)
     ModelConfig().cache_folder.symlink_to(MODELS)
@@ -55,29 +56,29 @@ def test_a_folder_is_indexed_and_searched_on_a_server(store: str, tmp_path: Path
     files.mkdir()
     (files / "cats.txt").write_text("Cats are small mammals that people keep at home.")
     (files / "sun.txt").write_text("The Sun is a star made of hydrogen.")
-    first = run("index", str(files), "--store", store, "--json").json
+    first = call("index", str(files), "--store", store, "--json").json
     assert (first["indexed"], first["failed"]) == (2, [])
     (files / "sun.txt").unlink()
     (files / "rust.txt").write_text("Iron rusts when water touches it.")
-    second = run("index", str(files), "--store", store, "--json").json
+    second = call("index", str(files), "--store", store, "--json").json
     assert (second["indexed"], second["unchanged"], second["removed"]) == (1, 1, 1)
 
     def best(place: str) -> tuple[str, float]:
-        hit = run("search", "a pet", "--store", place, "--json").json["hits"][0]
+        hit = call("search", "a pet", "--store", place, "--json").json["hits"][0]
         return Path(hit["metadata"]["source"]).name, hit["score"]
 
     assert best(store)[0] == "cats.txt"
-    (row,) = run("collections", "--store", store, "--json").json
+    (row,) = call("collections", "--store", store, "--json").json
     assert (row["name"], row["count"], row["dim"]) == ("default", 2, 384)
-    moved = run("collections", "copy", "default", "--from", store, "--to", "moved.db", "--json").json
+    moved = call("collections", "copy", "default", "--from", store, "--to", "moved.db", "--json").json
     assert (moved["records"], moved["written"]) == (2, 2)
     assert best("moved.db") == best(store)
-    back = run("collections", "copy", "default", "--from", "moved.db", "--to", store, "--as", "again", "--json").json
+    back = call("collections", "copy", "default", "--from", "moved.db", "--to", store, "--as", "again", "--json").json
     assert back == {"name": "again", "records": 2, "written": 2}
-    assert run("collections", "index", "again", "--store", store).code == 0
-    found = run("search", "a pet", "--store", store, "--collection", "again", "--filter", "size=48", "--json").json
+    assert call("collections", "index", "again", "--store", store).code == 0
+    found = call("search", "a pet", "--store", store, "--collection", "again", "--filter", "size=48", "--json").json
     assert [Path(hit["metadata"]["source"]).name for hit in found["hits"]] == ["cats.txt"]
-    assert run("collections", "index", "again", "--drop", "--store", store).code == 0
+    assert call("collections", "index", "again", "--drop", "--store", store).code == 0
 
 
 @pytest.mark.parametrize(
@@ -91,10 +92,8 @@ def test_a_folder_is_indexed_and_searched_on_a_server(store: str, tmp_path: Path
         (("index", "a", "--store", "{store}", "--memory-mb", "0"), 2, "memory_mb"),
     ],
 )
-def test_what_collections_can_t_do(
-    store: str, run: Callable[..., Answer], arguments: tuple[str, ...], code: int, words: str
-) -> None:
-    answer = run("collections", *(argument.format(store=store) for argument in arguments))
+def test_what_collections_can_t_do(store: str, call: Run, arguments: tuple[str, ...], code: int, words: str) -> None:
+    answer = call("collections", *(argument.format(store=store) for argument in arguments))
     assert answer.code == code, answer.err
     assert words in answer.err
 
@@ -122,14 +121,12 @@ def test_a_store_is_shown_without_its_password(name: str, shown: str) -> None:
         (["restore", SECRET], "pg_restore"),
     ],
 )
-def test_copies_of_a_server_are_its_own_business(
-    tmp_path: Path, run: Callable[..., Answer], words: list[str], remedy: str
-) -> None:
+def test_copies_of_a_server_are_its_own_business(tmp_path: Path, call: Run, words: list[str], remedy: str) -> None:
     """`backup` and `restore` name the tool for it, hide the password, and leave no file behind, wherever among their
     words the address stands."""
     (tmp_path / "copy.db").touch()
     before = sorted(tmp_path.rglob("*"))
-    answer = run(*words)
+    answer = call(*words)
     assert answer.code == 2
     assert remedy in answer.err
     assert "secret" not in answer.err
