@@ -398,6 +398,24 @@ async def test_processes_share_a_rate_and_keep_it(factory: Factory) -> None:
         assert factory.contents().violations == []
 
 
+@pytest.mark.parametrize("waits", [True, False], ids=["a task waits", "nothing waits"])
+async def test_a_faster_rate_holds_at_once(factory: Factory, store: Any, port: Port, waits: bool) -> None:
+    """What a slower one would have taken an hour for keeps nobody longer than the new rate does."""
+    await store.limit("a", rate=Rate(1, 3_600_000))
+    await submit(store, *(new(group="a") for _ in range(4 if waits else 1)))
+    assert len(await port.room(4)) == 1
+    await store.limit("a", rate=Rate(10, 1_000))
+    assert await port.room(0) == []  # what was begun so far counts: the bucket is empty
+    factory.clock.advance(0.31)
+    if waits:
+        await port.room(0)
+    else:
+        await submit(store, *(new(group="a") for _ in range(3)))
+        await port.settle()
+    assert len(port.order) == 4
+    assert (await store.limits())[0].left == 0
+
+
 async def test_a_jump_of_the_clock_parks_no_rate(factory: Factory) -> None:
     """What was begun while the wall clock was a day ahead holds nobody up for longer than the rate's own time."""
     factory.clock.jump(86_400)

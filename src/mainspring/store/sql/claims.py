@@ -43,6 +43,7 @@ def read_limits(tx: Transaction, newest: int | None) -> None:
 def set_limit(tx: Transaction, namespace: str, group: str, concurrency: int | None, rate: Rate | None) -> None:
     limits.put(tx, namespace, group, concurrency, rate)
     _read(tx)
+    limits.begin_rate(tx, namespace, group)
 
 
 def set_share(tx: Transaction, namespace: str, group: str, weight: float | None) -> None:

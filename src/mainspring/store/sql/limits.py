@@ -255,9 +255,20 @@ def _count(tx: Transaction, limit: Limit) -> int:
     if limit.concurrency is not None:
         free = max(0, limit.concurrency - int(tx.one("held_in_group", limit.group, limit.namespace)[0]))
     if limit.rate is not None and free:
-        left = limit.rate.left(_full_us(tx, limit.id), tx.now_ms * 1_000)
+        left = limit.rate.left(_emptied(tx, limit.id, limit.rate), tx.now_ms * 1_000)
         free = min(free, max(0, left - tx.spent.get(limit.id, 0)))
     return free
+
+
+def _emptied(tx: Transaction, limit_id: int, rate: Rate) -> int:
+    """Return when a bucket will be full. One that would take longer than from empty is empty from now on: what a slower
+    rate or a clock that was ahead has left there must hold nobody up for as long as that said."""
+    full_us = _full_us(tx, limit_id)
+    from_empty_us = rate.after(full_us, tx.now_ms * 1_000, 0)
+    if from_empty_us < full_us:
+        tx.run("use_rate", from_empty_us, limit_id)
+        return from_empty_us
+    return full_us
 
 
 def _full_us(tx: Transaction, limit_id: int) -> int:
@@ -269,6 +280,13 @@ def put(tx: Transaction, namespace: str, group: str, concurrency: int | None, ra
     held = tx.one("held_in_group", group, namespace)[0]
     tx.run("put_limit", namespace, group, concurrency, *(rate or (None, None)), held)
     tx.sets_limits = True
+
+
+def begin_rate(tx: Transaction, namespace: str, group: str) -> None:
+    """A limit was set, and read: its rate begins now, with what was begun so far."""
+    for limit in tx.memory.limits.of((namespace, "", group)):
+        if limit.rate is not None and limit.namespace == namespace:
+            _emptied(tx, limit.id, limit.rate)
 
 
 def put_share(tx: Transaction, namespace: str, group: str, weight: float | None) -> None:
