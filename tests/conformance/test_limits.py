@@ -462,6 +462,16 @@ async def test_a_flood_keeps_another_share_waiting_for_a_turn_only(factory: Fact
     assert "b" in groups(await one_by_one(port, 2))
 
 
+async def test_what_a_share_took_alone_is_no_credit_for_others(store: Any, port: Port) -> None:
+    """Nor where many were taken at once: who comes then takes turns with it from the next one on."""
+    await store.share(group="a", weight=1.0)
+    await store.share(group="b", weight=1.0)
+    await submit(store, *(new(group="a") for _ in range(30)))
+    await port.room(20)
+    await submit(store, *(new(group="b") for _ in range(30)))
+    assert sorted(groups(await port.room(4))) == ["a", "a", "b", "b"]
+
+
 async def test_shares_take_turns_by_weight(store: Any, port: Port) -> None:
     """Of three shares with much to do each gets what its weight says, whoever came first and however urgent; all that
     have none are one share of weight 1."""

@@ -148,7 +148,11 @@ class Shared:
         return turns
 
     def took(self, turn: tuple[float, int], n: int, weight: float) -> tuple[float, int]:
-        """Count n turns of a share; returns its next one."""
-        self._now, share = turn
-        self._times[share] = self._now + n / weight
+        """Count n turns of a share, one after the other; returns its next one.
+
+        The last of them is what others begin with that had nothing ready: they have no credit for those before.
+        """
+        at, share = turn
+        self._now = at + max(0, n - 1) / weight
+        self._times[share] = at + n / weight
         return self._times[share], share
