@@ -378,6 +378,24 @@ async def test_what_never_began_does_not_count(factory: Factory, store: Any, por
     assert ids(await port.room(2)) == expected
 
 
+async def test_what_the_dead_held_counts(factory: Factory) -> None:
+    """Nobody knows of it that it had not begun: it may have come back when its process died."""
+    async with opened(factory.make()) as two:
+        port = Port(two, 0)
+        await port.serve()
+        await two.limit("a", rate=Rate(2, 60_000))
+        one = factory.make()
+        await one.open()
+        dying = Port(one, 0)
+        await dying.serve()
+        await submit(two, *(new(group="a") for _ in range(3)))
+        assert len(await dying.room(2)) == 2
+        await factory.die(one)
+        await factory.rescue(two)
+        assert await port.room(3) == []
+        assert (await two.limits())[0].left == 0
+
+
 async def test_processes_share_a_rate_and_keep_it(factory: Factory) -> None:
     """What one has begun counts for the other, and for those that open the store later; setting the same limit again
     gives nothing back."""

@@ -66,7 +66,7 @@ def rescue(tx: Transaction, owner: int, evidence: CrashEvidence) -> int:
     suspects = evidence.started
     for seq, id, attempt, status, class_id, crashes, _, flags in rows:
         ran = (seq, attempt) in suspects
-        tx.let_go(class_id, has_begun=ran or status == RUNNING)
+        tx.let_go(class_id)  # may have come back, and counts as begun
         alone = ran and len(suspects) == 1
         error = ErrorInfo(
             type="ProcessingFailed",
@@ -108,7 +108,7 @@ def take_back(tx: Transaction, claims: Sequence[tuple[int, int]], stall: Stall) 
             continue
         status, class_id, flags, _, _, _, _, releases, _, id = row
         ran = status == RUNNING or (seq, attempt) in stall.running
-        tx.let_go(class_id, has_begun=ran)
+        tx.let_go(class_id)  # may have come back, and counts as begun
         error = ErrorInfo(
             type="ProcessingFailed",
             message=f"worker {stall.worker} (pid {stall.pid}) was silent for {stall.silent_s:.0f} s; "
