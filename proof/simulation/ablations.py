@@ -29,6 +29,7 @@ from mainspring.processors.batch import Call
 from mainspring.processors.custom import HandlerProcessor
 from mainspring.results.cache import ResultCache
 from mainspring.store.clock import StoreClock
+from mainspring.store.ready import Shared
 from mainspring.store.sql import (
     claims,
     commands,
@@ -205,6 +206,43 @@ SAFEGUARDS: Final = (
         "places that others let go of",
         "what waits for its group's limit goes on when a member ends in another process",
         (Edit(claims, "claim", "if memory.has_peers:", "if False:"),),
+    ),
+    Safeguard(
+        "rates",
+        "no more of a group begin in a time than its rate allows",
+        (Edit(limits, "_count", "if limit.rate is not None and free:", "if False:"),),
+    ),
+    Safeguard(
+        "rates keep what has begun",
+        "only what has not begun is given back to a rate",
+        (Edit(Transaction, "let_go", "if not has_begun:", "if True:"),),
+    ),
+    Safeguard(
+        "changed rates",
+        "what a slower rate has left holds nobody up",
+        (Edit(limits, "_emptied", "if from_empty_us < full_us:", "if False:"),),
+    ),
+    Safeguard(
+        "changed limits",
+        "a change of limits is heard by all processes",
+        (Edit(claims, "read_limits", "if newest is not None and", "if not tx.memory.limits.seen and newest and"),),
+    ),
+    Safeguard(
+        "turns of shares",
+        "shares take turns by weight",
+        (
+            Edit(
+                claims,
+                "_claim_by_turns",
+                "heapreplace(turns, lane.ready.took(turns[0], 1, tx.memory.limits.weight_of(share)))",
+                "pass",
+            ),
+        ),
+    ),
+    Safeguard(
+        "no credit",
+        "what a share took alone is no credit for others",
+        (Edit(Shared, "took", "at + max(0, n - 1) / weight", "at"),),
     ),
     # Cancels
     Safeguard(

@@ -33,11 +33,17 @@ def test_much_happens(outcomes: list[Outcome]) -> None:
     for what in (
         "is up", "dies", "has stopped", "disk will fail", "disk is broken", "jumps", "stands still", "changes",
         "submitted", "submit refused", "begins", "ends", "sees", "cancel answered", "pauses", "retried",
-        "is in a call", "forgets",
+        "is in a call", "forgets", "limits", "shares out",
     ):  # fmt: skip
         assert seen[what] > 0, what
     assert sum(outcome.tasks for outcome in outcomes) > 10 * len(SEEDS)
     assert len({outcome.shape for outcome in outcomes}) > len(SEEDS) / 2
+
+
+@pytest.mark.parametrize("seed", [60, 424])
+def test_what_was_found_once(seed: int) -> None:
+    """What had come back when its process died was given back to its group's rate."""
+    assert not simulate(seed).violations
 
 
 def digest(outcome: Outcome) -> str:

@@ -150,9 +150,12 @@ class Client:
         then, or its kind is paused.
         """
         tasks = []
+        group = self._rng.choice((None, "a", "b")) if self._world.shape.shares else None
         for _ in range(self._rng.randint(4, 8)):
             plan = {"n": self._known.number(), "do": [["sleep", _SHORT_S]]}
             options: dict[str, Any] = {"priority": TaskPriority.NORMAL}
+            if group is not None:
+                options["group"] = group
             if self._rng.random() < 0.4:
                 options["deadline"] = _SHORT_S * (1 + 3 * self._rng.random())
             task = self._engine.build(self._handlers["work"], (plan, []), options)
@@ -216,8 +219,10 @@ class Client:
             options["delay"] = round(rng.choice((0.05, 1.0, 3.0)) * rng.random(), 3)
         elif rng.random() < 0.16:
             options["deadline"] = round(0.05 + rng.choice((0.2, 1.0, 5.0)) * rng.random(), 3)
-        if rng.random() < (0.5 if self._world.shape.limits else 0.1):
+        if rng.random() < (0.5 if self._world.shape.has_groups else 0.1):
             options["group"] = rng.choice(("a", "b"))
+        if self._world.shape.shares and rng.random() < 0.3:
+            options["namespace"] = "n"
         if rng.random() < 0.1:
             options["timeout"] = 0.3
         task = self._engine.build(self._handlers[name], (plan, inputs), options)

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from mainspring.engine import Engine
-from mainspring.tasks import TaskId
+from mainspring.tasks import Rate, TaskId
 from mainspring.tasks.lifecycle import STORED_REASONS
 from mainspring.testing.simulator.witness import Witness
 
@@ -22,7 +22,7 @@ SIGNS: Final = {
     "same_work": "qual work|the same work",
     "paused": "Its kind is paused",
     "no_worker": "No living worker serves",
-    "limit": r"^Group .* is at its limit: \d+/\d+ run;",
+    "limit": r"^Group .*(is at its limit: \d+/\d+ run;|are used up; the next starts in [\d.]+ s;)",
     "ready": "It is ready and",
 }
 """By what a sentence is known to name a cause."""
@@ -38,12 +38,11 @@ _PAUSE: Final = """SELECT namespace, type, grp, since_ms FROM pause
     WHERE namespace IN ('', ?) AND type IN ('', ?) AND grp IN ('', ?) ORDER BY since_ms"""
 _SERVES: Final = """SELECT worker.id FROM serves JOIN worker ON worker.id = serves.worker
     WHERE serves.type = ? AND worker.ended_ms IS NULL ORDER BY worker.id"""
-_FULL: Final = """SELECT namespace, concurrency, held FROM (
-        SELECT namespace, concurrency, (SELECT count(*) FROM class JOIN task ON task.class = class.id
-            WHERE class.grp = group_limit.grp AND group_limit.namespace IN ('', class.namespace)
-            AND task.owner IS NOT NULL AND task.flags & 512) AS held
-        FROM group_limit WHERE grp = ?2 AND grp <> '' AND namespace IN ('', ?1))
-    WHERE held >= concurrency"""
+_LIMITS: Final = """SELECT concurrency, rate, rate_ms, full_us, (
+        SELECT count(*) FROM class JOIN task ON task.class = class.id
+        WHERE class.grp = group_limit.grp AND group_limit.namespace IN ('', class.namespace)
+        AND task.owner IS NOT NULL AND task.flags & 512)
+    FROM group_limit WHERE grp = ?2 AND grp <> '' AND namespace IN ('', ?1)"""
 
 
 class Truth(NamedTuple):
@@ -60,9 +59,9 @@ async def ask(engine: Engine, witness: Witness, task: TaskId) -> None:
     assert witness.rows is not None
     waiting: list[Any] = witness.rows.execute(_WAITING, (_ASKED,)).fetchall()
     for id in (task, *(TaskId(id) for (id,) in waiting)):
-        before = _truth(witness.rows, id)
+        before = _truth(witness.rows, id, engine.manager.store.now_ms())
         said = await engine.scheduler.explain(id)
-        after = _truth(witness.rows, id)
+        after = _truth(witness.rows, id, engine.manager.store.now_ms())
         named = [cause for cause, sign in SIGNS.items() if re.search(sign, _outer(said))]
         if len(named) != 1:
             witness.accuse("explain", str(id), "is not told by one cause", said=said, named=named)
@@ -87,7 +86,7 @@ def _untrue(said: str, named: str, truth: Truth) -> str:
     return ""
 
 
-def _truth(rows: apsw.Connection, id: TaskId) -> Truth | None:
+def _truth(rows: apsw.Connection, id: TaskId, now_ms: int) -> Truth | None:
     row: Any = rows.execute(_TASK, (id.bytes,)).fetchone()
     if row is None:
         return None
@@ -100,7 +99,15 @@ def _truth(rows: apsw.Connection, id: TaskId) -> Truth | None:
         others = tuple(other for (other,) in rows.execute(_PARENTS if cause == "parents" else _LEADER, (seq,)))
     pauses = tuple(rows.execute(_PAUSE, (namespace, kind, group)))
     served = tuple(rows.execute(_SERVES, (kind,)))
-    full = tuple(rows.execute(_FULL, (namespace, group)))
+    limits: list[Any] = rows.execute(_LIMITS, (namespace, group)).fetchall()
+    full = tuple(limit for limit in limits if _is_full(limit, now_ms))
     if cause == "ready":
         cause = "paused" if pauses else "no_worker" if not served else "limit" if full else "ready"
     return Truth(cause, attempt, others, (pauses, served, full))
+
+
+def _is_full(limit: Any, now_ms: int) -> bool:
+    concurrency, n, ms, full_us, held = limit
+    if concurrency is not None and held >= concurrency:
+        return True
+    return n is not None and ms is not None and Rate(n, ms).left(full_us, now_ms * 1_000) <= 0

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from mainspring.config import StoreConfig
 from mainspring.environment import Random
 from mainspring.store.sqlite import connection
 from mainspring.store.sqlite.statements import SQL
+from mainspring.tasks import Rate
 from mainspring.testing.simulator.clients import Client, Known
+from mainspring.testing.simulator.governor import Governor
 from mainspring.testing.simulator.loop import Deadlock, Livelock, SimLoop
 from mainspring.testing.simulator.machine import Process
 from mainspring.testing.simulator.order import Order
@@ -57,7 +59,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 def simulate(seed: int) -> Outcome:
     """Run one seed. Repeatable: the same seed gives the same trace, in any process."""
     rng = Random(f"{seed}:shape")
-    shape, order = draw(rng), Order(Random(f"{seed}:order"))
+    shape, order = draw(rng, Random(f"{seed}:rations")), Order(Random(f"{seed}:order"))
     with _quiet_machine(), _folder() as folder:
         return _run(seed, shape, order, folder)
 
@@ -66,7 +68,7 @@ def _run(seed: int, shape: Shape, order: Order, folder: Path) -> Outcome:
     loop = SimLoop(order)
     path = folder / "work.db"
     path.write_bytes(empty_store())
-    _limit(path, shape.limits)
+    _limit(path, shape)
     world = World(seed, shape, loop, path)
     known = Known(shape.tasks, Random(f"{seed}:equal"), is_deadly="kill" in shape.faults, rolls_out=shape.rolls_out)
     loop.set_exception_handler(lambda _, context: _report(world, context))
@@ -97,7 +99,7 @@ def _run(seed: int, shape: Shape, order: Order, folder: Path) -> Outcome:
 async def _live(world: World, known: Known) -> None:
     clients: list[Client] = []
     living: list[asyncio.Task[None]] = []
-    troubles = Troubles(world)
+    troubles, governor = Troubles(world), Governor(world)
 
     def arrived(node: Node) -> None:
         for number in range(world.shape.clients):
@@ -109,14 +111,17 @@ async def _live(world: World, known: Known) -> None:
     world.begin()
     trouble = asyncio.create_task(troubles.go_on(), name="troubles")
     looking = asyncio.create_task(_look(world), name="look")
+    governing = asyncio.create_task(governor.go_on(), name="governor") if world.shape.change_every_s else None
     await world.until(lambda: known.left <= 0, world.shape.span_s)
     if world.shape.faults:  # they go on while what was submitted last runs
         await asyncio.sleep(world.rng.random())
     trouble.cancel()
     looking.cancel()
+    if governing is not None:
+        governing.cancel()
     troubles.end()
     world.note("world", "goes on without faults", unfinished=world.unfinished())
-    await _come_to_rest(world, clients, living)
+    await _come_to_rest(world, governor, clients, living)
     await world.close()
 
 
@@ -127,12 +132,15 @@ async def _look(world: World) -> None:
         world.witness.look(world.latest_start_ms)
 
 
-async def _come_to_rest(world: World, clients: list[Client], living: list[asyncio.Task[None]]) -> None:
+async def _come_to_rest(
+    world: World, governor: Governor, clients: list[Client], living: list[asyncio.Task[None]]
+) -> None:
     """Without faults everything ends: clients, tasks, and waits for them."""
     await world.until(
         lambda: all(_is_over(client, task) for client, task in zip(clients, living, strict=True)), _TOLD_S
     )
     await world.lift_pauses()
+    await governor.settle()
     if not await world.until(lambda: not world.unfinished() and bool(world.up), _BOUND_S):
         for id, status, reason, due in world.stuck():
             world.witness.accuse("progress", id, "does not end", status=status, reason=reason, due=due)
@@ -243,10 +251,14 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _limit(path: Path, limits: Mapping[str, int]) -> None:
-    if limits:
+def _limit(path: Path, shape: Shape) -> None:
+    if shape.has_groups:
         connection = apsw.Connection(str(path))
-        connection.executemany(SQL["put_limit"], [("", group, n, None, None, 0) for group, n in limits.items()])
+        for group in sorted({*shape.limits, *shape.rates}):
+            rate = Rate.parse(shape.rates[group], "rate") if group in shape.rates else (None, None)
+            connection.execute(SQL["put_limit"], ("", group, shape.limits.get(group), *rate, 0))
+        for (namespace, group), weight in shape.shares.items():
+            connection.execute(SQL["put_share"], (namespace, group, weight))
         connection.close()
 
 

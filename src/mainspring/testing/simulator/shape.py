@@ -30,6 +30,12 @@ _PROFILES: Final[tuple[tuple[str, ...], ...]] = (
 )
 _LONG: Final = (("restart",), ("untold",), ("untold", "restart"))
 """What strikes in these is rare: who misses a word must just then have waited for it."""
+RATES: Final = ("2/0.1s", "3/0.5s", "8/s", "1/0.1s")
+_SHARES: Final[tuple[dict[tuple[str, str], float], ...]] = (
+    {("", "a"): 1.0, ("", "b"): 1.0},
+    {("", "a"): 2.0, ("n", ""): 1.0},
+    {("", "a"): 0.5, ("", "b"): 3.0, ("n", ""): 1.0},
+)
 _LOSES: Final = {"bells", "disk", "outage"}
 
 
@@ -43,11 +49,21 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     rolls_out: bool  # processes with the new code of a handler live beside those with the old
     config: EngineConfig
     limits: dict[str, int]  # how many tasks of a group may be held
+    rates: dict[str, str] = {}  # and begin in a time
+    shares: dict[tuple[str, str], float] = {}  # weights, by namespace and group
+    change_every_s: float = 0.0  # how often one of these changes; 0: never
+
+    @property
+    def has_groups(self) -> bool:
+        return bool(self.limits or self.rates or self.shares)
 
     def __str__(self) -> str:
         manager = self.config.manager
         codes = "two versions of the code; " if self.rolls_out else ""
         limits = "".join(f"at most {n} of group {group}; " for group, n in self.limits.items())
+        limits += "".join(f"{rate} of group {group}; " for group, rate in self.rates.items())
+        limits += f"shares {self.shares}; " if self.shares else ""
+        limits += f"changes every {self.change_every_s} s; " if self.change_every_s else ""
         return (
             f"{self.processes} processes with {self.clients} clients, {manager.async_slots} slots on the loop and "
             f"{manager.thread_slots} threads; {self.tasks} tasks; {codes}{limits}"
@@ -55,8 +71,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def draw(rng: Random) -> Shape:
+def draw(rng: Random, rationing: Random) -> Shape:
+    """`rationing`: from which comes what groups may have beside their limits. Most worlds have nothing of that."""
     faults = rng.choice(_PROFILES)
+    has_more = faults not in _LONG and rationing.random() < 0.4
     return Shape(
         # Processes that were opened before and after a jump of the wall clock have store clocks that differ by it.
         processes=1 if "clock" in faults else rng.choice((2, 2, 3) if faults in _LONG else (1, 1, 2, 2, 3)),
@@ -93,4 +111,7 @@ def draw(rng: Random) -> Shape:
         limits=rng.choice(
             ({}, {"a": 1}, {"a": 1, "b": 1}) if faults in _LONG else ({}, {}, {"a": 1}, {"a": 2, "b": 1})
         ),
+        rates={group: rationing.choice(RATES) for group in rationing.choice(("", "a", "ab"))} if has_more else {},
+        shares=rationing.choice(({}, *_SHARES)) if has_more else {},
+        change_every_s=rationing.choice((0.0, 0.05, 0.3)) if has_more else 0.0,
     )

@@ -13,6 +13,7 @@ from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, SHARED, STANDS_FOR, W
 from mainspring.tasks import ErrorInfo, Ref, TaskId
 from mainspring.tasks.codec import decode_input, decode_output
 from mainspring.tasks.lifecycle import COMPLETED, FAILED, TIMEOUT
+from mainspring.testing.events import Started
 from mainspring.testing.history import check_history
 from mainspring.testing.simulator.clients import Known
 from mainspring.testing.simulator.handlers import KEEP_S
@@ -66,6 +67,9 @@ class Verdict:
             witness.rows, history=witness.events, blobs=self._blobs, slack_ms=self._world.latest_start_ms
         )
         witness.violations.clear()
+        if witness.rations is not None:
+            begun = {(event.task, event.attempt) for event in witness.events if isinstance(event, Started)}
+            witness.rations.judge_rates(begun)
         self._check(witness.rows)
         witness.rows.close()
         return found + witness.violations

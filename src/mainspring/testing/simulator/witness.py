@@ -16,9 +16,9 @@ from mainspring.store.sql.transaction import ClassKey, Transaction
 from mainspring.tasks import TaskId
 from mainspring.testing.events import Ended, Event, Started
 from mainspring.testing.history import check_history
-from mainspring.testing.rows import FILE_SQL
 from mainspring.testing.simulator.machine import Process
 from mainspring.testing.simulator.plans import action_of
+from mainspring.testing.simulator.rations import Rations
 from mainspring.testing.simulator.together import Member, can_spoil_others
 from mainspring.testing.violation import Violation
 
@@ -29,8 +29,6 @@ _PARENTS = """SELECT lower(hex(parent.id)), parent.status, policy FROM edge LEFT
 _READY = """SELECT task.rank, task.seq, lower(hex(task.id)), class, namespace, type, grp
     FROM task JOIN class ON class.id = class
     WHERE reason = 0 AND ready_ms < ? ORDER BY rank, seq"""
-_FULL = """SELECT grp FROM group_limit JOIN class USING (grp) JOIN task ON task.class = class.id AND owner IS NOT NULL
-    GROUP BY grp HAVING count(*) >= concurrency"""
 CARE = HAS_REFS | BLOB_INPUT | SUSPECT | WANTS_KEPT
 """Flags of claims that slots have to wait for something with, before they run."""
 _TICK_MS = 1
@@ -63,6 +61,7 @@ class Witness:
         self._had_suspects: set[Process] = set()  # where claims may have waited in their slots
         self.codes: dict[str, set[str]] = {}  # by task: the code of those who submitted or claimed it
         self.spoilt: set[tuple[str, int]] = set()  # attempts whose end may be that of others in their call
+        self.rations: Rations | None = None  # in worlds where groups have limits or shares
         self._has_one_code = has_one_code  # else equal work may run once for each
         self._in_calls: dict[Context, Running] = {}
         self._clocks = clocks  # the store's clock of a process, and the one that is furthest
@@ -118,7 +117,7 @@ class Witness:
             self.accuse("times", id, "began before its time", now=latest, not_before=not_before)
         if deadline is not None and now > deadline + late and not process.has_stood_still:
             self.accuse("times", id, "began after its deadline", now=now, deadline=deadline)
-        for parent, parent_status, policy in self._rows(_PARENTS, seq):
+        for parent, parent_status, policy in self.find(_PARENTS, seq):
             self.accuse("dependencies", id, "began before a parent", parent=parent, status=parent_status, policy=policy)
         if is_prompt and not self._resuming and any(_covers(pause, key) for pause in self.pauses.get(process, ())):
             self.accuse("pauses", id, "began although its kind is paused", type=key[1], group=key[2])
@@ -164,7 +163,7 @@ class Witness:
         self._resumed += 1
         self._resuming -= 1
 
-    def claimed(self, claims: list[Claimed], tx: Transaction, code: str) -> None:
+    def claimed(self, process: Process, claims: list[Claimed], tx: Transaction, code: str) -> None:
         """A commit handed over claims: no better task that was ready before may have been passed over.
 
         New tasks may have gone by what became ready later in the same transaction.
@@ -172,30 +171,34 @@ class Witness:
         for claim in claims:
             self.codes.setdefault(str(TaskId(claim.id)), set()).add(code)
         lane_of, before = tx.memory.lane_of_type, tx.now_ms - _TICK_MS
-        worst: dict[tuple[str, bool], tuple[int, int]] = {}
+        worst: dict[tuple[str, Any, bool], tuple[int, int]] = {}
+        rations = self.rations
+        if rations is not None:
+            rations.look(tx)
         for claim in claims:
             if (lane := lane_of.get(claim.task_type)) is not None:
-                name = (lane.name, claim.ready_ms >= before)
+                name = (lane.name, rations and rations.share_of(claim.class_key), claim.ready_ms >= before)
                 worst[name] = max(worst.get(name, (claim.rank, claim.seq)), (claim.rank, claim.seq))
-        self._judge_limits()
         eased = {tx.class_key(class_id)[2] for class_id in tx.freed}  # perhaps after new tasks went by
-        full = {row[0] for row in self._rows(_FULL)}
-        for rank, seq, id, class_id, *key in self._rows(_READY, before):
-            if (lane := lane_of.get(key[1])) is None or tx.memory.is_paused((key[0], key[1], key[2])) or key[2] in full:
-                continue
-            for is_new in (False, True)[: 1 if class_id in tx.ready or key[2] in eased else 2]:
-                worse = worst.get((lane.name, is_new), (rank, seq))
+        waiting = [row for row in self.find(_READY, before) if self._may_run(row[4:], tx)]
+        for rank, seq, id, class_id, *key in waiting:
+            share = rations and rations.share_of(key)
+            for is_new in (False, True)[: 1 if class_id in tx.ready or key[2] in eased or tx.sets_limits else 2]:
+                worse = worst.get((lane_of[key[1]].name, share, is_new), (rank, seq))
                 if (rank, seq) < worse:
                     self.accuse("order", id, "was passed over by a worse one", rank=rank, seq=seq, worse=worse)
+        if rations is not None:
+            rations.claimed(process, claims, tx, waiting)
 
-    def _judge_limits(self) -> None:
-        for _, what, *held in self._rows(FILE_SQL["limits"]):
-            self.accuse("limits", None, what, held=held)
+    def _may_run(self, key: Sequence[str], tx: Transaction) -> bool:
+        if tx.memory.lane_of_type.get(key[1]) is None or tx.memory.is_paused((key[0], key[1], key[2])):
+            return False
+        return self.rations is None or not self.rations.is_full(key, tx.now_ms)
 
     def accepted(self, ids: set[bytes], limit: int | None) -> None:
         """A submit returned: of the tasks that clients submitted, no more than the limit may be unfinished."""
         if limit is not None:
-            unfinished = [row[0] for row in self._rows("SELECT id FROM task WHERE status < 2") if row[0] in ids]
+            unfinished = [row[0] for row in self.find("SELECT id FROM task WHERE status < 2") if row[0] in ids]
             if len(unfinished) > limit:
                 self.accuse("bounds", None, "more is unfinished than the queue takes", n=len(unfinished), limit=limit)
 
@@ -223,14 +226,14 @@ class Witness:
 
     def _is_held(self, task: str, attempt: int) -> bool:
         held = "SELECT 1 FROM task WHERE id = ? AND attempt = ? AND owner IS NOT NULL"
-        return bool(self._rows(held, TaskId(task).bytes, attempt))
+        return bool(self.find(held, TaskId(task).bytes, attempt))
 
     def _row(self, ctx: Context) -> Any:
         assert self.rows is not None
         row = self.rows.execute(_ROW, (ctx.id.bytes,)).fetchone()
         return row or (-1, None, None, None, 0, None, None, "", "", "")
 
-    def _rows(self, sql: str, *values: Any) -> list[Any]:
+    def find(self, sql: str, *values: Any) -> list[Any]:
         assert self.rows is not None
         return self.rows.execute(sql, values).fetchall()
 

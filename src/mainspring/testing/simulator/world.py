@@ -28,6 +28,7 @@ from mainspring.testing.simulator.disk import Disk
 from mainspring.testing.simulator.handlers import CODES, handlers
 from mainspring.testing.simulator.loop import SimLoop
 from mainspring.testing.simulator.machine import Machine, Process
+from mainspring.testing.simulator.rations import Rations
 from mainspring.testing.simulator.shape import Shape
 from mainspring.testing.simulator.together import Member, Together
 from mainspring.testing.simulator.witness import CARE, LAGS, Witness
@@ -97,8 +98,10 @@ class Node:
 
         def watched(tx: Transaction, group: Group, next_event_ms: int | None) -> None:
             late.extend(writer._doubtful)
+            if tx.sets_limits and self.world.witness.rations is not None:
+                self.world.witness.rations.look(tx)
             if claims := [claim for claim in tx.claims if claim not in late]:
-                self.world.witness.claimed(claims, tx, self.code)
+                self.world.witness.claimed(self.process, claims, tx, self.code)
             lanes = tx.memory.lane_of_type
             if any(claim.flags & CARE and lanes[claim.task_type].name.startswith("async") for claim in claims):
                 self._care.set()
@@ -217,6 +220,8 @@ class World:
         self.rng = Random(f"{seed}:world")
         self.machine = Machine(loop, Random(f"{seed}:machine"))
         self.witness = Witness(self.clocks, has_one_code=not shape.rolls_out)
+        if shape.has_groups or shape.change_every_s:
+            self.witness.rations = Rations(self.witness, knows_turns=not {"disk", "outage"} & {*shape.faults})
         self.notes: list[tuple[float, str, str, dict[str, Any]]] = []
         self.is_troubled = True  # faults may strike
         self.nodes: list[Node | None] = [None] * shape.processes
@@ -310,7 +315,7 @@ class World:
         return int(self._one("SELECT count(*) FROM task WHERE status < 2"))
 
     def first_unfinished(self, n: int) -> list[TaskId]:
-        return [TaskId(id) for (id,) in self._rows("SELECT id FROM task WHERE status < 2 ORDER BY seq")[:n]]
+        return [TaskId(id) for (id,) in self.rows("SELECT id FROM task WHERE status < 2 ORDER BY seq")[:n]]
 
     def _one(self, sql: str) -> Any:
         assert self.witness.rows is not None
@@ -328,7 +333,7 @@ class World:
 
     async def lift_pauses(self) -> None:
         self.witness.pauses.clear()
-        while (row := self._rows("SELECT namespace, type, grp FROM pause LIMIT 1")) or not self.up:
+        while (row := self.rows("SELECT namespace, type, grp FROM pause LIMIT 1")) or not self.up:
             if row and self.up:
                 namespace, type, group = row[0]
                 node = self.up[0]
@@ -336,7 +341,7 @@ class World:
                 node.process.spawn(_resume(node.engine, namespace, type, group))
             await asyncio.sleep(_LOOK_S)
 
-    def _rows(self, sql: str) -> list[Any]:
+    def rows(self, sql: str) -> list[Any]:
         assert self.witness.rows is not None
         return self.witness.rows.execute(sql).fetchall()
 
@@ -359,7 +364,7 @@ class World:
         """Return (id, status, reason, due) of tasks that have not ended."""
         return [
             (str(TaskId(id)), status, reason, due)
-            for id, status, reason, due in self._rows("SELECT id, status, reason, due_ms FROM task WHERE status < 2")
+            for id, status, reason, due in self.rows("SELECT id, status, reason, due_ms FROM task WHERE status < 2")
         ]
 
 

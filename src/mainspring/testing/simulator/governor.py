@@ -1,0 +1,67 @@
+"""Who changes limits, rates and shares of groups while work goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from mainspring.environment import Random
+from mainspring.errors import TaskError
+from mainspring.testing.simulator.shape import RATES
+from mainspring.testing.simulator.world import Node, World
+
+_SLOW: Final = "2/2h"
+"""Nobody waits for that: another rate is set before the world comes to rest."""
+_HAS_SLOW: Final = "SELECT grp FROM group_limit WHERE rate_ms = 7200000"
+_LOOK_S = 0.1
+_PATIENCE_S = 60.0
+
+
+class Governor:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._rng = Random(f"{world.seed}:governor")
+        self._asking: list[tuple[Node, asyncio.Task[None]]] = []
+
+    async def go_on(self) -> None:
+        """Change one thing after the other."""
+        rng, shape = self._rng, self._world.shape
+        while shape.change_every_s:
+            await asyncio.sleep(rng.expovariate(1 / shape.change_every_s))
+            if not (up := self._world.up):
+                continue
+            if shape.shares and rng.random() < 0.4:
+                self._share(rng.choice(up), rng.choice(list(shape.shares)), rng.choice((None, 1, 3)))
+            else:
+                rate = rng.choice((None, None, _SLOW, *RATES))
+                self._limit(rng.choice(up), rng.choice("ab"), rng.choice((None, None, 1, 2, 3)), rate)
+
+    async def settle(self) -> None:
+        """Leave no rate that takes longer than a world lasts, also none that somebody is just setting."""
+        asking = [(node, task) for node, task in self._asking if not task.done()]
+        await self._world.until(lambda: all(task.done() or node.is_over for node, task in asking), _PATIENCE_S)
+        while slow := self._world.rows(_HAS_SLOW):
+            if up := self._world.up:
+                self._limit(up[0], slow[0][0], None, RATES[0])
+            await asyncio.sleep(_LOOK_S)
+
+    def _limit(self, node: Node, group: str, concurrency: int | None, rate: str | None) -> None:
+        assert node.engine is not None
+        self._world.note(node.name, "limits", group=group, concurrency=concurrency, rate=rate)
+        self._ask(node, node.engine.limit(group, concurrency=concurrency, rate=rate))
+
+    def _share(self, node: Node, whose: tuple[str, str], weight: float | None) -> None:
+        assert node.engine is not None
+        namespace, group = whose
+        self._world.note(node.name, "shares out", namespace=namespace, group=group, weight=weight)
+        self._ask(node, node.engine.share(weight, group=group or None, namespace=namespace or None))
+
+    def _ask(self, node: Node, asking: Coroutine[Any, Any, None]) -> None:
+        self._asking.append((node, node.process.spawn(_asked(asking), "limits")))
+
+
+async def _asked(asking: Coroutine[Any, Any, None]) -> None:
+    with contextlib.suppress(TaskError):  # the disk is broken, or the engine stops: it stays as it is
+        await asking

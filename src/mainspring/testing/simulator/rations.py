@@ -1,0 +1,196 @@
+"""Whether groups hold no more than their limits allow, begin no more than their rates do, and take their turns: from
+the rows as they are right after each claim."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, NamedTuple, Protocol
+
+from mainspring.store.base import Claimed
+from mainspring.store.sql.transaction import Transaction
+from mainspring.tasks import Rate, TaskId
+
+_RULES = """SELECT id, changed, namespace, grp, concurrency, rate, rate_ms, full_us, weight FROM group_limit"""
+_HELD = """SELECT count(*) FROM class JOIN task ON task.class = class.id
+    WHERE class.grp = ?1 AND ?2 IN ('', class.namespace) AND owner IS NOT NULL AND flags & 512"""
+_ROUNDED_US = 5_000
+"""So far a moment may be off by rounding, and by the clocks of several processes."""
+Share = tuple[str, str]
+"""Its namespace and group; both empty: of all that have none of their own."""
+OTHERS: Share = ("", "")
+
+
+class Rule(NamedTuple):
+    id: int
+    changed: int
+    namespace: str
+    group: str
+    concurrency: int | None
+    n: int | None
+    ms: int | None
+    full_us: int
+    weight: float | None
+
+    @property
+    def rate(self) -> Rate | None:
+        return None if self.n is None or self.ms is None else Rate(self.n, self.ms)
+
+    def covers(self, key: Sequence[str]) -> bool:
+        return self.group != "" and self.group == key[2] and self.namespace in ("", key[0])
+
+
+class Took(NamedTuple):
+    """A claim that counts for a rate, or a rate that was set."""
+
+    at_us: int
+    attempt: tuple[str, int] | None  # None: the rate was set then
+    each_us: int
+    cap_us: int
+
+
+class Accuser(Protocol):
+    def accuse(self, invariant: str, task: str | None, what: str, **figures: Any) -> None: ...
+
+    def find(self, sql: str, *values: Any) -> list[Any]: ...
+
+
+class Rations:
+    def __init__(self, witness: Accuser, *, knows_turns: bool) -> None:
+        self._witness = witness
+        self._knows_turns = knows_turns  # else a claim may have been taken back with its commit, and its turn not
+        self._changes: dict[int, int] = {}  # by rule: the newest that was seen
+        self._took: dict[int, list[Took]] = {}  # by rule
+        self._turns: dict[tuple[Any, str], _Turns] = {}  # by process and lane
+        self._weights: dict[Share, float] = {}
+        self.rules: list[Rule] = []
+
+    def look(self, tx: Transaction) -> None:
+        """A transaction is committed: take over what has changed in the rules."""
+        self.rules = [Rule(*row) for row in self._witness.find(_RULES)]
+        weights = {(rule.namespace, rule.group): rule.weight for rule in self.rules if rule.weight is not None}
+        if weights != self._weights:
+            self._weights = weights
+            self._turns.clear()
+        for rule in self.rules:
+            if rule.rate is not None and rule.changed != self._changes.get(rule.id):
+                each_us = -(-rule.rate.ms * 1_000 // rule.rate.n)
+                self._took.setdefault(rule.id, []).append(
+                    Took(tx.now_ms * 1_000, None, each_us, rule.rate.n * each_us if tx.sets_limits else 0)
+                )
+
+    def is_full(self, key: Sequence[str], now_ms: int) -> bool:
+        """Whether no more of a kind may be claimed, in groups with limits."""
+        for rule in self.rules:
+            if not rule.covers(key):
+                continue
+            if rule.concurrency is not None and self._held(rule) >= rule.concurrency:
+                return True
+            if rule.rate is not None and rule.rate.left(rule.full_us, (now_ms - 1) * 1_000) <= 0:
+                return True
+        return False
+
+    def share_of(self, key: Sequence[str]) -> Share:
+        namespace, _, group = key
+        names = ((namespace, group), ("", group), (namespace, "")) if group else ((namespace, ""),)
+        return next((name for name in names if name in self._weights), OTHERS)
+
+    def claimed(self, process: Any, claims: Sequence[Claimed], tx: Transaction, waiting: Iterable[Any]) -> None:
+        """A commit handed over claims, while others that might have been taken waited."""
+        for rule in self.rules:
+            mine = [claim for claim in claims if rule.covers(claim.class_key)]
+            if not mine:
+                continue
+            is_old = self._changes.get(rule.id) == rule.changed  # else some may have been claimed before the change
+            if is_old and rule.concurrency is not None and (held := self._held(rule)) > rule.concurrency:
+                self._witness.accuse("limits", None, f"group {rule.group} holds too many", held=held, rule=rule)
+            if rule.rate is not None:
+                self._spend(rule, mine, tx)
+        self._changes = {rule.id: rule.changed for rule in self.rules}
+        if self._weights and self._knows_turns:
+            self._judge_turns(process, claims, tx, waiting)
+
+    def _held(self, rule: Rule) -> int:
+        return int(self._witness.find(_HELD, rule.group, rule.namespace)[0][0])
+
+    def _spend(self, rule: Rule, claims: Sequence[Claimed], tx: Transaction) -> None:
+        rate = rule.rate
+        assert rate is not None
+        each_us = -(-rate.ms * 1_000 // rate.n)
+        took = self._took.setdefault(rule.id, [])
+        if self._changes.get(rule.id) == rule.changed:
+            took += [
+                Took(tx.now_ms * 1_000, (str(TaskId(one.id)), one.attempt), each_us, rate.n * each_us) for one in claims
+            ]
+
+    def judge_rates(self, begun: AbstractSet[tuple[str, int]]) -> None:
+        """In no stretch of time have more begun than the bucket held and got meanwhile. What has not begun does not
+        count; what was claimed by one rate and another one followed fills the new bucket, and no more."""
+        for rule_id, all_took in self._took.items():
+            last = {took.attempt: n for n, took in enumerate(all_took)}
+            at_us = lag_us = 0
+            for n, took in enumerate(all_took):
+                lag_us = max(0, lag_us - max(0, took.at_us - at_us))
+                at_us = max(at_us, took.at_us)
+                if took.attempt is None:
+                    lag_us = min(lag_us, took.cap_us)
+                elif took.attempt in begun and last[took.attempt] == n:
+                    lag_us += took.each_us
+                    if lag_us > took.cap_us + _ROUNDED_US:
+                        what = "began although its group's rate was used up"
+                        self._witness.accuse("rates", took.attempt[0], what, rule=rule_id, attempt=took.attempt[1])
+                        lag_us = took.cap_us
+
+    def _judge_turns(self, process: Any, claims: Sequence[Claimed], tx: Transaction, waiting: Iterable[Any]) -> None:
+        """Nobody waits behind another's flood for more than its turns. Where a limit may have kept a group waiting that
+        is not judged."""
+        lane_of = tx.memory.lane_of_type
+        taken: dict[str, Counter[Share]] = {}
+        for claim in claims:
+            if (lane := lane_of.get(claim.task_type)) is not None:
+                taken.setdefault(lane.name, Counter())[self.share_of(claim.class_key)] += 1
+        waits: dict[str, dict[Share, set[int]]] = {name: {} for name in taken}
+        for _, seq, _, _, *key in waiting:
+            name = lane_of[key[1]].name
+            if name in waits and not any(rule.covers(key) and _limits(rule) for rule in self.rules):
+                waits[name].setdefault(self.share_of(key), set()).add(seq)
+        for name, by_share in taken.items():
+            turns = self._turns.setdefault((process, name), _Turns())
+            for share, figures in turns.took(by_share, waits[name], self._weights):
+                self._witness.accuse("turns", None, f"share {share} waits for more than its turn", **figures)
+
+    def forget(self, process: Any) -> None:
+        for key in [key for key in self._turns if key[0] is process]:
+            del self._turns[key]
+
+
+def _limits(rule: Rule) -> bool:
+    return rule.concurrency is not None or rule.rate is not None
+
+
+class _Turns:
+    """What shares had in a lane of a process while others waited there."""
+
+    def __init__(self) -> None:
+        self._waits: dict[Share, set[int]] = {}
+        self._had: dict[Share, Counter[Share]] = {}  # by share that waits: what each has had since
+
+    def took(
+        self, taken: Counter[Share], waits: dict[Share, set[int]], weights: Mapping[Share, float]
+    ) -> list[tuple[Share, dict[str, Any]]]:
+        """Return the shares that others have gone before too often."""
+        found = []
+        for share, tasks in waits.items():
+            if self._waits.get(share, set()).isdisjoint(tasks):
+                self._had[share] = Counter()
+                continue
+            had = self._had[share]
+            had.update(taken)
+            turn = 1 / weights.get(share, 1.0)
+            for other, n in had.items():
+                others_turn = 1 / weights.get(other, 1.0)
+                if other != share and n * others_turn > had[share] * turn + turn + others_turn + 1e-6:
+                    found.append((share, {"had": had[share], "other": other, "other_had": n}))
+        self._waits = waits
+        return found
