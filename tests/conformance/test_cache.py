@@ -280,6 +280,32 @@ async def test_other_code_does_not_answer_for_who_waits(store: Any, port: Port) 
     assert (await store.result(newer)).output.text == "another"
 
 
+async def test_other_code_does_not_fail_for_who_waits(store: Any, port: Port) -> None:
+    """What newer code can't do those who asked for the older one may yet have."""
+    ids = await submit(store, same(), same())
+    claim = does(await port.take(), b"n" * 20, "2")
+    await port.finish(claim, FAILED, error=error(), started_ms=store.now_ms())
+    assert await statuses(store, ids) == ["failed", "pending"]
+    await port.finish(does(await port.take()))
+    assert await statuses(store, ids) == ["failed", "completed"]
+
+
+async def test_other_code_goes_its_own_way_past_who_waits(
+    store: Any, port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the one that goes on after a result is handed to newer code, it does that code's work, and the next one
+    goes on in its place."""
+    monkeypatch.setattr(flights, "SHARE", 1)
+    ids = await submit(store, *(same() for _ in range(4)))
+    await port.finish(does(await port.take()))
+    third = does(await port.take(), b"n" * 20, "2")
+    assert (third.id, await store.join(third, HOUR)) == (ids[2], "leads")
+    assert await store.join(does(await port.take()), HOUR) == "over"
+    await port.finish(third, output=ANOTHER)
+    results = [(await store.result(id)).output.text for id in ids]
+    assert results == ["done", "done", "another", "done"]
+
+
 async def test_more_than_one_commit_can_end_end_in_several(
     store: Any, port: Port, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +344,18 @@ async def test_a_claim_follows_and_leads(store: Any, port: Port) -> None:
     await port.finish(first)
     assert await statuses(store, ids) == ["completed", "completed"]
     assert await store.join(second, HOUR) == "lost"
+
+
+async def test_what_has_become_urgent_since_its_claim_makes_the_leader_so(store: Any, port: Port) -> None:
+    """A claim that waits for equal work passes on the rank that it has then."""
+    await submit(store, later(priority=0), later(priority=0), new())
+    leader, follower = [claim for claim in await port.room(3) if claim.flags & WANTS_KEPT]
+    assert await store.join(does(leader), HOUR) == "leads"
+    await port.finish(leader, RETRY, error=error(), delay_ms=0)
+    await submit(store, new(after=[follower.id], priority=3))
+    assert await store.join(does(follower), HOUR) == "over"
+    await submit(store, new(priority=2))
+    assert (await port.take()).id == leader.id
 
 
 async def test_a_cancelled_claim_is_not_compared(store: Any, port: Port) -> None:

@@ -70,6 +70,10 @@ def _whatever_came_with_it(finish: Any, output: bytes) -> Any:
     return flights.Result(work, namespace, kind, output, finish.flags & BLOB_OUTPUT, len(output))
 
 
+def _by_any_code(finish: Any, outcome: int, error: bytes) -> Any:
+    return flights.Failure(outcomes._STATUS[outcome], error, None)
+
+
 def _of_any_code(self: Any, kind: str, model_id: str | None) -> tuple[str, str]:
     return "1", ""
 
@@ -118,13 +122,19 @@ ABLATIONS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], Test]] = {
     ),
     "a deadline is taken for a failure": (
         lambda: replaced(
-            outcomes, "_failure", lambda finish, outcome, error: flights.Failure(outcomes._STATUS[outcome], error)
+            outcomes,
+            "_failure",
+            lambda finish, outcome, error: flights.Failure(outcomes._STATUS[outcome], error, finish.claim.work),
         ),
         on_a_store(of_stores.test_a_final_timeout_is_shared_and_a_deadline_is_not),
     ),
     "other code answers": (
         lambda: replaced(flights, "leave", _as_was_asked),
         on_a_store(of_stores.test_other_code_does_not_answer_for_who_waits),
+    ),
+    "other code fails for those that wait": (
+        lambda: replaced(outcomes, "_failure", _by_any_code),
+        on_a_store(of_stores.test_other_code_does_not_fail_for_who_waits),
     ),
     "a cancel is not looked at": (
         lambda: replaced(commands, "CANCEL_ASKED", 0),

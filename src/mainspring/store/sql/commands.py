@@ -92,7 +92,7 @@ def join(tx: Transaction, claim: Claimed, keep_ms: int) -> str:
     if answer == "over":
         tx.let_go(row[1], has_begun=False)
     if leader is not None:
-        graph.raise_parents(tx, [leader.seq], claim.rank)
+        graph.raise_parents(tx, [leader.seq], leader.rank)
     graph.ended(tx, ends)
     return answer
 

@@ -39,6 +39,7 @@ class Result(NamedTuple):
 class Failure(NamedTuple):
     status: int
     error: bytes
+    work: WorkName | None  # None where nobody knows what code it was
 
 
 class Found(NamedTuple):
@@ -120,7 +121,7 @@ def leave(tx: Transaction, seq: int, end: Result | Failure | None) -> list[End]:
             _keep(tx, end, keep_ms)
         if leads and end.work.key == key:  # else other code has done it than those who wait have asked for
             ends = share(tx, key, end.output, end.flags)
-    elif end is not None and leads:
+    elif end is not None and leads and (end.work is None or end.work.key == key):
         ends = _share_failure(tx, key, end)
     if leads:
         _elect(tx, key, has_result=isinstance(end, Result) and len(ends) == SHARE)
@@ -185,21 +186,27 @@ def _elect(tx: Transaction, key: bytes, *, has_result: bool) -> None:
 def join(tx: Transaction, claim: Claimed, keep_ms: int) -> tuple[str, Leader | None, list[End]]:
     """Compare a held task that has not begun with equal work; see `Store.join`. Its caller has looked that it is held.
 
-    Returns: the answer, whom it follows, and what ended.
+    Returns: the answer, whom it follows with the rank that one needs, and what ended.
     """
     assert claim.work is not None
     key = claim.work.key
+    leader = None
+    for listed, seq, rank in tx.run("flights_of", key, claim.seq).fetchall():
+        if bytes(listed) == key:
+            leader = Leader(seq, rank)
+        else:  # other code has it now than those have asked for that it was to go on for
+            tx.run("leave_flight", seq)
+            _elect(tx, bytes(listed), has_result=True)
     found = kept(tx, [key]).get(key)
     if found is not None and is_fresh(tx, found, keep_ms):
         use(tx, key, found)
         tx.look_up(claim.class_key[1], "hit")
         return "over", None, _take_result(tx, claim, found)
-    leader = leaders(tx, [key]).get(key)
     if leader is not None and leader.seq != claim.seq:
         tx.look_up(claim.class_key[1], "joined")
-        tx.must_change("follow", claim.seq, claim.attempt, claim.owner)
+        rank = first(tx.run("follow", claim.seq, claim.attempt, claim.owner))[0]  # it may have risen since the claim
         tx.run("join_flight", claim.seq, key, 0, keep_ms)
-        return "over", leader, []
+        return "over", Leader(leader.seq, rank), []
     tx.look_up(claim.class_key[1], "miss")
     tx.must_change("add_flags", LEADS, claim.seq)
     if leader is None:

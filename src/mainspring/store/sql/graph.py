@@ -216,8 +216,8 @@ def _failure(edge: Edge) -> tuple[int, ErrorInfo]:
 def end(tx: Transaction, seq: int, class_id: int, id: bytes, status: int, error: ErrorInfo) -> None:
     """Give a task without a result its final status, and tell those that wait for it."""
     end_task(tx, seq, class_id, id, status, error)
-    shared = flights.leave(tx, seq, Failure(status, msgspec.msgpack.encode(error)) if status == FAILED else None)
-    ended(tx, [(seq, status, id), *shared])
+    failure = Failure(status, msgspec.msgpack.encode(error), None) if status == FAILED else None
+    ended(tx, [(seq, status, id), *flights.leave(tx, seq, failure)])
 
 
 def end_task(tx: Transaction, seq: int, class_id: int, id: bytes, status: int, error: ErrorInfo | None) -> None:

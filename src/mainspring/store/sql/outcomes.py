@@ -214,7 +214,7 @@ def _failure(finish: Finish, outcome: int, error: bytes | None) -> Failure | Non
     is_of_work = outcome == FAILED or (
         outcome == TIMEOUT and finish.outcome == TIMEOUT and finish.started_ms is not None
     )
-    return Failure(_STATUS[outcome], error) if is_of_work and error is not None else None
+    return Failure(_STATUS[outcome], error, finish.claim.work) if is_of_work and error is not None else None
 
 
 def _cancelled(finish: Finish) -> bytes:

@@ -673,6 +673,13 @@ DELETE FROM cache WHERE key IN (SELECT key FROM cache
 SELECT flight.key, task.seq, task.rank FROM flight JOIN task ON task.seq = flight.task
 WHERE flight.leads = 1 AND flight.key IN (SELECT unhex(value) FROM json_each(?));
 
+-- name: flights_of
+-- Who leads this work, and what a task itself is listed for.
+SELECT flight.key, task.seq, task.rank FROM flight JOIN task ON task.seq = flight.task
+WHERE flight.leads = 1 AND flight.key = ?1
+UNION ALL
+SELECT flight.key, flight.task, 0 FROM flight WHERE flight.task = ?2 AND flight.key <> ?1;
+
 -- name: leaders_of
 -- Whom these followers wait for.
 SELECT (SELECT task FROM flight WHERE key = mine.key AND leads = 1) FROM flight AS mine WHERE task IN (SELECT value FROM json_each(?));
@@ -703,7 +710,7 @@ WHERE flight.key = ? AND flight.leads = 0 ORDER BY task.rank, task.seq LIMIT 1;
 
 -- name: follow
 -- PENDING (claimed) -> PENDING (same_work)
-UPDATE task SET reason = 5, owner = NULL WHERE seq = ? AND attempt = ? AND owner = ? AND reason = 4;
+UPDATE task SET reason = 5, owner = NULL WHERE seq = ? AND attempt = ? AND owner = ? AND reason = 4 RETURNING rank;
 
 -- name: take_lead
 -- PENDING (same_work) -> PENDING (ready)
