@@ -27,6 +27,7 @@ from mainspring.store.base import (
     COMPLETED,
     FAILED,
     OUTCOMES,
+    SHARED,
     SUSPECT,
     Claimed,
     Ended,
@@ -251,6 +252,8 @@ class Contents(NamedTuple):
     tombstones: dict[bytes, tuple[str, int]]
     notes: list[str]
     violations: list[Violation]  # what it breaks of its invariants
+    flights: dict[bytes, tuple[bytes, bool, int]]  # tasks that lead or wait: the key of their work, whether they lead
+    kept: dict[bytes, tuple[Any, ...]]  # results for equal work by its key: namespace, type, version, output, times
 
 
 class Factory(Protocol):
@@ -334,6 +337,8 @@ class _SqlFactory:
 
         cursor = 0
         while cursor := await store.write(step):
+            pass
+        while await store.write(upkeep.prune_kept):
             pass
 
     async def hold_upkeep(self, store: Any, *, hears: bool = False) -> None:
@@ -575,6 +580,7 @@ def _contents(connection: apsw.Connection, broken: list[Violation]) -> Contents:
             "retries": retries, "crashes": crashes, "releases": releases, "submitted": submitted, "ended": ended,
             "output": output, "error": None if raw is None else msgspec.msgpack.decode(raw, type=ErrorInfo).type,
             "parents": tuple(parents.get(seq, ())), "attempts": tuple(attempts.get(seq, ())),
+            "is_shared": bool(flags & SHARED),
         }  # fmt: skip
     return Contents(
         tasks,
@@ -585,6 +591,10 @@ def _contents(connection: apsw.Connection, broken: list[Violation]) -> Contents:
         {row[0]: (STATUS_OF[row[1]].value, row[2]) for row in connection.execute("SELECT * FROM tombstone")},
         [row[0] for row in connection.execute("SELECT text FROM note ORDER BY rowid")],
         broken,
+        {row[0]: (row[1], bool(row[2]), row[3]) for row in connection.execute(
+            "SELECT id, key, leads, keep_ms FROM flight JOIN task ON seq = task")},
+        {row[0]: row[1:] for row in connection.execute(
+            "SELECT key, namespace, type, version, output, made_ms, expires_ms FROM cache")},
     )  # fmt: skip
 
 

@@ -8,11 +8,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+from tests.conformance.kit import OUTPUT
 from tests.model.machine import StoreMachine, examine
 
-from mainspring.store.base import CANCEL_ASKED, NewTask
-from mainspring.store.sql import commands, graph, intake, outcomes, upkeep
+from mainspring.results.cache import ResultCache
+from mainspring.store.base import CANCEL_ASKED, WANTS_KEPT, Finish, NewTask
+from mainspring.store.sql import commands, flights, graph, intake, limits, outcomes, upkeep
 from mainspring.store.sql import leaving as rules
+from mainspring.store.sql.limits import Limits
 from mainspring.store.sql.transaction import Memory, Transaction
 from mainspring.store.sql.writer import Writer
 from mainspring.store.sqlite import store
@@ -134,6 +137,78 @@ def _cancel_is_forgotten() -> Iterator[None]:
         yield
 
 
+def _without_kept(real: Any) -> Any:
+    return lambda tx, works: {}
+
+
+def _of_any_namespace(real: Any) -> Any:
+    def name(self: Any, kind: str, namespace: str, *rest: Any) -> Any:
+        return real(self, kind, "", *rest)
+
+    return name
+
+
+def _answered_in_any_case(real: Any) -> Any:
+    """Take an end for that of the work, whatever came with it and whoever did it."""
+
+    def failure(finish: Finish, outcome: int, error: bytes | None) -> Any:
+        return None if error is None else flights.Failure(outcomes._STATUS[outcome], error, None)
+
+    return failure
+
+
+def _with_whatever_came(real: Any) -> Any:
+    def shareable(finish: Finish, output: bytes | None) -> Any:
+        namespace, kind, _ = finish.claim.class_key
+        assert finish.claim.work is not None
+        assert output is not None
+        return flights.Result(finish.claim.work, namespace, kind, output, 0, len(output))
+
+    return shareable
+
+
+def _as_if_asked_for(real: Any) -> Any:
+    """Give what other code made to those that wait."""
+
+    def leave(tx: Transaction, seq: int, end: Any) -> Any:
+        found = tx.cursor.execute("SELECT key FROM flight WHERE task = ?", (seq,)).fetchone()
+        if found is not None and end is not None and end.work is not None:
+            end = end._replace(work=end.work._replace(key=bytes(found[0])))
+        return real(tx, seq, end)
+
+    return leave
+
+
+def _failures_are_kept(real: Any) -> Any:
+    def failure(finish: Finish, outcome: int, error: bytes | None) -> Any:
+        namespace, kind, _ = finish.claim.class_key
+        if finish.claim.work is not None:
+            return flights.Result(finish.claim.work, namespace, kind, OUTPUT, 0, len(OUTPUT))
+        return real(finish, outcome, error)
+
+    return failure
+
+
+def _never_full(real: Any) -> Any:
+    return lambda tx, class_id, limits, most: most
+
+
+def _always_granted(real: Any) -> Any:
+    return lambda tx, limits, n=1: True
+
+
+def _nobody_let_in(real: Any) -> Any:
+    def read(self: Any, tx: Transaction) -> set[int]:
+        real(self, tx)
+        return set()
+
+    return read
+
+
+def _place_kept(real: Any) -> Any:
+    return lambda tx, class_id: set()
+
+
 OWNED = "seq = ? AND attempt = ? AND owner = ?"
 ABLATIONS: dict[str, Ablation] = {
     "claims ignore the rank": lambda: sql("ORDER BY rank, seq", "ORDER BY seq", "heads", "claim_of_class"),
@@ -194,6 +269,47 @@ ABLATIONS: dict[str, Ablation] = {
     "suspects are not marked": lambda: flipped(upkeep, "SUSPECT", lambda _: 0),
     "a process that signs off keeps its claims": lambda: flipped(rules, "hand_back", _nothing),
     "refused outcomes are kept in part": lambda: flipped(Writer, "_guarded_finish", _keep_what_is_refused),
+    "kept results are not taken": lambda: flipped(flights, "kept", _without_kept),
+    "equal work runs beside equal work": lambda: flipped(flights, "leaders", _without_kept),
+    "claims are not compared with equal work": lambda: flipped(
+        commands, "join", lambda _: lambda tx, claim, keep_ms: "leads"
+    ),
+    "a wish to cancel is not looked at before equal work": lambda: flipped(commands, "CANCEL_ASKED", lambda _: 0),
+    "how old a kept result is does not count": lambda: flipped(
+        flights, "is_fresh", lambda _: lambda tx, found, keep_ms: found is not None
+    ),
+    "kept results don't expire": lambda: sql("expires_ms > ?", "expires_ms > 0 * ?", "kept"),
+    "a result is kept for another time than was said": lambda: flipped(
+        flights, "_keep", lambda real: lambda tx, result, keep_ms: real(tx, result, 60_000)
+    ),
+    "failures are kept": lambda: flipped(outcomes, "_failure", _failures_are_kept),
+    "failures are nobody else's": lambda: flipped(flights, "_share_failure", lambda _: lambda tx, key, failure: []),
+    "whatever ends a task ends equal work": lambda: flipped(outcomes, "_failure", _answered_in_any_case),
+    "results with children and effects are for all": lambda: flipped(outcomes, "_shareable", _with_whatever_came),
+    "other code answers for those that wait": lambda: flipped(flights, "leave", _as_if_asked_for),
+    "nobody goes on for who led equal work": lambda: flipped(flights, "_elect", _nothing),
+    "any one goes on for who led equal work": lambda: sql(
+        "ORDER BY task.rank, task.seq", "ORDER BY task.seq DESC", "best_follower"
+    ),
+    "who leads is not as urgent as those that wait": lambda: sql(
+        "WHERE key = mine.key", "WHERE key = mine.key || 'x'", "leaders_of"
+    ),
+    "equal work of other namespaces will do": lambda: flipped(ResultCache, "name", _of_any_namespace),
+    "equal work of other code will do": lambda: flipped(
+        ResultCache, "_code_of", lambda _: lambda self, kind, model_id: ("1", "")
+    ),
+    "what is made anew forgets that a kept result will do": lambda: flipped(
+        commands, "_RENEWED", lambda flags: flags & ~WANTS_KEPT
+    ),
+    "purge looks at no version": lambda: sql("version = ?3", "?3 = ?3", "purge_kept"),
+    "limits are not looked at by claims": lambda: flipped(limits, "places", _never_full),
+    "limits are not looked at by what enters": lambda: flipped(limits, "take", _always_granted),
+    "each process counts for itself": lambda: sql(
+        "task.owner IS NOT NULL", "task.owner = (SELECT max(id) FROM worker)", "held_in_group"
+    ),
+    "limits of a namespace count all": lambda: sql("class.namespace = ?2", "?2 = ?2", "held_in_group"),
+    "places that fall free are not given on": lambda: flipped(limits, "freed", _place_kept),
+    "a limit that is raised lets nobody in": lambda: flipped(Limits, "read", _nobody_let_in),
     "the clock may go back": lambda: flipped(store.SqliteStore, "_set_clock", _clock_of_the_wall),
 }
 """What is taken out, by what the store does without it."""

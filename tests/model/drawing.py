@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from tests.conformance.kit import AGEING_MS, OTHER, WORK
-from tests.model.world import LANES, UNSERVED
+from tests.model.process import LANES, UNSERVED
 
 from mainspring.store.base import COMPLETED, CRASHED, FAILED, OUTCOMES, RELEASED, RETRY
 
@@ -19,6 +19,9 @@ NUMBERS = st.integers(0, 20)
 WORKERS = st.integers(0, 1)
 STEPS = st.sampled_from([125, 1_000, 30_000, 60_000, 90_000, 250_000])  # milliseconds: eighths of a second are exact
 OFFSETS = st.sampled_from([-1, 0, 1, 125, 1_000, AGEING_MS - 1, AGEING_MS, AGEING_MS + 1, 3 * AGEING_MS, 6 * AGEING_MS])
+VERSIONS = st.sampled_from(["1", "1", "2"])
+LIMITS = st.tuples(st.sampled_from(["", "", "tenant"]), st.just("g"), st.sampled_from([None, 1, 1, 2]))
+PURGES = st.tuples(st.sampled_from(["", "tenant"]), st.sampled_from(["", WORK, OTHER]), st.sampled_from(["", "", "2"]))
 PAUSES = st.tuples(st.sampled_from(["", "tenant"]), st.sampled_from(["", WORK, OTHER]), st.sampled_from(["", "g"]))
 
 
@@ -39,6 +42,8 @@ class Draft:
     policy: int = 0
     twin: int | None = None  # takes the id of that one
     is_stray: bool = False  # one of its parents is nowhere
+    keep: int | None = None  # how old the result of equal work may be
+    is_named: bool = True  # whoever submits it has its code
 
     def __repr__(self) -> str:
         return shown(self)
@@ -97,6 +102,8 @@ DRAFTS = st.builds(
     policy=st.integers(0, 2),
     twin=rarely(NUMBERS, 10),
     is_stray=st.sampled_from([False] * 19 + [True]),
+    keep=st.sampled_from([None, None, None, 60_000, 1_000, 0]),
+    is_named=st.sampled_from([True, True, False]),
 )
 TASKS = tuples(DRAFTS, 4, least=1)
 ENDINGS = st.builds(
@@ -133,7 +140,7 @@ ACTS = acts(
         7: [("take", WORKERS, LANE, st.integers(1, 4)), ("advance", STEPS)],
         3: [("wait_for_work", WORKERS, st.tuples(*[st.integers(0, 3)] * len(LANES))), ("prune", WORKERS)],
         2: [
-            ("open",),
+            ("open", VERSIONS),
             ("kill", WORKERS),
             ("crash_again_and_again", NUMBERS),
             ("look", WORKERS, NUMBERS),
@@ -141,6 +148,8 @@ ACTS = acts(
         1: [
             ("hand_back_again_and_again", NUMBERS, st.sampled_from([11, 2]), st.sampled_from([True, True, False])),
             ("pause", WORKERS, PAUSES),
+            ("limit", WORKERS, LIMITS),
+            ("purge", WORKERS, PURGES),
             ("jump", st.sampled_from([-86_400, -3, 3, 86_400])),
             ("close", WORKERS),
             ("rescue", WORKERS),

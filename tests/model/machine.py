@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, Hypoth
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from tests.conformance.kit import Note
 from tests.model.drawing import ACTS, Draft, Ending
+from tests.model.process import LANES, UNSERVED, Worker
 from tests.model.words import Kind, Task
-from tests.model.world import LANES, Op, Worker, World
+from tests.model.world import Op, World
 
-from mainspring.store.base import COMPLETED, CRASHED, FAILED, RELEASED, RETRY, Claimed
-from mainspring.store.sql import graph
+from mainspring.store.base import COMPLETED, CRASHED, FAILED, LEADS, RELEASED, RETRY, WANTS_KEPT, Claimed
+from mainspring.store.sql import flights, graph
 
 LIMIT_S = 60
 MEMORY = Path("/dev/shm")  # no power will fail, and there are many commits
@@ -71,8 +73,10 @@ class StoreMachine(RuleBasedStateMachine):
     in_steps = False
     kind = "sqlite"
 
-    @initialize(queue_size=st.sampled_from([None, 8]))
-    def begin(self, queue_size: int | None) -> None:
+    @initialize(queue_size=st.sampled_from([None, 8]), keep=st.sampled_from([0, 0, 200_000]))
+    def begin(self, queue_size: int | None, keep: int = 0) -> None:
+        """`keep` is for tasks that don't say it themselves: where it is given, most of what is drawn is equal work."""
+        self.keep = keep
         self.world = World(Path(self.folder), kind=self.kind, queue_size=queue_size, in_steps=self.in_steps)
         self.run(self.world.open())
 
@@ -80,6 +84,7 @@ class StoreMachine(RuleBasedStateMachine):
         try:
             if hasattr(self, "world"):
                 self.seen.update(self.world.seen)
+                self.seen.update({("equal work", what): n for what, n in self.world.model.met.items()})
                 self.run(self.world.leave())
         finally:
             self.runner.close()
@@ -116,13 +121,20 @@ class StoreMachine(RuleBasedStateMachine):
                     None if draft.deadline is None else now + draft.deadline,
                     None if draft.not_before is None else now + draft.not_before,
                     draft.key, tuple(dict.fromkeys(parents)), draft.policy,
+                    self.keep if draft.keep is None else draft.keep,
                 )
             )  # fmt: skip
+            if made[-1].keep and draft.is_named and draft.type != UNSERVED:
+                made[-1].work = worker.work_of(made[-1])
         return made
 
     def claim(self, worker: Worker, n: int) -> Claimed | None:
-        held = list(worker.held.values())
+        held = [claim for claim in worker.held.values() if claim.id not in worker.joining]
         return held[n % len(held)] if held else None
+
+    def is_to_be_compared(self, claim: Claimed) -> bool:
+        """Whether it must be looked for equal work before this one begins."""
+        return bool(claim.flags & WANTS_KEPT) and not claim.flags & LEADS
 
     # What can be asked of a process, alone or several in one commit
 
@@ -135,6 +147,8 @@ class StoreMachine(RuleBasedStateMachine):
             return None
         if claim.deadline_ms is not None and claim.deadline_ms <= worker.store.now_ms():
             return None  # whoever holds it looks at the deadline before it begins
+        if self.is_to_be_compared(claim):
+            return self.world.join(worker, claim)
         return self.world.start(worker, claim, mark=mark, tell=tell)
 
     def ask_finish(self, worker: Worker, n: int, ending: Ending) -> Op | None:
@@ -142,6 +156,8 @@ class StoreMachine(RuleBasedStateMachine):
         if claim is None:
             return None
         outcome, extra = ending.outcome, dict[str, Any]()
+        if outcome == COMPLETED and self.is_to_be_compared(claim):
+            return self.world.join(worker, claim)
         if outcome == RETRY and claim.retry_count >= claim.max_retries:
             outcome = FAILED
         if outcome == COMPLETED:
@@ -219,6 +235,13 @@ class StoreMachine(RuleBasedStateMachine):
         """Alone: what is submitted with it in one commit may be handed over before it."""
         self.run(self.world.perform(self.worker(n), self.world.pause(self.worker(n), kind)))
 
+    def limit(self, n: int, what: tuple[str, str, int | None]) -> None:
+        """Alone, for the same reason."""
+        self.run(self.world.perform(self.worker(n), self.world.limit(self.worker(n), *what)))
+
+    def purge(self, n: int, what: tuple[str, str, str]) -> None:
+        self.run(self.world.perform(self.worker(n), self.world.purge(self.worker(n), *what)))
+
     def take(self, n: int, lane: str, room: int) -> None:
         """Have room for some more, once."""
         worker = self.worker(n)
@@ -262,9 +285,9 @@ class StoreMachine(RuleBasedStateMachine):
     def prune(self, n: int) -> None:
         self.run(self.world.perform(self.worker(n), self.world.prune(self.worker(n))))
 
-    def open(self) -> None:
+    def open(self, version: str = "1") -> None:
         if len(self.world.workers) < 2:
-            self.run(self.world.open())
+            self.run(self.world.open(version))
 
     def close(self, n: int) -> None:
         self.run(self.world.close(self.worker(n)))
@@ -289,12 +312,14 @@ class StepsMachine(StoreMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.limit = mock.patch.multiple(graph, TRAVEL_LIMIT=2, _PAGE=2)
-        self.limit.start()
+        self.steps_of_two = ExitStack()
+        self.steps_of_two.enter_context(mock.patch.multiple(graph, TRAVEL_LIMIT=2, _PAGE=2))
+        if self.kind == "sqlite":  # which of those that wait are the first a server does not say
+            self.steps_of_two.enter_context(mock.patch.object(flights, "SHARE", 2))
 
     def teardown(self) -> None:
         super().teardown()
-        self.limit.stop()
+        self.steps_of_two.close()
 
     def together(self, n: int, whats: tuple[tuple[Any, ...], ...]) -> None:
         for what in whats:

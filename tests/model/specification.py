@@ -8,12 +8,11 @@ of the process that asks. What is refused raises the store's own errors and chan
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import copy
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from tests.model.words import ALLOW_FAILURE, SKIP, Claim, Kind, Outcome, Rules, Task
+from tests.model.equal_work import EqualWork
+from tests.model.words import ALLOW_FAILURE, SKIP, Claim, Kind, Outcome, Task
 
 from mainspring.errors import Conflict, InvalidInput, QueueFull, TaskNotFound
 from mainspring.store.base import MAX_CRASHES, MAX_RELEASES
@@ -22,43 +21,8 @@ FRESH = 60_000
 """What has ended within this time is kept in any case."""
 
 
-class Model:
+class Model(EqualWork):
     """One place where tasks live."""
-
-    def __init__(self, rules: Rules) -> None:
-        self.rules = rules
-        self.seq = 0
-        self.tasks: dict[bytes, Task] = {}  # in order of submission
-        self.keys: dict[tuple[str, str], bytes] = {}
-        self.retried: dict[bytes, bytes] = {}  # as which new task
-        self.tombstones: dict[bytes, tuple[str, int]] = {}
-        self.pauses: set[Kind] = set()
-        self.workers: dict[str, frozenset[str]] = {}  # processes that have not signed off, with the types they serve
-        self.effects: list[str] = []
-        self.ends: list[bytes] = []
-
-    def task(self, id: bytes) -> Task:
-        if id not in self.tasks:
-            raise TaskNotFound("pruned" if id in self.tombstones else "unknown")
-        return self.tasks[id]
-
-    def family(self, ids: Iterable[bytes]) -> list[Task]:
-        return [self.tasks[id] for id in ids]
-
-    def children(self, id: bytes) -> list[Task]:
-        return [task for task in self.tasks.values() if id in task.parents]
-
-    @contextmanager
-    def all_or_nothing(self) -> Iterator[None]:
-        before = {name: copy(value) for name, value in vars(self).items()}
-        tasks = [(task, copy(task)) for task in self.tasks.values()]
-        try:
-            yield
-        except Exception:
-            vars(self).update(before)
-            for task, as_it_was in tasks:
-                vars(task).update(vars(as_it_was))
-            raise
 
     # Coming in
 
@@ -100,6 +64,9 @@ class Model:
         task.rank = max(rank, base - 4 * self.rules.ageing)
         task.seq, task.submitted, task.reason = self.seq, now, "parents"
         self.tasks[task.id] = task
+        has_to_wait = bool(task.parents) or base > now or (task.deadline is not None and task.deadline <= now)
+        if task.work is not None and not has_to_wait:
+            self._compare(task, task.work, now)
         self.settle(now)
 
     def and_what_they_stand_for(self, ids: Sequence[bytes]) -> tuple[bytes, ...]:
@@ -116,10 +83,17 @@ class Model:
 
     def settle(self, now: int) -> None:
         """Let ends and ranks travel until nothing moves any more."""
-        while any(self._settle(task, now) for task in self.tasks.values() if task.reason == "parents"):
+        waiting = ("parents", "same_work")
+        while any(self._settle(task, now) for task in self.tasks.values() if task.reason in waiting):
             pass
 
     def _settle(self, task: Task, now: int) -> bool:
+        if task.reason == "same_work":
+            leader = self._leader(self.flights[task.id].work)
+            assert leader is not None
+            is_urgent = leader.rank > task.rank
+            leader.rank = min(leader.rank, task.rank)  # who leads is as urgent as the most urgent of those that wait
+            return is_urgent
         parents = self.family(task.parents)
         if task.policy != ALLOW_FAILURE and any(parent.is_broken for parent in parents):
             task.is_spoiled = True
@@ -137,15 +111,6 @@ class Model:
             parent.rank = task.rank
         return bool(urgent)
 
-    def _wait_or_ready(self, task: Task, due: int | None, reason: str, now: int) -> None:
-        task.status, task.holder = "pending", None
-        task.reason, task.due = ("ready", None) if due is None or due <= now else (reason, due)
-
-    def _end(self, task: Task, status: str, at: int, error: str | None) -> None:
-        task.status, task.ended, task.error = status, at, error
-        task.reason = task.due = task.holder = None
-        self.ends.append(task.id)
-
     def pass_time(self, now: int) -> None:
         """Delays end; deadlines of what nobody holds pass, in their order."""
         for task in self.tasks.values():
@@ -155,6 +120,7 @@ class Model:
         for task in sorted(late, key=lambda task: (task.deadline, task.seq)):
             if task.status == "pending" and task.reason != "claimed":
                 self._end(task, "timeout", now, "TaskTimeout")
+                self._pass_on(task, now)
                 self.settle(now)
 
     # Being worked on
@@ -167,16 +133,38 @@ class Model:
         ready = [task for task in self.tasks.values() if task.reason == "ready" and task.kind[1] in types]
         return sorted((t for t in ready if not self.is_paused(t.kind)), key=lambda task: (task.rank, task.seq))
 
+    def places(self, kind: Kind) -> list[tuple[str, str]]:
+        """The limits that a task counts for."""
+        namespace, _, group = kind
+        return [name for name in ((namespace, group), ("", group)) if group and name in self.limits]
+
+    def free(self, others: Iterable[bytes] = ()) -> Counter[tuple[str, str]]:
+        """How many tasks of limited groups may be claimed yet, beside these."""
+        held = [task for task in self.tasks.values() if task.holder is not None]
+        taken = Counter(name for task in [*held, *self.family(others)] for name in self.places(task.kind))
+        return Counter({name: most - taken[name] for name, most in self.limits.items()})
+
+    def best(self, types: Iterable[str], room: int, others: Iterable[bytes] = ()) -> list[Task]:
+        """What a lane with that much room may have: those that go first, but for groups that are full."""
+        free, best = self.free(others), list[Task]()
+        for task in self.ready(types):
+            places = self.places(task.kind)
+            if len(best) < room and all(free[name] > 0 for name in places):
+                best.append(task)
+                free.subtract(places)
+        return best
+
     def claim(
-        self, worker: str, types: Iterable[str], room: int, got: Sequence[bytes], waited: Container[bytes]
-    ) -> bool:
+        self, worker: str, types: Iterable[str], room: int, got: Sequence[bytes], waited: Container[bytes],
+        others: Iterable[bytes] = (),
+    ) -> bool:  # fmt: skip
         """A process that has room got these; return whether it had to be these.
 
         Of tasks that became ready in the same commit any may go first; nothing that waited before is passed over, nor
-        passes over a better one.
+        passes over a better one. `others` were claimed at the same time, and have their groups' places.
         """
         ready = self.ready(types)
-        first = {task.id for task in ready[: max(0, room)]}
+        first = {task.id for task in self.best(types, room, others)}
         better = [task for task in ready if task.id in first - set(got)]
         worse = [task for task in ready if task.id in set(got) - first]
         for task in self.family(got):
@@ -192,12 +180,6 @@ class Model:
                 if heir in results and old not in results:
                     results[old] = results[heir]
         return results
-
-    def held(self, claim: Claim) -> Task | None:
-        """The task of a claim that still stands."""
-        task = self.tasks.get(claim.id)
-        stands = task is not None and (task.attempt, task.holder) == (claim.attempt, claim.holder)
-        return task if stands else None
 
     def start(self, claim: Claim) -> None:
         task = self.held(claim)
@@ -224,17 +206,24 @@ class Model:
             task.crashes += how == "crashed"
             task.is_suspect = how == "crashed"
             self._wait_or_ready(task, now + outcome.delay, "retry", now)
-        elif how == "released" and outcome.is_counted and task.releases >= MAX_RELEASES:
-            self._end(task, "failed", now, "InternalError")
         elif how == "released":
-            task.releases += outcome.is_counted
-            self._wait_or_ready(task, None, "", now)
+            self._release(task, outcome.is_counted, now)
         else:
             self._end(task, how, outcome.ended, "TaskCancelled" if how == "cancelled" else error)
+            is_too_slow = how == outcome.how == "timeout" and outcome.started
+            self._pass_on(task, now, outcome.work, is_of_work=how == "failed" or is_too_slow)
         if outcome.started or how not in ("released", "cancelled"):
             task.attempts += ((claim.attempt, how),)
         self.settle(now)
         return True
+
+    def _release(self, task: Task, is_counted: bool, now: int) -> None:
+        if is_counted and task.releases >= MAX_RELEASES:
+            self._end(task, "failed", now, "InternalError")
+            self._pass_on(task, now, is_of_work=True)
+        else:
+            task.releases += is_counted
+            self._wait_or_ready(task, None, "", now)
 
     def _complete(self, task: Task, outcome: Outcome, now: int) -> tuple[str, str | None]:
         """Outcome, effects, children and the tasks the output stands for: all of it, or the attempt has failed."""
@@ -247,10 +236,13 @@ class Model:
                 self._end(task, "completed", outcome.ended, None)
                 task.output = outcome.output
                 task.stands_for = _renamed(outcome.stands_for, stand_ins)
+                came_with_more = outcome.children or outcome.effects or outcome.stands_for
+                self._pass_on(task, now, None if came_with_more else outcome.work)
                 self._hand_over(task)
         except (Conflict, InvalidInput, TaskNotFound, _Refused) as exc:
             error = exc.error if isinstance(exc, _Refused) else type(exc).__name__
             self._end(task, "failed", outcome.ended, error)
+            self._pass_on(task, now, outcome.work, is_of_work=True)
             return "failed", error
         return "completed", None
 
@@ -283,6 +275,7 @@ class Model:
             return f"already({task.status})"
         if task.holder is None:
             self._end(task, "cancelled", now, "TaskCancelled")
+            self._pass_on(task, now)
             self.settle(now)
             return "cancelled"
         task.is_asked = True
@@ -293,6 +286,7 @@ class Model:
         if task is None:
             return False
         self._end(task, "cancelled", now, "TaskCancelled")
+        self._pass_on(task, now)
         self.settle(now)
         return True
 
@@ -334,7 +328,7 @@ class Model:
                 self.keys[name] = id
         self._enter(
             Task(id, old.kind, old.payload, old.priority, old.max_retries, None, old.not_before, None, parents,
-                 old.policy),
+                 old.policy, old.keep),
             now,
         )  # fmt: skip
 
@@ -346,10 +340,15 @@ class Model:
         self.pauses.discard(kind)
         return int(found)
 
+    def limit(self, namespace: str, group: str, concurrency: int | None) -> None:
+        self.limits.pop((namespace, group), None)
+        if concurrency is not None:
+            self.limits[namespace, group] = concurrency
+
     # Processes that come and go
 
     def sign_off(self, worker: str, now: int) -> None:
-        """A process ends: what it held is ready again, uncharged."""
+        """A process ends: what it held is ready again, uncharged. What has fallen due meanwhile is for others."""
         self._take_back(worker, now, frozenset())
 
     def rescue(self, worker: str, now: int, running: frozenset[tuple[bytes, int]]) -> None:
@@ -364,8 +363,10 @@ class Model:
                 task.attempts += ((task.attempt, "crashed"),)
             if task.is_asked:
                 self._end(task, "cancelled", now, "TaskCancelled")
+                self._pass_on(task, now)
             elif alone and task.crashes + 1 >= MAX_CRASHES:
                 self._end(task, "failed", now, "ProcessingFailed")
+                self._pass_on(task, now, is_of_work=True)
             else:
                 task.crashes += alone
                 task.is_suspect = task.is_suspect or ran
@@ -394,6 +395,7 @@ class Model:
         self.tombstones = {
             id: stone for id, stone in self.tombstones.items() if stone[1] >= now - rules.keep_tombstones
         }
+        self.kept = {work: kept for work, kept in self.kept.items() if kept.expires > now}
 
     def _forget(self, task: Task) -> None:
         del self.tasks[task.id]
@@ -414,7 +416,12 @@ class Model:
         if task.reason != "ready":
             return task.reason, 0
         served = any(task.kind[1] in types for types in self.workers.values())
-        reason = "paused" if self.is_paused(task.kind) else "ready" if served else "no_worker"
+        free = self.free()
+        is_full = any(free[name] <= 0 for name in self.places(task.kind))
+        if self.is_paused(task.kind):
+            reason = "paused"
+        else:
+            reason = "no_worker" if not served else "limit" if is_full else "ready"
         first = [t for t in self.tasks.values() if t.reason == "ready" and t.kind == task.kind]
         return reason, sum((other.rank, other.seq) < (task.rank, task.seq) for other in first)
 

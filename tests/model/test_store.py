@@ -25,6 +25,8 @@ MUST_HAPPEN = {
     "retry": "bytes InvalidInput",
     "withdraw": "True False",
     "resume": "0 1",
+    "join": "leads over",
+    "equal work": "waits kept completed failed goes",
 }
 """Answers that a run without them would have proved little."""
 
@@ -58,6 +60,8 @@ def test_ends_may_travel_in_steps(kind: str) -> None:
         "policy skip is taken for require",
         "deadlines are not looked at",
         "a wish to cancel is not kept",
+        "failures are kept",
+        "equal work of other namespaces will do",
         "the clock may go back",
     ],
 )

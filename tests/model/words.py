@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 REQUIRE, ALLOW_FAILURE, SKIP = range(3)
 Kind = tuple[str, str, str]
 """Namespace, type, group."""
+Work = tuple[str, str, Any, str]
+"""What equal work has in common: namespace, type, payload, version of the code."""
 
 
 @dataclass(eq=False)
@@ -24,11 +26,13 @@ class Task:
     key: str | None = None
     parents: tuple[bytes, ...] = ()
     policy: int = REQUIRE
+    keep: int = 0  # how old the result of equal work may be, and for how long its own is kept; 0: it wants none
+    work: Work | None = None  # where whoever submits has the code
     # ----
     seq: int = 0  # order of submission
     rank: int = 0
     status: str = "pending"
-    reason: str | None = None  # ready, parents, delayed, retry, claimed; while pending
+    reason: str | None = None  # ready, parents, delayed, retry, claimed, same_work; while pending
     due: int | None = None  # when delayed or retry ends
     attempt: int = 0
     holder: str | None = None  # the process that has the claim
@@ -44,6 +48,8 @@ class Task:
     error: str | None = None
     is_spoiled: bool = False  # ended because a parent did not complete
     attempts: tuple[tuple[int, str], ...] = ()  # those on record: number and outcome
+    is_leader: bool = False  # it was told that it runs for all equal work
+    is_shared: bool = False  # its end is that of equal work
 
     @property
     def is_over(self) -> bool:
@@ -62,6 +68,22 @@ class Claim(NamedTuple):
     holder: str
 
 
+class Flight(NamedTuple):
+    """How a task stands to equal work."""
+
+    work: Work
+    leads: bool  # else it waits for the one that does
+    keep: int
+
+
+class Kept(NamedTuple):
+    """A result that will do for equal work."""
+
+    output: Any
+    made: int
+    expires: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How an attempt ended, as its worker says."""
@@ -77,6 +99,7 @@ class Outcome:
     stands_for: tuple[bytes, ...] = ()
     effects: tuple[str, ...] = ()
     refusal: str | None = None  # the error that one of the effects ends with
+    work: Work | None = None  # what was done, by the code that did it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,3 +112,4 @@ class Rules:
     keep_failed: int
     keep_tombstones: int
     max_completed: int
+    share: int = 1_000  # tasks that get the result of equal work in one commit with it

@@ -11,28 +11,29 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from tests.conformance.kit import AGEING_MS, FACTORIES, OTHER, OUTPUT, WORK, Factory, Note, Port, new
+from tests.conformance.kit import AGEING_MS, FACTORIES, OUTPUT, Factory, Note
+from tests.model.process import LANES, Worker, key_of, new_task
 from tests.model.specification import Model
-from tests.model.words import Claim, Outcome, Rules, Task
+from tests.model.words import Claim, Outcome, Rules, Task, Work
 
 from mainspring.errors import TaskError, TaskNotFound
 from mainspring.store.base import (
     COMPLETED,
     HAS_REFS,
+    LEADS,
     OUTCOMES,
     RELEASED,
     SUSPECT,
+    WANTS_KEPT,
     Claimed,
     Ended,
     Finish,
-    NewTask,
-    Spec,
+    WorkName,
 )
+from mainspring.store.sql import flights
 from mainspring.tasks import ErrorInfo
 from mainspring.tasks.lifecycle import STATUS_OF
 
-LANES = {"async": (WORK,), "thread": (OTHER,)}
-UNSERVED = "custom:elsewhere"
 KEEP = {"keep_completed_s": 100, "keep_failed_s": 200, "keep_tombstones_s": 400, "max_completed": 6}
 FINISHES, STARTS, SUBMISSIONS, COMMANDS = range(4)
 _REFUSALS = {"refuse": "InvalidInput", "break": "KeyError"}  # what a note of the kit ends with
@@ -47,47 +48,6 @@ class Op(NamedTuple):
     give: Callable[[], Awaitable[Any] | None]
     expect: Callable[[int], Any]
     is_written: bool = True
-
-
-class Worker(Port):
-    """One process: a store, and the test as its worker."""
-
-    def __init__(self, store: Any) -> None:
-        super().__init__(store, 0, **LANES)
-        self.name: str = store.worker_id
-        self.begun: dict[bytes, int] = {}  # when the handlers of held claims began
-        self.marked: dict[bytes, int] = {}  # in which slot one is marked
-        self.must_miss = 0  # outcomes that must have been lost
-        self.fresh: list[Claimed] = []  # handed over and not compared yet
-        self.note()
-
-    def wants(self, id: bytes) -> bool:
-        return False  # ends in other processes are told there
-
-    def claimed(self, claims: list[Claimed]) -> None:
-        super().claimed(claims)
-        self.fresh += sorted(claims, key=lambda claim: (claim.rank, claim.seq))
-
-    def note(self) -> None:
-        """All that was told so far has been compared."""
-        self.taken = {name: lane.taken for name, lane in self.lanes.items()}
-
-    def room_given(self) -> dict[str, int]:
-        """What the lanes have room for, but for what was handed over since."""
-        return {name: lane.limit + lane.released - self.taken[name] for name, lane in self.lanes.items()}
-
-    def lane_of(self, claim: Claimed) -> str:
-        return next(name for name, types in LANES.items() if claim.class_key[1] in types)
-
-    def running(self) -> frozenset[tuple[bytes, int]]:
-        """What whoever judges a crash of this process finds: (task, attempt)."""
-        return frozenset((id, self.held[id].attempt) for id in self.marked if id in self.held)
-
-    def let_go(self, claim: Claimed) -> None:
-        self.held.pop(claim.id, None)
-        self.begun.pop(claim.id, None)
-        if (slot := self.marked.pop(claim.id, None)) is not None:
-            self.store.mark(slot, 0, 0)
 
 
 class World:
@@ -106,6 +66,7 @@ class World:
                 ageing=AGEING_MS,
                 queue_size=queue_size,
                 max_completed=KEEP["max_completed"],
+                share=flights.SHARE,
                 **{name: KEEP[f"{name}_s"] * 1000 for name in ("keep_completed", "keep_failed", "keep_tombstones")},
             )
         )
@@ -122,7 +83,7 @@ class World:
 
     # Processes
 
-    async def open(self) -> Worker:
+    async def open(self, version: str = "1") -> Worker:
         asyncio.get_running_loop().set_exception_handler(lambda _, mishap: self.mishaps.append(mishap))
         newest = max((task.submitted for task in list(self.model.tasks.values())[-1:]), default=0)
         newest = max(newest, self.visited)
@@ -131,7 +92,7 @@ class World:
         self.clocks[store.worker_id] = max(clock.wall_ms(), newest) - clock.monotonic() * 1000
         await store.open()
         await self.factory.hold_upkeep(store)
-        worker = Worker(store)
+        worker = Worker(store, version)
         self.workers.append(worker)
         await self.rescue(worker, is_opening=True)
         await worker.serve()
@@ -158,9 +119,7 @@ class World:
         """A process signs off."""
         await worker.store.close()
         self.visited = max(self.visited, self.now(worker))
-        self.model.pass_time(self.now(worker))
         self.model.sign_off(worker.name, self.now(worker))
-        self.model.pass_time(self.now(worker))
         await self._gone(worker)
 
     async def kill(self, worker: Worker) -> None:
@@ -249,8 +208,10 @@ class World:
         for name, types in LANES.items():
             n = min(room[name], len(self.model.ready(types)))
             got = [claim for claim in worker.fresh if claim.class_key[1] in types][: max(0, n)]
-            best = self.model.ready(types)[: max(0, n)]
-            fair = self.model.claim(worker.name, types, room[name], [claim.id for claim in got], waited)
+            mine = {claim.id for claim in got}
+            others = [claim.id for one in self.workers for claim in one.fresh if claim.id not in mine]
+            best = self.model.best(types, n, others)
+            fair = self.model.claim(worker.name, types, room[name], [claim.id for claim in got], waited, others)
             assert fair, f"claimed {self._names(got)}, the model says {[f'{task.seq}.{task.attempt}' for task in best]}"
             room[name] -= len(got)
             for claim in got:
@@ -263,6 +224,7 @@ class World:
         assert (claim.retry_count, claim.crashes, claim.releases) == (task.retries, task.crashes, task.releases)
         assert (claim.deadline_ms, claim.max_retries) == (task.deadline, task.max_retries)
         assert bool(claim.flags & SUSPECT) == task.is_suspect
+        assert (bool(claim.flags & WANTS_KEPT), bool(claim.flags & LEADS)) == (task.keep > 0, task.is_leader)
         if claim.flags & HAS_REFS:
             assert claim.parents is not None
             brought = {id: (STATUS_OF[one.status].value, one.output) for id, one in claim.parents.items()}
@@ -280,6 +242,12 @@ class World:
             assert not differ, f"task {task.seq}: stored and model differ in {differ}"
         assert (stored.keys, stored.retried) == (model.keys, model.retried)
         assert (stored.tombstones, stored.notes) == (model.tombstones, model.effects)
+        assert stored.flights == {id: (key_of(one.work), one.leads, one.keep) for id, one in model.flights.items()}, (
+            "who leads and who waits for equal work"
+        )
+        assert stored.kept == {
+            key_of(work): (*work[:2], work[3], one.output, one.made, one.expires) for work, one in model.kept.items()
+        }, "what is kept for equal work"
         assert not stored.violations, "; ".join(str(one) for one in stored.violations)
         told = Counter(ended.id for ended in self.told + [ended for one in self.workers for ended in one.ends])
         missing, surplus = Counter(model.ends) - told, told - Counter(model.ends)
@@ -361,6 +329,7 @@ class World:
     def finish(self, worker: Worker, claim: Claimed, outcome: int, *, again: bool = False, **extra: Any) -> Op:
         """End a claim; when it's not held any more, see that it is lost. `again`: take another for it."""
         is_held = worker.held.get(claim.id) is claim
+        work = self._note_work(worker, claim)
         lane = worker.lane_of(claim)
         started = worker.begun.get(claim.id) if is_held else None
         how = OUTCOMES[outcome]
@@ -388,7 +357,7 @@ class World:
         told = Outcome(
             how=how, ended=finish.ended_ms, started=started is not None, error=_ERROR_OF.get(how),
             delay=finish.delay_ms, is_counted=finish.is_counted, output=finish.output, children=children,
-            stands_for=finish.refs, effects=tuple(note.text for note in effects), refusal=refused,
+            stands_for=finish.refs, effects=tuple(note.text for note in effects), refusal=refused, work=work,
         )  # fmt: skip
         key = _key(claim, self._holder(claim))
 
@@ -399,6 +368,36 @@ class World:
             return f"{task.status} {task.reason or task.error}"
 
         return Op(f"finish as {how}", FINISHES, give, expect)
+
+    def _note_work(self, worker: Worker, claim: Claimed) -> Work | None:
+        """What the code of this process makes of a claim, where that is of interest."""
+        task = self.model.tasks.get(claim.id)
+        if task is None or not claim.flags & WANTS_KEPT:
+            return None
+        claim.work = WorkName(key_of(worker.work_of(task)), worker.version)
+        return worker.work_of(task)
+
+    def join(self, worker: Worker, claim: Claimed) -> Op:
+        """Compare a claim that has not begun with equal work."""
+        work = self._note_work(worker, claim)
+        assert work is not None
+        worker.joining.add(claim.id)
+        key = _key(claim, self._holder(claim))
+
+        def expect(now: int) -> str:
+            answer = self.model.join(key, work, now)
+            worker.joining.discard(claim.id)
+            if answer == "leads":
+                claim.flags |= LEADS
+                return answer
+            if worker.held.get(claim.id) is claim:
+                worker.let_go(claim)
+            self.stale.append(claim)
+            worker.lanes[worker.lane_of(claim)].limit -= 1
+            worker.lanes[worker.lane_of(claim)].released += 1
+            return answer
+
+        return Op("join", COMMANDS, lambda: worker.store.join(claim, self.model.tasks[claim.id].keep), expect)
 
     def withdraw(self, worker: Worker, claim: Claimed) -> Op:
         is_held = worker.held.get(claim.id) is claim
@@ -441,6 +440,18 @@ class World:
         names = dict(zip(("namespace", "type", "group"), kind, strict=True))
         return Op("resume", COMMANDS, lambda: worker.store.resume(**names), lambda now: self.model.resume(kind))
 
+    def limit(self, worker: Worker, namespace: str, group: str, concurrency: int | None) -> Op:
+        def give() -> Awaitable[None]:
+            return worker.store.limit(group, namespace=namespace, concurrency=concurrency)
+
+        return Op("limit", COMMANDS, give, lambda now: self.model.limit(namespace, group, concurrency))
+
+    def purge(self, worker: Worker, namespace: str, type: str, version: str) -> Op:
+        def give() -> Awaitable[int]:
+            return worker.store.purge(namespace=namespace, type=type, version=version)
+
+        return Op("purge", COMMANDS, give, lambda now: self.model.purge(namespace, type, version))
+
     def prune(self, worker: Worker) -> Op:
         return Op("prune", COMMANDS, lambda: self.factory.prune(worker.store), self.model.prune)
 
@@ -462,16 +473,3 @@ def _key(claim: Claimed, holder: str) -> Claim:
 
 def _error(type: str) -> bytes:
     return msgspec.msgpack.encode(ErrorInfo(type=type, message="as the test wants it"))
-
-
-def new_task(task: Task) -> NewTask:
-    """The task as the store gets it. Its metadata is its own: two tasks may do the same work for different reasons."""
-    namespace, type, group = task.kind
-    text, n = task.payload
-    spec = Spec(params={} if n is None else {"n": n}, metadata={"number": task.id.hex()} if task.id[-1] % 2 else {})
-    return new(
-        text, type=type, namespace=namespace, group=group, id=task.id, priority=task.priority,
-        max_retries=task.max_retries, deadline_ms=task.deadline, not_before_ms=task.not_before, key=task.key,
-        after=task.parents, policy=task.policy, flags=HAS_REFS if task.parents else 0,
-        spec=None if spec == Spec() else msgspec.msgpack.encode(spec),
-    )  # fmt: skip
