@@ -62,6 +62,8 @@ def _show_models(found: list[ModelInfo], config: ModelConfig, screen: Screen) ->
                     "kind": info.kind,
                     "digest": info.digest,
                     "memory_bytes": info.memory_bytes,
+                    "concurrency": info.concurrency,
+                    "rate": info.rate,
                     "on_this_machine": here[info.model_id],
                 }
                 for info in found
@@ -74,11 +76,17 @@ def _show_models(found: list[ModelInfo], config: ModelConfig, screen: Screen) ->
             info.kind,
             (info.digest or "")[:_DIGEST_CHARS],
             size(info.memory_bytes),
+            _limits(info),
             "yes" if here[info.model_id] else "no",
         )
         for info in found
     ]
-    screen.draw(table(("model", "kind", "digest", "memory", "here"), rows, right=("memory",)))
+    screen.draw(table(("model", "kind", "digest", "memory", "limits", "here"), rows, right=("memory",)))
+
+
+def _limits(info: ModelInfo) -> str:
+    at_once = None if info.concurrency is None else f"{info.concurrency:,} at once"
+    return ", ".join(part for part in (at_once, info.rate) if part)
 
 
 def _is_here(info: ModelInfo, config: ModelConfig) -> bool:

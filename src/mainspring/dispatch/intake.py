@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from mainspring.config import SchedulerConfig, seconds
+from mainspring.dispatch.model_limits import ModelLimits
 from mainspring.environment import Environment
 from mainspring.errors import InvalidInput, UnsupportedTaskType, invalid
 from mainspring.execution.executor import TaskExecutor
@@ -56,6 +57,8 @@ class Intake:
         self._tracing = tracing
         self._elsewhere: frozenset[str] = frozenset()
         self._elsewhere_declared: dict[str, Declared] = {}  # handlers whose code is not here
+        self.limits: ModelLimits | None = None
+        """Where tasks run too: a model that was just registered has its limits stored before its first tasks."""
         self.impossible: Callable[[Resources], str | None] = _nothing_known
         self._patterns: WeakKeyDictionary[Handler, NewTask] = WeakKeyDictionary()  # of calls without options
 
@@ -63,6 +66,8 @@ class Intake:
         """Return the tasks in their stored form. Raises InvalidInput or UnsupportedTaskType for the first bad one."""
         if not isinstance(tasks, Sequence):
             raise invalid("tasks", tasks, "is no list of tasks", "pass [Task(...), ...]")
+        if self.limits is not None and self.limits.is_due:
+            await self.limits.store_new()
         result = []
         served, inline = self._executor.types, self._values.inline_bytes
         for task in tasks:
@@ -182,7 +187,7 @@ class Intake:
             after = tuple(dict.fromkeys(id_of(item).bytes for item in (*task.dependencies, *refs)))
         return NewTask(
             task.id.bytes,
-            (task.namespace, task.task_type, task.group or ""),
+            (task.namespace, task.task_type, task.group or self._executor.group_of(task)),
             data,
             priority=int(task.priority),
             max_retries=task.max_retries,

@@ -18,6 +18,7 @@ from mainspring.dispatch.highwater import HighWater
 from mainspring.dispatch.intake import Intake, check_name, unordered
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.members import Marks
+from mainspring.dispatch.model_limits import ModelLimits
 from mainspring.dispatch.parts import Parts
 from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.registry import record_of
@@ -48,13 +49,13 @@ from mainspring.tasks import (
     TaskId,
 )
 from mainspring.tasks.lifecycle import CANCELLED as STATUS_CANCELLED
+from mainspring.tasks.limits import check_concurrency
 
 logger = logging.getLogger("mainspring.dispatch")
 
 _CANCEL_WAIT_S = 2.0
 _MARKS_A_LANE = 20_000  # twice as many as slots: those that were lost keep theirs
 _PACE_S = 0.25
-_MOST_AT_ONCE = 1_000_000_000
 
 
 class TaskManager(Answers):
@@ -120,6 +121,7 @@ class TaskManager(Answers):
             env,
             self.spans,
         )
+        self._model_limits = ModelLimits(self.parts.models, self.store)
         self._settling: set[asyncio.Task[Any]] = set()
         self._running = False
         self._draining = False
@@ -170,6 +172,8 @@ class TaskManager(Answers):
             )  # fmt: skip
             desk.open()
         self._pacer = self._loop.create_task(self._keep_pace(), name="pacer")
+        self.intake.limits = self._model_limits
+        self.parts.models.limited = partial(self._loop.call_soon_threadsafe, self.refresh)
         await self._announce()
 
     async def _announce(self) -> None:
@@ -185,6 +189,7 @@ class TaskManager(Answers):
         slots = {name: desk.slots for name, desk in self._desks.items() if isinstance(desk, LaneDesk)}
         records = [record_of(handler) for handler in self.executor.handlers.values()]
         await self.store.register(list(self.executor.types), records, slots)
+        await self._model_limits.store_new()
         self.store.serve(self)
 
     def _gather(self, kind: str, lane: LaneDesk) -> None:
@@ -218,6 +223,7 @@ class TaskManager(Answers):
         if not self._running:
             return
         self._draining = True
+        self.parts.models.limited = None
         limit = seconds(self.config.drain_s if drain_s is None else drain_s, "drain_s")
         for desk in self._desks.values():
             desk.shut()
@@ -301,6 +307,7 @@ class TaskManager(Answers):
         logger.warning("the event loop ends before the engine was stopped: `await engine.stop()`, or `async with`")
         self.store.stop_serving()
         self.waiters.close()
+        self.parts.models.limited = None
 
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
         for desk in self._desks.values():
@@ -398,9 +405,7 @@ class TaskManager(Answers):
         check_name("group", group)
         if namespace is not None:
             check_name("namespace", namespace)
-        if concurrency is not None and (type(concurrency) is not int or not 0 < concurrency <= _MOST_AT_ONCE):
-            remedy = "use 1 or more, None for no limit, or pause the group"
-            raise invalid("concurrency", concurrency, "is no number of tasks", remedy)
+        check_concurrency(concurrency, "concurrency")
         parsed = None if rate is None else Rate.parse(rate, "rate")
         await self.store.limit(group, namespace=namespace or "", concurrency=concurrency, rate=parsed)
 

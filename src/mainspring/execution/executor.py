@@ -36,6 +36,7 @@ from mainspring.tasks import (
     TaskStatus,
 )
 from mainspring.tasks.codec import convert, decode_output, encode_input
+from mainspring.tasks.limits import group_of_model
 from mainspring.tracing import Tracing
 
 _NO_RETRY_POLICY = Retry()
@@ -108,6 +109,13 @@ class TaskExecutor:
         """Return the task that a call of a handler or of a built-in operation stands for. Raises InvalidInput."""
         handler = self.handler_of(function)
         return task_of(function, args, kwargs) if handler is None else call_task(handler, args, kwargs)
+
+    def group_of(self, task: Task) -> str:
+        """Return the group of a task that names none: its model's, where it is computed with one; else ''."""
+        processor = self._processors.get(task.task_type)
+        if isinstance(processor, (EmbeddingProcessor, InferenceProcessor)):
+            return group_of_model(processor.model_of(task.model_id))
+        return ""
 
     def lane_of(self, task_type: str) -> Lane:
         return self._processors[task_type].lane

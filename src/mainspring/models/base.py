@@ -21,6 +21,8 @@ class ModelInfo(msgspec.Struct, frozen=True):
     memory_bytes: int | None = None  # of the loaded model; an estimate in process
     loaded: bool = False
     pinned: bool = False
+    concurrency: int | None = None  # of its tasks, as it declares; what holds is `engine.limits()`
+    rate: str | None = None  # the same
 
 
 class Model(Protocol):

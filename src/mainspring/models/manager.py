@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +19,14 @@ from mainspring.errors import InvalidInput, ResourceLimitExceeded, invalid
 from mainspring.models.base import EmbeddingModel, Model, ModelInfo, Source
 from mainspring.models.fetch import ALL_MINILM_L6_V2, Progress
 from mainspring.models.http import HttpSource
+from mainspring.models.manifest import MANIFEST, Limits, checked, read_limits
 from mainspring.models.sources import FolderSource, PinnedSource, source_of
 from mainspring.tasks import ModelInput
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")  # no way out of a folder
+logger = logging.getLogger("mainspring.models")
+
+_LONGEST_ID = 120  # so that it fits into the name of a group
 _TOGETHER = frozenset(("classification", "token_classification", "python"))
 BUSY_RETRY_S = 1.0  # models in use are given back within a batch or so
 
@@ -29,11 +34,14 @@ BUSY_RETRY_S = 1.0  # models in use are given back within a batch or so
 class _Slot:
     """One registered model and, while it is loaded, the model itself."""
 
-    __slots__ = ("handed_out", "last_used", "loading", "memory_bytes", "model", "model_id", "pinned", "source", "users")
+    __slots__ = (
+        "handed_out", "last_used", "limits", "loading", "memory_bytes", "model", "model_id", "pinned", "source", "users"
+    )  # fmt: skip
 
-    def __init__(self, model_id: str, source: Source) -> None:
+    def __init__(self, model_id: str, source: Source, limits: Limits | None = None) -> None:
         self.model_id = model_id
         self.source = source
+        self.limits = (source.limits if isinstance(source, FolderSource) else Limits()) if limits is None else limits
         self.model: Model | None = None
         self.loading: Future[None] | None = None
         self.memory_bytes = 0  # reserved while loading, taken while loaded
@@ -61,26 +69,46 @@ class ModelManager:
         self._slots: dict[str, _Slot] = {}
         self._uses = 0
         self._closed = False
+        self.limited: Callable[[], object] | None = None
+        """Called when a model with limits was registered, in whatever thread that is."""
+        self.revision = 0  # counts those
         self._pinned_source = PinnedSource(ALL_MINILM_L6_V2, self.config, progress)
 
-    def register(self, model_id: str, source: Any, *, memory_bytes: int | None = None) -> ModelInfo:
+    def register(
+        self,
+        model_id: str,
+        source: Any,
+        *,
+        memory_bytes: int | None = None,
+        concurrency: int | None = None,
+        rate: str | None = None,
+    ) -> ModelInfo:
         """Make a model known; nothing is loaded.
 
         `source` is a folder or an .onnx file, "hf:org/name[@revision]", an `HttpEndpoint`, an object with
         `infer(inputs)` or `embed(texts)`, or a function without parameters that makes one. `memory_bytes` is what such
         an object takes, so that the budget knows.
 
-        Raises: InvalidInput: the source can't be a model, or the id is taken by a model in use.
+        `concurrency` and `rate` limit the model's tasks in all processes on the store, as `Engine.limit` does for a
+        group: how many may be claimed or run at once, and how many attempts may begin in a time ("60/m"). Where one
+        is given they stand for what the manifest in a folder declares. Workers store them; see `docs/models.md`.
+
+        Raises: InvalidInput: the source can't be a model, its limits are none, or the id is taken by a model in use.
         """
         _check_id(model_id)
-        slot = _Slot(model_id, source_of(model_id, source, self.config, memory_bytes))
+        limits = checked(Limits(concurrency=concurrency, rate=rate)) or None
+        slot = _Slot(model_id, source_of(model_id, source, self.config, memory_bytes), limits)
         with self._lock:
             old = self._slots.get(model_id)
             if old is not None and (old.users or old.loading is not None):
                 raise invalid("model_id", model_id, "is in use", "register the other model under another id")
             self._slots[model_id] = slot
+            if slot.limits:
+                self.revision += 1
         if old is not None:
             _close(old)
+        if slot.limits and self.limited is not None:
+            self.limited()
         return self._info_of(slot)
 
     def learn(self, other: ModelManager) -> None:
@@ -89,7 +117,22 @@ class ModelManager:
             theirs = list(other._slots.values())
         with self._lock:
             for slot in theirs:
-                self._slots.setdefault(slot.model_id, _Slot(slot.model_id, slot.source))
+                self._slots.setdefault(slot.model_id, _Slot(slot.model_id, slot.source, slot.limits))
+            self.revision += 1
+
+    def limits(self) -> dict[str, Limits]:
+        """Return the limits of all known models that declare some. What is broken is left out: it can't be used."""
+        with self._lock:
+            found = {slot.model_id: slot.limits for slot in self._slots.values()}
+        for folder in self.config.folders:
+            for path in sorted(folder.glob(f"*/{MANIFEST}")):
+                model_id = path.parent.name
+                if model_id not in found and _is_id(model_id) and (path.parent / "model.onnx").is_file():
+                    try:
+                        found[model_id] = read_limits(path.parent)
+                    except InvalidInput as exc:
+                        logger.warning("model %s can't be used: %s", model_id, exc)
+        return {model_id: limits for model_id, limits in found.items() if limits}
 
     def known(self, model_id: str) -> bool:
         """Whether the id is registered or found in a folder. Loads nothing."""
@@ -248,7 +291,7 @@ class ModelManager:
     def _find(self, model_id: str) -> _Slot | None:
         with self._lock:
             slot = self._slots.get(model_id)
-        if slot is not None or not _MODEL_ID.fullmatch(model_id):
+        if slot is not None or not _is_id(model_id):
             return slot
         source: Source | None = None
         for folder in self.config.folders:
@@ -277,7 +320,10 @@ class ModelManager:
         source = slot.source
         with self._lock:
             loaded, pinned, memory = slot.model is not None, slot.pinned, slot.memory_bytes
-        return ModelInfo(slot.model_id, source.kind, source.digest(), memory or source.memory_bytes(), loaded, pinned)
+        return ModelInfo(
+            slot.model_id, source.kind, source.digest(), memory or source.memory_bytes(), loaded, pinned,
+            slot.limits.concurrency, slot.limits.rate,
+        )  # fmt: skip
 
     def _enter(self, model_id: str) -> _Slot:
         """Return the slot with its model loaded and one more user."""
@@ -368,8 +414,13 @@ class ModelManager:
 
 
 def _check_id(model_id: str) -> None:
-    if not isinstance(model_id, str) or not _MODEL_ID.fullmatch(model_id):
-        raise invalid("model_id", model_id, "is no model id", "use letters, digits, . _ - and at most one /")
+    if not isinstance(model_id, str) or not _is_id(model_id):
+        remedy = f"use up to {_LONGEST_ID} letters, digits, . _ - and at most one /"
+        raise invalid("model_id", model_id, "is no model id", remedy)
+
+
+def _is_id(text: str) -> bool:
+    return len(text) <= _LONGEST_ID and _MODEL_ID.fullmatch(text) is not None
 
 
 def _close(slot: _Slot) -> None:

@@ -15,6 +15,7 @@ from mainspring.models.classify import TextClassifier, TokenClassifier
 from mainspring.models.http import HttpEndpoint, HttpSource
 from mainspring.models.inputs import check_params, check_texts
 from mainspring.models.layout import Layout, read_layout
+from mainspring.models.manifest import read_limits
 from mainspring.models.onnx import OnnxGraph, check_arrays
 from mainspring.models.python import READS, PythonEmbedding, PythonModel, check_object
 from mainspring.models.sentence import SentenceModel
@@ -67,6 +68,7 @@ class FolderSource:
 
     def __init__(self, model_id: str, path: Path, config: ModelConfig, root: Path | None = None) -> None:
         self.layout: Layout = read_layout(path, root)
+        self.limits = read_limits(path if path.is_dir() else path.parent)
         self.kind: str = self.layout.kind
         self.embeds: bool = self.kind == "embedding"
         self._model_id = model_id

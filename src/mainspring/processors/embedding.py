@@ -37,7 +37,7 @@ class EmbeddingProcessor:
 
     def check(self, input: TaskInput, model_id: str | None, params: dict[str, Any]) -> None:
         convert(params, self.Params, "params")
-        model = self._model_id(model_id)
+        model = self.model_of(model_id)
         if not self._models.embeds(model):
             default = self._models.config.default_embedding
             raise invalid("model_id", model, "gives no embeddings", f"leave it out for {default}")
@@ -48,11 +48,11 @@ class EmbeddingProcessor:
 
     def model_identity(self, model_id: str | None) -> str | None:
         """Return what beside code and input a result depends on; see `ModelManager.identity`."""
-        return self._models.identity(self._model_id(model_id))
+        return self._models.identity(self.model_of(model_id))
 
     def join(self, work: Work) -> tuple[Hashable, float]:
         """Texts for one model and with equal options go through it together; they cost their bytes."""
-        return (self._model_id(work.model_id), work.params), len(work.input)
+        return (self.model_of(work.model_id), work.params), len(work.input)
 
     def load(self) -> None:
         """Models load when the first batch needs them."""
@@ -70,13 +70,14 @@ class EmbeddingProcessor:
             except TaskError as exc:
                 outcomes[index] = failure(exc)
             else:
-                groups.setdefault((self._model_id(item.model_id), params), []).append((index, item, texts))
+                groups.setdefault((self.model_of(item.model_id), params), []).append((index, item, texts))
         for (model_id, params), members in groups.items():
             results = self._embed(model_id, params, [(item, texts) for _, item, texts in members])
             outcomes.update(zip((index for index, _, _ in members), results, strict=True))
         return [outcomes[index] for index in range(len(batch))]
 
-    def _model_id(self, model_id: str | None) -> str:
+    def model_of(self, model_id: str | None) -> str:
+        """Return the model that a task which names this one uses."""
         return model_id or self._models.config.default_embedding
 
     def _embed(self, model_id: str, params: Params, members: list[tuple[Item, list[str]]]) -> list[Outcome]:

@@ -49,16 +49,16 @@ class InferenceProcessor:
 
     def check(self, input: TaskInput, model_id: str | None, params: dict[str, Any]) -> None:
         options = self._options(params)
-        model = self._model_id(model_id)
+        model = self.model_of(model_id)
         self._models.check(model, input.as_model_input(), options)
 
     def model_identity(self, model_id: str | None) -> str | None:
         """Return what beside code and input a result depends on; see `ModelManager.identity`."""
-        return self._models.identity(self._model_id(model_id))
+        return self._models.identity(self.model_of(model_id))
 
     def join(self, work: Work) -> tuple[Hashable, float]:
         """Inputs for one model and with equal options go into one call, where that pays; they cost their bytes."""
-        model = self._model_id(work.model_id)
+        model = self.model_of(work.model_id)
         alone = None if self._models.answers_together(model) else work.id
         return (model, work.params, alone), len(work.input)
 
@@ -74,7 +74,7 @@ class InferenceProcessor:
         for index, item in enumerate(batch):
             try:
                 options = msgspec.msgpack.encode(self._options(item.params))
-                key = self._model_id(item.model_id), options
+                key = self.model_of(item.model_id), options
                 groups.setdefault(key, []).append((index, item.input.as_model_input()))
             except TaskError as exc:
                 outcomes[index] = failure(exc)
@@ -88,7 +88,8 @@ class InferenceProcessor:
         checked: InferenceProcessor.Params = convert(params, self.Params, "params")
         return {name: value for name, value in msgspec.to_builtins(checked).items() if value is not None}
 
-    def _model_id(self, model_id: str | None) -> str:
+    def model_of(self, model_id: str | None) -> str:
+        """Return the model that a task which names this one uses. Raises InvalidInput where it names none."""
         if not model_id:
             known = ", ".join(self._models.ids())
             raise InvalidInput(f"model_id is missing: inference needs one; known are {known}", field="model_id")

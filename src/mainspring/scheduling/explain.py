@@ -10,6 +10,7 @@ from mainspring.dispatch.gathering import Forming
 from mainspring.dispatch.manager import TaskManager
 from mainspring.store.standing import Line, Other, Standing
 from mainspring.tasks import Reason, TaskId, TaskStatus
+from mainspring.tasks.limits import model_of_group
 
 _SHOWN = 3
 _DAY_S = 86_400
@@ -104,14 +105,18 @@ def _resources(standing: Standing, _now_ms: int) -> str:
 def _limit(standing: Standing, _now_ms: int) -> str:
     limit = standing.limit
     assert limit is not None
-    where = "" if limit.namespace is None else f" in namespace {limit.namespace}"
+    model_id = model_of_group(limit.group)
+    whose = f"Group {limit.group}" if model_id is None else f"Model {model_id}"
+    if limit.namespace is not None:
+        whose += f" in namespace {limit.namespace}"
     ahead = f"{standing.ahead:,}{'+' if standing.ahead_is_more else ''} tasks of its kind go first"
     if limit.next_in is not None:
         n, _, time = str(limit.rate).partition("/")
         used_up = f"{int(n):,} tasks {_TIMES.get(time, f'in {time}')} are used up"
-        return f"Group {limit.group}{where}: {used_up}; the next starts in {limit.next_in:,.1f} s; {ahead}."
+        return f"{whose}: {used_up}; the next starts in {limit.next_in:,.1f} s; {ahead}."
     run = f"{limit.held}/{limit.concurrency} run"
-    return f"Group {limit.group}{where} is at its limit: {run}; {ahead}, and it starts when one of the group ends."
+    of = "group ends" if model_id is None else "model's tasks ends"
+    return f"{whose} is at its limit: {run}; {ahead}, and it starts when one of the {of}."
 
 
 def _paused(standing: Standing, _now_ms: int) -> str:

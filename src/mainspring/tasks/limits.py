@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import msgspec
 
@@ -13,6 +13,7 @@ from mainspring.errors import InvalidInput, invalid
 _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _RATE = re.compile(r"([\d_,]+)\s*/\s*(.+)")
 _MOST = 1_000_000_000
+_OF_MODEL = "model:"
 _EXAMPLES = 'use text such as "10/s", "60/m", "5000/h" or "5/30s"'
 
 
@@ -75,3 +76,19 @@ class GroupLimit(msgspec.Struct, frozen=True, kw_only=True):
     left: int | None = None  # how many may begin at once now, by the rate
     next_in: float | None = None  # seconds until the next may begin, where none may by the rate
     share: float | None = None  # weight of its share of the lanes; None: it has none of its own
+
+
+def check_concurrency(value: Any, field: str) -> None:
+    """Raises InvalidInput for what is no number of tasks at once."""
+    if value is not None and (type(value) is not int or not 0 < value <= _MOST):
+        raise invalid(field, value, "is no number of tasks", "use 1 or more, None for no limit, or pause the group")
+
+
+def group_of_model(model_id: str) -> str:
+    """Return the group of a model's tasks that name no other."""
+    return _OF_MODEL + model_id
+
+
+def model_of_group(group: str) -> str | None:
+    """Return the model whose tasks a group has; None: it is another kind of group."""
+    return group.removeprefix(_OF_MODEL) if group.startswith(_OF_MODEL) else None

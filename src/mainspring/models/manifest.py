@@ -1,0 +1,57 @@
+"""What a model's folder says of it beside its files: `mainspring.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from mainspring.errors import InvalidInput, invalid
+from mainspring.tasks import Rate
+from mainspring.tasks.limits import check_concurrency
+
+MANIFEST = "mainspring.json"
+_EXAMPLE = 'write it as {"limits": {"concurrency": 2, "rate": "60/m"}}'
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the tasks of a model may do, in all processes on a store together."""
+
+    concurrency: int | None = None  # claimed or running at once; None: any number
+    rate: str | None = None  # attempts that may begin in a time, as "60/m"; None: any number
+
+    @property
+    def parsed_rate(self) -> Rate | None:
+        return None if self.rate is None else Rate.parse(self.rate, "rate")
+
+    def __bool__(self) -> bool:
+        return self.concurrency is not None or self.rate is not None
+
+
+class _Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    limits: Limits = Limits()
+
+
+def checked(limits: Limits, where: str = "") -> Limits:
+    """Return limits that can be kept. Raises InvalidInput with the field that can't be."""
+    check_concurrency(limits.concurrency, f"{where}concurrency")
+    if limits.rate is not None:
+        Rate.parse(limits.rate, f"{where}rate")
+    return limits
+
+
+def read_limits(folder: Path) -> Limits:
+    """Return what the manifest in a model's folder declares; without one nothing. Raises: InvalidInput."""
+    path = folder / MANIFEST
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return Limits()
+    except OSError as exc:
+        raise invalid("manifest", str(path), f"can't be read ({exc})", "make it readable, or take it away") from exc
+    try:
+        return checked(msgspec.json.decode(raw, type=_Manifest).limits, "limits.")
+    except msgspec.DecodeError as exc:
+        raise invalid("manifest", str(path), f"is broken ({exc})", _EXAMPLE) from exc
+    except InvalidInput as exc:
+        raise InvalidInput(f"{path}: {exc}", field=exc.field, value=exc.value) from exc
