@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -234,9 +235,18 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache_folder: Path = msgspec.field(  # one for all programs of this user, so that a model is fetched once
         default_factory=lambda: Path.home() / ".cache" / "mainspring" / "models"
     )
-    budget_bytes: int = 4 * GIB  # least recently used models are evicted above this
+    budget_bytes: int = 4 * GIB  # of models and search matrices in all processes of this user on this machine together;
+    # what was not used for longest goes first
+    budget_wait_s: float | str = 30.0  # how long a load waits for memory that other processes have in use
+    shared_folder: Path = msgspec.field(  # where these find each other: one for all of them, on a local disk
+        default_factory=lambda: Path(tempfile.gettempdir(), f"mainspring-{os.getuid()}")
+    )
     max_batch_tokens: int = 256  # padded tokens of one call: on CPUs larger batches are slower
     threads_per_call: int = 1  # one caller a core beats threads inside a call
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "budget_bytes", "max_batch_tokens", "threads_per_call")
+        _check_seconds(self, "budget_wait_s")
 
 
 class RetrievalConfig(msgspec.Struct, frozen=True, kw_only=True):

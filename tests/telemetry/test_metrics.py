@@ -129,6 +129,9 @@ async def test_what_else_one_expects(engine: Engine) -> None:
     assert one(samples, "mainspring_store_commit_seconds_count") > 3
     assert one(samples, "mainspring_store_commit_seconds_sum") > 0
     assert one(samples, "mainspring_models_loaded") == 0
+    assert one(samples, "mainspring_memory_own_bytes") == 0
+    assert one(samples, "mainspring_memory_machine_bytes") >= 0
+    assert one(samples, "mainspring_memory_budget_bytes") == 4 << 30
     assert one(samples, "mainspring_queue_ready", priority="low") == 0
     assert one(samples, "mainspring_claims_rescued_total") == 0
     assert one(samples, "mainspring_lane_given_total", lane="async") == 0

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import apsw
 import pytest
-from tests.vectors.builders import record, search, upsert
+from tests.vectors.builders import record, search, upsert, vectors
 
+from mainspring.config import MIB
 from mainspring.errors import StoreUnavailable
-from mainspring.tasks import VectorDelete, VectorUpsert
+from mainspring.models import ModelManager
+from mainspring.resources.memory import Memory
+from mainspring.tasks import SearchQuery, VectorDelete, VectorUpsert
 from mainspring.vectors import SCHEMA, SqliteVectorStore, apply_upsert
 from mainspring.vectors import appliers as appliers_module
 
@@ -142,3 +145,38 @@ def test_a_file_that_is_gone_is_a_typed_error(tmp_path: Path) -> None:
     store = SqliteVectorStore(tmp_path / "nowhere" / "work.db", lambda apply: 0)
     with pytest.raises(StoreUnavailable, match="nowhere"):
         store.collections()
+
+
+class Model:
+    """One that takes memory."""
+
+    def infer(self, inputs: list[object]) -> list[object]:
+        return list(inputs)
+
+
+def test_copies_count_in_the_budget_of_models(tmp_path: Path) -> None:
+    """A copy makes the idle model go, a model the copy that was not searched for longest; the next search makes it."""
+    memory = Memory(3 * MIB)
+    models = ModelManager(memory=memory)
+    models.register("model", Model, memory_bytes=2 * MIB)
+    store = SqliteVectorStore(tmp_path / "work.db", memory=memory)
+    rows = vectors(4_000, dim=64)
+    for name in ("one", "two"):
+        upsert(store, *(record(str(n), row) for n, row in enumerate(rows)), collection=name)
+
+    def search_in(name: str) -> str:
+        (found,) = store.search([SearchQuery(vector=rows[7], top_k=1, collection=name)])
+        return found.hits[0].id
+
+    models.warm("model")
+    assert search_in("one") == "7"
+    assert (memory.own_bytes, models.loaded_count) == (3 * MIB, 1)
+    assert search_in("two") == "7"
+    assert (memory.own_bytes, models.loaded_count) == (2 * MIB, 0)
+    models.warm("model")
+    assert memory.own_bytes == 3 * MIB
+    assert len(store._matrices) == 1
+    assert search_in("one") == "7"
+    assert (memory.own_bytes, models.loaded_count, len(store._matrices)) == (3 * MIB, 1, 1)
+    store.close()
+    assert memory.own_bytes == 2 * MIB

@@ -76,6 +76,15 @@ class _Group:
         self.since = min((member.since for member in members), default=0.0)
 
 
+def _place(ready: tuple[Place, tuple[Hashable, int]]) -> Place:
+    return ready[0]
+
+
+def _yes(_key: Hashable) -> bool:
+    """Most types have nothing to load."""
+    return True
+
+
 class Gathering(Desk):
     """The desk of a type whose tasks run together. It has no slots of its own: those of its lane take its calls."""
 
@@ -88,6 +97,7 @@ class Gathering(Desk):
         serve: Callable[[Gathering, Call, int, asyncio.Task[Any]], Awaitable[bool]],
         refuse: Callable[[Claimed, Exception, str], None],
         marks: Marks,
+        ageing_ms: int,
     ) -> None:
         super().__init__(f"{lane.lane}/{kind}", lane.lane, lane.runner, lane.store, lane.env)
         self.kind = kind
@@ -103,6 +113,8 @@ class Gathering(Desk):
         self._budgets: dict[Hashable, Budget] = {}  # the latest used last
         self._wait_s = self.policy.wait_s
         self._join = processor.join
+        self._is_loaded: Callable[[Hashable], bool] = getattr(processor, "is_loaded", _yes)
+        self._ageing_ms = ageing_ms
         self._lane = lane
         self._prepare = prepare
         self._refuse = refuse
@@ -193,11 +205,20 @@ class Gathering(Desk):
         return None
 
     def _best(self, now: float) -> tuple[Hashable, int] | None:
-        found: tuple[Place, tuple[Hashable, int]] | None = None
-        for key, group in self._groups.items():
-            if self._why(key, group, now) and (found is None or group.members[0].place < found[0]):
-                found = (group.members[0].place, key)
-        return None if found is None else found[1]
+        """Return what goes next: the first in the order, or within one ageing step what needs no model to be loaded."""
+        ready = [(group.members[0].place, key) for key, group in self._groups.items() if self._why(key, group, now)]
+        if not ready:
+            return None
+        place, key = first = min(ready, key=_place)
+        if len(ready) > 1 and not self._groups[key].urgent and not self._has_loaded(key):
+            last = place[0] + self._ageing_ms
+            loaded = [one for one in ready if one[0][0] < last and self._has_loaded(one[1])]
+            first = min(loaded, key=_place, default=first)
+        return first[1]
+
+    def _has_loaded(self, key: tuple[Hashable, int]) -> bool:
+        joined = key[0]  # what the processor calls equal, and more; of a task that runs alone its id
+        return isinstance(joined, tuple) and self._is_loaded(joined[0])
 
     def _why(self, key: tuple[Hashable, int], group: _Group, now: float) -> str:
         """Return why a call of this group may begin now, if it may."""

@@ -199,7 +199,7 @@ class TaskManager(Answers):
             return
         gathering = Gathering(
             kind, processor, lane, self._course.prepare, self._course.serve_call,
-            self._course.recorder.refuse, self._marks,
+            self._course.recorder.refuse, self._marks, int(self.parts.config.store.ageing_s * 1000),
         )  # fmt: skip
         gathering.port.types = frozenset((kind,))
         gathering.pace()

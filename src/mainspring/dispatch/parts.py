@@ -25,6 +25,8 @@ from mainspring.processors.retrieval import RetrievalProcessor
 from mainspring.processors.search import SearchProcessor
 from mainspring.processors.storage import StorageProcessor
 from mainspring.processors.text import TextProcessor
+from mainspring.resources.machine import Machine
+from mainspring.resources.memory import Memory
 from mainspring.store.sql.store import SqlStore
 from mainspring.store.sql.transaction import Applier
 from mainspring.store.sqlite.store import SqliteStore
@@ -80,13 +82,16 @@ class Parts:
         self.config = config
         self.is_lasting = str(path) != ":memory:"
         self.reach: Reach = "hosts" if is_server(path) else "host" if self.is_lasting else "process"
+        wait_s = seconds(config.models.budget_wait_s, "budget_wait_s")
+        machine = Machine(config.models.shared_folder, env)
+        self.memory = Memory(config.models.budget_bytes, machine, wait_s=wait_s, env=env)
         if is_server(path):
             self._on_server(str(path), env)
         else:
             self._on_file(path, env)
         self.blobs = self.store.blobs
         self.tracing = Tracing() if config.tracing else None
-        self.models = ModelManager(config.models, environment=env)
+        self.models = ModelManager(config.models, environment=env, memory=self.memory)
         embedding = EmbeddingProcessor(self.models)
         self.executor = TaskExecutor(
             config.executor,
@@ -118,7 +123,7 @@ class Parts:
             **self._settings(),
         )
         self.keys = BlobKeys(store.path)
-        self.vectors = SqliteVectorStore(store.path, self._write, env=env)
+        self.vectors = SqliteVectorStore(store.path, self._write, memory=self.memory, env=env)
         self.folder = store.path.parent
         self.address = self.name = str(store.path)
 
@@ -179,6 +184,7 @@ class Parts:
         await self.executor.close()
         self.models.close()
         self.vectors.close()
+        self.memory.close()
         self.keys.close()
         await self.store.close()
 

@@ -13,14 +13,15 @@ from typing import Any, cast
 
 import msgspec
 
-from mainspring.config import MIB, ModelConfig
+from mainspring.config import ModelConfig
 from mainspring.environment import SYSTEM, Environment, Lock
-from mainspring.errors import InvalidInput, ResourceLimitExceeded, invalid
+from mainspring.errors import InvalidInput, invalid
 from mainspring.models.base import EmbeddingModel, Model, ModelInfo, Source
 from mainspring.models.fetch import ALL_MINILM_L6_V2, Progress
 from mainspring.models.http import HttpSource
 from mainspring.models.manifest import MANIFEST, Limits, checked, read_limits
 from mainspring.models.sources import FolderSource, PinnedSource, source_of
+from mainspring.resources.memory import Held, Memory
 from mainspring.tasks import ModelInput
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")  # no way out of a folder
@@ -28,27 +29,33 @@ logger = logging.getLogger("mainspring.models")
 
 _LONGEST_ID = 120  # so that it fits into the name of a group
 _TOGETHER = frozenset(("classification", "token_classification", "python"))
-BUSY_RETRY_S = 1.0  # models in use are given back within a batch or so
 
 
-class _Slot:
+class _Slot(Held):
     """One registered model and, while it is loaded, the model itself."""
 
     __slots__ = (
-        "handed_out", "last_used", "limits", "loading", "memory_bytes", "model", "model_id", "pinned", "source", "users"
+        "handed_out", "limits", "loading", "model", "model_id", "pinned", "source", "users"
     )  # fmt: skip
 
     def __init__(self, model_id: str, source: Source, limits: Limits | None = None) -> None:
+        super().__init__()
         self.model_id = model_id
         self.source = source
         self.limits = (source.limits if isinstance(source, FolderSource) else Limits()) if limits is None else limits
         self.model: Model | None = None
         self.loading: Future[None] | None = None
-        self.memory_bytes = 0  # reserved while loading, taken while loaded
         self.users = 0
         self.pinned = False
         self.handed_out = False
-        self.last_used = 0
+
+    def is_idle(self) -> bool:
+        return self.model is not None and not (self.users or self.pinned)
+
+    def let_go(self) -> Callable[[], None] | None:
+        """Take the model out; what closes it is returned where nobody else can be using it."""
+        model, self.model = self.model, None
+        return None if self.handed_out or model is None else model.close
 
 
 class ModelManager:
@@ -60,14 +67,19 @@ class ModelManager:
     """
 
     def __init__(
-        self, config: ModelConfig | None = None, *, environment: Environment = SYSTEM, progress: Progress | None = None
+        self,
+        config: ModelConfig | None = None,
+        *,
+        environment: Environment = SYSTEM,
+        progress: Progress | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.config = config or ModelConfig()
         self._environment = environment
-        self._lock = Lock()  # guards the slots; held only for moments
+        self.memory = memory or Memory(self.config.budget_bytes, env=environment)
+        self._lock = self.memory.lock  # guards the slots; held only for moments
         self._load_lock = Lock()  # held while a model is brought into memory
         self._slots: dict[str, _Slot] = {}
-        self._uses = 0
         self._closed = False
         self.limited: Callable[[], object] | None = None
         """Called when a model with limits was registered, in whatever thread that is."""
@@ -106,7 +118,7 @@ class ModelManager:
             if slot.limits:
                 self.revision += 1
         if old is not None:
-            _close(old)
+            self._drop(old)
         if slot.limits and self.limited is not None:
             self.limited()
         return self._info_of(slot)
@@ -158,6 +170,11 @@ class ModelManager:
         exact = source.address if isinstance(source, HttpSource) else source.digest()
         return None if exact is None else f"{model_id}\0{exact}"
 
+    def is_loaded(self, model_id: str) -> bool:
+        """Whether it is in memory, so that using it costs no load."""
+        slot = self._slots.get(model_id)
+        return slot is not None and slot.model is not None
+
     def embeds(self, model_id: str) -> bool:
         """Whether the model gives embeddings; True where only loading it could tell. Raises: InvalidInput: unknown."""
         return self._slot(model_id).source.embeds is not False
@@ -203,6 +220,8 @@ class ModelManager:
                 orphan = slot.model if self._closed and not slot.users else None
             if orphan is not None:
                 orphan.close()
+                self.memory.settle(slot, 0)
+            self.memory.given_back()
 
     @contextmanager
     def acquire_embedding(self, model_id: str) -> Iterator[EmbeddingModel]:
@@ -260,19 +279,28 @@ class ModelManager:
         slot = self._slot(model_id)
         with self._lock:
             free = slot.model is not None and not slot.users and slot.loading is None
-            evicted = self._detach(slot) if free else None
-        if evicted is not None:
-            evicted.close()
-        return free
+        return free and self._drop(slot)
+
+    def _drop(self, slot: _Slot) -> bool:
+        with self._lock:
+            if slot.users:
+                return False
+            close = slot.let_go()
+        if close is not None:
+            close()
+        self.memory.settle(slot, 0)
+        return True
 
     def close(self) -> None:
         """Free all models; nothing is loaded afterwards. Those still in use are freed by whoever uses them."""
         with self._lock:
             self._closed = True
-            idle = [slot.model for slot in self._slots.values() if slot.model is not None and not slot.users]
+            idle = [slot for slot in self._slots.values() if slot.model is not None and not slot.users]
             self._slots = {}
-        for model in idle:
-            model.close()
+        for slot in idle:
+            if slot.model is not None:
+                slot.model.close()
+            self.memory.settle(slot, 0)
 
     def ids(self) -> list[str]:
         """Return the ids of all models that can be asked for, loaded or not."""
@@ -334,8 +362,7 @@ class ModelManager:
                     raise InvalidInput("the model manager is closed", field="model_id")
                 if slot.model is not None:
                     slot.users += 1
-                    self._uses += 1
-                    slot.last_used = self._uses
+                    self.memory.use(slot)
                     return slot
                 loading, mine = slot.loading, slot.loading is None
                 if loading is None:
@@ -350,8 +377,9 @@ class ModelManager:
             with self._load_lock:
                 model = self._load_within_budget(slot)
         except BaseException as exc:  # noqa: BLE001 - reaches every caller that waits, this one first
+            self.memory.settle(slot, 0)
             with self._lock:
-                slot.loading, slot.memory_bytes = None, 0
+                slot.loading = None
             loading.set_exception(exc)
             return
         with self._lock:
@@ -359,58 +387,21 @@ class ModelManager:
             closed = self._closed
             if not closed:
                 slot.model = model
-                self._uses += 1
-                slot.last_used = self._uses
+                self.memory.use(slot)
         if closed:
             model.close()
+            self.memory.settle(slot, 0)
         loading.set_result(None)
 
     def _load_within_budget(self, slot: _Slot) -> Model:
         wanted = slot.source.memory_bytes()
-        self._make_room(slot, wanted)
+        self.memory.reserve(slot, f"model {slot.model_id}", wanted)
         before = _resident_bytes()
         model = slot.source.load(slot.model_id)
         measured = max(wanted, _resident_bytes() - before) if wanted else 0
-        with self._lock:
-            slot.memory_bytes = measured
+        self.memory.settle(slot, measured)
         model.info = msgspec.structs.replace(model.info, memory_bytes=measured)
         return model
-
-    def _make_room(self, slot: _Slot, wanted: int) -> None:
-        """Reserve `wanted` bytes for the slot, evicting what was not used for longest."""
-        budget = self.config.budget_bytes
-        if wanted > budget:
-            raise ResourceLimitExceeded(
-                f"model {slot.model_id} needs about {wanted // MIB} MiB and the budget for all models is "
-                f"{budget // MIB} MiB; raise ModelConfig.budget_bytes"
-            )
-        with self._lock:
-            others = list(self._slots.values())
-            free = budget - sum(other.memory_bytes for other in others)
-            idle = [other for other in others if other.model is not None and not (other.users or other.pinned)]
-            possible = free + sum(other.memory_bytes for other in idle) >= wanted
-            evicted: list[Model | None] = []
-            for other in sorted(idle, key=lambda other: other.last_used):
-                if possible and free < wanted:
-                    free += other.memory_bytes
-                    evicted.append(self._detach(other))
-            if possible:
-                slot.memory_bytes = wanted
-        for model in evicted:
-            if model is not None:
-                model.close()
-        if not possible:
-            raise ResourceLimitExceeded(
-                f"model {slot.model_id} needs about {wanted // MIB} MiB and models in use or pinned leave "
-                f"{max(free, 0) // MIB} MiB of the budget of {budget // MIB} MiB",
-                retry_after=BUSY_RETRY_S,
-            )
-
-    @staticmethod
-    def _detach(slot: _Slot) -> Model | None:
-        """Take the model out of its slot; returns it when nobody else can be using it, to be closed."""
-        model, slot.model, slot.memory_bytes = slot.model, None, 0
-        return None if slot.handed_out else model
 
 
 def _check_id(model_id: str) -> None:
@@ -421,11 +412,6 @@ def _check_id(model_id: str) -> None:
 
 def _is_id(text: str) -> bool:
     return len(text) <= _LONGEST_ID and _MODEL_ID.fullmatch(text) is not None
-
-
-def _close(slot: _Slot) -> None:
-    if slot.model is not None and not slot.handed_out:
-        slot.model.close()
 
 
 def _resident_bytes() -> int:

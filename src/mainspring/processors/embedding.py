@@ -54,6 +54,10 @@ class EmbeddingProcessor:
         """Texts for one model and with equal options go through it together; they cost their bytes."""
         return (self.model_of(work.model_id), work.params), len(work.input)
 
+    def is_loaded(self, key: Hashable) -> bool:
+        """Whether a call with what `join` gave needs no model to be loaded."""
+        return isinstance(key, tuple) and self._models.is_loaded(key[0])
+
     def load(self) -> None:
         """Models load when the first batch needs them."""
 

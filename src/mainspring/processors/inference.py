@@ -62,6 +62,10 @@ class InferenceProcessor:
         alone = None if self._models.answers_together(model) else work.id
         return (model, work.params, alone), len(work.input)
 
+    def is_loaded(self, key: Hashable) -> bool:
+        """Whether a call with what `join` gave needs no model to be loaded."""
+        return isinstance(key, tuple) and self._models.is_loaded(key[0])
+
     def load(self) -> None:
         """Models load when the first batch needs them."""
 

@@ -23,6 +23,11 @@ class MemoryLimit(NamedTuple):
     used_bytes: int  # of the limited group, without file pages, which can be dropped
 
 
+class Limiting(NamedTuple):
+    limit_bytes: int
+    folder: Path  # of the group
+
+
 class Cgroup:
     """The groups this process belongs to.
 
@@ -43,13 +48,15 @@ class Cgroup:
 
     def memory(self) -> MemoryLimit | None:
         """Return the tightest memory limit; None where there is none."""
+        group = self.limiting()
+        used = None if group is None else self._memory_used(group.folder)
+        return None if group is None or used is None else MemoryLimit(group.limit_bytes, used)
+
+    def limiting(self) -> Limiting | None:
+        """Return the group whose memory limit is the tightest; None where there is none."""
         name = "memory.max" if self._unified else "memory.limit_in_bytes"
-        limits = [(limit, folder) for folder in self._groups("memory") if (limit := _number(folder / name)) is not None]
-        if not limits:
-            return None
-        limit, folder = min(limits)
-        used = self._memory_used(folder)
-        return None if used is None else MemoryLimit(limit, used)
+        limits = ((_number(folder / name), folder) for folder in self._groups("memory"))
+        return min((Limiting(limit, folder) for limit, folder in limits if limit is not None), default=None)
 
     def oom_kills(self) -> int | None:
         """Return how many processes of this group were killed for want of memory; None where nobody counts."""

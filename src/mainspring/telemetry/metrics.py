@@ -251,6 +251,14 @@ def _process(manager: TaskManager, known: set[str]) -> Iterator[Metric]:
         yield counter
     yield _gauge("mainspring_models_loaded", "Models in the memory of this process.", models.loaded_count)
     yield _gauge("mainspring_models_loaded_bytes", "What those take, as far as it can be told.", models.loaded_bytes)
+    memory = models.memory
+    held = {
+        "own_bytes": ("Memory of models and search matrices in this process.", memory.own_bytes),
+        "machine_bytes": ("The same in all processes of this user on this machine.", memory.machine_bytes),
+        "budget_bytes": ("How much that may be.", memory.budget_bytes),
+    }
+    for name, (text, n) in held.items():
+        yield _gauge(f"mainspring_memory_{name}", text, n)
 
 
 def _resources(ours: Ours) -> Iterator[Metric]:

@@ -12,6 +12,7 @@ import msgspec
 
 from mainspring.environment import SYSTEM, Environment, Lock
 from mainspring.errors import StoreUnavailable
+from mainspring.resources.memory import Held, Memory
 from mainspring.tasks import SearchHit, SearchQuery, SearchResults, VectorDelete, VectorRecord, VectorUpsert
 from mainspring.vectors import labels
 from mainspring.vectors.appliers import SCHEMA, State, apply_delete, apply_upsert, find
@@ -29,6 +30,7 @@ Write: TypeAlias = Callable[[Callable[[apsw.Cursor], int]], int]
 
 _LOCKS: Final = 16
 _BUSY_MS: Final = 10_000
+_COUNTED: Final = 1 << 20
 
 _COLLECTIONS = """
 SELECT id, name, dim, model_id, version, floor, records, updated_ms FROM vector_collection ORDER BY name
@@ -60,14 +62,19 @@ class SqliteVectorStore(RowStore[apsw.Cursor]):
         path: the file; with `write` given it must hold `SCHEMA` already.
         write: how to write through the owner of the file's one writing connection. None: a connection of our own, which
             also makes the file and its tables.
+        memory: the budget that the copies count in. One that is needed is made in any case, and makes others go.
     """
 
-    def __init__(self, path: str | Path, write: Write | None = None, *, env: Environment = SYSTEM) -> None:
+    def __init__(
+        self, path: str | Path, write: Write | None = None, *, memory: Memory | None = None, env: Environment = SYSTEM
+    ) -> None:
         super().__init__(write or _OwnWriter(str(path)), env)
         self._path = str(path)
         self._closed = False
         self._idle: list[apsw.Connection] = []
         self._matrices: dict[int, Matrix] = {}
+        self._memory = memory
+        self._copies: dict[int, _Copy] = {}  # the same as the budget knows them
         self._following = [Lock() for _ in range(_LOCKS)]  # held while a matrix follows the file
 
     def get(self, collection: str, ids: Sequence[str]) -> list[VectorRecord]:
@@ -109,6 +116,9 @@ class SqliteVectorStore(RowStore[apsw.Cursor]):
         while self._idle:
             self._idle.pop().close()
         self._matrices.clear()
+        if self._memory is not None:
+            for copy in self._copies.values():
+                self._memory.settle(copy, 0)
         if isinstance(self._write, _OwnWriter):
             self._write.close()
 
@@ -136,17 +146,36 @@ class SqliteVectorStore(RowStore[apsw.Cursor]):
         """
         with self._following[hash(name) % _LOCKS]:
             state = _known(cursor, name)
-            matrix = self._matrices.get(state.id)
-            if matrix is None or matrix.version < state.floor or matrix.dim != state.dim:
-                matrix = Matrix.empty(state.dim, state.records)
-            if matrix.version < state.version:
-                dead: list[Any] = cursor.execute(_DEAD_ROWS, (state.id, matrix.version)).fetchall()
-                matrix = matrix.without([row for (row,) in dead])
-                matrix = matrix.with_room(state.records - matrix.alive)
-                rows: Iterator[Any] = cursor.execute(_NEW_ROWS, (state.id, matrix.last_row))
-                matrix = matrix.with_records(rows, state.version)
-                self._matrices[state.id] = matrix
-            return state, matrix
+            copy = self._copies.setdefault(state.id, _Copy(self._matrices, state.id))
+            copy.is_followed = True
+            try:
+                return state, self._followed(cursor, state, copy)
+            finally:
+                copy.is_followed = False
+
+    def _followed(self, cursor: apsw.Cursor, state: State, copy: _Copy) -> Matrix:
+        matrix = self._matrices.get(state.id)
+        if matrix is None or matrix.version < state.floor or matrix.dim != state.dim:
+            matrix = Matrix.empty(state.dim, state.records)
+        if matrix.version < state.version:
+            dead: list[Any] = cursor.execute(_DEAD_ROWS, (state.id, matrix.version)).fetchall()
+            matrix = matrix.without([row for (row,) in dead])
+            matrix = matrix.with_room(state.records - matrix.alive)
+            rows: Iterator[Any] = cursor.execute(_NEW_ROWS, (state.id, matrix.last_row))
+            matrix = matrix.with_records(rows, state.version)
+            self._matrices[state.id] = matrix
+        self._count(copy, matrix)
+        return matrix
+
+    def _count(self, copy: _Copy, matrix: Matrix) -> None:
+        """Count the copy in steps, so that one that grows is not counted with each search."""
+        if self._memory is None:
+            return
+        taken = matrix.memory_bytes // _COUNTED * _COUNTED
+        if taken != copy.memory_bytes:
+            self._memory.hold(copy, taken)
+        with self._memory.lock:
+            self._memory.use(copy)
 
     @contextmanager
     def _reading(self) -> Iterator[apsw.Cursor]:
@@ -168,6 +197,24 @@ class SqliteVectorStore(RowStore[apsw.Cursor]):
                     connection.close()
                 else:
                     self._idle.append(connection)
+
+
+class _Copy(Held):
+    """A collection's matrix as what takes memory: once nobody searches it may go, and is made again from the rows."""
+
+    __slots__ = ("_collection", "_matrices", "is_followed")
+
+    def __init__(self, matrices: dict[int, Matrix], collection: int) -> None:
+        super().__init__()
+        self._matrices = matrices
+        self._collection = collection
+        self.is_followed = False
+
+    def is_idle(self) -> bool:
+        return not self.is_followed
+
+    def let_go(self) -> None:
+        self._matrices.pop(self._collection, None)
 
 
 class _OwnWriter:
