@@ -276,6 +276,12 @@ def test_a_limit_holds_until_it_is_removed(here: Run) -> None:
     assert here("wait", submitted(here, "custom:resize", '{"width": 1}', "--group", "red")).code == 0
     assert here("limit", "set", "red", "--concurrency", "0").code == 2
     assert here("limit", "set", "red", "--rate", "often").code == 2
+    assert here("limit", "set", "red", "--cost-rate", "often").code == 2
+    here("limit", "set", "gold", "--cost-rate", "1,000/d")
+    assert here("submit", "custom:resize", '{"width": 1}', "--group", "gold", "--cost", "1001").code == 2
+    assert here("submit", "custom:resize", '{"width": 1}', "--group", "gold", "--cost", "400", "--wait").code == 0
+    assert here("limit").out.splitlines()[1].split() == ["gold", "all", "together", "0", "1000/d", "600"]
+    assert here("limit", "remove", "gold").code == 0
     assert here("limit", "remove", "blue").code == 3
     assert here("limit", "remove", "red", "--namespace", "other").code == 0
     assert here("limit", "share", "2", "--namespace", "other", "--json").json["limits"][0]["share"] == 2.0

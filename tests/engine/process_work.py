@@ -22,6 +22,11 @@ def double(n: int) -> int:
 vars(double)["__mainspring__"] = Handler(double, lane="process")  # what the decorator does, for all who import it
 
 
+def spend(cost_is: float, ctx: Context) -> float:
+    ctx.usage(cost=cost_is)
+    return cost_is
+
+
 def where() -> int:
     return os.getpid()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,19 +45,24 @@ def set_limit(
     rate: Annotated[
         str | None, typer.Option(metavar="N/TIME", help='How many may begin in a time, as "60/m" or "5/30s".')
     ] = None,
+    cost_rate: Annotated[
+        str | None,
+        typer.Option(metavar="N/TIME", help='What those that begin may cost in a time, such as tokens: "90000/m".'),
+    ] = None,
     namespace: _Namespace = None,
     store: StorePath = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
     """Set the limits of a group: those that are not given are taken off. Running tasks go on."""
-    run(_set(group, concurrency, rate, namespace, store, Screen(as_json)))
+    run(_set(group, concurrency, rate, cost_rate, namespace, store, Screen(as_json)))
 
 
 async def _set(
-    group: str, concurrency: int | None, rate: str | None, namespace: str | None, store: str, screen: Screen
-) -> None:
+    group: str, concurrency: int | None, rate: str | None, cost_rate: str | None, namespace: str | None, store: str,
+    screen: Screen,
+) -> None:  # fmt: skip
     async with opened(store) as engine:
-        await engine.limit(group, namespace=namespace, concurrency=concurrency, rate=rate)
+        await engine.limit(group, namespace=namespace, concurrency=concurrency, rate=rate, cost_rate=cost_rate)
         await _show(engine, screen)
 
 
@@ -104,7 +110,7 @@ async def _show(engine: Engine, screen: Screen) -> None:
     if screen.as_json:
         screen.document({"limits": found})
     elif found:
-        right = ("running", "rate", "may begin now", "share")
+        right = ("running", "rate", "may begin now", "cost rate", "left", "share")
         screen.draw(table(("group", "namespace", *right), [_row(one) for one in found], right=right))
     else:
         screen.text("no group is limited")
@@ -114,4 +120,6 @@ def _row(one: GroupLimit) -> tuple[str, ...]:
     running = f"{one.held:,}" if one.concurrency is None else f"{one.held:,}/{one.concurrency:,}"
     left = "" if one.left is None else f"{one.left:,}"
     share = "" if one.share is None else f"{one.share:g}"
-    return one.group or "all", one.namespace or "all together", running, one.rate or "", left, share
+    cost_left = "" if one.cost_left is None else f"{math.floor(one.cost_left):,}"
+    where = one.namespace or "all together"
+    return one.group or "all", where, running, one.rate or "", left, one.cost_rate or "", cost_left, share

@@ -81,6 +81,9 @@ def submit(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A label of yours; repeatable.")
     ] = None,
     group: Annotated[str | None, typer.Option(metavar="NAME", help="Tenant or other label.")] = None,
+    cost: Annotated[
+        float | None, typer.Option(metavar="N", help="What it is to cost its group. Default: the handler's, else 1.")
+    ] = None,
     namespace: Annotated[str | None, typer.Option(metavar="NAME", help='Default: "default".')] = None,
     after: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="A task that must end first; repeatable.")
@@ -108,6 +111,7 @@ def submit(
         "idempotency_key": key,
         "metadata": _labels(metadata or []),
         "group": group,
+        "cost": cost,
         "namespace": namespace,
         "after": after,
         "on_dependency_failure": on_dependency_failure,

@@ -16,11 +16,12 @@ from mainspring.environment import Environment
 from mainspring.errors import InvalidInput, UnsupportedTaskType, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.calls import check_task, id_of, typed_task, with_declared
+from mainspring.processors.context import check_cost
 from mainspring.processors.custom import MAX_RETRIES, Handler, check_resources
 from mainspring.processors.declared import Declared
 from mainspring.results.cache import ResultCache
 from mainspring.results.values import Values
-from mainspring.store.base import BLOB_INPUT, HAS_REFS, POLICY_CODE, RESERVES, WANTS_KEPT, NewTask, Spec, Store
+from mainspring.store.base import BLOB_INPUT, COSTS, HAS_REFS, POLICY_CODE, RESERVES, WANTS_KEPT, NewTask, Spec, Store
 from mainspring.tasks import Custom, Resources, Task, TaskId, TaskPriority, TaskType
 from mainspring.tasks.codec import encode, encode_input
 from mainspring.tracing import Trace, Tracing
@@ -95,7 +96,7 @@ class Intake:
         if pattern is None:
             task = typed_task(handler.task_type, Custom({}), with_declared(handler, options))
             self._check_fields(task)
-            pattern = self._stored(task, b"", ())
+            pattern = self._stored(task, b"", (), task.cost)
             if not options:
                 self._patterns[handler] = pattern
         return CallMaker(handler, pattern, self._cache, self._env.new_id)
@@ -104,7 +105,7 @@ class Intake:
         self._check_fields(task)
         data, refs = encode_input(task.input)
         self._executor.check(task, has_refs=bool(refs))
-        new = self._stored(task, data, refs)
+        new = self._stored(task, data, refs, self._cost(task, has_refs=bool(refs)))
         if new.flags & WANTS_KEPT and not refs:
             work = self._cache.name(task.task_type, task.namespace, task.model_id, task.params, data)
             new.work = None if work is None else work.key
@@ -146,6 +147,8 @@ class Intake:
             raise invalid("max_retries", task.max_retries, "is out of range", "use 0 or more")
         if task.resources is not None:
             check_resources(task.resources)
+        if task.cost is not None:
+            check_cost(task.cost, "cost")
         declared = self._declared(task.task_type, "resources") if task.resources is None else task.resources
         if isinstance(declared, Resources) and (why := self.impossible(declared)) is not None:
             raise invalid("resources", declared, why, "declare less, or run it where there is more")
@@ -167,7 +170,18 @@ class Intake:
                 f"use one of {', '.join(POLICY_CODE)}",
             )
 
-    def _stored(self, task: Task, data: bytes, refs: Sequence[TaskId]) -> NewTask:
+    def _cost(self, task: Task, *, has_refs: bool) -> float | None:
+        """Return what a task is to cost its group, as far as that is said: what others will give is not known yet."""
+        if task.cost is not None or task.group is None:
+            return task.cost
+        handler = self._executor.handlers.get(task.task_type)
+        if handler is None or not callable(handler.cost):
+            declared: float | None = self._declared(task.task_type, "cost")
+            return declared
+        assert isinstance(task.input, Custom)  # checked just now
+        return None if has_refs else handler.cost_of(task.input.value)
+
+    def _stored(self, task: Task, data: bytes, refs: Sequence[TaskId], cost: float | None) -> NewTask:
         deadline_ms = not_before_ms = None
         if task.deadline is not None:
             deadline_ms = _ms(task.deadline, "deadline")
@@ -196,8 +210,9 @@ class Intake:
             not_before_ms=self._by_store(not_before_ms),
             flags=(HAS_REFS if refs else 0)
             | (WANTS_KEPT if keep_ms else 0)
-            | (0 if task.resources is None else RESERVES),
-            spec=self._spec(task, keep_ms),
+            | (0 if task.resources is None else RESERVES)
+            | (0 if cost is None else COSTS),
+            spec=self._spec(task, keep_ms, cost),
             keep_ms=keep_ms,
             key=task.idempotency_key,
             after=after,
@@ -218,7 +233,7 @@ class Intake:
         ahead_ms = self._store.now_ms() - self._env.wall_ms()
         return ms if abs(ahead_ms) < _DRIFT_MS else ms + ahead_ms
 
-    def _spec(self, task: Task, keep_ms: int) -> bytes | None:
+    def _spec(self, task: Task, keep_ms: int, cost: float | None) -> bytes | None:
         """Return the columns that most tasks go without; whatever is stored there can be read back."""
         if not (
             task.params
@@ -227,6 +242,7 @@ class Intake:
             or task.model_id is not None
             or task.idempotency_key is not None
             or task.resources is not None
+            or cost is not None
             or task.on_dependency_failure != "require"
         ):
             return None
@@ -245,6 +261,7 @@ class Intake:
             idempotency_key=task.idempotency_key,
             resources=task.resources,
             keep_ms=keep_ms or None,
+            cost=cost,
         )
         raw = self._encode_spec(spec)
         limit = self._config.max_metadata_bytes + self._config.max_params_bytes
@@ -271,9 +288,13 @@ def _put_trace(tasks: Sequence[NewTask], trace: Trace) -> None:
     for task in tasks:
         raw = task.spec
         if raw not in known:
-            spec = Spec() if raw is None else _spec_decoder.decode(raw)
-            known[raw] = _spec_encoder.encode(msgspec.structs.replace(spec, trace=trace))
+            known[raw] = _with(raw, trace=trace)
         task.spec = known[raw]
+
+
+def _with(raw: bytes | None, **fields: Any) -> bytes:
+    spec = Spec() if raw is None else _spec_decoder.decode(raw)
+    return _spec_encoder.encode(msgspec.structs.replace(spec, **fields))
 
 
 def unordered(tasks: Sequence[NewTask]) -> InvalidInput | None:
@@ -297,13 +318,14 @@ def unordered(tasks: Sequence[NewTask]) -> InvalidInput | None:
 class CallMaker:
     """Makes calls of one handler with the same options, straight in their stored form."""
 
-    __slots__ = ("_cache", "_handler", "_new_id", "_pattern")
+    __slots__ = ("_asks_cost", "_cache", "_handler", "_new_id", "_pattern")
 
     def __init__(self, handler: Handler, pattern: NewTask, cache: ResultCache, new_id: Callable[[], bytes]) -> None:
         self._cache = cache
         self._handler = handler
         self._pattern = pattern
         self._new_id = new_id
+        self._asks_cost = callable(handler.cost) and pattern.class_key[2] != "" and not pattern.flags & COSTS
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], id: bytes | None = None) -> NewTask:
         """Raises InvalidInput for arguments that don't fit or can't be stored."""
@@ -319,12 +341,16 @@ class CallMaker:
             after = tuple(dict.fromkeys((*after, *(ref.bytes for ref in refs))))
         else:
             handler.check_arguments(bound)
+        spec = like.spec
+        if self._asks_cost and not refs:
+            flags |= COSTS
+            spec = _with(spec, cost=handler.cost_of(bound))
         work = None
         if flags & WANTS_KEPT and not refs:
             work = self._cache.name(handler.task_type, like.class_key[0], None, None, data)
         return NewTask(
             id or self._new_id(), like.class_key, data, like.priority, like.max_retries, like.timeout_ms,
-            like.deadline_ms, like.not_before_ms, flags, like.spec, like.key, after, like.policy,
+            like.deadline_ms, like.not_before_ms, flags, spec, like.key, after, like.policy,
             None if work is None else work.key, like.keep_ms,
         )  # fmt: skip
 

@@ -43,6 +43,7 @@ from mainspring.store.base import (
     Lane,
 )
 from mainspring.tasks import (
+    CostRate,
     GroupLimit,
     Rate,
     Task,
@@ -390,8 +391,9 @@ class TaskManager(Answers):
         return bool(await self.store.resume(namespace=namespace, type=type, group=group))
 
     async def limit(
-        self, group: str, *, namespace: str | None = None, concurrency: int | None = None, rate: str | None = None
-    ) -> None:
+        self, group: str, *, namespace: str | None = None, concurrency: int | None = None, rate: str | None = None,
+        cost_rate: str | None = None,
+    ) -> None:  # fmt: skip
         """Set what the tasks of a group may do, in all processes together; what is not given is not limited.
 
         Args:
@@ -399,6 +401,7 @@ class TaskManager(Answers):
             namespace: only its tasks there count, and are limited; None: those in all namespaces together.
             concurrency: how many may be claimed or run at once. Those that do already go on.
             rate: how many may begin in a time, as "60/m", "10/s", "5/30s": so many at once, then one after the other.
+            cost_rate: what those that begin may cost in a time, as "90000/m".
 
         Raises: InvalidInput.
         """
@@ -407,7 +410,9 @@ class TaskManager(Answers):
             check_name("namespace", namespace)
         check_concurrency(concurrency, "concurrency")
         parsed = None if rate is None else Rate.parse(rate, "rate")
-        await self.store.limit(group, namespace=namespace or "", concurrency=concurrency, rate=parsed)
+        of_cost = None if cost_rate is None else CostRate.parse(cost_rate, "cost_rate")
+        where = namespace or ""
+        await self.store.limit(group, namespace=where, concurrency=concurrency, rate=parsed, cost_rate=of_cost)
 
     async def share(self, weight: float | None, *, group: str | None = None, namespace: str | None = None) -> None:
         """Give a group or a namespace a share of the lanes by weight; None takes it away. See `Engine.share`.

@@ -14,6 +14,7 @@ def record_of(handler: Handler) -> HandlerRecord:
         "timeout": handler.timeout,
         "priority": int(handler.priority),
         "cache": handler.cache,
+        "cost": None if callable(handler.cost) else handler.cost,
     }
     return HandlerRecord(
         type=str(handler.task_type),

@@ -234,6 +234,7 @@ class Engine(Submitting, Operations):
         resources: Resources | None = None,
         batch: Batch | None = None,
         cache: float | str | None = None,
+        cost: float | Callable[..., float] | None = None,
     ) -> Callable[[F], F]: ...
 
     def task(self, function: F | None = None, **options: Any) -> F | Callable[[F], F]:
@@ -253,6 +254,8 @@ class Engine(Submitting, Operations):
             cache: seconds or text for which a result is kept. An equal call takes it instead of running, and waits
                 for one that is under way; see `docs/caching.md`. Only for functions whose value depends on nothing but
                 their arguments.
+            cost: what a call is to cost its group where that has a `cost_rate`: a number, or a function that gets the
+                arguments in their order, called at submit, so it must be quick.
 
         Raises: InvalidInput: options contradict each other or the function. Conflict: the name is taken.
         """
@@ -272,8 +275,9 @@ class Engine(Submitting, Operations):
     # Limits
 
     async def limit(
-        self, group: str, *, namespace: str | None = None, concurrency: int | None = None, rate: str | None = None
-    ) -> None:
+        self, group: str, *, namespace: str | None = None, concurrency: int | None = None, rate: str | None = None,
+        cost_rate: str | None = None,
+    ) -> None:  # fmt: skip
         """Set what the tasks of a group may do, at once and in a time, in all processes on this store together.
 
         The call says all: what is not given is not limited, so `engine.limit("tenant-a")` takes all limits off. It is
@@ -286,10 +290,13 @@ class Engine(Submitting, Operations):
             concurrency: how many may be claimed or run at once.
             rate: how many attempts may begin in a time, as "60/m", "10/s", "5000/h" or "5/30s": so many at once after
                 a rest, then one after the other, evenly. What is handed back before it began does not count.
+            cost_rate: what attempts that begin may cost in a time, in any unit, such as tokens: "90000/m". An attempt
+                reserves what its task is to cost (`submit(..., cost=1200)` or `@engine.task(cost=...)`, else 1) when it
+                is claimed, and settles by `ctx.usage(cost=...)` when it ends; see `docs/limits.md`.
 
         Raises: InvalidInput, StoreUnavailable.
         """
-        await self.manager.limit(group, namespace=namespace, concurrency=concurrency, rate=rate)
+        await self.manager.limit(group, namespace=namespace, concurrency=concurrency, rate=rate, cost_rate=cost_rate)
 
     async def share(self, weight: float | None, *, group: str | None = None, namespace: str | None = None) -> None:
         """Give a group or a namespace its own share of the lanes; all that have none are one share of weight 1.

@@ -55,7 +55,7 @@ class Submitting:
             function: a registered handler, a ready `Task`, or one of the engine's own operations, as `engine.embed`.
             args, kwargs: its arguments; a handle among them, at any depth, is a dependency and becomes its result.
                 Options stand beside them: priority, deadline, delay, not_before, timeout, max_retries, idempotency_key,
-                metadata, group, namespace, after, on_dependency_failure, task_id.
+                metadata, group, namespace, cost, after, on_dependency_failure, task_id.
             connection: yours to the database of the store, of asyncpg, psycopg 3 or SQLAlchemy: the task exists if and
                 only if its transaction commits (`docs/postgres.md`). Don't wait for the result inside of that.
             wait_for_room: seconds or text: where `queue_size` or the disk has no room, wait for it so long at most

@@ -168,10 +168,12 @@ class SyncEngine:
         return self.run(self._engine.manager.resume(type=type, namespace=namespace, group=group))
 
     def limit(
-        self, group: str, *, namespace: str | None = None, concurrency: int | None = None, rate: str | None = None
-    ) -> None:
+        self, group: str, *, namespace: str | None = None, concurrency: int | None = None, rate: str | None = None,
+        cost_rate: str | None = None,
+    ) -> None:  # fmt: skip
         """See `Engine.limit`."""
-        self.run(self._engine.limit(group, namespace=namespace, concurrency=concurrency, rate=rate))
+        given = {"concurrency": concurrency, "rate": rate, "cost_rate": cost_rate}
+        self.run(self._engine.limit(group, namespace=namespace, **given))  # type: ignore[arg-type]
 
     def share(self, weight: float | None, *, group: str | None = None, namespace: str | None = None) -> None:
         """See `Engine.share`."""

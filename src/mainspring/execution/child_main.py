@@ -339,7 +339,7 @@ class Desk:
         if os.getpid() != self._pid:  # a fork that the handler let escape: only the original reports
             os._exit(0)
         current.reset(token)
-        usage = Usage(duration, sample.cpu_s, sample.peak_bytes, context.network_bytes)
+        usage = Usage(duration, sample.cpu_s, sample.peak_bytes, context.network_bytes, 1, context.cost)
         return with_limit(report(outcome, usage)), sample
 
 

@@ -75,7 +75,7 @@ class LoopRunner(Original):
             return self._go_on(work, drive, began)
         if self.is_copy:
             leave()
-        usage = Usage(env.monotonic() - began, (env.thread_cpu_ns() - cpu_ns) / 1e9)
+        usage = Usage(env.monotonic() - began, (env.thread_cpu_ns() - cpu_ns) / 1e9, None, None, 1, context.cost)
         if context.is_open:
             return _wind_up(context, outcome, usage)
         return report(outcome, usage)
@@ -170,7 +170,7 @@ async def _wind_up(context: Context, outcome: Outcome, usage: Usage) -> Report:
             outcome = failure(result)
     network = context.network_bytes
     await context.close()
-    return report(outcome, Usage(usage.duration, usage.cpu_time, None, network))
+    return report(outcome, Usage(usage.duration, usage.cpu_time, None, network, 1, context.cost))
 
 
 def _is_cancelled_from_outside() -> bool:

@@ -123,8 +123,10 @@ class ThreadRunner(Original):
             if self.is_copy:
                 leave()
             del self._running[key]
-        item.context.close_blocking()
-        usage = Usage(env.monotonic() - began, (env.thread_cpu_ns() - cpu) / 1e9, None, item.context.network_bytes)
+        context = item.context
+        context.close_blocking()
+        cpu_time = (env.thread_cpu_ns() - cpu) / 1e9
+        usage = Usage(env.monotonic() - began, cpu_time, None, context.network_bytes, 1, context.cost)
         return report(outcome, usage)
 
     def _process(self, work: Work, item: Item) -> Outcome:

@@ -10,7 +10,7 @@ from typing import Any
 from mainspring.config import seconds
 from mainspring.environment import HERE
 from mainspring.errors import invalid
-from mainspring.processors.context import Child, Context
+from mainspring.processors.context import Child, Context, check_cost
 from mainspring.processors.custom import OPTION_NAMES, Handler, handler_of, priority_of
 from mainspring.tasks import Custom, Ref, Task, TaskId, TaskInput, TaskType
 
@@ -33,6 +33,7 @@ def with_declared(handler: Handler, options: Mapping[str, Any]) -> dict[str, Any
         "max_retries": handler.retry.max_retries,
         "timeout": handler.timeout,
         "cache": handler.cache,
+        "cost": handler.cost if options.get("group") and not callable(handler.cost) else None,
         **{name: value for name, value in options.items() if value is not None},
     }
 
@@ -73,6 +74,7 @@ _CONVERTED: dict[str, Callable[[Any], Any]] = {
     "priority": priority_of,
     "timeout": lambda value: seconds(value, "timeout"),
     "cache": lambda value: seconds(value, "cache"),
+    "cost": lambda value: check_cost(value, "cost"),
     "deadline": lambda value: moment(value, "deadline"),
 }
 

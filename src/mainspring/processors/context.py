@@ -21,6 +21,16 @@ current: contextvars.ContextVar[Context | None] = contextvars.ContextVar("mainsp
 """The context of the handler that runs here, if one does."""
 
 
+MOST_COST = 1e15
+
+
+def check_cost(cost: Any, field: str) -> float:
+    """Raises InvalidInput for what no task can cost."""
+    if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not 0 <= cost <= MOST_COST:
+        raise invalid(field, cost, "is no cost", "use a number from 0, in the unit of the group's cost_rate")
+    return float(cost)
+
+
 class Child(Ref):
     """A task submitted by a handler. Return it, or hand it to another submit; its result can't be awaited here."""
 
@@ -64,6 +74,7 @@ class Context:
     children: list[Task] | None = None  # made by the first submit
     calls = 0  # of submit
     storing: Sequence[Awaitable[Any]] = ()  # children on their way into the store: the attempt ends after them
+    cost: float | None = None  # what the handler said that this attempt cost its group
     _cancelled = False
     _http: Any = None
     _traffic: Traffic | None = None
@@ -111,6 +122,14 @@ class Context:
         if not (math.isfinite(done) and math.isfinite(total)):
             raise invalid("progress", (done, total), "is not finite", "pass numbers")
         self._send(Progress(done, total))
+
+    def usage(self, *, cost: float) -> None:
+        """Tell what this attempt really cost its group, in the unit of the group's `cost_rate`.
+
+        Counts when the attempt ends, however it does, in place of the estimate; said again the newest value holds. An
+        attempt that dies without a word keeps what was reserved for it.
+        """
+        self.cost = check_cost(cost, "cost")
 
     @property
     def log(self) -> TaskLog:

@@ -16,7 +16,7 @@ from mainspring.errors import InvalidInput, invalid
 from mainspring.processors.annotations import is_async, resolved
 from mainspring.processors.base import Item, Lane, failure
 from mainspring.processors.batch import Batch, Call, items_parameter
-from mainspring.processors.context import Context
+from mainspring.processors.context import Context, check_cost
 from mainspring.tasks import (
     ChildTasks,
     Custom,
@@ -54,6 +54,7 @@ class SubmitOptions(msgspec.Struct, frozen=True, kw_only=True):
     on_dependency_failure: OnDependencyFailure | None = None
     resources: Resources | None = None
     cache: str | float | None = None
+    cost: float | None = None  # what it is to cost its group, in the unit of the limit
     task_id: TaskId | None = None
 
 
@@ -96,6 +97,7 @@ class Handler:
         "cache",
         "context_parameter",
         "convert_input",
+        "cost",
         "function",
         "is_async",
         "is_native",
@@ -129,6 +131,7 @@ class Handler:
         resources: Resources | None = None,
         batch: Batch | None = None,
         cache: float | str | None = None,
+        cost: float | Callable[..., float] | None = None,
     ) -> None:
         _check_function(function)
         self.function = function
@@ -149,6 +152,7 @@ class Handler:
         self.resources = resources
         self.batch = batch
         self.cache = None if cache is None else seconds(cache, "cache")
+        self.cost = cost if cost is None or callable(cost) else check_cost(cost, "cost")
         self.source_hash = _source_hash(function)
         self._read_signature()
         self._check()
@@ -262,12 +266,23 @@ class Handler:
         """Refuse arguments that can't work, in calls without references: those are checked when they are known."""
         if self.batch is not None:
             self.batch.check_item(bound.get(self.items))
-        if not self.convert_input:
-            return
+        if self.convert_input:
+            self._as_called(bound)
+
+    def _as_called(self, bound: dict[str, Any]) -> dict[str, Any]:
         try:
-            self.typed(bound)
+            return self.typed(bound)
         except InvalidInput:  # numbers of numpy fit once they are stored as plain ones
-            self.typed(decode(encode(bound)[0]))
+            return self.typed(decode(encode(bound)[0]))
+
+    def cost_of(self, bound: dict[str, Any]) -> float | None:
+        """Return what a call is to cost its group; None where nothing was declared.
+
+        Raises: InvalidInput, and what the user's function raises.
+        """
+        if not callable(self.cost):
+            return self.cost
+        return check_cost(self.cost(*self._as_called(bound).values()), "cost")
 
     def typed(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return stored arguments in the types that the function wants. Raises InvalidInput."""

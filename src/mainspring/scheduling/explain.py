@@ -9,7 +9,7 @@ from typing import Final
 from mainspring.dispatch.gathering import Forming
 from mainspring.dispatch.manager import TaskManager
 from mainspring.store.standing import Line, Other, Standing
-from mainspring.tasks import Reason, TaskId, TaskStatus
+from mainspring.tasks import GroupLimit, Reason, TaskId, TaskStatus
 from mainspring.tasks.limits import model_of_group
 
 _SHOWN = 3
@@ -111,12 +111,27 @@ def _limit(standing: Standing, _now_ms: int) -> str:
         whose += f" in namespace {limit.namespace}"
     ahead = f"{standing.ahead:,}{'+' if standing.ahead_is_more else ''} tasks of its kind go first"
     if limit.next_in is not None:
-        n, _, time = str(limit.rate).partition("/")
-        used_up = f"{int(n):,} tasks {_TIMES.get(time, f'in {time}')} are used up"
-        return f"{whose}: {used_up}; the next starts in {limit.next_in:,.1f} s; {ahead}."
+        return f"{whose}: {_used_up(limit)}; the next starts in {limit.next_in:,.1f} s; {ahead}."
     run = f"{limit.held}/{limit.concurrency} run"
     of = "group ends" if model_id is None else "model's tasks ends"
     return f"{whose} is at its limit: {run}; {ahead}, and it starts when one of the {of}."
+
+
+def _used_up(limit: GroupLimit) -> str:
+    """Say which rate lets none begin."""
+    if limit.left == 0:
+        return f"{_much(str(limit.rate), 'tasks')} are used up"
+    left, much = limit.cost_left, _much(str(limit.cost_rate), "cost")
+    assert left is not None
+    if left > 0:
+        return f"of {much} {left:,.4g} are left and the next one needs {limit.cost_next:,g}"
+    debt = f", and {-left:,.4g} more" if left < 0 else ""
+    return f"{much} are used up{debt}"
+
+
+def _much(rate: str, of: str) -> str:
+    n, _, time = rate.partition("/")
+    return f"{int(n):,} {of} {_TIMES.get(time, f'in {time}')}"
 
 
 def _paused(standing: Standing, _now_ms: int) -> str:

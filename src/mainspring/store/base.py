@@ -20,6 +20,7 @@ from mainspring.store.counting import StoreCounts
 from mainspring.store.ready import Shared
 from mainspring.store.standing import Standing
 from mainspring.tasks import (
+    CostRate,
     Effect,
     GroupLimit,
     Ledger,
@@ -63,6 +64,9 @@ RESERVES: Final = 4096
 SHORT: Final = 8192
 """Flag: an attempt of it was short of memory; the next one reserves more."""
 
+COSTS: Final = 16384
+"""Flag: its spec says what it is to cost its group."""
+
 POLICY_CODE: Final[dict[OnDependencyFailure, int]] = {"require": 0, "allow_failure": 1, "skip": 2}
 OUTCOMES: Final = ("completed", "failed", "timeout", "cancelled", "retry", "released", "crashed")
 """How an attempt ended, by code."""
@@ -82,6 +86,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     idempotency_key: str | None = None
     keep_ms: int | None = None  # how old the result of equal work may be, and for how long its own is kept
     trace: dict[str, str] | None = None  # of the span that submitted it: `traceparent` and perhaps `tracestate`
+    cost: float | None = None  # what it is to cost its group
 
 
 class WorkName(NamedTuple):
@@ -442,8 +447,9 @@ class Store(Protocol):
     async def resume(self, *, namespace: str = "", type: str = "", group: str = "") -> int: ...
 
     async def limit(
-        self, group: str, *, namespace: str = "", concurrency: int | None = None, rate: Rate | None = None
-    ) -> None:
+        self, group: str, *, namespace: str = "", concurrency: int | None = None, rate: Rate | None = None,
+        cost_rate: CostRate | None = None,
+    ) -> None:  # fmt: skip
         """Set what a group may do, in a namespace or ('') in all of them together; None takes a limit off.
 
         What is held already stays so.

@@ -18,7 +18,7 @@ from mainspring.tasks.effects import (
 )
 from mainspring.tasks.identity import BUILT_IN_TYPES, Reason, TaskId, TaskPriority, TaskStatus, TaskType
 from mainspring.tasks.ledger import LEDGER_KEYS, Figures, Ledger, LedgerKey, LedgerRow
-from mainspring.tasks.limits import GroupLimit, Rate
+from mainspring.tasks.limits import CostRate, GroupLimit, Rate
 from mainspring.tasks.payloads import (
     Binary,
     BinaryOutput,
@@ -63,6 +63,7 @@ __all__ = [
     "BlobRef",
     "ChildTasks",
     "Chunk",
+    "CostRate",
     "Custom",
     "CustomOutput",
     "Done",

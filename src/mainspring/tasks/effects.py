@@ -67,6 +67,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     memory_bytes: int | None = None  # peak
     network_bytes: int | None = None
     batch_size: int = 1
+    cost: float | None = None  # what the handler said that it cost its group
 
 
 class Done(msgspec.Struct, frozen=True, tag="done", gc=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, NamedTuple, Self
 
@@ -14,7 +15,25 @@ _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _RATE = re.compile(r"([\d_,]+)\s*/\s*(.+)")
 _MOST = 1_000_000_000
 _OF_MODEL = "model:"
+_MOST_COST = 1_000_000_000_000
 _EXAMPLES = 'use text such as "10/s", "60/m", "5000/h" or "5/30s"'
+
+
+def _read(text: str, field: str) -> tuple[int, int]:
+    """Return the number and the milliseconds of "60/m". Raises InvalidInput."""
+    found = _RATE.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is None:
+        raise invalid(field, text, "is no rate", _EXAMPLES)
+    try:
+        ms = _UNITS.get(found[2]) or round(seconds(found[2], field) * 1_000)
+    except InvalidInput as exc:
+        raise invalid(field, text, "is no rate", _EXAMPLES) from exc
+    return int(re.sub("[_,]", "", found[1]) or 0), ms
+
+
+def _shown(n: int, ms: int) -> str:
+    unit = next((name for name, unit_ms in _UNITS.items() if unit_ms == ms), None)
+    return f"{n}/{unit or f'{ms / 1_000:g}s'}"
 
 
 class Rate(NamedTuple):
@@ -28,21 +47,13 @@ class Rate(NamedTuple):
     @classmethod
     def parse(cls, text: str, field: str) -> Self:
         """Read "60/m". Raises InvalidInput."""
-        found = _RATE.fullmatch(text.strip()) if isinstance(text, str) else None
-        if found is None:
-            raise invalid(field, text, "is no rate", _EXAMPLES)
-        n = int(re.sub("[_,]", "", found[1]) or 0)
-        try:
-            ms = _UNITS.get(found[2]) or round(seconds(found[2], field) * 1_000)
-        except InvalidInput as exc:
-            raise invalid(field, text, "is no rate", _EXAMPLES) from exc
+        n, ms = _read(text, field)
         if not 0 < n <= min(_MOST, ms * 1_000):
             raise invalid(field, text, "is out of range", "use at least one, and at most one each microsecond")
         return cls(n, ms)
 
     def __str__(self) -> str:
-        unit = next((name for name, ms in _UNITS.items() if ms == self.ms), None)
-        return f"{self.n}/{unit or f'{self.ms / 1_000:g}s'}"
+        return _shown(self.n, self.ms)
 
     @property
     def _each_us(self) -> int:
@@ -65,6 +76,38 @@ class Rate(NamedTuple):
         return now_us + max(0, self._lag_us(full_us, now_us) - (self.n - 1) * self._each_us)
 
 
+class CostRate(NamedTuple):
+    """So much in a time, in any unit, as a bucket that fills evenly. What is kept of it is how much was used, and when
+    that was so: more than the bucket holds is a debt, which is paid before anything else is let through.
+    """
+
+    n: int
+    ms: int
+
+    @classmethod
+    def parse(cls, text: str, field: str) -> Self:
+        """Read "90000/m". Raises InvalidInput."""
+        n, ms = _read(text, field)
+        if not (0 < n <= _MOST_COST and ms > 0):
+            raise invalid(field, text, "is out of range", f"use at least one, and at most {_MOST_COST:,}")
+        return cls(n, ms)
+
+    def __str__(self) -> str:
+        return _shown(self.n, self.ms)
+
+    def used(self, used: float, at_ms: int, now_ms: int) -> float:
+        """Return how much of what was used then counts now. Where another clock was ahead, no time has passed."""
+        return max(0.0, used - max(0, now_ms - at_ms) * self.n / self.ms)
+
+    def needed(self, cost: float) -> float:
+        """Return how much must be there before so much may begin: more than there can be waits for a full bucket."""
+        return min(cost, float(self.n))
+
+    def wait_ms(self, left: float, needed: float) -> int:
+        """Return how long it takes until so much is there."""
+        return max(0, math.ceil((needed - left) * self.ms / self.n))
+
+
 class GroupLimit(msgspec.Struct, frozen=True, kw_only=True):
     """A limit as it is set, and what it counts now."""
 
@@ -74,7 +117,10 @@ class GroupLimit(msgspec.Struct, frozen=True, kw_only=True):
     held: int = 0  # tasks that are claimed or run now
     rate: str | None = None  # tasks that may begin in a time, as "60/m"; None: any number
     left: int | None = None  # how many may begin at once now, by the rate
-    next_in: float | None = None  # seconds until the next may begin, where none may by the rate
+    cost_rate: str | None = None  # what those that begin may cost in a time, as "90000/m"; None: any amount
+    cost_left: float | None = None  # how much of that is left now; below zero it is a debt
+    cost_next: float | None = None  # what the one that goes first is to cost, where it waits for that
+    next_in: float | None = None  # seconds until the next may begin, where none may by the rates
     share: float | None = None  # weight of its share of the lanes; None: it has none of its own
 
 

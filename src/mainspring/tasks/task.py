@@ -56,6 +56,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     on_dependency_failure: OnDependencyFailure = "require"
     params: dict[str, Any] = {}  # options of the task's type
     cache: str | float | None = None  # keep the result for this long and reuse it for equal work
+    cost: float | None = None  # what it is to cost its group, in the unit of the limit; None: the handler's own, else 1
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,7 +78,7 @@ def _enter_alone(tx: PostgresTransaction, tasks: Sequence[NewTask], attempt: _At
 
 
 def _enter(tx: PostgresTransaction, tasks: Sequence[NewTask]) -> None:
-    accepted = intake.submit(tx, tasks)
+    accepted = intake.submit(tx, tasks, is_limited=False)
     if any(one.id != task.id for one, task in zip(accepted, tasks, strict=True)):
         raise _Particular
 

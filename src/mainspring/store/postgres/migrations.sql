@@ -90,3 +90,8 @@ CREATE FUNCTION count_cache() RETURNS trigger LANGUAGE plpgsql SET search_path F
 CREATE TRIGGER cache_came AFTER INSERT ON cache REFERENCING NEW TABLE AS came EXECUTE FUNCTION count_cache();
 CREATE TRIGGER cache_went AFTER DELETE ON cache REFERENCING OLD TABLE AS went EXECUTE FUNCTION count_cache();
 CREATE TRIGGER cache_changed AFTER UPDATE OF bytes ON cache FOR EACH ROW EXECUTE FUNCTION count_cache();
+ALTER TABLE group_limit ADD COLUMN cost_rate bigint CHECK (cost_rate > 0);
+ALTER TABLE group_limit ADD COLUMN cost_ms bigint;
+ALTER TABLE group_limit ADD COLUMN cost_used double precision NOT NULL DEFAULT 0;
+ALTER TABLE group_limit ADD COLUMN cost_at_ms bigint NOT NULL DEFAULT 0;
+ALTER TABLE group_limit ADD CHECK ((cost_rate IS NULL) = (cost_ms IS NULL));

@@ -323,6 +323,11 @@ CREATE TABLE group_limit (
     changed     bigint  NOT NULL UNIQUE,
     namespace   text    NOT NULL,
     grp         text    NOT NULL,
+    cost_rate   bigint CHECK (cost_rate > 0),          -- what those that begin may cost in a time; NULL: any amount
+    cost_ms     bigint,                                -- that time
+    cost_used   double precision NOT NULL DEFAULT 0,   -- how much of it was used; above the rate it is a debt
+    cost_at_ms  bigint  NOT NULL DEFAULT 0,            -- when that was so
+    CHECK ((cost_rate IS NULL) = (cost_ms IS NULL)),
     UNIQUE (grp, namespace),
     CHECK ((rate IS NULL) = (rate_ms IS NULL))
 ) WITH (fillfactor = 50);

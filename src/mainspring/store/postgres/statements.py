@@ -20,7 +20,8 @@ BESIDE_OTHERS: Final = WIDE - {"insert_edge", "add_tombstone"} | frozenset(
     "unfinished heads ready_classes catch_up claim claim_of_class start complete held end again "
     "again_after_crash add_flags give_back attempt_is_there outcome_by_id any_waiting awaited having_children "
     "parent_results heirs_results promote next_events put_progress put_offer drop_offer claims_of take_inbox kept "
-    "use_kept put_usage hold_limit held_in_group limits_after rate_used use_rate".split()
+    "use_kept put_usage hold_limit held_in_group limits_after rate_used use_rate "
+    "costs_of cost_used use_cost".split()
 )
 """What transactions may do side by side: they write new rows, rows of their own claims, and ready rows that no other
 has taken. Everything else reads what others may be changing."""

@@ -7,9 +7,9 @@ from heapq import heappop, heappush, heapreplace
 
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, STANDS_FOR, Claimed, Lane, ParentResult
 from mainspring.store.ready import ANYWHERE, Place, Ready
-from mainspring.store.sql import limits
+from mainspring.store.sql import costs, limits
 from mainspring.store.sql.transaction import Row, Transaction
-from mainspring.tasks import Rate
+from mainspring.tasks import CostRate, Rate
 
 
 def look_everywhere(tx: Transaction) -> None:
@@ -22,9 +22,12 @@ def look_everywhere(tx: Transaction) -> None:
 
 
 def note(tx: Transaction, class_id: int, bound: Place = ANYWHERE) -> None:
-    """Remember that a class may have ready tasks. One that is left out for its group's limit stays so."""
-    lane = tx.lane_for(class_id)
-    if lane is not None and class_id not in tx.memory.limits.waits_for:
+    """Remember that a class may have ready tasks. One that is left out for its group's limit stays so, unless what it
+    got goes before the one that its group saves up for."""
+    lane, left_out = tx.lane_for(class_id), tx.memory.limits
+    if (limit_id := left_out.waits_for.get(class_id)) is not None and left_out.goes_by(limit_id, bound):
+        _let_in(tx, left_out.let_in(limit_id))
+    if lane is not None and class_id not in left_out.waits_for:
         lane.ready.lower(class_id, bound, tx.memory.limits.share_of(tx.class_key(class_id)))
 
 
@@ -40,8 +43,10 @@ def read_limits(tx: Transaction, newest: int | None) -> None:
         _read(tx)
 
 
-def set_limit(tx: Transaction, namespace: str, group: str, concurrency: int | None, rate: Rate | None) -> None:
-    limits.put(tx, namespace, group, concurrency, rate)
+def set_limit(
+    tx: Transaction, namespace: str, group: str, concurrency: int | None, rate: Rate | None, cost_rate: CostRate | None
+) -> None:
+    limits.put(tx, namespace, group, concurrency, rate, cost_rate)
     _read(tx)
     limits.begin_rate(tx, namespace, group)
 
@@ -112,6 +117,7 @@ def _claim_by_turns(tx: Transaction, lane: Lane, turns: list[tuple[float, int]],
         heapreplace(turns, lane.ready.took(turns[0], 1, tx.memory.limits.weight_of(share)))
     for merge in merges.values():
         merge.close()
+    _pass_turn(tx, lane, list(merges.values()))
     if best:
         looked_into = {class_id for merge in merges.values() for class_id in merge.looked_into}
         _take_these(tx, lane, best, looked_into)
@@ -128,12 +134,12 @@ def _take_these(tx: Transaction, lane: Lane, best: Sequence[int], looked_into: s
 def _claim_of_share(tx: Transaction, lane: Lane, ready: Ready, room: int) -> int:
     """Take the best tasks of classes that keep one order; returns how many."""
     if len(ready) > 1:
-        merge = _Merge(tx, lane, ready, room)
-        best = merge.run()
-        return _take_these(tx, lane, best, merge.looked_into) if best else 0
+        return _claim_one_by_one(tx, lane, ready, room)
     (class_id,) = ready
     may_run = tx.lane_for(class_id) is lane
     limited = tx.memory.limits.of(tx.class_key(class_id)) if may_run else ()
+    if limited and costs.are_counted(limited):
+        return _claim_one_by_one(tx, lane, ready, room)
     if limited and not (room := limits.places(tx, class_id, limited, room)):
         ready.discard(class_id)
         return 0
@@ -148,6 +154,30 @@ def _claim_of_share(tx: Transaction, lane: Lane, ready: Ready, room: int) -> int
     if taken < room and not (may_run and _is_contested(tx, class_id, head)):
         _nothing_left(tx, ready, class_id)
     return taken
+
+
+def _claim_one_by_one(tx: Transaction, lane: Lane, ready: Ready, room: int) -> int:
+    """The same for several classes, or for tasks of which each has to be looked at before."""
+    merge = _Merge(tx, lane, ready, room)
+    best = merge.run()
+    _pass_turn(tx, lane, [merge])
+    return _take_these(tx, lane, best, merge.looked_into) if best else 0
+
+
+def _pass_turn(tx: Transaction, lane: Lane, merges: Sequence[_Merge]) -> None:
+    """Say when a lane has its turn at places of groups the next time."""
+    if any(merge.is_saving for merge in merges):
+        _go_first(tx, lane)
+    elif any(merge.had_turn for merge in merges):
+        _go_last(tx, lane)
+
+
+def _go_first(tx: Transaction, lane: Lane) -> None:
+    """A lane with a task that its group has to save up for looks before the others whether it has enough."""
+    lanes = tx.memory.lanes
+    if lane.name in lanes:
+        for name in [name for name in lanes if name != lane.name]:
+            lanes[name] = lanes.pop(name)
 
 
 def _go_last(tx: Transaction, lane: Lane) -> None:
@@ -174,7 +204,9 @@ class _Merge:
         self._has_more: set[int] = set()  # classes that perhaps have more than was found
         self._aside: list[tuple[Place, int]] = []  # those of which all that was found is taken
         self._limited: dict[int, Sequence[limits.Limit]] = {}  # classes whose groups have limits
+        self._costs: dict[int, float] = {}  # what those found are to cost that say so, where that counts
         self.looked_into: set[int] = set()
+        self.is_saving = False  # the cost of one that goes first is not there yet
 
     def run(self) -> list[int]:
         """Return them in order."""
@@ -197,20 +229,25 @@ class _Merge:
         """Remember what was found and not taken."""
         for place, class_id in (*self._heads, *self._aside):
             self._ready.set(class_id, place)
-        if not self._limited.keys().isdisjoint(self.looked_into):
-            _go_last(self._tx, self._lane)
+
+    @property
+    def had_turn(self) -> bool:
+        """Whether it looked at places of groups."""
+        return not self._limited.keys().isdisjoint(self.looked_into)
 
     def _look(self) -> None:
         """Look into the classes of which a task may go before the best one that is found so far."""
         ready, heads = self._ready, self._heads
         while (bound := ready.first()) is not None and (not heads or bound < heads[0][0]):
             class_id = ready.pop()
-            if not (most := self._most(class_id)):
+            if not (most := self._most(class_id, bound)):
                 continue
             self.looked_into.add(class_id)
             rows = self._tx.heads(class_id, most, bound)
             if len(rows) == most:
                 self._has_more.add(class_id)
+            if rows and costs.are_counted(self._limited.get(class_id, ())):
+                self._costs |= costs.estimates(self._tx, [seq for _, seq in rows])
             if rows:
                 rows.reverse()
                 self._found[class_id] = rows
@@ -218,7 +255,7 @@ class _Merge:
             else:
                 _nothing_left(self._tx, ready, class_id)
 
-    def _most(self, class_id: int) -> int:
+    def _most(self, class_id: int, bound: Place) -> int:
         """Return how many tasks of a class may be taken: none where it is paused, served no more, or at its limit."""
         tx = self._tx
         if tx.lane_for(class_id) is not self._lane:
@@ -226,14 +263,24 @@ class _Merge:
         most = self._room - len(self._best)
         if limited := tx.memory.limits.of(tx.class_key(class_id)):
             self._limited[class_id] = limited
-            return limits.places(tx, class_id, limited, most)
+            return limits.places(tx, class_id, limited, most, bound)
         return most
+
+    def _may_take(self, limited: Sequence[limits.Limit], place: Place) -> bool:
+        """Take a place of a task's group: others of it may have taken the last ones, or its cost is not there yet."""
+        tx = self._tx
+        if not costs.are_counted(limited):
+            return limits.take(tx, limited)
+        is_taken = limits.take_at_cost(tx, limited, self._costs.get(place[1], costs.UNSAID), place)
+        saved_for = tx.memory.limits.saved_for
+        self.is_saving = self.is_saving or any(saved_for.get(limit.id, (0, None))[1] == place for limit in limited)
+        return is_taken
 
     def _take_first(self) -> None:
         heads, ready = self._heads, self._ready
         place, class_id = heads[0]
         limited = self._limited.get(class_id)
-        if limited and not limits.take(self._tx, limited):  # others of its group have taken the last places
+        if limited and not self._may_take(limited, place):
             heappop(heads)
             ready.set(class_id, place)
             return
@@ -256,7 +303,10 @@ def _take(tx: Transaction, lane: Lane, rows: Sequence[Row]) -> int:
     tx.taken[lane.name] = tx.taken.get(lane.name, 0) + len(taken)
     if tx.memory.limits:
         for claim in taken:
-            limits.spend(tx, tx.memory.limits.of(claim.class_key))
+            limited = tx.memory.limits.of(claim.class_key)
+            limits.spend(tx, limited)
+            if costs.are_counted(limited):
+                costs.spend(tx, limited, costs.estimate(claim))
     tx.claims += taken
     children = {claim.seq: claim for claim in taken if claim.flags & HAS_REFS}
     if children:

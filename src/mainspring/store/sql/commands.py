@@ -10,11 +10,20 @@ from graphlib import TopologicalSorter
 import msgspec
 
 from mainspring.errors import InvalidInput, TaskNotFound
-from mainspring.store.base import BLOB_INPUT, CANCEL_ASKED, HAS_REFS, RESERVES, WANTS_KEPT, Claimed, HandlerRecord
+from mainspring.store.base import (
+    BLOB_INPUT,
+    CANCEL_ASKED,
+    COSTS,
+    HAS_REFS,
+    RESERVES,
+    WANTS_KEPT,
+    Claimed,
+    HandlerRecord,
+)
 from mainspring.store.sql import claims, flights, graph
 from mainspring.store.sql.transaction import Transaction, first
 from mainspring.store.sql.upkeep import STEP
-from mainspring.tasks import ErrorInfo, Rate, TaskId
+from mainspring.tasks import CostRate, ErrorInfo, Rate, TaskId
 from mainspring.tasks.codec import with_refs
 from mainspring.tasks.lifecycle import CANCELLED, CLAIMED, COMPLETED, DELAYED, PARENTS, PENDING, READY, STATUS_OF
 
@@ -23,7 +32,7 @@ logger = logging.getLogger("mainspring.store")
 _CANCELLED = ErrorInfo(type="TaskCancelled", message="cancelled before it started", attempts=0)
 
 
-_RENEWED = HAS_REFS | BLOB_INPUT | WANTS_KEPT | RESERVES
+_RENEWED = HAS_REFS | BLOB_INPUT | WANTS_KEPT | RESERVES | COSTS
 """What a task that is made anew takes over."""
 
 
@@ -69,7 +78,7 @@ def withdraw(tx: Transaction, claim: Claimed) -> bool:
     row = tx.one("held", claim.seq, claim.attempt, claim.owner)
     if row is None:
         return False
-    tx.let_go(row[1], has_begun=False)
+    tx.let_go(row[1], claim.seq)
     cancel_held(tx, claim.seq, row[1], claim.id)
     return True
 
@@ -85,12 +94,12 @@ def join(tx: Transaction, claim: Claimed, keep_ms: int) -> str:
     if row is None:
         return "lost"
     if row[2] & CANCEL_ASKED:
-        tx.let_go(row[1], has_begun=False)
+        tx.let_go(row[1], claim.seq)
         cancel_held(tx, claim.seq, row[1], claim.id)
         return "over"
     answer, leader, ends = flights.join(tx, claim, keep_ms)
     if answer == "over":
-        tx.let_go(row[1], has_begun=False)
+        tx.let_go(row[1], claim.seq)
     if leader is not None:
         graph.raise_parents(tx, [leader.seq], leader.rank)
     graph.ended(tx, ends)
@@ -239,10 +248,12 @@ def resume(tx: Transaction, namespace: str, kind: str, group: str) -> int:
     return tx.changed("drop_pause", namespace, kind, group)
 
 
-def limit(tx: Transaction, namespace: str, group: str, concurrency: int | None, rate: Rate | None) -> None:
-    shown = None if rate is None else str(rate)
-    audit(tx, "limit", namespace=namespace, group=group, concurrency=concurrency, rate=shown)
-    claims.set_limit(tx, namespace, group, concurrency, rate)
+def limit(
+    tx: Transaction, namespace: str, group: str, concurrency: int | None, rate: Rate | None, cost_rate: CostRate | None
+) -> None:
+    shown, cost_shown = (None if one is None else str(one) for one in (rate, cost_rate))
+    audit(tx, "limit", namespace=namespace, group=group, concurrency=concurrency, rate=shown, cost_rate=cost_shown)
+    claims.set_limit(tx, namespace, group, concurrency, rate, cost_rate)
 
 
 def share(tx: Transaction, namespace: str, group: str, weight: float | None) -> None:

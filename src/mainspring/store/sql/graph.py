@@ -224,6 +224,7 @@ def end_task(tx: Transaction, seq: int, class_id: int, id: bytes, status: int, e
     """Give a task that is not running its final status. Its children are the caller's to tell."""
     raw = None if error is None else msgspec.msgpack.encode(error)
     tx.must_change("end", status, tx.now_ms, raw, seq)
+    tx.fall_out(class_id)
     tx.count(class_id, 0, -1)
     tx.count(class_id, status)
     tx.ended.append(Ended(id, status, None, 0, raw))

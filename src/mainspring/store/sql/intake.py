@@ -22,7 +22,8 @@ from mainspring.store.base import (
     NewTask,
     Spec,
 )
-from mainspring.store.sql import limits
+from mainspring.store.ready import Place
+from mainspring.store.sql import costs, limits
 from mainspring.store.sql.flights import Entrance, Found, Leader
 from mainspring.store.sql.graph import Edge, fail_child, first_unfinished, link, raise_parents
 from mainspring.store.sql.transaction import ClassKey, Transaction
@@ -44,10 +45,14 @@ def rank_of(task: NewTask, now_ms: int, ageing_ms: int) -> int:
     return max(base - 4 * ageing_ms, rank)
 
 
-def submit(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:
-    """Store the tasks, however many; those with a key or an id that exist already are recognised. All or none."""
+def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True) -> list[Accepted]:
+    """Store the tasks, however many; those with a key or an id that exist already are recognised. All or none.
+
+    Raises: TaskNotFound, Conflict; where it is limited InvalidInput: one is to cost more than its group ever has.
+    """
     accepted: list[Accepted] = []
     entry = _Entry(tx, tasks)
+    limits_cost = is_limited and tx.memory.limits.has_costs
     old = max(0, tx.now_ms - tx.memory.fresh_ms).to_bytes(6, "big")  # ids begin with the time they were made at
     for task in tasks:
         found = None
@@ -57,6 +62,8 @@ def submit(tx: Transaction, tasks: Sequence[NewTask]) -> list[Accepted]:
         if found is None and task.id < old and tx.one("tombstone_by_id", task.id) is not None:
             found = Accepted(task.id, True)
         if found is None:
+            if limits_cost:
+                costs.refuse_too_much(tx, task)
             entry.add(task)
         accepted.append(found or Accepted(task.id, False))
     entry.write()
@@ -68,7 +75,7 @@ def submit_again(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool 
     accepted = []
     for task in tasks:
         known = (None if task.key is None else _existing_key(tx, task)) or _existing_id(tx, task)
-        accepted.append(known or submit(tx, [task])[0])
+        accepted.append(known or submit(tx, [task], is_limited=is_limited)[0])
     if is_limited and not all(one.existed for one in accepted):
         _refuse_overflow(tx)
     return accepted
@@ -261,11 +268,14 @@ class _Entry:
         elif (
             door.lane is not None
             and tx.taken.get(door.lane.name, 0) < door.room
-            and (not door.limited or limits.take(tx, door.limited))
+            and (not door.limited or _takes_place(tx, door, task, (rank, self._seq)))
         ):
             tx.taken[door.lane.name] = tx.taken.get(door.lane.name, 0) + 1
             owner = tx.memory.owner
-            limits.spend(tx, door.limited)
+            if door.limited:
+                limits.spend(tx, door.limited)
+                if door.counts_cost:
+                    costs.spend(tx, door.limited, costs.estimate(task))
             tx.claims.append(claim_of(task, self._seq, rank, owner, now))
             self._row(task, door, rank, CLAIMED, None, attempt=1, owner=owner)
         else:
@@ -395,7 +405,7 @@ def _note(tx: Transaction, task: NewTask, seq: int) -> None:
 class _Door:
     """How new tasks of a class enter: with a lane, up to `room` claims of this transaction go straight to it."""
 
-    __slots__ = ("class_id", "entered", "flag", "lane", "limited", "room")
+    __slots__ = ("class_id", "counts_cost", "entered", "flag", "lane", "limited", "room")
 
     def __init__(
         self, class_id: int, flag: int, lane: Lane | None = None, room: int = 0, limited: Sequence[limits.Limit] = ()
@@ -405,6 +415,7 @@ class _Door:
         self.lane = lane
         self.room = room
         self.limited = limited
+        self.counts_cost = costs.are_counted(limited)
         self.entered = 0
 
 
@@ -421,6 +432,12 @@ def _door(tx: Transaction, class_key: ClassKey, entry: _Entry) -> _Door:
     if (limited or entry.size > room - tx.taken.get(lane.name, 0)) and not entry.is_in_order:
         return _Door(class_id, flag)
     return _Door(class_id, flag, lane, room, limited)
+
+
+def _takes_place(tx: Transaction, door: _Door, task: NewTask, place: Place) -> bool:
+    if door.counts_cost:
+        return limits.take_at_cost(tx, door.limited, costs.estimate(task), place)
+    return limits.take(tx, door.limited)
 
 
 def claim_of(task: NewTask, seq: int, rank: int, owner: int, now: int) -> Claimed:

@@ -7,20 +7,23 @@ into again; other processes hear of it as of what became ready.
 
 What has begun can't be counted over rows that go: a rate has a number in the limit's own row, written by the
 transaction that claims. What is given back before it began is given back to the rate too. Where a rate lets none begin,
-its group is looked into again at the moment when it lets the next one.
+its group is looked into again at the moment when it lets the next one. So it is with what tasks cost (`costs.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from mainspring.tasks import Rate
+from mainspring.store.ready import ANYWHERE, Place
+from mainspring.store.sql import costs
+from mainspring.tasks import CostRate, Rate
 
 if TYPE_CHECKING:
     from mainspring.store.sql.transaction import ClassKey, Transaction
 
+T = TypeVar("T")
 _NOBODY_KNOWS = -1
 """Places of a group for which another process is claiming now."""
 _AGAIN_MS = 5
@@ -37,10 +40,11 @@ class Limit(NamedTuple):
     group: str
     concurrency: int | None
     rate: Rate | None
+    cost_rate: CostRate | None
 
     @property
     def is_any(self) -> bool:
-        return self.concurrency is not None or self.rate is not None
+        return self.concurrency is not None or self.rate is not None or self.cost_rate is not None
 
 
 class Limits:
@@ -49,6 +53,8 @@ class Limits:
     def __init__(self) -> None:
         self._by_name: dict[tuple[str, str], Limit] = {}  # by namespace and group; only those that limit something
         self._rates: dict[int, Rate] = {}  # by limit
+        self._cost_rates: dict[int, CostRate] = {}  # the same
+        self.saved_for: dict[int, tuple[float, Place]] = {}  # how much is to be there for which task, by limit
         self.weights: dict[int, float] = {}  # of shares, which have the number of their limit,
         self._shares: dict[tuple[str, str], int] = {}  # and that by namespace and group
         self.seen = 0  # the newest change that was read
@@ -71,6 +77,19 @@ class Limits:
     def rate_of(self, limit_id: int) -> Rate | None:
         return self._rates.get(limit_id)
 
+    def cost_rate_of(self, limit_id: int) -> CostRate | None:
+        return self._cost_rates.get(limit_id)
+
+    @property
+    def has_costs(self) -> bool:
+        """Whether any of them counts what tasks cost."""
+        return bool(self._cost_rates)
+
+    def goes_by(self, limit_id: int, place: Place) -> bool:
+        """Whether a task there need not wait until there is enough for the one that is saved up for."""
+        saved = self.saved_for.get(limit_id)
+        return saved is not None and place < saved[1]
+
     def keeps(self, limit: Limit) -> bool:
         """Whether a class waits for it."""
         return limit.id in self._kept_by
@@ -79,6 +98,7 @@ class Limits:
         """What was read may not be so: read all anew."""
         self._by_name.clear()
         self._rates.clear()
+        self._cost_rates.clear()
         self.weights.clear()
         self._shares.clear()
         self.seen = 0
@@ -87,20 +107,21 @@ class Limits:
         """Read what has changed since the last look; returns classes that may not have to wait any more."""
         freed: set[int] = set()
         for changed, *row in tx.run("limits_after", self.seen).fetchall():
-            id, namespace, group, concurrency, rate, rate_ms, weight = row
+            id, namespace, group, concurrency, rate, rate_ms, weight, cost, cost_ms = row
             self._weigh(id, (namespace, group), weight)
-            limit = Limit(id, namespace, group, concurrency, None if rate is None else Rate(rate, rate_ms))
+            limit = Limit(
+                id, namespace, group, concurrency, None if rate is None else Rate(rate, rate_ms),
+                None if cost is None else CostRate(cost, cost_ms),
+            )  # fmt: skip
             name = (limit.namespace, limit.group)
             if limit.is_any:
                 self._by_name[name] = limit
             else:
                 self._by_name.pop(name, None)
-            if limit.rate is not None:
-                self._rates[limit.id] = limit.rate
-            else:
-                self._rates.pop(limit.id, None)
+            _put(self._rates, limit.id, limit.rate)
+            _put(self._cost_rates, limit.id, limit.cost_rate)
             self.seen = changed
-            tx.places.pop(limit.id, None)
+            tx.forget_places(limit.id)
             freed |= self.let_in(limit.id)
         return freed
 
@@ -151,6 +172,7 @@ class Limits:
     def let_in(self, limit_id: int) -> set[int]:
         """Leave out no more what waited for this limit; returns those classes."""
         self._due_ms.pop(limit_id, None)
+        self.saved_for.pop(limit_id, None)
         classes = self._kept_by.pop(limit_id, set())
         for class_id in classes:
             del self.waits_for[class_id]
@@ -160,16 +182,25 @@ class Limits:
         self.waits_for.clear()
         self._kept_by.clear()
         self._due_ms.clear()
+        self.saved_for.clear()
 
 
-def places(tx: Transaction, class_id: int, limits: Sequence[Limit], most: int) -> int:
-    """Return how many tasks of a class may be claimed now, up to `most`; where none may, it is left out from now on."""
+def _put(into: dict[int, T], id: int, value: T | None) -> None:
+    if value is None:
+        into.pop(id, None)
+    else:
+        into[id] = value
+
+
+def places(tx: Transaction, class_id: int, limits: Sequence[Limit], most: int, bound: Place = ANYWHERE) -> int:
+    """Return how many tasks of a class, none of which goes before `bound`, may be claimed now, up to `most`; where none
+    may, it is left out from now on."""
     for limit in limits:
         free = _free(tx, limit)
         if free == _NOBODY_KNOWS:
             tx.put_off.add(class_id)
             return 0
-        if free <= 0:
+        if free <= 0 or costs.is_saved(tx, limit, bound):
             tx.memory.limits.leave_out(class_id, limit)
             _set_timer(tx, limit)
             return 0
@@ -186,6 +217,13 @@ def take(tx: Transaction, limits: Sequence[Limit], n: int = 1) -> bool:
     return True
 
 
+def take_at_cost(tx: Transaction, limits: Sequence[Limit], cost: float, place: Place) -> bool:
+    """The same for one task that is to cost so much. Where only that is not there yet, it is saved up for."""
+    if any(_free(tx, limit) < 1 for limit in limits):
+        return False
+    return costs.reserve(tx, limits, cost, place) and take(tx, limits)
+
+
 def are_awaited(tx: Transaction) -> bool:
     """Whether a class that is left out waits for a place that falls free in this transaction."""
     of, keeps, key = tx.memory.limits.of, tx.memory.limits.keeps, tx.class_key
@@ -197,7 +235,7 @@ def freed(tx: Transaction, class_id: int) -> set[int]:
     memory = tx.memory
     waited: set[int] = set()
     for limit in memory.limits.of(tx.class_key(class_id)):
-        tx.places.pop(limit.id, None)
+        tx.forget_places(limit.id)
         waited |= memory.limits.let_in(limit.id)
     return waited
 
@@ -230,17 +268,20 @@ def write(tx: Transaction) -> None:
         rate = tx.memory.limits.rate_of(limit_id)
         if rate is not None and (n > 0 or (n < 0 and tx.hold_limit(limit_id))):
             tx.run("use_rate", rate.after(_full_us(tx, limit_id), tx.now_ms * 1_000, n), limit_id)
+    costs.write(tx)
 
 
 def _set_timer(tx: Transaction, limit: Limit) -> None:
-    """Where it is the rate that lets none begin, wake up when it lets the next one."""
-    if limit.rate is None:
-        return
-    now_us = tx.now_ms * 1_000
-    full_us = limit.rate.after(_full_us(tx, limit.id), now_us, tx.spent.get(limit.id, 0))
-    next_us = limit.rate.next_us(full_us, now_us)
-    if next_us > now_us:
-        tx.memory.limits.wake_at(limit, -(-next_us // 1_000))
+    """Where it is a rate that lets none begin, wake up when it lets the next one."""
+    next_ms = costs.next_ms(tx, limit)
+    if limit.rate is not None:
+        now_us = tx.now_ms * 1_000
+        full_us = limit.rate.after(_full_us(tx, limit.id), now_us, tx.spent.get(limit.id, 0))
+        next_us = limit.rate.next_us(full_us, now_us)
+        if next_us > now_us:
+            next_ms = max(next_ms or 0, -(-next_us // 1_000))
+    if next_ms is not None:
+        tx.memory.limits.wake_at(limit, next_ms)
 
 
 def _free(tx: Transaction, limit: Limit) -> int:
@@ -275,10 +316,13 @@ def _full_us(tx: Transaction, limit_id: int) -> int:
     return int(tx.one("rate_used", limit_id)[0])
 
 
-def put(tx: Transaction, namespace: str, group: str, concurrency: int | None, rate: Rate | None) -> None:
+def put(
+    tx: Transaction, namespace: str, group: str, concurrency: int | None, rate: Rate | None, cost_rate: CostRate | None
+) -> None:
     """Set the limits of a group."""
     held = tx.one("held_in_group", group, namespace)[0]
-    tx.run("put_limit", namespace, group, concurrency, *(rate or (None, None)), held)
+    nothing = (None, None)
+    tx.run("put_limit", namespace, group, concurrency, *(rate or nothing), *(cost_rate or nothing), held)
     tx.sets_limits = True
 
 

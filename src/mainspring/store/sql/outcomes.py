@@ -84,6 +84,9 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
         tx.let_go(class_id)
         tx.count(class_id, 0, -n)
         tx.count(class_id, completed, n)
+    if tx.memory.limits.has_costs:
+        for f in plain:
+            tx.settle(f.claim, f.usage.cost)
     tx.ended += [Ended(f.claim.id, completed, f.output, f.flags, None) for f in plain]
     graph.ended(tx, [(f.claim.seq, completed, f.claim.id) for f in plain])
 
@@ -94,7 +97,7 @@ def _hand_back(tx: Transaction, unbegun: Sequence[Finish]) -> None:
         raise Replay
     for finish in unbegun:
         class_id = tx.class_id(finish.claim.class_key)
-        tx.let_go(class_id, has_begun=False)
+        tx.let_go(class_id, finish.claim.seq)
         tx.ready.add(class_id)
 
 
@@ -120,7 +123,7 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
             tx.ended.append(Ended(*ended))  # the commit went through, and nobody heard of it
         return
     class_id, asked, crashes = row[1], row[2] & CANCEL_ASKED, row[6]
-    tx.let_go(class_id, has_begun=finish.started_ms is not None or finish.outcome not in _UNSTARTED)
+    _let_go(tx, finish, class_id)
     outcome = finish.outcome
     if asked:  # whatever the attempt says: somebody was told that it ends so
         outcome = CANCELLED
@@ -135,6 +138,15 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
         _end(tx, finish, class_id, outcome, error, wants_kept=bool(row[2] & WANTS_KEPT))
     if finish.started_ms is not None or outcome not in (RELEASED, CANCELLED):
         tx.run("insert_attempt", *_attempt_row(finish, outcome))
+
+
+def _let_go(tx: Transaction, finish: Finish, class_id: int) -> None:
+    claim = finish.claim
+    if finish.started_ms is not None or finish.outcome not in _UNSTARTED:
+        tx.let_go(class_id)
+        tx.settle(claim, finish.usage.cost)
+    else:
+        tx.let_go(class_id, claim.seq)
 
 
 def _again(tx: Transaction, finish: Finish, outcome: int) -> tuple[int, bytes | None]:

@@ -171,6 +171,7 @@ def _task(row: Any, parents: Sequence[TaskId], blobs: BlobStore) -> Task:
         not_before=when(row[16]),
         idempotency_key=spec.idempotency_key,
         resources=spec.resources,
+        cost=spec.cost,
         group=row[28] or None,
         namespace=row[26],
         on_dependency_failure=spec.on_dependency_failure,

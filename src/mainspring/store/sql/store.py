@@ -37,7 +37,7 @@ from mainspring.store.sql.queueing import Submission
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.transaction import Applier, ClassKey, Memory, Transaction
 from mainspring.store.sql.writer import Writer
-from mainspring.tasks import GroupLimit, Rate, TaskId
+from mainspring.tasks import CostRate, GroupLimit, Rate, TaskId
 
 logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
@@ -237,9 +237,10 @@ class SqlStore(Looking):
         return await self._change_pauses(lambda tx: commands.resume(tx, namespace, type, group))
 
     async def limit(
-        self, group: str, *, namespace: str = "", concurrency: int | None = None, rate: Rate | None = None
-    ) -> None:
-        await self.write(lambda tx: commands.limit(tx, namespace, group, concurrency, rate))
+        self, group: str, *, namespace: str = "", concurrency: int | None = None, rate: Rate | None = None,
+        cost_rate: CostRate | None = None,
+    ) -> None:  # fmt: skip
+        await self.write(lambda tx: commands.limit(tx, namespace, group, concurrency, rate, cost_rate))
         self._bell.ring(LOOK)
 
     async def share(self, *, group: str = "", namespace: str = "", weight: float | None = None) -> None:

@@ -11,7 +11,7 @@ from mainspring.errors import InternalError
 from mainspring.store.base import GROUPED, Claimed, Ended, Finish, Lane
 from mainspring.store.counting import StoreCounts
 from mainspring.store.ready import Place, Woken
-from mainspring.store.sql import limits
+from mainspring.store.sql import costs, limits
 from mainspring.store.sql.limits import Limits
 
 ClassKey = tuple[str, str, str]
@@ -76,7 +76,9 @@ class Transaction(ABC):
     """
 
     __slots__ = (
+        "budgets",
         "claims",
+        "costs",
         "cursor",
         "ended",
         "freed",
@@ -114,6 +116,8 @@ class Transaction(ABC):
         self.freed: set[int] = set()  # classes of which it lets go of tasks
         self.places: dict[int, int] = {}  # free ones of groups, by limit, less what it takes
         self.spent: dict[int, int] = {}  # of rates, by limit
+        self.budgets: dict[int, float] = {}  # what is left of cost rates, by limit, less what it takes
+        self.costs: dict[int, float] = {}  # what was spent of these
         self.put_off: set[int] = set()  # classes that another process claims for now
         self.sets_limits = False
         self.ready = Woken()  # classes in which it makes tasks ready, or better ones
@@ -131,6 +135,8 @@ class Transaction(ABC):
         part.freed = set(self.freed)
         part.places = dict(self.places)
         part.spent = dict(self.spent)
+        part.budgets = dict(self.budgets)
+        part.costs = dict(self.costs)
         part.ready = self.ready.copy()
         part.is_loosened = self.is_loosened
         part.travelled = self.travelled
@@ -151,6 +157,8 @@ class Transaction(ABC):
         self.freed = part.freed
         self.places = part.places
         self.spent = part.spent
+        self.budgets = part.budgets
+        self.costs = part.costs
         self.put_off |= part.put_off
         self.sets_limits = self.sets_limits or part.sets_limits
         self.ready = part.ready
@@ -166,6 +174,11 @@ class Transaction(ABC):
     def hold_limit(self, limit_id: int) -> bool:
         """Keep others from claiming for a group until the commit; false where another one does that now."""
         return True
+
+    def hold_limit_surely(self, limit_id: int) -> None:
+        """The same where nothing can be put off. Raises Crowded."""
+        if not self.hold_limit(limit_id) and not self.is_alone:
+            raise Crowded("hold_limit")
 
     @abstractmethod
     def run(self, name: str, *values: Any) -> Rows:
@@ -261,12 +274,29 @@ class Transaction(ABC):
         lane = memory.lane_of_type.get(key[1])
         return None if lane is not None and key[1] in lane.withheld else lane
 
-    def let_go(self, class_id: int, *, has_begun: bool = True) -> None:
-        """Note that a task of the class is held no more. What has not begun does not count for a rate."""
+    def let_go(self, class_id: int, unbegun: int | None = None) -> None:
+        """Note that a task of the class is held no more. What has not begun, told by its number, counts for no rate."""
         if self.memory.limits:
             self.freed.add(class_id)
-            if not has_begun:
-                limits.spend(self, self.memory.limits.of(self.class_key(class_id)), -1)
+            if unbegun is not None:
+                limited = self.memory.limits.of(self.class_key(class_id))
+                limits.spend(self, limited, -1)
+                costs.give_back(self, limited, unbegun)
+
+    def fall_out(self, class_id: int) -> None:
+        """Note that a waiting task of the class has ended: what its group saves up may have been for this one."""
+        if self.memory.limits.has_costs and costs.are_counted(self.memory.limits.of(self.class_key(class_id))):
+            self.freed.add(class_id)
+
+    def settle(self, claim: Claimed, cost: float | None) -> None:
+        """Note what an attempt has cost its group; None: what was reserved for it stays taken."""
+        if cost is not None and self.memory.limits.has_costs:
+            costs.settle(self, self.memory.limits.of(claim.class_key), claim, cost)
+
+    def forget_places(self, limit_id: int) -> None:
+        """Count anew what is free of a limit."""
+        self.places.pop(limit_id, None)
+        self.budgets.pop(limit_id, None)
 
     def group_flag(self, class_id: int) -> int:
         """Return the flag of tasks that belong to a group, where those of the class do."""

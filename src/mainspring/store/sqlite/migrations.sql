@@ -84,3 +84,7 @@ END;
 CREATE TRIGGER cache_changed AFTER UPDATE OF bytes ON cache BEGIN
     UPDATE kept_size SET bytes = bytes + new.bytes - old.bytes;
 END;
+ALTER TABLE group_limit ADD COLUMN cost_rate INTEGER CHECK (cost_rate > 0);
+ALTER TABLE group_limit ADD COLUMN cost_ms INTEGER CHECK ((cost_rate IS NULL) = (cost_ms IS NULL));
+ALTER TABLE group_limit ADD COLUMN cost_used REAL NOT NULL DEFAULT 0;
+ALTER TABLE group_limit ADD COLUMN cost_at_ms INTEGER NOT NULL DEFAULT 0;

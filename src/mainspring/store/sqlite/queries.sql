@@ -736,10 +736,11 @@ WHERE class.grp = ?1 AND (?2 = '' OR class.namespace = ?2);
 
 -- name: put_limit
 -- What was begun so far counts on under the new limit.
-INSERT INTO group_limit (id, namespace, grp, concurrency, rate, rate_ms, held_then, changed)
-SELECT coalesce(max(id), 0) + 1, ?, ?, ?, ?, ?, ?, coalesce(max(changed), 0) + 1 FROM group_limit WHERE true
+INSERT INTO group_limit (id, namespace, grp, concurrency, rate, rate_ms, cost_rate, cost_ms, held_then, changed)
+SELECT coalesce(max(id), 0) + 1, ?, ?, ?, ?, ?, ?, ?, ?, coalesce(max(changed), 0) + 1 FROM group_limit WHERE true
 ON CONFLICT (grp, namespace) DO UPDATE SET concurrency = excluded.concurrency, rate = excluded.rate,
-    rate_ms = excluded.rate_ms, held_then = excluded.held_then, changed = excluded.changed;
+    rate_ms = excluded.rate_ms, cost_rate = excluded.cost_rate, cost_ms = excluded.cost_ms,
+    held_then = excluded.held_then, changed = excluded.changed;
 
 -- name: newest_limit
 SELECT max(changed) FROM group_limit;
@@ -750,7 +751,8 @@ SELECT coalesce(max(id), 0) + 1, ?, ?, ?, 0, coalesce(max(changed), 0) + 1 FROM 
 ON CONFLICT (grp, namespace) DO UPDATE SET weight = excluded.weight, changed = excluded.changed;
 
 -- name: limits_after
-SELECT changed, id, namespace, grp, concurrency, rate, rate_ms, weight FROM group_limit WHERE changed > ? ORDER BY changed;
+SELECT changed, id, namespace, grp, concurrency, rate, rate_ms, weight, cost_rate, cost_ms FROM group_limit
+WHERE changed > ? ORDER BY changed;
 
 -- name: rate_used
 SELECT full_us FROM group_limit WHERE id = ?;
@@ -758,10 +760,27 @@ SELECT full_us FROM group_limit WHERE id = ?;
 -- name: use_rate
 UPDATE group_limit SET full_us = ? WHERE id = ?;
 
+-- name: cost_used
+SELECT cost_used, cost_at_ms FROM group_limit WHERE id = ?;
+
+-- name: use_cost
+UPDATE group_limit SET cost_used = ?, cost_at_ms = ? WHERE id = ?;
+
+-- name: costs_of
+-- Those of these tasks that say what they are to cost.
+SELECT seq, spec FROM task WHERE seq IN (SELECT value FROM json_each(?)) AND flags & 16384 <> 0;
+
+-- name: firsts_of_group
+-- Of each class of a group, in a namespace or ('') in all, the ready task that goes first: whether it says what it is to cost, and
+-- its spec.
+SELECT task.rank, task.seq, task.flags & 16384, task.spec FROM class JOIN task ON task.seq =
+    (SELECT seq FROM task AS one WHERE one.class = class.id AND one.reason = 0 ORDER BY one.rank, one.seq LIMIT 1)
+WHERE class.grp = ?1 AND (?2 = '' OR class.namespace = ?2);
+
 -- name: limits
-SELECT namespace, grp, concurrency, rate, rate_ms, full_us, weight FROM group_limit
-WHERE concurrency IS NOT NULL OR rate IS NOT NULL OR weight IS NOT NULL ORDER BY grp, namespace;
+SELECT namespace, grp, concurrency, rate, rate_ms, full_us, weight, cost_rate, cost_ms, cost_used, cost_at_ms FROM group_limit
+WHERE concurrency IS NOT NULL OR rate IS NOT NULL OR cost_rate IS NOT NULL OR weight IS NOT NULL ORDER BY grp, namespace;
 
 -- name: limits_of
-SELECT namespace, grp, concurrency, rate, rate_ms, full_us, weight FROM group_limit
-WHERE grp = ? AND namespace IN ('', ?) AND (concurrency IS NOT NULL OR rate IS NOT NULL);
+SELECT namespace, grp, concurrency, rate, rate_ms, full_us, weight, cost_rate, cost_ms, cost_used, cost_at_ms FROM group_limit
+WHERE grp = ? AND namespace IN ('', ?) AND (concurrency IS NOT NULL OR rate IS NOT NULL OR cost_rate IS NOT NULL);

@@ -271,6 +271,10 @@ CREATE TABLE group_limit (
     weight      REAL CHECK (weight > 0),               -- its share of lanes that others share; NULL: none of its own
     held_then   INTEGER NOT NULL,                      -- how many were held when it was set: so many may be, until they end
     changed     INTEGER NOT NULL UNIQUE,
+    cost_rate   INTEGER CHECK (cost_rate > 0),         -- what those that begin may cost in a time; NULL: any amount
+    cost_ms     INTEGER CHECK ((cost_rate IS NULL) = (cost_ms IS NULL)),    -- that time
+    cost_used   REAL    NOT NULL DEFAULT 0,            -- how much of it was used; above the rate it is a debt
+    cost_at_ms  INTEGER NOT NULL DEFAULT 0,            -- when that was so
     UNIQUE (grp, namespace),
     CHECK ((rate IS NULL) = (rate_ms IS NULL))
 ) STRICT;

@@ -256,7 +256,7 @@ def _limit(path: Path, shape: Shape) -> None:
         connection = apsw.Connection(str(path))
         for group in sorted({*shape.limits, *shape.rates}):
             rate = Rate.parse(shape.rates[group], "rate") if group in shape.rates else (None, None)
-            connection.execute(SQL["put_limit"], ("", group, shape.limits.get(group), *rate, 0))
+            connection.execute(SQL["put_limit"], ("", group, shape.limits.get(group), *rate, None, None, 0))
         for (namespace, group), weight in shape.shares.items():
             connection.execute(SQL["put_share"], (namespace, group, weight))
         connection.close()

@@ -1,0 +1,155 @@
+"""What tasks of a group cost, such as tokens: reserved by an estimate when one is claimed, settled when it ends.
+
+How much of a cost rate is used stands in the limit's own row, which the transaction holds that claims or settles. A
+task that can't be afforded yet lets nobody of its group go by: what comes in is saved up for it, so that small ones
+don't keep a large one waiting for ever. What a task is to cost stands in its spec, flagged so, and never changes: so it
+is known how much an attempt has reserved, whoever lets go of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+
+from mainspring.errors import InvalidInput
+from mainspring.store.base import COSTS, NewTask, Spec
+from mainspring.store.ready import ANYWHERE, Place
+from mainspring.tasks import CostRate
+
+if TYPE_CHECKING:
+    from mainspring.store.sql.limits import Limit
+    from mainspring.store.sql.transaction import Transaction
+
+UNSAID: Final = 1.0
+"""What a task is to cost that does not say it."""
+_decoder = msgspec.msgpack.Decoder(Spec)
+
+
+class Costly(Protocol):
+    """A task on its way in, or a claim."""
+
+    flags: int
+    spec: bytes | None
+
+
+def estimate(task: Costly) -> float:
+    """Return what a task is to cost."""
+    return of_spec(task.spec) if task.flags & COSTS else UNSAID
+
+
+def of_spec(spec: bytes | None) -> float:
+    """Return what a task is to cost that is flagged to say so."""
+    cost = None if spec is None else _decoder.decode(spec).cost
+    return UNSAID if cost is None else cost
+
+
+def estimates(tx: Transaction, seqs: Sequence[int]) -> dict[int, float]:
+    """Return what tasks are to cost, of those that say so."""
+    return {seq: of_spec(spec) for seq, spec in tx.run("costs_of", tx.listed(seqs)).fetchall()}
+
+
+def are_counted(limits: Sequence[Limit]) -> bool:
+    return any(limit.cost_rate is not None for limit in limits)
+
+
+def refuse_too_much(tx: Transaction, task: NewTask) -> None:
+    """Raise InvalidInput where a task is to cost more than its group may ever use at once."""
+    cost = estimate(task)
+    for limit in tx.memory.limits.of(task.class_key):
+        if limit.cost_rate is not None and cost > limit.cost_rate.n:
+            raise InvalidInput(
+                f"cost = {cost:g} is more than group {limit.group!r} may use at once (cost_rate {limit.cost_rate}); "
+                "split the work, or raise the limit",
+                field="cost",
+                value=cost,
+            )
+
+
+def reserve(tx: Transaction, limits: Sequence[Limit], cost: float, place: Place) -> bool:
+    """Take what a task is to cost that will be held from this transaction on; the limits' rows are held.
+
+    Returns false where it is not there, and from then on nobody behind it goes by; or where it is kept for such a one.
+    """
+    if any(is_saved(tx, limit, place) for limit in limits):
+        return False
+    lacking = {limit.id: (needed, place) for limit in limits if (needed := _lacks(tx, limit, cost)) is not None}
+    tx.memory.limits.saved_for.update(lacking)
+    if lacking:
+        return False
+    for limit in limits:
+        if limit.cost_rate is not None:
+            tx.budgets[limit.id] -= cost
+    return True
+
+
+def is_saved(tx: Transaction, limit: Limit, place: Place) -> bool:
+    """Whether what is left is for a task that goes before this place, or is a debt."""
+    if limit.cost_rate is None:
+        return False
+    left, saved_for = _left(tx, limit.id, limit.cost_rate), tx.memory.limits.saved_for
+    needed, first = saved_for.get(limit.id, (0.0, ANYWHERE))
+    if left >= needed:
+        saved_for.pop(limit.id, None)
+        return False
+    return left < 0 or place >= first
+
+
+def next_ms(tx: Transaction, limit: Limit) -> int | None:
+    """Return when as much is there as is saved up; None where it is."""
+    if limit.cost_rate is None:
+        return None
+    left = _left(tx, limit.id, limit.cost_rate)
+    needed, _ = tx.memory.limits.saved_for.get(limit.id, (0.0, ANYWHERE))
+    wait_ms = limit.cost_rate.wait_ms(left, needed)
+    return tx.now_ms + wait_ms if wait_ms else None
+
+
+def spend(tx: Transaction, limits: Sequence[Limit], cost: float) -> None:
+    """Count what claims are to cost; less than nothing: what they were to cost is given back."""
+    for limit in limits:
+        if limit.cost_rate is not None:
+            tx.costs[limit.id] = tx.costs.get(limit.id, 0.0) + cost
+
+
+def settle(tx: Transaction, limits: Sequence[Limit], task: Costly, cost: float | None) -> None:
+    """An attempt has ended that cost so much: the difference to its estimate is taken, or given back."""
+    if cost is not None:
+        spend(tx, limits, cost - estimate(task))
+
+
+def give_back(tx: Transaction, limits: Sequence[Limit], seq: int) -> None:
+    """An attempt that never began is held no more."""
+    if are_counted(limits):
+        spend(tx, limits, -estimates(tx, [seq]).get(seq, UNSAID))
+
+
+def write(tx: Transaction) -> None:
+    """Write down what was spent and given back, all of it."""
+    for limit_id, cost in tx.costs.items():
+        rate = tx.memory.limits.cost_rate_of(limit_id)
+        if rate is not None and cost:
+            tx.hold_limit_surely(limit_id)
+            used, at_ms = tx.one("cost_used", limit_id)
+            tx.run("use_cost", max(0.0, rate.used(used, at_ms, tx.now_ms) + cost), tx.now_ms, limit_id)
+
+
+def _lacks(tx: Transaction, limit: Limit, cost: float) -> float | None:
+    """Return how much must be left before so much may begin; None where it is."""
+    if limit.cost_rate is None:
+        return None
+    needed = limit.cost_rate.needed(cost)
+    return None if _left(tx, limit.id, limit.cost_rate) >= needed else needed
+
+
+def _left(tx: Transaction, limit_id: int, rate: CostRate) -> float:
+    """Return what is left, less what this transaction takes."""
+    left = tx.budgets.get(limit_id)
+    if left is None:
+        used, at_ms = tx.one("cost_used", limit_id)
+        if at_ms > tx.now_ms:  # by a clock that was ahead: from now on time passes
+            tx.run("use_cost", used, tx.now_ms, limit_id)
+        used = max(0.0, rate.used(used, at_ms, tx.now_ms) + tx.costs.get(limit_id, 0.0))
+        left = tx.budgets[limit_id] = rate.n - used
+    return left
