@@ -192,6 +192,16 @@ async def test_more_than_there_can_be_runs_when_all_is_there(factory: Factory, s
     assert ids(port.order) == sent
 
 
+async def test_a_task_that_is_made_anew_is_to_cost_the_same(store: Any, port: Port) -> None:
+    """It takes over what the failed one was to cost."""
+    await store.limit("a", cost_rate=RATE)
+    (id,) = await submit(store, costing(2_000))
+    await port.finish(await port.take(), FAILED, started_ms=store.now_ms())
+    await store.retry(id)
+    await port.take()
+    assert await left(store) == 2_000
+
+
 async def test_repeated_submits_are_recognised_all_the_same(store: Any, port: Port) -> None:
     """A task that is there already is not refused, whatever has become of the limit since."""
     task = costing(5_000, key="k")

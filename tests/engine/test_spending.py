@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ async def left(engine: Engine) -> float:
     return float(round(limit.cost_left))
 
 
-@pytest.mark.parametrize("lane", ["async", "thread", "process"])
+@pytest.mark.parametrize("lane", ["async", "waiting", "thread", "process"])
 async def test_a_handler_settles_in_every_lane(tmp_path: Path, lane: str) -> None:
     """What it says last counts in place of the estimate, also where it fails then."""
     async with engine_on(tmp_path / "work.db") as engine:
@@ -55,6 +56,8 @@ async def test_a_handler_settles_in_every_lane(tmp_path: Path, lane: str) -> Non
             @engine.task(retry=0)
             async def handler(cost_is: float, ctx: Context) -> float:
                 ctx.usage(cost=1)
+                if lane == "waiting":
+                    await asyncio.sleep(0)
                 return process_work.spend(cost_is, ctx)
 
         assert await value(await engine.submit(handler, 300, group="api", cost=400)) == 300
@@ -183,6 +186,23 @@ async def test_too_much_is_refused_with_its_figures(tmp_path: Path) -> None:
         assert "cost = 1001 is more than group 'api' may use at once (cost_rate 1000/m)" in str(caught.value)
         assert (await engine.manager.stats())["types"] == {}
         assert await value(await engine.submit(chat, 1, cost=1_001)) == 1
+
+
+async def test_a_child_is_never_refused(tmp_path: Path) -> None:
+    """What made it is done: it runs when all is there that can be, and leaves a debt."""
+    async with engine_on(tmp_path / "work.db") as engine:
+
+        @engine.task
+        async def child() -> str:
+            return "done"
+
+        @engine.task
+        async def parent(ctx: Context) -> Any:
+            return ctx.submit(child, group="api", cost=1_500)
+
+        await engine.limit("api", cost_rate="1000/d")
+        assert await value(await engine.submit(parent)) == "done"
+        assert await left(engine) == -500
 
 
 async def test_explain_says_what_is_left(tmp_path: Path) -> None:

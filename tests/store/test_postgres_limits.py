@@ -10,6 +10,8 @@ import pytest
 from tests import postgres
 from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
 
+from mainspring.tasks import CostRate, Usage
+
 pytestmark = pytest.mark.anyio
 
 
@@ -61,3 +63,25 @@ async def test_processes_at_once_never_exceed_a_limit(factory: PostgresFactory) 
         async with asyncio.timeout(120):
             await asyncio.gather(*(work(port, 100) for port in ports))
         assert factory.contents().violations == []
+
+
+async def test_processes_at_once_lose_nothing_of_what_they_settle(factory: PostgresFactory) -> None:
+    """Three that claim and settle as fast as they can: what is left is what a single one would have left."""
+    n, real = 30, 10.0
+    async with opened(factory.make()) as one, opened(factory.make()) as two, opened(factory.make()) as three:
+        ports = [Port(store, 4) for store in (one, two, three)]
+        await one.limit("a", cost_rate=CostRate(1_000_000, 60_000))
+        for port in ports:
+            await port.serve()
+
+        async def work(port: Port) -> None:
+            await submit(port.store, *(new(group="a") for _ in range(n)))
+            while sum(len(one.order) for one in ports) < 3 * n or port.held:
+                for claim in list(port.held.values()):
+                    port.end(claim, started_ms=port.store.now_ms(), usage=Usage(cost=real))
+                await port.settle()
+
+        async with asyncio.timeout(120):
+            await asyncio.gather(*(work(port) for port in ports))
+        (limit,) = await two.limits()
+        assert limit.cost_left == 1_000_000 - 3 * n * real

@@ -325,7 +325,7 @@ class CallMaker:
         self._handler = handler
         self._pattern = pattern
         self._new_id = new_id
-        self._asks_cost = callable(handler.cost) and pattern.class_key[2] != "" and not pattern.flags & COSTS
+        self._asks_cost = pattern.class_key[2] != "" and callable(handler.cost) and not pattern.flags & COSTS
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], id: bytes | None = None) -> NewTask:
         """Raises InvalidInput for arguments that don't fit or can't be stored."""

@@ -25,7 +25,7 @@ def note(tx: Transaction, class_id: int, bound: Place = ANYWHERE) -> None:
     """Remember that a class may have ready tasks. One that is left out for its group's limit stays so, unless what it
     got goes before the one that its group saves up for."""
     lane, left_out = tx.lane_for(class_id), tx.memory.limits
-    if (limit_id := left_out.waits_for.get(class_id)) is not None and left_out.goes_by(limit_id, bound):
+    if class_id in left_out.waits_for and left_out.goes_by(limit_id := left_out.waits_for[class_id], bound):
         _let_in(tx, left_out.let_in(limit_id))
     if lane is not None and class_id not in left_out.waits_for:
         lane.ready.lower(class_id, bound, tx.memory.limits.share_of(tx.class_key(class_id)))
@@ -117,7 +117,8 @@ def _claim_by_turns(tx: Transaction, lane: Lane, turns: list[tuple[float, int]],
         heapreplace(turns, lane.ready.took(turns[0], 1, tx.memory.limits.weight_of(share)))
     for merge in merges.values():
         merge.close()
-    _pass_turn(tx, lane, list(merges.values()))
+    if tx.memory.limits:
+        _pass_turn(tx, lane, list(merges.values()))
     if best:
         looked_into = {class_id for merge in merges.values() for class_id in merge.looked_into}
         _take_these(tx, lane, best, looked_into)
@@ -160,7 +161,8 @@ def _claim_one_by_one(tx: Transaction, lane: Lane, ready: Ready, room: int) -> i
     """The same for several classes, or for tasks of which each has to be looked at before."""
     merge = _Merge(tx, lane, ready, room)
     best = merge.run()
-    _pass_turn(tx, lane, [merge])
+    if tx.memory.limits:
+        _pass_turn(tx, lane, [merge])
     return _take_these(tx, lane, best, merge.looked_into) if best else 0
 
 
@@ -246,7 +248,7 @@ class _Merge:
             rows = self._tx.heads(class_id, most, bound)
             if len(rows) == most:
                 self._has_more.add(class_id)
-            if rows and costs.are_counted(self._limited.get(class_id, ())):
+            if class_id in self._limited and costs.are_counted(self._limited[class_id]):
                 self._costs |= costs.estimates(self._tx, [seq for _, seq in rows])
             if rows:
                 rows.reverse()
@@ -305,7 +307,7 @@ def _take(tx: Transaction, lane: Lane, rows: Sequence[Row]) -> int:
         for claim in taken:
             limited = tx.memory.limits.of(claim.class_key)
             limits.spend(tx, limited)
-            if costs.are_counted(limited):
+            if limited and costs.are_counted(limited):
                 costs.spend(tx, limited, costs.estimate(claim))
     tx.claims += taken
     children = {claim.seq: claim for claim in taken if claim.flags & HAS_REFS}

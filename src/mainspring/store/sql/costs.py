@@ -128,7 +128,7 @@ def give_back(tx: Transaction, limits: Sequence[Limit], seq: int) -> None:
 def write(tx: Transaction) -> None:
     """Write down what was spent and given back, all of it."""
     for limit_id, cost in tx.costs.items():
-        rate = tx.memory.limits.cost_rate_of(limit_id)
+        rate = tx.memory.limits.cost_rates.get(limit_id)
         if rate is not None and cost:
             tx.hold_limit_surely(limit_id)
             used, at_ms = tx.one("cost_used", limit_id)

@@ -52,7 +52,7 @@ def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True
     """
     accepted: list[Accepted] = []
     entry = _Entry(tx, tasks)
-    limits_cost = is_limited and tx.memory.limits.has_costs
+    may_cost_too_much = is_limited and tx.memory.limits.cost_rates
     old = max(0, tx.now_ms - tx.memory.fresh_ms).to_bytes(6, "big")  # ids begin with the time they were made at
     for task in tasks:
         found = None
@@ -62,7 +62,7 @@ def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True
         if found is None and task.id < old and tx.one("tombstone_by_id", task.id) is not None:
             found = Accepted(task.id, True)
         if found is None:
-            if limits_cost:
+            if may_cost_too_much:
                 costs.refuse_too_much(tx, task)
             entry.add(task)
         accepted.append(found or Accepted(task.id, False))
@@ -415,7 +415,7 @@ class _Door:
         self.lane = lane
         self.room = room
         self.limited = limited
-        self.counts_cost = costs.are_counted(limited)
+        self.counts_cost = costs.are_counted(limited) if limited else False
         self.entered = 0
 
 

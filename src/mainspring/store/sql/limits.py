@@ -53,7 +53,7 @@ class Limits:
     def __init__(self) -> None:
         self._by_name: dict[tuple[str, str], Limit] = {}  # by namespace and group; only those that limit something
         self._rates: dict[int, Rate] = {}  # by limit
-        self._cost_rates: dict[int, CostRate] = {}  # the same
+        self.cost_rates: dict[int, CostRate] = {}  # the same
         self.saved_for: dict[int, tuple[float, Place]] = {}  # how much is to be there for which task, by limit
         self.weights: dict[int, float] = {}  # of shares, which have the number of their limit,
         self._shares: dict[tuple[str, str], int] = {}  # and that by namespace and group
@@ -77,14 +77,6 @@ class Limits:
     def rate_of(self, limit_id: int) -> Rate | None:
         return self._rates.get(limit_id)
 
-    def cost_rate_of(self, limit_id: int) -> CostRate | None:
-        return self._cost_rates.get(limit_id)
-
-    @property
-    def has_costs(self) -> bool:
-        """Whether any of them counts what tasks cost."""
-        return bool(self._cost_rates)
-
     def goes_by(self, limit_id: int, place: Place) -> bool:
         """Whether a task there need not wait until there is enough for the one that is saved up for."""
         saved = self.saved_for.get(limit_id)
@@ -98,7 +90,7 @@ class Limits:
         """What was read may not be so: read all anew."""
         self._by_name.clear()
         self._rates.clear()
-        self._cost_rates.clear()
+        self.cost_rates.clear()
         self.weights.clear()
         self._shares.clear()
         self.seen = 0
@@ -119,7 +111,7 @@ class Limits:
             else:
                 self._by_name.pop(name, None)
             _put(self._rates, limit.id, limit.rate)
-            _put(self._cost_rates, limit.id, limit.cost_rate)
+            _put(self.cost_rates, limit.id, limit.cost_rate)
             self.seen = changed
             tx.forget_places(limit.id)
             freed |= self.let_in(limit.id)
@@ -268,7 +260,8 @@ def write(tx: Transaction) -> None:
         rate = tx.memory.limits.rate_of(limit_id)
         if rate is not None and (n > 0 or (n < 0 and tx.hold_limit(limit_id))):
             tx.run("use_rate", rate.after(_full_us(tx, limit_id), tx.now_ms * 1_000, n), limit_id)
-    costs.write(tx)
+    if tx.costs:
+        costs.write(tx)
 
 
 def _set_timer(tx: Transaction, limit: Limit) -> None:

@@ -285,12 +285,12 @@ class Transaction(ABC):
 
     def fall_out(self, class_id: int) -> None:
         """Note that a waiting task of the class has ended: what its group saves up may have been for this one."""
-        if self.memory.limits.has_costs and costs.are_counted(self.memory.limits.of(self.class_key(class_id))):
+        if self.memory.limits.cost_rates and costs.are_counted(self.memory.limits.of(self.class_key(class_id))):
             self.freed.add(class_id)
 
     def settle(self, claim: Claimed, cost: float | None) -> None:
         """Note what an attempt has cost its group; None: what was reserved for it stays taken."""
-        if cost is not None and self.memory.limits.has_costs:
+        if cost is not None and self.memory.limits.cost_rates:
             costs.settle(self, self.memory.limits.of(claim.class_key), claim, cost)
 
     def forget_places(self, limit_id: int) -> None:
