@@ -307,6 +307,17 @@ async def test_a_savepoint_takes_its_tasks_along(engine: Engine, mine: asyncpg.C
         await value(gone)
 
 
+async def test_what_costs_too_much_enters_all_the_same(engine: Engine, mine: asyncpg.Connection) -> None:
+    """Its transaction has committed: it begins when all is there that can be, and leaves a debt."""
+    await engine.limit("api", cost_rate="1000/d")
+    async with mine.transaction():
+        handle = await engine.submit(double(engine), 2, group="api", cost=1_500, connection=mine)
+    assert await value(handle) == 4
+    (limit,) = await engine.limits()
+    assert limit.cost_left is not None
+    assert -500 <= limit.cost_left < -499
+
+
 async def test_without_a_transaction_it_is_there_when_the_call_returns(engine: Engine) -> None:
     """A connection that commits each statement."""
     connection = await asyncpg.connect(postgres.url())

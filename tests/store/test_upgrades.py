@@ -84,6 +84,11 @@ async def test_work_goes_on(version: int, tmp_path: Path) -> None:
                 assert result.status is not TaskStatus.FAILED, result.error
         assert engine.vectors.collections()[0].count == 2
         assert (await engine.retrieve("reports/first"))[:4] == b"kept"
+        if version >= 5:
+            limits = {limit.group: limit for limit in await engine.limits()}
+            assert (limits["red"].concurrency, limits["red"].cost_rate) == (3, None)
+            await engine.limit("red", cost_rate="100/m")
+            assert (await engine.limits())[-1].cost_left == 100
     assert version_of(path) == connection.SCHEMA_VERSION
     assert rows(path, "SELECT count(*) FROM task WHERE status < 2") == [(0,)]
     assert sound(path)

@@ -60,6 +60,7 @@ def _declared(info: TaskInfo) -> Iterator[tuple[str, str]]:
     yield "priority", task.priority.name.lower()
     yield "namespace", "" if task.namespace == "default" else task.namespace
     yield "group", task.group or ""
+    yield "is to cost", "" if task.cost is None else f"{task.cost:,g}"
     yield "model", task.model_id or ""
     yield "input", summary(task.input.as_text() if hasattr(task.input, "text") and _is_text(info) else task.input)
     yield "params", to_json(task.params) if task.params else ""
