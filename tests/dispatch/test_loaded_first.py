@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
 from tests.engine.support import LIMIT_S, quick, until, value
 
 from mainspring import Engine, ModelInput, StoreConfig, TaskPriority
+from mainspring.store.base import Store
 
 pytestmark = pytest.mark.anyio
 
@@ -41,13 +43,17 @@ async def test_an_urgent_one_is_not_passed_over() -> None:
     assert await called(60.0, submitted) == ["warm", "cold", "warm"]
 
 
+def _is_after(store: Store, time_ms: int) -> bool:
+    return store.now_ms() > time_ms
+
+
 async def called(ageing_s: float, submitted: list[tuple[str, TaskPriority]]) -> list[str]:
     """Return in which order models were called, where these wait for the one slot and `warm` is loaded."""
     calls: list[str] = []
     gate = threading.Event()
     engine = Engine(config=quick(StoreConfig(ageing_s=ageing_s), thread_slots=1))
     for name in ("warm", "cold"):
-        engine.models.register(name, lambda name=name: Model(name, calls, gate))
+        engine.models.register(name, partial(Model, name, calls, gate))
     async with engine:
         store = engine.manager.store
         handles = [await engine.submit(engine.infer, "warm", "first")]
@@ -55,7 +61,7 @@ async def called(ageing_s: float, submitted: list[tuple[str, TaskPriority]]) -> 
         for model_id, priority in submitted:
             handles.append(await engine.submit(engine.infer, model_id, "next", priority=priority))
             late_ms = store.now_ms() + 3
-            await until(lambda late_ms=late_ms: store.now_ms() > late_ms)
+            await until(partial(_is_after, store, late_ms))
         await until(lambda: len(engine.manager._gatherings["model_inference"]._groups) == 2)
         gate.set()
         for handle in handles:
