@@ -167,19 +167,10 @@ def _claim_one_by_one(tx: Transaction, lane: Lane, ready: Ready, room: int) -> i
 
 
 def _pass_turn(tx: Transaction, lane: Lane, merges: Sequence[_Merge]) -> None:
-    """Say when a lane has its turn at places of groups the next time."""
-    if any(merge.is_saving for merge in merges):
-        _go_first(tx, lane)
-    elif any(merge.had_turn for merge in merges):
+    """A lane that had its turn at places of groups goes last the next time; one with a task that is saved up for keeps
+    its turn, or the others would spend that."""
+    if any(merge.had_turn for merge in merges) and not any(merge.is_saving for merge in merges):
         _go_last(tx, lane)
-
-
-def _go_first(tx: Transaction, lane: Lane) -> None:
-    """A lane with a task that its group has to save up for looks before the others whether it has enough."""
-    lanes = tx.memory.lanes
-    if lane.name in lanes:
-        for name in [name for name in lanes if name != lane.name]:
-            lanes[name] = lanes.pop(name)
 
 
 def _go_last(tx: Transaction, lane: Lane) -> None:
