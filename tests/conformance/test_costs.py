@@ -313,6 +313,37 @@ async def test_a_jump_of_the_clock_parks_nothing(factory: Factory) -> None:
         assert len(port.order) == 1
 
 
+async def test_a_clock_that_is_ahead_parks_nothing(factory: Factory) -> None:
+    """What a process has written whose clock is an hour ahead is paid in the time of those who look at it."""
+    async with opened(factory.make()) as behind:
+        await behind.limit("a", cost_rate=RATE)
+        port = Port(behind, 0)
+        await port.serve()
+        factory.clock.jump(3_600)
+        async with opened(factory.make()) as ahead:
+            other = Port(ahead, 0)
+            await other.serve()
+            sent = await submit(behind, costing(6_000), costing(3_000))
+            await end(other, await other.take(), 6_000)
+            assert await port.room(1) == []
+            factory.clock.advance(31)
+            await look(behind, port)
+            assert ids(port.order) == sent[1:]
+
+
+async def test_what_comes_back_never_makes_more_than_all(factory: Factory, store: Any, port: Port) -> None:
+    """What is given back and what begins for it in one transaction are counted one after the other."""
+    await store.limit("a", cost_rate=RATE)
+    await submit(store, costing(2_000))
+    await port.room(1)
+    factory.clock.advance(15)
+    await submit(store, costing(50))
+    port.end(port.order[0], started_ms=store.now_ms(), usage=Usage(cost=0))
+    await port.settle()
+    assert len(port.order) == 2
+    assert await left(store) == 5_950
+
+
 class World:
     """Two processes that share what one group may cost, and a bucket beside them that is told what they do."""
 

@@ -93,7 +93,7 @@ def is_saved(tx: Transaction, limit: Limit, place: Place) -> bool:
     if left >= needed:
         saved_for.pop(limit.id, None)
         return False
-    return left < 0 or place >= first
+    return place >= first
 
 
 def next_ms(tx: Transaction, limit: Limit) -> int | None:
@@ -107,32 +107,35 @@ def next_ms(tx: Transaction, limit: Limit) -> int | None:
 
 
 def spend(tx: Transaction, limits: Sequence[Limit], cost: float) -> None:
-    """Count what claims are to cost; less than nothing: what they were to cost is given back."""
+    """Count what a claim is to cost."""
+    _count(tx.costs, limits, cost)
+
+
+def _count(costs: dict[int, float], limits: Sequence[Limit], cost: float) -> None:
     for limit in limits:
         if limit.cost_rate is not None:
-            tx.costs[limit.id] = tx.costs.get(limit.id, 0.0) + cost
+            costs[limit.id] = costs.get(limit.id, 0.0) + cost
 
 
 def settle(tx: Transaction, limits: Sequence[Limit], task: Costly, cost: float | None) -> None:
     """An attempt has ended that cost so much: the difference to its estimate is taken, or given back."""
     if cost is not None:
-        spend(tx, limits, cost - estimate(task))
+        _count(tx.settled, limits, cost - estimate(task))
 
 
 def give_back(tx: Transaction, limits: Sequence[Limit], seq: int) -> None:
     """An attempt that never began is held no more."""
     if are_counted(limits):
-        spend(tx, limits, -estimates(tx, [seq]).get(seq, UNSAID))
+        _count(tx.settled, limits, -estimates(tx, [seq]).get(seq, UNSAID))
 
 
 def write(tx: Transaction) -> None:
     """Write down what was spent and given back, all of it."""
-    for limit_id, cost in tx.costs.items():
+    for limit_id in dict.fromkeys((*tx.settled, *tx.costs)):
         rate = tx.memory.limits.cost_rates.get(limit_id)
-        if rate is not None and cost:
+        if rate is not None:
             tx.hold_limit_surely(limit_id)
-            used, at_ms = tx.one("cost_used", limit_id)
-            tx.run("use_cost", max(0.0, rate.used(used, at_ms, tx.now_ms) + cost), tx.now_ms, limit_id)
+            tx.run("use_cost", _used(tx, limit_id, rate), tx.now_ms, limit_id)
 
 
 def _lacks(tx: Transaction, limit: Limit, cost: float) -> float | None:
@@ -147,9 +150,15 @@ def _left(tx: Transaction, limit_id: int, rate: CostRate) -> float:
     """Return what is left, less what this transaction takes."""
     left = tx.budgets.get(limit_id)
     if left is None:
-        used, at_ms = tx.one("cost_used", limit_id)
-        if at_ms > tx.now_ms:  # by a clock that was ahead: from now on time passes
-            tx.run("use_cost", used, tx.now_ms, limit_id)
-        used = max(0.0, rate.used(used, at_ms, tx.now_ms) + tx.costs.get(limit_id, 0.0))
-        left = tx.budgets[limit_id] = rate.n - used
+        left = tx.budgets[limit_id] = rate.n - _used(tx, limit_id, rate)
     return left
+
+
+def _used(tx: Transaction, limit_id: int, rate: CostRate) -> float:
+    used, at_ms = tx.one("cost_used", limit_id)
+    if at_ms > tx.now_ms:  # by a clock that was ahead: from now on time passes
+        tx.run("use_cost", used, tx.now_ms, limit_id)
+    settled = max(
+        0.0, rate.used(used, at_ms, tx.now_ms) + tx.settled.get(limit_id, 0.0)
+    )  # there is never more than all
+    return settled + tx.costs.get(limit_id, 0.0)

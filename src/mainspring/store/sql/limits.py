@@ -260,7 +260,7 @@ def write(tx: Transaction) -> None:
         rate = tx.memory.limits.rate_of(limit_id)
         if rate is not None and (n > 0 or (n < 0 and tx.hold_limit(limit_id))):
             tx.run("use_rate", rate.after(_full_us(tx, limit_id), tx.now_ms * 1_000, n), limit_id)
-    if tx.costs:
+    if tx.costs or tx.settled:
         costs.write(tx)
 
 

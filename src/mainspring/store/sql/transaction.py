@@ -94,6 +94,7 @@ class Transaction(ABC):
         "put_off",
         "ready",
         "sets_limits",
+        "settled",
         "spent",
         "stop_asked",
         "taken",
@@ -117,7 +118,8 @@ class Transaction(ABC):
         self.places: dict[int, int] = {}  # free ones of groups, by limit, less what it takes
         self.spent: dict[int, int] = {}  # of rates, by limit
         self.budgets: dict[int, float] = {}  # what is left of cost rates, by limit, less what it takes
-        self.costs: dict[int, float] = {}  # what was spent of these
+        self.costs: dict[int, float] = {}  # what was spent of these,
+        self.settled: dict[int, float] = {}  # and before that settled or given back
         self.put_off: set[int] = set()  # classes that another process claims for now
         self.sets_limits = False
         self.ready = Woken()  # classes in which it makes tasks ready, or better ones
@@ -137,6 +139,7 @@ class Transaction(ABC):
         part.spent = dict(self.spent)
         part.budgets = dict(self.budgets)
         part.costs = dict(self.costs)
+        part.settled = dict(self.settled)
         part.ready = self.ready.copy()
         part.is_loosened = self.is_loosened
         part.travelled = self.travelled
@@ -159,6 +162,7 @@ class Transaction(ABC):
         self.spent = part.spent
         self.budgets = part.budgets
         self.costs = part.costs
+        self.settled = part.settled
         self.put_off |= part.put_off
         self.sets_limits = self.sets_limits or part.sets_limits
         self.ready = part.ready
