@@ -40,9 +40,10 @@ def test_much_happens(outcomes: list[Outcome]) -> None:
     assert len({outcome.shape for outcome in outcomes}) > len(SEEDS) / 2
 
 
-@pytest.mark.parametrize("seed", [60, 424])
+@pytest.mark.parametrize("seed", [60, 1895])
 def test_what_was_found_once(seed: int) -> None:
-    """What had come back when its process died was given back to its group's rate."""
+    """What had come back when its process died was given back to its group's rate; what was claimed long ago, and handed
+    back, lets one more begin."""
     assert not simulate(seed).violations
 
 
