@@ -29,7 +29,6 @@ from mainspring.processors.batch import Call
 from mainspring.processors.custom import HandlerProcessor
 from mainspring.results.cache import ResultCache
 from mainspring.store.clock import StoreClock
-from mainspring.store.ready import Shared
 from mainspring.store.sql import (
     claims,
     commands,
@@ -38,6 +37,7 @@ from mainspring.store.sql import (
     intake,
     leaving,
     limits,
+    line,
     outcomes,
     reads,
     upkeep,
@@ -239,11 +239,6 @@ SAFEGUARDS: Final = (
             ),
         ),
     ),
-    Safeguard(
-        "no credit",
-        "what a share took alone is no credit for others",
-        (Edit(Shared, "took", "at + max(0, n - 1) / weight", "at"),),
-    ),
     # Cancels
     Safeguard(
         "conditional cancel",
@@ -398,6 +393,11 @@ SAFEGUARDS: Final = (
         "reasons",
         "what is said of a task that waits is so",
         (Edit(reads, "standing", "_why(pause is not None,", "_why(False,"),),
+    ),
+    Safeguard(
+        "figures of turns",
+        "who is told how many go first is told so by turns where shares hold",
+        (Edit(line, "_turns", "(own + 1) *", "0 *"),),
     ),
     # Wake-ups
     Safeguard(

@@ -10,7 +10,7 @@ from tests.conformance.kit import OTHER, OUTPUT, WORK, Factory, Port, new, opene
 
 from mainspring.scheduling.explain import sentence
 from mainspring.store.base import COMPLETED, Finish, HandlerRecord
-from mainspring.store.standing import Line
+from mainspring.store.standing import Line, Turns
 from mainspring.tasks import Usage
 
 pytestmark = pytest.mark.anyio
@@ -70,6 +70,45 @@ async def test_what_may_not_start_does_not_count(store: Any, port: Port) -> None
     await port.take()
     await submit(store, new(group="g", priority=3))
     assert (await line_of(store, id)).ahead == 0, "its group runs as many as it may"
+
+
+async def test_shares_take_turns_with_it(store: Any, port: Port) -> None:
+    """Of its own share what goes first counts, of the others as many as they have turns meanwhile, by weight."""
+    await register(store, handler(WORK, "async"))
+    await store.share(group="a", weight=2.0)
+    await store.share(group="b", weight=1.0)
+    await submit(store, *(new(group="a") for _ in range(20)), *(new(group="b", priority=3) for _ in range(3)))
+    ids = await submit(store, *(new() for _ in range(3)))
+    line = await line_of(store, ids[0])
+    assert line == Line("async", 3, ahead_is_more=False, per_s=None, turns=Turns("", "", 1.0, 0, 2, 3))
+    line = await line_of(store, ids[2])
+    assert line.turns == Turns("", "", 1.0, own=2, shares=2, others=6 + 3)
+    assert line.ahead == 11
+    said = sentence(await store.standing(ids[2], in_line=True), store.now_ms())
+    assert said == (
+        "It is ready and its share (what has no share of its own, weight 1) takes turns with 2 others in the "
+        "async lane: 2 of its own and at most 9 of theirs go first; it starts when a slot falls free."
+    )
+    await store.pause(group="a")
+    assert (await line_of(store, ids[0])).turns == Turns("", "", 1.0, 0, 1, 1)
+    await store.pause(group="b")
+    assert await line_of(store, ids[2]) == Line("async", 2, ahead_is_more=False, per_s=None), "alone it has everything"
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 0.5), (0.4, 2.0)])
+async def test_no_more_go_first_than_is_said(store: Any, port: Port, weights: tuple[float, float]) -> None:
+    """However far the turns are: each task begins after as many others as was said, or earlier by a turn of each."""
+    await register(store, handler(WORK, "async"))
+    await store.share(group="a", weight=weights[0])
+    await store.share(namespace="n", weight=weights[1])
+    kinds: list[dict[str, str]] = [{"group": "a"}, {"namespace": "n"}, {}]
+    sent = await submit(store, *(new(**kind) for kind in kinds for _ in range(8)))
+    before = [(await port.take()).id for _ in range(3)]
+    told = {id: (await line_of(store, id)).ahead for id in sent if id not in before}
+    for n in range(len(told)):
+        id = (await port.take()).id
+        most = sum(1 + max(weights) / min(1.0, *weights) for _ in kinds)
+        assert told[id] - most <= n <= told[id]
 
 
 async def test_the_newest_handler_tells_the_lane(factory: Factory, store: Any, port: Port) -> None:

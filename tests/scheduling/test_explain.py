@@ -65,6 +65,28 @@ async def said(handle: TaskHandle, pattern: str) -> None:
     assert re.fullmatch(pattern, sentence), sentence
 
 
+async def test_shares(here: Held) -> None:
+    """Whose turn comes before, with figures."""
+    await here.engine.share(1, group="a")
+    await here.engine.share(3, namespace="n")
+    for kind in ({"group": "a"}, {"namespace": "n"}):
+        await here.engine.submit_all([here.engine.build(here.idle, (n,), dict(kind)) for n in range(10)])
+    mine = await here.engine.submit(here.idle, 99, group="a")
+    other = await here.engine.submit(here.idle, 98, group="b")
+    await said(
+        mine,
+        r"It is ready and its share \(group a, weight 1\) takes turns with 2 others in the async lane: 10 of its own "
+        r"and at most 11 of theirs go first; it starts when a slot falls free\.",
+    )
+    await said(
+        other,
+        r"It is ready and its share \(what has no share of its own, weight 1\) takes turns with 2 others in the async "
+        r"lane: 0 of its own and at most 4 of theirs go first; it starts when a slot falls free\.",
+    )
+    for kind in ({"group": "a"}, {"namespace": "n"}):
+        await here.engine.share(None, **kind)
+
+
 async def test_parents(here: Held) -> None:
     """Their ids and how they stand, the first three of many."""
     parents = [await here.engine.submit(here.idle, n, delay=3600) for n in range(5)]

@@ -8,7 +8,7 @@ from typing import Final
 
 from mainspring.dispatch.gathering import Forming
 from mainspring.dispatch.manager import TaskManager
-from mainspring.store.standing import Line, Other, Standing
+from mainspring.store.standing import Line, Other, Standing, Turns
 from mainspring.tasks import GroupLimit, Reason, TaskId, TaskStatus
 from mainspring.tasks.limits import model_of_group
 
@@ -153,11 +153,26 @@ def _no_worker(standing: Standing, _now_ms: int) -> str:
 def _ready(standing: Standing, _now_ms: int) -> str:
     line = standing.line
     assert line is not None
+    if line.turns is not None:
+        return _in_turns(line, line.turns)
     if not line.ahead:
         return f"It is ready and the next one in the {line.lane} lane; it starts when a slot falls free."
     tasks = "task goes" if line.ahead == 1 else "tasks go"
     return (
         f"It is ready and {_more(line)}{line.ahead:,} {tasks} first in the {line.lane} lane{_wait(line)}; "
+        "it starts when a slot falls free."
+    )
+
+
+def _in_turns(line: Line, turns: Turns) -> str:
+    namespace, group = turns.namespace, turns.group
+    name = f"group {group}" if group else f"namespace {namespace}" if namespace else "what has no share of its own"
+    where = f" in namespace {namespace}" if group and namespace else ""
+    mine = f"{name}{where}, weight {turns.weight:g}"
+    others = "another one" if turns.shares == 1 else f"{turns.shares:,} others"
+    return (
+        f"It is ready and its share ({mine}) takes turns with {others} in the {line.lane} lane: "
+        f"{_more(line)}{turns.own:,} of its own and at most {turns.others:,} of theirs go first{_wait(line)}; "
         "it starts when a slot falls free."
     )
 

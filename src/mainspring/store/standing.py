@@ -28,13 +28,28 @@ class Pause(NamedTuple):
     who: str  # asked for it; '' where that was not noted
 
 
+class Turns(NamedTuple):
+    """The share that a ready task belongs to, where others wait in its lane too: they take turns."""
+
+    namespace: str
+    group: str  # both empty: that of all that have none of their own
+    weight: float
+    own: int  # tasks of it that go first
+    shares: int  # others that have something ready
+    others: int  # tasks of those that go first, by their turns
+
+
 class Line(NamedTuple):
-    """What goes before a ready task: ready tasks of all kinds that the same lanes of the same workers run."""
+    """What goes before a ready task: ready tasks of all kinds that the same lanes of the same workers run.
+
+    Where shares take turns it is what goes first at most: whose turn it is just now only each process's lane knows.
+    """
 
     lane: str
     ahead: int
     ahead_is_more: bool
     per_s: float | None  # attempts that ended there lately; None where there were too few to tell
+    turns: Turns | None = None
 
 
 class Other(NamedTuple):

@@ -12,9 +12,9 @@ its group is looked into again at the moment when it lets the next one. So it is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from mainspring.store.ready import ANYWHERE, Place
 from mainspring.store.sql import costs
@@ -30,6 +30,9 @@ _AGAIN_MS = 5
 """When to look again for a group that another process was claiming for: nobody tells of the end of that."""
 _OTHERS = 0
 """The share of all that have none of their own."""
+ShareName = tuple[str, str]
+"""Namespace and group that a share is named for."""
+ALL_OTHERS: Final[ShareName] = ("", "")
 _MANY = 1 << 40
 """More than anybody claims."""
 
@@ -126,13 +129,9 @@ class Limits:
             self._shares[name] = id
 
     def share_of(self, key: ClassKey) -> int:
-        """Return the share that a class belongs to: its group's, else its namespace's, else what all others have."""
+        """Return the share that a class belongs to."""
         shares = self._shares
-        if not shares:
-            return _OTHERS
-        namespace, _, group = key
-        names = ((namespace, group), ("", group), (namespace, "")) if group else ((namespace, ""),)
-        return next((shares[name] for name in names if name in shares), _OTHERS)
+        return shares.get(share_name(shares, key[0], key[2]), _OTHERS) if shares else _OTHERS
 
     def weight_of(self, share: int) -> float:
         return self.weights.get(share, 1.0)
@@ -182,6 +181,12 @@ def _put(into: dict[int, T], id: int, value: T | None) -> None:
         into.pop(id, None)
     else:
         into[id] = value
+
+
+def share_name(shares: Container[ShareName], namespace: str, group: str) -> ShareName:
+    """Return whose share tasks belong to: their group's, else their namespace's, else what all others have."""
+    names = ((namespace, group), ("", group), (namespace, "")) if group else ((namespace, ""),)
+    return next((name for name in names if name in shares), ALL_OTHERS)
 
 
 def places(tx: Transaction, class_id: int, limits: Sequence[Limit], most: int, bound: Place = ANYWHERE) -> int:

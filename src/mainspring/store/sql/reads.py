@@ -293,7 +293,7 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
             if reason == "no_worker":
                 workers = len(view.rows("serving_workers"))
             elif reason == "ready" and in_line:
-                place = Place(rank, seq, kind, row[15])
+                place = Place(rank, seq, kind, row[15], namespace, group)
                 line = line_of(view, place, beside, partial(_is_kept, view, pauses, now_ms), now_ms)
         shortages = _shortages(view, id, kind, row[29]) if reason in ("ready", "claimed") else ()
         if shortages:

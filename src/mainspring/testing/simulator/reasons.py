@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import ceil
 from typing import Any, Final, NamedTuple
 
 import apsw
@@ -45,6 +46,17 @@ _LIMITS: Final = """SELECT concurrency, rate, rate_ms, full_us, (
     FROM group_limit WHERE grp = ?2 AND grp <> '' AND namespace IN ('', ?1)"""
 
 
+_WAITS: Final = """SELECT namespace, type, grp, (rank, seq) < (?1, ?2), count(*), max(lane)
+    FROM task JOIN class ON class.id = task.class JOIN handler USING (type)
+    WHERE reason = 0 AND handler.version = (SELECT max(version) FROM handler AS newer WHERE newer.type = class.type)
+    GROUP BY 1, 2, 3, 4"""
+_WEIGHTS: Final = "SELECT namespace, grp, weight FROM group_limit WHERE weight IS NOT NULL"
+_FIRST: Final = re.compile(
+    r"the next one in|([\d,]+) tasks? goe?s? first|with (another one|[\d,]+ others) in .*:"
+    r" ([\d,]+) of its own and at most ([\d,]+) of theirs"
+)
+
+
 class Truth(NamedTuple):
     """All that a sentence may rest on."""
 
@@ -52,6 +64,7 @@ class Truth(NamedTuple):
     attempt: int
     others: tuple[bytes, ...]  # that it waits for
     rest: tuple[Any, ...]
+    line: tuple[int, int, int]  # how many of its own share go first, other shares that wait, how many of theirs
 
 
 async def ask(engine: Engine, witness: Witness, task: TaskId) -> None:
@@ -83,7 +96,19 @@ def _untrue(said: str, named: str, truth: Truth) -> str:
         return "waits for others than is said"
     if named == "parents" and f"for {len(truth.others)} of" not in said:
         return "waits for another number of parents"
+    if named == "ready" and _line(said) != truth.line:
+        return f"is told of others that go first than {truth.line}"
     return ""
+
+
+def _line(said: str) -> tuple[int, int, int]:
+    found = _FIRST.search(said)
+    if found is None:
+        return -1, -1, -1
+    alone, shares, own, theirs = (text and text.replace(",", "").removesuffix(" others") for text in found.groups())
+    if shares is None:
+        return int(alone or 0), 0, 0
+    return int(own), 1 if shares == "another one" else int(shares), int(theirs)
 
 
 def _truth(rows: apsw.Connection, id: TaskId, now_ms: int) -> Truth | None:
@@ -103,7 +128,39 @@ def _truth(rows: apsw.Connection, id: TaskId, now_ms: int) -> Truth | None:
     full = tuple(limit for limit in limits if _is_full(limit, now_ms))
     if cause == "ready":
         cause = "paused" if pauses else "no_worker" if not served else "limit" if full else "ready"
-    return Truth(cause, attempt, others, (pauses, served, full))
+    line = _true_line(rows, seq, now_ms) if cause == "ready" else (0, 0, 0)
+    return Truth(cause, attempt, others, (pauses, served, full), line)
+
+
+def _true_line(rows: apsw.Connection, seq: int, now_ms: int) -> tuple[int, int, int]:
+    """Count what waits in the lane of a task."""
+    place: Any = rows.execute("SELECT rank, seq, class FROM task WHERE seq = ?", (seq,)).fetchone()
+    mine: Any = rows.execute("SELECT namespace, type, grp FROM class WHERE id = ?", place[2:]).fetchone()
+    weights: dict[Any, float] = {(namespace, group): weight for namespace, group, weight in rows.execute(_WEIGHTS)}
+
+    def share_of(namespace: str, group: str) -> tuple[str, str]:
+        if group and ((namespace, group) in weights or ("", group) in weights):
+            return (namespace, group) if (namespace, group) in weights else ("", group)
+        return (namespace, "") if (namespace, "") in weights else ("", "")
+
+    waits: list[Any] = [
+        row
+        for row in rows.execute(_WAITS, place[:2])
+        if not rows.execute(_PAUSE, row[:3]).fetchall()
+        and not any(_is_full(limit, now_ms) for limit in rows.execute(_LIMITS, (row[0], row[2])))
+    ]
+    lane = next((row[5] for row in waits if row[1] == mine[1]), None)
+    own = 0
+    theirs: dict[tuple[str, str], int] = {}
+    for namespace, _, group, is_first, n, in_lane in waits:
+        if in_lane != lane:
+            continue
+        if (share := share_of(namespace, group)) != share_of(mine[0], mine[2]):
+            theirs[share] = theirs.get(share, 0) + n
+        elif is_first:
+            own += n
+    turn = (own + 1) / weights.get(share_of(mine[0], mine[2]), 1.0)
+    return own, len(theirs), sum(min(n, ceil(turn * weights.get(share, 1.0))) for share, n in theirs.items())
 
 
 def _is_full(limit: Any, now_ms: int) -> bool:
