@@ -42,8 +42,8 @@ def test_much_happens(outcomes: list[Outcome]) -> None:
 
 @pytest.mark.parametrize("seed", [60, 1895])
 def test_what_was_found_once(seed: int) -> None:
-    """What had come back when its process died was given back to its group's rate; what was claimed long ago, and handed
-    back, lets one more begin."""
+    """What had come back when its process died was given back to its group's rate; what is handed back long after its
+    claim lets one more begin."""
     assert not simulate(seed).violations
 
 
