@@ -51,6 +51,9 @@ _WAITS: Final = """SELECT namespace, type, grp, (rank, seq) < (?1, ?2), count(*)
     WHERE reason = 0 AND handler.version = (SELECT max(version) FROM handler AS newer WHERE newer.type = class.type)
     GROUP BY 1, 2, 3, 4"""
 _WEIGHTS: Final = "SELECT namespace, grp, weight FROM group_limit WHERE weight IS NOT NULL"
+_BESIDE: Final = """SELECT seq, class, owner FROM task WHERE status < 2
+    UNION ALL SELECT namespace, type, grp FROM pause
+    UNION ALL SELECT id, full_us, changed FROM group_limit"""
 _FIRST: Final = re.compile(
     r"the next one in|([\d,]+) tasks? goe?s? first|with (another one|[\d,]+ others) in .*:"
     r" ([\d,]+) of its own and at most ([\d,]+) of theirs"
@@ -128,8 +131,10 @@ def _truth(rows: apsw.Connection, id: TaskId, now_ms: int) -> Truth | None:
     full = tuple(limit for limit in limits if _is_full(limit, now_ms))
     if cause == "ready":
         cause = "paused" if pauses else "no_worker" if not served else "limit" if full else "ready"
-    line = _true_line(rows, seq, now_ms) if cause == "ready" else (0, 0, 0)
-    return Truth(cause, attempt, others, (pauses, served, full), line)
+    line, beside = (0, 0, 0), ()
+    if cause == "ready":
+        line, beside = _true_line(rows, seq, now_ms), tuple(rows.execute(_BESIDE))
+    return Truth(cause, attempt, others, (pauses, served, full, beside), line)
 
 
 def _true_line(rows: apsw.Connection, seq: int, now_ms: int) -> tuple[int, int, int]:
