@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from mainspring.cli.doctor import contradictions
 from mainspring.cli.doctor.finding import Finding
 from mainspring.cli.screen import span
 from mainspring.config import TaskManagerConfig, seconds
@@ -26,6 +27,7 @@ def findings(facts: Facts, clock: str) -> Iterator[Finding]:
     yield from _queue(facts)
     yield from _failures(facts)
     yield from _handlers(facts)
+    yield from contradictions.findings(facts)
     yield from _clock(facts, clock)
 
 
@@ -96,8 +98,7 @@ def _queue(facts: Facts) -> Iterator[Finding]:
 
 
 def _class(kind: ClassFacts, serving: Sequence[WorkerFacts], facts: Facts) -> Iterator[Finding]:
-    named = (("group", kind.group), ("namespace", kind.namespace))
-    name = ", ".join([kind.type, *(f"{what} {value}" for what, value in named if value not in ("", "default"))])
+    name = contradictions.kind_of(kind)
     count = f"{kind.ready:,}{'+' if kind.ready >= COUNT_LIMIT else ''}"
     waited_s = 0.0 if kind.ready_since_ms is None else (facts.now_ms - kind.ready_since_ms) / 1000
     figures = {"unfinished": kind.unfinished, "ready": kind.ready, "next_has_waited_s": round(waited_s, 1)}

@@ -17,6 +17,31 @@ SELECT namespace, type, grp, unfinished.n,
 FROM (SELECT class, sum(n)::bigint AS n FROM tally WHERE status = 0 GROUP BY class) AS unfinished
 JOIN class ON class.id = unfinished.class WHERE unfinished.n > 0 ORDER BY unfinished.n DESC;
 
+-- name: deadlines
+-- Of the tasks that wait, those whose deadlines come first (up to a limit): how many a class has, and its first one.
+SELECT namespace, type, grp, count(*), min(deadline_ms) FROM (SELECT class, deadline_ms FROM task
+    WHERE deadline_ms IS NOT NULL AND status = 0 AND reason IS DISTINCT FROM 4 ORDER BY deadline_ms LIMIT $1) AS first
+JOIN class ON class.id = first.class GROUP BY namespace, type, grp;
+
+-- name: rates
+SELECT grp, namespace, rate, rate_ms FROM group_limit WHERE rate IS NOT NULL ORDER BY grp, namespace;
+
+-- name: following
+-- Queued tasks that lead equal work, by their class: how many of other classes wait for them.
+SELECT namespace, type, grp, count(*) FROM flight AS mine JOIN flight AS first ON first.key = mine.key AND first.leads = 1
+JOIN task AS leader ON leader.seq = first.task JOIN task AS follower ON follower.seq = mine.task
+JOIN class ON class.id = leader.class
+WHERE mine.leads = 0 AND leader.reason = 0 AND follower.class <> leader.class GROUP BY namespace, type, grp;
+
+-- name: offers
+SELECT worker.name, state FROM offer JOIN worker ON worker.id = offer.worker ORDER BY worker.id;
+
+-- name: type_of
+SELECT type FROM task JOIN class ON class.id = class WHERE task.id = $1 AND status < 2;
+
+-- name: known_tables
+SELECT table_name::text FROM information_schema.tables WHERE table_schema = current_schema();
+
 -- name: ends
 -- How tasks of each type ended: completed, and failed or out of time.
 SELECT type, coalesce(sum(n) FILTER (WHERE status = 2), 0)::bigint,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 
-from mainspring.tasks import TaskId
+from mainspring.tasks import Rate, TaskId
 
 COUNT_LIMIT: Final = 10_000
 """Ready tasks of one class that are counted; more are said to be more."""
 _OVERRUN_LIMIT: Final = 100
+_NEVER_LIMIT: Final = 100
 
 
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +38,8 @@ class ClassFacts(msgspec.Struct, frozen=True, kw_only=True):
     ready: int  # up to COUNT_LIMIT
     ready_since_ms: int | None  # of the next one in line
     pause: str | None  # what keeps it from starting
+    deadlines: int = 0  # unfinished ones that wait and have a deadline, of those that come first
+    deadline_ms: int | None = None  # the first of them
 
 
 class EndFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +68,33 @@ class Overrun(msgspec.Struct, frozen=True, kw_only=True):
     at_most_ms: int  # that it has run
 
 
+class GroupFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A group whose tasks may begin only so often."""
+
+    group: str
+    namespace: str  # empty: in all of them together
+    rate: str
+    a_second: float
+
+
+class FollowerFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Tasks that wait for equal work of another kind, which is queued."""
+
+    namespace: str
+    type: str
+    group: str  # of the one that they wait for
+    waiting: int
+    pause: str | None  # what keeps that one from starting
+
+
+class NeverFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that needs more than workers ever have."""
+
+    task: str  # its id
+    type: str
+    why: dict[str, str]  # by worker
+
+
 class Queue(msgspec.Struct, frozen=True, kw_only=True):
     """What the rows tell at one moment."""
 
@@ -77,6 +107,9 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     overruns: tuple[Overrun, ...]
     travelling: int  # ends that have not reached all descendants
     late_ms: int | None  # when the first delay or deadline fell due that still waits
+    rates: tuple[GroupFacts, ...] = ()
+    followers: tuple[FollowerFacts, ...] = ()
+    never: tuple[NeverFacts, ...] = ()
 
 
 class Facts(Queue, frozen=True, kw_only=True):
@@ -89,16 +122,23 @@ class Facts(Queue, frozen=True, kw_only=True):
 def look_at_queue(ask: Callable[..., Sequence[Any]], now_ms: int, grace_s: float) -> Queue:
     """Return what there is. `ask` runs a statement by its name, with values; the caller holds the moment still."""
     pauses = ask("pauses")
+    tables = {str(row[0]) for row in ask("known_tables")}  # an older store lacks some
+    deadlines = {tuple(kind): (n, first) for *kind, n, first in ask("deadlines", COUNT_LIMIT)}
     return Queue(
         now_ms=now_ms,
         newest_ms=_first(ask("newest")),
         unfinished=_first(ask("unfinished")),
-        classes=tuple(_class(row, pauses) for row in ask("classes", COUNT_LIMIT)),
+        classes=tuple(
+            _class(row, pauses, *deadlines.get(tuple(row[:3]), (0, None))) for row in ask("classes", COUNT_LIMIT)
+        ),
         ends=tuple(EndFacts(type=kind, completed=done, failed=failed) for kind, done, failed in ask("ends")),
         handlers=tuple(_handler(row) for row in ask("handlers")),
         overruns=tuple(_overrun(row) for row in ask("overrun", now_ms, int(grace_s * 1000), _OVERRUN_LIMIT)),
         travelling=_first(ask("travelling")),
         late_ms=min((ms for ms in ask("late")[0] if ms is not None), default=None),
+        rates=tuple(_rate(row) for row in ask("rates")) if "group_limit" in tables else (),
+        followers=tuple(_followers(row, pauses) for row in ask("following")) if "flight" in tables else (),
+        never=tuple(_never(ask)) if "offer" in tables else (),
     )
 
 
@@ -106,16 +146,41 @@ def _first(rows: Sequence[Any]) -> int:
     return int(rows[0][0] or 0)
 
 
-def _class(row: Any, pauses: Sequence[Any]) -> ClassFacts:
-    namespace, kind, group, unfinished, ready, since = row
-    pause = next(
+def _pause(pauses: Sequence[Any], *names: str) -> str | None:
+    """Return what keeps tasks of a class from starting."""
+    return next(
         (
             ", ".join(value for value in one if value) or "everything"
             for one in pauses
-            if all(a in ("", b) for a, b in zip(one, (namespace, kind, group), strict=True))
+            if all(a in ("", b) for a, b in zip(one, names, strict=True))
         ),
         None,
     )
+
+
+def _rate(row: Any) -> GroupFacts:
+    group, namespace, n, ms = row
+    return GroupFacts(group=group, namespace=namespace, rate=str(Rate(n, ms)), a_second=n * 1_000 / ms)
+
+
+def _followers(row: Any, pauses: Sequence[Any]) -> FollowerFacts:
+    namespace, kind, group, n = row
+    pause = _pause(pauses, namespace, kind, group)
+    return FollowerFacts(namespace=namespace, type=kind, group=group, waiting=n, pause=pause)
+
+
+def _never(ask: Callable[..., Sequence[Any]]) -> Iterator[NeverFacts]:
+    why: dict[str, dict[str, str]] = {}
+    for worker, state in ask("offers"):
+        for task, reason in msgspec.json.decode(state).get("never", {}).items():
+            why.setdefault(task, {})[worker] = reason
+    for task in list(why)[:_NEVER_LIMIT]:
+        for (kind,) in ask("type_of", TaskId(task).bytes):
+            yield NeverFacts(task=task, type=kind, why=why[task])
+
+
+def _class(row: Any, pauses: Sequence[Any], deadlines: int, deadline_ms: int | None) -> ClassFacts:
+    namespace, kind, group, unfinished, ready, since = row
     return ClassFacts(
         namespace=namespace,
         type=kind,
@@ -123,7 +188,9 @@ def _class(row: Any, pauses: Sequence[Any]) -> ClassFacts:
         unfinished=unfinished,
         ready=ready,
         ready_since_ms=since,
-        pause=pause,
+        pause=_pause(pauses, namespace, kind, group),
+        deadlines=deadlines,
+        deadline_ms=deadline_ms,
     )
 
 
