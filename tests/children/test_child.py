@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import psutil
@@ -95,6 +97,41 @@ async def test_only_the_tail_of_the_output_is_kept(spawner: Spawner) -> None:
     ear = Ear()
     await ear.spawn(spawner, "sys.stderr.write('x' * 300_000 + 'the end')", keep=10)
     assert (await ear.exit).output == "xxxthe end"
+
+
+async def test_output_that_nobody_takes_is_dropped(spawner: Spawner) -> None:
+    """A child's output waits for nobody: what this process's stderr does not take at once is gone."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, b"." * 4096)
+    os.set_blocking(write, True)
+    late: list[bytes] = []
+    over = threading.Event()
+
+    def take() -> None:
+        """Let go of a loop that does wait."""
+        while not over.wait(0 if late else 10) and (data := os.read(read, 1 << 16)):
+            late.append(data)
+
+    reader = threading.Thread(target=take)
+    stderr = os.dup(2)
+    os.dup2(write, 2)
+    reader.start()
+    try:
+        ear = Ear()
+        await ear.spawn(spawner, "sys.stderr.write('x' * 300_000 + 'the end')", keep=10)
+        assert (await ear.exit).output == "xxxthe end"
+    finally:
+        over.set()
+        os.dup2(stderr, 2)
+        for fd in (stderr, write):
+            os.close(fd)
+        reader.join()
+    assert late == []
+    assert b"x" not in os.read(read, 1 << 20)
+    os.close(read)
 
 
 async def test_peak_memory_is_the_childs_own(spawner: Spawner) -> None:

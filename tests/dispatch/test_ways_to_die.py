@@ -13,13 +13,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import apsw
 import psutil
 import pytest
-from tests.dispatch.ways import FLOOD_BYTES, LANES, LEAK_BYTES, may_end
+from tests.dispatch.ways import FLOOD_BYTES, LANES, LEAK_BYTES, SLOTS, may_end
 from tests.engine.support import LIMIT_S, engine_on, until, value
 
 from mainspring import (
@@ -33,6 +34,7 @@ from mainspring import (
     TaskStatus,
     TaskType,
 )
+from mainspring.processors.base import Lane
 
 pytestmark = pytest.mark.anyio
 
@@ -76,8 +78,15 @@ class World:
         await until(lambda: len(self.deaths) > before)
         await self.all_lanes_work()
 
-    def submit(self, kind: str, **arguments: Any) -> Any:
-        return self.client.submit(Task(task_type=TaskType.custom(kind), input=Custom(arguments), max_retries=0))
+    def submit(self, kind: str, max_retries: int = 0, **arguments: Any) -> Any:
+        task = Task(task_type=TaskType.custom(kind), input=Custom(arguments), max_retries=max_retries)
+        return self.client.submit(task)
+
+    def crashes(self, handle: TaskHandle) -> int:
+        """What is charged to a task."""
+        with closing(apsw.Connection(str(self.client.path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+            rows: list[Any] = connection.execute("SELECT crashes FROM task WHERE id = ?", (handle.id.bytes,)).fetchall()
+            return int(rows[0][0])
 
     async def all_lanes_work(self) -> None:
         """A dozen tasks in each lane complete: more than there are slots."""
@@ -85,26 +94,33 @@ class World:
         assert [await value(handle) for handle in handles] == [*range(12)] * 3
 
     @asynccontextmanager
-    async def beside_a_neighbour(self, lane: Any, way: str, last: str = "") -> AsyncIterator[Cell]:
+    async def beside_a_neighbour(
+        self, lane: Any, way: str, last: str = "", max_retries: int = 0
+    ) -> AsyncIterator[Cell]:
         """Start a neighbour in the loop and then the handler; afterwards the neighbour has completed, uncharged."""
         self._n += 1
         mark = f"{self.folder / way}-{self._n}-{last}"
         neighbour = await self.submit("holds", mark=f"{mark}.neighbour")
         await until(Path(f"{mark}.neighbour.began").exists)
         worker, deaths = self.worker.pid, len(self.deaths)
-        handle = await self.submit(LANES[lane][0].__name__, way=way, mark=mark)
+        handle = await self.submit(LANES[lane][0].__name__, max_retries, way=way, mark=mark)
         await until(Path(f"{mark}.began").exists)
         cell = Cell(mark, handle)
         yield cell
         cell.path("neighbour.go").touch()
         pid, info = await value(neighbour), await neighbour.info()
-        assert info.task.retry_count == 0
+        assert (info.task.retry_count, self.crashes(neighbour)) == (0, 0)
         if way in CRASHES and lane in HERE:
             assert self.deaths[deaths:] == [CRASHES[way][0]]
+            assert pid not in (worker, self.worker.pid)  # a suspect runs in a child
             assert [attempt.outcome for attempt in info.attempts] == ["crashed", "completed"]
         else:
             assert (pid, self.worker.pid, self.deaths[deaths:]) == (worker, worker, [])
             assert [attempt.outcome for attempt in info.attempts] == ["completed"]
+
+
+def let_go(mark: str) -> None:
+    Path(f"{mark}.go").touch()
 
 
 class Cell:
@@ -115,7 +131,7 @@ class Cell:
         self.handle = handle
 
     def go(self) -> None:
-        Path(f"{self.mark}.go").touch()
+        let_go(self.mark)
 
     def path(self, suffix: str) -> Path:
         return Path(f"{self.mark}.{suffix}")
@@ -178,13 +194,21 @@ async def test_a_crash(world: World, lane: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("lane", ALL)
-async def test_ignored_cancel(world: World, lane: str) -> None:
+async def test_ignored_cancel(world: World, lane: Lane) -> None:
     """It ends as CANCELLED after its grace and its slot is there for others; only a child is really stopped."""
     async with world.beside_a_neighbour(lane, "deaf") as cell:
-        assert await cell.handle.cancel() in ("requested", "cancelled")
-        with pytest.raises(TaskCancelled):
-            await value(cell.handle)
+        others = [f"{cell.mark}.{n}" for n in range(SLOTS[lane] - 1 - (lane == "async"))]  # all slots that are left
+        handles = [await world.submit(LANES[lane][0].__name__, way="deaf", mark=mark) for mark in others]
+        for mark in others:
+            await until(Path(f"{mark}.began").exists)
+        for handle in (cell.handle, *handles):
+            assert await handle.cancel() in ("requested", "cancelled")
+        for handle in (cell.handle, *handles):
+            with pytest.raises(TaskCancelled):
+                await value(handle)
         await world.all_lanes_work()
+        for mark in others:
+            let_go(mark)
         if lane == "process":
             await until(lambda: not psutil.pid_exists(cell.pid))
         cell.go()
@@ -249,8 +273,8 @@ async def test_a_forked_copy_that_returns(world: World, lane: str) -> None:
 
 @pytest.mark.parametrize("lane", ALL)
 async def test_garbage(world: World, lane: str) -> None:
-    """What can't be stored fails its attempt, at once and for good."""
-    async with world.beside_a_neighbour(lane, "garbage") as cell:
+    """What can't be stored fails its attempt, at once and for good: another try would return the same."""
+    async with world.beside_a_neighbour(lane, "garbage", max_retries=2) as cell:
         with pytest.raises(InvalidInput, match="can't be stored"):
             await value(cell.handle)
         assert await cell.outcomes() == ["failed"]
@@ -258,12 +282,15 @@ async def test_garbage(world: World, lane: str) -> None:
 
 @pytest.mark.parametrize("lane", ALL)
 async def test_an_exception_that_ends_programs(world: World, lane: str) -> None:
-    """SystemExit, KeyboardInterrupt and other BaseExceptions are failures of their attempt like any other."""
+    """SystemExit, KeyboardInterrupt and other BaseExceptions are failures of their attempt like any other: tried
+    again, and no child ends for them."""
     for last, name in (("exit", "SystemExit"), ("interrupt", "KeyboardInterrupt"), ("odd", "Odd")):
-        async with world.beside_a_neighbour(lane, "raises", last) as cell:
+        async with world.beside_a_neighbour(lane, "raises", last, max_retries=1) as cell:
             with pytest.raises(ProcessingFailed, match=f"{name}: out"):
                 await value(cell.handle)
-            assert await cell.outcomes() == ["failed"]
+            assert await cell.outcomes() == ["retry", "failed"]
+            await world.all_lanes_work()
+            assert is_running(cell.pid)
 
 
 @pytest.mark.parametrize("lane", ALL)
@@ -283,6 +310,9 @@ async def test_closed_output(world: World, lane: str) -> None:
         assert await value(cell.handle) is None
         await world.all_lanes_work()
         assert await cell.outcomes() == ["completed"]
+    said = world.folder / f"said-{lane}"
+    await value(await world.submit(LANES["async"][0].__name__, way="says", mark=str(said)))
+    assert (f"said {said}" in world.output.read_text(errors="replace")) is (lane == "process")
     if lane in HERE:  # whatever it opens next is taken for its output
         await world.replace()
 

@@ -6,7 +6,7 @@ import asyncio
 import resource
 import sys
 
-from tests.dispatch.ways import LANES, LEAK_BYTES, holds
+from tests.dispatch.ways import LANES, LEAK_BYTES, SLOTS, holds
 
 from mainspring import Engine, EngineConfig, ExecutorConfig, Retry, TaskManagerConfig
 
@@ -15,7 +15,13 @@ FILES = 256
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
-    manager = TaskManagerConfig(async_slots=4, thread_slots=2, process_slots=2, grace_s=0.2, drain_s=1.0)
+    manager = TaskManagerConfig(
+        async_slots=SLOTS["async"],
+        thread_slots=SLOTS["thread"],
+        process_slots=SLOTS["process"],
+        grace_s=0.2,
+        drain_s=1.0,
+    )
     executor = ExecutorConfig(child_recycle_bytes=LEAK_BYTES)
     engine = Engine(sys.argv[1], EngineConfig(manager=manager, executor=executor))
     soon = Retry(max_retries=0, delay="5ms", max_delay="10ms")

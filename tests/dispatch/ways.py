@@ -19,6 +19,7 @@ from mainspring.processors.context import current
 
 LEAK_BYTES = 96 << 20
 FLOOD_BYTES = 4 << 20
+SLOTS = {"async": 4, "thread": 2, "process": 2}
 _leaked: list[bytearray] = []
 
 
@@ -149,6 +150,12 @@ def floods(mark: str) -> None:
         context.log.info("%s", "y" * 999)
 
 
+def says(mark: str) -> None:
+    began(mark)
+    with contextlib.suppress(OSError):
+        print(f"said {mark}", file=sys.stderr, flush=True)
+
+
 def closes_output(mark: str) -> None:
     began(mark)
     os.close(1)
@@ -191,7 +198,7 @@ WAYS: dict[str, Callable[[str], Any]] = {
     way.__name__: way
     for way in (
         segfault, leave, killed, closes_all, deaf, blocks, leaks, forks, escapes, escapes_late, garbage, raises, floods,
-        closes_output, exhausts,
+        closes_output, exhausts, says,
     )
 }  # fmt: skip
 _ASYNC = {"deaf": deaf_async, "escapes_late": escapes_late_async, "exhausts": exhausts_async}
