@@ -6,6 +6,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,30 @@ async def test_waiting_for_more() -> None:
         assert calls == [2, 3]
         closed = (await engine.manager.stats())["batches"]["custom:count"]["closed"]
     assert closed == {"wait": 1, "full": 1}
+
+
+async def test_nobody_waits_past_a_deadline() -> None:
+    """A batch that a task with a deadline joins waits for half of the time which that has left, and no longer."""
+    async with engine_on() as engine:
+
+        @engine.task(batch=Batch(max_size=8, max_wait="4h"))
+        async def count(items: list[int]) -> list[int]:
+            return items
+
+        patient = await engine.submit(count, 1)
+        await shows(patient, reason="batch")
+        alone = engine.manager.forming(patient.id.bytes)
+        assert alone is not None
+        assert alone.closes_s is not None
+        assert alone.closes_s > 3 * 3600
+        hurried = await engine.submit(count, 2, deadline=datetime.now(UTC) + timedelta(hours=2))
+        await shows(hurried, reason="batch")
+        for handle in (patient, hurried):
+            forming = engine.manager.forming(handle.id.bytes)
+            assert forming is not None
+            assert forming.closes_s is not None
+            assert 0 < forming.closes_s <= 3600
+        assert await (await engine.submit(count, 3, priority="HIGH")).result(timeout=LIMIT_S) == 3
 
 
 async def test_urgent_tasks_do_not_wait() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from bisect import insort
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
@@ -27,7 +28,7 @@ class _Member(NamedTuple):
     place: Place
     claim: Claimed
     cost: float
-    since: float  # monotonic seconds
+    until: float  # when it waits for others no more, in monotonic seconds
 
     @property
     def is_urgent(self) -> bool:
@@ -53,18 +54,17 @@ class Forming(NamedTuple):
 class _Group:
     """Claims that may join: best first."""
 
-    __slots__ = ("cost", "members", "since", "size", "urgent")
+    __slots__ = ("cost", "members", "size", "until", "urgent")
 
     def __init__(self, size: int) -> None:
         self.size = size  # of a call, at most
         self.members: list[_Member] = []
         self.cost = 0.0
         self.urgent = 0
-        self.since = 0.0  # the oldest
+        self.until = math.inf  # the first of them
 
     def add(self, member: _Member) -> None:
-        if not self.members:
-            self.since = member.since
+        self.until = min(self.until, member.until)
         insort(self.members, member, key=lambda one: one.place)
         self.cost += member.cost
         self.urgent += member.is_urgent
@@ -73,7 +73,7 @@ class _Group:
         self.members = members
         self.cost = sum(member.cost for member in members)
         self.urgent = sum(member.is_urgent for member in members)
-        self.since = min((member.since for member in members), default=0.0)
+        self.until = min((member.until for member in members), default=math.inf)
 
 
 def _place(ready: tuple[Place, tuple[Hashable, int]]) -> Place:
@@ -171,7 +171,13 @@ class Gathering(Desk):
         group = self._groups.get((key, size))
         if group is None:
             group = self._groups[key, size] = _Group(size)
-        group.add(_Member(place(claim), claim, cost, self.env.monotonic()))
+        group.add(_Member(place(claim), claim, cost, self.env.monotonic() + self._patience(claim)))
+
+    def _patience(self, claim: Claimed) -> float:
+        """Return for how long it waits for others: half of the time that it has left at most, so that it is in time."""
+        if claim.deadline_ms is None or not self._wait_s:
+            return self._wait_s
+        return max(0.0, min(self._wait_s, (claim.deadline_ms - self.store.now_ms()) / 2_000))
 
     # ... wait ...
 
@@ -192,7 +198,7 @@ class Gathering(Desk):
         best = self._best(now)
         if best is not None:
             return self._groups[best].members[0].place
-        self._wake_at(min(group.since for group in self._groups.values()) + self._wait_s, now)
+        self._wake_at(min(group.until for group in self._groups.values()), now)
         return None
 
     def forming(self, id: bytes) -> Forming | None:
@@ -200,7 +206,7 @@ class Gathering(Desk):
         for key, group in self._groups.items():
             if any(member.claim.id == id for member in group.members):
                 now = self.env.monotonic()
-                closes_s = None if self._why(key, group, now) else group.since + self._wait_s - now
+                closes_s = None if self._why(key, group, now) else group.until - now
                 return Forming(len(group.members), self._size(key), closes_s)
         return None
 
@@ -228,7 +234,7 @@ class Gathering(Desk):
             return "cost"
         if group.urgent:
             return "urgent"
-        return "wait" if now - group.since >= self._wait_s or is_suspect(group.members[0].claim) else ""
+        return "wait" if now >= group.until or is_suspect(group.members[0].claim) else ""
 
     def _size(self, key: tuple[Hashable, int]) -> int:
         """Return how many may go into one call."""
