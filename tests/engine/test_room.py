@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests import postgres
-from tests.engine.programs import Programs, call
+from tests.engine.programs import Programs, call, serves
 from tests.engine.support import LIMIT_S, engine_on, quick, until, value
 
 from mainspring import (
@@ -264,6 +264,7 @@ async def test_ends_in_another_process_make_room(programs: Programs) -> None:
     await programs.running()
     config = quick(StoreConfig(blobs=programs.folder / "blobs"), queue_size=5, processing_interval=NEVER)
     async with Engine(programs.store, config, worker=False) as one, Engine(programs.store, config, worker=False) as two:
+        await serves(one, "custom:step")
 
         async def submit(engine: Engine, n: int) -> Any:
             return await value(await engine.submit(call("step", n=n), wait_for_room=None))
