@@ -190,7 +190,14 @@ SAFEGUARDS: Final = (
     Safeguard(
         "limit at the door",
         "tasks that are handed over as they enter count for their group's limit",
-        (Edit(intake._Entry, "_add_free", "not door.limited or limits.take(tx, door.limited)", "True"),),
+        (
+            Edit(
+                intake._Entry,
+                "_add_free",
+                "not door.limited or _takes_place(tx, door, task, (rank, self._seq))",
+                "True",
+            ),
+        ),
     ),
     Safeguard(
         "limit in the queue",
@@ -215,7 +222,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "rates keep what has begun",
         "only what has not begun is given back to a rate",
-        (Edit(Transaction, "let_go", "if not has_begun:", "if True:"),),
+        (Edit(Transaction, "let_go", "if unbegun is not None:", "if True:"),),
     ),
     Safeguard(
         "changed rates",
@@ -461,7 +468,7 @@ SAFEGUARDS: Final = (
                 "leader = self._entrance.leader_for(work)",
                 "leader, work = None, task.id",
             ),
-            Edit(flights, "join", "leader = leaders(tx, [key]).get(key)", "leader, key = None, claim.id"),
+            Edit(flights, "join", "key = claim.work.key", "key = claim.id"),
         ),
     ),
     Safeguard(

@@ -60,10 +60,13 @@ async def called(ageing_s: float, submitted: list[tuple[str, TaskPriority]]) -> 
         await until(lambda: calls == ["warm"])
         for model_id, priority in submitted:
             handles.append(await engine.submit(engine.infer, model_id, "next", priority=priority))
-            late_ms = store.now_ms() + 3
-            await until(partial(_is_after, store, late_ms))
+            await until(partial(_is_after, store, store.now_ms() + 3))
         await until(lambda: len(engine.manager._gatherings["model_inference"]._groups) == 2)
         gate.set()
         for handle in handles:
             await value(handle)
     return calls
+
+
+def _is_after(store: Any, ms: int) -> bool:
+    return bool(store.now_ms() > ms)
