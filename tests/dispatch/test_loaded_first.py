@@ -66,7 +66,3 @@ async def called(ageing_s: float, submitted: list[tuple[str, TaskPriority]]) -> 
         for handle in handles:
             await value(handle)
     return calls
-
-
-def _is_after(store: Any, ms: int) -> bool:
-    return bool(store.now_ms() > ms)
