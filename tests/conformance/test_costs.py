@@ -152,8 +152,8 @@ async def test_what_has_begun_keeps_its_estimate(factory: Factory, store: Any, p
     assert await left(store) == 1_500
 
 
-async def test_the_dead_keep_what_has_begun(factory: Factory) -> None:
-    """What a dead process had begun stays taken; what it had not begun is given back."""
+async def test_the_dead_keep_what_they_held(factory: Factory) -> None:
+    """What a dead process held stays taken: nobody knows what had begun there and come back before it died."""
     async with opened(factory.make()) as two:
         await two.limit("a", cost_rate=RATE)
         one = factory.make()
@@ -168,7 +168,7 @@ async def test_the_dead_keep_what_has_begun(factory: Factory) -> None:
         assert await left(two) == 3_000
         await factory.die(one)
         await factory.rescue(two)
-        assert await left(two) == 5_000
+        assert await left(two) == 3_000
         assert factory.contents().violations == []
 
 

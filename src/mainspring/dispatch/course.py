@@ -110,9 +110,7 @@ class Course:
         care = claim.flags & _NEEDS_CARE
         if care == HAS_REFS and (whole := self._values.input_at_hand(claim)) is not None:
             claim.input, claim.parents, care = whole, None, 0
-        if care or claim.spec is not None or is_barred:
-            return self._serve_with_care(attempt)
-        if self.reservations.types and claim.task_type in self.reservations.types:
+        if care or claim.spec is not None or is_barred or claim.task_type in self.reservations.types:
             return self._serve_with_care(attempt)
         return self._run(attempt, desk.runner())
 
