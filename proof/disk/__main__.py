@@ -65,13 +65,11 @@ def controls(scenes: dict[str, Scene], seed: str, figures: Figures, *, stride: i
             "files corrupt with synchronous=OFF", cut(scenes["mixed"], seed, stride=stride).violations["corrupt"]
         )
     with ablations.a_log_taken_as_it_is():
-        figures.some(
-            "acknowledged tasks lost where a log is taken as it is",
-            forgotten(scenes["recovery"], KINDS[3], 1, seed).violations["lost"],
-        )
-    with ablations.autocheckpoint(), ablations.errors_for_stored_commits() as found:
+        found = forgotten(scenes["recovery"], KINDS[3], 1, seed).violations
+        figures.some("tasks lost and files corrupt where a log is taken as it is", found["lost"] + found["corrupt"])
+    with ablations.autocheckpoint(), ablations.errors_for_stored_commits() as errors:
         sweep(scenes["small"], KINDS[6], seed, only="sync")
-    figures.some("errors for stored commits with autocheckpoint on", len(found))
+    figures.some("errors for stored commits with autocheckpoint on", len(errors))
 
 
 def prove(figures: Figures, scenes: dict[str, Scene], seed: str, *, draws: int, stride: int, jobs: int) -> Tally:
