@@ -17,7 +17,7 @@ from tests.engine import process_work
 from tests.engine.support import engine_on, shows, until, value
 
 from mainspring import Batch, Engine, TaskHandle, TaskStatus
-from mainspring.dispatch import lane, manager
+from mainspring.dispatch import lane
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.execution import processes
 from mainspring.store.base import Claimed
@@ -27,8 +27,11 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture(autouse=True)
 def no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lane gives back by itself what it can't begin soon; here only what is asked for."""
-    monkeypatch.setattr(manager, "_PACE_S", 3600.0)
+    """A lane gives back by itself what it can't begin soon; here only what is asked for.
+
+    It goes on to look whether there is anybody to ask: on a server others may be heard of only after the first time.
+    """
+    monkeypatch.setattr(LaneDesk, "take_surplus", lambda self: [])
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
