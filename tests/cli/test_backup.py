@@ -203,6 +203,22 @@ def test_a_restored_store_keeps_the_one_before(call, store: Path) -> None:
         connection.close()
 
 
+def test_a_second_restore_keeps_the_first_store_too(call, store: Path) -> None:
+    """Each store that was replaced has a name of its own, and the command says which."""
+    assert call("backup", "copy.db", "--store", "work.db").code == 0
+    connection = apsw.Connection("work.db")
+    connection.execute("CREATE TABLE mark (x)")
+    connection.close()
+    for kept in ("work.db-replaced", "work.db-replaced-2"):
+        answer = call("restore", "copy.db", "--store", "work.db", "--force")
+        assert answer.code == 0
+        assert f"{kept}\n" in answer.err
+    connection = apsw.Connection("work.db-replaced", flags=apsw.SQLITE_OPEN_READONLY)
+    assert connection.table_exists("main", "mark")
+    connection.close()
+    assert check_history("work.db-replaced-2") == []
+
+
 def broken_rows(store: Path) -> None:
     connection = apsw.Connection(str(store))
     connection.execute("UPDATE tally SET n = n + 1")

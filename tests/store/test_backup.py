@@ -20,6 +20,7 @@ from mainspring.environment import SYSTEM
 from mainspring.errors import InvalidInput, StoreForeign, StoreUnavailable
 from mainspring.store.liveness import LifeFile
 from mainspring.store.sqlite import backup
+from mainspring.store.sqlite.connection import look
 from mainspring.testing import check_history
 
 pytestmark = pytest.mark.anyio
@@ -187,20 +188,88 @@ def test_no_log_of_the_file_before_gets_into_the_new_one(store: Path) -> None:
     assert check_history(store) == []
 
 
-def test_a_store_that_is_set_aside_stays_whole(store: Path) -> None:
-    """With its log, under another name; nothing of it is left where it was."""
+def with_log(store: Path, sql: str) -> None:
+    """Leave a store as a killed process does: its last change stands in the log alone."""
     changing = apsw.Connection(str(store))
     changing.pragma("wal_autocheckpoint", 0)
-    changing.execute("CREATE TABLE mark (x)")
-    names = ("work.db", "work.db-wal")
-    kept = {name: store.with_name(name).read_bytes() for name in names}
+    changing.execute(sql)
+    kept = {name: store.with_name(name).read_bytes() for name in ("work.db", "work.db-wal")}
     changing.close()
     for name, content in kept.items():
         store.with_name(name).write_bytes(content)
-    aside = backup.set_aside(store)
-    assert aside == store.with_name("work.db-replaced")
-    assert not any(store.with_name(name).exists() for name in names)
-    connection = apsw.Connection(str(aside))
-    assert connection.table_exists("main", "mark")
-    connection.close()
-    assert backup.set_aside(store) is None
+
+
+def has_mark(path: Path) -> bool:
+    return look(path, lambda connection: connection.table_exists("main", "mark"))
+
+
+def drafted(store: Path) -> Path:
+    return Path(shutil.copy(store, store.with_name("draft")))
+
+
+def test_a_store_that_is_replaced_stays_whole(store: Path) -> None:
+    """With what stood in its log, under another name; what an earlier one left is never touched."""
+    draft = drafted(store)
+    with_log(store, "CREATE TABLE mark (x)")
+    for name in ("work.db-replaced", "work.db-replaced-3-wal"):
+        store.with_name(name).write_text("of an earlier one")
+    assert backup.replace(draft, store) == store.with_name("work.db-replaced-2")
+    assert has_mark(store.with_name("work.db-replaced-2"))
+    assert not has_mark(store)
+    assert store.stat().st_nlink == 1
+    assert backup.replace(drafted(store), store) == store.with_name("work.db-replaced-4")
+    assert store.with_name("work.db-replaced").read_text() == "of an earlier one"
+    assert backup.replace(drafted(store), store.with_name("new.db")) is None
+    assert not has_mark(store.with_name("new.db"))
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_there_is_a_store_at_every_moment(store: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool) -> None:
+    """Until the draft has the name the old one has it, with all that stood in its log, and has another name too."""
+    draft, rename = drafted(store), Path.rename
+    with_log(store, "CREATE TABLE mark (x)")
+    seen: list[tuple[bool, bool]] = []
+
+    def look(self: Path, target: Path) -> Path:
+        seen.append((has_mark(store), has_mark(store.with_name("work.db-replaced"))))
+        return rename(self, target)
+
+    def no_links(old: Path, new: Path) -> None:
+        raise PermissionError(errno.EPERM, "the file system has no links")
+
+    monkeypatch.setattr(Path, "rename", look)
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    backup.replace(draft, store)
+    assert seen == [(True, True)]
+    assert (has_mark(store), has_mark(store.with_name("work.db-replaced"))) == (False, True)
+
+
+def test_what_breaks_off_replaces_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails: the old store is where it was, under its one name."""
+    draft = drafted(store)
+    with_log(store, "CREATE TABLE mark (x)")
+
+    def fail(self: Path, target: Path) -> Path:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(StoreUnavailable, match="can't be written"):
+        backup.replace(draft, store)
+    assert has_mark(store)
+    assert [item.name for item in store.parent.glob("*-replaced*")] == []
+
+
+def test_a_log_that_stays_goes_along(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where damage keeps SQLite from folding it in: the file without it would be less than there was."""
+    draft = drafted(store)
+    with_log(store, "CREATE TABLE mark (x)")
+
+    def damage(path: Path) -> None:
+        """Leaves the log where it is."""
+
+    monkeypatch.setattr(backup, "_fold", damage)
+    assert backup.replace(draft, store) == store.with_name("work.db-replaced")
+    assert has_mark(store.with_name("work.db-replaced"))
+    assert check_history(store) == []
+    assert not has_mark(store)

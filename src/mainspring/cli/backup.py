@@ -63,7 +63,7 @@ def restore(
 ) -> None:
     """Make a store of a backup. Attempts that ran when it was made are handed back, uncharged, and run again.
 
-    With --force a store that is there is kept beside it as PATH-replaced.
+    With --force a store that is there is kept beside it as PATH-replaced (PATH-replaced-2 where there is one, and on).
     """
     remedy = "put back what pg_dump wrote with psql or pg_restore, and the blobs beside it"
     _refuse_servers(remedy, backup=backup, store=store)
@@ -78,8 +78,7 @@ def restore(
             raise _refusal(f"{source} is not sound; nothing was restored", faults)
         run(_recover(draft))
         copying.refuse_taken(target, is_forced=force)  # nobody came meanwhile
-        replaced = copying.set_aside(target)
-        copying.publish(draft, target)
+        replaced = copying.replace(draft, target)
     if replaced is not None:
         screen.note(f"the store that was there is now {replaced}")
     _tell(screen, "restored", target, copying.digests_of(target), began)

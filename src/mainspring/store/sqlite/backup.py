@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,8 @@ STEP_PAGES: Final = 1_000
 Progress = Callable[[int, int], None]
 """Told how much is done, of how much."""
 
+_BESIDE: Final = ("", "-wal", "-shm", "-journal")
+"""What the names of a store's file and of SQLite's own beside it end with."""
 _PAYLOADS = "SELECT DISTINCT digest FROM payload_blob"
 _NAMED = {
     "blob_key": "SELECT DISTINCT digest FROM blob_key",
@@ -168,36 +171,75 @@ def _is_open(path: Path) -> bool:
 
 
 def publish(draft: Path, path: Path) -> None:
-    """Give a finished draft its name, in one step; what had the name before is gone."""
+    """Give a finished draft its name, in one step; what had the name before is gone.
+
+    Whatever breaks this off, the name leads to the one or the other, and each is whole.
+    """
     with _disk(path):
+        _fold(path)
         for suffix in ("-wal", "-shm"):  # of the file before: SQLite would write an old log into the new file
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         draft.rename(path)
         _sync(path)
 
 
-def set_aside(path: Path) -> Path | None:
-    """Give a store's file another name, with what SQLite keeps beside it; returns where it is now.
-
-    The file goes first: a log alone says nothing, a file without its log would pass for whole.
-    """
+def replace(draft: Path, path: Path) -> Path | None:
+    """Publish a draft, and keep the store that is there under a name that nothing has; returns that name."""
     if not path.exists():
+        publish(draft, path)
         return None
-    aside = path.with_name(path.name + "-replaced")
+    aside = _free_name(path)
     with _disk(path):
-        for suffix in ("", "-wal", "-shm"):
-            old, new = path.with_name(path.name + suffix), aside.with_name(aside.name + suffix)
-            new.unlink(missing_ok=True)
-            if old.exists():
-                old.rename(new)
+        _fold(path)
+        try:
+            for suffix in ("-wal", ""):  # a log is left where the file is damaged; alone it says nothing
+                old = path.with_name(path.name + suffix)
+                if old.exists():
+                    _link(old, aside.with_name(aside.name + suffix))
+            _sync(aside)
+            publish(draft, path)
+        except BaseException:
+            if draft.exists():  # nothing was replaced
+                discard(aside)
+            raise
         shutil.rmtree(live_folder(path), ignore_errors=True)  # of dead processes; nobody is alive
-        _sync(aside)
     return aside
+
+
+def _free_name(path: Path) -> Path:
+    """Return where a store can be kept that another takes the place of: earlier ones stay where they are."""
+    for n in count(1):
+        aside = path.with_name(path.name + ("-replaced" if n == 1 else f"-replaced-{n}"))
+        if not any(os.path.lexists(aside.with_name(aside.name + suffix)) for suffix in _BESIDE):
+            return aside
+    raise AssertionError("numbers don't end")
+
+
+def _link(old: Path, new: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no links."""
+    try:
+        os.link(old, new)
+    except FileExistsError:  # since the name was looked for
+        raise
+    except OSError:
+        shutil.copy2(old, new)
+
+
+def _fold(path: Path) -> None:
+    """Bring a store's log into its file, which is all of it then. Nobody has it open; a damaged one stays as it is."""
+    if path.exists() and path.with_name(path.name + "-wal").exists():
+        flags = apsw.SQLITE_OPEN_READWRITE
+        with (
+            contextlib.suppress(StoreDamaged),
+            our_errors(path),
+            contextlib.closing(apsw.Connection(str(path), flags=flags)) as connection,
+        ):
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def discard(draft: Path) -> None:
     """Remove a draft with all that lies beside it."""
-    for suffix in ("", "-wal", "-shm", "-journal"):
+    for suffix in _BESIDE:
         draft.with_name(draft.name + suffix).unlink(missing_ok=True)
     for folder in (live_folder(draft), draft.with_name(draft.name + "-blobs")):
         shutil.rmtree(folder, ignore_errors=True)
