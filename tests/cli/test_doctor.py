@@ -179,6 +179,89 @@ def test_broken_invariants_and_missing_blobs(call, store: Path) -> None:
     }
 
 
+def change(path: Path, sql: str) -> None:
+    connection = apsw.Connection(str(path))
+    connection.execute(sql)
+    connection.close()
+
+
+def made_of(path: Path) -> list[Any]:
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    found = connection.execute("SELECT sql FROM sqlite_schema UNION ALL SELECT * FROM pragma_user_version").fetchall()
+    connection.close()
+    return found
+
+
+OTHERWISE = [
+    ("index task_id is missing", "DROP INDEX task_id"),
+    ("index task_ready is missing", "DROP INDEX task_ready"),
+    ("index task_due is another than ours", "DROP INDEX task_due; CREATE INDEX task_due ON task (due_ms)"),
+    ("index mine on table task is none of ours", "CREATE INDEX mine ON task (priority)"),
+    ("trigger cache_went is missing", "DROP TRIGGER cache_went"),
+    ("trigger mine on table task is none", "CREATE TRIGGER mine AFTER DELETE ON task BEGIN DELETE FROM edge; END"),
+    ("column task.mine is none of ours", "ALTER TABLE task ADD COLUMN mine INTEGER"),
+    ("column offer.state is missing", "ALTER TABLE offer DROP COLUMN state"),
+    ("table vector_label is missing", "DROP TABLE vector_label"),
+    (
+        "table task has 9 CHECKs, not 10",
+        "PRAGMA writable_schema = 1; UPDATE sqlite_schema "
+        "SET sql = replace(sql, 'CHECK (priority BETWEEN 0 AND 3)', '') WHERE name = 'task'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("says", "sql"), OTHERWISE)
+def test_what_is_not_as_this_version_makes_it(call, store: Path, says: str, sql: str) -> None:
+    """A table, column, index, trigger or CHECK that is gone, another or added; a backup has the same faults."""
+    change(store, sql)
+    answer = call("doctor", "--check", "--store", str(store), "--json")
+    assert answer.code == 4
+    assert [item["what"] for item in answer.json["findings"] if item["level"] == "problem"] == [
+        what for what in whats(answer, "schema") if says in what
+    ]
+    told = call("backup", "copy.db", "--store", str(store))
+    assert told.code == 4
+    assert says in told.err
+
+
+def test_what_mends_it(call, store: Path) -> None:
+    """A lost index is named with the statement that makes it."""
+    change(store, "DROP INDEX task_ready")
+    (item,) = [
+        item for item in call("doctor", "--store", str(store), "--json").json["findings"] if item["about"] == "schema"
+    ]
+    change(store, item["remedy"].partition("sqlite3: ")[2])
+    assert whats(call("doctor", "--check", "--store", str(store), "--json"), "schema") == []
+
+
+def test_a_table_of_somebody_else(call, store: Path) -> None:
+    """It does no harm but to a move, and keeps no backup from counting."""
+    change(store, "CREATE TABLE mine (x); CREATE INDEX mine_x ON mine (x)")
+    answer = call("doctor", "--check", "--store", str(store), "--json")
+    assert (answer.code, whats(answer, "schema")) == (1, ["table mine is none of ours"])
+    assert call("backup", "copy.db", "--store", str(store)).code == 0
+
+
+@pytest.mark.parametrize(
+    ("says", "sql"),
+    [
+        ("lacks the tables flight, tombstone", "DROP TABLE tombstone; DROP TABLE flight"),
+        ("(user_version) is 0", "PRAGMA user_version = 0"),
+        ("(user_version) is -3", "PRAGMA user_version = -3"),
+        ("not those of schema 2", "PRAGMA user_version = 2"),
+    ],
+)
+def test_a_store_whose_tables_are_not_its_own(call, store: Path, says: str, sql: str) -> None:
+    """Whoever opens it is refused with the reason, and it stays as it is."""
+    change(store, sql)
+    before = made_of(store)
+    answer = call("submit", "custom:work", "--store", str(store), "--json")
+    assert (answer.code, answer.out) == (4, "")
+    assert '"type":"StoreDamaged"' in answer.err
+    assert says in answer.err
+    assert made_of(store) == before
+
+
 def garbled(path: Path) -> None:
     """Overwrite the page after the schema: quick_check sees it."""
     with path.open("r+b") as file:

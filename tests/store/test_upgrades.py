@@ -16,10 +16,12 @@ from tests.conformance.kit import OTHER, WORK
 from tests.store.fixtures.make import FOLDER, PAUSED, unpack
 
 from mainspring import Engine, EngineConfig, StoreConfig, TaskId, TaskStatus
+from mainspring.dispatch.parts import FILE_SCHEMA
 from mainspring.environment import SYSTEM
-from mainspring.errors import StoreNewer, StoreUnavailable
+from mainspring.errors import StoreDamaged, StoreNewer, StoreUnavailable
 from mainspring.store.liveness import LifeFile
 from mainspring.store.sqlite import backup, connection
+from mainspring.store.sqlite.shape import differences
 from mainspring.store.sqlite.statements import MIGRATIONS
 from mainspring.testing import check_history
 
@@ -92,6 +94,8 @@ async def test_work_goes_on(version: int, tmp_path: Path) -> None:
     assert version_of(path) == connection.SCHEMA_VERSION
     assert rows(path, "SELECT count(*) FROM task WHERE status < 2") == [(0,)]
     assert sound(path)
+    found = connection.look(path, lambda reader: differences(reader, FILE_SCHEMA))
+    assert [item for item in found if item.kind != "foreign"] == []
 
 
 @pytest.mark.parametrize("version", VERSIONS[:-1])
@@ -177,7 +181,7 @@ def test_a_step_that_fails_leaves_the_version_before(tmp_path: Path, monkeypatch
     """One transaction: all steps or none."""
     path = unpack(1, tmp_path)
     with_next_version(monkeypatch, MARK + "INSERT INTO nowhere VALUES (1);")
-    with pytest.raises(apsw.SQLError, match="nowhere"):
+    with pytest.raises(StoreDamaged, match="nowhere"):
         open_and_close(path)
     assert version_of(path) == 1
     assert rows(path, "SELECT count(*) FROM sqlite_schema WHERE name = 'marks'") == [(0,)]

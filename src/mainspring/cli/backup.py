@@ -15,11 +15,13 @@ from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath
 from mainspring.cli.screen import Screen, size
 from mainspring.cli.stages import Stages, stages
 from mainspring.config import is_server, without_password
+from mainspring.dispatch.parts import FILE_SCHEMA
 from mainspring.environment import SYSTEM
 from mainspring.errors import StoreDamaged, invalid
 from mainspring.store.sqlite import backup as copying
 from mainspring.store.sqlite.connection import look
 from mainspring.store.sqlite.inspection import integrity, unfinished
+from mainspring.store.sqlite.shape import differences
 from mainspring.testing import check_history
 
 _SHOWN = 3
@@ -120,10 +122,14 @@ def _copy(source: Path, draft: Path, target: Path, shown: Stages, *, is_compact:
 
 
 def _faults(draft: Path, target: Path, source: Path, shown: Stages) -> list[str]:
-    """Return what is wrong with a copy: damage, broken invariants, blobs that are missing or damaged."""
+    """Return what is wrong with a copy: damage, another schema, broken invariants, blobs missing or damaged."""
     if damage := look(draft, lambda connection: integrity(connection, is_thorough=True)):
         return damage
-    found = [str(violation) for violation in check_history(draft)]
+    made_otherwise = look(draft, lambda connection: differences(connection, FILE_SCHEMA))
+    found = [item.what for item in made_otherwise if item.kind != "foreign"]
+    if any(item.kind == "lost" for item in made_otherwise):
+        return found
+    found += [str(violation) for violation in check_history(draft)]
     blobs, theirs = copying.blobs_beside(target), copying.blobs_beside(source)
     return found + list(copying.blob_faults(copying.digests_of(draft), blobs, theirs, shown.of("blobs checked")))
 

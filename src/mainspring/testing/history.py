@@ -34,6 +34,7 @@ _NEEDS: Final = {
     "kept_size": "kept_size",
     "groups": "group_limit",
     "limits": "group_limit",
+    "limit_values": "kept_size",  # came with the last columns of limits
 }
 """Checks of tables that a store has only once somebody needed them."""
 _DIGESTS: Final = ("payload_blob", "blob_key", "cache")
@@ -111,7 +112,7 @@ def _broken(rows: Rows, invariant: str, words: Mapping[str, str], limit: int) ->
         return words[match[1]] if match[1] in words else rows.words[match[1]]
 
     for names, (id, what, *figures) in rows.find(_WORD.sub(word, rows.invariants[invariant]), limit):
-        task = None if id is None else str(TaskId(id))
+        task = None if id is None else str(TaskId(id)) if len(id) == 16 else bytes(id).hex()
         yield Violation(invariant=invariant, task=task, what=what, figures=dict(zip(names[2:], figures, strict=True)))
 
 

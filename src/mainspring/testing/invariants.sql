@@ -15,7 +15,18 @@ WHERE (owner IS NOT NULL) <> (status = 1 OR coalesce(reason, 0) = 4)
     OR (due_ms IS NOT NULL) <> (coalesce(reason, 0) IN (2, 3))
     OR (waits_for IS NOT NULL) <> (coalesce(reason, 0) = 1) OR (waits_at IS NOT NULL) <> (coalesce(reason, 0) = 1)
     OR (ended_ms IS NOT NULL) <> (status > 1) OR (output IS NOT NULL) <> (status = 2)
-    OR (owner IS NOT NULL AND attempt < 1);
+    OR (owner IS NOT NULL AND attempt < 1)
+UNION ALL
+SELECT id, 'has a priority that there is not', seq, priority, NULL, attempt FROM task WHERE priority NOT BETWEEN 0 AND 3
+UNION ALL
+SELECT task.id, 'has a dependency of a kind that there is not', child, policy, NULL, n
+FROM edge LEFT JOIN task ON seq = child WHERE policy NOT BETWEEN 0 AND 2;
+
+-- name: identity
+-- A task has an id of its own, of 16 bytes.
+SELECT NULL AS id, 'an id is of another length' AS what, seq, length(id) AS bytes FROM task WHERE length(id) <> 16
+UNION ALL
+SELECT id, 'is there several times', min(seq), count(*) FROM task GROUP BY id HAVING count(*) > 1;
 
 -- name: outcomes
 -- A task that has ended did so as its last attempt says, at that moment; without an attempt where none was needed.
@@ -234,3 +245,11 @@ FROM (SELECT group_limit.grp, concurrency, held_then, count(*) AS held
     JOIN task ON task.class = class.id AND owner IS NOT NULL
     GROUP BY group_limit.id, group_limit.grp, concurrency, held_then) AS counted
 WHERE held > concurrency AND held > held_then;
+
+-- name: limit_values
+-- What a group may do is more than nothing, in a time that is told; what is counted for it is not less than nothing.
+SELECT NULL AS id, 'group ' || grp || ' has a limit that can not be' AS what, concurrency, rate, rate_ms, full_us, weight,
+    held_then, cost_rate, cost_ms, cost_used, cost_at_ms
+FROM group_limit WHERE concurrency < 1 OR rate < 1 OR rate_ms < 1 OR weight <= 0 OR cost_rate < 1 OR cost_ms < 1
+    OR (rate IS NULL) <> (rate_ms IS NULL) OR (cost_rate IS NULL) <> (cost_ms IS NULL)
+    OR full_us < 0 OR held_then < 0 OR cost_used < 0 OR cost_at_ms < 0;

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from mainspring.cli.doctor import work
-from mainspring.cli.doctor.finding import Finding
+from mainspring.cli.doctor.finding import Finding, Level
 from mainspring.cli.screen import size
 from mainspring.config import MIB, StoreConfig
 from mainspring.store.sqlite.connection import SCHEMA_VERSION
 from mainspring.store.sqlite.inspection import FileFacts
+from mainspring.store.sqlite.shape import Difference
 
 _MENDED_IN: Final[Mapping[tuple[int, ...], int]] = {(3, 44): 6, (3, 50): 7}
 _WAL_RESET: Final = "https://sqlite.org/wal.html#walresetbug"
@@ -33,6 +34,19 @@ def damage(found: Sequence[str]) -> Iterator[Finding]:
             what=f"StoreDamaged: {line}",
             remedy="stop the workers, keep a copy of the file, and restore a backup (`mainspring restore`)",
         )
+
+
+def shape(found: Sequence[Difference]) -> Iterator[Finding]:
+    """Where the file is not made as this version makes one."""
+    for item in found:
+        if item.kind == "foreign":
+            remedy = "keep it in a file of its own: `mainspring migrate` moves no store with what it does not know"
+        elif item.mend:
+            remedy = f"stop the workers, take a backup, and run this with sqlite3: {item.mend}"
+        else:
+            remedy = "stop the workers, keep a copy of the file, and restore a backup (`mainspring restore`)"
+        level: Level = "warning" if item.kind == "foreign" else "problem"
+        yield Finding(level=level, about="schema", what=item.what, remedy=remedy)
 
 
 def _versions(versions: Mapping[str, str]) -> Iterator[Finding]:

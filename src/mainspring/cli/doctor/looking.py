@@ -16,11 +16,12 @@ from mainspring.cli.doctor import file
 from mainspring.cli.doctor.finding import Finding, Report, broken, in_order, moves
 from mainspring.cli.doctor.work import GRACE_S, TURN_S
 from mainspring.cli.opening import existing, server_of
-from mainspring.dispatch.parts import blob_folder, server_schema
+from mainspring.dispatch.parts import FILE_SCHEMA, blob_folder, server_schema
 from mainspring.store.moving.marks import READ, Mark
 from mainspring.store.sqlite import connection as files
 from mainspring.store.sqlite.backup import blobs_beside
 from mainspring.store.sqlite.inspection import inspect, integrity
+from mainspring.store.sqlite.shape import differences
 from mainspring.testing import check_history
 
 if TYPE_CHECKING:
@@ -37,9 +38,11 @@ def examine_file(name: str, folder: Path | None, *, is_thorough: bool) -> Report
 
 def _file(connection: apsw.Connection, path: Path, blobs: LocalBlobStore, *, is_thorough: bool) -> Report:
     versions = {"mainspring": version(), "sqlite": apsw.sqlite_lib_version(), "apsw": apsw.apsw_version(), **_here()}
-    found = list(file.damage(integrity(connection, is_thorough=is_thorough)))
+    damage = integrity(connection, is_thorough=is_thorough)
+    made_otherwise = [] if damage else differences(connection, FILE_SCHEMA)
+    found = [*file.damage(damage), *file.shape(made_otherwise)]
     facts = None
-    if not found:
+    if not damage and not any(item.kind == "lost" for item in made_otherwise):
         facts = inspect(connection, path, grace_s=GRACE_S, turn_s=TURN_S)
         found += list(_moves(connection)) or file.findings(facts, versions)
         if is_thorough:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ _CLEAN_CHECK_LIMIT = 32 * MIB
 _PEEK_MS = 5_000
 _PIECE = 64 * 1024  # SQLite's files take less than 128 KiB at once
 _LOOKS, _LOOK_AGAIN_S = 5, 0.05
+_TABLES = frozenset(re.findall(r"^CREATE TABLE (\w+)", SCHEMA, re.MULTILINE))
 T = TypeVar("T")
 
 
@@ -273,6 +275,7 @@ def _refuse_foreign(path: Path, peek: apsw.Connection) -> None:
     application, version = peek.pragma("application_id"), peek.pragma("user_version")
     if application == APPLICATION_ID:
         _refuse_newer(path, int(version or 0))
+        _refuse_incomplete(path, peek, int(version or 0))
     elif application or version or peek.execute("SELECT count(*) FROM sqlite_schema").get:
         raise StoreForeign(f"{path} is another program's database; it was left as it is: name another file")
 
@@ -282,6 +285,18 @@ def _refuse_newer(path: Path, version: int) -> None:
         raise StoreNewer(
             f"{path} has schema {version}, this version knows {SCHEMA_VERSION}; it was left as it is: update mainspring"
         )
+
+
+def _refuse_incomplete(path: Path, peek: apsw.Connection, version: int) -> None:
+    """A file is made whole in one transaction; what lacks its number or a table was changed by others since."""
+    tables = {str(name) for (name,) in peek.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    if version < 0 or (version == 0 and tables):
+        lacks = f"its schema number (user_version) is {version}"
+    elif version == SCHEMA_VERSION and (lost := sorted(_TABLES - tables)):
+        lacks = f"it lacks the tables {', '.join(lost)}"
+    else:
+        return
+    raise StoreDamaged(f"{path} is damaged ({lacks}); it was left as it is: restore a backup")
 
 
 def _refuse_shared(path: Path, version: int) -> None:
@@ -349,7 +364,7 @@ def _migrate(connection: apsw.Connection, path: Path, extra_schema: str, *, is_d
             version = SCHEMA_VERSION
         while version < SCHEMA_VERSION:
             version += 1
-            connection.execute(MIGRATIONS[f"to_{version}"])
+            _take_to(version, connection, path)
         connection.pragma("user_version", version)
         connection.execute(extra_schema)
         connection.execute("COMMIT")
@@ -357,6 +372,16 @@ def _migrate(connection: apsw.Connection, path: Path, extra_schema: str, *, is_d
         if connection.in_transaction:  # some errors of the disk roll back by themselves
             connection.execute("ROLLBACK")
         raise
+
+
+def _take_to(version: int, connection: apsw.Connection, path: Path) -> None:
+    try:
+        connection.execute(MIGRATIONS[f"to_{version}"])
+    except apsw.SQLError as exc:
+        raise StoreDamaged(
+            f"{path} is damaged: its tables are not those of schema {version - 1} ({exc}); it was left as it is: "
+            "restore a backup"
+        ) from exc
 
 
 def filesystem(folder: Path) -> str:
