@@ -13,7 +13,7 @@
     │       ├── StoreForeign           not a Mainspring file
     │       ├── StoreMoved             its tasks are in another store now
     │       ├── StoreReadOnly          no right to write there
-    │       └── StoreDamaged           fails SQLite's integrity check
+    │       └── StoreDamaged           fails SQLite's integrity check, or holds what can't be read
     ├── try again later (is_retryable)
     │   ├── ProcessingFailed           a handler raised
     │   ├── ResourceLimitExceeded
@@ -114,7 +114,7 @@ class StoreReadOnly(StoreRefused):
 
 
 class StoreDamaged(StoreRefused):
-    """The file fails the database's own integrity check."""
+    """The file fails the database's own integrity check, or has a value that can't be read: `field` of task `value`."""
 
 
 class ProcessingFailed(TaskError):

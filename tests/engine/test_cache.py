@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from mainspring import Batch, Binary, Context, Engine, InvalidInput, Task, TaskType, Text
@@ -52,6 +54,21 @@ async def test_it_is_kept_over_a_restart(tmp_path: Path) -> None:
             engine.task(name="twice", cache="7d")(_twice)
             assert await (await engine.submit(_twice, 4)).result() == 8
     assert RUNS == [4]
+
+
+@pytest.mark.parametrize("garbage", ["x'c1c1'", "x'01'", "x''"])
+async def test_what_can_not_be_read_is_not_kept(tmp_path: Path, garbage: str) -> None:
+    """A kept result that is damaged is computed again, and kept again."""
+    RUNS.clear()
+    path = tmp_path / "work.db"
+    for sql in (None, f"UPDATE cache SET output = {garbage}", None):
+        if sql is not None:
+            with closing(apsw.Connection(str(path))) as connection:
+                connection.execute(sql)
+        async with Engine(path) as engine:
+            engine.task(name="twice", cache="7d")(_twice)
+            assert await (await engine.submit(_twice, 4)).result() == 8
+    assert RUNS == [4, 4]
 
 
 def _twice(x: int) -> int:

@@ -18,7 +18,7 @@ from mainspring.errors import StoreForeign, StoreNewer, StoreUnavailable
 from mainspring.store.postgres.session import Session
 from mainspring.store.sqlite.connection import SCHEMA_VERSION
 from mainspring.tasks import TaskId, TaskStatus
-from mainspring.testing import Violation, check_history
+from mainspring.testing import Violation, check_history, readable
 from mainspring.testing.events import (
     Acknowledged,
     CancelAnswered,
@@ -209,6 +209,46 @@ def test_a_spoilt_store(store: Path, invariant: str, says: str, sql: str) -> Non
     found = [item for item in check_history(store) if item.invariant == invariant and says in item.what]
     assert found
     assert all(item.figures for item in found)
+
+
+@pytest.mark.parametrize(
+    ("says", "sql"),
+    [
+        ("its input", "UPDATE task SET input = x'c1c1' WHERE seq = {ready}"),
+        ("its input", "UPDATE task SET input = x'01' WHERE seq = {plain}"),
+        ("its spec", "UPDATE task SET spec = x'c1c1' WHERE seq = {ready}"),
+        ("its output", "UPDATE task SET output = x'01' WHERE seq = {plain}"),
+        ("its error", "UPDATE task SET error = x'c1c1' WHERE seq = {broken}"),
+        ("the error of an attempt", "UPDATE attempt SET error = x'c1c1' WHERE task = {broken}"),
+        ("a kept result", "UPDATE cache SET output = x'c1c1' WHERE digest IS NULL"),
+        ("what handler", "UPDATE handler SET options = '{{'"),
+        ("what handler", "UPDATE handler SET schema = '[]'"),
+        ("what a process tells", "UPDATE worker SET slots = '{{' WHERE ended_ms IS NULL"),
+    ],
+)
+def test_what_can_not_be_read(store: Path, says: str, sql: str) -> None:
+    """A value that nobody can decode is found, wherever it is, and named."""
+    spoil(store, sql)
+    found = [item for item in check_history(store) if item.invariant == "readable"]
+    assert found
+    assert all(item.what.startswith(says) and item.figures["why"] for item in found)
+    assert all((item.task is not None) is ("its" in says or "attempt" in says) for item in found)
+
+
+def test_every_value_is_read(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of later pages."""
+    for name in ("_TASKS", "_ATTEMPTS", "_KEPT"):
+        monkeypatch.setattr(readable, name, getattr(readable, name).replace("1000", "2"))
+    spoil(store, "UPDATE task SET input = x'c1'; UPDATE attempt SET error = x'c1'; UPDATE cache SET output = x'c1'")
+    connection = apsw.Connection(str(store))
+    rows = connection.execute(
+        "SELECT (SELECT count(*) FROM task WHERE flags & 16 = 0), (SELECT count(*) FROM attempt), "
+        "(SELECT count(*) FROM cache WHERE flags & 32 = 0)"
+    ).fetchall()
+    connection.close()
+    whats = [item.what for item in check_history(store, limit=10_000) if item.invariant == "readable"]
+    starts = ("its input", "the error of", "a kept result")
+    assert [tuple(sum(what.startswith(start) for what in whats) for start in starts)] == rows
 
 
 def test_every_check_has_its_control() -> None:

@@ -10,6 +10,7 @@ from mainspring.cli.opening import opened, run
 from mainspring.cli.options import DEFAULT_STORE, AsJson, Id, StorePath
 from mainspring.cli.screen import Screen, local, printable, size, span, table
 from mainspring.cli.shape import as_whole, error_line, progress, state, summary
+from mainspring.errors import StoreDamaged
 from mainspring.tasks import Attempt, TaskInfo, TaskResult
 from mainspring.tasks.codec import to_json
 
@@ -29,7 +30,17 @@ async def _show(text: str, store: str, screen: Screen) -> None:
     async with opened(store) as engine:
         (id,) = await find_ids(engine, [text])
         info = await engine.manager.get_task(id)
-        result = await engine.manager.get_task_result(id) if info.status.is_final else None
+        result, damage = None, None
+        try:
+            result = await engine.manager.get_task_result(id) if info.status.is_final else None
+        except StoreDamaged as exc:  # the rest can be shown
+            damage = exc
+    _draw(info, result, screen)
+    if damage is not None:
+        raise damage
+
+
+def _draw(info: TaskInfo, result: TaskResult | None, screen: Screen) -> None:
     if screen.as_json:
         screen.document(as_whole(info, result))
         return

@@ -32,7 +32,7 @@ from mainspring.tasks import (
     TaskResult,
     TaskType,
 )
-from mainspring.tasks.codec import decode_output
+from mainspring.tasks.codec import stored_output
 
 _FOUND_WHEN_ASKED = ("paused", "limit", "no_worker", "resources")
 
@@ -104,7 +104,7 @@ class Answers:
                 return await self.value(waiting)
         ended = waiting.ended or await self.waiters.wait(waiting)
         if is_at_hand(ended):
-            return decode_output(ended.output).value  # type: ignore[arg-type]
+            return stored_output(ended.id, ended.output).value  # type: ignore[arg-type]
         return (await self.values.output(completed(ended), self._value_of)).value
 
     async def _value_of(self, task_id: TaskId) -> Any:

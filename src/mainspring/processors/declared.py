@@ -14,11 +14,12 @@ from typing import Any
 
 import msgspec
 
-from mainspring.errors import InvalidInput, invalid
+from mainspring.errors import InvalidInput, StoreDamaged, invalid
 from mainspring.tasks import Custom, Ref, TaskInput
 from mainspring.tasks.codec import OWN_RULES, decode, encode
 
 Schema = Mapping[str, Any]
+_object = msgspec.json.Decoder(dict[str, Any])
 
 _ENCODED = "contentEncoding"
 """A schema that has it stands for bytes."""
@@ -41,8 +42,16 @@ class Declared(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, name: str, options: str, schema: str) -> Declared:
-        """Return it from its row in the store."""
-        return cls(name, msgspec.json.decode(options), msgspec.json.decode(schema))
+        """Return it from its row in the store. Raises StoreDamaged."""
+        try:
+            return cls(name, _object.decode(options), _object.decode(schema))
+        except msgspec.DecodeError as exc:
+            raise StoreDamaged(
+                f"what the store knows of handler {name} can't be read ({exc}); start a worker that declares it: it "
+                "writes that anew",
+                field="task_type",
+                value=name,
+            ) from exc
 
     @property
     def _arguments(self) -> Schema:

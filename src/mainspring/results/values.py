@@ -12,8 +12,17 @@ from mainspring.config import StoreConfig
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import DependencyNotMet, from_info, invalid
 from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, STANDS_FOR, Claimed, Ended, ParentResult
-from mainspring.tasks import ErrorInfo, TaskId, TaskOutput
-from mainspring.tasks.codec import decode_input, decode_output, encode, refs_in, with_results
+from mainspring.tasks import TaskId, TaskOutput
+from mainspring.tasks.codec import (
+    blob_named,
+    decode_input,
+    decode_output,
+    encode,
+    refs_in,
+    stored_error,
+    stored_output,
+    with_results,
+)
 from mainspring.tasks.lifecycle import COMPLETED
 
 
@@ -42,23 +51,23 @@ class Values:
         blob = await self._env.to_thread(self._blobs.put, data)
         return blob.digest.encode()
 
-    async def load(self, data: bytes, is_blob: bool) -> bytes:
-        return await self._env.to_thread(self._blobs.get, data.decode()) if is_blob else data
+    async def _load(self, task: bytes, field: str, data: bytes, is_blob: bool) -> bytes:
+        return await self._env.to_thread(self._blobs.get, blob_named(task, field, data)) if is_blob else data
 
     async def output(self, ended: Ended, wait: Callable[[TaskId], Awaitable[Any]]) -> TaskOutput:
         """Return the output of a completed task; `wait` gives the plain result of a task that it stands for."""
         assert ended.output is not None
-        data = await self.load(ended.output, bool(ended.flags & BLOB_OUTPUT))
+        data = await self._load(ended.id, "output", ended.output, bool(ended.flags & BLOB_OUTPUT))
         if not ended.flags & STANDS_FOR:
-            return decode_output(data)
-        return decode_output(data, {id: await wait(id) for id in refs_in(data)})
+            return stored_output(ended.id, data)
+        return stored_output(ended.id, data, {id: await wait(id) for id in refs_in(data)})
 
     async def input(self, claim: Claimed) -> bytes:
         """Return a claimed task's input with its parents' results in place. A parent that was allowed to fail is None.
 
         Raises: DependencyNotMet: a result that it refers to is gone. InvalidInput: one does not fit there.
         """
-        data = await self.load(claim.input, bool(claim.flags & BLOB_INPUT))
+        data = await self._load(claim.id, "input", claim.input, bool(claim.flags & BLOB_INPUT))
         parents = claim.parents
         if not parents:
             return data
@@ -88,7 +97,7 @@ class Values:
             raise DependencyNotMet(f"the result of {id} is referred to, but that task is no parent of this one")
         if parent.status != COMPLETED or parent.output is None:
             return None
-        data = await self.load(parent.output, bool(parent.flags & BLOB_OUTPUT))
+        data = await self._load(id.bytes, "output", parent.output, bool(parent.flags & BLOB_OUTPUT))
         if not parent.flags & STANDS_FOR:
             return decode_output(data).value
         nested = {ref: await self._result_of(ref, parents) for ref in refs_in(data)}
@@ -111,4 +120,4 @@ def completed(ended: Ended) -> Ended:
         return ended
     if ended.error is None:
         raise invalid("task", TaskId(ended.id), "ended without a recorded error", "please report this")
-    raise from_info(msgspec.msgpack.decode(ended.error, type=ErrorInfo))
+    raise from_info(stored_error(ended.id, ended.error))

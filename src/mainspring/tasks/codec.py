@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from mainspring.errors import InternalError, InvalidInput, invalid
+from mainspring.errors import InternalError, InvalidInput, StoreDamaged, invalid
 from mainspring.tasks.identity import TaskId, TaskType
 from mainspring.tasks.payloads import Custom, Ref, TaskInput, TaskOutput
+from mainspring.tasks.task import ErrorInfo
 
 if TYPE_CHECKING:
     import numpy
@@ -27,6 +28,8 @@ _CUSTOM = msgspec.msgpack.encode(Custom(None))[:-1]
 _DTYPES = frozenset("?bBhHiIlLqQefdFD")
 BYTES = (bytes, bytearray, memoryview)
 """What `msgspec.convert` need not find written as a text."""
+UNREADABLE = (msgspec.DecodeError, InternalError, ValueError)
+"""What reading stored bytes raises that are none of ours, or not any more."""
 T = TypeVar("T")
 
 
@@ -175,6 +178,8 @@ def encode_input(value: TaskInput) -> tuple[bytes, tuple[TaskId, ...]]:
 
 _input_decoder: msgspec.msgpack.Decoder[TaskInput] = msgspec.msgpack.Decoder(TaskInput, ext_hook=_unpack)
 _output_decoder: msgspec.msgpack.Decoder[TaskOutput] = msgspec.msgpack.Decoder(TaskOutput, ext_hook=_unpack)
+_output_looker = msgspec.msgpack.Decoder(TaskOutput, ext_hook=lambda code, data: None)
+_error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 
 
 def decode_input(data: bytes, results: Mapping[TaskId, Any] | None = None) -> TaskInput:
@@ -191,6 +196,47 @@ def decode_output(data: bytes, results: Mapping[TaskId, Any] | None = None) -> T
     if not results:
         return _output_decoder.decode(data)
     return convert(decode(data, results), TaskOutput)
+
+
+def is_output(data: bytes) -> bool:
+    """Whether stored bytes are an output. What its arrays hold is not looked at."""
+    try:
+        _output_looker.decode(data)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+def stored_output(task: bytes, data: bytes, results: Mapping[TaskId, Any] | None = None) -> TaskOutput:
+    """Return a task's output as `decode_output` does. Raises StoreDamaged."""
+    try:
+        return decode_output(data, results)
+    except UNREADABLE as exc:
+        raise unreadable("output", TaskId(task), exc) from exc
+
+
+def stored_error(task: bytes, data: bytes) -> ErrorInfo:
+    """Return why a task did not complete. Raises StoreDamaged."""
+    try:
+        return _error_decoder.decode(data)
+    except msgspec.DecodeError as exc:
+        raise unreadable("error", TaskId(task), exc) from exc
+
+
+def blob_named(task: bytes, field: str, data: bytes) -> str:
+    """Return the digest of the blob that a task's payload lives in. Raises StoreDamaged."""
+    if not data.isalnum():
+        raise unreadable(field, TaskId(task), ValueError(f"{data[:80]!r} names no blob"))
+    return data.decode()
+
+
+def unreadable(field: str, task: TaskId, exc: BaseException) -> StoreDamaged:
+    return StoreDamaged(
+        f"the stored {field} of task {task} can't be read ({exc}); submit the task again, or restore a backup; "
+        "`mainspring doctor --check` finds all such values",
+        field=field,
+        value=task,
+    )
 
 
 def _json_plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ from mainspring.store.sqlite.connection import look
 from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import REASON_CODE, STATUS_CODE, TRANSITIONS
 from mainspring.testing.events import Event, check_events
+from mainspring.testing.readable import unreadable
 from mainspring.testing.rows import FILE_SQL, FileRows, Rows, ServerRows
 from mainspring.testing.violation import Violation
 
@@ -100,6 +101,7 @@ def _check(
     for name in ROWS:
         if _NEEDS.get(name, "task") in rows.tables:
             found += _broken(rows, name, words, limit)
+    found += unreadable(rows, limit)
     if blobs is not None:
         found += islice(_missing_blobs(rows, blobs), limit)
     if history is not None:

@@ -2,10 +2,12 @@
 
 -- name: payloads
 -- A payload that lives in a blob keeps that blob.
-SELECT id, 'does not keep the blob of its input' AS what, seq, CAST(input AS TEXT) AS digest FROM task
+SELECT id, 'does not keep the blob of its input' AS what, seq,
+    CASE WHEN CAST(input AS TEXT) GLOB '*[^0-9a-f]*' THEN hex(input) ELSE CAST(input AS TEXT) END AS digest FROM task
 WHERE flags & 16 <> 0 AND NOT EXISTS (SELECT 1 FROM payload_blob WHERE digest = CAST(input AS TEXT) AND task = seq)
 UNION ALL
-SELECT id, 'does not keep the blob of its output', seq, CAST(output AS TEXT) FROM task
+SELECT id, 'does not keep the blob of its output', seq,
+    CASE WHEN CAST(output AS TEXT) GLOB '*[^0-9a-f]*' THEN hex(output) ELSE CAST(output AS TEXT) END FROM task
 WHERE flags & 32 <> 0 AND NOT EXISTS (SELECT 1 FROM payload_blob WHERE digest = CAST(output AS TEXT) AND task = seq);
 
 -- name: vectors

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from mainspring.store.base import BLOB_OUTPUT, LEADS, SHARED, Claimed, Ended, NewTask, WorkName
 from mainspring.store.sql.transaction import Row, Transaction, first
+from mainspring.tasks.codec import is_output
 from mainspring.tasks.lifecycle import COMPLETED
 
 SHARE = 1_000
@@ -57,8 +58,9 @@ class Leader(NamedTuple):
 
 
 def kept(tx: Transaction, works: Sequence[bytes]) -> dict[bytes, Found]:
-    """Return what is kept of these, by key; what has grown too old in general is not."""
-    return {bytes(row[0]): Found(*row[1:]) for row in tx.run("kept", tx.listed_keys(works), tx.now_ms)}
+    """Return what is kept of these, by key; what has grown too old in general is not, nor is what can't be read."""
+    rows = [(bytes(row[0]), Found(*row[1:])) for row in tx.run("kept", tx.listed_keys(works), tx.now_ms)]
+    return {key: found for key, found in rows if found.flags & BLOB_OUTPUT or is_output(found.output)}
 
 
 def leaders(tx: Transaction, works: Sequence[bytes]) -> dict[bytes, Leader]:

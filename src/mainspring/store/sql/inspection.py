@@ -15,6 +15,13 @@ _OVERRUN_LIMIT: Final = 100
 _NEVER_LIMIT: Final = 100
 
 
+class _Options(msgspec.Struct):
+    timeout: float | None = None
+
+
+_options = msgspec.json.Decoder(_Options)
+
+
 class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A process that opened the store and has not signed off."""
 
@@ -54,7 +61,7 @@ class HandlerFacts(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     version: str
     lane: str
-    timeout_s: float | None
+    timeout_s: float | None  # None also where its options can't be read
     seen_ms: int
 
 
@@ -201,5 +208,8 @@ def _overrun(row: Any) -> Overrun:
 
 def _handler(row: Any) -> HandlerFacts:
     kind, version, lane, options, seen_ms = row
-    timeout = msgspec.json.decode(options).get("timeout")
+    try:
+        timeout = _options.decode(options).timeout
+    except msgspec.DecodeError:
+        timeout = None
     return HandlerFacts(type=kind, version=version, lane=lane, timeout_s=timeout, seen_ms=seen_ms)

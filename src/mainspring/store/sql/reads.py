@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from mainspring.blobs.base import BlobStore
-from mainspring.errors import TaskError, TaskNotFound
+from mainspring.errors import StoreDamaged, TaskError, TaskNotFound
 from mainspring.store.base import (
     BLOB_INPUT,
     BLOB_OUTPUT,
@@ -43,7 +43,7 @@ from mainspring.tasks import (
     TaskStatus,
     TaskType,
 )
-from mainspring.tasks.codec import decode_input, decode_output
+from mainspring.tasks.codec import blob_named, decode_input, stored_error, stored_output
 from mainspring.tasks.lifecycle import RUNNING, STATUS_CODE, STATUS_OF, STORED_REASONS
 
 
@@ -62,7 +62,6 @@ class View(Protocol):
         """All that is read inside is of one moment."""
 
 
-_error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
 
 
@@ -86,12 +85,16 @@ def _when(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def _error(raw: bytes | None) -> ErrorInfo | None:
-    return None if raw is None else _error_decoder.decode(raw)
+def _error(id: bytes, raw: bytes | None) -> ErrorInfo | None:
+    """Return an error, or what is wrong with it: how a task ended is known without."""
+    try:
+        return None if raw is None else stored_error(id, raw)
+    except StoreDamaged as exc:
+        return ErrorInfo(type=type(exc).__name__, message=str(exc))
 
 
-def _payload(raw: bytes, is_blob: bool, blobs: BlobStore) -> bytes:
-    return blobs.get(raw.decode()) if is_blob else raw
+def _payload(id: bytes, field: str, raw: bytes, is_blob: bool, blobs: BlobStore) -> bytes:
+    return blobs.get(blob_named(id, field, raw)) if is_blob else raw
 
 
 def not_found(view: View, id: bytes) -> TaskNotFound:
@@ -132,8 +135,8 @@ def info(view: View, blobs: BlobStore, id: bytes) -> TaskInfo:
         retry_of=None if before is None else TaskId(before),
         retried_as=None if after is None else TaskId(after),
         worker=row[29],
-        error=_error(row[25]),
-        attempts=_attempts(tries),
+        error=_error(id, row[25]),
+        attempts=_attempts(id, tries),
     )
 
 
@@ -144,12 +147,14 @@ def _spec(raw: bytes | None) -> Spec:
         return _spec_decoder.decode(raw)
     except msgspec.ValidationError:  # shown as it stands there: whoever looks for what is wrong must see it
         return Spec(**msgspec.msgpack.decode(raw))
+    except msgspec.DecodeError as exc:
+        return Spec(metadata={"unreadable": str(exc)})
 
 
-def _input(raw: bytes, is_blob: bool, blobs: BlobStore) -> TaskInput:
+def _input(id: bytes, raw: bytes, is_blob: bool, blobs: BlobStore) -> TaskInput:
     """Return the input, or what is wrong with it: one that can't be read must not hide the task, nor its neighbours."""
     try:
-        return decode_input(_payload(raw, is_blob, blobs))
+        return decode_input(_payload(id, "input", raw, is_blob, blobs))
     except TaskError as exc:
         return Custom({"unreadable": str(exc)})
 
@@ -159,7 +164,7 @@ def _task(row: Any, parents: Sequence[TaskId], blobs: BlobStore) -> Task:
     return Task(
         id=TaskId(row[1]),
         task_type=TaskType(row[27]),
-        input=_input(row[22], bool(row[8] & BLOB_INPUT), blobs),
+        input=_input(row[1], row[22], bool(row[8] & BLOB_INPUT), blobs),
         priority=TaskPriority(row[9]),
         model_id=spec.model_id,
         deadline=when(row[18]),
@@ -180,15 +185,15 @@ def _task(row: Any, parents: Sequence[TaskId], blobs: BlobStore) -> Task:
     )
 
 
-def _attempts(rows: Sequence[Any]) -> tuple[Attempt, ...]:
+def _attempts(id: bytes, rows: Sequence[Any]) -> tuple[Attempt, ...]:
     found, retries = [], 0
     for row in rows:
-        found.append(_attempt(row, retries))
+        found.append(_attempt(id, row, retries))
         retries += row[1] == RETRY
     return tuple(found)
 
 
-def _attempt(row: Any, retry_count: int) -> Attempt:
+def _attempt(id: bytes, row: Any, retry_count: int) -> Attempt:
     return Attempt(
         number=row[0],
         outcome=OUTCOMES[row[1]],
@@ -203,7 +208,7 @@ def _attempt(row: Any, retry_count: int) -> Attempt:
         batch_size=row[9],
         retry_count=retry_count,
         lane=row[11],
-        error=_error(row[12]),
+        error=_error(id, row[12]),
     )
 
 
@@ -212,7 +217,10 @@ def _scaled(value: int | None, per_unit: float) -> float | None:
 
 
 def result(view: View, blobs: BlobStore, id: bytes) -> TaskResult | None:
-    """Return how a task ended, or None while it has not. Raises TaskNotFound."""
+    """Return how a task ended, or None while it has not.
+
+    Raises: TaskNotFound. StoreDamaged: its output can't be read.
+    """
     with view.snapshot():
         row = view.one("whole_task", id)
         if row is None:
@@ -223,12 +231,12 @@ def result(view: View, blobs: BlobStore, id: bytes) -> TaskResult | None:
         return None
     output = None
     if status is TaskStatus.COMPLETED:
-        output = decode_output(_payload(row[24], bool(row[8] & BLOB_OUTPUT), blobs))
+        output = stored_output(id, _payload(id, "output", row[24], bool(row[8] & BLOB_OUTPUT), blobs))
     return TaskResult(
         task_id=TaskId(id),
         status=status,
         output=output,
-        error=_error(row[25]),
+        error=_error(id, row[25]),
         metrics=_metrics(tries[-1] if tries else None, row[10], is_hit=bool(row[8] & SHARED)),
         timestamp=_when(row[20]),
     )
@@ -305,7 +313,7 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         attempt=row[6],
         worker=row[29],
         due=when(row[17]),
-        error=_error(row[25]),
+        error=_error(id, row[25]),
         retry_count=row[10],
         max_retries=row[11],
         cancel_asked=bool(row[8] & CANCEL_ASKED),
