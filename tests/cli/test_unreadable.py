@@ -105,6 +105,14 @@ def test_a_spec(call, spoil: Spoil) -> None:
     assert "unreadable" in shown.json["metadata"]
 
 
+def test_a_priority(call, spoil: Spoil) -> None:
+    """One that there is not is shown as the nearest, and named by the check."""
+    spoil("PRAGMA ignore_check_constraints = 1; UPDATE task SET priority = 77 WHERE status < 2")
+    assert {item["priority"] for item in call("ps", "--status", "pending", "--json").json} == {"critical"}
+    checked = call("doctor", "--check", "--json")
+    assert "invariant states" in {item["about"] for item in checked.json["findings"]}
+
+
 def test_a_handler(call, spoil: Spoil) -> None:
     """`doctor` goes on without it, `--check` names it, and a submit that needs it is refused."""
     spoil("UPDATE handler SET options = '{'")

@@ -170,6 +170,7 @@ SPOILT = [
     ("orphans", "progress", "UPDATE progress SET attempt = 9"),
     ("orphans", "progress", "UPDATE progress SET task = 999"),
     ("orphans", "pass on", "INSERT INTO cascade (task) VALUES ({ready})"),
+    ("ranks", "behind", "UPDATE task SET rank = 9000000000000000000 WHERE seq = {ready}"),
     ("tombstones", "had not ended", "UPDATE tombstone SET status = 1"),
     (
         "tombstones",
@@ -180,6 +181,7 @@ SPOILT = [
     ("payloads", "of its output", "DELETE FROM payload_blob WHERE task = {large}"),
     ("times", "not_before", "UPDATE task SET not_before_ms = ended_ms + 2000 WHERE seq = {plain}"),
     ("times", "deadline", "UPDATE task SET deadline_ms = ended_ms - 2000 WHERE seq = {plain}"),
+    ("times", "before it was submitted", "UPDATE task SET submitted_ms = ended_ms + 2000 WHERE seq = {plain}"),
     ("times", "timeout", "UPDATE task SET timeout_ms = 1 WHERE seq = {plain}"),
     ("vectors", "counts other", "UPDATE vector_collection SET records = 9"),
     ("vectors", "no collection", "UPDATE vector_record SET collection = 9 WHERE id = 'a'"),

@@ -230,7 +230,15 @@ FROM task JOIN attempt ON attempt.task = seq
 WHERE started_ms < not_before_ms - :slack_ms OR started_ms > deadline_ms + :slack_ms
 UNION ALL
 SELECT id, 'completed after its timeout', seq, number, duration_us, timeout_ms, NULL
-FROM task JOIN attempt ON attempt.task = seq WHERE outcome = 0 AND duration_us > timeout_ms * 1000;
+FROM task JOIN attempt ON attempt.task = seq WHERE outcome = 0 AND duration_us > timeout_ms * 1000
+UNION ALL
+SELECT id, 'ended before it was submitted', seq, attempt, ended_ms, submitted_ms, NULL
+FROM task WHERE ended_ms < submitted_ms - :slack_ms;
+
+-- name: ranks
+-- A task's place in the order is no later than it came, or than it may start: what is behind that might starve.
+SELECT id, 'stands behind where it can be' AS what, seq, rank, submitted_ms, not_before_ms FROM task
+WHERE status < 2 AND rank > submitted_ms AND rank > coalesce(not_before_ms, 0);
 
 -- name: groups
 -- A task of a group is marked so: limits count only those.

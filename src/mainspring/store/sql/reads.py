@@ -165,7 +165,7 @@ def _task(row: Any, parents: Sequence[TaskId], blobs: BlobStore) -> Task:
         id=TaskId(row[1]),
         task_type=TaskType(row[27]),
         input=_input(row[1], row[22], bool(row[8] & BLOB_INPUT), blobs),
-        priority=TaskPriority(row[9]),
+        priority=TaskPriority(min(max(row[9], TaskPriority.LOW), TaskPriority.CRITICAL)),  # one beyond hides no task
         model_id=spec.model_id,
         deadline=when(row[18]),
         retry_count=row[10],
