@@ -63,12 +63,37 @@ def test_looking_makes_no_store(call, tmp_path: Path, arguments: list[str]) -> N
     assert (answer.code, answer.out) == (4, "")
     assert answer.err == (
         f"mainspring: there is no store at {tmp_path}/typo.db; check --store and MAINSPRING_STORE "
-        "(a worker or a submit makes one)\n"
+        "(a worker or a submit of a built-in type makes one)\n"
     )
     (tmp_path / "empty.db").touch()
     assert call(*arguments, "--store", "empty.db").code == 4
     assert {path.name for path in tmp_path.iterdir()} == {"empty.db"}
     assert (tmp_path / "empty.db").stat().st_size == 0
+
+
+@pytest.mark.parametrize("arguments", [*LOOKS, ["submit", "text_processing", "--text", "x"]], ids=str)
+@pytest.mark.parametrize(("store", "why"), [("x" * 300, "too long"), ("mysql://x/y", "no address of a store")])
+def test_what_can_not_be_a_store(call, tmp_path: Path, arguments: list[str], store: str, why: str) -> None:
+    """A name that no file can have, or the address of another kind of server."""
+    answer = call(*arguments, "--store", store)
+    assert (answer.code, answer.out) == (2, "")
+    assert why in answer.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backup_has_names_of_its_own(call, tmp_path: Path) -> None:
+    """What is wrong with them is said of them."""
+    assert call("submit", "text_processing", "--text", "x", "--store", "work.db").code == 0
+    for words, code, says in (
+        (["backup", "x" * 300], 2, "target = "),
+        (["backup", "mysql://x/y"], 2, "target = "),
+        (["restore", "x" * 300], 2, "backup = "),
+        (["restore", "nowhere.db"], 4, f"there is no backup at {tmp_path}/nowhere.db; check the path"),
+    ):
+        answer = call(*words, "--store", "work.db")
+        assert answer.code == code
+        assert says in answer.err
+    assert {item.name for item in tmp_path.iterdir()} <= {"work.db", "work.db-live", "work.db-blobs"}
 
 
 MISTAKES = {

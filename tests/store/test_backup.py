@@ -103,6 +103,7 @@ def test_what_is_wrong_with_blobs(store: Path, tmp_path: Path) -> None:
     backup.copy_blobs(digests, blobs, tmp_path / "copy", quiet)
     faults = list(backup.blob_faults(digests, backup.blobs_beside(tmp_path / "copy"), blobs, quiet))
     assert [missing in faults[0], garbled in faults[1], len(faults)] == [True, True, 2]
+    assert f"{blobs.folder}:" in faults[0]  # not in the copy's folder, which never had it
 
 
 def test_a_damaged_blob_of_an_earlier_copy_is_replaced(store: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from mainspring.errors import (
     TaskError,
     TaskNotFound,
 )
-from mainspring.store.sqlite.connection import APPLICATION_ID, SCHEMA_VERSION, look, refuse_unfit
+from mainspring.store.sqlite.connection import APPLICATION_ID, SCHEMA_VERSION, look, refuse_unfit, refuse_unreachable
 
 pytestmark = pytest.mark.anyio
 
@@ -447,3 +447,11 @@ def test_several_processes_may_make_it_at_once(tmp_path: Path) -> None:
         [sys.executable, "-c", _RACE, str(tmp_path)], capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("length", [250, 300])
+def test_a_name_that_is_too_long(tmp_path: Path, length: int) -> None:
+    """Also for what stands beside the file; nothing is made."""
+    with pytest.raises(StoreUnavailable, match="name another file"):
+        refuse_unreachable(tmp_path / ("x" * length))
+    assert list(tmp_path.iterdir()) == []

@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from mainspring.cli.opening import existing, run
+from mainspring.cli.opening import existing, file_named, run
 from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath
 from mainspring.cli.screen import Screen, size
 from mainspring.cli.stages import Stages, stages
 from mainspring.config import is_server, without_password
 from mainspring.dispatch.parts import FILE_SCHEMA
 from mainspring.environment import SYSTEM
-from mainspring.errors import StoreDamaged, invalid
+from mainspring.errors import StoreDamaged, StoreUnavailable, invalid
 from mainspring.store.sqlite import backup as copying
 from mainspring.store.sqlite.connection import look
 from mainspring.store.sqlite.inspection import integrity, unfinished
@@ -41,7 +41,7 @@ def backup(
     """
     remedy = "copy its schema with pg_dump, which is one moment while workers go on, then its blobs"
     _refuse_servers(remedy, target=target, store=store)
-    screen, source, copy = Screen(as_json), existing(store), Path(target).resolve()
+    screen, source, copy = Screen(as_json), existing(store), file_named("target", target)
     if copy.exists() and copy.samefile(source):
         raise invalid("target", str(copy), "is the store itself", "name another file")
     copying.refuse_taken(copy, is_forced=force)
@@ -69,7 +69,9 @@ def restore(
     """
     remedy = "put back what pg_dump wrote with psql or pg_restore, and the blobs beside it"
     _refuse_servers(remedy, backup=backup, store=store)
-    screen, source, target = Screen(as_json), existing(backup), Path(store).resolve()
+    screen, source, target = Screen(as_json), file_named("backup", backup), file_named("store", store)
+    if not source.exists():
+        raise StoreUnavailable(f"there is no backup at {source}; check the path")
     if target.exists() and target.samefile(source):
         raise invalid("backup", backup, "is the store itself", "name another file")
     copying.refuse_taken(target, is_forced=force)

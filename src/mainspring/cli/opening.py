@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mainspring.config import is_server
-from mainspring.errors import StoreUnavailable, invalid
+from mainspring.errors import StoreReadOnly, StoreUnavailable, invalid
 
 if TYPE_CHECKING:
     from mainspring.cli.screen import Screen
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from mainspring.store.postgres.connection import Server
 
 T = TypeVar("T")
+_LONGEST = "-replaced-2-journal"
+"""Names of files beside a store's are not longer than this after its own."""
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -56,6 +58,25 @@ def existing(store: str) -> Path:
     return Path(store).resolve()
 
 
+def file_named(field: str, text: str) -> Path:
+    """Return the path of a file that may be there.
+
+    Raises: InvalidInput: there can't be one of that name. StoreReadOnly: it can't be reached.
+    """
+    scheme, has_scheme, _ = text.partition("://")
+    if has_scheme:
+        remedy = "name a file, or a server as postgresql://USER@HOST/DATABASE"
+        raise invalid(field, f"{scheme}://...", "is no address of a store", remedy)
+    path = Path(text).resolve()
+    try:
+        path.with_name(path.name + _LONGEST).exists()
+    except PermissionError as exc:
+        raise StoreReadOnly(f"{path} can't be reached ({exc}); check the rights of the folders above") from exc
+    except OSError as exc:
+        raise invalid(field, text, f"can't be the name of a store's file ({exc.strerror})", "name another") from exc
+    return path
+
+
 def server_of(name: str) -> Server:
     """Read the address of a server. Raises InvalidInput."""
     try:
@@ -71,16 +92,17 @@ def _missing(store: str, making: Screen | None) -> None:
     path = Path(store).absolute()
     if making is None:
         raise StoreUnavailable(
-            f"there is no store at {path}; check --store and MAINSPRING_STORE (a worker or a submit makes one)"
+            f"there is no store at {path}; check --store and MAINSPRING_STORE "
+            "(a worker or a submit of a built-in type makes one)"
         )
     making.note(f"makes a new store at {path}")
 
 
 def is_missing(store: str) -> bool:
-    """Whether opening this store would make it. Raises InvalidInput for ":memory:"."""
+    """Whether opening this store would make it. Raises InvalidInput for ":memory:", and what no file can be named."""
     if store == ":memory:":
         raise invalid("store", store, "is gone when this command ends", "name a file")
     if is_server(store):
         return False  # its tables are made by whoever comes first
-    path = Path(store)
+    path = file_named("store", store)
     return not path.exists() or (path.is_file() and path.stat().st_size == 0)

@@ -114,7 +114,7 @@ def blob_faults(
 ) -> Iterator[str]:
     """Yield what is wrong with copied blobs: those that are missing, and those whose content has another hash.
 
-    A damaged one, left by an earlier copy, is first replaced from the source.
+    A damaged one, left by an earlier copy, is first replaced from the source, which is named where it has none.
     """
     for n, digest in enumerate(digests, 1):
         try:
@@ -130,7 +130,7 @@ def blob_faults(
 def _is_whole(digest: str, blobs: LocalBlobStore) -> bool:
     try:
         blobs.get(digest)
-    except InternalError:
+    except (TaskNotFound, InternalError):
         return False
     return True
 

@@ -164,8 +164,11 @@ def refuse_unreachable(path: Path) -> None:
             raise StoreUnavailable(f"the folder {folder} does not exist; create it first")
         if path.is_dir():
             raise StoreForeign(f"{path} is a folder; name a file")
+        path.with_name(path.name + "-journal").exists()  # raises where there is no room in a name for what goes beside
     except PermissionError as exc:
         raise StoreReadOnly(f"{path} can't be reached ({exc}); check the rights of the folders above") from exc
+    except OSError as exc:  # a name that is too long, for one
+        raise StoreUnavailable(f"{path} can't be reached ({exc.strerror}); name another file") from exc
     if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise StoreReadOnly(f"{path} or its folder can't be written; check the rights")
 
