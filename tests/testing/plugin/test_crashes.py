@@ -181,6 +181,24 @@ def test_what_is_played_can_be_chosen(run: Run) -> None:
     assert "what the scenario asked to fail did not: fail_next(charge, ValueError)" in found
 
 
+def test_time_that_passes_is_no_step(run: Run) -> None:
+    """A delay of days costs the one step that claims what waited, like a short one."""
+    result = run(
+        SHOP,
+        """
+        def test_it(mainspring_crashes):
+            def steps(delay):
+                async def scenario(_):
+                    await (await engine.submit(mail_once, "x", delay=delay, idempotency_key="x")).result()
+
+                return mainspring_crashes(scenario, engine=engine, reset=mails.clear, max_steps=1).steps
+
+            assert steps("5d") == steps("5s") == steps("0s") + 1
+    """,
+    )
+    result.assert_outcomes(passed=1)
+
+
 def test_an_unsound_store_is_found(run: Run) -> None:
     """What `check_history` finds after a crash fails the test."""
     result = run(

@@ -17,7 +17,7 @@ def test_the_examples_pass(installed: None, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(**files)
     result = pytester.runpytest_inprocess(*ALONE, "-Werror")
     result.assert_outcomes(passed=sum(text.count("def test_") for text in files.values()))
-    assert re.search(r"test_an_order_survives: \d+ crashes at \d+ durable steps\n", said(result))
+    assert "test_an_order_survives: 12 crashes at 6 durable steps\n" in said(result)
 
 
 def test_the_message_is_the_one_that_is_shown(installed: None, pytester: pytest.Pytester) -> None:
@@ -31,9 +31,4 @@ def test_the_message_is_the_one_that_is_shown(installed: None, pytester: pytest.
     shown = re.findall(r"^E +(.*)$", page, re.MULTILINE)
     assert shown
     for line in shown:
-        assert without_numbers(line) in without_numbers(said(result))
-
-
-def without_numbers(text: str) -> str:
-    """How many commits there are, and which one shows it, is the store's own business."""
-    return re.sub(r"\d+|before|after", "N", text)
+        assert line in said(result)
