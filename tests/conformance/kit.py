@@ -18,6 +18,7 @@ import apsw
 import msgspec
 from tests import postgres
 
+from mainspring.blobs import keys, server_keys
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.config import StoreConfig
 from mainspring.environment import Environment
@@ -44,7 +45,7 @@ from mainspring.store.sql.operations import Operation
 from mainspring.store.sql.transaction import Applier, Transaction
 from mainspring.store.sqlite.statements import SCHEMA
 from mainspring.store.sqlite.store import SqliteStore
-from mainspring.tasks import ErrorInfo, TaskId, TaskStatus, Text, TextOutput
+from mainspring.tasks import BlobRef, ErrorInfo, TaskId, TaskStatus, Text, TextOutput
 from mainspring.tasks.codec import encode
 from mainspring.tasks.lifecycle import STATUS_OF, STORED_REASONS, State
 from mainspring.testing import Violation, check_history
@@ -368,7 +369,7 @@ class _SqlFactory:
 class SqliteFactory(_SqlFactory):
     """Stores on one file."""
 
-    appliers: dict[type, Applier] = {Note: _write_note}
+    appliers: dict[type, Applier] = {Note: _write_note, BlobRef: keys.apply_ref}
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "work.db"
@@ -378,11 +379,12 @@ class SqliteFactory(_SqlFactory):
         return SqliteStore(
             self.path,
             StoreConfig(ageing_s=AGEING_MS / 1000, **config),
-            blobs=lambda file: LocalBlobStore(file.with_name(file.name + "-blobs")),
+            blobs=lambda file: LocalBlobStore(file.with_name(file.name + "-blobs"), env=self.clock),
             env=self.clock,
             queue_size=queue_size,
-            extra_schema="CREATE TABLE IF NOT EXISTS note (text TEXT NOT NULL) STRICT;",
+            extra_schema="CREATE TABLE IF NOT EXISTS note (text TEXT NOT NULL) STRICT;" + keys.SCHEMA,
             appliers=self.appliers,
+            named_blobs=keys.named,
         )
 
     async def die(self, store: SqliteStore) -> None:
@@ -460,7 +462,7 @@ def _write_note_there(cursor: Session, note: Note, namespace: str, now_ms: int) 
 class PostgresFactory(_SqlFactory):
     """Stores in one schema of the tests' server."""
 
-    appliers: dict[type, Applier] = {Note: _write_note_there}
+    appliers: dict[type, Applier] = {Note: _write_note_there, BlobRef: server_keys.apply_ref}
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -472,11 +474,12 @@ class PostgresFactory(_SqlFactory):
             postgres.store_url(),
             StoreConfig(ageing_s=AGEING_MS / 1000, **config),
             schema=self.schema,
-            blobs=LocalBlobStore(self.folder / "blobs"),
+            blobs=LocalBlobStore(self.folder / "blobs", env=self.clock),
             env=self.clock,
             queue_size=queue_size,
-            extra_schema="CREATE TABLE note (n bigserial PRIMARY KEY, text text NOT NULL)",
+            extra_schema="CREATE TABLE note (n bigserial PRIMARY KEY, text text NOT NULL);" + server_keys.SCHEMA,
             appliers=self.appliers,
+            named_blobs=server_keys.named,
             pulse=StillPulse,
         )
 

@@ -231,3 +231,15 @@ async def test_threads_that_come_back_are_not_kept_twice() -> None:
                     await asyncio.sleep(0.01)
             counts.append(await (await engine.submit(fine)).result(LIMIT_S))
         assert counts[-1] <= counts[0]
+
+
+async def test_a_name_keeps_its_blob(place: str) -> None:
+    """What an engine gives a name is looked for there before a blob is collected, as long as it has the name."""
+    async with Engine(place) as engine:
+        parts = engine._parts
+        ref = await engine.store("text", "name")
+        blob = parts.blobs.put(b"nobody's").digest
+        unused = parts.store._caretaker._unused  # type: ignore[attr-defined]
+        assert await unused([ref.digest, blob]) == [blob]
+        await engine.delete("name")
+        assert await unused([ref.digest, blob]) == [ref.digest, blob]
