@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -175,6 +178,43 @@ def test_a_live_store_is_not_replaced(call, tmp_path: Path, worker: Worker) -> N
         assert answer.code == 4
         assert "is open in some process" in answer.err
     assert call("submit", "custom:resize", '{"width": 2}', "--wait").out.split() == ["{", '"area":', "6", "}"]
+
+
+def test_whoever_comes_while_a_restore_copies_keeps_his_store(call, store: Path, monkeypatch) -> None:
+    """Before the store gets its name it is looked again whether the name is taken."""
+    assert call("backup", "copy.db", "--store", "work.db").code == 0
+    copied = copying.copy_rows
+
+    def and_somebody_comes(*given: Any) -> None:
+        copied(*given)
+        with contextlib.closing(apsw.Connection("new.db")) as his:
+            his.execute("CREATE TABLE mine (x); INSERT INTO mine VALUES (7)").fetchall()
+
+    monkeypatch.setattr(copying, "copy_rows", and_somebody_comes)
+    answer = call("restore", "copy.db", "--store", "new.db")
+    assert answer.code == 2
+    assert "exists already" in answer.err
+    with contextlib.closing(apsw.Connection("new.db")) as his:
+        assert his.execute("SELECT x FROM mine").get == 7
+
+
+def test_a_backup_is_durable_when_it_is_told(call, store: Path, monkeypatch) -> None:
+    """The file is synced after the last byte was written into it, and its folder after it got its name."""
+    synced: dict[int, tuple[int, set[str]]] = {}  # by inode: when it was last changed, what it had in it
+    sync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        sync(descriptor)
+        found = os.fstat(descriptor)
+        synced[found.st_ino] = found.st_mtime_ns, set(os.listdir(descriptor) if stat.S_ISDIR(found.st_mode) else ())
+
+    monkeypatch.setattr(os, "fsync", noted)
+    for arguments in ((), ("--force", "--compact")):
+        synced.clear()
+        assert call("backup", "copy.db", "--store", "work.db", *arguments).code == 0
+        copy = Path("copy.db").stat()
+        assert synced[copy.st_ino][0] == copy.st_mtime_ns
+        assert "copy.db" in synced[Path().stat().st_ino][1]
 
 
 def test_a_second_backup_takes_the_place_of_the_first(call, store: Path) -> None:

@@ -671,6 +671,19 @@ async def test_retention_takes_only_what_is_old_and_over(factory: Factory, store
     assert (stats["completed"], stats["failed"]) == (1, 1)
 
 
+async def test_retention_keeps_only_so_many_completed(factory: Factory) -> None:
+    """Beyond `max_completed` the first ones go, however young; what has failed is not counted among them."""
+    async with opened(factory.make(max_completed=2)) as store:
+        port = Port(store)
+        await port.serve()
+        ids = await submit(store, *(new() for _ in range(5)))
+        for claim in await port.room(5):
+            await port.finish(claim, FAILED if claim.id == ids[1] else COMPLETED)
+        factory.clock.advance(3_600)
+        await factory.prune(store)
+        assert set(factory.states()) == {ids[1], *ids[-2:]}
+
+
 async def test_retention_keeps_what_the_living_need(factory: Factory, store: Any, port: Port) -> None:
     """Parents of unfinished tasks stay, and so does what they stand for; when those have ended, all goes."""
     (parent,) = await submit(store, new())
