@@ -117,10 +117,12 @@ def mainspring_crashes(request: pytest.FixtureRequest, tmp_path_factory: pytest.
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
     """Run a test that has an engine in virtual time, whatever would run its coroutine else."""
     stage = pyfuncitem.stash.get(_STAGE, None)
-    if stage is None:
-        return (yield)
     own = pyfuncitem.obj
     function = own if pyfuncitem.get_closest_marker("asyncio") is None else inspect.unwrap(own)
+    if _PLAYED in pyfuncitem.funcargs and inspect.iscoroutinefunction(function):
+        _refuse_loop(function)
+    if stage is None:
+        return (yield)
     if inspect.iscoroutinefunction(function):
         _refuse_trio(pyfuncitem)
         pyfuncitem.obj = _played(function, stage)
@@ -165,6 +167,14 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("mainspring crashes")
         for line in played:
             terminalreporter.line(line)
+
+
+def _refuse_loop(function: Callable[..., Any]) -> None:
+    """An async test has no use for crashes: whatever plugin would run it, or none, is told the same."""
+    from mainspring.testing.stage.crashes import NO_LOOP
+
+    if _PLAYED in inspect.signature(function).parameters:
+        pytest.fail(NO_LOOP, pytrace=False)
 
 
 def _refuse_trio(item: pytest.Function) -> None:

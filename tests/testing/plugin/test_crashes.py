@@ -199,6 +199,37 @@ def test_time_that_passes_is_no_step(run: Run) -> None:
     result.assert_outcomes(passed=1)
 
 
+def test_async_tests_are_told_to_be_plain(run: Run) -> None:
+    """Whoever would run it, and where nobody would; and whoever plays crashes within a loop of his own."""
+    result = run(
+        SHOP,
+        """
+        from mainspring.testing import Crashes
+
+        async def test_async(mainspring_crashes):
+            mainspring_crashes(lambda _: buy(7, mail_once), engine=engine)
+
+        async def test_beside_an_engine(mainspring_engine, mainspring_crashes):
+            mainspring_crashes(lambda _: buy(7, mail_once), engine=engine)
+
+        def test_a_loop_of_his_own(tmp_path):
+            async def play():
+                Crashes(tmp_path, str)(lambda _: buy(7, mail_once), engine=engine)
+
+            with pytest.raises(InvalidInput, match="in a plain def test"):
+                asyncio.run(play())
+
+        @pytest.mark.parametrize("most", [0, 1.5, True])
+        def test_no_number(mainspring_crashes, most):
+            with pytest.raises(InvalidInput, match="max_steps"):
+                mainspring_crashes(lambda _: buy(7, mail_once), engine=engine, max_steps=most)
+    """,
+    )
+    result.assert_outcomes(passed=4, failed=2)
+    told = "crashes are played on event loops of their own; call mainspring_crashes in a plain def test"
+    assert said(result).count(f"\n{told}\n") == 2
+
+
 def test_an_unsound_store_is_found(run: Run) -> None:
     """What `check_history` finds after a crash fails the test."""
     result = run(

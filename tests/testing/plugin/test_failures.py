@@ -73,7 +73,10 @@ def test_attempts_fail_as_asked(run: Run) -> None:
                 engine.sync.text("some text")
 
         def test_nonsense(engine):
-            for handler, error, times in (("nobody", ValueError, 1), (quick, "down", 1), (quick, ValueError, 0)):
+            wrong = [("nobody", ValueError, 1), (quick, "down", 1), (quick, int, 1)]
+            wrong += [(quick, error, 1) for error in (KeyboardInterrupt, KeyboardInterrupt(), SystemExit(1))]
+            wrong += [(quick, ValueError, times) for times in (0, 1.5, True, "2")]
+            for handler, error, times in wrong:
                 with pytest.raises((InvalidInput, UnsupportedTaskType)):
                     engine.fail_next(handler, error, times)
     """,

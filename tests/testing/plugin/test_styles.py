@@ -213,6 +213,6 @@ def test_what_can_not_work_says_so(run: Run) -> None:
     text = said(result)
     assert "InvalidInput: engine.sync would block the test's event loop; await the engine's own methods" in text
     assert "InvalidInput: call mainspring_engine_for in a fixture, or in a plain test" in text
-    assert "InvalidInput: crashes are played on event loops of their own; call it in a plain def test" in text
+    assert "crashes are played on event loops of their own; call mainspring_crashes in a plain def test" in text
     assert "InvalidInput: this engine is in virtual time, and another event loop asks for it; let the test be" in text
     assert text.count("NoOutside: there is no network and no child process in virtual time") == 2

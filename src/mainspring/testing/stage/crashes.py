@@ -28,6 +28,7 @@ from mainspring.testing.stage.stage import Stage
 Moment: TypeAlias = Literal["before", "after"]
 Scenario: TypeAlias = Callable[[SimulatedEngine], Awaitable[object]]
 logger = logging.getLogger("mainspring")
+NO_LOOP = "crashes are played on event loops of their own; call mainspring_crashes in a plain def test"
 _POINT = re.compile(r"(\d+)-(before|after)")
 
 
@@ -95,7 +96,7 @@ class Crashes:
         """
         __tracebackhide__ = True
         _refuse_running_loop()
-        if max_steps < 1:
+        if type(max_steps) is not int or max_steps < 1:
             raise invalid("max_steps", max_steps, "is no number of steps", "use 1 or more")
 
         def play(point: Point | None) -> int:
@@ -217,7 +218,7 @@ def _refuse_running_loop() -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
-    raise InvalidInput("crashes are played on event loops of their own; call it in a plain def test")
+    raise InvalidInput(NO_LOOP)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from mainspring.store.base import Line, NewTask
 from mainspring.tasks import Task, TaskStatus
 from mainspring.testing.simulator.run import empty_store
 from mainspring.testing.simulator.world import Roomy, let_go
-from mainspring.testing.stage.lanes import Plan, Plans, play_lanes, type_of
+from mainspring.testing.stage.lanes import Crash, Plan, Plans, play_lanes, type_of
 from mainspring.testing.stage.process import StageProcess
 from mainspring.testing.stage.stage import Stage
 
@@ -195,7 +195,7 @@ class SimulatedEngine(Roomy):
         """Let so much virtual time pass, with all that happens in it: seconds, or text such as "1h"."""
         await asyncio.sleep(seconds(duration, "duration"))
 
-    def fail_next(self, handler: Any, error: BaseException | type[BaseException], times: int = 1) -> None:
+    def fail_next(self, handler: Any, error: Exception | Crash | type[Exception | Crash], times: int = 1) -> None:
         """Let the next attempts of a handler fail with this error, before the handler is called.
 
         `handler` is a decorated function, its name, or the name of a built-in type; `error` whatever a handler may

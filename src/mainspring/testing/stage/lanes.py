@@ -33,7 +33,7 @@ class Plan(msgspec.Struct):
     """So many of the next attempts of a type fail like this."""
 
     task_type: str
-    error: BaseException | type[BaseException]
+    error: Exception | Crash | type[Exception | Crash]
     left: int
 
     def __str__(self) -> str:
@@ -48,16 +48,14 @@ class Plans:
         self._plans: dict[str, deque[Plan]] = {}
 
     def add(self, plan: Plan) -> None:
-        is_error = isinstance(plan.error, BaseException) or (
-            isinstance(plan.error, type) and issubclass(plan.error, BaseException)
-        )
-        if not is_error:
+        kind = plan.error if isinstance(plan.error, type) else type(plan.error)
+        if not issubclass(kind, Exception | Crash):  # what else there is stops the process, and is no handler's
             raise invalid("error", plan.error, "is no exception", "give one, such as ConnectionError('down') or Crash")
-        if plan.left < 1:
+        if type(plan.left) is not int or plan.left < 1:
             raise invalid("times", plan.left, "is no number of attempts", "use 1 or more")
         self._plans.setdefault(plan.task_type, deque()).append(plan)
 
-    def take(self, task_type: str) -> BaseException | None:
+    def take(self, task_type: str) -> Exception | Crash | None:
         """Return how this attempt fails, if it does."""
         plans = self._plans.get(task_type)
         if not plans:
