@@ -34,6 +34,21 @@ def fit(xs: Sequence[float], ys: Sequence[float]) -> Fit:
     return Fit(line.slope, error * math.sqrt(_inflation(rest)), line.intercept)
 
 
+def fit_apart(xs: Sequence[float], ys: Sequence[float], others: Sequence[float]) -> Fit:
+    """Fit a line through what is left of both when it is taken out how each goes along with something else.
+
+    What hardly changes explains nothing.
+    """
+    if len(xs) < 3 or statistics.pstdev(others) < 0.05 * statistics.fmean(others):
+        return fit(xs, ys)
+    return fit(_without(others, xs), _without(others, ys))
+
+
+def _without(others: Sequence[float], ys: Sequence[float]) -> list[float]:
+    line, mean = statistics.linear_regression(others, ys), statistics.fmean(others)
+    return [y - line.slope * (other - mean) for other, y in zip(others, ys, strict=True)]
+
+
 def _inflation(rest: Sequence[float]) -> float:
     """How many samples count as one, by what each has in common with the one before."""
     power = sum(r * r for r in rest)

@@ -13,7 +13,7 @@ _PANELS = (
     ("descriptors", "descriptors", 1),
     ("threads", "threads", 1),
     ("tasks", "asyncio tasks", 1),
-    ("file", "file, MiB", MIB),
+    ("file", "file in use, MiB", MIB),
     ("log", "log, MiB", MIB),
 )
 

@@ -11,10 +11,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import apsw
 import msgspec
 import psutil
 
+from mainspring import Engine
 from proof.soak.load import Load, engine_on
 
 PERIOD_S = 0.5
@@ -30,7 +33,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     descriptors: int
     threads: int
     tasks: int  # of asyncio
-    file: int  # bytes of the store
+    cpu: float  # seconds that this process has worked so far
+    file: int  # bytes of the store that are in use
     log: int  # bytes of its write-ahead log
     latencies: list[float]  # since the last sample
 
@@ -38,8 +42,9 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 class Watcher:
     """Samples this process until it ends."""
 
-    def __init__(self, store: Path, samples: Path) -> None:
-        self._store = store
+    def __init__(self, engine: Engine, samples: Path) -> None:
+        self._store = engine.path
+        self._rows: Any = engine.manager.store
         self._out = samples.open("wb", buffering=0)
         self._process = psutil.Process()
         self._began = time.monotonic()
@@ -49,9 +54,10 @@ class Watcher:
     async def run(self) -> None:
         while True:
             await asyncio.sleep(PERIOD_S)
-            self._out.write(msgspec.json.encode(self._sample()) + b"\n")
+            in_use = await self._rows.read(_in_use)
+            self._out.write(msgspec.json.encode(self._sample(in_use)) + b"\n")
 
-    def _sample(self) -> Sample:
+    def _sample(self, in_use: int) -> Sample:
         latencies: list[float] = []
         if self.load is not None:
             latencies, self.load.latencies = self.load.latencies, []
@@ -63,10 +69,17 @@ class Watcher:
             descriptors=self._process.num_fds(),
             threads=self._process.num_threads(),
             tasks=len(asyncio.all_tasks()),
-            file=_size(self._store),
+            cpu=time.process_time(),
+            file=in_use,
             log=_size(self._store.with_name(self._store.name + "-wal")),
             latencies=latencies,
         )
+
+
+def _in_use(rows: apsw.Connection) -> int:
+    """What is free inside the file stays from the busiest moment on, and would hide what is kept for ever."""
+    pages, free, size = (int(rows.pragma(name)) for name in ("page_count", "freelist_count", "page_size"))
+    return (pages - free) * size
 
 
 def _size(path: Path) -> int:
@@ -75,7 +88,7 @@ def _size(path: Path) -> int:
 
 async def main(store: Path, role: str, seconds: float, samples: Path, leak: int, seed: int) -> None:
     async with engine_on(store, worker=role != "submits", leak=leak) as engine:
-        watcher = Watcher(store, samples)
+        watcher = Watcher(engine, samples)
         watching = asyncio.create_task(watcher.run())
         asked = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.set)

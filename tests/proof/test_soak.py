@@ -39,8 +39,9 @@ def test_a_leaking_handler_is_seen(tmp_path: Path) -> None:
     ]
 
 
-def samples(**rises: float) -> list[Sample]:
-    """Half an hour of a process: steady but for chance, and what rises within it."""
+def samples(idle: tuple[float, float] = (1.0, 1.0), **rises: float) -> list[Sample]:
+    """Half an hour of a process: steady but for chance, and what rises within it. `idle`: how much of the machine it
+    gets in the first half and in the second."""
     chance = random.Random(1)
     n = 3600
     plain = {
@@ -51,15 +52,21 @@ def samples(**rises: float) -> list[Sample]:
         "file": 5.0 * MIB,
         "log": 4.0 * MIB,
     }
-    found = []
+    found, done, cpu = [], 0.0, 0.0
     for at in range(n + 10):
         share = min(at, n) / n
         values = {
             name: int(value + rises.get(name, 0.0) * share + value * chance.uniform(-0.02, 0.02))
             for name, value in plain.items()
         }
-        latency = 0.01 * (1 + rises.get("latency", 0.0) * share) * chance.uniform(0.5, 1.5)
-        found.append(Sample(at=at / 2, done=500 * at, loaded=at <= n, latencies=[latency] if at <= n else [], **values))
+        speed = idle[at > n * 0.65]
+        done += 500 * speed
+        cpu += 0.4 * speed * (1 + rises.get("cpu", 0.0) * share)
+        values["file"] = int(values["file"] * (0.5 + 0.5 * speed))
+        latency = 0.01 / speed * (1 + rises.get("latency", 0.0) * share) * chance.uniform(0.5, 1.5)
+        found.append(
+            Sample(at=at / 2, done=int(done), cpu=cpu, loaded=at <= n, latencies=[latency] if at <= n else [], **values)
+        )
     return found
 
 
@@ -73,6 +80,8 @@ def missed(seen: list[Sample]) -> set[str]:
 def test_what_is_steady_is_not_accused() -> None:
     """Chance, and memory that only warmed up, are no rise."""
     assert missed(samples()) == set()
+    for idle in ((1.0, 0.4), (0.4, 1.0)):
+        assert missed(samples(idle)) == set(), "the machine had other work in one half"
     warming = [replace(s, rss=s.rss - int(30 * MIB * max(0.0, 1 - s.at / 400))) for s in samples()]
     assert missed(warming) == set()
 
@@ -84,14 +93,17 @@ def test_what_is_steady_is_not_accused() -> None:
         ("descriptors", 12.0, "descriptors, gained while it ran"),
         ("threads", 6.0, "threads, gained while it ran"),
         ("tasks", 20.0, "tasks, gained while it ran"),
-        ("file", 3.0 * MIB, "file, last quarter in the first"),
+        ("file", 3.0 * MIB, "file in use, gained while it ran, at least"),
         ("log", 200.0 * MIB, "log, MiB at most"),
-        ("latency", 3.0, "urgent task, p99 of the last quarter in the first"),
+        ("latency", 3.0, "urgent task, operations meanwhile, p99 of the last quarter in the first"),
+        ("cpu", 3.0, "CPU an operation, last quarter in the first"),
     ],
 )
 def test_what_rises_is_named(name: str, rise: float, accused: str) -> None:
-    """Each quantity by itself: a leak of 3 MiB a 100,000 operations, a descriptor every two minutes ..."""
-    assert accused in missed(samples(**{name: rise}))
+    """Each quantity by itself: a leak of 3 MiB a 100,000 operations, a descriptor every two minutes ...; on a machine
+    with steady other work, and with less or more of it."""
+    for idle in ((1.0, 1.0), (1.0, 0.4), (0.4, 1.0)) if name in ("file", "latency", "cpu") else ((1.0, 1.0),):
+        assert accused in missed(samples(idle, **{name: rise}))
 
 
 def test_what_stays_after_the_load_is_named() -> None:
