@@ -81,6 +81,23 @@ async def test_a_rate_may_be_declared() -> None:
         assert "Model gate: 2 tasks an hour are used up" in await handles[2].explain()
 
 
+async def test_a_cost_may_be_declared(caplog: pytest.LogCaptureFixture) -> None:
+    """What tasks say that they cost is counted; equal declarations leave the limit as it is."""
+    caplog.set_level(logging.WARNING, "mainspring.dispatch")
+    gate = Gate()
+    gate.open.set()
+    engine = engine_on()
+    engine.models.register("gate", gate, cost_rate="1000/h")
+    async with engine:
+        (first,) = await ask(engine, 1, cost=800)
+        assert await value(first) == "0"
+        (second,) = await ask(engine, 1, cost=300)
+        assert "Model gate: of 1,000 cost an hour 200" in await second.explain()
+        engine.models.register("other", gate, cost_rate="1000/h")
+        await until(lambda: not engine.manager._model_limits.is_due)
+        assert caplog.messages == []
+
+
 async def test_a_group_of_their_own_stands_for_the_models() -> None:
     """Tasks that name a group have its limits, and are not counted for the model."""
     gate = Gate()
@@ -116,8 +133,8 @@ async def test_the_last_worker_wins(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert await start(rate="60/m") == [GroupLimit(group="model:gate", rate="60/m", left=60)]
     (said,) = caplog.messages
     assert "model gate" in said
-    assert "(concurrency None, rate 60/m) take the place" in said
-    assert "(concurrency 2, rate None)" in said
+    assert "(concurrency None, rate 60/m, cost_rate None) take the place" in said
+    assert "(concurrency 2, rate None, cost_rate None)" in said
 
 
 async def test_who_only_submits_stores_nothing(tmp_path: Path) -> None:

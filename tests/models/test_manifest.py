@@ -20,10 +20,10 @@ def declare(graph_file: Path, text: str) -> ModelManager:
 
 def test_limits_are_read_from_the_folder(graph_file: Path) -> None:
     """They are known without loading the model, and shown with it."""
-    manager = declare(graph_file, '{"limits": {"concurrency": 2, "rate": "60/m"}}')
-    assert manager.limits() == {"linear": Limits(concurrency=2, rate="60/m")}
+    manager = declare(graph_file, '{"limits": {"concurrency": 2, "rate": "60/m", "cost_rate": "9000/m"}}')
+    assert manager.limits() == {"linear": Limits(concurrency=2, rate="60/m", cost_rate="9000/m")}
     info = manager.describe("linear")
-    assert (info.concurrency, info.rate, info.loaded) == (2, "60/m", False)
+    assert (info.concurrency, info.rate, info.cost_rate, info.loaded) == (2, "60/m", "9000/m", False)
 
 
 @pytest.mark.parametrize("text", ["{}", '{"limits": {}}'])
@@ -43,6 +43,7 @@ def test_a_manifest_may_say_nothing(graph_file: Path, text: str) -> None:
         ('{"limits": {"concurrency": "two"}}', "manifest", "Expected `int"),
         ('{"limits": {"concurrency": 0}}', "limits.concurrency", "= 0: is no number of tasks; use 1 or more"),
         ('{"limits": {"rate": "fast"}}', "limits.rate", "= 'fast': is no rate; use text such as"),
+        ('{"limits": {"cost_rate": "0/m"}}', "limits.cost_rate", "= '0/m': is out of range; use at least one"),
     ],
 )
 def test_a_mistake_makes_the_model_unusable(graph_file: Path, text: str, field: str, said: str) -> None:

@@ -64,6 +64,7 @@ def _show_models(found: list[ModelInfo], config: ModelConfig, screen: Screen) ->
                     "memory_bytes": info.memory_bytes,
                     "concurrency": info.concurrency,
                     "rate": info.rate,
+                    "cost_rate": info.cost_rate,
                     "on_this_machine": here[info.model_id],
                 }
                 for info in found
@@ -86,7 +87,8 @@ def _show_models(found: list[ModelInfo], config: ModelConfig, screen: Screen) ->
 
 def _limits(info: ModelInfo) -> str:
     at_once = None if info.concurrency is None else f"{info.concurrency:,} at once"
-    return ", ".join(part for part in (at_once, info.rate) if part)
+    cost = None if info.cost_rate is None else f"cost {info.cost_rate}"
+    return ", ".join(part for part in (at_once, info.rate, cost) if part)
 
 
 def _is_here(info: ModelInfo, config: ModelConfig) -> bool:

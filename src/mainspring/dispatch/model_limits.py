@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import msgspec
+
 from mainspring.models.manager import ModelManager
 from mainspring.models.manifest import Limits
 from mainspring.store.base import Store
@@ -41,16 +43,27 @@ class ModelLimits:
                 await self._set(model_id, limits, stored.get(group_of_model(model_id)))
         self._seen = revision
 
-    async def _set(self, model_id: str, limits: Limits, old: GroupLimit | None) -> None:
-        rate = limits.parsed_rate
-        shown = None if rate is None else str(rate)
-        before = (None, None) if old is None else (old.concurrency, old.rate)
-        if before == (limits.concurrency, shown):
+    async def _set(self, model_id: str, declared: Limits, old: GroupLimit | None) -> None:
+        rate, cost_rate = declared.parsed_rate, declared.parsed_cost_rate
+        wanted = Limits(
+            concurrency=declared.concurrency,
+            rate=None if rate is None else str(rate),
+            cost_rate=None if cost_rate is None else str(cost_rate),
+        )
+        set_before = (
+            Limits() if old is None else Limits(concurrency=old.concurrency, rate=old.rate, cost_rate=old.cost_rate)
+        )
+        if set_before == wanted:
             return
-        if before != (None, None):
+        if set_before:
             logger.warning(
-                "model %s: the limits in its manifest here (concurrency %s, rate %s) take the place of those that were "
-                "set (concurrency %s, rate %s)",
-                model_id, limits.concurrency, shown, *before,
+                "model %s: the limits in its manifest here (%s) take the place of those that were set (%s)",
+                model_id, _shown(wanted), _shown(set_before),
             )  # fmt: skip
-        await self._store.limit(group_of_model(model_id), namespace="", concurrency=limits.concurrency, rate=rate)
+        await self._store.limit(
+            group_of_model(model_id), namespace="", concurrency=wanted.concurrency, rate=rate, cost_rate=cost_rate
+        )
+
+
+def _shown(limits: Limits) -> str:
+    return ", ".join(f"{name} {value}" for name, value in msgspec.structs.asdict(limits).items())

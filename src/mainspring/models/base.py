@@ -23,6 +23,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     pinned: bool = False
     concurrency: int | None = None  # of its tasks, as it declares; what holds is `engine.limits()`
     rate: str | None = None  # the same
+    cost_rate: str | None = None  # the same
 
 
 class Model(Protocol):

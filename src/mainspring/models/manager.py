@@ -94,6 +94,7 @@ class ModelManager:
         memory_bytes: int | None = None,
         concurrency: int | None = None,
         rate: str | None = None,
+        cost_rate: str | None = None,
     ) -> ModelInfo:
         """Make a model known; nothing is loaded.
 
@@ -101,14 +102,15 @@ class ModelManager:
         `infer(inputs)` or `embed(texts)`, or a function without parameters that makes one. `memory_bytes` is what such
         an object takes, so that the budget knows.
 
-        `concurrency` and `rate` limit the model's tasks in all processes on the store, as `Engine.limit` does for a
-        group: how many may be claimed or run at once, and how many attempts may begin in a time ("60/m"). Where one
-        is given they stand for what the manifest in a folder declares. Workers store them; see `docs/models.md`.
+        `concurrency`, `rate` and `cost_rate` limit the model's tasks in all processes on the store, as `Engine.limit`
+        does for a group: how many may be claimed or run at once, how many attempts may begin in a time ("60/m"), and
+        what these may cost ("90000/m"). Where one is given they stand for what the manifest in a folder declares.
+        Workers store them; see `docs/models.md`.
 
         Raises: InvalidInput: the source can't be a model, its limits are none, or the id is taken by a model in use.
         """
         _check_id(model_id)
-        limits = checked(Limits(concurrency=concurrency, rate=rate)) or None
+        limits = checked(Limits(concurrency=concurrency, rate=rate, cost_rate=cost_rate)) or None
         slot = _Slot(model_id, source_of(model_id, source, self.config, memory_bytes), limits)
         with self._lock:
             old = self._slots.get(model_id)
@@ -350,7 +352,7 @@ class ModelManager:
             loaded, pinned, memory = slot.model is not None, slot.pinned, slot.memory_bytes
         return ModelInfo(
             slot.model_id, source.kind, source.digest(), memory or source.memory_bytes(), loaded, pinned,
-            slot.limits.concurrency, slot.limits.rate,
+            slot.limits.concurrency, slot.limits.rate, slot.limits.cost_rate,
         )  # fmt: skip
 
     def _enter(self, model_id: str) -> _Slot:

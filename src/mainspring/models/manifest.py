@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from mainspring.errors import InvalidInput, invalid
-from mainspring.tasks import Rate
+from mainspring.tasks import CostRate, Rate
 from mainspring.tasks.limits import check_concurrency
 
 MANIFEST = "mainspring.json"
@@ -19,13 +19,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     concurrency: int | None = None  # claimed or running at once; None: any number
     rate: str | None = None  # attempts that may begin in a time, as "60/m"; None: any number
+    cost_rate: str | None = None  # what those that begin may cost in a time, as "90000/m"; None: any amount
 
     @property
     def parsed_rate(self) -> Rate | None:
         return None if self.rate is None else Rate.parse(self.rate, "rate")
 
+    @property
+    def parsed_cost_rate(self) -> CostRate | None:
+        return None if self.cost_rate is None else CostRate.parse(self.cost_rate, "cost_rate")
+
     def __bool__(self) -> bool:
-        return self.concurrency is not None or self.rate is not None
+        return self != Limits()
 
 
 class _Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,6 +42,8 @@ def checked(limits: Limits, where: str = "") -> Limits:
     check_concurrency(limits.concurrency, f"{where}concurrency")
     if limits.rate is not None:
         Rate.parse(limits.rate, f"{where}rate")
+    if limits.cost_rate is not None:
+        CostRate.parse(limits.cost_rate, f"{where}cost_rate")
     return limits
 
 
