@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 import msgspec
 import numpy as np
-from tests.conformance.kit import AGEING_MS, NOBODY, OTHER, OUTPUT, WORK, Clock, Note, Port, SqliteFactory, new
+from tests.conformance.kit import AGEING_MS, NOBODY, OTHER, WORK, Clock, Note, Port, SqliteFactory, new
 
 from mainspring.blobs import keys
 from mainspring.blobs.local import LocalBlobStore
@@ -24,8 +24,8 @@ from mainspring.store.base import COMPLETED, CRASHED, FAILED, RELEASED, RETRY, T
 from mainspring.store.sql import upkeep
 from mainspring.store.sql.transaction import Transaction
 from mainspring.store.sqlite.store import SqliteStore
-from mainspring.tasks import BlobRef, VectorRecord, VectorUpsert
-from mainspring.tasks.codec import decode_input
+from mainspring.tasks import BlobRef, TextOutput, VectorRecord, VectorUpsert
+from mainspring.tasks.codec import decode_input, encode
 from mainspring.tasks.lifecycle import CANCELLED
 from mainspring.vectors import appliers
 
@@ -33,6 +33,7 @@ PATIENCE_S = 20.0
 """An answer that takes longer will never come."""
 KEEP_S = 3600.0
 DIGEST = "d" * 64
+_LARGE = encode(TextOutput("done" * 100))[0]
 
 
 class Trying(msgspec.Struct, frozen=True, tag=True):
@@ -200,7 +201,7 @@ class World(Port):
         elif claim.class_key[1] == OTHER:
             self.end(claim, effects=effects(claim.id, text), children=(self.child(claim),), blobs=(DIGEST,))
         else:
-            self.end(claim, output=OUTPUT + bytes(400))
+            self.end(claim, output=_LARGE)
 
     def child(self, claim: Claimed) -> NewTask:
         return new("ok", id=child_of(claim.id))
