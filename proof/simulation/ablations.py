@@ -230,11 +230,6 @@ SAFEGUARDS: Final = (
         (Edit(limits, "_emptied", "if from_empty_us < full_us:", "if False:"),),
     ),
     Safeguard(
-        "changed limits",
-        "a change of limits is heard by all processes",
-        (Edit(claims, "read_limits", "if newest is not None and", "if not tx.memory.limits.seen and newest and"),),
-    ),
-    Safeguard(
         "turns of shares",
         "shares take turns by weight",
         (

@@ -57,9 +57,9 @@ class Accuser(Protocol):
 
 
 class Rations:
-    def __init__(self, witness: Accuser, *, knows_turns: bool) -> None:
+    def __init__(self, witness: Accuser, *, sees_all: bool) -> None:
         self._witness = witness
-        self._knows_turns = knows_turns  # else a claim may have been taken back with its commit, and its turn not
+        self._sees_all = sees_all  # else commits fail: nobody sees what those in doubt claim, and turns stay taken
         self._changes: dict[int, int] = {}  # by rule: the newest that was seen
         self._took: dict[int, list[Took]] = {}  # by rule
         self._turns: dict[tuple[Any, str], _Turns] = {}  # by process and lane
@@ -108,7 +108,7 @@ class Rations:
             if rule.rate is not None:
                 self._spend(rule, mine, tx)
         self._changes = {rule.id: rule.changed for rule in self.rules}
-        if self._weights and self._knows_turns:
+        if self._weights and self._sees_all:
             self._judge_turns(process, claims, tx, waiting)
 
     def _held(self, rule: Rule) -> int:
@@ -127,6 +127,8 @@ class Rations:
     def judge_rates(self, begun: AbstractSet[tuple[str, int]]) -> None:
         """In no stretch of time have more begun than the bucket held and got meanwhile, and was given back to it: one
         for each claim that never began. What was claimed by a slower rate leaves a new bucket empty, and no more."""
+        if not self._sees_all:
+            return
         for rule_id, all_took in self._took.items():
             last = {took.attempt: n for n, took in enumerate(all_took)}
             at_us = lag_us = given_back = 0
@@ -164,10 +166,6 @@ class Rations:
             turns = self._turns.setdefault((process, name), _Turns())
             for share, figures in turns.took(by_share, waits[name], self._weights):
                 self._witness.accuse("turns", None, f"share {share} waits for more than its turn", **figures)
-
-    def forget(self, process: Any) -> None:
-        for key in [key for key in self._turns if key[0] is process]:
-            del self._turns[key]
 
 
 def _limits(rule: Rule) -> bool:
