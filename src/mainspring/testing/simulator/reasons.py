@@ -23,7 +23,8 @@ SIGNS: Final = {
     "same_work": "qual work|the same work",
     "paused": "Its kind is paused",
     "no_worker": "No living worker serves",
-    "limit": r"^Group .*(is at its limit: \d+/\d+ run;|are used up; the next starts in [\d.]+ s;)",
+    "limit": r"^Group .*(is at its limit: \d+/\d+ run;"
+    r"|(are used up|are left and the next one needs [\d,.]+); the next starts in [\d,.]+ s;)",
     "ready": "It is ready and",
 }
 """By what a sentence is known to name a cause."""
