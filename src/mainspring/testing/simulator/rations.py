@@ -57,9 +57,10 @@ class Accuser(Protocol):
 
 
 class Rations:
-    def __init__(self, witness: Accuser, *, sees_all: bool) -> None:
+    def __init__(self, witness: Accuser, *, sees_all: bool, has_one_clock: bool) -> None:
         self._witness = witness
         self._sees_all = sees_all  # else commits fail: nobody sees what those in doubt claim, and turns stay taken
+        self._has_one_clock = has_one_clock  # else buckets fill by another one after a restart
         self._changes: dict[int, int] = {}  # by rule: the newest that was seen
         self._took: dict[int, list[Took]] = {}  # by rule
         self._turns: dict[tuple[Any, str], _Turns] = {}  # by process and lane
@@ -127,7 +128,7 @@ class Rations:
     def judge_rates(self, begun: AbstractSet[tuple[str, int]]) -> None:
         """In no stretch of time have more begun than the bucket held and got meanwhile, and was given back to it: one
         for each claim that never began. What was claimed by a slower rate leaves a new bucket empty, and no more."""
-        if not self._sees_all:
+        if not (self._sees_all and self._has_one_clock):
             return
         for rule_id, all_took in self._took.items():
             last = {took.attempt: n for n, took in enumerate(all_took)}

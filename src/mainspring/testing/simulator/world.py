@@ -221,7 +221,11 @@ class World:
         self.machine = Machine(loop, Random(f"{seed}:machine"))
         self.witness = Witness(self.clocks, has_one_code=not shape.rolls_out)
         if shape.has_groups or shape.change_every_s:
-            self.witness.rations = Rations(self.witness, sees_all=not {"disk", "outage"} & {*shape.faults})
+            self.witness.rations = Rations(
+                self.witness,
+                sees_all=not {"disk", "outage"} & {*shape.faults},
+                has_one_clock="clock" not in shape.faults,
+            )
         self.notes: list[tuple[float, str, str, dict[str, Any]]] = []
         self.is_troubled = True  # faults may strike
         self.nodes: list[Node | None] = [None] * shape.processes
