@@ -16,6 +16,7 @@ import pytest
 from tests.conformance.kit import Port, SqliteFactory, new, opened, submit
 
 from mainspring.config import MIB, StoreConfig
+from mainspring.store.sql.upkeep import STEP
 from mainspring.store.sqlite import space
 from mainspring.store.sqlite.connection import open_writer
 from mainspring.store.sqlite.log import Log
@@ -194,6 +195,17 @@ async def test_old_records_go(tmp_path: Path) -> None:
         await factory.prune(store)
         counts = "SELECT (SELECT count(*) FROM audit), (SELECT count(*) FROM worker WHERE ended_ms IS NOT NULL)"
         assert await store.read(lambda rows: rows.execute(counts).fetchall()) == [(1, 0)]
+
+
+async def test_as_many_notes_go_as_are_made(tmp_path: Path) -> None:
+    """A note for every task that was cancelled, more of them than one step of retention takes away."""
+    factory = SqliteFactory(tmp_path)
+    async with opened(factory.make(keep_failed_s=DAY_S, keep_tombstones_s=DAY_S)) as store:
+        waiting = await submit(store, *(new(not_before_ms=store.now_ms() + 10**6) for _ in range(2 * STEP)))
+        await asyncio.gather(*map(store.cancel, waiting))
+        factory.clock.advance(2 * DAY_S)
+        await factory.prune(store)
+        assert await store.read(lambda rows: rows.execute("SELECT count(*) FROM audit").fetchall()) == [(0,)]
 
 
 def test_new_files_can_give_back(tmp_path: Path) -> None:

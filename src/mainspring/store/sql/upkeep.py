@@ -162,8 +162,8 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
         _remove(tx, [row for row in old if row[0] in free])
     forgotten_ms = int(tx.now_ms - config.keep_tombstones_s * 1000)
     tx.run("drop_tombstones", forgotten_ms, STEP)  # as many as a step can make
+    tx.run("drop_audit", STEP, forgotten_ms)  # likewise: each task may have been cancelled
     if after == 0:
-        tx.run("drop_audit", STEP, forgotten_ms)
         tx.run("forget_workers", forgotten_ms)
     return _next(rows)
 
