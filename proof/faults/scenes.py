@@ -18,14 +18,12 @@ from mainspring.store.sql import graph
 from mainspring.store.sql import store as sql_store
 from mainspring.store.sqlite import log
 from mainspring.store.sqlite.connection import APPLICATION_ID
-from proof import ROOT
+from mainspring.store.sqlite.statements import schema_of
 from proof.faults import scenarios, whole
 from proof.faults.judge import FILE, Recover, scratch
 from proof.faults.replay import Image, Replay, put
 from proof.faults.vfs import Disk, Mark, Plan
 from proof.faults.world import Maker, Told, World
-
-VERSION_1 = ROOT / "tests" / "store" / "fixtures" / "schema_1.sql"
 
 
 @contextlib.contextmanager
@@ -147,7 +145,7 @@ def old_file() -> bytes:
     with scratch() as name:
         path = Path(name, FILE)
         connection = apsw.Connection(str(path))
-        connection.execute(VERSION_1.read_text())
+        connection.execute(schema_of(1))
         connection.pragma("application_id", APPLICATION_ID)
         connection.pragma("user_version", 1)
         connection.execute(

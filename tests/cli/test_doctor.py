@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 import pytest
 from tests.cli.conftest import SHOP, Worker, finished, started
-from tests.store.fixtures.make import make
+from tests.store.fixtures.make import make, unpack
 
 from mainspring.store.sqlite.connection import SCHEMA_VERSION
 
@@ -222,6 +222,30 @@ def test_what_is_not_as_this_version_makes_it(call, store: Path, says: str, sql:
     told = call("backup", "copy.db", "--store", str(store))
     assert told.code == 4
     assert says in told.err
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_what_an_older_file_has_of_its_own(call, tmp_path: Path, version: int) -> None:
+    """A file of each version has what that version made, and what is gone of it is named."""
+    path = unpack(version, tmp_path)
+    command = ("doctor", "--check", "--store", str(path), "--json")
+    assert whats(call(*command), "schema") == []
+    change(path, "DROP INDEX task_id; PRAGMA writable_schema = 1; UPDATE sqlite_schema "
+        "SET sql = replace(sql, 'CHECK (priority BETWEEN 0 AND 3)', '') WHERE name = 'task'")  # fmt: skip
+    answer = call(*command)
+    assert answer.code == 4
+    assert whats(answer, "schema") == ["table task has 9 CHECKs, not 10", "index task_id is missing"]
+    change(path, "DROP TABLE progress")
+    answer = call("submit", "custom:work", "--store", str(path), "--json")
+    assert "lacks the tables progress" in answer.err
+
+
+def test_a_table_before_its_time(call, tmp_path: Path) -> None:
+    """The step to the version that makes it would fail, so it is not merely somebody else's."""
+    path = unpack(5, tmp_path)
+    change(path, "CREATE TABLE kept_size (only_one INTEGER)")
+    answer = call("doctor", "--store", str(path), "--json")
+    assert (answer.code, whats(answer, "schema")) == (4, ["table kept_size is one of a later version"])
 
 
 def test_what_mends_it(call, store: Path) -> None:

@@ -20,10 +20,11 @@ from tests import postgres
 from tests.cli.conftest import SHOP, Answer, Worker
 from tests.cli.moved import Home, filled, make_some
 from tests.pooler import Pooler, pooling, required
+from tests.store.fixtures.make import FOLDER as FIXTURES
 
 from mainspring import Task, TaskType, Text
 from mainspring.store.postgres.connection import SCHEMA_VERSION
-from mainspring.store.postgres.statements import SCHEMA
+from mainspring.store.postgres.statements import MIGRATIONS, SCHEMA
 from mainspring.store.postgres.wanted import wanted
 
 BLOCKING = Path(__file__).with_name("blocking.py")
@@ -345,6 +346,33 @@ def test_a_missing_index(call: Call, some: Home, index: str, level: str, code: i
     assert told(doctor(call, some), "indexes") == []
 
 
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION + 1))
+def test_an_index_that_a_store_of_each_version_lacks(call: Call, home: Home, version: int) -> None:
+    """That it is older is told, and what later versions brought is not missed."""
+    assert home.schema is not None
+    made_by(version, home.schema)
+    answer = doctor(call, home)
+    assert [level for level, _ in told(answer, "schema")] == ["note"] * (version < SCHEMA_VERSION)
+    assert told(answer, "indexes") == []
+    postgres.command(
+        f"DROP INDEX {home.schema}.task_ready; ALTER TABLE {home.schema}.task RESET (autovacuum_vacuum_scale_factor)"
+    )
+    answer = doctor(call, home)
+    ((_, what),) = told(answer, "indexes")
+    assert "index task_ready is missing" in what
+    assert [what for _, what in told(answer, "vacuum")] == [
+        "table task has lost settings that it was made with: autovacuum_vacuum_scale_factor"
+    ]
+
+
+def made_by(version: int, schema: str) -> None:
+    """A store without tasks, as a version made it."""
+    first = (FIXTURES / "server_1.sql").read_text(encoding="utf-8")
+    steps = "".join(f"{MIGRATIONS[f'to_{n}']};" for n in range(2, version + 1))
+    postgres.command(f"CREATE SCHEMA {schema}; SET search_path = {schema}; {first} {steps}")
+    postgres.command(f"INSERT INTO store (version) VALUES ({version}); RESET search_path")
+
+
 def test_indexes_that_are_of_no_use(call: Call, some: Home) -> None:
     """One that nobody needs, and one whose making was broken off."""
     postgres.command(f"CREATE INDEX extra ON {some.schema}.task (priority)")
@@ -375,14 +403,6 @@ def test_wanted_is_what_a_store_has(some: Home) -> None:
     assert found.settings["edge"] == {}
     tables: Any = postgres.ask("SELECT tablename FROM pg_tables WHERE schemaname = $1", some.schema)
     assert {name for (name,) in tables} - {"blob_key", "vector_collection"} == found.settings.keys()
-
-
-def test_a_schema_of_an_older_version(call: Call, some: Home) -> None:
-    """It is told, and not held to what this version wants."""
-    postgres.command(f"UPDATE {some.schema}.store SET version = 1; DROP INDEX {some.schema}.task_waits")
-    answer = doctor(call, some)
-    assert [level for level, _ in told(answer, "schema")] == ["note"]
-    assert told(answer, "indexes") == []
 
 
 # The way there

@@ -11,11 +11,11 @@ import pytest
 from tests.conformance.kit import Port, SqliteFactory, new, opened
 
 from mainspring.store.sqlite.connection import APPLICATION_ID, SCHEMA_VERSION
-from mainspring.store.sqlite.statements import MIGRATIONS, SCHEMA
+from mainspring.store.sqlite.statements import MIGRATIONS, SCHEMA, schema_of
 from mainspring.testing import check_history
 
 pytestmark = pytest.mark.anyio
-VERSION_1 = (Path(__file__).parent / "fixtures" / "schema_1.sql").read_text()
+VERSION_1 = schema_of(1)
 
 
 def shape(connection: apsw.Connection) -> dict[str, Any]:

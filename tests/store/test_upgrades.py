@@ -121,7 +121,7 @@ MARK = "ALTER TABLE task ADD COLUMN mark TEXT; CREATE TABLE marks (pid INTEGER);
 
 def with_next_version(monkeypatch: pytest.MonkeyPatch, sql: str) -> None:
     monkeypatch.setattr(connection, "SCHEMA_VERSION", NEXT)
-    monkeypatch.setattr(connection, "MIGRATIONS", {**MIGRATIONS, f"to_{NEXT}": sql})
+    monkeypatch.setitem(MIGRATIONS, f"to_{NEXT}", sql)
 
 
 def open_and_close(path: Path) -> None:
@@ -220,7 +220,7 @@ connection_patience, connection.patience = connection.patience, patience
 apsw.connection_hooks.append(lambda made: made.create_scalar_function("step", step))
 number = connection.SCHEMA_VERSION + 1
 connection.SCHEMA_VERSION = number
-connection.MIGRATIONS = {**connection.MIGRATIONS, f"to_{number}": sql}
+connection.MIGRATIONS[f"to_{number}"] = sql
 connection.open_writer(path, StoreConfig()).close()
 print(os.getpid())
 """

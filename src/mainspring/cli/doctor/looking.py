@@ -76,8 +76,7 @@ def examine_server(address: str, folder: Path | None, *, is_thorough: bool) -> R
 def _on_server(session: Session, server: Server, blobs: LocalBlobStore, *, is_thorough: bool) -> Report:
     from mainspring.cli.doctor.server import elsewhere, findings
     from mainspring.store.postgres.inspection import inspect, is_led_elsewhere, marks
-    from mainspring.store.postgres.statements import SCHEMA
-    from mainspring.store.postgres.wanted import wanted
+    from mainspring.store.postgres.wanted import wanted_of
 
     versions = {"mainspring": version(), "asyncpg": metadata.version("asyncpg"), **_here()}
     has_blobs = blobs.folder.is_dir()
@@ -85,7 +84,7 @@ def _on_server(session: Session, server: Server, blobs: LocalBlobStore, *, is_th
     if not found:
         facts = inspect(session, server, grace_s=GRACE_S, turn_s=TURN_S)
         versions["postgres"] = facts.server.version
-        found += list(moves(marks(session))) or findings(facts, server, wanted(SCHEMA + server_schema()))
+        found += list(moves(marks(session))) or findings(facts, server, wanted_of(facts.server.schema, server_schema()))
         if is_thorough:
             with session.snapshot() as moment:
                 found += broken(check_history(moment, blobs=blobs if has_blobs else None))

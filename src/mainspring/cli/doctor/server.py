@@ -199,7 +199,7 @@ def _vacuum(table: TableFacts, facts: ServerFacts, server: Server, wanted: Wante
             )
         return
     differing = {key: value for key, value in settings.items() if table.settings.get(key) != value}
-    if differing and facts.server.schema == SCHEMA_VERSION:
+    if differing:
         wish = ", ".join(f"{key} = {value}" for key, value in differing.items())
         yield Finding(
             level="note",
@@ -231,7 +231,7 @@ def _indexes(facts: ServerFacts, server: Server, wanted: Wanted) -> Iterator[Fin
     there = {index.name for index in facts.indexes}
     tables = {table.name for table in facts.tables}
     for name, index in wanted.indexes.items():
-        if name not in there and index.table in tables and facts.server.schema == SCHEMA_VERSION:
+        if name not in there and index.table in tables:
             yield Finding(
                 level="problem" if index.is_unique else "warning",
                 about="indexes",

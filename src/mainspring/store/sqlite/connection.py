@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -24,7 +25,7 @@ from mainspring.errors import (
     StoreUnavailable,
 )
 from mainspring.store.liveness import living_names
-from mainspring.store.sqlite.statements import MIGRATIONS, SCHEMA
+from mainspring.store.sqlite.statements import MIGRATIONS, SCHEMA, schema_of
 
 APPLICATION_ID = 0x4D53_5052  # "MSPR"
 SCHEMA_VERSION = 6
@@ -38,7 +39,7 @@ _CLEAN_CHECK_LIMIT = 32 * MIB
 _PEEK_MS = 5_000
 _PIECE = 64 * 1024  # SQLite's files take less than 128 KiB at once
 _LOOKS, _LOOK_AGAIN_S = 5, 0.05
-_TABLES = frozenset(re.findall(r"^CREATE TABLE (\w+)", SCHEMA, re.MULTILINE))
+_TABLE = re.compile(r"^CREATE TABLE (\w+)", re.MULTILINE)
 T = TypeVar("T")
 
 
@@ -290,12 +291,17 @@ def _refuse_newer(path: Path, version: int) -> None:
         )
 
 
+@cache
+def _tables_of(version: int) -> frozenset[str]:
+    return frozenset(_TABLE.findall(schema_of(version)))
+
+
 def _refuse_incomplete(path: Path, peek: apsw.Connection, version: int) -> None:
     """A file is made whole in one transaction; what lacks its number or a table was changed by others since."""
     tables = {str(name) for (name,) in peek.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if version < 0 or (version == 0 and tables):
         lacks = f"its schema number (user_version) is {version}"
-    elif version == SCHEMA_VERSION and (lost := sorted(_TABLES - tables)):
+    elif version and (lost := sorted(_tables_of(version) - tables)):
         lacks = f"it lacks the tables {', '.join(lost)}"
     else:
         return

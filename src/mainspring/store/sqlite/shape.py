@@ -1,10 +1,11 @@
-"""What a file of this version is made of, and where one differs: tables and columns, indexes, triggers, CHECKs."""
+"""What a file of each version is made of, and where one differs: tables and columns, indexes, triggers, CHECKs."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ import apsw
 
 from mainspring.store.moving.marks import SCHEMA as MOVES
 from mainspring.store.sqlite.connection import SCHEMA_VERSION
-from mainspring.store.sqlite.statements import SCHEMA
+from mainspring.store.sqlite.statements import schema_of
 
 _COLUMNS: Final = """SELECT item.name, info.name, info.type, info."notnull", info.dflt_value, info.pk
 FROM sqlite_schema AS item JOIN pragma_table_xinfo(item.name) AS info
@@ -42,17 +43,21 @@ class _Shape(NamedTuple):
 
 
 def differences(connection: apsw.Connection, extra_schema: str) -> list[Difference]:
-    """Return where a file differs from what this version makes; nothing of one that an older version made.
+    """Return where a file differs from what the version that it says makes.
 
     The tables of `extra_schema` are there together, or none of them is.
     """
-    if connection.pragma("user_version") != SCHEMA_VERSION:
-        return []
-    here, wanted, extra = _shape(connection), _shape_of(SCHEMA + extra_schema + MOVES), _shape_of(extra_schema)
+    version = int(connection.pragma("user_version") or 0)
+    here, wanted, extra = (
+        _shape(connection),
+        _shape_of(schema_of(version) + extra_schema + MOVES),
+        _shape_of(extra_schema),
+    )
     optional = set(_shape_of(MOVES).columns)
     if not extra.columns.keys() & here.columns.keys():
         optional |= extra.columns.keys()
-    return [*_tables(here, wanted, optional), *_rest(here, wanted)]
+    later = _shape_of(schema_of(SCHEMA_VERSION)).columns.keys() - wanted.columns.keys()
+    return [*_tables(here, wanted, optional), *_foreign(here, wanted, later), *_rest(here, wanted)]
 
 
 def _tables(here: _Shape, wanted: _Shape, optional: set[str]) -> Iterator[Difference]:
@@ -73,8 +78,14 @@ def _tables(here: _Shape, wanted: _Shape, optional: set[str]) -> Iterator[Differ
                 yield Difference("changed", f"column {table}.{name} is declared otherwise")
         if here.checks[table] != wanted.checks[table]:
             yield Difference("changed", f"table {table} has {here.checks[table]} CHECKs, not {wanted.checks[table]}")
+
+
+def _foreign(here: _Shape, wanted: _Shape, later: AbstractSet[str]) -> Iterator[Difference]:
     for table in here.columns.keys() - wanted.columns.keys():
-        yield Difference("foreign", f"table {table} is none of ours")
+        if table in later:  # the step that makes it would fail
+            yield Difference("changed", f"table {table} is one of a later version")
+        else:
+            yield Difference("foreign", f"table {table} is none of ours")
 
 
 def _rest(here: _Shape, wanted: _Shape) -> Iterator[Difference]:

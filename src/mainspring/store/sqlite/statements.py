@@ -26,6 +26,14 @@ def _with_rows(sql: str, n: int) -> str:
 SCHEMA = read(__package__, "schema.sql")
 SQL = named(__package__, "queries.sql")
 MIGRATIONS = named(__package__, "migrations.sql")
+
+
+def schema_of(version: int) -> str:
+    """Return what makes the tables that files of a version have."""
+    steps = (f"{MIGRATIONS[f'to_{n}']};\n" for n in range(2, version + 1))
+    return read(__package__, "schema_1.sql") + "".join(steps)
+
+
 WIDE = {
     name: widened(name)
     for name in (
