@@ -15,6 +15,15 @@ FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::smallint
     AS v (seq, id, class, rank, reason, attempt, owner, flags, priority, max_retries, submitted_ms, ready_ms,
     not_before_ms, due_ms, deadline_ms, timeout_ms, waits_for, waits_at, input, spec);
 
+-- name: insert_alike
+-- The same for many that differ in nothing but number, id, rank and input.
+INSERT INTO task (seq, id, rank, input, class, status, reason, attempt, owner, flags, priority, max_retries,
+    submitted_ms, ready_ms, not_before_ms, due_ms, deadline_ms, timeout_ms, waits_for, waits_at, spec)
+SELECT v.seq, v.id, v.rank, v.input, $5::integer, 0, $6::smallint, $7::integer, $8::integer, $9::integer, $10::smallint,
+    $11::integer, $12::bigint, $13::bigint, $14::bigint, $15::bigint, $16::bigint, $17::bigint, $18::bigint,
+    $19::integer, $20::bytea
+FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bytea[]) AS v (seq, id, rank, input);
+
 -- name: numbers
 -- Numbers of new tasks, in order.
 SELECT nextval('task_seq') FROM generate_series(1, $1::integer);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 from mainspring.store.postgres.session import Found, Session
@@ -14,6 +15,10 @@ from mainspring.store.sql.transaction import Crowded, Memory, Row, Transaction
 _ADD = "ON CONFLICT (class, status, worker) DO UPDATE SET n = old.n + excluded.n"
 _DUE, _DEADLINE = 13, 14
 """Columns of a new task's row."""
+_own = itemgetter(0, 1, 3, 18)
+"""Of these, what each task has of its own: number, id, rank and input."""
+_shared = itemgetter(2, *range(4, 18), 19)
+"""All others, which most tasks of a call have in common."""
 _MOVING = frozenset(("again", "again_after_crash", "delay_children", "give_back", "hand_back", "promote", "overdue"))
 """Statements after which something else may be the next to fall due."""
 
@@ -120,9 +125,13 @@ class PostgresTransaction(Transaction):
         if not rows:
             return 0
         self._refuse_crowd(name)
+        columns = tuple(zip(*rows, strict=True))
         if name == "insert_task":
-            self.moves_times = self.moves_times or any(row[_DUE] or row[_DEADLINE] for row in rows)
-        return self.cursor.changed(name, tuple(zip(*rows, strict=True)))
+            self.moves_times = self.moves_times or any(columns[_DUE]) or any(columns[_DEADLINE])
+            if len(rows) > 1 and all(column.count(column[0]) == len(rows) for column in _shared(columns)):
+                name = "insert_alike"
+                columns = (*_own(columns), *(column[0] for column in _shared(columns)))
+        return self.cursor.changed(name, columns)
 
     def changed(self, name: str, *values: Any) -> int:
         self._refuse_crowd(name)
