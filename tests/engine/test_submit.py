@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.engine.support import engine_on, shows, until, value
 
@@ -19,6 +20,7 @@ from mainspring import (
     Engine,
     InvalidInput,
     ProcessingFailed,
+    Ref,
     StoreUnavailable,
     Task,
     TaskCancelled,
@@ -569,3 +571,22 @@ async def test_built_in_operations_take_every_option(engine: Engine) -> None:
     assert (await engine.submit(engine.store, b"x", "name", idempotency_key="once")).id == first.id
     await value(first)
     assert await value(await engine.submit(engine.retrieve, "name", idempotency_key="read once")) == b"x"
+
+
+async def test_tasks_of_one_handler_keep_what_each_of_them_says(engine: Engine, add: Any) -> None:
+    plain = engine.build(add, (1,), {})
+    urgent = msgspec.structs.replace(engine.build(add, (2,), {}), priority=TaskPriority.HIGH, metadata={"for": "me"})
+    grouped = engine.build(add, (3,), {"group": "ours", "timeout": 7.0})
+    child = engine.build(add, (Ref(plain.id),), {})
+    handles = await engine.submit_all([plain, urgent, grouped, child])
+    assert await engine.gather(handles) == [11, 12, 13, 21]
+    stored = [(await handle.info()).task for handle in handles]
+    assert [task.priority for task in stored] == [1, TaskPriority.HIGH, 1, 1]
+    assert [task.metadata for task in stored] == [{}, {"for": "me"}, {}, {}]
+    assert [task.group for task in stored] == [None, None, "ours", None]
+    assert [task.timeout for task in stored] == [None, None, 7.0, None]
+    assert [task.dependencies for task in stored] == [(), (), (), (plain.id,)]
+    with pytest.raises(InvalidInput, match="max_retries"):
+        await engine.submit_all([msgspec.structs.replace(plain, max_retries=3.0)])
+    with pytest.raises(InvalidInput, match="a"):
+        await engine.submit_all([msgspec.structs.replace(plain, input=Custom({"b": 1}))])

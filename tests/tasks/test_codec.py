@@ -240,3 +240,25 @@ def test_what_only_looks_like_a_reference_stays() -> None:
     whole = with_results(data, {IDS[0].bytes: output, IDS[1].bytes: encode(CustomOutput("x"))[0]})
     assert whole == encode(Custom([[1, 2], "x", [1, 2]]))[0]
     assert with_results(encode(Text(Ref(IDS[0])))[0], {IDS[0].bytes: output}) is None
+
+
+class _Noted:
+    """A value whose own plain form takes encoding another one."""
+
+    def __init__(self, ref: Ref) -> None:
+        self.ref = ref
+
+    def model_dump(self, mode: str) -> dict[str, Any]:
+        assert encode([self.ref])[1] == (self.ref.id,)
+        return {}
+
+
+def test_values_that_are_encoded_within_one_another_keep_their_own_references() -> None:
+    outer, inner = Ref(TaskId()), Ref(TaskId())
+    assert encode([outer, _Noted(inner), outer])[1] == (outer.id,)
+
+
+def test_a_value_that_could_not_be_encoded_leaves_no_reference_behind() -> None:
+    with pytest.raises(InvalidInput):
+        encode([Ref(TaskId()), object()])
+    assert encode([1])[1] == ()

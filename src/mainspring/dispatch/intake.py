@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -61,7 +60,7 @@ class Intake:
         self.limits: ModelLimits | None = None
         """Where tasks run too: a model that was just registered has its limits stored before its first tasks."""
         self.impossible: Callable[[Resources], str | None] = _nothing_known
-        self._patterns: WeakKeyDictionary[Handler, NewTask] = WeakKeyDictionary()  # of calls without options
+        self._makers: dict[str, CallMaker] = {}  # of calls without options, by type
 
     async def new_tasks(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
         """Return the tasks in their stored form. Raises InvalidInput or UnsupportedTaskType for the first bad one."""
@@ -92,16 +91,21 @@ class Intake:
 
         Raises: InvalidInput.
         """
-        pattern = self._patterns.get(handler) if not options else None
-        if pattern is None:
-            task = typed_task(handler.task_type, Custom({}), with_declared(handler, options))
-            self._check_fields(task)
-            pattern = self._stored(task, b"", (), task.cost)
-            if not options:
-                self._patterns[handler] = pattern
-        return CallMaker(handler, pattern, self._cache, self._env.new_id)
+        if not options and (known := self._makers.get(handler.task_type)) is not None and known.handler is handler:
+            return known
+        task = typed_task(handler.task_type, Custom({}), with_declared(handler, options))
+        self._check_fields(task)
+        maker = CallMaker(handler, task, self._stored(task, b"", (), task.cost), self._cache, self._env.new_id)
+        if not options:
+            self._makers[handler.task_type] = maker
+        return maker
 
     def _new_task(self, task: Task) -> NewTask:
+        handler = self._executor.handlers.get(task.task_type)
+        if handler is not None and (maker := self.call_maker(handler, {})).makes(task):
+            data, refs = encode_input(task.input)
+            self._executor.check(task, has_refs=bool(refs))
+            return maker.stored(task.id.bytes, data, refs)
         self._check_fields(task)
         data, refs = encode_input(task.input)
         self._executor.check(task, has_refs=bool(refs))
@@ -316,43 +320,59 @@ def unordered(tasks: Sequence[NewTask]) -> InvalidInput | None:
 
 
 class CallMaker:
-    """Makes calls of one handler with the same options, straight in their stored form."""
+    """Makes calls of one handler with the same options, straight in their stored form: `pattern` is that of `task`."""
 
-    __slots__ = ("_asks_cost", "_cache", "_handler", "_new_id", "_pattern")
+    __slots__ = ("_asks_cost", "_cache", "_fields", "_new_id", "_pattern", "handler")
 
-    def __init__(self, handler: Handler, pattern: NewTask, cache: ResultCache, new_id: Callable[[], bytes]) -> None:
+    def __init__(
+        self, handler: Handler, task: Task, pattern: NewTask, cache: ResultCache, new_id: Callable[[], bytes]
+    ) -> None:
         self._cache = cache
-        self._handler = handler
+        self._fields = _fields_of(task)
+        self.handler = handler
         self._pattern = pattern
         self._new_id = new_id
         self._asks_cost = pattern.class_key[2] != "" and callable(handler.cost) and not pattern.flags & COSTS
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any], id: bytes | None = None) -> NewTask:
         """Raises InvalidInput for arguments that don't fit or can't be stored."""
-        handler, like = self._handler, self._pattern
+        handler = self.handler
         bound = handler.bind(args, kwargs)
         try:
             data, refs = encode(Custom(bound))
         except InvalidInput as exc:
             raise _argument(bound) or exc from exc
+        if not refs:
+            handler.check_arguments(bound)
+        new = self.stored(id or self._new_id(), data, refs)
+        if self._asks_cost and not refs:
+            new.flags |= COSTS
+            new.spec = _with(new.spec, cost=handler.cost_of(bound))
+        return new
+
+    def makes(self, task: Task) -> bool:
+        """Whether a task says nothing else than these calls, beside its id and its arguments."""
+        return _fields_of(task) == self._fields and type(task.max_retries) is int
+
+    def stored(self, id: bytes, data: bytes, refs: Sequence[TaskId]) -> NewTask:
+        """Return the call whose encoded arguments these are. What its own arguments say of its cost is not in it."""
+        like, work = self._pattern, None
         flags, after = like.flags, like.after
         if refs:
             flags |= HAS_REFS
-            after = tuple(dict.fromkeys((*after, *(ref.bytes for ref in refs))))
-        else:
-            handler.check_arguments(bound)
-        spec = like.spec
-        if self._asks_cost and not refs:
-            flags |= COSTS
-            spec = _with(spec, cost=handler.cost_of(bound))
-        work = None
-        if flags & WANTS_KEPT and not refs:
-            work = self._cache.name(handler.task_type, like.class_key[0], None, None, data)
+            after = tuple(dict.fromkeys([*after, *[ref.bytes for ref in refs]]))
+        elif flags & WANTS_KEPT:
+            work = self._cache.name(self.handler.task_type, like.class_key[0], None, None, data)
         return NewTask(
-            id or self._new_id(), like.class_key, data, like.priority, like.max_retries, like.timeout_ms,
-            like.deadline_ms, like.not_before_ms, flags, spec, like.key, after, like.policy,
+            id, like.class_key, data, like.priority, like.max_retries, like.timeout_ms,
+            like.deadline_ms, like.not_before_ms, flags, like.spec, like.key, after, like.policy,
             None if work is None else work.key, like.keep_ms,
         )  # fmt: skip
+
+
+def _fields_of(task: Task) -> tuple[Any, ...]:
+    """Return all that a task says beside its type, its input and its id, which come first."""
+    return msgspec.structs.astuple(task)[3:]
 
 
 def _argument(bound: Mapping[str, Any]) -> InvalidInput | None:

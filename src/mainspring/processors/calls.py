@@ -22,17 +22,17 @@ def split_options(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def call_task(handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any], *, id: TaskId | None = None) -> Task:
     """Return the task that calls a handler. Raises InvalidInput for arguments or options that don't fit."""
-    options = split_options(kwargs)
-    return typed_task(handler.task_type, Custom(handler.bind(args, kwargs)), with_declared(handler, options), id=id)
+    options = split_options(kwargs) if kwargs else None
+    input = Custom(handler.bind(args, kwargs))
+    if not options and id is None:
+        return Task(task_type=handler.task_type, input=input, **handler.declared)
+    return typed_task(handler.task_type, input, with_declared(handler, options or {}), id=id)
 
 
 def with_declared(handler: Handler, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call's options with what its handler was declared with where the call says nothing."""
     return {
-        "priority": handler.priority,
-        "max_retries": handler.retry.max_retries,
-        "timeout": handler.timeout,
-        "cache": handler.cache,
+        **handler.declared,
         "cost": handler.cost if options.get("group") and not callable(handler.cost) else None,
         **{name: value for name, value in options.items() if value is not None},
     }

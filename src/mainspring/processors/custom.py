@@ -98,6 +98,7 @@ class Handler:
         "context_parameter",
         "convert_input",
         "cost",
+        "declared",
         "function",
         "is_async",
         "is_native",
@@ -153,6 +154,11 @@ class Handler:
         self.batch = batch
         self.cache = None if cache is None else seconds(cache, "cache")
         self.cost = cost if cost is None or callable(cost) else check_cost(cost, "cost")
+        declared = {"max_retries": self.retry.max_retries, "timeout": self.timeout, "cache": self.cache}
+        self.declared: dict[str, Any] = {  # the fields of a task that says nothing of them
+            "priority": self.priority,
+            **{name: value for name, value in declared.items() if value is not None},
+        }
         self.source_hash = _source_hash(function)
         self._read_signature()
         self._check()

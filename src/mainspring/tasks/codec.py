@@ -33,10 +33,6 @@ UNREADABLE = (msgspec.DecodeError, InternalError, ValueError)
 T = TypeVar("T")
 
 
-class _FoundRef(Exception):
-    """Tells the fast encoder's caller that a reference is in there."""
-
-
 def _pack_array(array: numpy.ndarray[Any, Any]) -> msgspec.msgpack.Ext:
     import numpy as np
 
@@ -79,15 +75,23 @@ def _plain(value: Any, on_ref: Callable[[Ref], Any]) -> Any:
     )
 
 
-def _found(ref: Ref) -> Any:
-    raise _FoundRef
+class _Keeper:
+    """An encoder that keeps references and notes them. It encodes one value at a time."""
+
+    __slots__ = ("encode", "found")
+
+    def __init__(self) -> None:
+        found = self.found = dict[bytes, None]()
+
+        def keep(ref: Ref) -> msgspec.msgpack.Ext:
+            found[ref.key] = None
+            return msgspec.msgpack.Ext(_REF, ref.key)
+
+        self.encode = msgspec.msgpack.Encoder(enc_hook=lambda item: _plain(item, keep), decimal_format="string").encode
 
 
-def _kept(ref: Ref) -> msgspec.msgpack.Ext:
-    return msgspec.msgpack.Ext(_REF, ref.id.bytes)
-
-
-_encoder = msgspec.msgpack.Encoder(enc_hook=lambda value: _plain(value, _found), decimal_format="string")
+_keepers: list[_Keeper] = []
+"""Those that are free: as many as ever encoded at the same time, in several threads or one within another."""
 _NO_REFS: tuple[TaskId, ...] = ()
 
 
@@ -97,25 +101,19 @@ def encode(value: Any) -> tuple[bytes, tuple[TaskId, ...]]:
     Raises: InvalidInput: something in there can't be stored.
     """
     try:
-        return _encoder.encode(value), _NO_REFS
-    except _FoundRef:
-        return _encode_with_refs(value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise _unstorable(value, exc) from exc
-
-
-def _encode_with_refs(value: Any) -> tuple[bytes, tuple[TaskId, ...]]:
-    refs: dict[TaskId, None] = {}
-
-    def keep(ref: Ref) -> msgspec.msgpack.Ext:
-        refs[ref.id] = None
-        return _kept(ref)
-
-    encoder = msgspec.msgpack.Encoder(enc_hook=lambda item: _plain(item, keep), decimal_format="string")
+        keeper = _keepers.pop()
+    except IndexError:
+        keeper = _Keeper()
+    found = keeper.found
     try:
-        return encoder.encode(value), tuple(refs)
+        data = keeper.encode(value)
+        return data, tuple([TaskId(key) for key in found]) if found else _NO_REFS
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
         raise _unstorable(value, exc) from exc
+    finally:
+        if found:
+            found.clear()
+        _keepers.append(keeper)
 
 
 def _unstorable(value: Any, exc: Exception) -> InvalidInput:
