@@ -16,6 +16,7 @@ from mainspring.execution.blocked import LoopWatch
 from mainspring.execution.copies import Original, leave
 from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
+from mainspring.execution.steps import StepClock
 from mainspring.processors.base import Item, Processor, failure
 from mainspring.processors.context import Child, Context, current
 from mainspring.tasks import Done, Outcome, Started, Usage
@@ -41,14 +42,15 @@ class LoopRunner(Original):
         self._processors = processors
         self._submit = submit
         self._env = env
+        self._clock = StepClock(env)
         self._tracing = tracing
         self._watch: LoopWatch | None = None
         self._running: dict[tuple[bytes, int], _Drive] = {}  # an attempt that was given up may outlive the next one
 
     def run(self, work: Work, channel: Channel) -> Report | Awaitable[Report]:
-        env = self._env
+        clock = self._clock
         if self._watch is None:
-            self._watch = LoopWatch(env)
+            self._watch = LoopWatch(self._env)
         try:
             item = item_of(work, channel, self._submit)
         except Exception as exc:  # noqa: BLE001 - a stored payload that does not decode is that attempt's failure
@@ -59,7 +61,8 @@ class LoopRunner(Original):
         if self._tracing is not None and work.trace is not None:
             inner.run(self._tracing.enter, work.trace)
         channel.send(_STARTED)
-        began, cpu_ns = env.monotonic(), env.thread_cpu_ns()
+        began = clock.monotonic()
+        base_ns = clock.begin(began)
         outcome: Outcome
         try:
             steps: Any = self._processors[work.task_type].process((item,)).__await__()  # type: ignore[union-attr]
@@ -71,11 +74,13 @@ class LoopRunner(Original):
         else:
             if self.is_copy:
                 leave()
-            drive = _Drive(self, (context,), inner, steps, waits_for, env.thread_cpu_ns() - cpu_ns, env)
+            cpu_s = clock.spent(base_ns, clock.monotonic() - began)
+            drive = _Drive(self, (context,), inner, steps, waits_for, cpu_s, clock)
             return self._go_on(work, drive, began)
         if self.is_copy:
             leave()
-        usage = Usage(env.monotonic() - began, (env.thread_cpu_ns() - cpu_ns) / 1e9, None, None, 1, context.cost)
+        took_s = clock.monotonic() - began
+        usage = Usage(took_s, clock.spent(base_ns, took_s), None, None, 1, context.cost)
         if context.is_open:
             return _wind_up(context, outcome, usage)
         return report(outcome, usage)
@@ -95,7 +100,7 @@ class LoopRunner(Original):
             outcome = failure(exc)
         finally:
             del self._running[key]
-        usage = Usage(self._env.monotonic() - began, drive.cpu_ns / 1e9)
+        usage = Usage(self._env.monotonic() - began, drive.cpu_s)
         return await _wind_up(drive.contexts[0], outcome, usage)
 
     async def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
@@ -105,36 +110,38 @@ class LoopRunner(Original):
         batch = Gathered(works, channels, self._submit)
         for channel in channels:
             channel.send(_STARTED)
-        began, cpu_ns = env.monotonic(), 0
+        began, cpu_s = env.monotonic(), 0.0
         steps = halving(batch.items, failed_of)
         try:
             some = next(steps)
             while True:
-                answer, used_ns = await self._call(works[0], some)
-                cpu_ns += used_ns
+                answer, spent_s = await self._call(works[0], some)
+                cpu_s += spent_s
                 some = steps.send(answer)
         except StopIteration as stop:
             joint: Joint[Outcome] = stop.value
         for item in batch.items:
             await item.context.close()
-        return batch.report(joint, env.monotonic() - began, cpu_ns / 1e9)
+        return batch.report(joint, env.monotonic() - began, cpu_s)
 
-    async def _call(self, work: Work, items: Sequence[Item]) -> tuple[Answer[Outcome], int]:
+    async def _call(self, work: Work, items: Sequence[Item]) -> tuple[Answer[Outcome], float]:
         """Return what came of one call for several items, and the CPU time that it took."""
         inner = contextvars.copy_context()
         inner.run(current.set, items[0].context)
         if self._tracing is not None and work.trace is not None:
             inner.run(self._tracing.enter, work.trace)
-        cpu_ns = self._env.thread_cpu_ns()
+        clock = self._clock
+        began = clock.monotonic()
+        base_ns = clock.begin(began)
         key = (work.id, work.attempt)
         drive: _Drive | None = None
         answer: Answer[Outcome]
         try:
             steps: Any = self._processors[work.task_type].process(items).__await__()  # type: ignore[union-attr]
             waits_for = inner.run(steps.send, None)
-            used_ns = self._env.thread_cpu_ns() - cpu_ns
+            cpu_s = clock.spent(base_ns, clock.monotonic() - began)
             drive = self._running[key] = _Drive(
-                self, [item.context for item in items], inner, steps, waits_for, used_ns, self._env
+                self, [item.context for item in items], inner, steps, waits_for, cpu_s, clock
             )
             answer = await drive.through()
         except StopIteration as stop:
@@ -149,7 +156,7 @@ class LoopRunner(Original):
             self._running.pop(key, None)
             if self.is_copy:
                 leave()
-        return answer, self._env.thread_cpu_ns() - cpu_ns if drive is None else drive.cpu_ns
+        return answer, clock.spent(base_ns, clock.monotonic() - began) if drive is None else drive.cpu_s
 
     def stop(self, work: Work, *, hard: bool) -> bool:
         drive = self._running.get((work.id, work.attempt))
@@ -185,20 +192,20 @@ class _Drive:
     alone, not the slot that runs it.
     """
 
-    __slots__ = ("_cpu", "_inner", "_runner", "_steps", "_throw", "_waits_for", "contexts", "cpu_ns", "stopping")
+    __slots__ = ("_clock", "_inner", "_runner", "_steps", "_throw", "_waits_for", "contexts", "cpu_s", "stopping")
 
     def __init__(
         self, runner: LoopRunner, contexts: Sequence[Context], inner: contextvars.Context, steps: Any, waits_for: Any,
-        cpu_ns: int, env: Environment,
+        cpu_s: float, clock: StepClock,
     ) -> None:  # fmt: skip
         self._runner = runner
         self.contexts = contexts
-        self.cpu_ns = cpu_ns  # of the first step
+        self.cpu_s = cpu_s  # of the first step
         self.stopping = False
         self._inner = inner
         self._steps = steps
         self._waits_for = waits_for
-        self._cpu = env.thread_cpu_ns
+        self._clock = clock
         self._throw = False  # at the next step
 
     def stop(self) -> None:
@@ -210,7 +217,7 @@ class _Drive:
 
     @types.coroutine
     def through(self) -> Generator[Any, Any, Sequence[Outcome]]:
-        run, steps, cpu = self._inner.run, self._steps, self._cpu
+        run, steps, clock = self._inner.run, self._steps, self._clock
         while True:
             value: Any = None
             error: BaseException | None = None
@@ -221,12 +228,13 @@ class _Drive:
             if self._throw:
                 self._throw = False
                 error = asyncio.CancelledError()
-            began = cpu()
+            began = clock.monotonic()
+            base_ns = clock.begin(began)
             try:
                 self._waits_for = run(steps.send, value) if error is None else run(steps.throw, error)
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
             finally:
-                self.cpu_ns += cpu() - began
+                self.cpu_s += clock.spent(base_ns, clock.monotonic() - began)
                 if self._runner.is_copy:
                     leave()
