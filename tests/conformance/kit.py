@@ -255,6 +255,7 @@ class Contents(NamedTuple):
     violations: list[Violation]  # what it breaks of its invariants
     flights: dict[bytes, tuple[bytes, bool, int]]  # tasks that lead or wait: the key of their work, whether they lead
     kept: dict[bytes, tuple[Any, ...]]  # results for equal work by its key: namespace, type, version, output, times
+    limits: dict[tuple[str, str], tuple[int, float, int]]  # by namespace and group: what is used of rate and cost
 
 
 class Factory(Protocol):
@@ -598,6 +599,8 @@ def _contents(connection: apsw.Connection, broken: list[Violation]) -> Contents:
             "SELECT id, key, leads, keep_ms FROM flight JOIN task ON seq = task")},
         {row[0]: row[1:] for row in connection.execute(
             "SELECT key, namespace, type, version, output, made_ms, expires_ms FROM cache")},
+        {(row[0], row[1]): row[2:] for row in connection.execute(
+            "SELECT namespace, grp, full_us, cost_used, cost_at_ms FROM group_limit")},
     )  # fmt: skip
 
 

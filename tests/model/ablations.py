@@ -13,7 +13,7 @@ from tests.model.machine import StoreMachine, examine
 
 from mainspring.results.cache import ResultCache
 from mainspring.store.base import CANCEL_ASKED, WANTS_KEPT, Finish, NewTask
-from mainspring.store.sql import commands, flights, graph, intake, limits, outcomes, upkeep
+from mainspring.store.sql import claims, commands, costs, flights, graph, intake, limits, outcomes, upkeep
 from mainspring.store.sql import leaving as rules
 from mainspring.store.sql.limits import Limits
 from mainspring.store.sql.transaction import Memory, Transaction
@@ -205,6 +205,29 @@ def _nobody_let_in(real: Any) -> Any:
     return read
 
 
+def _as_without_a_rate(real: Any) -> Any:
+    return lambda tx, limit: real(tx, limit._replace(rate=None))
+
+
+def _only_what_begins(real: Any) -> Any:
+    """Give nothing back to a rate."""
+    return lambda tx, limits, n=1: real(tx, limits, max(0, n))
+
+
+def _nothing_saved(real: Any) -> Any:
+    """Let others go by who cost less; only a debt keeps them."""
+
+    def is_saved(tx: Transaction, limit: limits.Limit, place: Any) -> bool:
+        tx.memory.limits.saved_for.pop(limit.id, None)
+        return bool(real(tx, limit, place))
+
+    return is_saved
+
+
+def _all_alike(real: Any) -> Any:
+    return lambda self, key: 0
+
+
 def _place_kept(real: Any) -> Any:
     return lambda tx, class_id: set()
 
@@ -310,6 +333,17 @@ ABLATIONS: dict[str, Ablation] = {
     "limits of a namespace count all": lambda: sql("class.namespace = ?2", "?2 = ?2", "held_in_group"),
     "places that fall free are not given on": lambda: flipped(limits, "freed", _place_kept),
     "a limit that is raised lets nobody in": lambda: flipped(Limits, "read", _nobody_let_in),
+    "rates are not looked at": lambda: flipped(limits, "_count", _as_without_a_rate),
+    "what never began is not given back to its rate": lambda: flipped(limits, "spend", _only_what_begins),
+    "a rate is not heard by other processes": lambda: flipped(claims, "read_limits", _nothing),
+    "a slower rate than before lasts on": lambda: flipped(limits, "begin_rate", _nothing),
+    "costs are not looked at": lambda: flipped(limits, "take_at_cost", lambda _: lambda tx, limits, *rest: True),
+    "a cost is not settled": lambda: flipped(Transaction, "settle", _nothing),
+    "what never began has cost its estimate": lambda: flipped(costs, "give_back", _nothing),
+    "nothing is saved up for what is dear": lambda: flipped(costs, "is_saved", _nothing_saved),
+    "more is taken in than a group may ever cost": lambda: flipped(costs, "refuse_too_much", _nothing),
+    "shares are ignored": lambda: flipped(Limits, "share_of", _all_alike),
+    "all shares weigh the same": lambda: flipped(Limits, "weight_of", lambda _: lambda self, share: 1.0),
     "the clock may go back": lambda: flipped(store.SqliteStore, "_set_clock", _clock_of_the_wall),
 }
 """What is taken out, by what the store does without it."""

@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 from tests.conformance.kit import AGEING_MS, OTHER, WORK
 from tests.model.process import LANES, UNSERVED
+from tests.model.rations import Bucket
 
 from mainspring.store.base import COMPLETED, CRASHED, FAILED, OUTCOMES, RELEASED, RETRY
 
@@ -21,6 +22,17 @@ STEPS = st.sampled_from([125, 1_000, 30_000, 60_000, 90_000, 250_000])  # millis
 OFFSETS = st.sampled_from([-1, 0, 1, 125, 1_000, AGEING_MS - 1, AGEING_MS, AGEING_MS + 1, 3 * AGEING_MS, 6 * AGEING_MS])
 VERSIONS = st.sampled_from(["1", "1", "2"])
 LIMITS = st.tuples(st.sampled_from(["", "", "tenant"]), st.just("g"), st.sampled_from([None, 1, 1, 2]))
+RATIONS = st.tuples(
+    st.sampled_from(["", "", "tenant"]),
+    st.just("g"),
+    st.sampled_from([None, None, None, 2]),
+    st.sampled_from([None, Bucket(1, 1_000), Bucket(2, 60_000), Bucket(3, 30_000), Bucket(1, 250_000)]),
+    st.sampled_from([None, Bucket(4, 4_096), Bucket(8, 65_536), Bucket(16, 16_384)]),  # halves of halves are exact
+)
+COSTS = st.sampled_from([1.0, 1.0, 0.0, 2.0, 3.5, 8.0, 12.0])
+SHARES = st.tuples(
+    st.sampled_from([("", "g"), ("", "g"), ("tenant", ""), ("tenant", "g")]), st.sampled_from([None, 1, 1, 2, 4])
+)
 PURGES = st.tuples(st.sampled_from(["", "tenant"]), st.sampled_from(["", WORK, OTHER]), st.sampled_from(["", "", "2"]))
 PAUSES = st.tuples(st.sampled_from(["", "tenant"]), st.sampled_from(["", WORK, OTHER]), st.sampled_from(["", "g"]))
 
@@ -44,6 +56,7 @@ class Draft:
     is_stray: bool = False  # one of its parents is nowhere
     keep: int | None = None  # how old the result of equal work may be
     is_named: bool = True  # whoever submits it has its code
+    cost: float = 1.0
 
     def __repr__(self) -> str:
         return shown(self)
@@ -60,6 +73,7 @@ class Ending:
     children: tuple[Draft, ...] = ()
     refs: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    cost: float | None = None
 
     def __repr__(self) -> str:
         return shown(self)
@@ -104,6 +118,7 @@ DRAFTS = st.builds(
     is_stray=st.sampled_from([False] * 19 + [True]),
     keep=st.sampled_from([None, None, None, 60_000, 1_000, 0]),
     is_named=st.sampled_from([True, True, False]),
+    cost=COSTS,
 )
 TASKS = tuples(DRAFTS, 4, least=1)
 ENDINGS = st.builds(
@@ -115,6 +130,7 @@ ENDINGS = st.builds(
     children=st.just(()) | TASKS,
     refs=st.just(()) | tuples(NUMBERS, 2),
     notes=st.just(()) | tuples(st.sampled_from(["keep", "keep", "keep", "refuse", "break"]), 2),
+    cost=st.none() | COSTS,
 )
 ASKED = acts(
     {
@@ -148,7 +164,7 @@ ACTS = acts(
         1: [
             ("hand_back_again_and_again", NUMBERS, st.sampled_from([11, 2]), st.sampled_from([True, True, False])),
             ("pause", WORKERS, PAUSES),
-            ("limit", WORKERS, LIMITS),
+            ("limit", WORKERS, LIMITS, RATIONS, SHARES),
             ("purge", WORKERS, PURGES),
             ("jump", st.sampled_from([-86_400, -3, 3, 86_400])),
             ("close", WORKERS),

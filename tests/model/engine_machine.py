@@ -151,9 +151,9 @@ class EngineWorld:
         now = self.store.now_ms()
         self.model.pass_time(now)
         for task in self.model.ready([TYPE]):
-            self.model.claim(self.store.worker_id, [TYPE], 1, [task.id], {task.id})
+            self.model.claim(self.store.worker_id, [TYPE], 1, [task.id], {task.id}, now)
             self.model.start(Claim(task.id, task.attempt, self.store.worker_id))
-        wanted = {task.id: _wanted(self.model, task) for task in self.model.tasks.values()}
+        wanted = {task.id: _wanted(self.model, task, now) for task in self.model.tasks.values()}
         for _ in range(20):
             await self.store.withdraw(NOBODY)  # whatever was given to the store before is committed
             for _ in range(10):
@@ -328,10 +328,11 @@ class EngineWorld:
         await self.rest()
 
 
-def _wanted(model: Model, task: Task) -> dict[str, Any]:
+def _wanted(model: Model, task: Task, now: int) -> dict[str, Any]:
     is_held = task.holder is not None
     return {
-        "status": "held" if is_held else task.status, "reason": None if is_held else model.standing(task.id)[0],
+        "status": "held" if is_held else task.status,
+        "reason": None if is_held else model.standing(task.id, now)[0],
         "attempt": task.attempt, "retries": task.retries, "is_asked": task.is_asked, "due": task.due,
         "error": task.error, "parents": task.parents, "attempts": task.attempts,
     }  # fmt: skip

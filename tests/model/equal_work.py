@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
+from typing import Any
 
 from tests.model.words import Claim, Flight, Kept, Kind, Rules, Task, Work
 
@@ -23,7 +24,10 @@ class Place:
         self.retried: dict[bytes, bytes] = {}  # as which new task
         self.tombstones: dict[bytes, tuple[str, int]] = {}
         self.pauses: set[Kind] = set()
-        self.limits: dict[tuple[str, str], int] = {}  # how many of a group may be held, in a namespace or ('') in all
+        self.limits: dict[tuple[str, str], Any] = {}  # what a group may have, in a namespace or ('') in all
+        self.owed: dict[tuple[str, str], float] = {}  # what is to be taken of it for what was more than reserved
+        self.shares: dict[tuple[str, str], float] = {}  # weights
+        self.turns: dict[tuple[str, str], Any] = {}  # what shares had in a lane of a process while others waited
         self.flights: dict[bytes, Flight] = {}  # tasks that lead or wait for equal work
         self.kept: dict[Work, Kept] = {}
         self.met = Counter[str]()  # what came of equal work
@@ -62,6 +66,10 @@ class Place:
 
     def settle(self, now: int) -> None:
         """Let ends and ranks travel until nothing moves any more."""
+        raise NotImplementedError
+
+    def give_back(self, task: Task, now: int) -> None:
+        """A claim that never began is held no more."""
         raise NotImplementedError
 
     def _wait_or_ready(self, task: Task, due: int | None, reason: str, now: int) -> None:
@@ -140,6 +148,7 @@ class EqualWork(Place):
         if task is None:
             return "lost"
         if task.is_asked:
+            self.give_back(task, now)
             self._end(task, "cancelled", now, "TaskCancelled")
             self._pass_on(task, now)
             leads = False
@@ -149,6 +158,8 @@ class EqualWork(Place):
                 del self.flights[task.id]
                 self._go_on(flight.work, now, has_result=True)
             leads = self._compare(task, work, now)
+            if not leads:
+                self.give_back(task, now)
         self.settle(now)
         return "leads" if leads else "over"
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.internal.conjecture.providers import AVAILABLE_PROVIDERS, HypothesisProvider
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
-from tests.conformance.kit import Note
+from tests.conformance.kit import OTHER, WORK, Note
 from tests.model.drawing import ACTS, Draft, Ending
 from tests.model.process import LANES, UNSERVED, Worker
 from tests.model.words import Kind, Task
@@ -73,10 +73,19 @@ class StoreMachine(RuleBasedStateMachine):
     in_steps = False
     kind = "sqlite"
 
-    @initialize(queue_size=st.sampled_from([None, 8]), keep=st.sampled_from([0, 0, 200_000]))
-    def begin(self, queue_size: int | None, keep: int = 0) -> None:
-        """`keep` is for tasks that don't say it themselves: where it is given, most of what is drawn is equal work."""
+    @initialize(
+        queue_size=st.sampled_from([None, 8]),
+        keep=st.sampled_from([0, 0, 200_000]),
+        rations=st.sampled_from(["limits", "limits", "rates", "costs", "shares"]),
+    )
+    def begin(self, queue_size: int | None, keep: int = 0, rations: str = "limits") -> None:
+        """`keep` is for tasks that don't say it themselves: where it is given, most of what is drawn is equal work.
+
+        `rations` is what groups have beside each other: with rates and costs all processes have one clock, and what
+        costs is in one lane, as who saves up for what depends on the lane that looks first.
+        """
         self.keep = keep
+        self.rations = rations
         self.world = World(Path(self.folder), kind=self.kind, queue_size=queue_size, in_steps=self.in_steps)
         self.run(self.world.open())
 
@@ -114,14 +123,17 @@ class StoreMachine(RuleBasedStateMachine):
             if draft.is_stray:
                 parents.append(next(iter(self.world.model.tombstones), bytes(16)))
             id = self.world.fresh_id()
+            is_counted = self.rations == "costs" and draft.group and draft.type == OTHER
+            kind = (draft.namespace, WORK if is_counted else draft.type, draft.group)
             made.append(
                 Task(
                     id if draft.twin is None else self.id(draft.twin, [*there, id, *self.world.model.tombstones]),
-                    (draft.namespace, draft.type, draft.group), draft.payload, draft.priority, draft.max_retries,
+                    kind, draft.payload, draft.priority, draft.max_retries,
                     None if draft.deadline is None else now + draft.deadline,
                     None if draft.not_before is None else now + draft.not_before,
                     draft.key, tuple(dict.fromkeys(parents)), draft.policy,
-                    self.keep if draft.keep is None else draft.keep,
+                    self.keep if draft.keep is None else draft.keep, None,
+                    draft.cost if self.rations == "costs" else 1.0,
                 )
             )  # fmt: skip
             if made[-1].keep and draft.is_named and draft.type != UNSERVED:
@@ -169,6 +181,8 @@ class StoreMachine(RuleBasedStateMachine):
             extra = {"delay": ending.delay}
         elif outcome == RELEASED:
             extra = {"is_counted": ending.is_counted}
+        if self.rations == "costs":
+            extra["cost"] = ending.cost
         return self.world.finish(worker, claim, outcome, again=ending.again, **extra)
 
     def count(self) -> int:
@@ -235,9 +249,16 @@ class StoreMachine(RuleBasedStateMachine):
         """Alone: what is submitted with it in one commit may be handed over before it."""
         self.run(self.world.perform(self.worker(n), self.world.pause(self.worker(n), kind)))
 
-    def limit(self, n: int, what: tuple[str, str, int | None]) -> None:
+    def limit(self, n: int, limit: tuple[Any, ...], rations: tuple[Any, ...], share: tuple[Any, ...]) -> None:
         """Alone, for the same reason."""
-        self.run(self.world.perform(self.worker(n), self.world.limit(self.worker(n), *what)))
+        worker = self.worker(n)
+        if self.rations == "shares":
+            op = self.world.share(worker, *share)
+        elif self.rations == "limits":
+            op = self.world.limit(worker, *limit)
+        else:
+            op = self.world.limit(worker, *(rations if self.rations == "costs" else rations[:4]))
+        self.run(self.world.perform(worker, op))
 
     def purge(self, n: int, what: tuple[str, str, str]) -> None:
         self.run(self.world.perform(self.worker(n), self.world.purge(self.worker(n), *what)))
@@ -280,7 +301,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def jump(self, seconds: int) -> None:
         """Set the wall clock, forwards or back."""
-        self.world.factory.clock.jump(seconds)
+        if self.rations not in ("rates", "costs"):
+            self.world.factory.clock.jump(seconds)
 
     def prune(self, n: int) -> None:
         self.run(self.world.perform(self.worker(n), self.world.prune(self.worker(n))))

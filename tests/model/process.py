@@ -10,7 +10,7 @@ from tests.conformance.kit import OTHER, WORK, Port, new
 from tests.model.words import Task, Work
 
 from mainspring.results.cache import ResultCache
-from mainspring.store.base import HAS_REFS, WANTS_KEPT, Claimed, NewTask, Spec
+from mainspring.store.base import COSTS, HAS_REFS, WANTS_KEPT, Claimed, NewTask, Spec
 from mainspring.tasks import Text
 from mainspring.tasks.codec import encode
 
@@ -100,12 +100,13 @@ def new_task(task: Task) -> NewTask:
     namespace, type, group = task.kind
     text, n = task.payload
     metadata = {"number": task.id.hex()} if task.id[-1] % 2 else {}
-    spec = Spec(params=_params(n), metadata=metadata, keep_ms=task.keep or None)
+    cost = None if task.cost == 1 else task.cost
+    spec = Spec(params=_params(n), metadata=metadata, keep_ms=task.keep or None, cost=cost)
     return new(
         text, type=type, namespace=namespace, group=group, id=task.id, priority=task.priority,
         max_retries=task.max_retries, deadline_ms=task.deadline, not_before_ms=task.not_before, key=task.key,
         after=task.parents, policy=task.policy, keep_ms=task.keep,
         work=None if task.work is None else key_of(task.work),
-        flags=(HAS_REFS if task.parents else 0) | (WANTS_KEPT if task.keep else 0),
+        flags=(HAS_REFS if task.parents else 0) | (WANTS_KEPT if task.keep else 0) | (0 if cost is None else COSTS),
         spec=None if spec == Spec() else msgspec.msgpack.encode(spec),
     )  # fmt: skip

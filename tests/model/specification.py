@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from tests.model.equal_work import EqualWork
+from tests.model.rations import Rations, place
 from tests.model.words import ALLOW_FAILURE, SKIP, Claim, Kind, Outcome, Task
 
 from mainspring.errors import Conflict, InvalidInput, QueueFull, TaskNotFound
@@ -21,7 +21,7 @@ FRESH = 60_000
 """What has ended within this time is kept in any case."""
 
 
-class Model(EqualWork):
+class Model(Rations):
     """One place where tasks live."""
 
     # Coming in
@@ -29,14 +29,14 @@ class Model(EqualWork):
     def submit(self, tasks: Sequence[Task], now: int, *, is_limited: bool = True) -> list[tuple[bytes, bool]]:
         """Return for each task the id it has and whether it was there already."""
         with self.all_or_nothing():
-            answers = [self._submit(task, now) for task in tasks]
+            answers = [self._submit(task, now, is_limited=is_limited) for task in tasks]
             unfinished = sum(not task.is_over for task in self.tasks.values())
             adds = not all(existed for _, existed in answers)
             if is_limited and adds and self.rules.queue_size is not None and unfinished > self.rules.queue_size:
                 raise QueueFull("queue_size", retry_after=1.0)
         return answers
 
-    def _submit(self, task: Task, now: int) -> tuple[bytes, bool]:
+    def _submit(self, task: Task, now: int, *, is_limited: bool) -> tuple[bytes, bool]:
         known = self.keys.get((task.kind[0], task.key)) if task.key is not None else None
         known = known or (task.id if task.id in self.tasks else None)
         if known is not None:
@@ -46,6 +46,8 @@ class Model(EqualWork):
             return known, True
         if task.id in self.tombstones:
             return task.id, True
+        if is_limited:
+            self.refuse_too_dear(task)
         if task.id in task.parents:
             raise InvalidInput("waits for itself", field="dependencies")
         for parent in task.parents:
@@ -131,31 +133,10 @@ class Model(EqualWork):
     def ready(self, types: Iterable[str]) -> list[Task]:
         """What may be claimed, best first."""
         ready = [task for task in self.tasks.values() if task.reason == "ready" and task.kind[1] in types]
-        return sorted((t for t in ready if not self.is_paused(t.kind)), key=lambda task: (task.rank, task.seq))
-
-    def places(self, kind: Kind) -> list[tuple[str, str]]:
-        """The limits that a task counts for."""
-        namespace, _, group = kind
-        return [name for name in ((namespace, group), ("", group)) if group and name in self.limits]
-
-    def free(self, others: Iterable[bytes] = ()) -> Counter[tuple[str, str]]:
-        """How many tasks of limited groups may be claimed yet, beside these."""
-        held = [task for task in self.tasks.values() if task.holder is not None]
-        taken = Counter(name for task in [*held, *self.family(others)] for name in self.places(task.kind))
-        return Counter({name: most - taken[name] for name, most in self.limits.items()})
-
-    def best(self, types: Iterable[str], room: int, others: Iterable[bytes] = ()) -> list[Task]:
-        """What a lane with that much room may have: those that go first, but for groups that are full."""
-        free, best = self.free(others), list[Task]()
-        for task in self.ready(types):
-            places = self.places(task.kind)
-            if len(best) < room and all(free[name] > 0 for name in places):
-                best.append(task)
-                free.subtract(places)
-        return best
+        return sorted((t for t in ready if not self.is_paused(t.kind)), key=place)
 
     def claim(
-        self, worker: str, types: Iterable[str], room: int, got: Sequence[bytes], waited: Container[bytes],
+        self, worker: str, types: Sequence[str], room: int, got: Sequence[bytes], waited: Container[bytes], now: int,
         others: Iterable[bytes] = (),
     ) -> bool:  # fmt: skip
         """A process that has room got these; return whether it had to be these.
@@ -164,13 +145,19 @@ class Model(EqualWork):
         passes over a better one. `others` were claimed at the same time, and have their groups' places.
         """
         ready = self.ready(types)
-        first = {task.id for task in self.best(types, room, others)}
+        if self.shares:
+            first = {task.id for task in self.best_of_shares(ready, got, room)}
+        else:
+            first = {task.id for task in self.best(ready, room, now, others)}
         better = [task for task in ready if task.id in first - set(got)]
         worse = [task for task in ready if task.id in set(got) - first]
         for task in self.family(got):
             task.reason, task.holder = "claimed", worker
             task.attempt += 1
-        return len(got) == len(first) == len(set(got)) and not any(task.id in waited for task in better + worse)
+        self.begin(self.family(got), now)
+        left = [task for task in ready if task.id in waited and task.id not in got]
+        is_fair = not self.shares or self.are_fair((worker, types[0]), got, left)
+        return is_fair and len(got) == len(first) == len(set(got)) and not any(t.id in waited for t in better + worse)
 
     def results(self, task: Task) -> dict[bytes, Task]:
         """The parents as a claim brings them; where one stands for others, these may have been made anew since."""
@@ -192,6 +179,10 @@ class Model(EqualWork):
         if task is None:
             return False
         how, error = outcome.how, outcome.error
+        if outcome.started or how not in ("released", "timeout", "cancelled"):
+            self.pay(task, outcome.cost)
+        else:
+            self.give_back(task, now)
         if task.is_asked:  # whatever the attempt says: somebody was told that it ends so
             how = "cancelled"
         elif how == "crashed" and task.crashes + 1 >= MAX_CRASHES:
@@ -250,7 +241,7 @@ class Model(EqualWork):
         """Return, for children whose key has a task already, that task: whatever refers to the child refers to it."""
         stand_ins: dict[bytes, bytes] = {}
         for child in children:
-            id, _ = self._submit(replace(child, parents=_renamed(child.parents, stand_ins)), now)
+            id, _ = self._submit(replace(child, parents=_renamed(child.parents, stand_ins)), now, is_limited=False)
             if id != child.id:
                 stand_ins[child.id] = id
         return stand_ins
@@ -285,6 +276,7 @@ class Model(EqualWork):
         task = self.held(claim)
         if task is None:
             return False
+        self.give_back(task, now)
         self._end(task, "cancelled", now, "TaskCancelled")
         self._pass_on(task, now)
         self.settle(now)
@@ -328,7 +320,7 @@ class Model(EqualWork):
                 self.keys[name] = id
         self._enter(
             Task(id, old.kind, old.payload, old.priority, old.max_retries, None, old.not_before, None, parents,
-                 old.policy, old.keep),
+                 old.policy, old.keep, cost=old.cost),
             now,
         )  # fmt: skip
 
@@ -339,11 +331,6 @@ class Model(EqualWork):
         found = kind in self.pauses
         self.pauses.discard(kind)
         return int(found)
-
-    def limit(self, namespace: str, group: str, concurrency: int | None) -> None:
-        self.limits.pop((namespace, group), None)
-        if concurrency is not None:
-            self.limits[namespace, group] = concurrency
 
     # Processes that come and go
 
@@ -359,6 +346,8 @@ class Model(EqualWork):
         for task in [task for task in self.tasks.values() if task.holder == worker]:
             ran = (task.id, task.attempt) in running
             alone = ran and len(running) == 1
+            if not killed and task.status != "running":  # what was killed may have come back, and counts as begun
+                self.give_back(task, now)
             if killed and (ran or task.status == "running"):
                 task.attempts += ((task.attempt, "crashed"),)
             if task.is_asked:
@@ -372,6 +361,7 @@ class Model(EqualWork):
                 task.is_suspect = task.is_suspect or ran
                 self._wait_or_ready(task, None, "", now)
             self.settle(now)
+        self.settle_up(now)
         self.workers.pop(worker, None)
 
     # Growing old
@@ -410,20 +400,18 @@ class Model(EqualWork):
         """Tasks by type and status."""
         return Counter((task.kind[1], task.status) for task in self.tasks.values())
 
-    def standing(self, id: bytes) -> tuple[str | None, int]:
+    def standing(self, id: bytes, now: int) -> tuple[str | None, int]:
         """Why a task does not run, and how many of its kind go first."""
         task = self.task(id)
         if task.reason != "ready":
             return task.reason, 0
         served = any(task.kind[1] in types for types in self.workers.values())
-        free = self.free()
-        is_full = any(free[name] <= 0 for name in self.places(task.kind))
         if self.is_paused(task.kind):
             reason = "paused"
         else:
-            reason = "no_worker" if not served else "limit" if is_full else "ready"
+            reason = "no_worker" if not served else "limit" if self.is_full(task.kind, now) else "ready"
         first = [t for t in self.tasks.values() if t.reason == "ready" and t.kind == task.kind]
-        return reason, sum((other.rank, other.seq) < (task.rank, task.seq) for other in first)
+        return reason, sum(place(other) < place(task) for other in first)
 
 
 class _Refused(Exception):

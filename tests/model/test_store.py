@@ -25,6 +25,8 @@ MUST_HAPPEN = {
     "retry": "bytes InvalidInput",
     "withdraw": "True False",
     "resume": "0 1",
+    "limit": "None",
+    "share": "None",
     "join": "leads over",
     "equal work": "waits kept completed failed goes",
 }

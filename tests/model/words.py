@@ -28,6 +28,7 @@ class Task:
     policy: int = REQUIRE
     keep: int = 0  # how old the result of equal work may be, and for how long its own is kept; 0: it wants none
     work: Work | None = None  # where whoever submits has the code
+    cost: float = 1.0  # what it is to cost its group
     # ----
     seq: int = 0  # order of submission
     rank: int = 0
@@ -100,6 +101,7 @@ class Outcome:
     effects: tuple[str, ...] = ()
     refusal: str | None = None  # the error that one of the effects ends with
     work: Work | None = None  # what was done, by the code that did it
+    cost: float | None = None  # what it has cost, where it says so
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from tests.conformance.kit import AGEING_MS, FACTORIES, OUTPUT, Factory, Note
 from tests.model.process import LANES, Worker, key_of, new_task
+from tests.model.rations import Bucket
 from tests.model.specification import Model
 from tests.model.words import Claim, Outcome, Rules, Task, Work
 
@@ -31,7 +32,7 @@ from mainspring.store.base import (
     WorkName,
 )
 from mainspring.store.sql import flights
-from mainspring.tasks import ErrorInfo
+from mainspring.tasks import CostRate, ErrorInfo, Rate, Usage
 from mainspring.tasks.lifecycle import STATUS_OF
 
 KEEP = {"keep_completed_s": 100, "keep_failed_s": 200, "keep_tombstones_s": 400, "max_completed": 6}
@@ -176,6 +177,7 @@ class World:
         waited = {task.id for types in LANES.values() for task in self.model.ready(types)}  # and are not paused
         for n in sorted(range(len(ops)), key=lambda n: ops[n].order):  # as one commit does them
             self._compare_answers(worker, ops[n], answers[n])
+        self.model.settle_up(self.now(worker))
         for one in order:
             self.model.pass_time(self.now(one))
             self._compare_claims(one, room[one.name], waited)
@@ -206,12 +208,12 @@ class World:
     def _compare_claims(self, worker: Worker, room: dict[str, int], waited: set[bytes]) -> None:
         """Of what a process was handed over since, take what the model has ready now."""
         for name, types in LANES.items():
-            n = min(room[name], len(self.model.ready(types)))
+            n, now = min(room[name], len(self.model.ready(types))), self.now(worker)
             got = [claim for claim in worker.fresh if claim.class_key[1] in types][: max(0, n)]
             mine = {claim.id for claim in got}
             others = [claim.id for one in self.workers for claim in one.fresh if claim.id not in mine]
-            best = self.model.best(types, n, others)
-            fair = self.model.claim(worker.name, types, room[name], [claim.id for claim in got], waited, others)
+            best = self.model.best(self.model.ready(types), n, now, others)
+            fair = self.model.claim(worker.name, types, room[name], [claim.id for claim in got], waited, now, others)
             assert fair, f"claimed {self._names(got)}, the model says {[f'{task.seq}.{task.attempt}' for task in best]}"
             room[name] -= len(got)
             for claim in got:
@@ -243,6 +245,7 @@ class World:
             differ = {name: (fields[name], wanted[name]) for name in fields if fields[name] != wanted[name]}
             assert not differ, f"task {task.seq}: stored and model differ in {differ}"
         assert (stored.keys, stored.retried) == (model.keys, model.retried)
+        self._compare_limits(stored.limits)
         assert (stored.tombstones, stored.notes) == (model.tombstones, model.effects)
         assert stored.flights == {id: (key_of(one.work), one.leads, one.keep) for id, one in model.flights.items()}, (
             "who leads and who waits for equal work"
@@ -258,6 +261,20 @@ class World:
         for one in self.workers:
             assert one.store.now_ms() == self.now(one)
             self._compare_stats(await one.store.stats())
+
+    def _compare_limits(self, stored: Mapping[tuple[str, str], tuple[int, float, int]]) -> None:
+        """What is used of limits. What is given back in a commit that takes some too is counted with that: where there
+        was less to give back than one, it counts less then."""
+        now = self.factory.clock.wall_ms()  # where there are rates no clock differs from it
+        for name, limit in self.model.limits.items():
+            full_us, used, at = stored[name]
+            if limit.rate is not None:
+                lag_us, wanted_us = max(0, full_us - now * 1_000), limit.lag_us(now)
+                is_so = wanted_us - limit.rate.each_us < lag_us <= wanted_us
+                assert is_so, f"the rate of {name} is full in {lag_us} us, the model says in {wanted_us}"
+                self.model.limits[name] = limit._replace(full_us=full_us)
+            if limit.cost_rate is not None:
+                assert (used, at) == (limit.used, limit.at), f"of {name} other costs are used"
 
     def _compare_stats(self, stats: Mapping[str, Any]) -> None:
         counts = self.model.counts()
@@ -293,7 +310,10 @@ class World:
         if result is not None:
             assert (result.status.value, result.output is not None) == (task.status, task.output is not None)
             assert (result.error and result.error.type) == task.error
-        assert (standing.status.value, (standing.reason, standing.ahead)) == (task.status, self.model.standing(id))
+        assert (standing.status.value, (standing.reason, standing.ahead)) == (
+            task.status,
+            self.model.standing(id, self.now(worker)),
+        )
         page = await store.list_tasks(type=task.kind[1], namespace=task.kind[0], status=info.status)
         alike = [one for one in self.model.tasks.values() if one.kind[:2] == task.kind[:2]]
         assert [one.task.id.bytes for one in page] == [one.id for one in alike[::-1] if one.status == task.status]
@@ -344,7 +364,7 @@ class World:
             output=OUTPUT if outcome == COMPLETED else None, delay_ms=extra.get("delay", 0),
             refs=extra.get("refs", ()), effects=effects,  # type: ignore[arg-type]  # one of the kit's own
             children=tuple(new_task(task) for task in children),
-            is_counted=extra.get("is_counted", True),
+            is_counted=extra.get("is_counted", True), usage=Usage(cost=extra.get("cost")),
         )  # fmt: skip
         if is_held:
             worker.let_go(claim)
@@ -360,6 +380,7 @@ class World:
             how=how, ended=finish.ended_ms, started=started is not None, error=_ERROR_OF.get(how),
             delay=finish.delay_ms, is_counted=finish.is_counted, output=finish.output, children=children,
             stands_for=finish.refs, effects=tuple(note.text for note in effects), refusal=refused, work=work,
+            cost=extra.get("cost"),
         )  # fmt: skip
         key = _key(claim, self._holder(claim))
 
@@ -442,11 +463,25 @@ class World:
         names = dict(zip(("namespace", "type", "group"), kind, strict=True))
         return Op("resume", COMMANDS, lambda: worker.store.resume(**names), lambda now: self.model.resume(kind))
 
-    def limit(self, worker: Worker, namespace: str, group: str, concurrency: int | None) -> Op:
-        def give() -> Awaitable[None]:
-            return worker.store.limit(group, namespace=namespace, concurrency=concurrency)
+    def limit(
+        self, worker: Worker, namespace: str, group: str, concurrency: int | None, rate: Bucket | None = None,
+        cost_rate: Bucket | None = None,
+    ) -> Op:  # fmt: skip
+        rates: dict[str, Any] = {"rate": rate and Rate(*rate), "cost_rate": cost_rate and CostRate(*cost_rate)}
 
-        return Op("limit", COMMANDS, give, lambda now: self.model.limit(namespace, group, concurrency))
+        def give() -> Awaitable[None]:
+            return worker.store.limit(group, namespace=namespace, concurrency=concurrency, **rates)
+
+        def expect(now: int) -> None:
+            self.model.limit((namespace, group), concurrency, rate, cost_rate, now)
+
+        return Op("limit", COMMANDS, give, expect)
+
+    def share(self, worker: Worker, name: tuple[str, str], weight: float | None) -> Op:
+        def give() -> Awaitable[None]:
+            return worker.store.share(namespace=name[0], group=name[1], weight=weight)
+
+        return Op("share", COMMANDS, give, lambda now: self.model.share(name, weight))
 
     def purge(self, worker: Worker, namespace: str, type: str, version: str) -> Op:
         def give() -> Awaitable[int]:
