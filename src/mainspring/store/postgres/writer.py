@@ -16,8 +16,9 @@ from mainspring.store.postgres.arrivals import take_in
 from mainspring.store.postgres.session import Session
 from mainspring.store.postgres.transaction import PostgresTransaction
 from mainspring.store.sql import claims, upkeep
-from mainspring.store.sql.operations import Group
+from mainspring.store.sql.operations import Command, Group, Operation
 from mainspring.store.sql.outage import OutageLog
+from mainspring.store.sql.queueing import Submission
 from mainspring.store.sql.transaction import Crowded, Memory, Transaction
 from mainspring.store.sql.writer import Report, Writer
 
@@ -111,8 +112,8 @@ class PostgresWriter(Writer):
     # Transactions
 
     def _transact(self, group: Group, body: Callable[[Transaction, Group], None]) -> Transaction:
-        self._alone = body == self._one_by_one or _is_for_one(group)
-        self._new_tasks = sum(len(submission.tasks) for submission in group.submissions)
+        self._alone = body == self._one_by_one or any(_needs_rest(op) for op in (*group.finishes, *group.calls))
+        self._new_tasks = _new_tasks(group)
         while True:
             try:
                 return super()._transact(group, body)
@@ -131,6 +132,30 @@ class PostgresWriter(Writer):
         return PostgresTransaction(self.session, self._memory, self._now_ms(), alone=alone)
 
     def _begin(self, group: Group) -> Transaction:
+        tx = self._begun()
+        self._take_along(group, may_submit=self._memory.queue_size is None or self._new_tasks > 0)  # locks are taken
+        return tx
+
+    def _together(self, tx: Transaction, group: Group) -> None:
+        self._take_along(group, may_submit=self._memory.queue_size is None)  # whether there is room has been looked at
+        super()._together(tx, group)
+
+    def _take_along(self, group: Group, *, may_submit: bool) -> None:
+        """Add what has come since the transaction began: it would wait for all of that.
+
+        Of operations that are given at once the first one wakes this thread, and the others follow while the server
+        answers. What has to wait keeps whatever came after it waiting.
+        """
+        if self._alone:
+            return
+        inbox, late = self._inbox, []
+        while inbox and (may_submit or type(inbox[0]) is not Submission) and not _needs_rest(inbox[0]):
+            late.append(inbox.popleft())
+        if late:
+            group.add(late)
+            self._new_tasks = _new_tasks(group)
+
+    def _begun(self) -> PostgresTransaction:
         try:
             return self.begin(alone=self._alone)
         except server.LOST:  # while nothing was asked of it the server may have gone and come back
@@ -284,13 +309,17 @@ def _lock(what: int, number: int, *, shared: bool) -> str:
     return f"SELECT pg_advisory_xact_lock{'_shared' if shared else ''}({what}, {number});"
 
 
-def _is_for_one(group: Group) -> bool:
-    """Whether a group is known to need rows that stand still."""
-    return (
-        any(not command.is_light for command in group.commands)
-        or any(task.after for submission in group.submissions for task in submission.tasks)
-        or any(_goes_on(finish) for finish in group.finishes)
-    )
+def _new_tasks(group: Group) -> int:
+    return sum(len(submission.tasks) for submission in group.submissions)
+
+
+def _needs_rest(op: Operation) -> bool:
+    """Whether an operation is known to need rows that stand still."""
+    if isinstance(op, Finish):
+        return _goes_on(op)
+    if isinstance(op, Submission):
+        return any(task.after for task in op.tasks)
+    return isinstance(op, Command) and not op.is_light
 
 
 def _goes_on(finish: Finish) -> bool:

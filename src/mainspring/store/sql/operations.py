@@ -44,13 +44,21 @@ class Group:
     """The operations of one commit, by kind. Ends come first, so that the room they make is there for what follows."""
 
     def __init__(self, operations: Sequence[Operation]) -> None:
-        self.finishes = [op for op in operations if type(op) is Finish]
-        self.submissions = [op for op in operations if type(op) is Submission]
-        self.commands = [op for op in operations if type(op) is Command]
-        over = {id(finish.claim) for finish in self.finishes}
-        self.starts = [
-            (op.claim, op.started_ms) for op in operations if type(op) is Started and id(op.claim) not in over
-        ]
+        self.finishes: list[Finish] = []
+        self.submissions: list[Submission] = []
+        self.commands: list[Command] = []
+        self.starts: list[tuple[Claimed, int]] = []
+        self.add(operations)
+
+    def add(self, operations: Sequence[Operation]) -> None:
+        """Take in more, which came after the others."""
+        self.finishes += [op for op in operations if type(op) is Finish]
+        self.submissions += [op for op in operations if type(op) is Submission]
+        self.commands += [op for op in operations if type(op) is Command]
+        self.starts += [(op.claim, op.started_ms) for op in operations if type(op) is Started]
+        if self.starts and self.finishes:
+            over = {id(finish.claim) for finish in self.finishes}
+            self.starts = [start for start in self.starts if id(start[0]) not in over]
 
     @property
     def calls(self) -> list[Submission | Command]:
