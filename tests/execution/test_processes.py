@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +305,31 @@ async def test_a_machine_that_starts_no_children_fails_attempts(monkeypatch: pyt
         assert all(report.error is not None and "could not be started" in report.error.message for report in reports)
         monkeypatch.undo()
         assert value(await call(it, "double", n=1)) == 2
+
+
+async def test_without_a_file_descriptor_left_no_child_starts() -> None:
+    """The attempt fails with the reason, and may be tried again; once there are some, children start."""
+    async with runner(slots=1) as it:
+        with no_descriptor_left():
+            report = await call(it, "double", n=1)
+        assert report.error is not None
+        assert "could not be started" in report.error.message
+        assert "Too many open files" in report.error.message
+        assert (report.retryable, report.crashed) == (True, False)
+        assert value(await call(it, "double", n=1)) == 2
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """No file can be opened in this process."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def test_a_child_that_never_gets_ready_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,7 +236,11 @@ class ProcessRunner:
         demand = min(self._slots, self._busy() + len(self._waiting))
         self._wanted = max(self._wanted, demand + 1)  # and never fewer again: what was needed once is soon needed again
         while len(self._desks) < self._wanted and not self._closing:
-            desk = Desk()
+            try:
+                desk = Desk()
+            except OSError as exc:  # no descriptor is left
+                self._start_failed(f"could not be started: {exc}")
+                return
             self._desks.add(desk)
             self._in_background(self._spawn(desk))
 
