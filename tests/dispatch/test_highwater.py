@@ -157,3 +157,48 @@ async def test_a_drain_while_the_machine_is_full(tmp_path: Path) -> None:
         gauge.show()
     async with engine_on(tmp_path / "work.db", worker=False) as looker:
         assert (await looker.handle(handle.id).info()).attempts == ()
+
+
+async def test_a_machine_that_is_full_from_the_start(tmp_path: Path) -> None:
+    """It is looked at before the first claim: nothing of what waits begins."""
+    ran: list[int] = []
+
+    def made() -> tuple[Engine, Gauge]:
+        engine, gauge = watched(tmp_path / "work.db")
+
+        @engine.task
+        async def work(n: int) -> int:
+            ran.append(n)
+            return n
+
+        return engine, gauge
+
+    engine, gauge = made()
+    async with engine:
+        await engine.manager.pause()
+        handles = await engine.map(engine.executor.handlers["custom:work"].function, range(100))
+    engine, gauge = made()
+    gauge.show(memory_bytes=10 * GB)
+    async with engine:
+        await engine.manager.resume()
+        await says(engine.handle(handles[0].id), "starts nothing new")
+        assert (ran, engine.manager._desks["async"].port.taken) == ([], 0)
+        gauge.show()
+        assert await engine.gather([engine.handle(handle.id) for handle in handles]) == [*range(100)]
+
+
+async def test_who_comes_while_the_machine_is_full(tmp_path: Path) -> None:
+    """A type whose tasks run together and that is declared meanwhile takes none either."""
+    engine, gauge = watched(tmp_path / "work.db")
+    gauge.show(memory_bytes=10 * GB)
+    async with engine:
+
+        @engine.task(batch=Batch(max_size=3))
+        async def joint(items: list[int]) -> list[int]:
+            return items
+
+        handle = await engine.submit(joint, 1)
+        await says(handle, "starts nothing new")
+        assert engine.manager._desks["async/custom:joint"].port.taken == 0
+        gauge.show()
+        assert await value(handle) == 1

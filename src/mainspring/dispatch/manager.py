@@ -34,21 +34,8 @@ from mainspring.resources.monitor import ResourceMonitor
 from mainspring.results.cache import ResultCache
 from mainspring.results.values import Values
 from mainspring.results.waiters import Waiters, within
-from mainspring.store.base import (
-    CANCELLED,
-    RELEASED,
-    Accepted,
-    Claimed,
-    Finish,
-    Lane,
-)
-from mainspring.tasks import (
-    CostRate,
-    GroupLimit,
-    Rate,
-    Task,
-    TaskId,
-)
+from mainspring.store.base import CANCELLED, RELEASED, Accepted, Claimed, Finish, Lane
+from mainspring.tasks import CostRate, GroupLimit, Rate, Task, TaskId
 from mainspring.tasks.lifecycle import CANCELLED as STATUS_CANCELLED
 from mainspring.tasks.limits import check_concurrency
 
@@ -172,6 +159,8 @@ class TaskManager(Answers):
                 self.executor.config.child_prefetch if name == "process" else 0,
             )  # fmt: skip
             desk.open()
+        if await self._high_water.look():  # before the first claim: what begins now would make it worse
+            self._hold()
         self._pacer = self._loop.create_task(self._keep_pace(), name="pacer")
         self.intake.limits = self._model_limits
         self.parts.models.limited = partial(self._loop.call_soon_threadsafe, self.refresh)
@@ -203,7 +192,10 @@ class TaskManager(Answers):
             self._course.recorder.refuse, self._marks, int(self.parts.config.store.ageing_s * 1000),
         )  # fmt: skip
         gathering.port.types = frozenset((kind,))
-        gathering.pace()
+        if self._high_water.why is None:
+            gathering.pace()
+        else:
+            gathering.shut()
         lane.gatherings.append(gathering)
         self._gatherings[kind] = self._desks[gathering.port.name] = gathering
 
