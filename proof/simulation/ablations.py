@@ -230,6 +230,11 @@ SAFEGUARDS: Final = (
         (Edit(limits, "_emptied", "if from_empty_us < full_us:", "if False:"),),
     ),
     Safeguard(
+        "changed limits",
+        "a change of limits is heard by all processes",
+        (Edit(claims, "read_limits", "if newest is not None and", "if not tx.memory.limits.seen and newest and"),),
+    ),
+    Safeguard(
         "turns of shares",
         "shares take turns by weight",
         (
@@ -400,6 +405,39 @@ SAFEGUARDS: Final = (
         "figures of turns",
         "who is told how many go first is told so by turns where shares hold",
         (Edit(line, "_turns", "(own + 1) *", "0 *"),),
+    ),
+    # Upkeep
+    Safeguard(
+        "retention",
+        "nothing is pruned that is not old enough",
+        (Edit(upkeep, "_old", "elif ended_ms > now_ms - keep_s * 1000:", "elif False:"),),
+    ),
+    Safeguard(
+        "retention of failures",
+        "what failed is kept for as long as was said",
+        (
+            Edit(
+                upkeep,
+                "_old",
+                "config.keep_completed_s if status == COMPLETED else config.keep_failed_s",
+                "config.keep_completed_s",
+            ),
+        ),
+    ),
+    Safeguard(
+        "parents of the living",
+        "what an unfinished task depends on stays",
+        (Edit(upkeep, "_not_needed", "seq not in needed and", ""),),
+    ),
+    Safeguard(
+        "tombstones",
+        "that a task was there is known for as long as was said",
+        (Edit(upkeep, "prune", "now_ms - config.keep_tombstones_s * 1000", "now_ms"),),
+    ),
+    Safeguard(
+        "sweeps",
+        "what is old enough is pruned",
+        (Edit(Caretaker, "_sweep", "if found.has_old or not self._cursor:", "if False:"),),
     ),
     # Wake-ups
     Safeguard(

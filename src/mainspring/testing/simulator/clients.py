@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -44,6 +45,7 @@ _DO: Final = {
 }
 _KEYS = 4
 _SHORT_S = 0.02
+_FLOOD = 4
 _HANDLERS: Final = {"work": 45, "steady": 8, "timed": 16, "crunch": 20, "pack": 6, "press": 5}
 _TOGETHER: Final = ("pack", "press")
 _EQUAL: Final = ("recall", "recall", "recall", "work", "timed", "crunch", *_TOGETHER)
@@ -75,7 +77,7 @@ class Client:
     def __init__(self, world: World, node: Node, known: Known, number: int, *, is_deadly: bool) -> None:
         assert node.engine is not None
         self._world = world
-        self._node = node
+        self.node = node
         self._engine: Engine = node.engine
         self._handlers = {name: handler.function for name, handler in handlers(node.code).items()}
         self._known = known
@@ -85,7 +87,7 @@ class Client:
 
     @property
     def is_alive(self) -> bool:
-        return not self._node.is_over
+        return not self.node.is_over
 
     async def live(self) -> None:
         """Do one thing after the other, as long as there is something to do."""
@@ -100,11 +102,11 @@ class Client:
                 self._say(name, error=exc)
                 if not isinstance(exc, (StoreUnavailable, TaskNotFound)) and not _is_closed(exc):
                     raise
-                if not self._node.is_up:
+                if not self.node.is_up:
                     return
 
     def _say(self, what: str, **details: Any) -> None:
-        self._world.note(self._node.name, what, **details)
+        self._world.note(self.node.name, what, **details)
 
     async def _rest(self) -> None:
         await asyncio.sleep(self._rng.choice((0.001, 0.1, 0.5)) * self._rng.random())
@@ -150,7 +152,7 @@ class Client:
         then, or its kind is paused.
         """
         tasks = []
-        group = self._rng.choice((None, "a", "b")) if self._world.shape.shares else None
+        group = self._rng.choice((None, "a", "b")) if self._world.shape.has_rations else None
         for _ in range(self._rng.randint(4, 8)):
             plan = {"n": self._known.number(), "do": [["sleep", _SHORT_S]]}
             options: dict[str, Any] = {"priority": TaskPriority.NORMAL}
@@ -166,7 +168,18 @@ class Client:
         if self._rng.random() < 0.3:
             await self._pause_kind({"type": "custom:work"})
         for task in self._rng.sample(tasks, 3):
-            self._node.process.spawn(self._give_up(self._engine.handle(task.id)), "give up")
+            self.node.process.spawn(self._give_up(self._engine.handle(task.id)), "give up")
+
+    async def flood(self, group: str) -> None:
+        """More for a group than its limit may take at once."""
+        tasks = []
+        for _ in range(_FLOOD):
+            plan = {"n": self._known.number(), "do": [["sleep", _SHORT_S]]}
+            tasks.append(self._engine.build(self._handlers["work"], (plan, []), {"group": group}))
+            self._known.plans[tasks[-1].id] = plan
+        self._known.left += len(tasks)
+        with contextlib.suppress(StoreUnavailable):
+            await self._submit(tasks)
 
     async def _give_up(self, handle: TaskHandle) -> None:
         try:
@@ -198,7 +211,7 @@ class Client:
         options = {"cache": keep_s} if name != "recall" or keep_s != KEEP_S else {}
         task = self._task(name, {**plan}, self._some_parents((0, 0, 0, 0, 1)), options)
         self._known.keep_s[task.id] = keep_s
-        self._world.witness.codes[str(task.id)] = {self._node.code}
+        self._world.witness.codes[str(task.id)] = {self.node.code}
         return task
 
     def _some_parents(self, how_many: tuple[int, ...]) -> list[TaskId]:
@@ -239,7 +252,7 @@ class Client:
         for id in ids:
             see(Submitted, str(id))
         self._say("submits", tasks=ids)
-        self._node.submitting += 1
+        self.node.submitting += 1
         try:
             handles = await self._engine.submit_all(tasks)
         except SubmitIndeterminate as exc:
@@ -252,7 +265,7 @@ class Client:
                     see(Refused, str(id))
             return
         finally:
-            self._node.submitting -= 1
+            self.node.submitting -= 1
         self._say("submitted", tasks=[handle.id for handle in handles])
         for handle in handles:
             see(Acknowledged, str(handle.id))
@@ -289,7 +302,7 @@ class Client:
                 self._wait_for(self._engine.handle(id))
 
     def _wait_for(self, handle: TaskHandle) -> None:
-        self._node.process.spawn(self._await(handle, None), "wait")
+        self.node.process.spawn(self._await(handle, None), "wait")
 
     async def _await(self, handle: TaskHandle, timeout: float | None) -> None:
         self._say("waits", task=handle.id)
@@ -324,7 +337,7 @@ class Client:
     async def _pause_kind(self, what: dict[str, str]) -> None:
         self._say("pauses", kind=what)
         key = ("", what.get("type", ""), what.get("group", ""))
-        with self._world.witness.pausing(self._node.process, key):
+        with self._world.witness.pausing(self.node.process, key):
             await self._engine.manager.pause(**what)
         self._say("paused", kind=what)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from mainspring.environment import Random
 from mainspring.errors import TaskError
+from mainspring.testing.simulator.clients import Client
 from mainspring.testing.simulator.shape import RATES
 from mainspring.testing.simulator.world import Node, World
 
@@ -17,35 +18,59 @@ _SLOW: Final = "2/2h"
 _HAS_SLOW: Final = "SELECT grp FROM group_limit WHERE rate_ms = 7200000"
 _LOOK_S = 0.1
 _PATIENCE_S = 60.0
+_HEARD_S = 2.0
+_SQUEEZES: Final = 0.4
+"""In so many worlds whose limits change one is lowered just before others have much to do for its group."""
 
 
 class Governor:
-    def __init__(self, world: World) -> None:
+    """Args: clients: those of all processes, also of ones that come later."""
+
+    def __init__(self, world: World, clients: Sequence[Client]) -> None:
         self._world = world
+        self._clients = clients
         self._rng = Random(f"{world.seed}:governor")
+        self._squeezing = Random(f"{world.seed}:squeeze")
+        self._squeezes = self._squeezing.random() < _SQUEEZES
         self._asking: list[tuple[Node, asyncio.Task[None]]] = []
 
     async def go_on(self) -> None:
         """Change one thing after the other."""
-        rng, shape = self._rng, self._world.shape
+        rng, shape, squeezing = self._rng, self._world.shape, self._squeezing
         while shape.change_every_s:
             await asyncio.sleep(rng.expovariate(1 / shape.change_every_s))
             if not (up := self._world.up):
                 continue
             if shape.shares and rng.random() < 0.4:
                 self._share(rng.choice(up), rng.choice(list(shape.shares)), rng.choice((None, 1, 3)))
+            elif self._squeezes and squeezing.random() < 0.5:
+                await self._squeeze(squeezing.choice(up), squeezing.choice("ab"))
             else:
                 rate = rng.choice((None, None, _SLOW, *RATES))
                 self._limit(rng.choice(up), rng.choice("ab"), rng.choice((None, None, 1, 2, 3)), rate)
 
+    async def _squeeze(self, node: Node, group: str) -> None:
+        """Lower a limit that all have heard of, and let others than who did it have much to do for that group."""
+        for concurrency in (self._squeezing.choice((None, 3)), 1):
+            if node.is_up:
+                self._limit(node, group, concurrency, None)
+            await self._world.until(self._is_answered, _HEARD_S)
+        others = [client for client in self._clients if client.is_alive and client.node is not node]
+        if others:
+            client = self._squeezing.choice(others)
+            client.node.process.spawn(client.flood(group), "flood")
+
     async def settle(self) -> None:
         """Leave no rate that takes longer than a world lasts, also none that somebody is just setting."""
-        asking = [(node, task) for node, task in self._asking if not task.done()]
-        await self._world.until(lambda: all(task.done() or node.is_over for node, task in asking), _PATIENCE_S)
+        await self._world.until(self._is_answered, _PATIENCE_S)
         while slow := self._world.rows(_HAS_SLOW):
             if up := self._world.up:
                 self._limit(up[0], slow[0][0], None, RATES[0])
             await asyncio.sleep(_LOOK_S)
+
+    def _is_answered(self) -> bool:
+        self._asking = [(node, task) for node, task in self._asking if not (task.done() or node.is_over)]
+        return not self._asking
 
     def _limit(self, node: Node, group: str, concurrency: int | None, rate: str | None) -> None:
         assert node.engine is not None

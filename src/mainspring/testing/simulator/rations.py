@@ -4,7 +4,7 @@ the rows as they are right after each claim."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple, Protocol
 
@@ -48,6 +48,7 @@ class Took(NamedTuple):
     attempt: tuple[str, int] | None  # None: the rate was set then
     each_us: int
     cap_us: int
+    passed_us: int  # since the world began
 
 
 class Accuser(Protocol):
@@ -57,8 +58,11 @@ class Accuser(Protocol):
 
 
 class Rations:
-    def __init__(self, witness: Accuser, *, sees_all: bool, has_one_clock: bool) -> None:
+    def __init__(
+        self, witness: Accuser, passed_s: Callable[[], float], *, sees_all: bool, has_one_clock: bool
+    ) -> None:  # fmt: skip
         self._witness = witness
+        self._passed_s = passed_s  # since the world began, also while the machine slept
         self._sees_all = sees_all  # else commits fail: nobody sees what those in doubt claim, and turns stay taken
         self._has_one_clock = has_one_clock  # else buckets fill by another one after a restart
         self._changes: dict[int, int] = {}  # by rule: the newest that was seen
@@ -77,9 +81,9 @@ class Rations:
         for rule in self.rules:
             if rule.rate is not None and rule.changed != self._changes.get(rule.id):
                 each_us = -(-rule.rate.ms * 1_000 // rule.rate.n)
-                self._took.setdefault(rule.id, []).append(
-                    Took(tx.now_ms * 1_000, None, each_us, rule.rate.n * each_us if tx.sets_limits else 0)
-                )
+                cap_us = rule.rate.n * each_us if tx.sets_limits else 0
+                took = Took(tx.now_ms * 1_000, None, each_us, cap_us, self._passed_us)
+                self._took.setdefault(rule.id, []).append(took)
 
     def is_full(self, key: Sequence[str], now_ms: int) -> bool:
         """Whether no more of a kind may be claimed, in groups with limits."""
@@ -103,8 +107,9 @@ class Rations:
             mine = [claim for claim in claims if rule.covers(claim.class_key)]
             if not mine:
                 continue
-            is_old = self._changes.get(rule.id) == rule.changed  # else some may have been claimed before the change
-            if is_old and rule.concurrency is not None and (held := self._held(rule)) > rule.concurrency:
+            # Else some may have been claimed before it was changed; those of commits in doubt, by others.
+            is_held_to = self._changes.get(rule.id) == rule.changed or (self._sees_all and not tx.sets_limits)
+            if is_held_to and rule.concurrency is not None and (held := self._held(rule)) > rule.concurrency:
                 self._witness.accuse("limits", None, f"group {rule.group} holds too many", held=held, rule=rule)
             if rule.rate is not None:
                 self._spend(rule, mine, tx)
@@ -122,14 +127,36 @@ class Rations:
         took = self._took.setdefault(rule.id, [])
         if self._changes.get(rule.id) == rule.changed:
             took += [
-                Took(tx.now_ms * 1_000, (str(TaskId(one.id)), one.attempt), each_us, rate.n * each_us) for one in claims
+                Took(tx.now_ms * 1_000, (str(TaskId(one.id)), one.attempt), each_us, rate.n * each_us, self._passed_us)
+                for one in claims
             ]
 
-    def judge_rates(self, begun: AbstractSet[tuple[str, int]]) -> None:
+    @property
+    def _passed_us(self) -> int:
+        return int(self._passed_s() * 1e6)
+
+    def judge_rates(self, begun: AbstractSet[tuple[str, int]], clocks: int) -> None:
+        """`clocks`: how many processes there were, each of which began with the machine's clock as it was then."""
+        if self._sees_all and self._has_one_clock:
+            self._judge_stretches(begun)
+        else:
+            self._judge_all(begun, 0 if self._has_one_clock else clocks)
+
+    def _judge_all(self, begun: AbstractSet[tuple[str, int]], refills: int) -> None:
+        """All in all no more have begun than came in by the fastest rate, with one bucket at first, one at each change,
+        and one for each clock."""
+        for took in self._took.values():
+            seen = {one.attempt for one in took if one.attempt in begun}
+            each_us = min(one.each_us for one in took)
+            bucket = max(-(-one.cap_us // one.each_us) for one in took)
+            changes = sum(one.attempt is None for one in took)
+            most = bucket * (1 + changes + refills) + (took[-1].passed_us - took[0].passed_us) // each_us + 1
+            if len(seen) > most:
+                self._witness.accuse("rates", None, "more began than all rates allow", n=len(seen), most=most)
+
+    def _judge_stretches(self, begun: AbstractSet[tuple[str, int]]) -> None:
         """In no stretch of time have more begun than the bucket held and got meanwhile, and was given back to it: one
         for each claim that never began. What was claimed by a slower rate leaves a new bucket empty, and no more."""
-        if not (self._sees_all and self._has_one_clock):
-            return
         for rule_id, all_took in self._took.items():
             last = {took.attempt: n for n, took in enumerate(all_took)}
             at_us = lag_us = given_back = 0

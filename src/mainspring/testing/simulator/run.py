@@ -27,6 +27,7 @@ from mainspring.environment import Random
 from mainspring.store.sqlite import connection
 from mainspring.store.sqlite.statements import SQL
 from mainspring.tasks import Rate
+from mainspring.testing.simulator.ages import age, sweeping
 from mainspring.testing.simulator.clients import Client, Known
 from mainspring.testing.simulator.governor import Governor
 from mainspring.testing.simulator.loop import Deadlock, Livelock, SimLoop
@@ -59,7 +60,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 def simulate(seed: int) -> Outcome:
     """Run one seed. Repeatable: the same seed gives the same trace, in any process."""
     rng = Random(f"{seed}:shape")
-    shape, order = draw(rng, Random(f"{seed}:rations")), Order(Random(f"{seed}:order"))
+    shape, order = draw(rng, Random(f"{seed}:rations"), Random(f"{seed}:ages")), Order(Random(f"{seed}:order"))
     with _quiet_machine(), _folder() as folder:
         return _run(seed, shape, order, folder)
 
@@ -72,7 +73,7 @@ def _run(seed: int, shape: Shape, order: Order, folder: Path) -> Outcome:
     world = World(seed, shape, loop, path)
     known = Known(shape.tasks, Random(f"{seed}:equal"), is_deadly="kill" in shape.faults, rolls_out=shape.rolls_out)
     loop.set_exception_handler(lambda _, context: _report(world, context))
-    with _listening(world), _owning_connections(world):
+    with _listening(world), _owning_connections(world), sweeping(shape):
         try:
             loop.run_until_complete(_live(world, known))
         except (Deadlock, Livelock) as exc:
@@ -86,7 +87,7 @@ def _run(seed: int, shape: Shape, order: Order, folder: Path) -> Outcome:
         trace=world.notes,
         shape=f"{shape}; order: {order}",
         steps=loop.steps,
-        seconds=loop.now,
+        seconds=loop.now + world.machine.slept_s,
         tasks=known.numbers,
     )
     loop.set_exception_handler(lambda *_: None)
@@ -99,7 +100,7 @@ def _run(seed: int, shape: Shape, order: Order, folder: Path) -> Outcome:
 async def _live(world: World, known: Known) -> None:
     clients: list[Client] = []
     living: list[asyncio.Task[None]] = []
-    troubles, governor = Troubles(world), Governor(world)
+    troubles, governor = Troubles(world), Governor(world, clients)
 
     def arrived(node: Node) -> None:
         for number in range(world.shape.clients):
@@ -121,6 +122,7 @@ async def _live(world: World, known: Known) -> None:
         governing.cancel()
     troubles.end()
     world.note("world", "goes on without faults", unfinished=world.unfinished())
+    await age(world)
     await _come_to_rest(world, governor, clients, living)
     await world.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
+from msgspec import structs
 
 from mainspring.config import EngineConfig, ExecutorConfig, StoreConfig, TaskManagerConfig
 from mainspring.environment import Random
@@ -37,6 +38,10 @@ _SHARES: Final[tuple[dict[tuple[str, str], float], ...]] = (
     {("", "a"): 0.5, ("", "b"): 3.0, ("n", ""): 1.0},
 )
 _LOSES: Final = {"bells", "disk", "outage"}
+_AGES: Final = 0.15
+"""So many worlds last for hours or days."""
+_SLEEPS: Final = (600.0, 3_000.0, 10_000.0, 100_000.0)
+_KEEP: Final = (2.0, 1_000.0, 5_000.0, 50_000.0)
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,10 +57,16 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     rates: dict[str, str] = {}  # and begin in a time
     shares: dict[tuple[str, str], float] = {}  # weights, by namespace and group
     change_every_s: float = 0.0  # how often one of these changes; 0: never
+    sleeps_s: tuple[float, ...] = ()  # how long the machine sleeps, one time after the other, while some tasks wait
 
     @property
     def has_groups(self) -> bool:
-        return bool(self.limits or self.rates or self.shares)
+        return bool(self.limits or self.rates or self.shares or self.change_every_s)
+
+    @property
+    def has_rations(self) -> bool:
+        """Whether more than limits is set, or any of it changes."""
+        return bool(self.shares or self.change_every_s)
 
     def __str__(self) -> str:
         manager = self.config.manager
@@ -64,6 +75,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         limits += "".join(f"{rate} of group {group}; " for group, rate in self.rates.items())
         limits += f"shares {self.shares}; " if self.shares else ""
         limits += f"changes every {self.change_every_s} s; " if self.change_every_s else ""
+        limits += f"sleeps of {', '.join(f'{s / 3600:g} h' for s in self.sleeps_s)}; " if self.sleeps_s else ""
         return (
             f"{self.processes} processes with {self.clients} clients, {manager.async_slots} slots on the loop and "
             f"{manager.thread_slots} threads; {self.tasks} tasks; {codes}{limits}"
@@ -71,8 +83,23 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def draw(rng: Random, rationing: Random) -> Shape:
-    """`rationing`: from which comes what groups may have beside their limits. Most worlds have nothing of that."""
+def draw(rng: Random, rationing: Random, ageing: Random) -> Shape:
+    """`rationing`: from which comes what groups may have beside their limits; `ageing`: whether it lasts for hours or
+    days. Most worlds have nothing of either."""
+    shape = _draw(rng, rationing)
+    if "clock" in shape.faults or ageing.random() >= _AGES:  # how old anything is would be a matter of opinion there
+        return shape
+    config, choose = shape.config, ageing.choice
+    store = structs.replace(config.store, keep_completed_s=choose(_KEEP), keep_failed_s=choose(_KEEP))
+    manager = structs.replace(config.manager, processing_interval=1.0)  # nothing else tells of a sleep
+    return structs.replace(
+        shape,
+        sleeps_s=tuple(choose(_SLEEPS) for _ in range(choose((1, 2)))),
+        config=structs.replace(config, store=store, manager=manager),
+    )
+
+
+def _draw(rng: Random, rationing: Random) -> Shape:
     faults = rng.choice(_PROFILES)
     has_more = faults not in _LONG and rationing.random() < 0.4
     return Shape(

@@ -69,7 +69,7 @@ class Verdict:
         witness.violations.clear()
         if witness.rations is not None:
             begun = {(event.task, event.attempt) for event in witness.events if isinstance(event, Started)}
-            witness.rations.judge_rates(begun)
+            witness.rations.judge_rates(begun, self._world.lives)
         self._check(witness.rows)
         witness.rows.close()
         return found + witness.violations
@@ -86,7 +86,7 @@ class Verdict:
                 self._check_end(row)
                 self._check_blame(row)
             self._check_inputs(row, rows)
-            if not self._world.shape.faults:
+            if not self._world.shape.faults and not self._world.shape.sleeps_s:
                 self._check_delay(row, row.seq in children)
             self._check_kid(row, rows, gone)
         for row in rows.values():

@@ -16,6 +16,7 @@ from mainspring.store.sql.transaction import ClassKey, Transaction
 from mainspring.tasks import TaskId
 from mainspring.testing.events import Ended, Event, Started
 from mainspring.testing.history import check_history
+from mainspring.testing.simulator.ages import Aged
 from mainspring.testing.simulator.machine import Process
 from mainspring.testing.simulator.plans import action_of
 from mainspring.testing.simulator.rations import Rations
@@ -62,6 +63,7 @@ class Witness:
         self.codes: dict[str, set[str]] = {}  # by task: the code of those who submitted or claimed it
         self.spoilt: set[tuple[str, int]] = set()  # attempts whose end may be that of others in their call
         self.rations: Rations | None = None  # in worlds where groups have limits or shares
+        self.aged: Aged | None = None  # in worlds that last for hours or days
         self._has_one_code = has_one_code  # else equal work may run once for each
         self._in_calls: dict[Context, Running] = {}
         self._clocks = clocks  # the store's clock of a process, and the one that is furthest

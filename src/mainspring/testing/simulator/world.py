@@ -24,6 +24,7 @@ from mainspring.store.sql.operations import Group
 from mainspring.store.sql.transaction import Transaction
 from mainspring.store.sqlite.connection import open_reader
 from mainspring.tasks import TaskId
+from mainspring.testing.simulator.ages import Aged
 from mainspring.testing.simulator.disk import Disk
 from mainspring.testing.simulator.handlers import CODES, handlers
 from mainspring.testing.simulator.loop import SimLoop
@@ -98,6 +99,8 @@ class Node:
 
         def watched(tx: Transaction, group: Group, next_event_ms: int | None) -> None:
             late.extend(writer._doubtful)
+            if (aged := self.world.witness.aged) is not None:
+                aged.look(tx.now_ms)
             if tx.sets_limits and self.world.witness.rations is not None:
                 self.world.witness.rations.look(tx)
             if claims := [claim for claim in tx.claims if claim not in late]:
@@ -223,9 +226,12 @@ class World:
         if shape.has_groups or shape.change_every_s:
             self.witness.rations = Rations(
                 self.witness,
+                lambda: loop.now + self.machine.slept_s,
                 sees_all=not {"disk", "outage"} & {*shape.faults},
                 has_one_clock="clock" not in shape.faults,
             )
+        if shape.sleeps_s:
+            self.witness.aged = Aged(self.witness, shape.config.store)
         self.notes: list[tuple[float, str, str, dict[str, Any]]] = []
         self.is_troubled = True  # faults may strike
         self.nodes: list[Node | None] = [None] * shape.processes
@@ -309,7 +315,12 @@ class World:
         """How long after a claim was checked its handler may begin: threads are slow, and processes stand still."""
         stalls_s = LONGEST_STALL_S if {"stall", "swizzle"} & {*self.shape.faults} else 0.0
         jumps_s = DAY_S if "clock" in self.shape.faults else 0.0  # the clock of the next life may lag behind
-        return 1_000 + int(1_000 * (jumps_s + stalls_s + LAGS * self.machine.longest_lag_s))
+        return 1_000 + int(1_000 * (sum(self.shape.sleeps_s) + jumps_s + stalls_s + LAGS * self.machine.longest_lag_s))
+
+    @property
+    def lives(self) -> int:
+        """How many processes there were."""
+        return self._lives
 
     @property
     def is_submitting(self) -> bool:
