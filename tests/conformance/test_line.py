@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.conformance.kit import OTHER, OUTPUT, WORK, Factory, Port, new, opene
 from mainspring.scheduling.explain import sentence
 from mainspring.store.base import COMPLETED, Finish, HandlerRecord
 from mainspring.store.standing import Line, Turns
-from mainspring.tasks import Usage
+from mainspring.tasks import Rate, Usage
 
 pytestmark = pytest.mark.anyio
 ELSEWHERE = "custom:elsewhere"
@@ -214,3 +215,50 @@ async def test_claimed_tasks_name_their_worker(store: Any, port: Port) -> None:
     assert await store.cancel(id) == "held"
     said = sentence(await store.standing(id, in_line=True), store.now_ms())
     assert said == f"Worker {store.worker_id} has claimed it and was asked to cancel it."
+
+
+async def explained(store: Any, id: bytes) -> str:
+    return sentence(await store.standing(id, in_line=True), store.now_ms())
+
+
+async def test_a_limit_counts_all_that_wait_for_it(store: Any, port: Port) -> None:
+    """Whatever their type and namespace; not what waits for something else too."""
+    await store.limit("g", concurrency=1)
+    await submit(store, new(group="g"))
+    await port.take()
+    await submit(store, *(new(group="g") for _ in range(3)), new(group="g", namespace="n"), new(group="h"))
+    await submit(store, new(group="g", type=ELSEWHERE), new(group="g", namespace="own"))
+    (id,) = await submit(store, new(group="g", type=OTHER))
+    await store.limit("g", namespace="own", rate=Rate(1, 3_600_000))
+    full = "Group g is at its limit: 1/1 run"
+    said = f"{full}; 5 of its tasks go first, and the next one starts when one of the group ends."
+    assert await explained(store, id) == said, "nobody serves one of them; that of the other limit may begin"
+    await store.pause(type=WORK, namespace="default")
+    assert await explained(store, id) == said.replace("5 of", "2 of")
+    (first,) = await submit(store, new(group="g", type=OTHER, priority=3))
+    next_one = f"{full}; 0 of its tasks go first, and it starts when one of the group ends."
+    assert await explained(store, first) == next_one
+
+
+async def test_all_limits_that_are_full_are_named(store: Any, port: Port) -> None:
+    """One of them alone would tell a wrong time."""
+    await store.limit("g", concurrency=2)
+    await store.limit("g", namespace="n", concurrency=1, rate=Rate(1, 3_600_000))
+    await submit(store, new(group="g", namespace="n"), new(group="g"))
+    await port.room(2)
+    (other,) = await submit(store, new(group="g"))
+    await submit(store, new(group="g", namespace="n"))
+    (id,) = await submit(store, new(group="g", namespace="n"))
+    (behind,) = await submit(store, new(group="g"))
+    said = re.sub(r"in [\d,.]+ s;", "in SOME s;", await explained(store, id))
+    assert said == (
+        "Group g is at its limit: 2/2 run; and group g in namespace n is at its limit: 1/1 run; and group g in "
+        "namespace n: 1 task an hour is used up; the next starts in SOME s; 2 of its tasks go first, and the next one "
+        "starts when each of these has room."
+    )
+    full = "Group g is at its limit: 2"
+    ends = "and the next one starts when one of the group ends."
+    assert await explained(store, behind) == f"{full}/2 run; 1 of its tasks goes first, {ends}", "others wait for more"
+    await store.limit("g", concurrency=1)
+    ends = "and it starts when 2 of the group have ended."
+    assert await explained(store, other) == f"{full}/1 run; 0 of its tasks go first, {ends}"

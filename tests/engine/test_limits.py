@@ -45,7 +45,10 @@ async def test_no_more_run_than_the_limit(is_fresh: bool) -> None:
         await until(lambda: now[0] == 3)
         info = await calls[-1].info()
         assert (info.status, info.reason) == (TaskStatus.PENDING, "limit")
-        assert "Group tenant-a is at its limit: 3/3 run; 16 tasks of its kind go first" in await calls[-1].explain()
+        assert (
+            "Group tenant-a is at its limit: 3/3 run; 16 of its tasks go first, and the next one starts"
+            in await calls[-1].explain()
+        )
         assert await engine.limits() == [GroupLimit(group="tenant-a", concurrency=3, held=3)]
         go.set()
         assert await engine.gather(calls) == list(range(20))
@@ -105,7 +108,7 @@ async def test_explain_says_when_a_rate_lets_the_next_one() -> None:
         said = await handles[-1].explain()
         found = re.fullmatch(
             r"Group tenant-a: 60 tasks a minute are used up; the next starts in (\d+\.\d) s; "
-            r"\d tasks of its kind go first\.",
+            r"\d of its tasks go first\.",
             said,
         )
         assert found is not None, said

@@ -218,7 +218,7 @@ async def test_explain_says_what_is_left(tmp_path: Path) -> None:
         first, second = [await engine.submit(chat, 1, group="openai", cost=5_000) for _ in range(2)]
         found = re.fullmatch(
             r"Group openai: of 90,000 cost an hour 1,0\d\d are left and the next one needs 5,000; the next starts in "
-            r"(1[56]\d\.\d) s; 1 tasks of its kind go first\.",
+            r"(1[56]\d\.\d) s; 1 of its tasks goes first\.",
             said := await second.explain(),
         )
         assert found is not None, said
@@ -229,7 +229,7 @@ async def test_explain_says_what_is_left(tmp_path: Path) -> None:
         third = await engine.submit(chat, 1, group="openai", cost=0)
         assert re.fullmatch(
             r"Group openai: 90,000 cost an hour are used up, and (1,9\d\d|2,000) more; the next starts in "
-            r"[78]\d\.\d s; 0 tasks of its kind go first\.",
+            r"[78]\d\.\d s; 0 of its tasks go first\.",
             said := await third.explain(),
         ), said
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Final
 
@@ -103,35 +103,62 @@ def _resources(standing: Standing, _now_ms: int) -> str:
 
 
 def _limit(standing: Standing, _now_ms: int) -> str:
-    limit = standing.limit
-    assert limit is not None
+    limits = standing.limits
+    holds = [hold for limit in limits for hold in _holds(limit)]
+    n, is_one = standing.ahead_in_group, standing.ahead_in_group == 1
+    more = "+" if standing.ahead_in_group_is_more else ""
+    ahead = f"{n:,}{more} of its tasks {'goes' if is_one else 'go'} first"
+    what = "; and ".join([holds[0], *(hold[0].lower() + hold[1:] for hold in holds[1:])])
+    if len(holds) > 1:
+        return f"{what}; {ahead}, and {_next_one(n)} starts when each of these has room."
+    if limits[0].next_in is not None:
+        return f"{what}; {ahead}."
+    return f"{what}; {ahead}, and {_next_one(n)} starts when {_ends(limits[0])}."
+
+
+def _next_one(ahead: int) -> str:
+    return "the next one" if ahead else "it"
+
+
+def _holds(limit: GroupLimit) -> Iterator[str]:
+    """Say what of a limit lets none begin."""
     model_id = model_of_group(limit.group)
     whose = f"Group {limit.group}" if model_id is None else f"Model {model_id}"
     if limit.namespace is not None:
         whose += f" in namespace {limit.namespace}"
-    ahead = f"{standing.ahead:,}{'+' if standing.ahead_is_more else ''} tasks of its kind go first"
+    if limit.concurrency is not None and limit.held >= limit.concurrency:
+        yield f"{whose} is at its limit: {limit.held}/{limit.concurrency} run"
     if limit.next_in is not None:
-        return f"{whose}: {_used_up(limit)}; the next starts in {limit.next_in:,.1f} s; {ahead}."
-    run = f"{limit.held}/{limit.concurrency} run"
-    of = "group ends" if model_id is None else "model's tasks ends"
-    return f"{whose} is at its limit: {run}; {ahead}, and it starts when one of the {of}."
+        yield f"{whose}: {_used_up(limit)}; the next starts in {limit.next_in:,.1f} s"
+
+
+def _ends(limit: GroupLimit) -> str:
+    """Say what makes room: after a limit was lowered one end is not enough."""
+    assert limit.concurrency is not None
+    of = "the group" if model_of_group(limit.group) is None else "the model's tasks"
+    where = "" if limit.namespace is None else " there"
+    too_many = limit.held - limit.concurrency + 1
+    return f"one of {of} ends{where}" if too_many == 1 else f"{too_many:,} of {of} have ended{where}"
 
 
 def _used_up(limit: GroupLimit) -> str:
     """Say which rate lets none begin."""
     if limit.left == 0:
-        return f"{_much(str(limit.rate), 'tasks')} are used up"
-    left, much = limit.cost_left, _much(str(limit.cost_rate), "cost")
+        return f"{_much(str(limit.rate), 'tasks')} used up"
+    left, of = limit.cost_left, str(limit.cost_rate)
     assert left is not None
     if left > 0:
+        much = _much(of, "cost").removesuffix(" are").removesuffix(" is")
         return f"of {much} {left:,.4g} are left and the next one needs {limit.cost_next:,g}"
     debt = f", and {-left:,.4g} more" if left < 0 else ""
-    return f"{much} are used up{debt}"
+    return f"{_much(of, 'cost')} used up{debt}"
 
 
 def _much(rate: str, of: str) -> str:
+    """Return "60 tasks a minute are"."""
     n, _, time = rate.partition("/")
-    return f"{int(n):,} {of} {_TIMES.get(time, f'in {time}')}"
+    what, verb = (of.removesuffix("s"), "is") if int(n) == 1 else (of, "are")
+    return f"{int(n):,} {what} {_TIMES.get(time, f'in {time}')} {verb}"
 
 
 def _paused(standing: Standing, _now_ms: int) -> str:

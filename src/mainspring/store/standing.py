@@ -78,7 +78,9 @@ class Standing(NamedTuple):
     ahead_is_more: bool
     pause: Pause | None
     workers: int  # that serve tasks, where none serves its type
-    limit: GroupLimit | None = None  # that keeps it, for reason `limit`
+    limits: tuple[GroupLimit, ...] = ()  # all that keep it, for reason `limit`
+    ahead_in_group: int = 0  # tasks of all kinds that wait for the same limits and go first, where that was asked for
+    ahead_in_group_is_more: bool = False
     leader: Other | None = None  # of equal work, where that is waited for
     line: Line | None = None  # where it is ready, and that was asked for
     shortages: tuple[Shortage, ...] = ()  # where reason is resources

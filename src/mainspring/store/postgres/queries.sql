@@ -658,6 +658,12 @@ SELECT class.namespace, class.type, class.grp, (SELECT count(*) FROM
     (SELECT 1 FROM task WHERE task.class = head.class AND reason = 0 AND (rank, seq) < ($1, $2) LIMIT $3) AS first)
 FROM head JOIN class ON class.id = head.class;
 
+-- name: line_of_group
+-- Of each class of a group how many ready tasks go before a place, counted up to a limit.
+SELECT class.namespace, class.type, (SELECT count(*) FROM
+    (SELECT 1 FROM task WHERE task.class = class.id AND reason = 0 AND (rank, seq) < ($2, $3) LIMIT $4) AS first)
+FROM class WHERE class.grp = $1;
+
 -- name: served_beside
 -- What those living workers serve that serve a type.
 SELECT DISTINCT other.type FROM serves AS mine JOIN worker ON worker.id = mine.worker

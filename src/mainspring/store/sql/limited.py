@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mainspring.store.sql import costs
+from mainspring.store.sql.line import COUNT_LIMIT, Place
 from mainspring.store.sql.transaction import Row
 from mainspring.tasks import CostRate, GroupLimit, Rate
 
@@ -12,14 +14,35 @@ if TYPE_CHECKING:
     from mainspring.store.sql.reads import View
 
 
-def full(view: View, namespace: str, group: str, now_ms: int) -> GroupLimit | None:
-    """Return the limit that lets no more of a group's tasks begin, if one does."""
-    for row in view.rows("limits_of", group, namespace):
-        limit = _limit(view, row, now_ms)
-        is_full = limit.concurrency is not None and limit.held >= limit.concurrency
-        if is_full or limit.left == 0 or limit.cost_next is not None:
-            return limit
-    return None
+def full(view: View, namespace: str, group: str, now_ms: int) -> tuple[GroupLimit, ...]:
+    """Return the limits that let no more of a group's tasks begin: its own in a namespace, and that in all of them."""
+    found = [_limit(view, row, now_ms) for row in sorted(view.rows("limits_of", group, namespace))]
+    return tuple(limit for limit in found if _has_no_place(limit) or limit.left == 0 or limit.cost_next is not None)
+
+
+def _has_no_place(limit: GroupLimit) -> bool:
+    return limit.concurrency is not None and limit.held >= limit.concurrency
+
+
+def go_first(
+    view: View, limits: Sequence[GroupLimit], place: Place, is_out: Callable[[str, str], bool], now_ms: int
+) -> tuple[int, bool]:
+    """Count what goes before a task among all that wait for the same limits and for no other; with whether it is more.
+
+    Args:
+        is_out: tells of a namespace and a type whether anything else keeps those tasks from starting.
+    """
+    names = {limit.namespace for limit in limits}
+    keep: dict[str, set[str | None]] = {}
+    counts = []
+    for namespace, kind, n in view.rows("line_of_group", place.group, place.rank, place.seq, COUNT_LIMIT):
+        if not n or is_out(namespace, kind):
+            continue
+        if namespace not in keep:
+            keep[namespace] = {limit.namespace for limit in full(view, namespace, place.group, now_ms)}
+        if keep[namespace] and keep[namespace] <= names:
+            counts.append(n)
+    return sum(counts), COUNT_LIMIT in counts
 
 
 def _limit(view: View, row: Row, now_ms: int) -> GroupLimit:

@@ -32,6 +32,7 @@ from mainspring.tasks import (
     Attempt,
     Custom,
     ErrorInfo,
+    GroupLimit,
     Reason,
     Task,
     TaskId,
@@ -288,7 +289,9 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         seq, class_id, rank, reason = row[0], row[2], row[3], None if row[5] is None else STORED_REASONS[row[5]]
         namespace, kind, group = row[26:29]
         parents = view.rows("parents_ids", seq) if reason == "parents" else []
-        ahead, pause, leader, line, limit, workers = 0, None, None, None, None, 0
+        ahead, pause, leader, line, workers = 0, None, None, None, 0
+        limits: tuple[GroupLimit, ...] = ()
+        in_group = (0, False)
         if reason == "same_work" and (found := view.one("leader_of", seq)) is not None:
             leader = _other(*found)
         if reason == "ready":
@@ -296,13 +299,15 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
             pauses = _pauses(view)
             pause = next((pause for pause in pauses if _covers(pause, namespace, kind, group)), None)
             beside = {name for (name,) in view.rows("served_beside", kind)}
-            limit = limited.full(view, namespace, group, now_ms) if group else None
-            reason = _why(pause is not None, bool(beside), limit is not None)
+            limits = limited.full(view, namespace, group, now_ms) if group else ()
+            reason = _why(pause is not None, bool(beside), bool(limits))
+            place = Place(rank, seq, kind, row[15], namespace, group)
             if reason == "no_worker":
                 workers = len(view.rows("serving_workers"))
             elif reason == "ready" and in_line:
-                place = Place(rank, seq, kind, row[15], namespace, group)
                 line = line_of(view, place, beside, partial(_is_kept, view, pauses, now_ms), now_ms)
+            elif reason == "limit" and in_line:
+                in_group = limited.go_first(view, limits, place, partial(_is_out, view, pauses, group), now_ms)
         shortages = _shortages(view, id, kind, row[29]) if reason in ("ready", "claimed") else ()
         if shortages:
             reason = "resources"
@@ -323,7 +328,9 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         ahead_is_more=ahead == COUNT_LIMIT,
         pause=pause,
         workers=workers,
-        limit=limit,
+        limits=limits,
+        ahead_in_group=in_group[0],
+        ahead_in_group_is_more=in_group[1],
         leader=leader,
         line=line,
         shortages=shortages,
@@ -363,7 +370,12 @@ def _pauses(view: View) -> list[Pause]:
 
 def _is_kept(view: View, pauses: Sequence[Pause], now_ms: int, namespace: str, kind: str, group: str) -> bool:
     is_paused = any(_covers(pause, namespace, kind, group) for pause in pauses)
-    return is_paused or (group != "" and limited.full(view, namespace, group, now_ms) is not None)
+    return is_paused or (group != "" and bool(limited.full(view, namespace, group, now_ms)))
+
+
+def _is_out(view: View, pauses: Sequence[Pause], group: str, namespace: str, kind: str) -> bool:
+    """Whether tasks can't start whatever their group's limits say."""
+    return any(_covers(pause, namespace, kind, group) for pause in pauses) or not view.rows("serving", kind)
 
 
 def _covers(pause: Pause, namespace: str, kind: str, group: str) -> bool:

@@ -24,7 +24,7 @@ SIGNS: Final = {
     "paused": "Its kind is paused",
     "no_worker": "No living worker serves",
     "limit": r"^Group .*(is at its limit: \d+/\d+ run;"
-    r"|(are used up|are left and the next one needs [\d,.]+); the next starts in [\d,.]+ s;)",
+    r"|((are|is) used up|are left and the next one needs [\d,.]+); the next starts in [\d,.]+ s;)",
     "ready": "It is ready and",
 }
 """By what a sentence is known to name a cause."""
