@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
+from tests.models.conftest import text_model
 
 from mainspring import Batch, Binary, Context, Engine, InvalidInput, Task, TaskType, Text
+from mainspring.models import ModelInfo
+from mainspring.models.base import Model
+from mainspring.models.sources import FolderSource
 from mainspring.results import cache
 
 pytestmark = pytest.mark.anyio
@@ -326,3 +333,127 @@ def test_the_key_is_of_all_that_counts() -> None:
     assert len(names) == 5
     one_order, other_order = ({"a": 1, "b": 2}, {"b": 2, "a": 1})
     assert made.name(*base[:3], one_order, b"\xa1a") == made.name(*base[:3], other_order, b"\xa1a")
+
+
+def _asks(q: str, prompt: str = "old") -> str:
+    RUNS.append(prompt)
+    return f"{prompt}: {q}"
+
+
+async def test_another_default_is_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call leaves out counts like what it says, though the text of the function is the same."""
+    RUNS.clear()
+    for prompt in ("old", "new", "old"):
+        monkeypatch.setattr(_asks, "__defaults__", (prompt,))
+        async with Engine(tmp_path / "work.db") as engine:
+            engine.task(cache="1h")(_asks)
+            assert await (await engine.submit(_asks, "why")).result() == f"{prompt}: why"
+    assert RUNS == ["old", "new"]
+
+
+async def test_code_without_a_file_is_told_apart(tmp_path: Path) -> None:
+    """Typed into an interpreter, or wrapped: what was loaded counts, where there is no source to read."""
+    results = []
+    for text in ("x + 1", "x + 2", "x + 1"):
+        namespace: dict[str, Any] = {}
+        exec(f"def plus(x: int) -> int:\n    return {text}\n", namespace)
+        async with Engine(tmp_path / "work.db") as engine:
+            function = engine.task(cache="1h")(namespace["plus"])
+            handle = await engine.submit(function, 1)
+            results.append((await handle.result(), await is_hit(engine, handle)))
+    assert results == [(2, False), (3, False), (2, True)]
+
+
+class _Callable:
+    def __call__(self, x: int) -> int:
+        return x
+
+
+@pytest.mark.parametrize("function", [_Callable(), partial(_twice, x=1)], ids=["object", "partial"])
+async def test_code_that_nothing_tells_apart_is_refused(engine: Engine, function: Any) -> None:
+    """Its results would be kept over a change: at the declaration, and in a call."""
+    with pytest.raises(InvalidInput, match="nothing tells its code"):
+        engine.task(name="first", cache="1h")(function)
+    engine.task(name="second")(function)
+    with pytest.raises(InvalidInput, match="nothing tells its code"):
+        await engine.submit(function, cache="1h")
+
+
+async def test_a_child_that_finds_a_changed_file_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It runs what stands there now; kept under the name of what stood there it would be a lie."""
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "job_that_changes.py"
+    file.write_text("def job(x: int) -> str:\n    return f'old {x}'\n")
+    job = importlib.import_module("job_that_changes").job
+    file.write_text("def job(x: int) -> str:\n    return f'newer {x}'\n")
+    try:
+        async with Engine(tmp_path / "work.db") as engine:
+            engine.task(lane="process", cache="1h")(job)
+            assert await (await engine.submit(job, 1)).result() == "newer 1"
+            assert await engine.cache.stats() == []
+    finally:
+        del sys.modules["job_that_changes"]
+    assert "custom:job was changed" in caplog.text
+
+
+def _judge(folder: Path, good: float) -> None:
+    """Write a model that says yes of what is good, or no."""
+    table = {"good": [0.0, good], "bad": [1.0, 0.0]}
+    text_model(folder / "judge", "BertForSequenceClassification", ["no", "yes"], table)
+
+
+async def _judged(engine: Engine) -> tuple[str, bool]:
+    handle = await engine.submit(engine.infer, "judge", "good", cache="1h")
+    return (await handle.result())[0]["label"], await is_hit(engine, handle)
+
+
+async def test_a_model_that_is_replaced_does_not_lend_its_name(tmp_path: Path) -> None:
+    """What is loaded answers, and its results are kept as its own, not as those of the files that lie there now."""
+    _judge(tmp_path, 3.0)
+    async with Engine(tmp_path / "work.db") as engine:
+        engine.models.register("judge", tmp_path / "judge")
+        assert await _judged(engine) == ("yes", False)
+        _judge(tmp_path, -3.0)
+        assert await _judged(engine) == ("yes", True)
+        await engine.cache.purge()
+        assert await _judged(engine) == ("yes", False)
+    async with Engine(tmp_path / "work.db") as engine:
+        engine.models.register("judge", tmp_path / "judge")
+        assert await _judged(engine) == ("no", False)
+
+
+async def test_a_model_that_changes_before_it_is_loaded_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task was claimed under one name and is answered by another."""
+    _judge(tmp_path, 3.0)
+    monkeypatch.setattr(FolderSource, "prepare", lambda source: _judge(tmp_path, -3.0))
+    async with Engine(tmp_path / "work.db") as engine:
+        engine.models.register("judge", tmp_path / "judge")
+        assert await _judged(engine) == ("no", False)
+        assert await engine.cache.stats() == []
+
+
+async def test_a_model_that_changes_while_it_is_loaded_is_loaded_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could tell which of its files were read before and which after."""
+    _judge(tmp_path, 3.0)
+    load = FolderSource._load
+    loads: list[str | None] = []
+
+    def changed(source: FolderSource, info: ModelInfo) -> Model:
+        model = load(source, info)
+        if not loads:
+            _judge(tmp_path, -3.0)
+        loads.append(info.digest)
+        return model
+
+    monkeypatch.setattr(FolderSource, "_load", changed)
+    async with Engine(tmp_path / "work.db") as engine:
+        engine.models.register("judge", tmp_path / "judge")
+        handle = await engine.submit(engine.infer, "judge", "good", max_retries=1)
+        assert (await handle.result())[0]["label"] == "no"
+    assert len(set(loads)) == 2

@@ -86,7 +86,7 @@ class TaskManager(Answers):
         tracing = self.parts.tracing
         self.intake = Intake(self.executor, self.store, self.values, self.cache, limits, env, tracing)
         self.spans = None if tracing is None else Spans(tracing, self.store.worker_id)
-        recorder = Recorder(self.store, self.executor, self.values, self.intake, env, self.spans)
+        recorder = Recorder(self.store, self.executor, self.cache, self.values, self.intake, env, self.spans)
         self.counting = recorder.counting
         self._desks: dict[str, Desk] = {}  # of lanes, and of types whose tasks run together
         self._gatherings: dict[str, Gathering] = {}  # the latter, by type

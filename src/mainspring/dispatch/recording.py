@@ -18,6 +18,7 @@ from mainspring.environment import Environment
 from mainspring.execution.base import Report
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import failure
+from mainspring.results.cache import ResultCache
 from mainspring.results.values import Values
 from mainspring.store.base import (
     BLOB_OUTPUT,
@@ -44,12 +45,14 @@ class Recorder:
     """Gives outcomes to the store, which writes them with its next commit."""
 
     def __init__(
-        self, store: Store, executor: TaskExecutor, values: Values, intake: Intake, env: Environment,
-        spans: Spans | None = None,
+        self, store: Store, executor: TaskExecutor, cache: ResultCache, values: Values, intake: Intake,
+        env: Environment, spans: Spans | None = None,
     ) -> None:  # fmt: skip
         self.counting = Counting()
         self._store = store
         self._executor = executor
+        self._cache = cache
+        self._changed: set[str] = set()  # types whose files were changed, as was told
         self._values = values
         self._intake = intake
         self._env = env
@@ -87,6 +90,8 @@ class Recorder:
         began = attempt.started_at
         ended = self._store.now_ms() if began is None else self._store.ms_at(began + usage.duration)
         if is_completed(claim, report, attempt.cause):
+            if claim.work is not None and (report.other_code or not self._cache.is_same(claim)):
+                self._not_kept(claim)
             finish = Finish(claim, COMPLETED, ended, started, output or report.output, lane, usage)
             if report.refs or effects or children or flags:
                 finish.refs, finish.effects, finish.children = report.refs, effects, children
@@ -103,6 +108,16 @@ class Recorder:
         if self._spans is not None:
             self._spans.end(attempt, finish.outcome, kind)
         self._finish(finish)
+
+    def _not_kept(self, claim: Claimed) -> None:
+        """Give equal work nothing: other code or another model has done it than its name says."""
+        claim.work = None
+        if claim.task_type not in self._changed:
+            self._changed.add(claim.task_type)
+            logger.warning(
+                "%s was changed in its files since it was loaded here: results of it are not kept; start again to keep "
+                "them", claim.task_type,
+            )  # fmt: skip
 
     async def _children(self, attempt: Attempt, tasks: Sequence[Task]) -> tuple[NewTask, ...]:
         with nullcontext() if self._spans is None else self._spans.below(attempt):

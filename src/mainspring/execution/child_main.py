@@ -265,6 +265,10 @@ class Desk:
             processor = self._processors[place] = HandlerProcessor(places.load(place), self._traceback_chars)
         return processor
 
+    def _is_other(self, processor: HandlerProcessor, place: places.Place) -> bool:
+        """Whether this process has found other code than the one that asks has."""
+        return processor.handler.source_hash != place.code
+
     def _run(self, frame: Run) -> None:
         work = frame.work
         key = (work.id, work.attempt)
@@ -282,6 +286,8 @@ class Desk:
                 result = _unstarted()
             else:
                 result, sample = self._measured(processor, item, work.trace)
+            if self._is_other(processor, frame.place):
+                result = msgspec.structs.replace(result, other_code=True)
         self._link.finished(key, result, sample)
 
     def _run_batch(self, frame: RunBatch) -> None:
@@ -310,6 +316,10 @@ class Desk:
         if os.getpid() != self._pid:  # a fork that the handler let escape: only the original reports
             os._exit(0)
         reports = batch.report(joint, duration, sample.cpu_s, sample.peak_bytes)
+        if self._is_other(processor, frame.place):
+            reports = reports._replace(
+                reports=[msgspec.structs.replace(report, other_code=True) for report in reports.reports]
+            )
         self._link.finished_batch(key, reports, sample)
 
     @contextlib.contextmanager

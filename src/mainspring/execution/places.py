@@ -25,6 +25,7 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     version: str
     script: str | None = None  # the file whose top level was `__main__`
     batches: bool = False  # it gets the items of several tasks
+    code: str = ""  # hash of what the handler runs in this process
 
 
 def place_of(handler: Handler) -> Place:
@@ -40,7 +41,10 @@ def place_of(handler: Handler) -> Place:
             script = os.path.abspath(str(main.__file__))
         else:
             raise invalid("lane", "process", f"{handler.name} was not defined in a file", "put it into a module")
-    return Place(module, function.__qualname__, str(handler.name), handler.version, script, handler.batch is not None)
+    return Place(
+        module, function.__qualname__, str(handler.name), handler.version, script, handler.batch is not None,
+        handler.source_hash,
+    )  # fmt: skip
 
 
 def load(place: Place) -> Handler:

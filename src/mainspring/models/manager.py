@@ -166,10 +166,14 @@ class ModelManager:
 
         Raises: InvalidInput: nothing does, as it is code that can change under the same id; or it is unknown.
         """
-        source = self._slot(model_id).source
+        slot = self._slot(model_id)
+        source, loaded = slot.source, slot.model
         if source.kind == "python":
             raise invalid("cache", model_id, "is a Python object, whose results can't be told apart", "leave it out")
-        exact = source.address if isinstance(source, HttpSource) else source.digest()
+        if isinstance(source, HttpSource):
+            exact: str | None = source.address
+        else:  # its files may have been replaced since: what is loaded answers
+            exact = source.digest() if loaded is None else loaded.info.digest
         return None if exact is None else f"{model_id}\0{exact}"
 
     def is_loaded(self, model_id: str) -> bool:

@@ -93,6 +93,13 @@ class FolderSource:
 
     def load(self, model_id: str) -> Model:
         info = ModelInfo(model_id, self.kind, self.digest(), self.memory_bytes(), loaded=True)
+        model = self._load(info)
+        if self.digest() != info.digest:
+            model.close()
+            raise ProcessingFailed(f"the files of {model_id} were changed while it was loaded; it is loaded anew")
+        return model
+
+    def _load(self, info: ModelInfo) -> Model:
         threads, tokens = self._config.threads_per_call, self._config.max_batch_tokens
         if self.kind == "onnx":
             return OnnxGraph(info, self.layout.graph_file, self.layout.graph, threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import sys
 import typing
@@ -16,6 +15,7 @@ from mainspring.errors import InvalidInput, invalid
 from mainspring.processors.annotations import is_async, resolved
 from mainspring.processors.base import Item, Lane, failure
 from mainspring.processors.batch import Batch, Call, items_parameter
+from mainspring.processors.code import code_hash
 from mainspring.processors.context import Context, check_cost
 from mainspring.tasks import (
     ChildTasks,
@@ -159,9 +159,19 @@ class Handler:
             "priority": self.priority,
             **{name: value for name, value in declared.items() if value is not None},
         }
-        self.source_hash = _source_hash(function)
+        self.source_hash = code_hash(function)
+        if self.cache:
+            self.check_kept()
         self._read_signature()
         self._check()
+
+    def check_kept(self) -> None:
+        """Refuse to keep results where nothing tells this code from a changed one. Raises: InvalidInput."""
+        if not self.source_hash:
+            raise invalid(
+                "cache", self.name, "is an object or has defaults that are no data: nothing tells its code from a "
+                "changed one", "wrap it in a function with def and plain defaults, or leave it out",
+            )  # fmt: skip
 
     def _read_signature(self) -> None:
         signature = inspect.signature(self.function)
@@ -355,14 +365,6 @@ def _is_native(params: type[msgspec.Struct]) -> bool:
 
 def _constant(value: Any) -> Callable[[], Any]:
     return lambda: value
-
-
-def _source_hash(function: Callable[..., Any]) -> str:
-    try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):  # typed into an interpreter: there is no source to compare
-        return ""
-    return hashlib.blake2b(source.encode(), digest_size=8).hexdigest()
 
 
 def check_importable(function: Callable[..., Any], name: str) -> None:

@@ -1,6 +1,6 @@
 """The result cache: what names equal work, and what is kept of it.
 
-The key of a task's work is a hash of its namespace, its type, the code that does it (of a handler: version and source;
+The key of a task's work is a hash of its namespace, its type, the code that does it (of a handler: version and code;
 of a built-in type: the package's version), the model's id and digest, the params, and the input with mappings in one
 order. The rules of keeping and sharing are the store's (`store/sql/flights.py`).
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from mainspring.errors import invalid
+from mainspring.errors import InvalidInput, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.store.base import Claimed, Kept, Store, WorkName
 
@@ -67,10 +67,20 @@ class ResultCache:
         params = None if claim.params is None else _decoder.decode(claim.params)
         return self.name(claim.task_type, claim.namespace, claim.model_id, params, claim.input)
 
+    def is_same(self, claim: Claimed) -> bool:
+        """Whether a claim's work has the name still that it was claimed under: its model may have been loaded anew."""
+        if claim.task_type in self._executor.handlers:
+            return True
+        try:
+            return self.name_of(claim) == claim.work
+        except InvalidInput:  # the model is not known any more
+            return False
+
     def _code_of(self, kind: str, model_id: str | None) -> tuple[str, str] | None:
         """Return what does this type: its version, and exactly; None where that is not known yet."""
         handler = self._executor.handlers.get(kind)
         if handler is not None:
+            handler.check_kept()
             return handler.version, f"{handler.version}\0{handler.source_hash}"
         identity = getattr(self._executor.types[kind], "model_identity", None)
         if identity is None:

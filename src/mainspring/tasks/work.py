@@ -70,3 +70,4 @@ class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
     crashed: bool = False  # the process that ran it died: counted apart from failures
     unstarted: bool = False  # it never began and is charged nothing
     short_of_memory: bool = False  # it was ended for want of memory, or could get no more
+    other_code: bool = False  # where it ran, its handler's code is another than here: the file was changed

@@ -223,7 +223,7 @@ def register(
         known = tx.one("handler_source", handler.type, handler.version)
         if known is not None and known[0] and handler.source and known[0] != handler.source:
             logger.warning(
-                "handler %s changed its source but not its version %s; give it a new version",
+                "handler %s changed its code (or its Python) but not its version %s; give it a new version",
                 handler.type,
                 handler.version,
             )
