@@ -1,4 +1,4 @@
-"""What goes into one commit on a server: others follow while the first one begins."""
+"""What goes into one commit on a server, and when it is told: others follow while the first one begins."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 from tests import postgres
 from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
 
+from mainspring.errors import StoreUnavailable
 from mainspring.store.base import Accepted, NewTask
-from mainspring.store.postgres.connection import QUEUEING
+from mainspring.store.postgres.connection import QUEUEING, WRITING
 from mainspring.store.postgres.store import PostgresStore
 from mainspring.store.sql.queueing import Submission
 
@@ -104,3 +105,69 @@ async def test_new_tasks_go_along_only_where_the_queue_is_locked(factory: Postgr
         store.demand()
         await asyncio.wait_for(late.future, WAIT_S)
         assert transactions(factory).keys() == {late.tasks[0].id}
+
+
+async def test_a_commit_is_told_while_the_next_transaction_waits_to_begin(factory: PostgresFactory) -> None:
+    """It is stored: whoever asked for it does not wait for others whom the next one waits for."""
+    async with opened(factory.make()) as store:
+        blocker = await asyncpg.connect(postgres.url())
+        await blocker.execute(f"BEGIN; SELECT pg_advisory_xact_lock_shared({WRITING}, {store._writer.number})")
+        task = new("a")
+        child = submission(new("b", after=[task.id]))  # it is alone, and waits for the blocker
+        once_after(store, "_commit", lambda: store._writer._inbox.append(child))
+        assert await asyncio.wait_for(store.submit([task]), WAIT_S) == [Accepted(task.id, False)]
+        assert not child.future.done()
+        await blocker.execute("COMMIT")
+        await blocker.close()
+        await asyncio.wait_for(child.future, WAIT_S)
+
+
+async def test_a_commit_is_told_while_the_next_statement_is_on_its_way(
+    factory: PostgresFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server works on that meanwhile."""
+    monkeypatch.setattr("mainspring.store.postgres.writer._TOLD_S", 1_000.0)
+    async with opened(factory.make()) as store:
+        blocker = await asyncpg.connect(postgres.url())
+        task, later = new("a"), submission(new("b"))
+
+        def block() -> None:
+            store._writer._inbox.append(later)
+            asyncio.run_coroutine_threadsafe(lock(), loop).result(WAIT_S)
+
+        async def lock() -> None:
+            await blocker.execute(f"BEGIN; LOCK TABLE {factory.schema}.task IN SHARE MODE")
+
+        loop = asyncio.get_running_loop()
+        once_after(store, "_commit", block)
+        assert await asyncio.wait_for(store.submit([task]), WAIT_S) == [Accepted(task.id, False)]
+        assert not later.future.done()
+        await blocker.execute("COMMIT")
+        await blocker.close()
+        await asyncio.wait_for(later.future, WAIT_S)
+
+
+@pytest.mark.parametrize("step", ["begin", "_catch_up"])
+async def test_a_commit_is_told_where_the_next_transaction_can_t_begin(factory: PostgresFactory, step: str) -> None:
+    """The server is gone a moment later: what is stored was stored, and only the call after it is refused."""
+    async with opened(factory.make()) as store:
+        writer, first, later = store._writer, submission(new("a")), submission(new("b"))
+        told: list[str] = []
+        first.future.add_done_callback(lambda _: told.append("first"))
+        later.future.add_done_callback(lambda _: told.append("later"))
+
+        def lose() -> None:
+            writer._inbox.append(later)
+            setattr(writer, step, gone)
+
+        def gone(*args: Any, **options: Any) -> Any:
+            delattr(writer, step)
+            raise StoreUnavailable("the server is gone")
+
+        once_after(store, "_commit", lose)
+        writer.put(first)
+        assert await asyncio.wait_for(first.future, WAIT_S) == [Accepted(first.tasks[0].id, False)]
+        with pytest.raises(StoreUnavailable, match="the server is gone"):
+            await asyncio.wait_for(later.future, WAIT_S)
+        assert told == ["first", "later"]
+        assert await store.submit([new("c")])

@@ -41,6 +41,7 @@ class Session:
         self._loop = _new_loop()
         self._prepared: dict[str, asyncpg.prepared_stmt.PreparedStatement] = {}
         self._connection: asyncpg.Connection
+        self._meanwhile: Callable[[], None] | None = None
         try:
             self._connection = self._loop.run_until_complete(connect())
         except BaseException:
@@ -58,7 +59,18 @@ class Session:
         self._loop.close()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._meanwhile is not None:
+            self._loop.call_soon(self._loop.call_soon, self._meanwhile)  # the turn after the one that sends it
+            self._meanwhile = None
         return self._loop.run_until_complete(work)
+
+    def meanwhile(self, call: Callable[[], None]) -> None:
+        """Have a function called when the next statement is on its way, while the server works on it."""
+        self._meanwhile = call
+
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Have a function called in the midst of whatever is waited for then."""
+        self._loop.call_later(seconds, call)
 
     def begin(self, how: str = "", then: str = "") -> None:
         """Begin a transaction, and run statements without values in it, in one round trip."""

@@ -27,6 +27,10 @@ _RESOLVE_S, _AGAIN_S = 15.0, 0.1
 """How long after a failed commit the server is waited for, to tell what became of it; and how often it is tried."""
 
 
+_TOLD_S = 0.005
+"""How long a commit goes untold at most where the next transaction has to wait for others before it can begin."""
+
+
 class _CaughtUp(NamedTuple):
     """What the statement of that name tells."""
 
@@ -70,7 +74,9 @@ class PostgresWriter(Writer):
         where: server.Server,
         outage: OutageLog,
     ) -> None:
-        super().__init__(memory, now_ms, env, batch, report, retry_later, outage)
+        super().__init__(memory, now_ms, env, batch, self._report_in_order, retry_later, outage)
+        self._report_now = report
+        self._untold: tuple[Transaction, Group, int | None] | None = None  # a commit that is to be reported
         self._server = where
         self._connect = connect
         self._env = env
@@ -125,6 +131,8 @@ class PostgresWriter(Writer):
     def begin(self, *, alone: bool) -> PostgresTransaction:
         """Begin a transaction. Those beside others wait for one that is alone, and it for them."""
         assert self.session is not None
+        if self._untold is not None:
+            self.session.later(_TOLD_S, self._tell_untold)
         locks = _lock(server.WRITING, self.number, shared=not alone)
         if self._new_tasks and not alone and self._memory.queue_size is not None:
             locks += _lock(server.QUEUEING, self.number, shared=not self._is_filling)
@@ -159,6 +167,7 @@ class PostgresWriter(Writer):
         try:
             return self.begin(alone=self._alone)
         except server.LOST:  # while nothing was asked of it the server may have gone and come back
+            self._tell_untold()
             self.close()
             try:
                 self.open()
@@ -201,6 +210,8 @@ class PostgresWriter(Writer):
         assert isinstance(tx, PostgresTransaction)
         memory = self._memory
         found = _CaughtUp(*tx.one("catch_up", self._seen, memory.owner, self._new_tasks))
+        if self._untold is not None:
+            tx.cursor.meanwhile(self._tell_untold)
         tx.drawn, tx.unfinished = found.numbers, found.unfinished
         memory.has_peers, self._next_due, self._next_deadline = found.peers > 0, found.due, found.deadline
         self._watch_room(tx, found)
@@ -248,6 +259,23 @@ class PostgresWriter(Writer):
         super()._told(tx, group)
         assert isinstance(tx, PostgresTransaction)
         self._more = self._more or tx.has_arrivals
+
+    def _report_in_order(self, tx: Transaction, group: Group, next_event_ms: int | None) -> None:
+        """Report a commit; where more is there to be written, while the server works on that.
+
+        Whoever hears of it is busy with it at once, and has the interpreter: before the next transaction begins this
+        thread would wait for it at each small step, and the server with it.
+        """
+        self._tell_untold()
+        if self.session is not None and self._inbox:
+            self._untold = (tx, group, next_event_ms)
+        else:
+            self._report_now(tx, group, next_event_ms)
+
+    def _tell_untold(self) -> None:
+        if self._untold is not None:
+            untold, self._untold = self._untold, None
+            self._report_now(*untold)
 
     def _look_ahead(self, tx: Transaction) -> None:
         assert isinstance(tx, PostgresTransaction)
