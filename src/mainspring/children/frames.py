@@ -6,6 +6,7 @@ Loaded by every child before its first work, hence without asyncio.
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 
 from mainspring.errors import InternalError, invalid
@@ -13,6 +14,7 @@ from mainspring.errors import InternalError, invalid
 FRAME_LIMIT = 256 << 20
 """Bytes of one frame. Far above any payload; a length beyond it is a broken peer, not a large value."""
 _HEADER = 4  # bytes, big endian
+_size_at = struct.Struct(">I").unpack_from
 READ = 256 << 10
 """Bytes asked of the socket at once."""
 
@@ -31,22 +33,27 @@ class Splitter:
         self._buffer = bytearray()
         self._limit = limit
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes | bytearray) -> list[bytes]:
         """Return the frames that `data` completes. Raises: InternalError: the peer announces an impossible length."""
-        buffer = self._buffer
-        buffer += data
+        if self._buffer:
+            self._buffer += data
+            data = self._buffer
         frames: list[bytes] = []
-        start = 0
-        while len(buffer) - start >= _HEADER:
-            size = int.from_bytes(buffer[start : start + _HEADER], "big")
-            if size > self._limit:
-                raise InternalError(f"the peer announces a frame of {size} bytes; {self._limit} are allowed")
-            end = start + _HEADER + size
-            if len(buffer) < end:
-                break
-            frames.append(bytes(memoryview(buffer)[start + _HEADER : end]))
-            start = end
-        del buffer[:start]
+        start, length = 0, len(data)
+        with memoryview(data) as view:
+            while length - start >= _HEADER:
+                (size,) = _size_at(view, start)
+                if size > self._limit:
+                    raise InternalError(f"the peer announces a frame of {size} bytes; {self._limit} are allowed")
+                end = start + _HEADER + size
+                if length < end:
+                    break
+                frames.append(bytes(view[start + _HEADER : end]))
+                start = end
+        if data is self._buffer:
+            del self._buffer[:start]
+        else:
+            self._buffer += data[start:]
         return frames
 
 
@@ -57,29 +64,16 @@ class BlockingPipe:
         self._sock = sock
         self._limit = limit
         self._splitter = Splitter(limit)
-        self._held = b""
         self._sending = threading.Lock()
 
     def send(self, body: bytes) -> None:
-        """Block until the parent's kernel has it, and all that was held back.
+        """Block until the parent's kernel has it.
 
         Raises: InvalidInput: larger than a frame may be; nothing was sent. OSError: the pipe is gone.
         """
-        self.hold(body)
-        self.flush()
-
-    def hold(self, body: bytes) -> None:
-        """Let it go with the next one, or with `flush`. Raises: InvalidInput: larger than a frame may be."""
         data = framed(body, self._limit)
         with self._sending:
-            self._held += data
-
-    def flush(self) -> None:
-        """Block until the parent's kernel has what was held back. Raises: OSError: the pipe is gone."""
-        with self._sending:
-            data, self._held = self._held, b""
-            if data:
-                self._sock.sendall(data)
+            self._sock.sendall(data)
 
     def receive(self) -> list[bytes] | None:
         """Block until frames are complete, and return them; None when the parent closed its end or died."""

@@ -80,7 +80,7 @@ class Loading(msgspec.Struct, frozen=True, array_like=True, tag="loading"):
 
 
 class Note(msgspec.Struct, frozen=True, array_like=True, tag="note"):
-    """A signal of a running attempt; the first one is `Started`."""
+    """A signal of a running attempt; the first one is `Started`, where that did not come with another one's end."""
 
     id: bytes
     attempt: int
@@ -96,8 +96,8 @@ class Store(msgspec.Struct, frozen=True, array_like=True, tag="store"):
     task: bytes  # MessagePack of a Task
 
 
-class Finished(msgspec.Struct, frozen=True, array_like=True, tag="finished"):
-    """The attempt's end."""
+class Finished(msgspec.Struct, array_like=True, tag="finished"):
+    """The attempt's end, and the start of the next one, if that begins at once."""
 
     id: bytes
     attempt: int
@@ -105,6 +105,7 @@ class Finished(msgspec.Struct, frozen=True, array_like=True, tag="finished"):
     effects: bytes | None = None  # MessagePack of them: they may hold arrays and references
     cpu_s: float = 0.0  # of the child, so far
     resident_bytes: int | None = None  # of the child, now
+    begins: Key | None = None  # whose handler's code is about to begin, as `Started` tells
 
 
 class FinishedBatch(msgspec.Struct, frozen=True, array_like=True, tag="finished_batch"):

@@ -57,6 +57,7 @@ from mainspring.processors.log import fields_of, logger
 from mainspring.tasks import Log, Outcome, Progress, Signal, Started, Task, TaskId, Usage, codec
 from mainspring.tracing import Trace, Tracing
 
+_STARTED = Started()
 _PROGRESS_BURST, _PROGRESS_PER_S = 20.0, 100.0  # a million steps must not flood the parent
 
 
@@ -90,16 +91,38 @@ class Link:
         self._answers: dict[int, queue.SimpleQueue[Stored]] = {}
         self._numbers = itertools.count(1)
         self._ended = False
+        self._held: Finished | None = None  # the main thread's alone, as all that tells of it
         self.busy = False
 
     def send(self, frame: ToParent) -> None:
-        self._say(self._pipe.send, encode(frame))
-
-    def _say(self, how: Callable[..., None], *frames: bytes) -> None:
         try:
-            how(*frames)
+            self._pipe.send(encode(frame))
         except OSError:  # the parent is gone, or the handler closed our pipe: whatever is computed here is lost
             kill_own_group()
+
+    def started(self, key: Key) -> None:
+        """Tell that a handler's code is about to begin, in one frame with the end before it that was held back."""
+        if self._held is None:
+            self.send(Note(*key, _STARTED))
+        else:
+            self.release(key)
+
+    def loads(self, key: Key) -> None:
+        """Tell that a handler's module is about to be imported."""
+        self.release()
+        self.send(Loading(*key))
+
+    def release(self, begins: Key | None = None) -> None:
+        """Tell the end that was held back, if there is one: before whatever else the main thread has to say."""
+        held, self._held = self._held, None
+        if held is None:
+            return
+        held.begins = begins
+        try:
+            self.send(held)
+        except Exception as exc:  # noqa: BLE001 - what can't be sent, as too large a result, becomes a failure
+            held.report, held.effects = failed(failure(exc), held.report.usage), None
+            self.send(held)
 
     def begin(self) -> Setup:
         """Return the first frame, and start to hear what follows."""
@@ -113,7 +136,7 @@ class Link:
         """Block until there is something to do; None when there will be nothing any more."""
         self.busy = False
         if self._inbox.empty():
-            self._say(self._pipe.flush)
+            self.release()
         taken = self._inbox.get()
         self.busy = True
         return None if self._ended else taken
@@ -149,22 +172,25 @@ class Link:
         self._cancel_if_stopped(key, cancel)
 
     def finished(self, key: Key, report: Report, sample: Sample | None) -> None:
-        """Report an attempt's end; what can't be sent, as too large a result, becomes a failure.
+        """Report an attempt's end.
 
         It goes with the next one's start, or from `next` where there is none: whoever dies of the next is known by it.
         """
         self._let_go(key)
-        cpu_s, resident_bytes = _after(sample)
-        try:
-            effects = codec.encode(report.effects)[0] if report.effects else None
-            bare = msgspec.structs.replace(report, effects=()) if effects else report
-            self._pipe.hold(encode(Finished(*key, bare, effects, cpu_s, resident_bytes)))
-        except Exception as exc:  # noqa: BLE001 - values' own methods run when a child task is encoded
-            self._pipe.hold(encode(Finished(*key, failed(failure(exc), report.usage), None, cpu_s, resident_bytes)))
+        self.release()
+        effects = None
+        if report.effects:
+            try:
+                effects = codec.encode(report.effects)[0]
+                report = msgspec.structs.replace(report, effects=())
+            except Exception as exc:  # noqa: BLE001 - values' own methods run when a child task is encoded
+                report = failed(failure(exc), report.usage)
+        self._held = Finished(*key, report, effects, *_after(sample))
 
     def finished_batch(self, key: Key, batch: BatchReport, sample: Sample | None) -> None:
         """Report the end of a batch."""
         self._let_go(key)
+        self.release()
         self.send(FinishedBatch(*key, tuple(batch.reports), batch.calls, batch.fits, *_after(sample)))
 
     def _let_go(self, key: Key) -> None:
@@ -246,6 +272,7 @@ class Desk:
     def serve(self) -> None:
         while (taken := self._link.next()) is not None:
             if isinstance(taken, Prepare):
+                self._link.release()  # imports may take long
                 self._prepare(taken.places)
             elif not self._tickets.may_begin(taken.ticket):  # it was taken back
                 continue
@@ -273,7 +300,7 @@ class Desk:
         work = frame.work
         key = (work.id, work.attempt)
         if frame.place not in self._processors:
-            self._link.send(Loading(*key))
+            self._link.loads(key)
         sample = None
         try:
             processor = self._processor(frame.place)
@@ -294,7 +321,7 @@ class Desk:
         first = frame.works[0]
         key = (first.id, first.attempt)
         if frame.place not in self._processors:
-            self._link.send(Loading(*key))
+            self._link.loads(key)
         try:
             processor = self._processor(frame.place)
         except BaseException as exc:  # noqa: BLE001 - the handler's module may raise anything
@@ -306,7 +333,7 @@ class Desk:
         if batch.is_cancelled:
             self._link.finished_batch(key, BatchReport([_unstarted()] * len(frame.works)), None)
             return
-        self._link.send(Note(*key, Started()))
+        self._link.started(key)
         self._meter.start()
         start = SYSTEM.monotonic()
         with self._traced(first.trace):
@@ -336,7 +363,7 @@ class Desk:
     def _measured(self, processor: HandlerProcessor, item: Item, trace: Trace | None) -> tuple[Report, Sample]:
         context = item.context
         token = current.set(context)
-        self._link.send(Note(context.id.bytes, context.attempt, Started()))
+        self._link.started((context.id.bytes, context.attempt))
         self._meter.start()
         start = SYSTEM.monotonic()
         try:

@@ -23,41 +23,23 @@ from mainspring.processors.base import failure
 from mainspring.tasks import Effect, ErrorInfo, Failed, Signal, Usage, codec
 
 
-class Attempt:
+class Attempt(msgspec.Struct, eq=False):
     """A call of `run`, or one for a batch: what is said of that names its first work."""
 
-    __slots__ = (
-        "asked",
-        "channels",
-        "desk",
-        "ended",
-        "killed",
-        "loading",
-        "patience",
-        "place",
-        "soon",
-        "started_s",
-        "ticket",
-        "too_slow",
-        "until_s",
-        "works",
-    )
-
-    def __init__(self, works: Sequence[Work], channels: Sequence[Channel], place: Place, soon: bool) -> None:
-        self.works = works
-        self.channels = channels
-        self.place = place
-        self.soon = soon  # it may be sent ahead, and be given back
-        self.until_s: float | None = None  # when it is too late to begin
-        self.ticket = 0  # leave to begin, in its child
-        self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
-        self.desk: Desk | None = None  # None while it waits for a child
-        self.asked = False  # to stop
-        self.loading = False  # its handler is being imported
-        self.patience: asyncio.TimerHandle | None = None  # how long that may take
-        self.too_slow = False  # it took longer
-        self.started_s: float | None = None
-        self.killed = False  # by us
+    works: Sequence[Work]
+    channels: Sequence[Channel]
+    place: Place
+    ended: asyncio.Future[End]
+    soon: bool = False  # it may be sent ahead, and be given back
+    until_s: float | None = None  # when it is too late to begin
+    ticket: int = 0  # leave to begin, in its child
+    desk: Desk | None = None  # None while it waits for a child
+    asked: bool = False  # to stop
+    loading: bool = False  # its handler is being imported
+    patience: asyncio.TimerHandle | None = None  # how long that may take
+    too_slow: bool = False  # it took longer
+    started_s: float | None = None
+    killed: bool = False  # by us
 
     @property
     def key(self) -> Key:

@@ -20,11 +20,7 @@ import msgspec
 from mainspring.children.child import Exit, Spawner
 from mainspring.config import MIB, ExecutorConfig
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import (
-    InternalError,
-    InvalidInput,
-    UnsupportedTaskType,
-)
+from mainspring.errors import InternalError, InvalidInput, UnsupportedTaskType
 from mainspring.execution.base import BatchReport, Channel, Report, Work
 from mainspring.execution.batches import Joint, halving
 from mainspring.execution.child_frames import (
@@ -54,11 +50,10 @@ _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from mainspring.execution.ch
 _END_GRACE_S = 1.0  # for the clean-up of an idle child that is not needed any more
 _LONG_S = 0.02
 """Behind an attempt that takes longer nothing waits that was sent ahead."""
-
-
 _LARGE_BYTES = 128 * MIB
 """A child that rests with less than this is not worth ending for its memory."""
 _ASKED = "asked to stop before it began"
+_STARTED = Started()
 
 
 class ProcessRunner:
@@ -143,8 +138,7 @@ class ProcessRunner:
             return refused(UnsupportedTaskType(f"no handler for {works[0].task_type} in the process lane"))
         if self._closing:
             return unstarted("the process lane is closed")
-        attempt = Attempt(works, channels, place, soon)
-        attempt.until_s = until_s
+        attempt = Attempt(works, channels, place, asyncio.get_running_loop().create_future(), soon, until_s)
         self._attempts[attempt.key] = attempt
         self._waiting.append(attempt)
         self._assign()
@@ -227,9 +221,15 @@ class ProcessRunner:
     def _assign_all(self) -> None:
         self._assigning = False
         given = set()
-        while self._waiting and (desk := self._next_desk(self._waiting[0])) is not None:
-            self._give(self._waiting.popleft(), desk)
+        half = 1 + self._config.child_prefetch // 2  # more goes to a child at once: waking it costs more than a task
+        lines = [desk for desk in self._desks if len(desk.attempts) <= half and self._takes_more(desk)]
+        while self._waiting and (desk := self._next_desk(self._waiting[0], lines)) is not None:
+            is_given = self._give(self._waiting.popleft(), desk)
             given.add(desk)
+            if desk not in lines:  # it was idle
+                lines.append(desk)
+            if not is_given or not self._takes_more(desk):
+                lines = [desk for desk in lines if self._takes_more(desk)]
         for desk in given:
             desk.tickets.give()
         self._look_again()
@@ -247,16 +247,11 @@ class ProcessRunner:
     def _busy(self) -> int:
         return sum(bool(desk.attempts) for desk in self._desks)
 
-    def _next_desk(self, attempt: Attempt) -> Desk | None:
+    def _next_desk(self, attempt: Attempt, lines: list[Desk]) -> Desk | None:
         """Return the child for it: an idle one, else the one that comes to it first, where it may be sent ahead."""
         if self._idle and self._busy() < self._slots:
             return self._idle.pop()
-        best = None
-        if attempt.soon:
-            for desk in self._desks:
-                if self._takes_more(desk) and (best is None or len(desk.attempts) < len(best.attempts)):
-                    best = desk
-        return best
+        return min(lines, key=lambda desk: len(desk.attempts), default=None) if attempt.soon else None
 
     def _takes_more(self, desk: Desk) -> bool:
         return (
@@ -269,7 +264,8 @@ class ProcessRunner:
             and desk.child.usable
         )
 
-    def _give(self, attempt: Attempt, desk: Desk) -> None:
+    def _give(self, attempt: Attempt, desk: Desk) -> bool:
+        """Send it to its child; returns whether that could be: else it is over."""
         attempt.ticket = desk.tickets.issue()  # before its frame: what comes without one was taken back
         attempt.desk = desk
         desk.attempts.append(attempt)
@@ -280,6 +276,8 @@ class ProcessRunner:
             desk.attempts.pop()
             self._settle(attempt, refused(exc))
             self._rest(desk)
+            return False
+        return True
 
     def _rest(self, desk: Desk) -> None:
         """Where it has nothing to do, have it take the next attempt, or its share of what others have ahead."""
@@ -419,21 +417,26 @@ class ProcessRunner:
             self._ready(desk, frame)
         elif attempt is None or (frame.id, frame.attempt) != attempt.key:
             return  # a thread that outlived its handler
-        elif isinstance(frame, Note):
-            if isinstance(frame.signal, Started):
-                attempt.started_s = self._environment.monotonic()
-                if attempt.patience is not None:
-                    attempt.patience.cancel()
-                self._proven[attempt.place] = None
-            attempt.send(frame.signal)
         elif isinstance(frame, Finished | FinishedBatch):
             self._finished(desk, attempt, frame)
+        elif isinstance(frame, Note):
+            if isinstance(frame.signal, Started):
+                self._started(attempt)
+            else:
+                attempt.send(frame.signal)
         elif isinstance(frame, Loading):
             attempt.loading = True
             limit_s = self._config.child_start_timeout_s
             attempt.patience = asyncio.get_running_loop().call_later(limit_s, self._lose_patience, attempt)
         else:
             self._in_background(self._store(desk, frame, attempt.works[0].trace))
+
+    def _started(self, attempt: Attempt) -> None:
+        attempt.started_s = self._environment.monotonic()
+        if attempt.patience is not None:
+            attempt.patience.cancel()
+        self._proven[attempt.place] = None
+        attempt.send(_STARTED)
 
     def _lose_patience(self, attempt: Attempt) -> None:
         """Its handler's module does not come to the end of its import."""
@@ -449,6 +452,8 @@ class ProcessRunner:
         desk.cpu_s = frame.cpu_s
         desk.resident_bytes = frame.resident_bytes or desk.resident_bytes
         desk.attempts.popleft()
+        if isinstance(frame, Finished) and frame.begins is not None:
+            self._started(desk.attempts[0])
         too_large = (frame.resident_bytes or 0) > self._config.child_recycle_bytes
         if too_large and not desk.leaves:
             desk.leaves = True
