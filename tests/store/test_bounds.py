@@ -18,7 +18,7 @@ from tests.conformance.kit import Port, SqliteFactory, new, opened, submit
 from mainspring.config import MIB, StoreConfig
 from mainspring.store.sql.upkeep import STEP
 from mainspring.store.sqlite import space
-from mainspring.store.sqlite.connection import open_writer
+from mainspring.store.sqlite.connection import open_reader, open_writer
 from mainspring.store.sqlite.log import Log
 from mainspring.testing import check_history
 
@@ -213,6 +213,23 @@ def test_new_files_can_give_back(tmp_path: Path) -> None:
     connection = open_writer(tmp_path / "work.db", StoreConfig())
     assert connection.pragma("auto_vacuum") == 2
     connection.close()
+
+
+def test_pages_in_memory_are_bounded(tmp_path: Path) -> None:
+    """However much is written and read, all connections of a store keep less than its process may grow by."""
+    path, pages = tmp_path / "work.db", 48 * MIB // 4096
+    writer = open_writer(path, StoreConfig(), volatile=True)
+    writer.execute("CREATE TABLE much (one_page)")
+    with writer:
+        writer.executemany("INSERT INTO much VALUES (zeroblob(4000))", [()] * pages)
+    reader = open_reader(path)
+    kept = []
+    for connection in (writer, reader):
+        assert connection.execute("SELECT count(*) FROM much").get == pages  # it looks at all of them
+        kept.append(connection.status(apsw.SQLITE_DBSTATUS_CACHE_USED)[0])
+        connection.close()
+    assert min(kept) > 8 * MIB  # they were full
+    assert sum(kept) < 56 * MIB
 
 
 async def test_a_commit_leaves_nothing_in_memory(tmp_path: Path) -> None:

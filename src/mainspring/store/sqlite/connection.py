@@ -31,7 +31,8 @@ APPLICATION_ID = 0x4D53_5052  # "MSPR"
 SCHEMA_VERSION = 6
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "ceph"})
 INCREMENTAL = 2
-_CACHE_KIB = 64 * 1024
+_CACHE_KIB, _READER_CACHE_KIB = 32 * 1024, 16 * 1024
+"""Of pages that a connection keeps in memory, once it has seen as many; docs/performance.md tells what sizes cost."""
 _CHECK_LIMIT = 256 * MIB
 """The largest file that is checked whole after an unclean stop: about half a second."""
 _CLEAN_CHECK_LIMIT = 32 * MIB
@@ -153,7 +154,7 @@ def open_reader(path: Path) -> apsw.Connection:
         connection = apsw.Connection(os.fspath(path), flags=apsw.SQLITE_OPEN_READONLY, statementcachesize=200)
         _keep_plans(connection)
         connection.set_busy_timeout(5_000)
-        connection.pragma("cache_size", -16 * 1024)
+        connection.pragma("cache_size", -_READER_CACHE_KIB)
         return connection
 
 
