@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import resource
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -10,7 +15,8 @@ import pytest
 from tests.dispatch.test_reservations import says
 from tests.engine.support import engine_on, shows, until, value
 
-from mainspring import Batch, Engine, SchedulerConfig
+from mainspring import Batch, Engine, Resources, SchedulerConfig
+from mainspring.cli.overview import overview
 from mainspring.resources import ResourceMonitor, ResourceUsage
 
 pytestmark = pytest.mark.anyio
@@ -202,3 +208,69 @@ async def test_who_comes_while_the_machine_is_full(tmp_path: Path) -> None:
         assert engine.manager._desks["async/custom:joint"].port.taken == 0
         gauge.show()
         assert await value(handle) == 1
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Nothing can be opened in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_while_the_machine_cant_be_seen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Out of descriptors: tasks are taken, also those that reserve memory, and whoever asks gets the last figures."""
+    engine = engine_on(tmp_path / "work.db")
+    engine.monitor._interval_s = 0.0  # each look is a real one
+
+    @engine.task(resources=Resources(memory=1 << 20), retry=0)
+    async def large(n: int) -> int:
+        return n
+
+    async with engine:
+        assert await value(await engine.submit(large, 0)) == 0
+        with no_descriptors(), caplog.at_level(logging.WARNING):
+            await until(lambda: engine.monitor.as_seen() != "")
+            assert await engine.gather(await engine.map(large, range(20))) == [*range(20)]
+        await until(lambda: engine.monitor.as_seen() == "")
+    assert caplog.text.count("can't be seen now") == 1
+    assert "Traceback" not in caplog.text
+
+
+async def test_whoever_asks_meanwhile_gets_the_last_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that is watched is gone: admission, the overview and metrics go on."""
+    engine = engine_on(tmp_path / "work.db")
+    engine.monitor._interval_s = 0.0
+
+    @engine.task
+    async def work(n: int) -> int:
+        return n
+
+    def gone(_folder: Path) -> None:
+        raise FileNotFoundError("it is gone")
+
+    async with engine:
+        monkeypatch.setattr(shutil, "disk_usage", gone)
+        await until(lambda: engine.monitor.as_seen() != "")
+        id = await engine.scheduler.schedule_task(engine.build(work, (7,), {}))
+        assert await value(engine.handle(id)) == 7
+        assert (await overview(engine)).hosts
+        assert b"mainspring_host_memory" in await engine.metrics()
+
+
+async def test_figures_of_long_ago_say_so(tmp_path: Path) -> None:
+    """A mark that was passed when the machine was last seen holds, with that moment."""
+    engine, gauge = watched(tmp_path / "work.db")
+
+    @engine.task
+    async def work() -> None: ...
+
+    async with engine:
+        gauge._blind_since = "12:00:00 UTC"
+        gauge.show(memory_bytes=10 * GB)
+        await until(lambda: engine.manager._high_water.why is not None)
+        handle = await engine.submit(work)
+        await says(handle, "it goes on at 8.6 GB, as seen at 12:00:00 UTC; nothing newer can be read.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
 from pathlib import Path
@@ -182,3 +183,55 @@ def test_a_costly_sample_makes_the_next_one_come_later(tmp_path: Path) -> None:
     assert monitor.sample() is second
     clock.now += 0.2
     assert monitor.sample() is not second
+
+
+def test_where_it_cant_look_the_last_sample_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its age is told; the log says so once, and when it can look again; nothing of a look that failed is kept."""
+    clock, group = Clock(), Group()
+    group.quota = CpuQuota(0.5, 0.0)
+    monitor = ResourceMonitor(tmp_path, 1, cgroup=group, env=clock)
+
+    def pass_on() -> None:
+        clock.now += 2
+        group.quota = CpuQuota(0.5, (clock.now - 100.0) / 4)
+
+    seen = monitor.sample()
+    with monkeypatch.context() as blind:
+        blind.setattr(shutil, "disk_usage", _fail)
+        for _ in range(3):
+            pass_on()
+            assert monitor.sample() is seen
+        assert monitor.age_s() == 6
+        assert monitor.as_seen().endswith("nothing newer can be read")
+        assert [record.getMessage().count("can't be seen now") for record in caplog.records] == [1]
+    pass_on()
+    assert monitor.sample().cpu_usage == 0.5
+    assert (monitor.age_s(), monitor.as_seen()) == (0, "")
+    assert "can be seen again" in caplog.text
+
+
+def _fail(_folder: Path) -> None:
+    raise FileNotFoundError("it is gone")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_what_cant_be_opened_now_is_not_what_is_not_there(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Limits of a container don't vanish, and own processes have not ended, for want of descriptors."""
+    own = OwnProcesses()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, "too many open files")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+    (tmp_path / "cgroup.controllers").touch()
+    with pytest.raises(OSError, match="too many"):
+        Cgroup(tmp_path)
+    with pytest.raises(OSError, match="too many"):
+        own.look()
+    monkeypatch.undo()
+    assert own.look().memory_bytes > 0

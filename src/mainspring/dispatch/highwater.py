@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-
 import msgspec
 
 from mainspring.environment import Environment
 from mainspring.errors import StoreUnavailable
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
 from mainspring.store.base import Store
-
-logger = logging.getLogger("mainspring.dispatch")
 
 EASE = 0.95
 """It is over when no more is in use than this share of the mark: else it would come and go with each task."""
@@ -26,20 +22,13 @@ class HighWater:
         self._monitor = monitor
         self._store = store
         self._env = env
-        self._is_blind = False
 
     async def look(self) -> bool:
         """Return whether it has come or gone."""
         before = self.why is not None
-        try:
-            usage = self._monitor.sample()
-        except OSError as exc:  # the folder that it watches is gone, or nothing more can be opened now
-            if not self._is_blind:
-                logger.warning("how full the machine is can't be seen now: %s", exc)
-            self._is_blind = True
-            return False
-        self._is_blind = False
-        self.why = self._memory(usage) or await self._cpu(usage)
+        usage = self._monitor.sample()
+        why = self._memory(usage) or await self._cpu(usage)
+        self.why = None if why is None else f"{why}{self._monitor.as_seen()}"
         return before != (self.why is not None)
 
     def _memory(self, usage: ResourceUsage) -> str | None:

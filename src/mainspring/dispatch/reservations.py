@@ -249,9 +249,12 @@ class Reservations:
         usage = self._monitor.sample()
         if usage is self._sampled:
             return self._others
-        self._sampled = usage
-        own: float = resident_bytes(self._executor.child_pids(self._held))
+        children = resident_bytes(self._executor.child_pids(self._held))
         resident = resident_bytes((self._env.pid(),))
+        if children is None or resident is None:  # before the first look none of it is known to be own
+            return usage.memory_bytes if self._sampled is None else self._others
+        self._sampled = usage
+        own: float = children
         reserved = sum(self._held[id].get("memory", 0.0) for id in self._inside)
         if not self._inside or self._at_rest is None:
             self._at_rest = resident
@@ -288,10 +291,9 @@ class Reservations:
 
     def look(self, closed: str | None) -> None:
         """Look at intervals whether strangers have left memory, and tell who waits for what, or why nothing starts."""
-        with contextlib.suppress(OSError):  # the machine can't be seen now: whoever starts nothing for that says so
-            self._tell(closed)
-            if self._waiting or self._withheld:
-                self._look_at_waiting()
+        self._tell(closed)
+        if self._waiting or self._withheld:
+            self._look_at_waiting()
 
     def _look_at_waiting(self) -> None:
         """Have those come again that fit now, in the one order."""

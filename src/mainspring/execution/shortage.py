@@ -37,27 +37,34 @@ class Kills:
 
     def has_one(self) -> bool:
         """Whether there is one that was not told of before; it is told of now."""
-        if self._count() <= self._seen:
+        count = self._count()
+        if self._seen is None:
+            self._seen = count
+        if count is None or self._seen is None or count <= self._seen:
             return False
         self._seen += 1
         return True
 
     def limit(self) -> str:
         """Return what there was to be had."""
-        group = self._cgroup.memory()
         whole = machine()[1]
+        try:
+            group = self._cgroup.memory()
+        except OSError:
+            return "what there is to be had can't be seen now"
         if group is not None and group.limit_bytes < whole:
             return f"its container may use {group.limit_bytes >> 20} MiB"
         return f"its machine has {whole >> 20} MiB"
 
-    def _count(self) -> int:
-        count = self._cgroup.oom_kills()
-        if count is not None:
-            return count
+    def _count(self) -> int | None:
+        """None where that can't be seen now."""
         try:
+            count = self._cgroup.oom_kills()
+            if count is not None:
+                return count
             lines = self._vmstat.read_text().splitlines()
         except OSError:
-            return 0
+            return None
         return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 

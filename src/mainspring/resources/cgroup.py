@@ -1,16 +1,24 @@
 """Linux control groups, version 1 and 2: the limits that hold here, and what is used of them.
 
 Limits hold for a group and all below it: the tightest of a group and its ancestors is in force. What cannot be read
-counts as no limit.
+counts as no limit; where just now nothing can be opened, that is an OSError.
 
 Source: Linux kernel documentation, admin-guide/cgroup-v1 (memory, cpuacct, sched-bwc) and admin-guide/cgroup-v2.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+_BLIND = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
+
+
+def is_blind(error: OSError) -> bool:
+    """Whether nothing can be opened now, of whatever there is: that says nothing about what was to be read."""
+    return error.errno in _BLIND
 
 
 class CpuQuota(NamedTuple):
@@ -125,7 +133,9 @@ def _memberships(text: str) -> Iterator[tuple[str, str]]:
 def _text(path: Path) -> str | None:
     try:
         return path.read_text().strip()
-    except OSError:
+    except OSError as exc:
+        if is_blind(exc):
+            raise
         return None
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +19,8 @@ from mainspring.environment import SYSTEM, Environment, Lock
 from mainspring.errors import invalid
 from mainspring.resources.cgroup import Cgroup
 from mainspring.resources.own import OwnLoad, OwnProcesses
+
+logger = logging.getLogger("mainspring.resources")
 
 FULL = 0.95
 """How full memory and storage may be where nothing else is configured."""
@@ -57,6 +62,9 @@ class ResourceMonitor:
     """Tells usage as it was at most `sample_interval` ago; between two samples asking is free. On a machine where a
     sample takes long (thousands of processes) they come less often, so that they never take more than 0.2 % of a core.
 
+    Where it can't look (no file can be opened now, the folder is gone) the last sample stays: the log says so once, and
+    `age_s` and `as_seen` tell how old it is. So whoever asks gets an answer.
+
     Under a control group's limit the figures are that group's: what its other processes use counts, what others on the
     host use does not. Without a limit they are the machine's.
 
@@ -65,6 +73,8 @@ class ResourceMonitor:
         sample_interval: seconds, or text such as "500ms".
         limits: what the figures show as the limits in force.
     """
+
+    _blind_since = ""  # while it can't look: of when the figures are
 
     def __init__(
         self,
@@ -86,9 +96,10 @@ class ResourceMonitor:
         self._env = env
         self._lock = Lock()
         self._network_before = _network_bytes()
-        self._usage: ResourceUsage | None = None
+        machine()  # from now on it is known
         self._taken_s = self._due_s = env.monotonic()
         self._cpu_before = self._cpu(self._taken_s, self._own.look())
+        self._usage = self._take(self._taken_s)
 
     async def current_usage(self) -> ResourceUsage:
         return self.sample()
@@ -97,20 +108,49 @@ class ResourceMonitor:
         """Return the usage now, or the last sample where it is young enough. May be called from any thread."""
         with self._lock:
             now_s = self._env.monotonic()
-            if self._usage is None or now_s >= self._due_s:
+            if now_s >= self._due_s:
                 began_ns = self._env.thread_cpu_ns()
-                self._usage = self._take(now_s)
+                self._look(now_s)
                 cost_s = (self._env.thread_cpu_ns() - began_ns) / 1e9
-                self._taken_s, self._due_s = now_s, now_s + max(self._interval_s, cost_s / MOST_COST)
+                self._due_s = now_s + max(self._interval_s, cost_s / MOST_COST)
             return self._usage
+
+    def _look(self, now_s: float) -> None:
+        try:
+            self._usage = self._take(now_s)
+        except OSError as exc:
+            if not self._blind_since:
+                at = datetime.fromtimestamp(self._env.wall_ms() / 1000 - (now_s - self._taken_s), UTC)
+                self._blind_since = f"{at:%H:%M:%S} UTC"
+                logger.warning(
+                    "how full the machine is can't be seen now, so that the figures of %s stay: %s", self._blind_since,
+                    exc,
+                )  # fmt: skip
+            return
+        self._taken_s = now_s
+        if self._blind_since:
+            self._blind_since = ""
+            logger.warning("how full the machine is can be seen again")
+
+    def age_s(self) -> float:
+        """Return how old the figures are that `sample` returned last."""
+        return self._env.monotonic() - self._taken_s
+
+    def as_seen(self) -> str:
+        """Return what a sentence about the figures ends with: nothing, or where it can't look now, of when they are."""
+        return f", as seen at {self._blind_since}; nothing newer can be read" if self._blind_since else ""
 
     def fresh_in_s(self) -> float:
         """Return after how many seconds there will be new figures."""
         return max(0.0, self._due_s - self._env.monotonic())
 
     def _take(self, now_s: float) -> ResourceUsage:
+        """Raises OSError; then nothing has changed."""
         own = self._own.look()
         cpu, usage, own_usage = self._cpu(now_s, own), None, None
+        memory, memory_limit = self._memory()
+        disk = shutil.disk_usage(self._folder)
+        network, limits = _network_bytes(), self.limits
         before = self._cpu_before
         if cpu[3:] != before[3:]:  # the limit was changed: begin again
             self._cpu_before = cpu
@@ -119,9 +159,6 @@ class ResourceMonitor:
             usage = _share(cpu.used_s - before.used_s, available_s)
             own_usage = min(usage, _share(cpu.own_s - before.own_s, available_s))
             self._cpu_before = cpu
-        memory, memory_limit = self._memory()
-        disk = shutil.disk_usage(self._folder)
-        network, limits = _network_bytes(), self.limits
         return ResourceUsage(
             cpu_usage=usage,
             own_cpu_usage=own_usage,
@@ -159,17 +196,21 @@ def _share(part: float, whole: float) -> float:
     return min(1.0, max(0.0, part / whole))
 
 
-def resident_bytes(pids: Iterable[int]) -> int:
-    """Return the memory that processes hold now; one that has ended holds none."""
+def resident_bytes(pids: Iterable[int]) -> int | None:
+    """Return the memory that processes hold now, None where that can't be seen; one that has ended holds none."""
     import psutil
 
     total = 0
-    for pid in pids:
-        with contextlib.suppress(psutil.Error):
-            total += psutil.Process(pid).memory_info().rss
+    try:
+        for pid in pids:
+            with contextlib.suppress(psutil.Error):
+                total += psutil.Process(pid).memory_info().rss
+    except OSError:
+        return None
     return total
 
 
+@cache
 def machine() -> tuple[int, int]:
     """Return cores and bytes of memory of the whole machine, whatever this container may use of them."""
     import psutil

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
+
+from mainspring.resources.cgroup import is_blind
 
 _TICKS_S = 1.0 / os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -36,15 +38,18 @@ class OwnProcesses:
         self._others: set[int] = set()  # nobody becomes a descendant later
 
     def look(self) -> OwnLoad:
+        """Raises OSError where nothing can be opened now."""
         try:
             root = self._root or int(os.readlink("/proc/self"))
             living = {int(name) for name in os.listdir("/proc") if name.isdigit()}
-        except OSError:
+        except OSError as exc:
+            if is_blind(exc):
+                raise
             return _by_psutil(self._root)
         self._sort(root, living)
         cpu = pages = 0
         for pid in self._own:
-            with suppress(OSError):  # it has just ended
+            with _ended():
                 cpu += sum(map(int, _stat(pid)[_TIMES]))
                 with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
                     _, resident, shared, *_ = file.read().split()
@@ -65,8 +70,18 @@ class OwnProcesses:
 
 def _parents(pids: Iterable[int]) -> Iterable[tuple[int, int]]:
     for pid in pids:
-        with suppress(OSError):
+        with _ended():
             yield pid, int(_stat(pid)[_PARENT])
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
+    """It may have ended just now, or be hidden from this user."""
+    try:
+        yield
+    except OSError as exc:
+        if is_blind(exc):
+            raise
 
 
 def _stat(pid: int) -> list[bytes]:

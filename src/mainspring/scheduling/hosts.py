@@ -81,7 +81,8 @@ class Hosts:
         for place in places(seen):
             if (why := self._why_full(place.usage)) is None:
                 return
-            refusals.append(f"{place.host}: {why}")
+            seen_at = self._monitor.as_seen() if place.host == self._host else ""
+            refusals.append(f"{place.host}: {why}{seen_at}")
         raise InsufficientResources(
             f"no host has room: {'; '.join(refusals)}; try again later, or raise the limit",
             retry_after=self._fresh_in_s(),
@@ -93,7 +94,8 @@ class Hosts:
         why = _above("storage in use", usage.storage_bytes, (self._limits.max_storage_bytes, usage.max_storage_bytes))
         if why is not None:
             raise InsufficientResources(
-                f"{why}; free some, or raise max_storage_bytes", retry_after=self._monitor.fresh_in_s()
+                f"{why}{self._monitor.as_seen()}; free some, or raise max_storage_bytes",
+                retry_after=self._monitor.fresh_in_s(),
             )
 
     async def _read(self) -> None:
