@@ -176,7 +176,7 @@ class Course:
         if not await self._is_to_run(desk, claim):
             return True
         if attempt.is_last:
-            with self.reservations.alone(claim):
+            with self.reservations.alone(claim, "has run out of memory twice"):
                 async with self._any:
                     return await self._run_where_it_may(attempt)
         if not is_suspect(claim) or desk.mark is None or self._any.is_taken:
@@ -237,12 +237,12 @@ class Course:
 
     async def _run_suspect(self, attempt: Attempt) -> bool:
         """It may have killed its process: run it where it harms nobody, or at least with nobody beside it."""
-        kind = attempt.claim.task_type
-        if self._executor.can_run_in_child(kind):
+        if self._executor.can_run_in_child(attempt.claim.task_type):
             attempt.in_child = True
-            return await self._ran(attempt, self._executor.child_runner(kind))
-        async with self._alone:
-            return await self._ran(attempt, attempt.desk.runner())
+            return await self._ran(attempt, self._executor.child_runner(attempt.claim.task_type))
+        with self.reservations.alone(attempt.claim, "was running when its process died", inside=True):
+            async with self._alone:
+                return await self._ran(attempt, attempt.desk.runner())
 
     async def _ran(self, attempt: Attempt, runner: Runner) -> bool:
         """Its turn has come. It had to wait for it: it may have been taken back, or its deadline have passed."""

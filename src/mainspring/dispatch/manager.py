@@ -138,7 +138,7 @@ class TaskManager(Answers):
         self.executor.submit = submitter(self._store_now, self.executor.task_of)
         self.executor.store_now = self._store_child
         self._running = True
-        self._draining = False
+        self._draining = self.reservations.stops = False
         if work:
             try:
                 await self._start_work()
@@ -215,7 +215,7 @@ class TaskManager(Answers):
         """
         if not self._running:
             return
-        self._draining = True
+        self._draining = self.reservations.stops = True
         self.parts.models.limited = None
         limit = seconds(self.config.drain_s if drain_s is None else drain_s, "drain_s")
         for desk in self._desks.values():

@@ -35,6 +35,8 @@ _MOST_PARKED = 16
 """Claims that a desk looks past; then it takes no more tasks of their types until some of these have begun."""
 _NEVER_AGAIN_S = 5.0
 """How long no tasks of a type are taken after one that this process can never run: others may be able to."""
+_INSIDE = ("async", "thread")
+"""Lanes that run within this process."""
 _MOST_SHORT = 3
 """So many attempts may be short of memory; nothing runs beside the last one."""
 _ALL_BUT_SLACK = 0.9  # what others use goes up and down a little
@@ -67,6 +69,14 @@ class _Waiting(NamedTuple):
     claims: Sequence[Claimed]  # of one call
     need: Need
     since: float  # monotonic seconds
+
+
+class _Alone(NamedTuple):
+    """Who has to run alone."""
+
+    claim: Claimed
+    why: str  # completes "task ..."
+    inside: bool  # only what runs within this process is kept from it
 
 
 class Reservations:
@@ -105,7 +115,8 @@ class Reservations:
         self._at_rest: int | None = None  # resident bytes of this process when nothing was reserved within it
         self._sampled: ResourceUsage | None = None
         self._others = 0.0  # bytes, as of that sample
-        self._alone: list[Claimed] = []  # that must be; the first one is or waits for it
+        self._alone: list[_Alone] = []  # that must be; the first one is or waits for it
+        self.stops = False  # this process takes nothing any more
         self._told = b""
 
     def serve(self) -> None:
@@ -364,13 +375,14 @@ class Reservations:
         return {kind: of for kind, of in found.items() if of["capacity"]}
 
     @contextlib.contextmanager
-    def alone(self, claim: Claimed) -> Iterator[None]:
-        """Have it told that nothing starts for that one."""
-        self._alone.append(claim)
+    def alone(self, claim: Claimed, why: str, *, inside: bool = False) -> Iterator[None]:
+        """Have it told that nothing starts for that one; with `inside`: nothing that runs within this process."""
+        alone = _Alone(claim, why, inside)
+        self._alone.append(alone)
         try:
             yield
         finally:
-            self._alone.remove(claim)
+            self._alone.remove(alone)
 
     def _tell(self, closed: str | None) -> None:
         """Leave word in the store, for `explain` in any process, of who waits and for what."""
@@ -380,9 +392,6 @@ class Reservations:
             self._store.offer(told)
 
     def _state(self, closed: str | None) -> bytes:
-        if closed is None and self._alone:
-            one = TaskId(self._alone[0].id)
-            closed = f"task {one} has run out of memory twice and runs alone; it goes on when that has ended"
         waits = {}
         for waiting in self._waiting.values():
             first = waiting.claims[0]
@@ -391,8 +400,21 @@ class Reservations:
                 waits.update({str(TaskId(claim.id)): why for claim in waiting.claims})
         never = {str(TaskId(id)): why for id, why in self._never.items()} if self._withheld else {}
         withheld = {kind: len(desk.parked) for desk, types in self._withheld.items() for kind in types}
-        state = {"closed": closed, "waits": waits, "never": never, "withheld": withheld}
+        state = {
+            "closed": closed,
+            "alone": self._who_is_alone(),
+            "stops": self.stops,
+            "waits": waits,
+            "never": never,
+            "withheld": withheld,
+        }
         return msgspec.json.encode(state) if any(state.values()) else b""
+
+    def _who_is_alone(self) -> dict[str, object] | None:
+        if not self._alone:
+            return None
+        one = next((alone for alone in self._alone if not alone.inside), self._alone[0])
+        return {"task": str(TaskId(one.claim.id)), "why": one.why, "lanes": _INSIDE if one.inside else ()}
 
 
 def _input_bytes(claim: Claimed) -> int:

@@ -74,9 +74,11 @@ def _due(standing: Standing, now_ms: int) -> str:
     return f"{_moment(standing.due)}, {f'in {_span(left_s)}' if left_s > 0 else 'which is now'}"
 
 
-def _claimed(standing: Standing, _now_ms: int) -> str:
+def _claimed(standing: Standing, now_ms: int) -> str:
     if standing.cancel_asked:
         return f"Worker {standing.worker} has claimed it and was asked to cancel it."
+    if standing.shortages:
+        return _resources(standing, now_ms)
     return f"Worker {standing.worker} has claimed it and starts it when a slot falls free."
 
 
@@ -92,7 +94,12 @@ def _resources(standing: Standing, _now_ms: int) -> str:
     if all(shortage.how == "never" for shortage in standing.shortages):
         return f"It can't run on any living worker: on {first.worker} it {first.why}{others}; start one that has it."
     first = next(shortage for shortage in standing.shortages if shortage.how != "never")
-    if first.how == "closed":
+    if first.how == "first":
+        alone = f"starts it alone, as it {first.why}, when what runs there has ended"
+        return f"Worker {first.worker} has claimed it and {alone}."
+    if first.how in ("closed", "alone"):
+        if standing.worker is not None:
+            return f"Worker {first.worker} has claimed it and starts nothing new: {first.why}."
         return f"It is ready, and worker {first.worker} starts nothing new: {first.why}{others}."
     if first.how == "waits":
         return f"It waits for resources: it {first.why}, on worker {first.worker}{others}."
@@ -173,11 +180,16 @@ def _paused(standing: Standing, _now_ms: int) -> str:
 
 
 def _no_worker(standing: Standing, _now_ms: int) -> str:
+    if stopping := standing.stopping:
+        what = f"worker {stopping[0]} is" if len(stopping) == 1 else f"workers {', '.join(stopping)} are"
+        return f"No living worker takes {standing.type} any more: {what} stopping; start one that registers it."
     others = f" ({standing.workers:,} live and serve other types)" if standing.workers else ""
     return f"No living worker serves {standing.type}{others}; start one that registers it."
 
 
-def _ready(standing: Standing, _now_ms: int) -> str:
+def _ready(standing: Standing, now_ms: int) -> str:
+    if standing.shortages:
+        return _resources(standing, now_ms)
     line = standing.line
     assert line is not None
     if line.turns is not None:

@@ -416,8 +416,9 @@ class Store(Protocol):
     def offer(self, state: bytes) -> None:
         """Keep for `standing`, soon, what this worker says of tasks that lack resources: JSON, or empty for nothing.
 
-        It has `closed`, a sentence or nothing, `waits` and `never`, sentences by task id, and `withheld`, a count by
-        type; see `Shortage`.
+        It has `closed`, a sentence or nothing, `alone`, the `task` that runs alone, `why`, and the `lanes` that wait
+        for it (none: all), `stops`, `waits` and `never`, sentences by task id, and `withheld`, a count by type; see
+        `Shortage`.
         """
 
     async def withdraw(self, claim: Claimed) -> bool:

@@ -12,10 +12,10 @@ class Shortage(NamedTuple):
     """What keeps a worker from running a task."""
 
     worker: str
-    how: Literal["waits", "never", "withheld", "closed"]
+    how: Literal["waits", "never", "withheld", "closed", "alone", "first"]
     """It waits there; it can't run there; tasks of its type that go first wait there, and so many are not passed by;
-    nothing at all starts there."""
-    why: str  # completes "it ..."; of withheld how many wait, of closed a sentence
+    nothing at all starts there; nothing starts beside one that must run alone; it is that one itself."""
+    why: str  # completes "it ..."; of withheld how many wait, of closed and alone a sentence
 
 
 class Pause(NamedTuple):
@@ -78,9 +78,10 @@ class Standing(NamedTuple):
     ahead_is_more: bool
     pause: Pause | None
     workers: int  # that serve tasks, where none serves its type
+    stopping: tuple[str, ...] = ()  # workers that serve its type and take nothing more, where no other one does
     limits: tuple[GroupLimit, ...] = ()  # all that keep it, for reason `limit`
     ahead_in_group: int = 0  # tasks of all kinds that wait for the same limits and go first, where that was asked for
     ahead_in_group_is_more: bool = False
     leader: Other | None = None  # of equal work, where that is waited for
     line: Line | None = None  # where it is ready, and that was asked for
-    shortages: tuple[Shortage, ...] = ()  # where reason is resources
+    shortages: tuple[Shortage, ...] = ()  # where it lacks resources, or must not start beside another one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +25,7 @@ from mainspring.store.base import (
     Spec,
 )
 from mainspring.store.sql import limited
-from mainspring.store.sql.line import COUNT_LIMIT, Place, line_of
+from mainspring.store.sql.line import BUILT_IN_LANE, COUNT_LIMIT, Place, lanes_of, line_of
 from mainspring.store.sql.transaction import Row
 from mainspring.store.standing import Other, Pause, Shortage, Standing
 from mainspring.tasks import (
@@ -66,15 +66,25 @@ class View(Protocol):
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
 
 
+class _Alone(msgspec.Struct):
+    task: str
+    why: str
+    lanes: tuple[str, ...]
+
+
 class _Offer(msgspec.Struct):
     """See `Store.offer`."""
 
     closed: str | None = None
+    alone: _Alone | None = None
+    stops: bool = False
     waits: dict[str, str] = {}
     never: dict[str, str] = {}
     withheld: dict[str, int] = {}
 
 
+_COMPANY = ("alone", "first")
+"""Shortages of nothing that could be reserved."""
 _offer_decoder = msgspec.json.Decoder(_Offer)
 
 
@@ -289,9 +299,10 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         seq, class_id, rank, reason = row[0], row[2], row[3], None if row[5] is None else STORED_REASONS[row[5]]
         namespace, kind, group = row[26:29]
         parents = view.rows("parents_ids", seq) if reason == "parents" else []
-        ahead, pause, leader, line, workers = 0, None, None, None, 0
+        ahead, pause, leader, line, workers, in_group = 0, None, None, None, 0, (0, False)
         limits: tuple[GroupLimit, ...] = ()
-        in_group = (0, False)
+        offers = _offers(view) if reason in ("ready", "claimed") else {}
+        takers, stopping = _takers(view, kind, row[29], offers)
         if reason == "same_work" and (found := view.one("leader_of", seq)) is not None:
             leader = _other(*found)
         if reason == "ready":
@@ -300,7 +311,7 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
             pause = next((pause for pause in pauses if _covers(pause, namespace, kind, group)), None)
             beside = {name for (name,) in view.rows("served_beside", kind)}
             limits = limited.full(view, namespace, group, now_ms) if group else ()
-            reason = _why(pause is not None, bool(beside), bool(limits))
+            reason = _why(pause is not None, bool(beside) and not stopping, bool(limits))
             place = Place(rank, seq, kind, row[15], namespace, group)
             if reason == "no_worker":
                 workers = len(view.rows("serving_workers"))
@@ -308,12 +319,10 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
                 line = line_of(view, place, beside, partial(_is_kept, view, pauses, now_ms), now_ms)
             elif reason == "limit" and in_line:
                 in_group = limited.go_first(view, limits, place, partial(_is_out, view, pauses, group), now_ms)
-        shortages = _shortages(view, id, kind, row[29]) if reason in ("ready", "claimed") else ()
-        if shortages:
-            reason = "resources"
+        shortages = _shortages(view, id, kind, takers, offers) if reason in ("ready", "claimed") else ()
     return Standing(
         status=STATUS_OF[row[4]],
-        reason=reason,
+        reason="resources" if any(shortage.how not in _COMPANY for shortage in shortages) else reason,
         type=kind,
         attempt=row[6],
         worker=row[29],
@@ -328,6 +337,7 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         ahead_is_more=ahead == COUNT_LIMIT,
         pause=pause,
         workers=workers,
+        stopping=stopping,
         limits=limits,
         ahead_in_group=in_group[0],
         ahead_in_group_is_more=in_group[1],
@@ -337,20 +347,42 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
     )
 
 
-def _shortages(view: View, id: bytes, kind: str, owner: str | None) -> tuple[Shortage, ...]:
-    """Return what keeps workers from running a task: its owner where it has one, else all that could."""
-    offers = {name: _offer_decoder.decode(state) for name, state in view.rows("offers")}
+def _offers(view: View) -> dict[str, _Offer]:
+    return {name: _offer_decoder.decode(state) for name, state in view.rows("offers")}
+
+
+def _takers(
+    view: View, kind: str, owner: str | None, offers: Mapping[str, _Offer]
+) -> tuple[Sequence[str], tuple[str, ...]]:
+    """Return who runs a task, or all that could, as far as some tell anything; and those, where all of them stop."""
+    if owner is not None or not offers:
+        return ([] if owner is None else [owner]), ()
+    names = tuple(name for (name,) in view.rows("serving", kind))
+    going = [name for name in names if not (name in offers and offers[name].stops)]
+    return going, () if going else names
+
+
+def _shortages(
+    view: View, id: bytes, kind: str, workers: Sequence[str], offers: Mapping[str, _Offer]
+) -> tuple[Shortage, ...]:
+    """Return what keeps these workers from running a task; nothing where one of them takes it when its turn comes."""
     if not offers:
         return ()
-    workers = [owner] if owner is not None else [name for (name,) in view.rows("serving", kind)]
-    found = [_shortage(name, offers[name], str(TaskId(id)), kind) for name in workers if name in offers]
+    lane = lanes_of(view).get(kind, BUILT_IN_LANE)
+    found = [_shortage(name, offers[name], str(TaskId(id)), kind, lane) for name in workers if name in offers]
     known = [shortage for shortage in found if shortage is not None]
-    return tuple(known) if len(known) == len(workers) else ()  # else somebody takes it when its turn comes
+    return tuple(known) if len(known) == len(workers) else ()
 
 
-def _shortage(worker: str, offer: _Offer, task: str, kind: str) -> Shortage | None:
+def _shortage(worker: str, offer: _Offer, task: str, kind: str, lane: str) -> Shortage | None:
     if offer.closed is not None:
         return Shortage(worker, "closed", offer.closed)
+    if (alone := offer.alone) is not None and (not alone.lanes or lane in alone.lanes):
+        if alone.task == task:
+            return Shortage(worker, "first", alone.why)
+        return Shortage(
+            worker, "alone", f"task {alone.task} {alone.why} and runs alone; it goes on when that has ended"
+        )
     if task in offer.waits:
         return Shortage(worker, "waits", offer.waits[task])
     if task in offer.never:

@@ -22,10 +22,10 @@ SIGNS: Final = {
     "claimed": "has claimed it|waits in batch",
     "same_work": "qual work|the same work",
     "paused": "Its kind is paused",
-    "no_worker": "No living worker serves",
+    "no_worker": "No living worker (serves|takes)",
     "limit": r"^Group .*(is at its limit: \d+/\d+ run;"
     r"|((are|is) used up|are left and the next one needs [\d,.]+); the next starts in [\d,.]+ s;)",
-    "ready": "It is ready and",
+    "ready": "It is ready(, and worker .* runs alone| and)",
 }
 """By what a sentence is known to name a cause."""
 _ASKED: Final = 4
@@ -39,7 +39,9 @@ _LEADER: Final = """SELECT task.id FROM flight AS mine JOIN flight AS leads ON l
 _PAUSE: Final = """SELECT namespace, type, grp, since_ms FROM pause
     WHERE namespace IN ('', ?) AND type IN ('', ?) AND grp IN ('', ?) ORDER BY since_ms"""
 _SERVES: Final = """SELECT worker.id FROM serves JOIN worker ON worker.id = serves.worker
-    WHERE serves.type = ? AND worker.ended_ms IS NULL ORDER BY worker.id"""
+    LEFT JOIN offer ON offer.worker = worker.id
+    WHERE serves.type = ? AND worker.ended_ms IS NULL
+    AND coalesce(json_extract(CAST(offer.state AS TEXT), '$.stops'), 0) = 0 ORDER BY worker.id"""
 _LIMITS: Final = """SELECT concurrency, rate, rate_ms, full_us, (
         SELECT count(*) FROM class JOIN task ON task.class = class.id
         WHERE class.grp = group_limit.grp AND group_limit.namespace IN ('', class.namespace)
@@ -100,7 +102,7 @@ def _untrue(said: str, named: str, truth: Truth) -> str:
         return "waits for others than is said"
     if named == "parents" and f"for {len(truth.others)} of" not in said:
         return "waits for another number of parents"
-    if named == "ready" and _line(said) != truth.line:
+    if named == "ready" and " runs alone;" not in said and _line(said) != truth.line:
         return f"is told of others that go first than {truth.line}"
     return ""
 
