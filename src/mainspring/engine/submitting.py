@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Sequence, Sized
 from functools import partial
 from itertools import islice
@@ -157,6 +158,9 @@ class Submitting:
         default as long as that takes, else `wait_for_room` is how long it waits at most each time. With a connection
         (see `submit`) all of them come with its commit, and nothing is waited for.
 
+        Where it is cancelled, `accepted` of the CancelledError are the handles of what was stored by then; after
+        `asyncio.timeout` that is the `__cause__` of the TimeoutError.
+
         Raises: PartlySubmitted: it stopped after some were stored, and tells which; before that the error itself.
         """
         work = self._mapped(function, items, connection, wait_for_room, options)
@@ -188,6 +192,11 @@ class Submitting:
                 else:
                     await bulk.add(await self._ready(chunk))
             return await bulk.all_in()
+        except asyncio.CancelledError as exc:  # it stays one: whoever cancels waits for that
+            stored = [] if connection is not None else await bulk.stop()
+            exc.accepted = stored  # type: ignore[attr-defined]
+            exc.add_note(f"map had stored {len(stored)} tasks by then; `accepted` are their handles")
+            raise
         except Exception as exc:
             stored = await bulk.stop()
             if connection is not None or not stored:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import wait
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from mainspring.engine.handle import TaskHandle
 from mainspring.environment import SYSTEM, ThreadEvent
@@ -40,6 +40,33 @@ class SyncHandle(Ref):
 
     def explain(self) -> str:
         return self._face.run(self._handle.explain())
+
+
+class _Call(Generic[T]):
+    """A coroutine that can be cancelled by the thread that waits for it."""
+
+    def __init__(self, work: Coroutine[Any, Any, T]) -> None:
+        self.accepted: Sequence[TaskHandle] = ()  # see `Engine.map`
+        self._work = work
+        self._task: asyncio.Task[Any] | None = None
+        self._is_cancelled = False
+
+    async def go(self) -> T:
+        self._task = asyncio.current_task()
+        if self._is_cancelled:
+            self._work.close()
+            raise asyncio.CancelledError
+        try:
+            return await self._work
+        except asyncio.CancelledError as exc:
+            self.accepted = getattr(exc, "accepted", ())
+            raise
+
+    def cancel(self) -> None:
+        """On the loop, where it may not have begun."""
+        self._is_cancelled = True
+        if self._task is not None:
+            self._task.cancel()
 
 
 class SyncEngine:
@@ -101,12 +128,22 @@ class SyncEngine:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-            return future.result()
+            return self._end_of(_Call(work), self._loop)
         work.close()
         raise InvalidInput(
             "engine.sync would block this event loop; use the engine itself with await", field="engine.sync"
         )
+
+    def _end_of(self, call: _Call[T], loop: asyncio.AbstractEventLoop) -> T:
+        future = asyncio.run_coroutine_threadsafe(call.go(), loop)
+        try:
+            return future.result()
+        except BaseException as exc:
+            if not future.done():  # the caller was interrupted, as by Ctrl-C: nothing goes on behind its back
+                loop.call_soon_threadsafe(call.cancel)
+                wait((future,))
+                exc.accepted = call.accepted  # type: ignore[attr-defined]
+            raise
 
     def submit(self, function: Callable[..., Any], /, *args: Any, connection: Any = None, **kwargs: Any) -> SyncHandle:
         """See `Engine.submit`, with `wait_for_room`; `connection` is one that blocks too."""
@@ -116,12 +153,15 @@ class SyncEngine:
     def map(
         self, function: Callable[..., Any], items: Iterable[Any], /, *, connection: Any = None, **options: Any
     ) -> list[SyncHandle]:
-        """See `Engine.map`, with `wait_for_room`."""
+        """See `Engine.map`, with `wait_for_room`.
+
+        Ctrl-C ends it too; `accepted` of the KeyboardInterrupt are the handles of what was stored by then.
+        """
         lent = self._borrow(connection)
         try:
             handles = self.run(self._engine.map(function, items, connection=lent, **options))
-        except PartlySubmitted as exc:
-            exc.accepted = [SyncHandle(handle, self) for handle in exc.accepted]
+        except (PartlySubmitted, KeyboardInterrupt) as exc:
+            exc.accepted = [SyncHandle(handle, self) for handle in exc.accepted]  # type: ignore[union-attr]
             raise
         return [SyncHandle(handle, self) for handle in handles]
 
