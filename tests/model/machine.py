@@ -53,6 +53,11 @@ async def within_limit(work: Awaitable[Any]) -> Any:
         return await work
 
 
+def _allowed(claim: Claimed, outcome: int) -> int:
+    """Who judges an attempt asks for no more tries than there are."""
+    return FAILED if outcome == RETRY and claim.retry_count >= claim.max_retries else outcome
+
+
 class StoreMachine(RuleBasedStateMachine):
     """Rules pick by number among what there is; where there is nothing to pick from they do nothing."""
 
@@ -170,8 +175,7 @@ class StoreMachine(RuleBasedStateMachine):
         outcome, extra = ending.outcome, dict[str, Any]()
         if outcome == COMPLETED and self.is_to_be_compared(claim):
             return self.world.join(worker, claim)
-        if outcome == RETRY and claim.retry_count >= claim.max_retries:
-            outcome = FAILED
+        outcome = _allowed(claim, outcome)
         if outcome == COMPLETED:
             children = self.tasks(worker, ending.children)
             refs = [self.id(n, [task.id for task in children]) for n in ending.refs]
@@ -190,8 +194,12 @@ class StoreMachine(RuleBasedStateMachine):
         return self.notes
 
     def ask_finish_stale(self, worker: Worker, n: int, outcome: int) -> Op | None:
-        stale = self.world.stale
-        return self.world.finish(worker, stale[-1 - n % len(stale)], outcome) if stale else None
+        if not self.world.stale:
+            return None
+        claim = self.world.stale[-1 - n % len(self.world.stale)]
+        return self.world.finish(
+            worker, claim, _allowed(claim, outcome)
+        )  # it counts where its owner is dead, but not found
 
     def ask_start_stale(self, worker: Worker, n: int) -> Op | None:
         stale = self.world.stale

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from tests.model.rations import Rations, place
 from tests.model.words import ALLOW_FAILURE, SKIP, Claim, Kind, Outcome, Task
@@ -225,7 +226,7 @@ class Model(Rations):
                 if outcome.refusal is not None:
                     raise _Refused(outcome.refusal)
                 self._end(task, "completed", outcome.ended, None)
-                task.output = outcome.output
+                task.output = _in_place(outcome.output, stand_ins)
                 task.stands_for = _renamed(outcome.stands_for, stand_ins)
                 came_with_more = outcome.children or outcome.effects or outcome.stands_for
                 self._pass_on(task, now, None if came_with_more else outcome.work)
@@ -418,6 +419,12 @@ class _Refused(Exception):
     def __init__(self, error: str) -> None:
         super().__init__(error)
         self.error = error
+
+
+def _in_place(output: Any, stand_ins: Mapping[bytes, bytes]) -> Any:
+    """An output that lists tasks lists those that stand in for children of theirs."""
+    form, content = output if isinstance(output, tuple) else ("", None)
+    return (form, [stand_ins.get(id, id) for id in content]) if form == "list" else output
 
 
 def _renamed(ids: Sequence[bytes], stand_ins: Mapping[bytes, bytes]) -> tuple[bytes, ...]:

@@ -57,6 +57,11 @@ class Task:
         return self.status not in ("pending", "running")
 
     @property
+    def was_late(self) -> bool:
+        """A parent's end has ended it, and its own deadline had passed as well."""
+        return self.is_spoiled and None not in (self.deadline, self.ended) and self.deadline <= self.ended  # type: ignore[operator]
+
+    @property
     def is_broken(self) -> bool:
         return self.is_over and self.status != "completed"
 

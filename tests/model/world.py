@@ -238,6 +238,8 @@ class World:
         assert list(stored.tasks) == list(model.tasks)
         for id, fields in stored.tasks.items():
             task = model.tasks[id]
+            if self.in_steps and fields["error"] == "TaskTimeout" and task.was_late:  # before its parent's end came
+                task.status, task.error, task.is_spoiled = "timeout", "TaskTimeout", False
             wanted = {name: getattr(task, name) for name in fields}
             wanted["parents"] = tuple(parent for parent in task.parents if parent in model.tasks)
             if task.is_over:  # it has no place in the order any more; what ends in one commit may end in any order
