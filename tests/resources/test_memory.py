@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -235,6 +237,30 @@ def test_a_folder_of_others_is_not_believed(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "is not a folder of this user alone" in caplog.messages[0]
     assert {path for path in below.iterdir() if path.suffix == ".held"} <= before
+
+
+def test_what_becomes_of_a_message(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who has gone is known; a buffer that is full loses it in silence; whatever else keeps it from going is told."""
+    machine = Machine(folder)
+    machine.join()
+    place = machine._folder / "other.sock"
+    try:
+        assert not machine._send("other", b"n")  # nobody was ever there
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:
+            ear.bind(str(place))
+            assert all(machine._send("other", b"n") for _ in range(5_000))  # more than any buffer takes
+        assert not machine._send("other", b"n")  # it died, and its path is left
+        place.unlink()
+        assert caplog.messages == []
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stranger:
+            stranger.bind(str(place))
+            assert machine._send("other", b"n")  # somebody is there
+        (said,) = caplog.messages
+        assert "process other can't be told" in said
+        assert os.strerror(errno.EPROTOTYPE) in said
+    finally:
+        place.unlink(missing_ok=True)
+        machine.close()
 
 
 def test_a_forked_child_keeps_nothing_alive(start: Callable[[], Process], folder: Path) -> None:

@@ -8,6 +8,7 @@ save waiting and are never the truth. Nothing is on a disk that must last: the f
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -31,6 +32,7 @@ logger = logging.getLogger("mainspring.resources")
 _FIGURES = struct.Struct("<qq")  # pid, bytes
 _MESSAGE = struct.Struct("<c16sq")  # kind, sender, bytes
 _ASK, _WITHDRAW, _NEWS = b"a", b"w", b"n"
+_FULL = (errno.EAGAIN, errno.ENOBUFS, errno.EINTR)  # the message is lost: who has so many unread looks by itself
 _LOCKED_S = 10.0
 """The lock is held for moments: who has it for longer has been stopped."""
 _OPEN: WeakSet[Machine] = WeakSet()
@@ -187,8 +189,9 @@ class Machine:
             self._socket.sendto(message, socket.MSG_DONTWAIT, str(self._folder / f"{name}.sock"))
         except (ConnectionRefusedError, FileNotFoundError):
             return False
-        except OSError:  # its buffer is full
-            return True
+        except OSError as exc:
+            if exc.errno not in _FULL:
+                logger.warning("process %s can't be told what others wait for (%s); they wait longer", name, exc)
         return True
 
     def _listen(self, ear: socket.socket, stop: socket.socket) -> None:
