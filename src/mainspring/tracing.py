@@ -5,6 +5,7 @@ What travels from process to process is the W3C Trace Context of a span: `tracep
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -13,6 +14,8 @@ from mainspring.errors import InvalidInput
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, SpanContext
+
+logger = logging.getLogger("mainspring.tracing")
 
 Trace: TypeAlias = dict[str, str]
 """A span's context by the names of its headers."""
@@ -38,6 +41,7 @@ class Tracing:
         self._tracer = trace.get_tracer("mainspring")
         self._headers = TraceContextTextMapPropagator()
         self._live: dict[str, Span] = {}
+        self._has_failed = False
 
     def current(self) -> Trace | None:
         """Return the context of the span that is current here, if one is."""
@@ -62,13 +66,32 @@ class Tracing:
         links: Iterable[SpanContext] = (),
     ) -> Span:
         """Begin a span below `parent`, or one that begins a trace; whatever is current here is no parent of it."""
-        return self._tracer.start_span(
-            name,
-            self._headers.extract(parent or {}, self._context.Context()),
-            self._api.SpanKind[kind.upper()],
-            dict(attributes),
-            [self._api.Link(context) for context in links if context.is_valid],
-        )
+        below = self._headers.extract(parent or {}, self._context.Context())
+        return self._begin(name, below, kind, attributes, links) or self._api.INVALID_SPAN
+
+    def _begin(
+        self, name: str, below: Any, kind: Kind, attributes: Mapping[str, Any], links: Iterable[SpanContext] = ()
+    ) -> Span | None:
+        """Return a span, or nothing where somebody's sampler or processor raises."""
+        with self._harmless():
+            return self._tracer.start_span(
+                name,
+                below,
+                self._api.SpanKind[kind.upper()],
+                dict(attributes),
+                [self._api.Link(context) for context in links if context.is_valid],
+            )
+        return None
+
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """What users have set up to make and take spans runs in here: work goes on whatever it raises."""
+        try:
+            yield
+        except Exception:
+            if not self._has_failed:
+                logger.exception("a span failed, and others may; tasks go on without, and this is not told again")
+            self._has_failed = True
 
     def lend(self, span: Span) -> Trace | None:
         """Return a span's context, and let whoever enters it in this process have the span itself, to add to it.
@@ -86,11 +109,12 @@ class Tracing:
         """End a span. An error is told by its type alone: messages may hold what was worked on."""
         if lent is not None:
             self._live.pop(lent["traceparent"], None)
-        span.set_attributes(dict(attributes))
-        if error is not None:
-            span.set_attribute("error.type", error)
-            span.set_status(self._api.StatusCode.ERROR)
-        span.end()
+        with self._harmless():
+            span.set_attributes(dict(attributes))
+            if error is not None:
+                span.set_attribute("error.type", error)
+                span.set_status(self._api.StatusCode.ERROR)
+            span.end()
 
     def enter(self, trace: Trace) -> Any:
         """Make a span the current one, here and in what is begun from here; returns what `leave` takes."""
@@ -115,19 +139,19 @@ class Tracing:
     @contextmanager
     def around(self, name: str, kind: Kind, attributes: Mapping[str, Any]) -> Iterator[None]:
         """Make a span, below the one that is current, for the time of the block."""
-        with self._tracer.start_as_current_span(
-            name,
-            kind=self._api.SpanKind[kind.upper()],
-            attributes=dict(attributes),
-            record_exception=False,
-            set_status_on_exception=False,
-        ) as span:
-            try:
-                yield
-            except BaseException as exc:
-                span.set_attribute("error.type", type(exc).__name__)
-                span.set_status(self._api.StatusCode.ERROR)
-                raise
+        span = self._begin(name, None, kind, attributes)
+        if span is None:  # what is current stays so
+            yield
+            return
+        token, error = self._context.attach(self._api.set_span_in_context(span)), None
+        try:
+            yield
+        except BaseException as exc:
+            error = type(exc).__name__
+            raise
+        finally:
+            self._context.detach(token)
+            self.end(span, {}, error=error)
 
 
 __all__ = ["Trace", "Tracing"]

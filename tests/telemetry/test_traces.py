@@ -19,7 +19,7 @@ import msgspec
 import pytest
 from opentelemetry import trace
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -136,6 +136,42 @@ async def test_the_handlers_span_is_at_hand(engine: Engine, spans: Spans) -> Non
     sent = only(spans, "send custom:add")
     assert (sent.attributes or {})["messaging.batch.message_count"] == 3
     assert all(is_below(span, sent) for span in named(spans, "process custom:add"))
+
+
+class Broken(SpanProcessor):
+    """Somebody's own, with a bug."""
+
+    def __init__(self, place: str) -> None:
+        setattr(self, place, self.fail)
+
+    def fail(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("a bug in a processor")
+
+
+@pytest.mark.parametrize("place", ["on_start", "on_end"])
+async def test_a_processor_that_raises_costs_spans_alone(place: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Tasks are submitted, run and end as they would without, by themselves and together, and it's told once."""
+    async with engine_of() as engine:
+        provider = TracerProvider()
+        provider.add_span_processor(Broken(place))
+        tracing: Any = engine.manager.parts.tracing
+        tracing._tracer = provider.get_tracer("mainspring")
+
+        @engine.task
+        async def parent(n: int, ctx: Context) -> Any:
+            return await ctx.submit(child, n)
+
+        @engine.task(batch=Batch(max_size=3))
+        async def child(items: list[int]) -> list[int]:
+            return items
+
+        assert await engine.gather(await engine.map(parent, range(5))) == list(range(5))
+        with pytest.raises(InvalidInput):
+            await engine.submit_all([5])  # type: ignore[list-item]
+        info = await (await engine.submit(child, 7)).info()
+        assert info.error is None
+    assert [record.name for record in caplog.records] == ["mainspring.tracing"]
+    assert "a bug in a processor" in caplog.text
 
 
 async def test_attempts_that_come_again_are_linked(engine: Engine, spans: Spans) -> None:
