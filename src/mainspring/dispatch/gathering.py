@@ -135,7 +135,11 @@ class Gathering(Desk):
             if is_suspect(claim):  # it runs alone, and what it needs is done then
                 self._add(claim, (claim.id,), 1.0)
                 continue
-            preparing = self._prepare(self, claim)
+            try:
+                preparing = self._prepare(self, claim)
+            except Exception as exc:  # noqa: BLE001 - what is stored of it can't be read: that attempt's failure
+                self._give_up(claim, exc)
+                continue
             if preparing is None:
                 self._gather(claim)
             else:
@@ -160,11 +164,13 @@ class Gathering(Desk):
     def _gather(self, claim: Claimed) -> None:
         try:
             key, cost = self._join(claim)
-        except Exception as exc:  # noqa: BLE001 - users' functions of an item run in there: that attempt's failure
-            self.freed()
-            self._refuse(claim, exc, self.lane)
-        else:
             self._add(claim, (key, claim.timeout_ms), 1.0 if self.policy.max_cost is None else cost)
+        except Exception as exc:  # noqa: BLE001 - users' functions of an item run in there: that attempt's failure
+            self._give_up(claim, exc)
+
+    def _give_up(self, claim: Claimed, exc: Exception) -> None:
+        self.freed()
+        self._refuse(claim, exc, self.lane)
 
     def _add(self, claim: Claimed, key: Hashable, cost: float) -> None:
         size = min(self.policy.max_size, self._limits.get(claim.id, self.policy.max_size))

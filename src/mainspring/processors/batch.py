@@ -13,6 +13,7 @@ from mainspring.config import seconds
 from mainspring.errors import InvalidInput, TaskError, invalid
 from mainspring.processors.base import Item, failure
 from mainspring.tasks import CustomOutput, Done, Outcome, Work
+from mainspring.tasks.codec import encode
 
 if TYPE_CHECKING:
     from mainspring.processors.custom import Handler
@@ -32,7 +33,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     max_cost: float | None = None  # sum of their costs
     cost: Callable[[Any], float] | None = None  # of one item; called on the event loop, so it must be quick
     max_wait: float | str = 0.0  # seconds that the first task of a batch waits for others
-    shape: Callable[[Any], Any] | None = None  # only items with equal shapes join; a hashable value. Quick, too
+    shape: Callable[[Any], Any] | None = None  # only items with equal shapes join. Quick, too
     oversize: Literal["alone", "refuse"] = "alone"  # what becomes of an item that costs more than `max_cost`
 
     def __post_init__(self) -> None:
@@ -65,6 +66,17 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         if not isinstance(cost, (int, float)) or not cost >= 0:
             raise invalid("batch.cost", cost, "is no cost", "let the function return a number from 0")
         return float(cost)
+
+    def shape_of(self, item: Any) -> bytes:
+        """Return what only items that join have in common, in a form that compares safely. Raises InvalidInput."""
+        if self.shape is None:
+            return b""
+        shape = self.shape(item)
+        try:
+            return encode(shape)[0]
+        except InvalidInput as exc:
+            why, remedy = "is no shape", "let the function return a number, a text, or a tuple or list of these"
+            raise invalid("batch.shape", shape, why, remedy) from exc
 
     def check_item(self, item: Any) -> None:
         """Raises InvalidInput: the item is to be refused for what it costs."""

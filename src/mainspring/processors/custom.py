@@ -442,8 +442,7 @@ class HandlerProcessor:
         arguments = dict(decode_input(work.input).value)  # type: ignore[union-attr]  # Custom, checked at submit
         item = arguments.pop(handler.items)
         batch.check_item(item)
-        shape = None if batch.shape is None else batch.shape(item)
-        return (encode(sorted(arguments.items()))[0], shape), batch.cost_of(item)
+        return encode([sorted(arguments.items()), batch.shape_of(item)])[0], batch.cost_of(item)
 
     def _call_together(self, batch: Sequence[Item]) -> Sequence[Outcome]:
         call = Call(self.handler, batch, self._traceback_chars)

@@ -1,0 +1,85 @@
+"""What a batch handler's functions may get wrong: it costs the task whose item it was, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.engine.support import LIMIT_S, engine_on
+
+from mainspring import Batch, Custom, InvalidInput, ProcessingFailed, Task, TaskType
+from mainspring.processors.custom import HandlerProcessor
+from mainspring.tasks import Work
+
+pytestmark = pytest.mark.anyio
+
+
+class Sly:
+    """Can be hashed, and not be compared."""
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("no comparison")
+
+
+def of(kind: str, **arguments: Any) -> Task:
+    return Task(task_type=TaskType.custom(kind), input=Custom(arguments))
+
+
+@pytest.mark.parametrize("shape", [lambda _: [1], np.zeros, lambda _: {"a": 1}])
+async def test_any_value_is_a_shape(shape: Callable[[Any], Any]) -> None:
+    async with engine_on(async_slots=1) as engine:
+
+        @engine.task(batch=Batch(max_wait=3600, max_size=2, shape=shape))
+        async def pairs(items: list[int]) -> list[int]:
+            return [len(items)] * len(items)
+
+        handles = await engine.map(pairs, [3, 3])
+        assert [await handle.result(timeout=LIMIT_S) for handle in handles] == [2, 2]
+
+
+@pytest.mark.parametrize("shape", [lambda _: Sly(), lambda _: object(), lambda _: 1 / 0])
+async def test_what_is_no_shape_fails_its_task(shape: Callable[[Any], Any]) -> None:
+    """Those that were claimed in the same commit run, and those that come later."""
+    async with engine_on(async_slots=1) as engine:
+
+        @engine.task(batch=Batch(shape=shape), retry=0)
+        async def bad(items: list[int]) -> list[int]:
+            return items
+
+        @engine.task
+        async def other(n: int) -> int:
+            return n
+
+        tasks = [of("bad", items=1), of("other", n=2), of("bad", items=3), of("other", n=4)]
+        handles = await engine.submit_all(tasks)
+        for n in (0, 2):
+            with pytest.raises((InvalidInput, ProcessingFailed)):
+                await handles[n].result(timeout=LIMIT_S)
+        assert [await handles[n].result(timeout=LIMIT_S) for n in (1, 3)] == [2, 4]
+        assert await (await engine.submit(other, 5)).result(timeout=LIMIT_S) == 5
+
+
+async def test_no_key_of_one_claim_costs_those_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a processor calls equal: where that can't be used, the task it was of fails."""
+    real = HandlerProcessor.join
+
+    def join(self: HandlerProcessor, work: Work) -> tuple[Hashable, float]:
+        key, cost = real(self, work)
+        return ([key] if b"bad" in work.input else key), cost  # type: ignore[return-value]
+
+    monkeypatch.setattr(HandlerProcessor, "join", join)
+    async with engine_on(async_slots=1) as engine:
+
+        @engine.task(batch=Batch(), retry=0)
+        async def same(items: list[str]) -> list[str]:
+            return items
+
+        handles = await engine.map(same, ["bad", "a", "b"])
+        with pytest.raises(ProcessingFailed, match="unhashable"):
+            await handles[0].result(timeout=LIMIT_S)
+        assert [await handle.result(timeout=LIMIT_S) for handle in handles[1:]] == ["a", "b"]
