@@ -14,6 +14,7 @@ import sys
 import time
 
 import asyncpg
+import uvloop
 from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgDriver
 from pgqueuer.models import Job
@@ -22,6 +23,8 @@ from pgqueuer.queries import Queries
 _ADDRESS = os.environ["BENCH_SERVER"]
 _PAYLOAD = b"x" * 100
 _LOOK_EVERY_S = 0.02
+_BATCH = 200
+"""Jobs that a worker takes, and writes off, at once: with its default of 10 one costs three times the CPU time."""
 
 
 async def work() -> None:
@@ -31,7 +34,7 @@ async def work() -> None:
     async def noop(job: Job) -> None:
         """Do nothing; there is no place for a result."""
 
-    await queue.run()
+    await queue.run(batch_size=_BATCH)
 
 
 async def submit() -> None:
@@ -47,4 +50,4 @@ async def submit() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(work() if sys.argv[1:] == ["work"] else submit())
+    uvloop.run(work() if sys.argv[1:] == ["work"] else submit())

@@ -73,7 +73,7 @@ _PGQUEUER = Peer(
     program=_HERE / "peer_pgqueuer.py",
     workers=lambda bin: [[str(bin / "python"), str(_HERE / "peer_pgqueuer.py"), "work"]] * 2,
     prepare=lambda bin, address: [str(bin / "pgq"), "--pg-dsn", address, "install"],
-    note="2 workers, bulk submit, no results; every commit synced",
+    note="2 workers that take 200 jobs at once, uvloop, bulk submit, no results; every commit synced",
 )
 _PROCRASTINATE = Peer(
     name="procrastinate",
