@@ -343,7 +343,6 @@ ABLATIONS: dict[str, Ablation] = {
     "nothing is saved up for what is dear": lambda: flipped(costs, "is_saved", _nothing_saved),
     "more is taken in than a group may ever cost": lambda: flipped(costs, "refuse_too_much", _nothing),
     "shares are ignored": lambda: flipped(Limits, "share_of", _all_alike),
-    "all shares weigh the same": lambda: flipped(Limits, "weight_of", lambda _: lambda self, share: 1.0),
     "the clock may go back": lambda: flipped(store.SqliteStore, "_set_clock", _clock_of_the_wall),
 }
 """What is taken out, by what the store does without it."""

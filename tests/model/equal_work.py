@@ -27,6 +27,7 @@ class Place:
         self.limits: dict[tuple[str, str], Any] = {}  # what a group may have, in a namespace or ('') in all
         self.owed: dict[tuple[str, str], float] = {}  # what is to be taken of it for what was more than reserved
         self.shares: dict[tuple[str, str], float] = {}  # weights
+        self.carried = 0.0  # of turns by weights that are no more
         self.turns: dict[tuple[str, str], Any] = {}  # what shares had in a lane of a process while others waited
         self.flights: dict[bytes, Flight] = {}  # tasks that lead or wait for equal work
         self.kept: dict[Work, Kept] = {}

@@ -82,8 +82,9 @@ class StoreMachine(RuleBasedStateMachine):
         queue_size=st.sampled_from([None, 8]),
         keep=st.sampled_from([0, 0, 200_000]),
         rations=st.sampled_from(["limits", "limits", "rates", "costs", "shares"]),
+        weight=st.sampled_from([1, 1, 2, 4]),
     )
-    def begin(self, queue_size: int | None, keep: int = 0, rations: str = "limits") -> None:
+    def begin(self, queue_size: int | None, keep: int = 0, rations: str = "limits", weight: int = 1) -> None:
         """`keep` is for tasks that don't say it themselves: where it is given, most of what is drawn is equal work.
 
         `rations` is what groups have beside each other: with rates and costs all processes have one clock, and what
@@ -92,7 +93,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.keep = keep
         self.rations = rations
         self.world = World(Path(self.folder), kind=self.kind, queue_size=queue_size, in_steps=self.in_steps)
-        self.run(self.world.open())
+        worker = self.run(self.world.open())
+        if rations == "shares":
+            self.run(self.world.perform(worker, self.world.share(worker, ("", "g"), weight)))
 
     def teardown(self) -> None:
         try:

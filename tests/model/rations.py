@@ -164,6 +164,8 @@ class Rations(EqualWork):
     # Shares
 
     def share(self, name: Name, weight: float | None) -> None:
+        """Where turns were taken before, what was a turn by the old weight, at most one, may be over or not."""
+        self.carried = 1.0 if any(task.attempt for task in self.tasks.values()) else self.carried
         self.shares.pop(name, None)
         if weight is not None:
             self.shares[name] = weight
@@ -183,7 +185,7 @@ class Rations(EqualWork):
         return best if len(best) == min(room, len(ready)) else []
 
     def are_fair(self, lane: tuple[str, str], got: Sequence[bytes], left: Iterable[Task]) -> bool:
-        """A share that waits is gone before by no other for more than a turn of each: 1 / weight, at most one.
+        """A share that waits is gone before by no other for more than a turn of each: 1 / weight.
 
         `left` waited before these were claimed, and still wait.
         """
@@ -197,11 +199,14 @@ class Rations(EqualWork):
             now[share] = ids, (had if waited & ids else Counter[Name]()) + taken
         self.turns[lane] = now
         return all(
-            n / self.shares.get(other, 1.0) <= had[share] / self.shares.get(share, 1.0) + 2
+            n * self._turn(other) <= (had[share] + 1) * self._turn(share) + self._turn(other) + self.carried
             for share, (_, had) in now.items()
             for other, n in had.items()
             if other != share
         )
+
+    def _turn(self, share: Name) -> float:
+        return 1 / self.shares.get(share, 1.0)
 
 
 def place(task: Task) -> tuple[int, int]:

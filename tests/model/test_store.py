@@ -10,8 +10,8 @@ from tests.conformance.kit import FACTORIES
 from tests.model.ablations import examples_until_found
 from tests.model.machine import StepsMachine, StoreMachine, examine
 
-SEED = 0
-"""`python -m proof.model --seed 0` tries the same examples first, and shortens what fails."""
+SEED = 3
+"""`python -m proof.model --seed 3` tries the same examples first, and shortens what fails."""
 EXAMPLES = {"sqlite": 40, "postgres": 12}
 """An example on a server takes as long as five on a file."""
 MUST_HAPPEN = {
@@ -69,4 +69,4 @@ def test_ends_may_travel_in_steps(kind: str) -> None:
 )
 def test_what_is_taken_out_is_found(name: str) -> None:
     """Without one of its safeguards the store is told from its specification."""
-    assert examples_until_found(name, 60, SEED) is not None
+    assert examples_until_found(name, 60) is not None
