@@ -297,6 +297,8 @@ async def test_a_scrape_of_a_store_that_is_gone_has_the_rest(engine: Engine, mon
         await server.close()
     assert one(samples, "mainspring_store_up") == 0
     assert one(samples, "mainspring_tasks_by_type_total", type="custom:work") == 4
+    assert one(samples, "mainspring_lane_slots", lane="process") == 1
+    assert one(samples, "mainspring_batch_items_total", type="custom:together") == 2
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

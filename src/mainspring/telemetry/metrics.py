@@ -33,6 +33,7 @@ class Ours(msgspec.Struct, frozen=True):
     running: int
     resources: Mapping[str, Mapping[str, float]]
     usage: ResourceUsage
+    lanes: Mapping[str, Any]
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -46,7 +47,7 @@ class Seen(msgspec.Struct, frozen=True):
 
 async def look_around(manager: TaskManager) -> Ours:
     usage = await asyncio.to_thread(manager.monitor.sample)
-    return Ours(len(manager.running_tasks()), manager.reservations.stats(), usage)
+    return Ours(len(manager.running_tasks()), manager.reservations.stats(), usage, manager.lane_stats())
 
 
 async def look(manager: TaskManager) -> Seen:
@@ -153,12 +154,12 @@ def families(manager: TaskManager, ours: Ours, seen: Seen | None) -> Iterator[Me
     yield from _process(manager, known)
     yield _gauge("mainspring_task_running_count", "Attempts that run in this process now.", ours.running)
     yield from _resources(ours)
+    yield from _lanes(ours.lanes)
     yield _gauge("mainspring_store_up", "Whether the store could be read for this scrape.", float(seen is not None))
     if seen is not None:
         yield from _tasks(seen.stats, known)
         yield from _queued(seen.queued, manager.store.now_ms())
         yield _gauge("mainspring_vector_records", "Records of all collections of vectors.", seen.vectors)
-        yield from _lanes(seen.stats)
         yield from _kept(seen.kept, known)
 
 
