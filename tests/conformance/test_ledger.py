@@ -122,3 +122,13 @@ async def test_what_was_pruned_is_said(factory: Factory) -> None:
         assert (ledger.rows[0].attempts, ledger.pruned, ledger.pruned_until) == (1, 1, ended)
         ledger = await store.ledger(("type",), store.now_ms() - 1000)
         assert (ledger.rows[0].attempts, ledger.pruned, ledger.pruned_until) == (1, 0, None)
+
+
+async def test_a_wait_begins_when_the_task_is_ready(factory: Factory, store: Any, port: Port) -> None:
+    """So what keeps a ready task still, as a pause does, is in it."""
+    await store.pause(type=WORK)
+    (id,) = await submit(store, new())
+    factory.clock.advance(2)
+    await store.resume(type=WORK)
+    await port.finish(await port.take(), started_ms=store.now_ms())
+    assert (await store.info(id)).attempts[0].queue_wait == 2.0

@@ -35,7 +35,7 @@ class LedgerRow(msgspec.Struct, frozen=True, kw_only=True):
     cache_hits: int = 0  # tasks that completed with the result of equal work, and have no attempt for it
     duration: Figures = Figures()  # seconds, as each attempt saw them
     busy: float | None = None  # seconds that slots were taken: a batch counts once
-    queue_wait: Figures = Figures()  # seconds
+    queue_wait: Figures = Figures()  # seconds from ready to start, pauses, limits and resources included
     cpu_time: Figures = Figures()  # seconds
     memory_bytes: Figures = Figures()  # peaks; their total would say nothing and is None
     network_bytes: Figures = Figures()

@@ -84,7 +84,7 @@ class TaskMetrics(msgspec.Struct, frozen=True, kw_only=True):
     network_bytes: int | None = None  # through `ctx.http` only
     retry_count: int = 0
     cpu_time: float | None = None  # seconds
-    queue_wait: float | None = None  # seconds from ready to start
+    queue_wait: float | None = None  # seconds from ready to start, pauses, limits and resources included
     batch_size: int = 1  # attempts in the same call
     cache_hit: bool = False
     lane: str | None = None
@@ -110,7 +110,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     started: datetime | None = None
     ended: datetime
     duration: float | None = None  # seconds of wall time
-    queue_wait: float | None = None  # seconds from ready to start
+    queue_wait: float | None = None  # seconds from ready to start, pauses, limits and resources included
     cpu_time: float | None = None  # seconds; of a batch its equal share
     memory_bytes: int | None = None  # peak; of a batch that of the whole call
     network_bytes: int | None = None  # through `ctx.http`, which batches have not

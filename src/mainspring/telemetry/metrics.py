@@ -206,7 +206,7 @@ def _attempts(manager: TaskManager) -> Iterator[Metric]:
     )  # fmt: skip
     yield _histogram(
         "mainspring_task_queue_wait_seconds",
-        "From the moment that nothing but a slot was missing to the start.",
+        "From the moment that a task was ready to its start; pauses, limits and resources are in it.",
         {priority.name.lower(): manager.counting.waits[priority] for priority in TaskPriority},
         label="priority",
     )
@@ -336,7 +336,7 @@ def _queued(queued: Queued, now_ms: int) -> Iterator[Metric]:
 
     ready = GaugeMetricFamily(
         "mainspring_queue_ready",
-        "Tasks in the store that only a slot is missing for: of up to 10,000 of those that go first.",
+        "Tasks in the store that are ready, whatever keeps them still: of up to 10,000 of those that go first.",
         labels=["priority"],
     )
     oldest = GaugeMetricFamily(
