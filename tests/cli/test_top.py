@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -14,11 +15,13 @@ from functools import partial
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tests.cli.conftest import Answer, Worker, finished, started
 from tests.conformance.kit import FACTORIES, OTHER, WORK, Factory, Port, new, opened, submit
 from tests.engine.support import engine_on
 
 from mainspring.cli import overview, top
+from mainspring.cli.lookup import when
 from mainspring.cli.overview import Overview, Queue
 from mainspring.resources import ResourceMonitor
 from mainspring.store.base import FAILED, HandlerRecord
@@ -118,6 +121,28 @@ async def test_what_was_seen_stays_in_an_outage(tmp_path: Any) -> None:
     again = await top._frame(engine, seen)
     assert again[1:] == seen[1:]
     assert "can't be read: the store is closed" in str(again[0])
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_numbers_are_never_cut(width: int) -> None:
+    """What there is no room for goes as a whole, its header too; long text is cut so that the line fits."""
+    queue = Queue(
+        type="custom:a_rather_long_name_of_a_handler", lane="process", unfinished=1_234_567, running=128,
+        waiting={"ready": 1_234_000, "claimed": 439}, more=(), is_served=True, paused="", ended_per_s=12_345.0,
+        failed_per_s=77.0, calls_per_s=1_000.0, mean_s=0.0123,
+    )  # fmt: skip
+    seen = Overview(at=when(0), tasks={}, queues=(queue,), lanes=(), workers=(), hosts=(), pauses=(), rates_of_s=10.0)
+    to = Console(file=io.StringIO(), width=width)
+    to.print(top._queues(seen))
+    head, line = to.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert all(len(one.rstrip()) <= width for one in (head, line))
+    assert "1,234,567" in line
+    names = head.split()
+    assert set(names) <= {"type", "lane", *top._QUEUE_NUMBERS, "waiting"}
+    assert ("running" in names, "128 " in line) in ((True, True), (False, False))
+    assert ("ended/s" in names) == ("12,345 " in line)
+    assert ("batch" in names) == (width == 120), "least important"
+    assert width < 60 or {"type", "unfinished", "running", "waiting"} <= set(names)
 
 
 # What is read

@@ -51,11 +51,14 @@ def console(file: Any) -> Console:
     return Console(file=file, width=width, markup=False, highlight=False, emoji=False)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> Table:
-    """Return a table with a line for each row; columns named in `right` are numbers."""
-    from rich.table import Table
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = (), drop: Sequence[str] = ()
+) -> Table:
+    """Return a table with a line for each row; columns named in `right` are numbers, and are never cut. Those in `drop`
+    go first, as a whole, where the terminal is too narrow."""
+    from mainspring.cli.fitted import FittedTable
 
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    drawn = FittedTable(drop)
     for name in columns:
         drawn.add_column(name, justify="right" if name in right else "left", no_wrap=True, overflow="ellipsis")
     for row in rows:

@@ -27,6 +27,8 @@ _LEAST_S = 0.1
 _QUEUES = 20
 _WORKERS = 10
 _QUEUE_NUMBERS = ("unfinished", "running", "ended/s", "failed/s", "call", "batch")
+_QUEUE_DROP = ("batch", "lane", "call", "failed/s", "ended/s", "running")
+_HOST_DROP = ("of disk", "disk", "own memory", "own", "of", "of all")
 _HOST_NUMBERS = ("cpu", "own", "of", "memory", "own memory", "of all", "disk", "of disk")
 
 
@@ -111,7 +113,7 @@ def _queues(seen: Overview) -> RenderableType:
     rows = [_queue(queue) for queue in shown]
     if more > 0:
         rows.append((f"and {more:,} more types", *[""] * 9))
-    return table(("type", "lane", *_QUEUE_NUMBERS, "waiting", ""), rows, right=_QUEUE_NUMBERS)
+    return table(("type", "lane", *_QUEUE_NUMBERS, "waiting", ""), rows, right=_QUEUE_NUMBERS, drop=_QUEUE_DROP)
 
 
 def _queue(queue: Queue) -> tuple[str, ...]:
@@ -164,7 +166,7 @@ def _workers(seen: Overview) -> Table:
     if (more := len(seen.workers) - _WORKERS) > 0:
         rows.append((f"and {more:,} more", *[""] * 6))
     numbers = ("pid", "up for", "running", "claimed")
-    return table(("worker", "host", *numbers, "slots"), rows, right=numbers)
+    return table(("worker", "host", *numbers, "slots"), rows, right=numbers, drop=("slots", "host", "up for"))
 
 
 def _worker(worker: WorkerUse, seen: Overview) -> tuple[str, ...]:
@@ -182,7 +184,7 @@ def _worker(worker: WorkerUse, seen: Overview) -> tuple[str, ...]:
 
 def _hosts(hosts: Sequence[HostUse]) -> Table:
     rows = [(host.host + ("" if host.works else " (no worker tells)"), *_usage(host)) for host in hosts]
-    return table(("machine", *_HOST_NUMBERS), rows, right=_HOST_NUMBERS)
+    return table(("machine", *_HOST_NUMBERS), rows, right=_HOST_NUMBERS, drop=_HOST_DROP)
 
 
 def _usage(host: HostUse) -> tuple[str, ...]:
