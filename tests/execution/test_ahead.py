@@ -137,28 +137,6 @@ async def test_an_idle_child_takes_half_of_the_longest_line(tmp_path: Path, monk
         assert [value(await task) for task, _ in holds] == ["went", "went"]
 
 
-async def test_a_line_is_filled_up_when_half_of_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child is not woken for each task that another one makes room for."""
-    monkeypatch.setattr(processes, "_LONG_S", 600.0)
-    marks = [tmp_path / str(n) for n in range(12)]
-    async with runner(slots=1, child_prefetch=4) as it, asyncio.timeout(60):
-        assert value(await call(it, "double", n=1)) == 2
-        waiting: list[int] = []
-        assign = it._assign_all
-
-        def assigned() -> None:
-            assign()
-            waiting.append(len(it._waiting))
-
-        monkeypatch.setattr(it, "_assign_all", assigned)
-        sent = await ahead(it, *(work("wait_for", path=str(mark)) for mark in marks))
-        for mark, (task, _) in zip(marks, sent, strict=True):
-            mark.touch()
-            assert value(await task) == "went"
-        await until(lambda: not it._assigning)
-        assert list(dict.fromkeys(waiting)) == [12 - 5, 5, 3, 1, 0]
-
-
 async def test_what_is_asked_for_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what has not begun those that are named, and never what runs; the others keep their order."""
     monkeypatch.setattr(processes, "_LONG_S", 600.0)

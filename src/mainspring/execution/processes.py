@@ -221,8 +221,7 @@ class ProcessRunner:
     def _assign_all(self) -> None:
         self._assigning = False
         given = set()
-        half = 1 + self._config.child_prefetch // 2  # more goes to a child at once: waking it costs more than a task
-        lines = [desk for desk in self._desks if len(desk.attempts) <= half and self._takes_more(desk)]
+        lines = [desk for desk in self._desks if self._takes_more(desk)]
         while self._waiting and (desk := self._next_desk(self._waiting[0], lines)) is not None:
             is_given = self._give(self._waiting.popleft(), desk)
             given.add(desk)
