@@ -39,7 +39,10 @@ _SHARES: Final[tuple[dict[tuple[str, str], float], ...]] = (
 )
 _LOSES: Final = {"bells", "disk", "outage"}
 _AGES: Final = 0.15
-"""So many worlds last for hours or days."""
+"""So many worlds last for hours or days, but for some:"""
+_UNAGED: Final = {"clock", "disk", "outage"}
+"""How old anything is would be a matter of opinion there, or when it became known. What strikes in the long ones shows
+only where nothing else tells of it later, as a sleep does."""
 _SLEEPS: Final = (600.0, 3_000.0, 10_000.0, 100_000.0)
 _KEEP: Final = (2.0, 1_000.0, 5_000.0, 50_000.0)
 
@@ -87,7 +90,7 @@ def draw(rng: Random, rationing: Random, ageing: Random) -> Shape:
     """`rationing`: from which comes what groups may have beside their limits; `ageing`: whether it lasts for hours or
     days. Most worlds have nothing of either."""
     shape = _draw(rng, rationing)
-    if "clock" in shape.faults or ageing.random() >= _AGES:  # how old anything is would be a matter of opinion there
+    if shape.faults in _LONG or _UNAGED & {*shape.faults} or ageing.random() >= _AGES:
         return shape
     config, choose = shape.config, ageing.choice
     store = structs.replace(config.store, keep_completed_s=choose(_KEEP), keep_failed_s=choose(_KEEP))
