@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -18,14 +19,14 @@ import pytest
 from rich.console import Console
 from tests.cli.conftest import Answer, Worker, finished, started
 from tests.conformance.kit import FACTORIES, OTHER, WORK, Factory, Port, new, opened, submit
-from tests.engine.support import engine_on
+from tests.engine.support import LIMIT_S, engine_on
 
 from mainspring.cli import overview, top
 from mainspring.cli.lookup import when
 from mainspring.cli.overview import Overview, Queue
 from mainspring.resources import ResourceMonitor
-from mainspring.store.base import FAILED, HandlerRecord
-from mainspring.tasks import Usage
+from mainspring.store.base import CRASHED, FAILED, RELEASED, TIMEOUT, HandlerRecord
+from mainspring.tasks import TaskId, Usage
 
 Run = Callable[..., Answer]
 
@@ -62,6 +63,16 @@ def test_one_look_for_programs(here: Run, shop: Worker, held: str) -> None:
     assert all(lane["slots"] == worker["slots"][lane["name"]] > 0 for lane in seen["lanes"])
     assert seen["hosts"][0]["usage"]["memory_limit_bytes"] > 0
     here("cancel", later)
+
+
+def test_a_list_tells_what_a_ready_task_waits_for(here: Run, shop: Worker) -> None:
+    """As `why` does."""
+    here("pause", "--type", "custom:resize")
+    id = here("submit", "custom:resize", '{"width": 1}').out.strip()
+    (listed,) = (task for task in here("ps", "--json").json if task["id"] == id)
+    assert listed["reason"] == "paused"
+    here("cancel", id)
+    here("resume", "--type", "custom:resize")
 
 
 def test_one_look_for_people(here: Run, shop: Worker, held: str) -> None:
@@ -202,6 +213,39 @@ async def test_each_reason_is_counted(store: Any) -> None:
 
 
 @pytest.mark.anyio
+async def test_what_limits_and_resources_keep_is_told(store: Any) -> None:
+    """Not as ready or claimed: slots are free for them."""
+    port = await served(store)
+    await store.limit("g", concurrency=1)
+    await store.limit("g", namespace="n", concurrency=1)
+    await submit(store, *(new(group="g") for _ in range(3)), new(group="g", type=OTHER), new(group="g", namespace="n"))
+    await port.take()
+    (parked,) = await submit(store, new(priority=3))
+    assert (await port.take()).id == parked
+    seen = await look(store)
+    assert queue_of(seen, WORK).waiting == {"claimed": 2, "limit": 3}
+    assert queue_of(seen, OTHER).waiting == {"limit": 1}
+    await submit(store, new())
+    await told(store, {"waits": {str(TaskId(parked)): "needs 1 gpu"}})
+    assert queue_of(await look(store), WORK).waiting == {"claimed": 1, "limit": 3, "ready": 1, "resources": 1}
+    await told(store, {"withheld": {WORK: 16}})
+    assert queue_of(await look(store), WORK).waiting == {"claimed": 2, "limit": 3, "resources": 1}
+
+
+async def told(store: Any, offer: dict[str, Any]) -> None:
+    """It is kept soon, not at once."""
+    store.offer(json.dumps(offer).encode())
+    async with asyncio.timeout(LIMIT_S):
+        while await offers(store) != [offer]:  # noqa: ASYNC110 - nobody tells when
+            await asyncio.sleep(0.005)
+
+
+async def offers(store: Any) -> list[Any]:
+    rows = await store.view(lambda view: view.rows("offers"))
+    return [json.loads(state) for _, state in rows]
+
+
+@pytest.mark.anyio
 async def test_many_are_said_to_be_more(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is counted beyond the limit. What is ready is the rest where all else is counted, else counted itself."""
     monkeypatch.setattr(overview, "COUNTED", 3)
@@ -220,20 +264,22 @@ async def test_many_are_said_to_be_more(store: Any, monkeypatch: pytest.MonkeyPa
 async def test_rates_are_those_of_the_last_seconds(factory: Factory, store: Any) -> None:
     """Attempts and calls by type, failures among them, and how many slots they took."""
     port = await served(store)
-    await submit(store, *(new() for _ in range(7)))
+    await submit(store, *(new() for _ in range(10)))
     for claim in await port.room(1):
         await port.finish(claim, usage=Usage(1.0), started_ms=store.now_ms())
     factory.clock.advance(11)
     for claim in await port.room(4):
         await port.finish(claim, usage=Usage(2.0, batch_size=4), started_ms=store.now_ms())
-    for claim in await port.room(1):
-        await port.finish(claim, FAILED, usage=Usage(3.0), started_ms=store.now_ms(), error=b"\x80")
+    for outcome, claim in zip((FAILED, TIMEOUT, CRASHED, RELEASED), await port.room(4), strict=True):
+        await port.finish(claim, outcome, usage=Usage(3.0), started_ms=store.now_ms(), error=b"\x80")
     seen = await look(store)
     queue = queue_of(seen, WORK)
-    assert (queue.ended_per_s, queue.failed_per_s, queue.calls_per_s) == (0.5, 0.1, 0.2)
-    assert (queue.batch, queue.mean_s) == (2.5, 2.5)
+    assert (queue.ended_per_s, queue.failed_per_s, queue.calls_per_s) == (0.8, 0.3, 0.5), (
+        "what is handed back is no failure"
+    )
+    assert (queue.batch, queue.mean_s) == (1.6, 2.8)
     (lane,) = seen.lanes
-    assert (lane.busy, lane.ended_per_s) == (0.5, 0.5)
+    assert (lane.busy, lane.ended_per_s) == (1.4, 0.8)
 
 
 @pytest.mark.anyio

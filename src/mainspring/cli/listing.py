@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +13,7 @@ import typer
 from mainspring.cli.opening import opened, run
 from mainspring.cli.options import DEFAULT_STORE, AsJson, Limit, StorePath
 from mainspring.cli.screen import Screen, console, local, table
-from mainspring.errors import invalid
+from mainspring.errors import TaskNotFound, invalid
 from mainspring.tasks import TaskInfo, TaskStatus
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class _Filter:
                 status=self.status, type=self.type, namespace=self.namespace, limit=min(left, _PAGE), before=before
             )
             for info in page:
-                yield info
+                with suppress(TaskNotFound):  # it was pruned since the page was read
+                    yield await engine.manager.with_reason(info)
             if len(page) < min(left, _PAGE):
                 return
             left -= len(page)

@@ -47,6 +47,9 @@ class PauseRow(msgspec.Struct, frozen=True):
         namespace, kind, group, since_ms, who = row
         return cls(namespace or None, kind or None, group or None, when(since_ms), who)
 
+    def covers(self, namespace: str, kind: str, group: str) -> bool:
+        return self.namespace in (None, namespace) and self.type in (None, kind) and self.group in (None, group)
+
     def __str__(self) -> str:
         named = (("type", self.type), ("namespace", self.namespace), ("group", self.group))
         return ", ".join(f"{name} {value}" for name, value in named if value) or "everything"

@@ -13,8 +13,9 @@ from mainspring.cli.lookup import PauseRow, when
 from mainspring.resources.monitor import ResourceUsage
 from mainspring.scheduling.hosts import SILENT_MS, places
 from mainspring.store.base import CRASHED, FAILED, TIMEOUT
-from mainspring.store.sql import reads
+from mainspring.store.sql import limited, reads
 from mainspring.store.sql.line import BUILT_IN_LANE, lanes_of
+from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import RUNNING, STORED_REASONS
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def _look(view: View, now_ms: int, own: ResourceUsage) -> Overview:
         pauses = tuple(PauseRow.of(row) for row in view.rows("pauses_since"))
         usages = view.rows("usages")
         ready = _ready(view) if _is_cut(found) else None
+        kept = _at_limits(view, pauses, now_ms)
+        short = _short_of_resources(view, serving)
     span_s = _span_s(ended, now_ms)
     by_type: dict[str, _Ends] = {}
     by_lane: dict[str, _Ends] = {}
@@ -136,7 +139,7 @@ def _look(view: View, now_ms: int, own: ResourceUsage) -> Overview:
     counts = _counts(found)
     queues = [
         _queue(kind, lanes, types.get(kind, {}), counts.get(kind, {}), ready, kind in served, pauses,
-               by_type.get(kind, _Ends()), span_s)
+               by_type.get(kind, _Ends()), span_s, kept[kind], short)
         for kind in {kind for kind, by_status in types.items() if by_status.get("unfinished")} | by_type.keys()
     ]  # fmt: skip
     return Overview(
@@ -198,6 +201,8 @@ def _queue(
     pauses: Sequence[PauseRow],
     ends: _Ends,
     span_s: float,
+    kept: int,
+    short: _Short,
 ) -> Queue:
     waiting = {reason: n for reason, (n, _) in counts.items() if reason != "running"}
     more = {reason for reason, (_, is_more) in counts.items() if is_more}
@@ -207,6 +212,9 @@ def _queue(
     else:
         waiting[_REST], is_more = ready.get(kind, (0, False))
         more |= {_REST} if is_more else set()
+    _move(waiting, _REST, "limit", kept)
+    _move(waiting, "claimed", "resources", short.claimed[kind])
+    _move(waiting, _REST, "resources", waiting[_REST] if kind in short.types else 0)
     return Queue(
         type=kind,
         lane=lanes.get(kind, BUILT_IN_LANE),
@@ -221,6 +229,48 @@ def _queue(
         calls_per_s=ends.calls / span_s,
         mean_s=ends.busy_us / 1e6 / ends.calls if ends.calls else None,
     )
+
+
+def _move(waiting: dict[str, int], reason: str, to: str, n: int) -> None:
+    """So many of those wait for something else, which is known."""
+    n = min(n, waiting.get(reason, 0))
+    if n:
+        waiting[reason] -= n
+        waiting[to] = waiting.get(to, 0) + n
+
+
+def _at_limits(view: View, pauses: Sequence[PauseRow], now_ms: int) -> Counter[str]:
+    """Return by type how many ready tasks wait for a limit of their group, as far as one class is counted."""
+    found: dict[tuple[str, str, str], int] = {}
+    for limit in limited.limits(view, now_ms):
+        if not limited.is_full(limit):
+            continue
+        for namespace, kind, n in view.rows("line_of_group", limit.group, 1 << 62, 0, COUNTED):
+            is_paused = any(pause.covers(namespace, kind, limit.group) for pause in pauses)
+            if limit.namespace in (None, namespace) and not is_paused:
+                found[namespace, kind, limit.group] = n
+    kept: Counter[str] = Counter()
+    for (_, kind, _), n in found.items():
+        kept[kind] += n
+    return kept
+
+
+class _Short(msgspec.Struct):
+    """Who lacks resources."""
+
+    claimed: Counter[str]  # tasks that wait for some at a worker, by type
+    types: set[str]  # that no worker takes more of for that
+
+
+def _short_of_resources(view: View, serving: Sequence[Any]) -> _Short:
+    offers = reads.offers_of(view)
+    waits = [TaskId(id).bytes for offer in offers.values() for id in offer.waits]
+    types = {
+        kind
+        for kind in {kind for offer in offers.values() for kind in offer.withheld}
+        if all(row[0] in offers and kind in offers[row[0]].withheld for row in serving if kind in row[4].split())
+    }
+    return _Short(Counter(kind for id in waits for (kind,) in view.rows("type_of_claimed", id)), types)
 
 
 def _span_s(ended: Sequence[Any], now_ms: int) -> float:

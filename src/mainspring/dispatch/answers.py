@@ -54,8 +54,11 @@ class Answers:
         that serves its type, or `resources` that it lacks. One that this process has claimed and that waits for others
         to join has `batch`.
         """
-        key = id_of(task_id).bytes
-        info = await self.store.info(key)
+        return await self.with_reason(await self.store.info(id_of(task_id).bytes))
+
+    async def with_reason(self, info: TaskInfo) -> TaskInfo:
+        """Return it with the reason that only a look at everything tells; see `get_task`. Raises TaskNotFound."""
+        key = info.task.id.bytes
         if info.reason == "claimed" and self.forming(key) is not None:
             return msgspec.structs.replace(info, reason="batch")
         if info.reason not in ("ready", "claimed"):

@@ -658,6 +658,10 @@ SELECT class.namespace, class.type, class.grp, (SELECT count(*) FROM
     (SELECT 1 FROM task WHERE task.class = head.class AND reason = 0 AND (rank, seq) < ($1, $2) LIMIT $3) AS first)
 FROM head JOIN class ON class.id = head.class;
 
+-- name: type_of_claimed
+SELECT class.type FROM task JOIN class ON class.id = task.class
+WHERE task.id = $1 AND task.status = 0 AND task.owner IS NOT NULL;
+
 -- name: line_of_group
 -- Of each class of a group how many ready tasks go before a place, counted up to a limit.
 SELECT class.namespace, class.type, (SELECT count(*) FROM

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 def full(view: View, namespace: str, group: str, now_ms: int) -> tuple[GroupLimit, ...]:
     """Return the limits that let no more of a group's tasks begin: its own in a namespace, and that in all of them."""
     found = [_limit(view, row, now_ms) for row in sorted(view.rows("limits_of", group, namespace))]
-    return tuple(limit for limit in found if _has_no_place(limit) or limit.left == 0 or limit.cost_next is not None)
+    return tuple(limit for limit in found if is_full(limit))
 
 
-def _has_no_place(limit: GroupLimit) -> bool:
-    return limit.concurrency is not None and limit.held >= limit.concurrency
+def is_full(limit: GroupLimit) -> bool:
+    """Whether it lets none begin now."""
+    has_no_place = limit.concurrency is not None and limit.held >= limit.concurrency
+    return has_no_place or limit.left == 0 or limit.cost_next is not None
 
 
 def go_first(

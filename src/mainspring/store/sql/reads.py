@@ -72,7 +72,7 @@ class _Alone(msgspec.Struct):
     lanes: tuple[str, ...]
 
 
-class _Offer(msgspec.Struct):
+class Offer(msgspec.Struct):
     """See `Store.offer`."""
 
     closed: str | None = None
@@ -85,7 +85,7 @@ class _Offer(msgspec.Struct):
 
 _COMPANY = ("alone", "first")
 """Shortages of nothing that could be reserved."""
-_offer_decoder = msgspec.json.Decoder(_Offer)
+_offer_decoder = msgspec.json.Decoder(Offer)
 
 
 def when(ms: int | None) -> datetime | None:
@@ -301,7 +301,7 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         parents = view.rows("parents_ids", seq) if reason == "parents" else []
         ahead, pause, leader, line, workers, in_group = 0, None, None, None, 0, (0, False)
         limits: tuple[GroupLimit, ...] = ()
-        offers = _offers(view) if reason in ("ready", "claimed") else {}
+        offers = offers_of(view) if reason in ("ready", "claimed") else {}
         takers, stopping = _takers(view, kind, row[29], offers)
         if reason == "same_work" and (found := view.one("leader_of", seq)) is not None:
             leader = _other(*found)
@@ -347,12 +347,13 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
     )
 
 
-def _offers(view: View) -> dict[str, _Offer]:
+def offers_of(view: View) -> dict[str, Offer]:
+    """Return what living workers tell of tasks that they don't start, by their names."""
     return {name: _offer_decoder.decode(state) for name, state in view.rows("offers")}
 
 
 def _takers(
-    view: View, kind: str, owner: str | None, offers: Mapping[str, _Offer]
+    view: View, kind: str, owner: str | None, offers: Mapping[str, Offer]
 ) -> tuple[Sequence[str], tuple[str, ...]]:
     """Return who runs a task, or all that could, as far as some tell anything; and those, where all of them stop."""
     if owner is not None or not offers:
@@ -363,7 +364,7 @@ def _takers(
 
 
 def _shortages(
-    view: View, id: bytes, kind: str, workers: Sequence[str], offers: Mapping[str, _Offer]
+    view: View, id: bytes, kind: str, workers: Sequence[str], offers: Mapping[str, Offer]
 ) -> tuple[Shortage, ...]:
     """Return what keeps these workers from running a task; nothing where one of them takes it when its turn comes."""
     if not offers:
@@ -374,7 +375,7 @@ def _shortages(
     return tuple(known) if len(known) == len(workers) else ()
 
 
-def _shortage(worker: str, offer: _Offer, task: str, kind: str, lane: str) -> Shortage | None:
+def _shortage(worker: str, offer: Offer, task: str, kind: str, lane: str) -> Shortage | None:
     if offer.closed is not None:
         return Shortage(worker, "closed", offer.closed)
     if (alone := offer.alone) is not None and (not alone.lanes or lane in alone.lanes):
