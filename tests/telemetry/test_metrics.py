@@ -105,6 +105,16 @@ async def test_the_eight_of_the_design(engine: Engine) -> None:
     assert one(samples, "mainspring_task_memory_bytes_count", type="custom:double") == 1
     assert 1 << 20 < one(samples, "mainspring_task_memory_bytes_sum", type="custom:double") < 1 << 30
     assert one(samples, "mainspring_task_cpu_usage_count", type="custom:work") == 4
+    assert one(samples, "mainspring_task_duration_seconds_sum", type="custom:work") > 0
+    assert one(samples, "mainspring_task_cpu_usage_sum", type="custom:double") > 0
+    used = one(samples, "mainspring_task_memory_bytes_sum", type="custom:double")
+    buckets = {
+        float(dict(labels)["le"]): n
+        for (name, labels), n in samples.items()
+        if name == "mainspring_task_memory_bytes_bucket" and ("type", "custom:double") in labels
+    }
+    assert buckets == {bound: float(bound >= used) for bound in buckets}, "of one attempt: in its own bucket"
+    assert set(buckets.values()) == {0.0, 1.0}
     assert one(samples, "mainspring_task_queue_size") == 0
     assert one(samples, "mainspring_task_running_count") == 0
 
