@@ -161,7 +161,8 @@ class SyncEngine:
         try:
             handles = self.run(self._engine.map(function, items, connection=lent, **options))
         except (PartlySubmitted, KeyboardInterrupt) as exc:
-            exc.accepted = [SyncHandle(handle, self) for handle in exc.accepted]  # type: ignore[union-attr]
+            accepted = getattr(exc, "accepted", ())  # an interrupt may come when the call is over
+            exc.accepted = [SyncHandle(handle, self) for handle in accepted]  # type: ignore[union-attr]
             raise
         return [SyncHandle(handle, self) for handle in handles]
 
