@@ -559,7 +559,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "equal arguments join",
         "a call has one set of arguments",
-        (Edit(HandlerProcessor, "join", "encode(sorted(arguments.items()))[0]", "b''"),),
+        (Edit(HandlerProcessor, "join", "[sorted(arguments.items()), ", "["),),
     ),
     Safeguard(
         "size of a call",

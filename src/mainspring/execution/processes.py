@@ -223,12 +223,9 @@ class ProcessRunner:
         given = set()
         lines = [desk for desk in self._desks if self._takes_more(desk)]
         while self._waiting and (desk := self._next_desk(self._waiting[0], lines)) is not None:
-            is_given = self._give(self._waiting.popleft(), desk)
             given.add(desk)
-            if desk not in lines:  # it was idle
-                lines.append(desk)
-            if not is_given or not self._takes_more(desk):
-                lines = [desk for desk in lines if self._takes_more(desk)]
+            if not self._give(self._waiting.popleft(), desk) or desk not in lines or not self._takes_more(desk):
+                lines = [desk for desk in self._desks if self._takes_more(desk)]
         for desk in given:
             desk.tickets.give()
         self._look_again()
