@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import psutil
@@ -16,7 +16,7 @@ import pytest
 from tests import postgres
 from tests.conformance.kit import PostgresFactory
 from tests.engine.programs import Programs, call, serves
-from tests.engine.support import engine_on, until, value
+from tests.engine.support import LIMIT_S, engine_on, until, value
 
 from mainspring import Engine, TaskId, TaskStatus
 from mainspring.errors import StoreUnavailable, SubmitIndeterminate
@@ -182,6 +182,59 @@ async def test_an_idle_connection_that_was_lost_is_nobodys_trouble(tmp_path: Pat
         assert await value(handle) == 2
         assert (await handle.info()).status is TaskStatus.COMPLETED
     postgres.drop(postgres.schema_of(tmp_path))
+
+
+async def test_a_refused_login_ends_no_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A password that changes, a server that comes back as another: who is let in again talks and leads again."""
+    caplog.set_level("DEBUG", "mainspring.store")
+    with postgres.own_database(tmp_path, "t_away") as address:
+        async with engine_on(address, worker=False) as engine:
+            line = cast(Any, engine.manager.store).line
+            await _leads(line)
+            postgres.command("ALTER ROLE t_away NOLOGIN")
+            try:
+                postgres.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 't_away'")
+                await until(lambda: "not permitted to log in" in caplog.text)
+            finally:
+                postgres.command("ALTER ROLE t_away LOGIN")
+            await _leads(line)
+
+
+async def _leads(line: Any) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        while not await line.lead():  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.005)
+
+
+async def test_another_default_of_isolation_changes_nothing(tmp_path: Path) -> None:
+    """Who waited for a lock sees what was done meanwhile: else parents' ends are missed, and children wait for ever."""
+    with postgres.own_database(tmp_path) as address:
+        postgres.command(
+            f"ALTER DATABASE {postgres.schema_of(tmp_path)} SET default_transaction_isolation TO 'repeatable read'"
+        )
+        engines = [engine_on(address) for _ in range(2)]
+        for engine in engines:
+            engine.task(_add)
+        async with engines[0], engines[1]:
+            assert await engines[0].manager.store.write(_isolation) == "read committed"
+            assert await asyncio.gather(*(_family(engines, n) for n in range(40))) == list(range(40))
+        assert check_history(address) == []
+
+
+def _isolation(tx: Any) -> str:
+    return str(tx.cursor.execute("SHOW transaction_isolation")[0][0])
+
+
+async def _add(a: int, b: int) -> int:
+    return a + b
+
+
+async def _family(engines: list[Engine], n: int) -> int:
+    """Two parents of one child, submitted here and there."""
+    one = await engines[0].submit(_add, n, 1)
+    other = await engines[1].submit(_add, 0, -1)
+    sum_of_both: int = await value(await engines[n % 2].submit(_add, one, other))
+    return sum_of_both
 
 
 async def test_no_transaction_is_open_while_a_handler_runs(tmp_path: Path) -> None:

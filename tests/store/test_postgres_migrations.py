@@ -111,6 +111,19 @@ async def test_many_open_an_older_store_at_once(older: PostgresFactory) -> None:
     assert version(older.schema) == SCHEMA_VERSION
 
 
+async def test_a_step_takes_as_long_as_it_takes(older: PostgresFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the patience for one statement nor what a role may take ends it: it would begin anew each time."""
+    step = f"to_{SCHEMA_VERSION}"
+    monkeypatch.setattr(connection, "MIGRATIONS", {**MIGRATIONS, step: "SELECT pg_sleep(0.5)"})
+    monkeypatch.setattr(connection.connect, "__defaults__", ({}, 0.2))
+    postgres.command("ALTER ROLE CURRENT_USER SET statement_timeout TO '200ms'")
+    try:
+        await migrated(older.schema)
+    finally:
+        postgres.command("ALTER ROLE CURRENT_USER RESET statement_timeout")
+    assert version(older.schema) == SCHEMA_VERSION
+
+
 async def test_a_step_that_fails_leaves_the_version_before(
     older: PostgresFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,20 @@ async def test_processes_work_together_through_it(server: OwnServer, address: st
         assert 0 < len(server.ask(LENT)) <= SESSIONS
 
 
+async def test_another_default_of_isolation_changes_nothing(server: OwnServer, address: str) -> None:
+    """A pooler takes no settings for a session: each transaction says what it is."""
+    server.ask("ALTER DATABASE postgres SET default_transaction_isolation TO 'repeatable read'")
+    try:
+        async with engine_on(address) as engine:
+            assert await engine.manager.store.write(_isolation) == "read committed"
+    finally:
+        server.ask("ALTER DATABASE postgres RESET default_transaction_isolation")
+
+
+def _isolation(tx: Any) -> str:
+    return str(tx.cursor.execute("SHOW transaction_isolation")[0][0])
+
+
 async def test_nothing_stays_in_the_sessions_that_it_lends(address: str, pooler: Pooler) -> None:
     """Neither settings nor statements, channels or locks: whoever gets the session next would have them."""
     async with engine_on(address) as engine:

@@ -21,13 +21,13 @@ from mainspring.config import StoreConfig
 from mainspring.environment import SYSTEM
 from mainspring.errors import TaskError
 from mainspring.store.liveness import note_heard, running_in, turns_of
-from mainspring.store.postgres.connection import OUTAGES, Server, connect
+from mainspring.store.postgres.connection import NOT_LET_IN, OUTAGES, Server, connect
 from mainspring.store.postgres.pulse import Orders
 from mainspring.store.postgres.statements import SQL
 
 _FAREWELL_S = 60.0
 _AGAIN_S = 0.5
-_BROKEN = (*OUTAGES, TaskError)
+_BROKEN = (*OUTAGES, *NOT_LET_IN, TaskError)
 
 
 class Helper:

@@ -70,6 +70,8 @@ OUTAGES: Final = (
     asyncpg.exceptions.UndefinedTableError,
     asyncpg.exceptions.InvalidCachedStatementError,
 )
+NOT_LET_IN: Final = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
+"""At the next try it may be otherwise: passwords change, and a server comes back as another."""
 CONFLICTS: Final = (
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.exceptions.TransactionRollbackError,  # a deadlock with somebody who writes without us
@@ -244,6 +246,7 @@ async def connect(
         "tcp_keepalives_idle": "10",
         "tcp_keepalives_interval": "5",
         "tcp_keepalives_count": "3",
+        "default_transaction_isolation": "read committed",  # who waits for a lock has to see what is done meanwhile
         **_settings(server, config),
         **settings,
     }
@@ -288,7 +291,8 @@ async def prepare(server: Server, config: StoreConfig, extra_schema: str) -> int
     Raises: StoreNewer, StoreForeign, StoreReadOnly, StoreRefused, StoreUnavailable.
     """
     with our_errors(server):
-        connection = await connect(server, "opens", config)
+        as_long_as_it_takes = {"statement_timeout": "0"}  # a step of the tables goes through all tasks
+        connection = await connect(server, "opens", config, as_long_as_it_takes, patience_s=None)
         try:
             _refuse_old(server, connection)
             if await connection.fetchval("SELECT pg_is_in_recovery()"):
@@ -365,6 +369,7 @@ def is_lost(exc: BaseException) -> bool:
 
 __all__ = [
     "CONFLICTS",
+    "NOT_LET_IN",
     "OLDEST_SERVER",
     "OUTAGES",
     "SCHEMA_VERSION",

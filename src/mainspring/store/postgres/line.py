@@ -16,7 +16,7 @@ import asyncpg
 from mainspring.environment import Environment
 from mainspring.errors import TaskError
 from mainspring.store.bell import HELLO, LOOK, WELCOME, Bell
-from mainspring.store.postgres.connection import LOST, OUTAGES, UPKEEP
+from mainspring.store.postgres.connection import LOST, NOT_LET_IN, OUTAGES, UPKEEP
 
 logger = logging.getLogger("mainspring.store")
 
@@ -26,7 +26,7 @@ _MOST_IDS = 350
 _MOST_WAITING = 1_000
 """Messages that wait to be sent; more are dropped: they are hints."""
 _AGAIN_S, _MOST_AGAIN_S = 0.1, 3.2
-_BROKEN = (*OUTAGES, TaskError)
+_BROKEN = (*OUTAGES, *NOT_LET_IN, TaskError)
 POSTED: Final = f" {b85encode(LOOK).decode()}"
 """What a user's transaction says with its commit; it comes from no process."""
 
@@ -34,6 +34,14 @@ POSTED: Final = f" {b85encode(LOOK).decode()}"
 def channel_of(schema: str) -> str:
     """Return the name under which processes on one store talk."""
     return f"mainspring.{schema}"
+
+
+def _say_if_broken(talking: asyncio.Task[None]) -> None:
+    if not talking.cancelled():
+        logger.error(
+            "the line to other processes broke: they are heard of late until this one is started again; please report "
+            "this", exc_info=talking.exception(),
+        )  # fmt: skip
 
 
 class Line(Bell):
@@ -65,6 +73,7 @@ class Line(Bell):
         self._number = number
         await self._join()
         self._talking = asyncio.get_running_loop().create_task(self._talk(), name="line")
+        self._talking.add_done_callback(_say_if_broken)
 
     async def _join(self) -> None:
         connection = await self._connect()

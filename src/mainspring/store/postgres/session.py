@@ -16,6 +16,8 @@ from mainspring.store.sql.transaction import Row
 
 _CLOSE_S = 2.0
 _BY_IDS = {"outcome_by_id": "outcomes_by_ids", "known_id": "known_ids"}
+_PRESENT = "ISOLATION LEVEL READ COMMITTED"
+"""As `connect` has it for its sessions."""
 T = TypeVar("T")
 
 
@@ -169,7 +171,7 @@ class PooledSession(Session):
         self._direct = direct
         self._patience_s = patience_s
 
-    def begin(self, how: str = "", then: str = "") -> None:
+    def begin(self, how: str = _PRESENT, then: str = "") -> None:
         self.command(f"BEGIN {how}; {self._first}; {then}", self._patience_s)
 
     @contextmanager
@@ -182,7 +184,7 @@ class PooledSession(Session):
         if self._connection.is_in_transaction():
             yield
             return
-        await self._connection.execute(f"BEGIN; {self._first}", timeout=self._patience_s)
+        await self._connection.execute(f"BEGIN {_PRESENT}; {self._first}", timeout=self._patience_s)
         try:
             yield
         except BaseException:
