@@ -55,11 +55,13 @@ def is_server(store: str | Path) -> bool:
 def without_password(store: str | Path) -> str:
     """Return the name of a store as it may be shown."""
     text = str(store)
-    if not is_server(text) or "@" not in text:
+    if not is_server(text):
         return text
     scheme, _, rest = text.partition("://")
-    user, _, where = rest.rpartition("@")
-    return f"{scheme}://{user.partition(':')[0]}@{where}"
+    user, at, where = rest.rpartition("@")
+    where, sign, options = where.partition("?")
+    options = "&".join(option for option in options.split("&") if not option.startswith("password="))
+    return f"{scheme}://{user.partition(':')[0]}{at}{where}" + (f"{sign}{options}" if options else "")
 
 
 def cores() -> int:

@@ -105,6 +105,8 @@ def test_what_collections_can_t_do(store: str, call: Run, arguments: tuple[str, 
         ("postgresql://h/db", "postgresql://h/db"),
         ("postgresql://u:p@h:1/db?schema=a", "postgresql://u@h:1/db?schema=a"),
         ("postgresql://u:p@ss/w:ord@h/db", "postgresql://u@h/db"),
+        ("postgresql://h/db?user=u&password=p&schema=a", "postgresql://h/db?user=u&schema=a"),
+        ("postgresql://h/db?password=p", "postgresql://h/db"),
     ],
 )
 def test_a_store_is_shown_without_its_password(name: str, shown: str) -> None:

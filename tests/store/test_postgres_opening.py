@@ -189,6 +189,22 @@ async def test_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
         Engine("postgresql://h/db")
 
 
+@pytest.mark.parametrize(
+    "store",
+    [
+        "postgresql+asyncpg://a:s3cret@h/d",
+        "POSTGRESQL://a:s3cret@h/d",
+        " postgresql://a:s3cret@h/d",
+        "mysql://a:s3cret@h",
+    ],
+)
+def test_what_is_nearly_an_address_is_no_file(store: str) -> None:
+    """It is refused, and what may be a password in it is not shown."""
+    with pytest.raises(InvalidInput, match="is no address of a store") as refused:
+        Engine(store)
+    assert "s3cret" not in str(refused.value)
+
+
 async def test_the_password_is_nowhere(
     role: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, factory: PostgresFactory
 ) -> None:
@@ -204,5 +220,5 @@ async def test_the_password_is_nowhere(
         command = " ".join(psutil.Process(child.pid).cmdline())
         postgres.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", role)
         await engine.manager.stats()
-    for text in (engine.address, caplog.text, command, repr(engine.manager.store.__dict__.keys())):
+    for text in (engine.address, caplog.text, command, repr(vars(engine.manager.store))):
         assert "s3cr" not in text

@@ -87,6 +87,9 @@ class Server(msgspec.Struct, frozen=True):
     schema: str
     pooler: str | None = None  # the address of a transaction pooler before it, likewise
 
+    def __repr__(self) -> str:
+        return f"Server({self.named})"
+
     @property
     def named(self) -> str:
         """The address as it may be shown, with the schema where it is not the usual one."""
