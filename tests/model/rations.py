@@ -70,6 +70,9 @@ class Limit(NamedTuple):
 class Rations(EqualWork):
     """Of a group no more begins than it may have; where shares hold, they take turns by weight."""
 
+    gave_back = 0
+    """How many claims were given back since this was looked at."""
+
     def limit(
         self, name: Name, most: int | None, rate: Bucket | None, cost_rate: Bucket | None, now: int
     ) -> None:  # fmt: skip
@@ -98,6 +101,7 @@ class Rations(EqualWork):
 
     def give_back(self, task: Task, now: int) -> None:
         """A claim that never began is held no more."""
+        self.gave_back += 1
         for name, limit in self.limits_of(task.kind).items():
             self.limits[name] = limit.begun(-1, now)
         self._owe(task, -task.cost)

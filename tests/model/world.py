@@ -266,17 +266,19 @@ class World:
 
     def _compare_limits(self, stored: Mapping[tuple[str, str], tuple[int, float, int]]) -> None:
         """What is used of limits. What is given back in a commit that takes some too is counted with that: where there
-        was less to give back than one, it counts less then."""
+        was less to give back than that, or nothing as the limit was not there yet, it counts less then."""
         now = self.factory.clock.wall_ms()  # where there are rates no clock differs from it
         for name, limit in self.model.limits.items():
             full_us, used, at = stored[name]
             if limit.rate is not None:
                 lag_us, wanted_us = max(0, full_us - now * 1_000), limit.lag_us(now)
-                is_so = wanted_us - limit.rate.each_us < lag_us <= wanted_us
+                least_us = wanted_us - max(1, self.model.gave_back) * limit.rate.each_us
+                is_so = least_us + (not self.model.gave_back) <= lag_us <= wanted_us
                 assert is_so, f"the rate of {name} is full in {lag_us} us, the model says in {wanted_us}"
                 self.model.limits[name] = limit._replace(full_us=full_us)
             if limit.cost_rate is not None:
                 assert (used, at) == (limit.used, limit.at), f"of {name} other costs are used"
+        self.model.gave_back = 0
 
     def _compare_stats(self, stats: Mapping[str, Any]) -> None:
         counts = self.model.counts()
