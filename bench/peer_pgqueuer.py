@@ -1,8 +1,8 @@
 """pgqueuer on Postgres, for `bench.peers`. Runs in pgqueuer's own environment and knows nothing of ours.
 
-`peer_pgqueuer.py work` is a worker. Without an argument it submits: each line of standard input is a count of tasks;
-the answer is one line of JSON with the seconds from the first submit until all are known to be done, and its own CPU
-seconds.
+`peer_pgqueuer.py work N` is a worker that takes N jobs at once. Without an argument it submits: each line of standard
+input is a count of tasks; the answer is one line of JSON with the seconds from the first submit until all are known to
+be done, and its own CPU seconds.
 """
 
 from __future__ import annotations
@@ -23,18 +23,16 @@ from pgqueuer.queries import Queries
 _ADDRESS = os.environ["BENCH_SERVER"]
 _PAYLOAD = b"x" * 100
 _LOOK_EVERY_S = 0.02
-_BATCH = 200
-"""Jobs that a worker takes, and writes off, at once: with its default of 10 one costs three times the CPU time."""
 
 
-async def work() -> None:
+async def work(batch: int) -> None:
     queue = PgQueuer(AsyncpgDriver(await asyncpg.connect(_ADDRESS)))
 
     @queue.entrypoint("noop")
     async def noop(job: Job) -> None:
         """Do nothing; there is no place for a result."""
 
-    await queue.run(batch_size=_BATCH)
+    await queue.run(batch_size=batch)
 
 
 async def submit() -> None:
@@ -50,4 +48,4 @@ async def submit() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(work() if sys.argv[1:] == ["work"] else submit())
+    uvloop.run(work(int(sys.argv[2])) if sys.argv[1:2] == ["work"] else submit())
