@@ -22,7 +22,7 @@ from mainspring.blobs import keys, server_keys
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.config import StoreConfig
 from mainspring.environment import Environment
-from mainspring.errors import InvalidInput, TaskError
+from mainspring.errors import InvalidInput, TaskError, TaskNotFound
 from mainspring.store.base import (
     CANCEL_ASKED,
     COMPLETED,
@@ -153,6 +153,9 @@ class Port:
     def ended(self, tasks: list[Ended]) -> None:
         self.ends += tasks
         self._news.set()
+
+    def pruned(self, tasks: list[tuple[bytes, TaskNotFound]]) -> None:
+        """Nothing waits here."""
 
     def wants(self, id: bytes) -> bool:
         return True

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
 import pytest
 from tests.conformance.kit import Factory, Note, Port, error, new, opened, state, status, submit
 
-from mainspring.errors import InvalidInput
+from mainspring.errors import InvalidInput, TaskNotFound
+from mainspring.results.waiters import Waiters
 from mainspring.store.base import (
     CANCELLED,
     COMPLETED,
@@ -468,6 +470,29 @@ async def test_listeners_hear_of_every_end_once_and_not_before_it_is_durable(fac
     assert [ended.id for ended in port.ends if ended.id == child.id] == [child.id]
     assert sorted(ended.id for ended in port.ends) == sorted([*sent, child.id])
     assert len(await store.ended(sent)) == len(sent)
+
+
+async def test_a_wait_for_what_was_pruned_unheard_ends(factory: Factory) -> None:
+    """Whoever missed the end, as a process that stood still, is told by the look that the task ended and is gone: each
+    time that it waits."""
+    async with opened(factory.make(keep_completed_s=10.0)) as store:
+        port = Port(store, 5)
+        await port.serve()
+        (id,) = await submit(store, new())
+        await port.until(lambda: port.held)
+        await port.run_all()
+        factory.clock.advance(100)
+        await factory.prune(store)
+        waiters = Waiters(store)
+        waiting = waiters.expect(id)
+        told = asyncio.ensure_future(waiters.wait(waiting))
+        await asyncio.sleep(0)
+        assert waiting.is_awaited
+        store.look()
+        async with asyncio.timeout(10):
+            for wait in (told, waiters.wait(waiting)):
+                with pytest.raises(TaskNotFound, match="ended as completed and was pruned since"):
+                    await wait
 
 
 async def test_what_listeners_are_told_is_what_is_stored(store: Any, port: Port) -> None:

@@ -20,7 +20,7 @@ from mainspring.store.sqlite.statements import SQL as SQL_OF_FILES
 
 HERE_ALONE = {  # named differently, or of no use to the other
     "last_seq", "next_ready_class", "known_id", "news_after", "span_of_news", "another_worker", "ask_cancel", "reasons",
-    "add_tally", "add_news", "complete_many", "newest_limit",
+    "buried_id", "add_tally", "add_news", "complete_many", "newest_limit",
 }  # fmt: skip
 LOOKS = {
     "held_by_status": "counts what is held now: an index of those alone, asked for by a person",

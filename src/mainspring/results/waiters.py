@@ -9,7 +9,7 @@ from itertools import islice
 from weakref import ref
 
 from mainspring.config import seconds
-from mainspring.errors import StoreUnavailable, TaskError, TaskTimeout
+from mainspring.errors import StoreUnavailable, TaskError, TaskNotFound, TaskTimeout
 from mainspring.store.base import Ended, Store
 from mainspring.tasks import Ref, TaskId
 
@@ -168,6 +168,13 @@ class Waiters:
             known = pop(task.id, None)
             if known is not None and (waiting := known()) is not None:
                 waiting.settle(task)
+
+    def pruned(self, tasks: list[tuple[bytes, TaskNotFound]]) -> None:
+        for id, error in tasks:
+            known = self._waiting.pop(id, None)
+            if known is not None and (waiting := known()) is not None:
+                waiting.known, waiting.origin = False, None  # whoever waits for it later looks, and finds the same
+                waiting.give_up(error)
 
     def close(self) -> None:
         """Nobody will be told any more: say so to those who wait."""

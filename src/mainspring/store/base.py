@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
-from mainspring.errors import TaskError
+from mainspring.errors import TaskError, TaskNotFound
 from mainspring.store.counting import StoreCounts
 from mainspring.store.ready import Shared
 from mainspring.store.standing import Standing
@@ -307,6 +307,7 @@ class Listener(Protocol):
     """Whoever waits for results in this process."""
 
     def ended(self, tasks: list[Ended]) -> None: ...
+    def pruned(self, tasks: list[tuple[bytes, TaskNotFound]]) -> None: ...  # ended unheard: who waits gets the error
 
     def wants(self, id: bytes) -> bool:
         """Whether a task that another process ended is of interest here."""

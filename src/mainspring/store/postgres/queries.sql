@@ -383,6 +383,9 @@ SELECT id, status, output, flags, error FROM task WHERE id = ANY ($1::bytea[]) A
 -- name: known_ids
 SELECT id FROM task WHERE id = ANY ($1::bytea[]);
 
+-- name: buried_ids
+SELECT id FROM tombstone WHERE id = ANY ($1::bytea[]);
+
 -- name: asked_to_stop
 SELECT id FROM task WHERE owner = $1 AND flags & 1 = 1;
 

@@ -15,7 +15,7 @@ from mainspring.store.postgres.statements import SQL
 from mainspring.store.sql.transaction import Row
 
 _CLOSE_S = 2.0
-_BY_IDS = {"outcome_by_id": "outcomes_by_ids", "known_id": "known_ids"}
+_BY_IDS = {"outcome_by_id": "outcomes_by_ids", "known_id": "known_ids", "buried_id": "buried_ids"}
 _PRESENT = "ISOLATION LEVEL READ COMMITTED"
 """As `connect` has it for its sessions."""
 T = TypeVar("T")

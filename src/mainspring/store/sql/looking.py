@@ -59,7 +59,7 @@ class Looking(ABC):
         """Raises TaskNotFound for the first id that the store does not know."""
         unknown = await self.view(lambda view: reads.missing(view, ids))
         if unknown:
-            raise reads.unknown_task(unknown[0])
+            raise await self.view(lambda view: reads.not_found(view, unknown[0]))
 
     async def list_tasks(
         self,

@@ -111,13 +111,9 @@ def _payload(id: bytes, field: str, raw: bytes, is_blob: bool, blobs: BlobStore)
 def not_found(view: View, id: bytes) -> TaskNotFound:
     pruned = view.one("tombstone_by_id", id)
     if pruned is None:
-        return unknown_task(id)
+        why = f"there is no task {TaskId(id)} in this store; check the id and the store's path"
+        return TaskNotFound(why, field="task id", value=TaskId(id))
     why = f"task {TaskId(id)} ended as {STATUS_OF[pruned[0]].value} and was pruned since"
-    return TaskNotFound(why, field="task id", value=TaskId(id))
-
-
-def unknown_task(id: bytes) -> TaskNotFound:
-    why = f"there is no task {TaskId(id)} in this store; check the id and the store's path"
     return TaskNotFound(why, field="task id", value=TaskId(id))
 
 

@@ -428,10 +428,14 @@ class SqlStore(Looking):
                 self._tell_of([id for id in ids if wants(id)])
 
     def _tell_of(self, ids: list[bytes]) -> None:
-        """Look up tasks that others ended, and tell the listener."""
+        """Look up tasks that others ended, and tell the listener, also of those that were pruned before it heard."""
         listener = self._listener
-        if ids and listener is not None:
-            self.view_soon(lambda view: reads.ended(view, ids), listener.ended)
+        if not ids or listener is None:
+            return
+        self.view_soon(lambda view: reads.ended(view, ids), listener.ended)
+        old = max(0, self.now_ms() - self._memory.fresh_ms).to_bytes(6, "big")  # younger ones are not pruned
+        if elders := [id for id in ids if id < old]:
+            self.view_soon(lambda view: upkeep.buried(view, elders), listener.pruned)
 
     def look(self) -> None:
         """The safety look beside the wake-ups: for claims, awaited tasks that others ended, cancels, and room."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from mainspring.config import StoreConfig
+from mainspring.errors import TaskNotFound
 from mainspring.store.base import (
     CANCEL_ASKED,
     CRASHED,
@@ -17,7 +18,7 @@ from mainspring.store.base import (
     SUSPECT,
     CrashEvidence,
 )
-from mainspring.store.sql import graph
+from mainspring.store.sql import graph, reads
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.transaction import Row, Transaction, first
 from mainspring.tasks import ErrorInfo
@@ -166,6 +167,11 @@ def prune(tx: Transaction, after: int, config: StoreConfig) -> int:
     if after == 0:
         tx.run("forget_workers", forgotten_ms)
     return _next(rows)
+
+
+def buried(view: View, ids: Sequence[bytes]) -> list[tuple[bytes, TaskNotFound]]:
+    """Return those of the tasks that have ended and were pruned since, and what is to be said of each."""
+    return [(row[0], reads.not_found(view, row[0])) for row in view.of_ids("buried_id", ids)]
 
 
 def _old(

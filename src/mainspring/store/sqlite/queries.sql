@@ -567,6 +567,9 @@ ORDER BY task.seq DESC LIMIT ?5;
 -- name: known_id
 SELECT id FROM task WHERE id = ?;
 
+-- name: buried_id
+SELECT id FROM tombstone WHERE id = ?;
+
 -- name: asked_to_stop
 SELECT id FROM task WHERE owner = ? AND flags & 1;
 
