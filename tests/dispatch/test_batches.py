@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+from collections import UserDict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -236,6 +237,11 @@ async def test_a_bad_item_fails_alone(lane: str, how: str) -> None:
         (lambda items: "ab", "gave back a str"),
         (lambda items: None, "gave back a NoneType"),
         (lambda items: {1: 2, 3: 4}, "gave back a dict"),
+        (lambda items: UserDict({1: 2, 3: 4}), "gave back a UserDict"),
+        (lambda items: {1: 2, 3: 4}.keys(), "gave back a dict_keys"),
+        (set, "gave back a set"),
+        (frozenset, "gave back a frozenset"),
+        (lambda items: bytearray(2), "gave back a bytearray"),
     ],
 )
 async def test_one_result_for_each_item(gives: Callable[[Any], Any], says: str) -> None:

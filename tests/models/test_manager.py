@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import pytest
 from mainspring.config import MIB, ModelConfig
 from mainspring.errors import InvalidInput, ProcessingFailed, ResourceLimitExceeded
 from mainspring.models import ModelManager
+from mainspring.models.base import ModelInfo
+from mainspring.models.python import PythonModel
 from mainspring.tasks import ModelInput
 
 pytestmark = pytest.mark.anyio
@@ -214,3 +217,17 @@ def test_folders_are_found_by_id(graph_file: Path) -> None:
     other = ModelManager(ModelConfig(folders=(graph_file.parent.parent,))).describe("linear")
     assert info.digest is not None
     assert other.digest not in (None, info.digest)
+
+
+@pytest.mark.parametrize("gives", [set, frozenset, lambda inputs: dict.fromkeys(inputs, 1), lambda inputs: "ab"])
+def test_values_without_an_order_are_refused(gives: Callable[[list[str]], Any]) -> None:
+    """Nothing tells which of them is whose."""
+
+    class Mixed:
+        def infer(self, inputs: list[ModelInput]) -> Any:
+            return gives([str(input.text) for input in inputs])
+
+    model = PythonModel(ModelInfo("mixed", "python"), Mixed())
+    for answer in model.infer_batch([ModelInput(text="a"), ModelInput(text="b")], {}):
+        assert isinstance(answer, ProcessingFailed)
+        assert "for 2 inputs" in str(answer)

@@ -11,6 +11,7 @@ from mainspring.models.base import BlockingModel, ModelInfo
 from mainspring.models.inputs import check_params
 from mainspring.models.sentence import Embedding, unit
 from mainspring.tasks import ModelInput, ModelOutput
+from mainspring.tasks.order import in_order
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,13 +57,15 @@ class PythonModel(BlockingModel):
     def infer_batch(self, inputs: Sequence[ModelInput], params: dict[str, Any]) -> list[ModelOutput | Exception]:
         options = {"options": params.get("options") or {}} if self._takes_options else {}
         try:
-            values = list(self._target.infer(list(inputs), **options))
+            given = self._target.infer(list(inputs), **options)
+            values = in_order(given)
         except Exception as exc:  # noqa: BLE001 - becomes the item's own error
             if len(inputs) == 1:
                 return [exc]
             return [answer for input in inputs for answer in self.infer_batch([input], params)]
-        if len(values) != len(inputs):
-            why = f"model {self.info.model_id} gave {len(values)} values for {len(inputs)} inputs"
+        if values is None or len(values) != len(inputs):
+            what = f"a {type(given).__name__}" if values is None else f"{len(values)} values"
+            why = f"model {self.info.model_id} gave {what} for {len(inputs)} inputs; give one for each, in their order"
             return [ProcessingFailed(why)] * len(inputs)
         return [value if isinstance(value, (Exception, ModelOutput)) else ModelOutput(value) for value in values]
 

@@ -14,6 +14,7 @@ from mainspring.errors import InvalidInput, TaskError, invalid
 from mainspring.processors.base import Item, failure
 from mainspring.tasks import CustomOutput, Done, Outcome, Work
 from mainspring.tasks.codec import encode
+from mainspring.tasks.order import in_order
 
 if TYPE_CHECKING:
     from mainspring.processors.custom import Handler
@@ -137,10 +138,9 @@ class Call:
 
     def outcomes(self, values: Any) -> Sequence[Outcome]:
         """Return an outcome for each item: its value, or the exception that the handler gave back in its place."""
-        is_list = isinstance(values, collections.abc.Iterable) and not isinstance(values, (str, bytes, dict))
-        found = list(values) if is_list else []
-        if not is_list or len(found) != self._wanted:
-            what = f"{len(found)} results for {self._wanted} items" if is_list else f"a {type(values).__name__}"
+        found = in_order(values)
+        if found is None or len(found) != self._wanted:
+            what = f"a {type(values).__name__}" if found is None else f"{len(found)} results for {self._wanted} items"
             why = f"{self._name} gave back {what}"
             wrong = failure(InvalidInput(f"{why}; return one for each item, in their order", field="output"))
             return [outcome or wrong for outcome in self._outcomes]
