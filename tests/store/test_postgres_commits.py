@@ -52,12 +52,9 @@ def transactions(factory: PostgresFactory) -> dict[bytes, str]:
     return {bytes(id): xmin for id, xmin in factory._ask("SELECT id, xmin::text FROM task")}
 
 
-@pytest.mark.parametrize(("step", "queue_size"), [("_begun", 100), ("_catch_up", None)])
-async def test_what_comes_while_a_transaction_begins_goes_along(
-    factory: PostgresFactory, step: str, queue_size: int | None
-) -> None:
+async def test_what_comes_while_a_transaction_begins_goes_along(factory: PostgresFactory) -> None:
     """Of calls at once the first wakes the writer: the others don't wait for a commit of its own."""
-    async with opened(factory.make(queue_size=queue_size)) as store:
+    async with opened(factory.make(queue_size=100)) as store:
         port = Port(store)
         await port.serve()
         (held,) = await submit(store, new())
@@ -68,7 +65,7 @@ async def test_what_comes_while_a_transaction_begins_goes_along(
             port.end(port.held[held])
             store._writer._inbox.append(late)
 
-        once_after(store, step, come)
+        once_after(store, "_begun", come)
         assert await store.submit([first]) == [Accepted(first.id, False)]
         assert late.future.done()
         await port.until(lambda: port.ends)

@@ -142,11 +142,8 @@ class PostgresWriter(Writer):
     def _begin(self, group: Group) -> Transaction:
         tx = self._begun()
         self._take_along(group, may_submit=self._memory.queue_size is None or self._new_tasks > 0)  # locks are taken
+        tx.now_ms = self._now_ms()  # not before what came along
         return tx
-
-    def _together(self, tx: Transaction, group: Group) -> None:
-        self._take_along(group, may_submit=self._memory.queue_size is None)  # whether there is room has been looked at
-        super()._together(tx, group)
 
     def _take_along(self, group: Group, *, may_submit: bool) -> None:
         """Add what has come since the transaction began: it would wait for all of that.
