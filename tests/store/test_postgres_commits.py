@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -20,13 +19,6 @@ from mainspring.store.sql.queueing import Submission
 
 pytestmark = pytest.mark.anyio
 WAIT_S = 60
-
-
-@pytest.fixture
-def factory(tmp_path: Path) -> Iterator[PostgresFactory]:
-    made = PostgresFactory(tmp_path)
-    yield made
-    made.drop()
 
 
 def submission(*tasks: NewTask) -> Submission:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -20,13 +18,6 @@ from mainspring.store.postgres.writer import PostgresWriter
 from mainspring.tasks import TaskStatus
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def factory(tmp_path: Path) -> Iterator[PostgresFactory]:
-    made = PostgresFactory(tmp_path)
-    yield made
-    made.drop()
 
 
 def failing_once(store: PostgresStore, *, is_stored: bool) -> None:

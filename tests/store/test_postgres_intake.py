@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,13 +26,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """What a task is told that others are not."""
 ITS_OWN = ("seq", "id", "rank", "input", "submitted_ms", "ready_ms")
-
-
-@pytest.fixture
-def factory(tmp_path: Path) -> Iterator[PostgresFactory]:
-    made = PostgresFactory(tmp_path)
-    yield made
-    made.drop()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +39,6 @@ SHAPE = {
         WHERE relnamespace = $1::text::regnamespace AND NOT tgisinternal ORDER BY 1""",
     "sequences": "SELECT sequencename::text FROM pg_sequences WHERE schemaname = $1 ORDER BY 1",
 }
-
-
-@pytest.fixture
-def factory(tmp_path: Path) -> Iterator[PostgresFactory]:
-    made = PostgresFactory(tmp_path)
-    yield made
-    made.drop()
 
 
 @pytest.fixture

@@ -32,13 +32,6 @@ pytestmark = pytest.mark.anyio
 SECRET = "s3cr et/%"
 
 
-@pytest.fixture
-def factory(tmp_path: Path) -> Iterator[PostgresFactory]:
-    made = PostgresFactory(tmp_path)
-    yield made
-    made.drop()
-
-
 @pytest.fixture(scope="module")
 def role() -> Iterator[str]:
     """A user with few rights."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -14,13 +12,6 @@ from tests import postgres
 from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def factory(tmp_path: Path) -> Iterator[PostgresFactory]:
-    made = PostgresFactory(tmp_path)
-    yield made
-    made.drop()
 
 
 def count(factory: PostgresFactory, table: str, where: str = "true") -> int:
