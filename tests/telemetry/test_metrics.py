@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.engine import process_work
 from tests.engine.support import LIMIT_S, engine_on, until, value
+from tests.telemetry.dashboard import queries, selected
 
 from mainspring import (
     Batch,
@@ -35,7 +36,6 @@ from mainspring.store.base import COMPLETED, RELEASED, Claimed, Finish
 from mainspring.telemetry.metrics import Metrics, Server, _queued
 
 pytestmark = pytest.mark.anyio
-DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
 PART = r"_(bucket|count|sum)$"
 HOLDS = """
 import asyncio, sys
@@ -318,30 +318,35 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         Metrics(engine_on().manager)
 
 
-def names_in(expression: str) -> Iterator[tuple[str, set[str]]]:
-    """Yield each metric of a query with the labels that the query uses of it."""
-    grouped = {label.strip() for found in re.findall(r"by \(([^)]*)\)", expression) for label in found.split(",")}
-    grouped -= {"instance"}  # which Prometheus adds
-    for name, selected in re.findall(r"\b((?:mainspring|process)_\w+)(?:\{([^}]*)\})?", expression):
-        yield name, grouped | set(re.findall(r"(\w+)\s*(?:=|!=)", selected))
-
-
 async def test_every_query_of_the_dashboard_finds_something(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Metrics and labels are those of a real scrape, and each metric of ours is somewhere in it."""
+    """Metrics, labels and values are those of a real scrape, and each metric of ours is somewhere in it.
+
+    What goes up and down is shown as it is; counters and the parts of histograms, which only grow, as rates.
+    """
     engine.manager.counting.lost["custom:work"] += 1
     usage = msgspec.structs.replace(engine.monitor.sample(), cpu_usage=0.5, network_bytes=1)  # known after a while
     monkeypatch.setattr(engine.monitor, "sample", lambda: usage)
-    samples = read((await engine.metrics()).decode())
+    await engine.submit(process_work.double, 5, delay=3600)
+    text = (await engine.metrics()).decode()
+    grow = {
+        sample.name
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if family.type in ("counter", "histogram")
+    }
     labels: dict[str, set[str]] = {}
-    for name, given in samples:
+    values: dict[str, set[tuple[str, str]]] = {}
+    for name, given in read(text):
         labels.setdefault(name, set()).update(label for label, _ in given)
-    queries = [target["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel["targets"]]
-    used = [found for query in queries for found in names_in(query)]
-    assert len(queries) > 10
-    assert {name for name, _ in used if name not in labels} == set()
-    shown = {re.sub(PART, "", name) for name, _ in used if name.startswith("mainspring_")}
+        values.setdefault(name, set()).update(given)
+    used = [one for query in queries() for one in selected(query)]
+    assert len(queries()) > 10
+    assert {one.name for one in used if one.name not in labels} == set()
+    shown = {re.sub(PART, "", one.name) for one in used if one.name.startswith("mainspring_")}
     assert {re.sub(PART, "", name) for name in labels if name.startswith("mainspring_")} == shown
-    assert [(name, wanted - labels[name]) for name, wanted in used if wanted - labels[name]] == []
+    assert [(one.name, one.labels - labels[one.name]) for one in used if one.labels - labels[one.name]] == []
+    assert [one for one in used if not values[one.name].issuperset(one.chosen)] == []
+    assert [one for one in used if one.is_rated != (one.name in grow)] == []
 
 
 async def test_a_worker_serves_them(tmp_path: Path) -> None:
