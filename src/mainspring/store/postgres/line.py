@@ -66,7 +66,6 @@ class Line(Bell):
         self._lock = asyncio.Lock()  # one statement at a time
         self._connection: asyncpg.Connection | None = None
         self._talking: asyncio.Task[None] | None = None
-        self._cut = asyncio.Event()
 
     async def open(self, number: int) -> None:
         """Join in. Raises what the driver does when the server can't be reached."""
@@ -79,14 +78,12 @@ class Line(Bell):
         connection = await self._connect()
         connection.add_termination_listener(self._terminated)
         await connection.add_listener(self._channel, self._read)
-        self._cut.clear()
         self._connection = connection
         self.ring(HELLO, self._name.encode())
 
     def _terminated(self, connection: asyncpg.Connection) -> None:
         if connection is self._connection:
             self._connection = None
-            self._cut.set()
             self._wake.set()
 
     def _read(self, connection: Any, pid: int, channel: str, message: Any) -> None:
