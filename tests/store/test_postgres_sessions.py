@@ -1,0 +1,118 @@
+"""What holds in our sessions on a server, whatever its databases and roles are set to."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from proof.server import OwnServer
+from tests import postgres
+from tests.conformance.kit import PostgresFactory, new, opened, submit
+from tests.engine.support import LIMIT_S, quick
+
+from mainspring import Engine, StoreConfig
+from mainspring.errors import StoreUnavailable
+from mainspring.store.postgres import connection
+from mainspring.store.postgres.connection import for_a_transaction, parse
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def looking(address: str, **config: Any) -> AsyncIterator[Engine]:
+    """An engine that runs nothing."""
+    async with Engine(address, quick(StoreConfig(**config)), worker=False) as engine:
+        yield engine
+
+
+def shown(name: str) -> Any:
+    """Return what gives a setting as it is in a transaction."""
+    return lambda tx: tx.cursor.execute(f"SHOW {name}")[0][0]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "durability", "ours"),
+    [("off", "full", "on"), ("on", "full", "on"), ("remote_apply", "full", "remote_apply"), ("on", "relaxed", "off")],
+)
+async def test_a_database_that_does_not_wait_for_the_disk_weakens_nothing(
+    tmp_path: Path, theirs: str, durability: Any, ours: str
+) -> None:
+    """Whoever is told that a task is stored may rely on it: our commits wait, unless the durability was chosen not to,
+    and as strictly as the database wants it. Behind a pooler as well, where each transaction says so."""
+    with postgres.own_database(tmp_path) as address:
+        postgres.command(f"ALTER DATABASE {postgres.schema_of(tmp_path)} SET synchronous_commit TO {theirs}")
+        async with looking(address, blobs=tmp_path, durability=durability) as engine:
+            assert await engine.manager.store.write(shown("synchronous_commit")) == ours
+        session = await asyncpg.connect(address)
+        try:
+            async with session.transaction():
+                await session.execute(for_a_transaction(parse(address), StoreConfig(durability=durability)))
+                assert await session.fetchval("SHOW synchronous_commit") == ours
+            assert await session.fetchval("SHOW synchronous_commit") == theirs
+        finally:
+            await session.close()
+
+
+async def test_what_was_acknowledged_outlives_a_server_whose_database_does_not_wait(tmp_path: Path) -> None:
+    """The server dies the moment a submit has returned, long before it would write by itself what it was given."""
+    with OwnServer("wal_writer_delay=10s") as server:
+        await asyncio.to_thread(server.ask, "ALTER DATABASE postgres SET synchronous_commit TO off")
+        async with looking(server.url, blobs=tmp_path) as engine:
+            task = new()
+            await engine.manager.store.submit([task])
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            assert server.ask("SELECT id FROM mainspring.task") == [(task.id,)]
+
+
+async def test_no_session_may_idle_in_a_transaction(factory: PostgresFactory) -> None:
+    """Whichever it is: what is open there keeps locks, or keeps vacuum from what died."""
+    wanted, setting = "15s", "idle_in_transaction_session_timeout"
+    async with opened(factory.make()) as store:
+        assert await store.write(shown(setting)) == wanted
+        for look in (store.view, store.survey):
+            assert await look(lambda view: view.execute(f"SHOW {setting}")[0][0]) == wanted
+        assert await store.line._connection.fetchval(f"SHOW {setting}") == wanted
+    session = await asyncpg.connect(postgres.url())
+    try:
+        async with session.transaction():
+            await session.execute(for_a_transaction(store.server, store.config))
+            assert await session.fetchval(f"SHOW {setting}") == wanted
+    finally:
+        await session.close()
+
+
+async def test_a_process_that_stops_within_a_transaction_keeps_nobody_waiting(
+    factory: PostgresFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends its transaction, and with it all locks. When it goes on it is told that this came to nothing, and
+    works on."""
+    monkeypatch.setattr(connection, "_STOPPED_S", 1)
+    stopped, goes = threading.Event(), threading.Event()
+
+    def stop(tx: Any) -> None:
+        tx.run("lead", -1)
+        stopped.set()
+        assert goes.wait(LIMIT_S)
+
+    async with opened(factory.make(lock_timeout_s=LIMIT_S)) as one, opened(factory.make(lock_timeout_s=LIMIT_S)) as two:
+        for store in (one, two):
+            await factory.hold_upkeep(store)
+        stopping = asyncio.ensure_future(one.write(stop))  # alone: all others wait for it
+        try:
+            assert await asyncio.to_thread(stopped.wait, LIMIT_S)
+            async with asyncio.timeout(LIMIT_S / 2):
+                (id,) = await submit(two, new())
+        finally:
+            goes.set()
+        with pytest.raises(StoreUnavailable):
+            await stopping
+        assert await two.view(lambda view: view.one("leader")) != (-1,)
+        await submit(one, new())
+        assert id in factory.states()
