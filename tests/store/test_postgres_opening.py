@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import asyncpg
 import psutil
 import pytest
 from tests import postgres
@@ -26,7 +27,7 @@ from mainspring.errors import (
     TaskError,
 )
 from mainspring.store.postgres import connection
-from mainspring.store.postgres.connection import SCHEMA_VERSION, parse, prepare
+from mainspring.store.postgres.connection import MIGRATING, SCHEMA_VERSION, parse, prepare
 
 pytestmark = pytest.mark.anyio
 SECRET = "s3cr et/%"
@@ -171,6 +172,25 @@ async def test_many_open_a_new_store_at_once(factory: PostgresFactory) -> None:
     assert len(await stores[0].view(lambda view: view.rows("open_workers"))) == 5
     for store in stores:
         await store.close()
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_two_open_a_new_store_at_once_whatever_the_default_of_isolation(tmp_path: Path, isolation: str) -> None:
+    """Whoever waited while another process made the tables finds them, and makes none."""
+    with postgres.own_database(tmp_path) as address:
+        database = postgres.schema_of(tmp_path)
+        postgres.command(f"ALTER DATABASE {database} SET default_transaction_isolation TO '{isolation}'")
+        blocker = await asyncpg.connect(address)
+        await blocker.execute(f"BEGIN; SELECT pg_advisory_xact_lock({MIGRATING}, hashtext('mainspring'))")
+        opening = [asyncio.ensure_future(prepare(parse(address), StoreConfig(), "")) for _ in range(2)]
+        waiting = f"SELECT count(*) FROM pg_locks WHERE NOT granted AND classid = {MIGRATING}"
+        async with asyncio.timeout(60):
+            while await blocker.fetchval(waiting) < 2:  # noqa: ASYNC110 - nobody tells of it
+                await asyncio.sleep(0.01)
+            await blocker.execute("COMMIT")
+            assert len(set(await asyncio.gather(*opening))) == 1
+        assert await blocker.fetch("SELECT version FROM mainspring.store") == [(SCHEMA_VERSION,)]
+        await blocker.close()
 
 
 async def test_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
