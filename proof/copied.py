@@ -6,7 +6,7 @@ import apsw
 import asyncpg
 
 from mainspring.blobs.keys import SCHEMA as BLOB_SCHEMA
-from mainspring.store.postgres.connection import parse
+from mainspring.store.postgres.address import parse
 from mainspring.store.sqlite.statements import SCHEMA
 from mainspring.vectors.appliers import SCHEMA as VECTOR_SCHEMA
 

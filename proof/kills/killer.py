@@ -18,7 +18,8 @@ import apsw
 import asyncpg
 import psutil
 
-from mainspring.store.postgres.connection import OUTAGES, parse
+from mainspring.store.postgres.address import parse
+from mainspring.store.postgres.connection import OUTAGES
 from proof import ROOT
 from proof.kills.ledger import FOLDER
 from proof.kills.outages import ON_SERVER, SCHEMA, Outages

@@ -11,6 +11,7 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import msgspec
 
@@ -20,6 +21,14 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_NEARLY = re.compile(
+    r".*://"  # of something else
+    r"|\s*postgres(?:ql)?(?:\+\w+)?(?::|//)"  # with one sign too few
+    r"|(?://)?[^/:@]+:[^@]*@"  # USER:PASSWORD@ without what goes before
+    r"|(?:.*[?&\s])?(?:ssl)?password\s*=",  # as words with their values
+    re.IGNORECASE | re.DOTALL,
+)
+_SECRET = re.compile(r"\w*passw", re.IGNORECASE)
 MAX_DURATION_S = 10 * 365 * 86400.0
 """Ten years: whatever is longer is a mistake in units."""
 
@@ -55,13 +64,32 @@ def is_server(store: str | Path) -> bool:
 def without_password(store: str | Path) -> str:
     """Return the name of a store as it may be shown."""
     text = str(store)
+    scheme, _, rest = text.partition("://")
+    if _is_nearly_an_address(text):
+        return f"{scheme}://..." if re.fullmatch(r"\s*[A-Za-z][\w+.-]{0,30}", scheme) else "..."
     if not is_server(text):
         return text
-    scheme, _, rest = text.partition("://")
     user, at, where = rest.rpartition("@")
     where, sign, options = where.partition("?")
-    options = "&".join(option for option in options.split("&") if not option.startswith("password="))
-    return f"{scheme}://{user.partition(':')[0]}{at}{where}" + (f"{sign}{options}" if options else "")
+    shown = [option for option in options.split("&") if "=" in option and not _SECRET.match(unquote(option))]
+    return f"{scheme}://{user.partition(':')[0]}{at}{where}" + (f"{sign}{'&'.join(shown)}" if shown else "")
+
+
+def refuse_address(
+    field: str,
+    store: str | Path,
+    remedy: str = 'use "postgresql://USER@HOST/DATABASE"; a file of such a name is "./NAME"',
+) -> None:
+    """See that what is taken for a file's name is none.
+
+    Raises: InvalidInput: it is nearly the address of a server. What may be a password in it is not shown.
+    """
+    if _is_nearly_an_address(str(store)):
+        raise invalid(field, without_password(store), "is no address of a store", remedy)
+
+
+def _is_nearly_an_address(text: str) -> bool:
+    return not is_server(text) and _NEARLY.match(unquote(text)) is not None
 
 
 def cores() -> int:

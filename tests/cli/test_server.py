@@ -16,6 +16,7 @@ from mainspring.config import ModelConfig, without_password
 MODELS = ModelConfig().cache_folder
 Run = Callable[..., Answer]
 SECRET = "postgresql://me:secret@127.0.0.1/work"
+NEARLY = "me:secret@127.0.0.1/work"
 
 
 @pytest.fixture
@@ -107,6 +108,16 @@ def test_what_collections_can_t_do(store: str, call: Run, arguments: tuple[str, 
         ("postgresql://u:p@ss/w:ord@h/db", "postgresql://u@h/db"),
         ("postgresql://h/db?user=u&password=p&schema=a", "postgresql://h/db?user=u&schema=a"),
         ("postgresql://h/db?password=p", "postgresql://h/db"),
+        ("postgresql://h/db?%70assword=p&a=b", "postgresql://h/db?a=b"),
+        ("postgresql://h/db?sslpassword=p&PASSWORD=p&passwd=p", "postgresql://h/db"),
+        ("postgresql://h/db?password=a&b", "postgresql://h/db"),
+        ("postgresql:/u:p@h/db", "..."),
+        ("u:p@h/db", "..."),
+        ("postgresql+asyncpg://u:p@h/db", "postgresql+asyncpg://..."),
+        ("u:p@h://db", "..."),
+        ("host=h password=p", "..."),
+        ("./u:p@h", "./u:p@h"),
+        ("/data/10:30@noon.db", "/data/10:30@noon.db"),
     ],
 )
 def test_a_store_is_shown_without_its_password(name: str, shown: str) -> None:
@@ -133,3 +144,48 @@ def test_copies_of_a_server_are_its_own_business(tmp_path: Path, call: Run, word
     assert remedy in answer.err
     assert "secret" not in answer.err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["stats", "--store"],
+        ["doctor", "--store"],
+        ["worker", "--builtin", "--store"],
+        ["submit", "custom:resize", '{"width": 2}', "--store"],
+        ["index", ".", "--store"],
+        ["migrate", "work.db"],
+        ["collections", "copy", "docs", "--to", "work.db", "--from"],
+        ["backup", "copy.db", "--store"],
+        ["restore", "--store", "work.db"],
+    ],
+)
+@pytest.mark.parametrize("name", ["postgresql:/me:secret@h/db", "me:secret@h/db", "host=h password=secret"])
+def test_what_is_nearly_an_address_is_no_file(tmp_path: Path, call: Run, words: list[str], name: str) -> None:
+    """No command makes a store or a copy of such a name, or shows what may be a password in it."""
+    (tmp_path / "work.db").touch()
+    before = sorted(tmp_path.rglob("*"))
+    answer = call(*words, name)
+    assert answer.code == 2
+    assert "is no address of a store" in answer.err
+    assert "secret" not in answer.out + answer.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["migrate", NEARLY, NEARLY],
+        ["migrate", NEARLY, "work.db"],
+        ["collections", "copy", "docs", "--from", NEARLY, "--to", NEARLY],
+        ["collections", "copy", "docs", "--from", "work.db", "--to", NEARLY],
+        ["backup", NEARLY],
+        ["restore", NEARLY],
+        ["demo", "--store", NEARLY],
+        ["demo", "--store", SECRET],
+    ],
+)
+def test_whatever_is_wrong_with_it_no_password_is_shown(call: Run, words: list[str]) -> None:
+    answer = call(*words)
+    assert answer.code != 0
+    assert "secret" not in answer.out + answer.err

@@ -14,7 +14,8 @@ from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
 
 from mainspring.config import StoreConfig
 from mainspring.store.postgres import connection
-from mainspring.store.postgres.connection import SCHEMA_VERSION, parse, prepare
+from mainspring.store.postgres.address import parse
+from mainspring.store.postgres.connection import SCHEMA_VERSION, prepare
 from mainspring.store.postgres.statements import MIGRATIONS
 
 pytestmark = pytest.mark.anyio

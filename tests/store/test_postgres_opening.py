@@ -27,7 +27,8 @@ from mainspring.errors import (
     TaskError,
 )
 from mainspring.store.postgres import connection
-from mainspring.store.postgres.connection import MIGRATING, SCHEMA_VERSION, parse, prepare
+from mainspring.store.postgres.address import parse
+from mainspring.store.postgres.connection import MIGRATING, SCHEMA_VERSION, prepare
 
 pytestmark = pytest.mark.anyio
 SECRET = "s3cr et/%"

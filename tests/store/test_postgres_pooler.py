@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import asyncpg
 import pytest
@@ -17,7 +18,7 @@ from tests.store.test_postgres_outages import Work
 
 from mainspring import Engine, InvalidInput, TaskCancelled, TaskHandle, TaskStatus
 from mainspring.errors import StoreUnavailable
-from mainspring.store.postgres.connection import parse
+from mainspring.store.postgres.address import parse
 
 pytestmark = pytest.mark.anyio
 SESSIONS = 3
@@ -199,7 +200,8 @@ def _accepted(answers: dict[int, Any]) -> TaskHandle:
     [
         ("db.example:5433", "db.example", "5433"),
         ("10.0.0.7", "10.0.0.7", ""),
-        ("[::1]:5432", "::1", "5432"),
+        ("[::1]:5432", "[::1]", "5432"),
+        ("::1", "[::1]", ""),
         ("/run/postgresql:5433", "/run/postgresql", "5433"),
     ],
 )
@@ -210,7 +212,7 @@ def test_both_addresses_are_read(direct: str, host: str, port: str) -> None:
     assert found.pooler == "postgresql://u:p%40w@pool:6432/db?sslmode=require"
     there = parse(found.url)
     assert there.pooler is None
-    quoted = host.replace("/", "%2F").replace(":", "%3A")
+    quoted = quote(host, safe="")
     assert found.url == f"postgresql://u:p%40w@/db?sslmode=require&host={quoted}" + (f"&port={port}" if port else "")
 
 

@@ -14,7 +14,8 @@ import pytest
 from tests import postgres
 
 from mainspring.config import StoreConfig
-from mainspring.store.postgres.connection import PLANNED_ONCE, connect, for_a_transaction, parse
+from mainspring.store.postgres.address import parse
+from mainspring.store.postgres.connection import PLANNED_ONCE, connect, for_a_transaction
 from mainspring.store.postgres.statements import BESIDE_OTHERS, SCHEMA, SQL, WIDE, WITHIN
 from mainspring.store.sqlite.statements import SQL as SQL_OF_FILES
 

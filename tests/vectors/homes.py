@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from tests import postgres
 
 from mainspring.config import StoreConfig
-from mainspring.store.postgres.connection import connect, our_errors, parse
+from mainspring.store.postgres.address import parse
+from mainspring.store.postgres.connection import connect, our_errors
 from mainspring.store.postgres.lookers import PLANS, Lookers
 from mainspring.store.postgres.session import Session
 from mainspring.vectors import SqliteVectorStore, VectorStore

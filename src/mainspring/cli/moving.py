@@ -13,7 +13,7 @@ import msgspec
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.cli.opening import is_missing, run, server_of
 from mainspring.cli.stages import Stages
-from mainspring.config import MAX_DURATION_S, EngineConfig, StoreConfig, is_server
+from mainspring.config import MAX_DURATION_S, EngineConfig, StoreConfig, is_server, refuse_address
 from mainspring.dispatch.parts import FILE_SCHEMA, blob_folder, server_schema
 from mainspring.environment import SYSTEM
 from mainspring.errors import InternalError, StoreUnavailable, invalid
@@ -54,6 +54,7 @@ class Place:
     def __init__(self, name: str, blobs: Path | None) -> None:
         if name == ":memory:":
             raise invalid("store", name, "is gone when this command ends", "name a file or a server")
+        refuse_address("store", name)
         self.name = name
         self._blobs = blobs
 

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mainspring.config import is_server
+from mainspring.config import is_server, refuse_address
 from mainspring.errors import StoreReadOnly, StoreUnavailable, invalid
 
 if TYPE_CHECKING:
     from mainspring.cli.screen import Screen
     from mainspring.engine import Engine
-    from mainspring.store.postgres.connection import Server
+    from mainspring.store.postgres.address import Server
 
 T = TypeVar("T")
 _LONGEST = "-replaced-2-journal"
@@ -63,10 +63,7 @@ def file_named(field: str, text: str) -> Path:
 
     Raises: InvalidInput: there can't be one of that name. StoreReadOnly: it can't be reached.
     """
-    scheme, has_scheme, _ = text.partition("://")
-    if has_scheme:
-        remedy = "name a file, or a server as postgresql://USER@HOST/DATABASE"
-        raise invalid(field, f"{scheme}://...", "is no address of a store", remedy)
+    refuse_address(field, text)
     path = Path(text).resolve()
     try:
         path.with_name(path.name + _LONGEST).exists()
@@ -80,7 +77,9 @@ def file_named(field: str, text: str) -> Path:
 def server_of(name: str) -> Server:
     """Read the address of a server. Raises InvalidInput."""
     try:
-        from mainspring.store.postgres.connection import parse
+        import asyncpg  # noqa: F401 - whoever reads the address goes there
+
+        from mainspring.store.postgres.address import parse
     except ImportError as exc:
         raise invalid(
             "store", "postgresql://...", f"needs the library {exc.name}", "pip install 'mainspring[postgres]'"

@@ -41,7 +41,7 @@ from mainspring.vectors.sqlite import SqliteVectorStore
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from mainspring.store.postgres.connection import Server
+    from mainspring.store.postgres.address import Server
 
 _APPLIERS: dict[type, Applier] = {
     VectorUpsert: lambda cursor, effect, namespace, now: upsert_vectors(cursor, effect, now),
@@ -129,7 +129,7 @@ class Parts:
 
     def _on_server(self, url: str, env: Environment) -> None:
         try:
-            from mainspring.store.postgres.connection import parse
+            from mainspring.store.postgres.address import parse
             from mainspring.store.postgres.store import PostgresStore
             from mainspring.vectors import postgres as server_vectors
         except ImportError as exc:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from mainspring.blobs.base import BlobStore
-from mainspring.config import EngineConfig, is_server
+from mainspring.config import EngineConfig, refuse_address
 from mainspring.dispatch.manager import TaskManager
 from mainspring.dispatch.parts import Parts
 from mainspring.engine.handle import TaskHandle
@@ -78,11 +78,7 @@ class Engine(Submitting, Operations):
     ) -> None:
         if not isinstance(store, (str, Path)) or not str(store):
             raise invalid("store", store, "is no path or address", 'use "work.db", ":memory:" or "postgresql://..."')
-        scheme, is_address, _ = str(store).partition("://")
-        if is_address and not is_server(store):  # what follows may be a password
-            raise invalid(
-                "store", f"{scheme}://...", "is no address of a store", 'use "postgresql://USER@HOST/DATABASE"'
-            )
+        refuse_address("store", store)
         if config is not None and not isinstance(config, EngineConfig):
             raise invalid("config", config, "is no EngineConfig", "pass EngineConfig(...)")
         self.config = config or EngineConfig()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from mainspring.blobs.base import BlobStore
-from mainspring.config import is_server
+from mainspring.config import is_server, refuse_address
 from mainspring.store.base import MAX_CRASHES, MAX_RELEASES
 from mainspring.store.sqlite.connection import look
 from mainspring.tasks import TaskId
@@ -81,6 +81,7 @@ def check_history(
         return in_file(store)
     if not isinstance(store, (str, Path)):
         return on_server(store)
+    refuse_address("store", store)
     if not is_server(store):
         return look(Path(store), in_file)
     from mainspring.store.postgres.looking import look as look_there

@@ -11,6 +11,7 @@ from mainspring.cli.exits import NOT_COMPLETED, OK
 from mainspring.cli.opening import run
 from mainspring.cli.options import AsJson
 from mainspring.cli.screen import Screen
+from mainspring.config import refuse_address
 
 
 def demo(
@@ -30,6 +31,7 @@ def demo(
     from mainspring.cli.session import INTERRUPTED
 
     screen = Screen(as_json)
+    refuse_address("store", store, "name a folder: the demo keeps its store in there")
     report = run(Demo(store.absolute(), full=full, screen=screen).run())
     if as_json:
         screen.document(report)

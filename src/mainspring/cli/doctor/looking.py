@@ -25,7 +25,7 @@ from mainspring.store.sqlite.shape import differences
 from mainspring.testing import check_history
 
 if TYPE_CHECKING:
-    from mainspring.store.postgres.connection import Server
+    from mainspring.store.postgres.address import Server
     from mainspring.store.postgres.session import Session
 
 

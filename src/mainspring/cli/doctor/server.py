@@ -10,7 +10,8 @@ from mainspring.cli.doctor import work
 from mainspring.cli.doctor.finding import Finding
 from mainspring.cli.screen import size, span
 from mainspring.config import StoreConfig
-from mainspring.store.postgres.connection import SCHEMA_VERSION, Server
+from mainspring.store.postgres.address import Server
+from mainspring.store.postgres.connection import SCHEMA_VERSION
 from mainspring.store.postgres.inspection import BEATS_S, Holder, IndexFacts, ServerFacts, TableFacts
 from mainspring.store.postgres.wanted import Wanted
 from mainspring.store.sql.inspection import COUNT_LIMIT

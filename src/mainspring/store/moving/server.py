@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Final
 from mainspring.config import StoreConfig
 from mainspring.store.moving.end import End, Row, T, untaken
 from mainspring.store.moving.tables import Columns, Table
-from mainspring.store.postgres.connection import CONFLICTS, LOST, WRITING, Server, connect, our_errors, prepare
+from mainspring.store.postgres.address import Server
+from mainspring.store.postgres.connection import CONFLICTS, LOST, WRITING, connect, our_errors, prepare
 from mainspring.store.postgres.lookers import PLANS
 from mainspring.store.postgres.session import Session
 from mainspring.vectors.postgres import PostgresVectorStore

@@ -21,7 +21,7 @@ from mainspring.config import StoreConfig
 from mainspring.environment import SYSTEM
 from mainspring.errors import TaskError
 from mainspring.store.liveness import note_heard, running_in, turns_of
-from mainspring.store.postgres.connection import NOT_LET_IN, OUTAGES, Server, connect
+from mainspring.store.postgres.connection import NOT_LET_IN, OUTAGES, connect
 from mainspring.store.postgres.pulse import Orders
 from mainspring.store.postgres.statements import SQL
 
@@ -34,7 +34,6 @@ class Helper:
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
         self._life = Path(orders.life)
-        self._server = Server(orders.url, "", orders.schema)
         self._connection: asyncpg.Connection | None = None
 
     async def run(self, pipe: socket.socket) -> None:
@@ -78,7 +77,7 @@ class Helper:
     async def _open(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             config = StoreConfig(durability="relaxed")  # a beat that is lost with the server's power is no loss
-            self._connection = await connect(self._server, f"helper {self._orders.name}", config)
+            self._connection = await connect(self._orders.server, f"helper {self._orders.name}", config)
         return self._connection
 
     def _drop(self) -> None:

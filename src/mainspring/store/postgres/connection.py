@@ -1,16 +1,14 @@
-"""Reaching a server: its address, its errors in our words, and the tables."""
+"""Reaching a server: its errors in our words, and the tables."""
 
 from __future__ import annotations
 
-import re
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Final
-from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
+from typing import Any, Final
 
 import asyncpg
-import msgspec
 
 from mainspring.config import StoreConfig
 from mainspring.errors import (
@@ -22,6 +20,7 @@ from mainspring.errors import (
     TaskError,
     invalid,
 )
+from mainspring.store.postgres.address import Server
 from mainspring.store.postgres.statements import MIGRATIONS, SCHEMA
 
 SCHEMA_VERSION: Final = 4
@@ -32,7 +31,6 @@ MIGRATING: Final = 0x4D53504D
 QUEUEING: Final = 0x4D535051
 """Advisory locks: who writes beside others or alone, who looks after the store, who makes its tables, who stores new
 tasks beside others or alone among those that do."""
-_CONNECT_S = 10.0
 _PATIENCE_S = 60.0
 """Longer than anything takes that waits for nobody."""
 _STOPPED_S = 15
@@ -72,95 +70,17 @@ OUTAGES: Final = (
 )
 NOT_LET_IN: Final = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError)
 """At the next try it may be otherwise: passwords change, and a server comes back as another."""
+_REFUSED_SETTINGS: Final = (
+    asyncpg.UndefinedObjectError,
+    asyncpg.PostgresSyntaxError,
+    asyncpg.DataError,
+    asyncpg.CantChangeRuntimeParamError,
+)
 CONFLICTS: Final = (
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.exceptions.TransactionRollbackError,  # a deadlock with somebody who writes without us
     asyncpg.exceptions.DataError,
 )
-
-
-class Server(msgspec.Struct, frozen=True):
-    """Where a store is."""
-
-    url: str  # of the server itself, with the password: never shown
-    shown: str
-    schema: str
-    pooler: str | None = None  # the address of a transaction pooler before it, likewise
-
-    def __repr__(self) -> str:
-        return f"Server({self.named})"
-
-    @property
-    def named(self) -> str:
-        """The address as it may be shown, with the schema where it is not the usual one."""
-        sign = "" if self.schema == "mainspring" else f"?schema={self.schema}"
-        return f"{self.shown}{sign}"
-
-    @property
-    def database(self) -> str:
-        return urlsplit(self.url).path.strip("/") or "postgres"
-
-
-def parse(url: str, schema: str = "mainspring") -> Server:
-    """Read the address of a store: a URL as libpq knows it, and `?schema=` for another schema than ours.
-
-    With `?pooler=transaction&direct=HOST:PORT` it leads to a pooler, and `direct` to the server behind that.
-
-    Raises: InvalidInput.
-    """
-    shown = "postgresql://..."
-    try:
-        parts = urlsplit(url)
-        options = parse_qs(parts.query, keep_blank_values=True)
-        host = options.get("host", [parts.hostname or "localhost"])[0]
-        port = f":{parts.port}" if parts.port else ""
-        user = f"{parts.username}@" if parts.username else ""
-        shown = f"postgresql://{user}{host}{port}{parts.path}"
-    except ValueError:  # its text may quote the password
-        raise invalid("store", shown, "is no address of a server", _FORM) from None
-    schema = options.get("schema", [schema])[0]
-    if re.fullmatch(r"[a-z_][a-z0-9_]{0,47}", schema) is None or schema in ("public", "pg_catalog"):
-        raise invalid(
-            "schema", schema, "is no name of a schema of our own", "use letters, digits and _, and not `public`"
-        )
-    rest = [(name, value) for name, value in parse_qsl(parts.query) if name not in _OURS]
-    given = _address(parts.netloc, parts.path, rest)
-    direct = _direct(shown, options)
-    if direct is None:
-        return Server(given, shown, schema)
-    host, port = direct
-    user = parts.netloc.rpartition("@")[0]
-    there = [(name, value) for name, value in rest if name not in ("host", "port")] + [("host", host)]
-    there += [("port", port)] * bool(port)
-    return Server(_address(f"{user}@" if user else "", parts.path, there), shown, schema, given)
-
-
-def _address(netloc: str, path: str, options: list[tuple[str, str]]) -> str:
-    query = urlencode(options)
-    return f"postgresql://{netloc}{path}" + (f"?{query}" if query else "")
-
-
-def _direct(shown: str, options: Mapping[str, list[str]]) -> tuple[str, str] | None:
-    """Return host and port of the server behind a pooler; None where there is none between."""
-    (kind,), (direct,) = options.get("pooler", [""])[:1], options.get("direct", [""])[:1]
-    if not kind and not direct:
-        return None
-    if kind != "transaction":
-        raise invalid("pooler", kind, "is no kind that needs to be named", "use `transaction`; any other needs nothing")
-    found = _HOST.fullmatch(direct)
-    if found is None:
-        why = (
-            "names no server behind the pooler, and wake-ups, heartbeats and the lock of who leads need sessions of it"
-        )
-        raise invalid("direct", direct, why, "add &direct=HOST:PORT")
-    return found["name"] or found["folder"] or found["v6"], found["port"] or ""
-
-
-_OURS: Final = ("schema", "pooler", "direct")
-_HOST: Final = re.compile(
-    r"(?:(?P<name>[^:/\[\]@?#]+)|(?P<folder>/[^:]*)|\[(?P<v6>[0-9A-Fa-f:.]+)\])(?::(?P<port>\d{1,5}))?"
-)
-_FORM = "use postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with signs such as / and @ in the password as %2F and %40"
 
 
 @contextmanager
@@ -179,7 +99,7 @@ def our_errors(server: Server) -> Iterator[None]:
 
 def translated(server: Server, exc: BaseException) -> TaskError | None:
     """Return what an error of the driver means to whoever uses the store; None for one that is nobody's fault."""
-    where, why = server.shown, _why(server, exc)
+    where, why = server.shown, server.veiled(str(exc) or type(exc).__name__)
     if (refused := _refused(where, why, exc)) is not None:
         return refused
     if isinstance(exc, asyncpg.exceptions.ReadOnlySQLTransactionError):
@@ -196,7 +116,7 @@ def translated(server: Server, exc: BaseException) -> TaskError | None:
     if isinstance(exc, asyncpg.exceptions.LockNotAvailableError):
         return StoreUnavailable(f"{where} is locked by another process ({why}); try again")
     if isinstance(exc, asyncpg.exceptions.ClientConfigurationError):
-        return invalid("store", where, f"is no address of a server ({why})", _FORM)
+        return invalid("store", where, f"can't be used ({why})", "change the address, or what the environment sets")
     if isinstance(exc, OUTAGES):
         return StoreUnavailable(f"{where} can't be reached ({why}); check that the server runs, and try again")
     return None
@@ -211,15 +131,11 @@ def _refused(where: str, why: str, exc: BaseException) -> StoreRefused | None:
             f"a pooler stands at {where} and takes no settings ({why}); name it and the server behind it: add "
             "?pooler=transaction&direct=HOST:PORT to the address"
         )
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return StoreRefused(f"{where} is not trusted ({why}); name who signs its certificate: add &sslrootcert=FILE")
     if isinstance(exc, asyncpg.InvalidCatalogNameError):
         return StoreRefused(f"{where} has no such database ({why}); create it with CREATE DATABASE")
     return None
-
-
-def _why(server: Server, exc: BaseException) -> str:
-    text = str(exc) or type(exc).__name__
-    password = urlsplit(server.url).password
-    return text.replace(password, "...") if password else text
 
 
 def _settings(server: Server, config: StoreConfig) -> dict[str, str]:
@@ -253,9 +169,7 @@ async def connect(
         **_settings(server, config),
         **settings,
     }
-    connection: asyncpg.Connection = await asyncpg.connect(
-        server.url, server_settings=chosen, timeout=_CONNECT_S, command_timeout=patience_s
-    )
+    connection = await _reach(server, server.url, server_settings=chosen, command_timeout=patience_s)
     try:
         wanted = "off" if config.durability == "relaxed" else "on"
         if wanted == "off" or await connection.fetchval("SHOW synchronous_commit") == "off":
@@ -268,13 +182,22 @@ async def connect(
 
 async def connect_pooler(server: Server) -> asyncpg.Connection:
     """Return a connection to the pooler: nothing may be left in a session behind it, prepared statements neither."""
-    connection: asyncpg.Connection = await asyncpg.connect(
+    assert server.pooler is not None
+    return await _reach(
+        server,
         server.pooler,
         server_settings={"application_name": "mainspring pooled"},  # one for all: another costs the pooler a round trip
         statement_cache_size=0,
-        timeout=_CONNECT_S,
         command_timeout=_PATIENCE_S,
     )
+
+
+async def _reach(server: Server, url: str, **how: Any) -> asyncpg.Connection:
+    try:
+        connection: asyncpg.Connection = await asyncpg.connect(url, timeout=server.connect_s, **how)
+    except _REFUSED_SETTINGS as exc:
+        remedy = "change the options of the address"
+        raise invalid("options", "...", f"are not taken by {server.shown} ({server.veiled(str(exc))})", remedy) from exc
     return connection
 
 
@@ -291,7 +214,7 @@ def for_a_transaction(server: Server, config: StoreConfig, settings: Mapping[str
 async def prepare(server: Server, config: StoreConfig, extra_schema: str) -> int:
     """Make the tables, or take older ones through every step to this version; returns the schema's number.
 
-    Raises: StoreNewer, StoreForeign, StoreReadOnly, StoreRefused, StoreUnavailable.
+    Raises: InvalidInput, StoreNewer, StoreForeign, StoreReadOnly, StoreRefused, StoreUnavailable.
     """
     with our_errors(server):
         as_long_as_it_takes = {"statement_timeout": "0"}  # a step of the tables goes through all tasks
@@ -311,7 +234,7 @@ async def prepare(server: Server, config: StoreConfig, extra_schema: str) -> int
 
 
 async def is_there(server: Server, connection: asyncpg.Connection) -> bool:
-    """Whether a connection leads to a store; changes nothing. Raises: StoreRefused, StoreForeign, StoreNewer."""
+    """Whether a connection leads to a store; changes nothing. Raises: as `prepare` does."""
     _refuse_old(server, connection)
     return await _find(connection, server.schema) is not None and await _version(server, connection) > 0
 
@@ -376,14 +299,12 @@ __all__ = [
     "OLDEST_SERVER",
     "OUTAGES",
     "SCHEMA_VERSION",
-    "Server",
     "connect",
     "connect_pooler",
     "for_a_transaction",
     "is_lost",
     "is_there",
     "our_errors",
-    "parse",
     "prepare",
     "translated",
 ]

@@ -15,9 +15,9 @@ import msgspec
 
 from mainspring.errors import StoreReadOnly, TaskNotFound, invalid
 from mainspring.store.base import Accepted, Line, NewTask, Pledged
+from mainspring.store.postgres.address import Server
 from mainspring.store.postgres.arrivals import decode
 from mainspring.store.postgres.borrowed import Borrowed, borrow
-from mainspring.store.postgres.connection import Server
 from mainspring.store.postgres.line import POSTED, channel_of
 from mainspring.store.postgres.statements import WITHIN
 from mainspring.store.sql import reads

@@ -21,7 +21,8 @@ from mainspring.environment import SYSTEM
 from mainspring.errors import TaskError
 from mainspring.store.bell import HELLO
 from mainspring.store.moving.marks import READ, Mark
-from mainspring.store.postgres.connection import UPKEEP, Server, connect, connect_pooler, our_errors
+from mainspring.store.postgres.address import Server
+from mainspring.store.postgres.connection import UPKEEP, connect, connect_pooler, our_errors
 from mainspring.store.postgres.line import channel_of
 from mainspring.store.postgres.session import Session
 from mainspring.store.postgres.wanted import as_settings

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from mainspring.errors import StoreUnavailable
-from mainspring.store.postgres.connection import Server, is_lost, our_errors
+from mainspring.store.postgres.address import Server
+from mainspring.store.postgres.connection import is_lost, our_errors
 from mainspring.store.postgres.session import Session
 
 T = TypeVar("T")

@@ -11,7 +11,8 @@ import asyncpg
 
 from mainspring.config import StoreConfig
 from mainspring.errors import StoreUnavailable
-from mainspring.store.postgres.connection import Server, connect, is_there, our_errors, parse
+from mainspring.store.postgres.address import Server, parse
+from mainspring.store.postgres.connection import connect, is_there, our_errors
 from mainspring.store.postgres.lookers import PLANS
 from mainspring.store.postgres.session import Session
 

@@ -11,6 +11,7 @@ import msgspec
 
 from mainspring.children.child import Child, Exit, Spawner
 from mainspring.errors import StoreUnavailable
+from mainspring.store.postgres.address import Server
 
 if TYPE_CHECKING:
     from mainspring.store.postgres.store import PostgresStore
@@ -24,8 +25,7 @@ _GRACE_S = 2.0
 class Orders(msgspec.Struct, frozen=True):
     """What the helper has to know. It goes through a pipe: the address may hold a password."""
 
-    url: str
-    schema: str
+    server: Server
     name: str  # of the worker
     life: str  # path of its life file
     every_s: float
@@ -66,7 +66,7 @@ class HelperPulse:
         self._child = await self._spawner.spawn(
             command, on_frame=lambda frame: None, on_exit=self._ended, keep_output=4096
         )
-        orders = Orders(store.server.url, store.server.schema, store.worker_id, str(store.life.path), self._every_s)
+        orders = Orders(store.server, store.worker_id, str(store.life.path), self._every_s)
         self._child.send(msgspec.msgpack.encode(orders))
 
     def _ended(self, how: Exit) -> None:

@@ -18,6 +18,7 @@ from mainspring.environment import SYSTEM, Environment
 from mainspring.store.liveness import LifeFile
 from mainspring.store.moving import marks
 from mainspring.store.moving.marks import Mark, refuse_moved
+from mainspring.store.postgres.address import parse
 from mainspring.store.postgres.caretaker import PostgresCaretaker
 from mainspring.store.postgres.connection import (
     OUTAGES,
@@ -26,7 +27,6 @@ from mainspring.store.postgres.connection import (
     for_a_transaction,
     is_lost,
     our_errors,
-    parse,
     prepare,
 )
 from mainspring.store.postgres.inbox import InboxStore

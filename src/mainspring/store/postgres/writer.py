@@ -12,6 +12,7 @@ from mainspring.environment import Environment
 from mainspring.errors import StoreMoved, StoreRefused, StoreUnavailable, TaskError
 from mainspring.store.base import WANTS_KEPT, Finish
 from mainspring.store.postgres import connection as server
+from mainspring.store.postgres.address import Server
 from mainspring.store.postgres.arrivals import take_in
 from mainspring.store.postgres.session import Session
 from mainspring.store.postgres.transaction import PostgresTransaction
@@ -71,7 +72,7 @@ class PostgresWriter(Writer):
         report: Report,
         retry_later: Callable[[int], None],
         rejoin: Callable[[Transaction], None],
-        where: server.Server,
+        where: Server,
         outage: OutageLog,
     ) -> None:
         super().__init__(memory, now_ms, env, batch, self._report_in_order, retry_later, outage)
