@@ -141,6 +141,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
         _check(
             self.durability in ("full", "relaxed"), "durability", self.durability, "is unknown", "use full or relaxed"
         )
+        _check(isinstance(self.schema, str), "schema", self.schema, "is no text", "name a schema")
         _check_counts(self, "inline_bytes", "max_payload_bytes", "wal_limit_bytes")
         _check_counts(self, "max_completed", "cache_bytes", least=0)
         _check_seconds(

@@ -264,6 +264,34 @@ def test_a_certificate_that_is_not_trusted() -> None:
     assert "sslrootcert" in str(error)
 
 
+@pytest.mark.parametrize("schema", ["pg_mine", "public", "information_schema", "x" * 49, "Mine", 'a"b', "a;b", "ä", ""])
+def test_what_a_schema_can_t_be_called(schema: str) -> None:
+    """Refused before anything is reached, by the address as by the settings."""
+    for engine in (
+        lambda: Engine(f"postgresql://h/db?schema={quote(schema)}"),
+        lambda: Engine("postgresql://h/db", EngineConfig(store=StoreConfig(schema=schema))),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            engine()
+        assert caught.value.field == "schema"
+
+
+def test_a_schema_is_named_by_text() -> None:
+    with pytest.raises(InvalidInput, match="schema"):
+        StoreConfig(schema=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("schema", ["user", "select", "left"])
+async def test_a_schema_that_is_a_word_of_sql(schema: str) -> None:
+    """It is refused before anything is written, and whoever looks is told the same."""
+    with pytest.raises(InvalidInput, match="word of SQL") as caught:
+        await Engine(f"{postgres.url()}&schema={schema}").__aenter__()
+    assert caught.value.field == "schema"
+    assert postgres.ask("SELECT 1 FROM pg_namespace WHERE nspname = $1", schema) == []
+    with pytest.raises(InvalidInput, match="word of SQL"):
+        check_history(f"{postgres.url()}&schema={schema}")
+
+
 def test_a_server_is_shown_as_it_may_be() -> None:
     server = parse(f"postgresql://me:{SECRET}@pool/db?pooler=transaction&direct=h:7&schema=mine")
     assert repr(server) == "Server(postgresql://me@pool/db?schema=mine)"

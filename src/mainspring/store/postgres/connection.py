@@ -248,10 +248,14 @@ def _refuse_old(server: Server, connection: asyncpg.Connection) -> None:
 
 
 async def _find(connection: asyncpg.Connection, schema: str) -> int | None:
-    number: int | None = await connection.fetchval(
-        "SELECT oid::bigint % 2147483647 FROM pg_namespace WHERE nspname = $1", schema
+    number, is_reserved = await connection.fetchrow(
+        "SELECT (SELECT oid::bigint % 2147483647 FROM pg_namespace WHERE nspname = $1), "
+        "EXISTS (SELECT FROM pg_get_keywords() WHERE word = $1 AND catcode IN ('R', 'T'))",
+        schema,
     )
-    return number
+    if is_reserved:  # statements name it as it is
+        raise invalid("schema", schema, "is a word of SQL", "name another schema")
+    return None if number is None else int(number)
 
 
 async def _version(server: Server, connection: asyncpg.Connection) -> int:
