@@ -70,3 +70,12 @@ def test_what_says_nothing_is_not_counted(cost: float, seconds: float) -> None:
 def test_one_item_may_always_run() -> None:
     budget = Budget(1)
     assert calls_of(budget, 50, lambda _: 1.0) == [1.0] * 50
+
+
+@pytest.mark.parametrize("allowed", [0.25, 1, 1.5, 2])
+def test_no_call_takes_more_than_what_is_allowed(allowed: float) -> None:
+    """Whatever is tried, and in whatever unit costs are counted."""
+    budget = Budget(allowed)
+    for _ in range(200):
+        assert budget.limit <= allowed
+        budget.learn(budget.limit, 1.0)

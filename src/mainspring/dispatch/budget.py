@@ -49,7 +49,7 @@ class Budget:
         return self._limit(self._best)
 
     def _limit(self, halvings: int) -> float:
-        return max(1.0, self._allowed / (1 << halvings))
+        return max(min(1.0, self._allowed), self._allowed / (1 << halvings))
 
     def learn(self, cost: float, seconds: float) -> None:
         """A call of this cost took so long."""
