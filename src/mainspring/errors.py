@@ -72,13 +72,16 @@ class InvalidInput(TaskError):
 
 def invalid(field: str, value: object, why: str, remedy: str) -> InvalidInput:
     """Build an InvalidInput whose message has always the same three parts."""
+    return InvalidInput(f"{field} = {shown(value)}: {why}; {remedy}", field=field, value=value)
+
+
+def shown(value: object) -> str:
+    """Return a value as messages show it."""
     try:
-        shown = repr(value)
+        text = repr(value)
     except Exception as exc:  # noqa: BLE001 - a value's own code runs in there; too deep ones fail too
-        shown = f"<{type(value).__name__} without repr: {type(exc).__name__}>"
-    if len(shown) > 120:
-        shown = shown[:117] + "..."
-    return InvalidInput(f"{field} = {shown}: {why}; {remedy}", field=field, value=value)
+        text = f"<{type(value).__name__} without repr: {type(exc).__name__}>"
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 class UnsupportedTaskType(TaskError):

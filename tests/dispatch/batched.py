@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import dataclass, field
+
+import msgspec
+import pydantic
 
 
 def lengths(texts: list[str]) -> list[int]:
@@ -17,3 +21,31 @@ def lengths(texts: list[str]) -> list[int]:
     if "slow" in texts:
         time.sleep(60)
     return [len(text) for text in texts]
+
+
+@dataclass
+class Doc:
+    text: str
+    tags: list[str] = field(default_factory=list)
+
+
+class Row(msgspec.Struct):
+    text: str
+    tags: list[str] = []
+
+
+class Page(pydantic.BaseModel):
+    text: str
+    tags: list[str] = []
+
+
+def sizes(docs: list[Doc], unit: int = 1) -> list[int]:
+    return [len(doc.text) * unit for doc in docs]
+
+
+def row_sizes(docs: list[Row], unit: int = 1) -> list[int]:
+    return [len(doc.text) * unit for doc in docs]
+
+
+def page_sizes(docs: list[Page], unit: int = 1) -> list[int]:
+    return [len(doc.text) * unit for doc in docs]

@@ -141,9 +141,10 @@ class TaskExecutor:
         handler = self._handlers.get(task.task_type)
         if handler is None:
             convert(task.params, processor.Params, "params")
-        elif not has_refs and isinstance(task.input, Custom) and isinstance(task.input.value, dict):
-            handler.check_arguments(task.input.value)
         processor.check(task.input, task.model_id, task.params)
+        if handler is not None and not has_refs:
+            assert isinstance(task.input, Custom)  # checked just now
+            handler.check_arguments(task.input.value)
 
     def runner(self, lane: Lane) -> Runner:
         """Return the lane's runner, making it when it is first needed."""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import msgspec
 
 from mainspring.config import seconds
-from mainspring.errors import InvalidInput, TaskError, invalid
-from mainspring.processors.base import Item, failure
+from mainspring.errors import InvalidInput, TaskError, invalid, shown
+from mainspring.processors.base import Item, failure, text_of
+from mainspring.processors.context import as_cost
 from mainspring.tasks import CustomOutput, Done, Outcome, Work
 from mainspring.tasks.codec import encode
 from mainspring.tasks.order import in_order
@@ -28,13 +29,16 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
     The call begins as soon as a slot is free, with whatever waits then; with `max_wait` it may wait for more. Tasks
     with a priority above NORMAL never wait. Costs are in any unit, as tokens or bytes.
+
+    `cost` and `shape` get what the handler gets of one task: for `docs: list[Doc]` a `Doc`. They are called on the
+    event loop, so they must be quick. A task for which one of them raises, or gives no cost or shape, fails alone.
     """
 
     max_size: int = 64  # tasks in a call
     max_cost: float | None = None  # sum of their costs
-    cost: Callable[[Any], float] | None = None  # of one item; called on the event loop, so it must be quick
+    cost: Callable[[Any], float] | None = None  # of one item
     max_wait: float | str = 0.0  # seconds that the first task of a batch waits for others
-    shape: Callable[[Any], Any] | None = None  # only items with equal shapes join. Quick, too
+    shape: Callable[[Any], Any] | None = None  # only items with equal shapes join
     oversize: Literal["alone", "refuse"] = "alone"  # what becomes of an item that costs more than `max_cost`
 
     def __post_init__(self) -> None:
@@ -59,30 +63,43 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     def wait_s(self) -> float:
         return seconds(self.max_wait, "batch.max_wait")
 
-    def cost_of(self, item: Any) -> float:
-        """Return what an item costs; 0 where costs are not counted. Raises InvalidInput."""
-        if self.cost is None:
-            return 0.0
-        cost = self.cost(item)
-        if not isinstance(cost, (int, float)) or not cost >= 0:
-            raise invalid("batch.cost", cost, "is no cost", "let the function return a number from 0")
-        return float(cost)
+    def cost_of(self, item: Any, name: str) -> float:
+        """Return what an item costs a call of the handler of this name; 0 where costs are not counted.
 
-    def shape_of(self, item: Any) -> bytes:
+        Raises: InvalidInput: the function can't tell, or the item is to be refused for what it costs.
+        """
+        if self.cost is None or self.max_cost is None:
+            return 0.0
+        given = _asked(self.cost, "batch.cost", item, name)
+        cost = as_cost(given)
+        if cost is None:
+            why = f"is no cost, and what the function of {name} returned for {shown(item)}"
+            raise invalid("batch.cost", given, why, "let it return a number from 0")
+        if self.oversize == "refuse" and cost > self.max_cost:
+            why = f"the item costs {cost:g}, above max_cost = {self.max_cost:g} of {name}; split it"
+            raise InvalidInput(why, field="batch", value=cost)
+        return cost
+
+    def shape_of(self, item: Any, name: str) -> bytes:
         """Return what only items that join have in common, in a form that compares safely. Raises InvalidInput."""
         if self.shape is None:
             return b""
-        shape = self.shape(item)
+        shape = _asked(self.shape, "batch.shape", item, name)
         try:
             return encode(shape)[0]
         except InvalidInput as exc:
-            why, remedy = "is no shape", "let the function return a number, a text, or a tuple or list of these"
+            why = f"is no shape, and what the function of {name} returned for {shown(item)}"
+            remedy = "let it return a number, a text, or a tuple or list of these"
             raise invalid("batch.shape", shape, why, remedy) from exc
 
-    def check_item(self, item: Any) -> None:
-        """Raises InvalidInput: the item is to be refused for what it costs."""
-        if self.oversize == "refuse" and self.max_cost is not None and (cost := self.cost_of(item)) > self.max_cost:
-            raise InvalidInput(f"the item costs {cost:g}, above max_cost = {self.max_cost:g}; split it", field="batch")
+
+def _asked(function: Callable[[Any], Any], field: str, item: Any, name: str) -> Any:
+    """Return what a user's function says of an item. Raises InvalidInput where it raises anything."""
+    try:
+        return function(item)
+    except Exception as exc:
+        why = f"{field} of {name} raised {type(exc).__name__} for {shown(item)}: {text_of(exc)}"
+        raise InvalidInput(f"{why}; let it answer for every item", field=field, value=item) from exc
 
 
 class Batching(Protocol):

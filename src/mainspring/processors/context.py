@@ -6,6 +6,7 @@ import contextvars
 import math
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from datetime import UTC, datetime
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from mainspring.errors import InvalidInput, invalid
@@ -24,11 +25,22 @@ current: contextvars.ContextVar[Context | None] = contextvars.ContextVar("mainsp
 MOST_COST = 1e15
 
 
+def as_cost(value: Any) -> float | None:
+    """Return a cost as a number of Python's own, also where it is one of numpy's; None for what no task can cost."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    try:
+        cost = float(value)
+    except OverflowError:
+        return None
+    return cost if 0 <= cost <= MOST_COST else None
+
+
 def check_cost(cost: Any, field: str) -> float:
     """Raises InvalidInput for what no task can cost."""
-    if isinstance(cost, bool) or not isinstance(cost, (int, float)) or not 0 <= cost <= MOST_COST:
+    if (checked := as_cost(cost)) is None:
         raise invalid(field, cost, "is no cost", "use a number from 0, in the unit of the group's cost_rate")
-    return float(cost)
+    return checked
 
 
 class Child(Ref):

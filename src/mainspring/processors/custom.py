@@ -280,10 +280,14 @@ class Handler:
 
     def check_arguments(self, bound: dict[str, Any]) -> None:
         """Refuse arguments that can't work, in calls without references: those are checked when they are known."""
-        if self.batch is not None:
-            self.batch.check_item(bound.get(self.items))
         if self.convert_input:
             self._as_called(bound)
+        if self.batch is not None and self.batch.oversize == "refuse":
+            self.batch.cost_of(self.item_of(decode(encode(bound)[0])), self.name)
+
+    def item_of(self, stored: dict[str, Any]) -> Any:
+        """Return the item of stored arguments as the function gets it. Raises InvalidInput."""
+        return (self.typed(stored) if self.convert_input else stored)[self.items]
 
     def _as_called(self, bound: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -439,10 +443,13 @@ class HandlerProcessor:
         assert batch is not None
         if len(handler.parameters) == 1 and batch.cost is None and batch.shape is None:
             return (), 0.0
-        arguments = dict(decode_input(work.input).value)  # type: ignore[union-attr]  # Custom, checked at submit
-        item = arguments.pop(handler.items)
-        batch.check_item(item)
-        return encode([sorted(arguments.items()), batch.shape_of(item)])[0], batch.cost_of(item)
+        arguments = decode_input(work.input).value  # type: ignore[union-attr]  # Custom, checked at submit
+        shape, cost = b"", 0.0
+        if batch.cost is not None or batch.shape is not None:
+            item = handler.item_of(arguments)
+            shape, cost = batch.shape_of(item, handler.name), batch.cost_of(item, handler.name)
+        others = sorted(argument for argument in arguments.items() if argument[0] != handler.items)
+        return encode([others, shape])[0], cost
 
     def _call_together(self, batch: Sequence[Item]) -> Sequence[Outcome]:
         call = Call(self.handler, batch, self._traceback_chars)

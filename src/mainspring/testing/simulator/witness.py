@@ -83,8 +83,9 @@ class Witness:
         """A call begins: with attempts that begin in it, or with some of those whose call has raised."""
         if len(members) > policy.max_size or (
             policy.max_cost is not None
+            and policy.cost is not None
             and len(members) > 1
-            and sum(policy.cost_of(plan) for _, plan, _ in members) > policy.max_cost
+            and sum(policy.cost(plan) for _, plan, _ in members) > policy.max_cost
         ):
             self.accuse("bounds", str(members[0].context.id), "is in a call that is too large", n=len(members))
         is_stubborn = any(member.action[0] == "stubborn" for member in members)
