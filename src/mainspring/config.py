@@ -5,10 +5,12 @@ Environment, files and flags are read only at the doors (`cli/`); everything bel
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
 from datetime import timedelta
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -47,8 +49,11 @@ def seconds(value: float | str | timedelta, field: str) -> float:
         if match is None:
             raise invalid(field, value, "is no duration", 'use seconds, or text such as "8ms", "30s", "2h" or "7d"')
         result = float(match[1]) * _UNIT_S[match[2]]
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        result = float(value)
+    elif isinstance(value, Real) and not isinstance(value, bool):  # numpy's are some
+        try:
+            result = float(value)
+        except OverflowError:
+            result = math.inf
     else:
         raise invalid(field, value, "is no duration", 'use seconds, or text such as "30s"')
     if not 0 <= result <= MAX_DURATION_S:  # NaN fails this too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import threading
 from collections import UserDict
@@ -471,21 +472,44 @@ async def test_what_was_claimed_and_did_not_begin_is_handed_back(tmp_path: Path)
     [
         ({"max_size": 0}, "batch.max_size"),
         ({"max_size": True}, "batch.max_size"),
+        ({"max_size": "8"}, "batch.max_size"),
+        ({"max_size": 8.0}, "batch.max_size"),
+        ({"max_size": np.float64(8)}, "batch.max_size"),
+        ({"max_size": np.int64(0)}, "batch.max_size"),
         ({"max_cost": 5}, "batch.cost"),
         ({"cost": len}, "batch.max_cost"),
         ({"max_cost": 0, "cost": len}, "batch.max_cost"),
+        ({"max_cost": "5", "cost": len}, "batch.max_cost"),
+        ({"max_cost": True, "cost": len}, "batch.max_cost"),
+        ({"max_cost": math.nan, "cost": len}, "batch.max_cost"),
+        ({"max_cost": math.inf, "cost": len}, "batch.max_cost"),
+        ({"max_cost": -1, "cost": len}, "batch.max_cost"),
         ({"max_cost": 5, "cost": 7}, "batch.cost"),
+        ({"max_cost": 5, "cost": asyncio.sleep}, "batch.cost"),
         ({"shape": "x"}, "batch.shape"),
+        ({"shape": asyncio.sleep}, "batch.shape"),
         ({"oversize": "drop"}, "batch.oversize"),
         ({"oversize": "refuse"}, "batch.oversize"),
         ({"max_wait": -1}, "batch.max_wait"),
         ({"max_wait": "soon"}, "batch.max_wait"),
+        ({"max_wait": True}, "batch.max_wait"),
+        ({"max_wait": math.nan}, "batch.max_wait"),
+        ({"max_wait": math.inf}, "batch.max_wait"),
+        ({"max_wait": 10**400}, "batch.max_wait"),
+        ({"max_wait": None}, "batch.max_wait"),
     ],
 )
 def test_contradictory_settings(options: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         Batch(**options)
     assert caught.value.field == field
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    """They stand for those of Python that they are equal to."""
+    policy = Batch(max_size=np.int64(8), max_cost=np.float32(2.5), cost=len, max_wait=np.float32(0.5))  # type: ignore[arg-type]
+    assert policy == Batch(max_size=8, max_cost=2.5, cost=len, max_wait=0.5)
+    assert [type(value) for value in (policy.max_size, policy.max_cost, policy.wait_s)] == [int, float, float]
 
 
 def test_handlers_that_can_not_be_batched() -> None:

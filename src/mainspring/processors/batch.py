@@ -5,12 +5,15 @@ from __future__ import annotations
 import collections.abc
 import typing
 from collections.abc import Callable, Hashable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from mainspring.config import seconds
 from mainspring.errors import InvalidInput, TaskError, invalid, shown
+from mainspring.processors.annotations import is_async
 from mainspring.processors.base import Item, failure, text_of
 from mainspring.processors.context import as_cost
 from mainspring.tasks import CustomOutput, Done, Outcome, Work
@@ -42,17 +45,24 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     oversize: Literal["alone", "refuse"] = "alone"  # what becomes of an item that costs more than `max_cost`
 
     def __post_init__(self) -> None:
-        if type(self.max_size) is not int or not 1 <= self.max_size <= MAX_BATCH:
-            raise invalid("batch.max_size", self.max_size, f"is no count from 1 to {MAX_BATCH}", "use about 64")
+        size = self.max_size
+        if isinstance(size, bool) or not isinstance(size, Integral) or not 1 <= size <= MAX_BATCH:
+            raise invalid("batch.max_size", size, f"is no count from 1 to {MAX_BATCH}", "use about 64")
+        force_setattr(self, "max_size", int(size))
         if (self.max_cost is None) != (self.cost is None):
             missing = "cost" if self.cost is None else "max_cost"
             raise invalid(f"batch.{missing}", None, "is missing", "give max_cost and cost together, or neither")
-        if self.max_cost is not None and not self.max_cost > 0:
-            raise invalid("batch.max_cost", self.max_cost, "is not positive", "use what one call can take")
+        if self.max_cost is not None:
+            most = as_cost(self.max_cost)
+            if not most:
+                raise invalid("batch.max_cost", self.max_cost, "is no positive number", "use what one call can take")
+            force_setattr(self, "max_cost", most)
         for name in ("cost", "shape"):
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise invalid(f"batch.{name}", value, "is no function", "pass one that takes an item, such as len")
+            if value is not None and is_async(value):
+                raise invalid(f"batch.{name}", value, "is async, and nobody awaits it", "use def")
         if self.oversize not in ("alone", "refuse"):
             raise invalid("batch.oversize", self.oversize, "is unknown", "use alone or refuse")
         if self.oversize == "refuse" and self.max_cost is None:
