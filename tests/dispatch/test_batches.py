@@ -98,9 +98,10 @@ async def test_only_equal_arguments_join() -> None:
         async with Gate(engine):
             asked = ("a", "de"), ("b", "en"), ("c", "de"), ("d", "en")
             handles = [await engine.submit(translate, text, to=to) for text, to in asked]
-            handles.append(await engine.submit(translate, "e", timeout=LIMIT_S))
-        assert await values(handles) == ["a>de", "b>en", "c>de", "d>en", "e>en"]
-    assert sorted(calls) == [(["a", "c"], "de"), (["b", "d"], "en"), (["e"], "en")]
+            timeouts = {"e": LIMIT_S, "f": LIMIT_S + 1, "g": LIMIT_S}
+            handles += [await engine.submit(translate, text, to="en", timeout=s) for text, s in timeouts.items()]
+        assert await values(handles) == ["a>de", "b>en", "c>de", "d>en", "e>en", "f>en", "g>en"]
+    assert sorted(calls) == [(["a", "c"], "de"), (["b", "d"], "en"), (["e", "g"], "en"), (["f"], "en")]
 
 
 async def test_costs_and_shapes() -> None:
@@ -118,6 +119,7 @@ async def test_costs_and_shapes() -> None:
         assert await values(handles) == [4, 4, 4, 1, 50, 4]
         batches = (await engine.manager.stats())["batches"]["custom:read"]
     assert batches["padding"] == 0  # what joined cost the same
+    assert batches["closed"] == {"cost": 3, "wait": 2}
     assert calls == [["aaaa", "bbbb"], ["cccc"], ["X"], ["d" * 50], ["eeee"]]
 
 
@@ -187,21 +189,39 @@ async def test_nobody_waits_past_a_deadline() -> None:
 
 
 async def test_urgent_tasks_do_not_wait() -> None:
-    """They begin at once, with all that waits; and they go first where not all fit."""
+    """They begin at once, with all that waits, and that is told as the reason where the call is not full."""
     calls: list[list[int]] = []
-    async with engine_on() as engine:
+    for most, why in ((3, "urgent"), (2, "full")):
+        calls.clear()
+        async with engine_on() as engine:
 
-        @engine.task(batch=Batch(max_size=2, max_wait=3600))
+            @engine.task(batch=Batch(max_size=most, max_wait=3600))
+            async def count(items: list[int]) -> list[int]:
+                calls.append(items)
+                return items
+
+            patient = await engine.submit(count, 1)
+            await shows(patient, reason="batch")
+            assert await (await engine.submit(count, 2, priority="HIGH")).result(timeout=LIMIT_S) == 2
+            assert await patient.result(timeout=LIMIT_S) == 1
+            assert calls == [[2, 1]]
+            assert (await engine.manager.stats())["batches"]["custom:count"]["closed"] == {why: 1}
+
+
+async def test_urgent_tasks_go_first_where_not_all_fit() -> None:
+    """The next call has what was there before them."""
+    calls: list[list[int]] = []
+    async with one_slot() as engine:
+
+        @engine.task(batch=Batch(max_size=2))
         async def count(items: list[int]) -> list[int]:
             calls.append(items)
             return items
 
-        patient = await engine.submit(count, 1)
-        await shows(patient, reason="batch")
-        assert await (await engine.submit(count, 2, priority="HIGH")).result(timeout=LIMIT_S) == 2
-        assert await patient.result(timeout=LIMIT_S) == 1
-        assert calls == [[2, 1]]
-        assert (await engine.manager.stats())["batches"]["custom:count"]["closed"] == {"full": 1}
+        async with Gate(engine):
+            handles = [*await engine.map(count, [1, 2, 3]), await engine.submit(count, 4, priority="HIGH")]
+        assert await values(handles) == [1, 2, 3, 4]
+    assert calls == [[4, 1], [2, 3]]
 
 
 @pytest.mark.parametrize("how", ["raises", "returns"])

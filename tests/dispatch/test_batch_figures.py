@@ -1,0 +1,129 @@
+"""What is told of calls: why they began, how much of them was padding, and what each item has used of them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.dispatch import batched
+from tests.dispatch.test_batches import Gate, one_slot, values
+from tests.engine.support import LIMIT_S, engine_on, shows, until
+
+from mainspring import Batch, Engine, TaskPriority, TaskStatus
+from mainspring.dispatch.gathering import Call, Gathering
+
+pytestmark = pytest.mark.anyio
+
+
+def told(engine: Engine, kind: str) -> dict[str, Any]:
+    """Return what is told of the calls of a type."""
+    return engine.manager.lane_stats()["batches"][kind]  # type: ignore[no-any-return]
+
+
+async def test_padding_is_what_equal_length_would_cost_more() -> None:
+    """Of all calls together: what each would take with every item as long as its longest, beside what it took."""
+    async with one_slot() as engine:
+
+        @engine.task(batch=Batch(max_size=3, max_cost=100, cost=len))
+        async def read(texts: list[str]) -> list[int]:
+            return [len(text) for text in texts]
+
+        async with Gate(engine):
+            handles = await engine.map(read, ["a", "aa", "aaaa", "bbb"])
+        await values(handles)
+        assert told(engine, "custom:read")["padding"] == pytest.approx(1 - (7 + 3) / (12 + 3))
+
+
+async def test_a_call_that_costs_all_that_is_allowed() -> None:
+    """It waits for nobody: neither when its cost comes to the budget, nor when the next one has no room in it."""
+    calls: list[list[str]] = []
+    async with engine_on() as engine:
+
+        @engine.task(batch=Batch(max_size=3, max_cost=10, cost=len, max_wait=3600))
+        async def read(texts: list[str]) -> list[int]:
+            calls.append(texts)
+            return [len(text) for text in texts]
+
+        assert await values(await engine.map(read, ["aaaaa", "bbbbb"])) == [5, 5]
+        assert told(engine, "custom:read")["closed"] == {"cost": 1}
+        first, second, third = await engine.map(read, ["aaaa", "bbbb", "cccc"])  # as many as there may be
+        assert await values([first, second]) == [4, 4]
+        assert told(engine, "custom:read")["closed"] == {"cost": 2}
+        await shows(third, reason="batch")
+    assert calls == [["aaaaa", "bbbbb"], ["aaaa", "bbbb"]]
+
+
+async def test_batches_that_are_given_back() -> None:
+    """Each that waits when a drain begins counts once, however many tasks it has; none of them is a call."""
+    engine = one_slot()
+    go = asyncio.Event()
+
+    @engine.task(batch=Batch(max_size=9, max_wait=3600))
+    async def count(items: list[int], unit: str) -> list[int]:
+        await go.wait()
+        return items
+
+    await engine.start()
+    handles = [await engine.submit(count, n, unit) for n in range(3) for unit in ("m", "s")]
+    running = await engine.submit(count, 0, "urgent", priority=TaskPriority.HIGH)
+    await shows(running, status=TaskStatus.RUNNING)
+    for handle in handles:
+        await shows(handle, reason="batch")
+    stopping = asyncio.ensure_future(engine.stop())
+    await until(lambda: engine.manager._draining)
+    batches = told(engine, "custom:count")
+    go.set()
+    await stopping
+    assert (batches["closed"], batches["items"]) == ({"urgent": 1, "drain": 2}, 0)
+
+
+async def test_what_was_learned_of_a_kind_is_kept_while_it_is_used() -> None:
+    """Of some hundred kinds of calls, those that were made last; others begin anew with what is allowed."""
+    async with engine_on() as engine:
+
+        @engine.task(batch=Batch(max_size=64))
+        async def joined(items: list[int], kind: int = 0) -> list[int]:
+            return items
+
+        await values(await engine.map(joined, [1]))
+        gathering = engine.manager._gatherings["custom:joined"]
+
+        def call(kind: str, cost: float, seconds: float) -> None:
+            gathering.took(Call([], kind, cost), seconds)
+
+        for cost, seconds in [(64, 1.0)] * 8 + [(32, 0.1)] * 8:
+            call("mine", cost, seconds)
+        assert _learned(gathering) == [32]
+        for group in "ab":
+            for other in range(200):
+                call(f"{group} {other}", 64, 1.0)
+            call("mine", 32, 0.1)
+        assert _learned(gathering) == [32]
+        for other in range(300):
+            call(f"c {other}", 64, 1.0)
+        assert _learned(gathering) == []
+
+
+def _learned(gathering: Gathering) -> list[float]:
+    return gathering.stats()["learned"]  # type: ignore[no-any-return]
+
+
+async def burn_async(items: list[float]) -> list[float]:
+    await asyncio.sleep(0)
+    return batched.burn(items)
+
+
+@pytest.mark.parametrize("lane", ["async", "thread", "process"])
+async def test_items_share_the_time_of_their_call(lane: Any) -> None:
+    """Each attempt has an equal part of the CPU time, so that the ledger's sum is what the call has used."""
+    async with engine_on() as engine:
+        batch = Batch(max_size=4, max_wait=LIMIT_S)
+        burn: Any = burn_async if lane == "async" else batched.burn
+        function = engine.task(name="burn", lane=lane, batch=batch)(burn)
+        used = await values(await engine.map(function, [0.2] * 4))
+        assert len(set(used)) == 1
+        (row,) = (await engine.ledger("type")).rows
+        assert row.cpu_time.known == 4
+        assert 0.99 * used[0] < row.cpu_time.total < 2 * used[0]
+        assert row.cpu_time.mean == pytest.approx(row.cpu_time.max)
