@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from bench.by_torch import weights_of
+from bench.embeddings import model_folder
 from tests import postgres
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +73,34 @@ def test_embeddings(disk: Path) -> None:
     """Embeddings through tasks are set against the best loop by hand, and are the same vectors."""
     rows = rows_of(ran("embeddings", disk, "--n", "24", "--runs", "1"))
     assert rows["one task a text / 24"]["ratio"] > 0
+
+
+def test_embeddings_beside_torch(disk: Path) -> None:
+    """torch gives the same vectors one by one, with one thread and with one for each core."""
+    python = os.environ.get("BENCH_TORCH_PYTHON", sys.executable)
+    if subprocess.run([python, "-c", "import torch"], capture_output=True, check=False).returncode:
+        pytest.skip("no torch here: name an interpreter that has it in BENCH_TORCH_PYTHON")
+    rows = rows_of(ran("embeddings", disk, "--n", "5", "--runs", "1", "--torch-python", python))
+    assert rows["torch, one text at a time, threads: 1 / 5"]["values"]
+    assert rows["one task a text, beside torch / 5"]["ratio"] > 0
+
+
+def test_embeddings_without_torch(disk: Path) -> None:
+    """An interpreter that can't be used is named before anything is measured."""
+    done = start("embeddings", disk, disk / "out", "--torch-python", str(disk / "none"))
+    assert done.returncode != 0
+    assert f"--torch-python {disk / 'none'} can't be run" in done.stderr
+
+
+def test_weights_for_torch() -> None:
+    """Each layer's weights come out of the graph, in torch's shapes: what it computes with, not how it is stored."""
+    weights = weights_of(model_folder() / "model.onnx")
+    assert weights["embeddings.word_embeddings.weight"].shape == (30522, 384)
+    for layer in range(6):
+        wide = weights[f"encoder.layer.{layer}.intermediate.dense.weight"]
+        assert wide.shape == (1536, 384)
+        assert wide.dtype == np.float32
+    assert sum(name.startswith("encoder.layer.") for name in weights) == 6 * 16
 
 
 def test_batching(disk: Path) -> None:
