@@ -259,6 +259,15 @@ def test_memory_is_no_disk(tmp_path: Path) -> None:
     assert "real disk" in done.stderr
 
 
+def test_search(disk: Path) -> None:
+    """Tasks find what the raw computation finds, and queries wait beside documents that are indexed."""
+    rows = rows_of(ran("search", disk, "--n", "300", "--runs", "1", "--queries", "70", "--asked", "5"))
+    assert rows["tasks, 300 records / 70"]["ratio"] > 0
+    beside = rows["query beside indexing, p99 / 5"]
+    assert beside["ratio"] > 0
+    assert "texts/s indexed meanwhile" in beside["note"]
+
+
 def test_vectors(disk: Path) -> None:
     """Each share that a filter leaves is searched exactly and by the index, whose recall is told."""
     rows = rows_of(ran("vectors", disk, "--n", "100", "--server", postgres.url()))
