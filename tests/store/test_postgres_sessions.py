@@ -19,7 +19,8 @@ from tests.engine.support import LIMIT_S, quick
 from mainspring import Engine, StoreConfig
 from mainspring.errors import StoreUnavailable
 from mainspring.store.postgres import connection
-from mainspring.store.postgres.connection import for_a_transaction, parse
+from mainspring.store.postgres.address import parse
+from mainspring.store.postgres.connection import for_a_transaction
 
 pytestmark = pytest.mark.anyio
 
