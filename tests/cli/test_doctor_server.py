@@ -493,7 +493,7 @@ def test_a_pooler_that_is_not_named(call: Call, some: Home) -> None:
         assert "?pooler=transaction&direct=HOST:PORT" in answer.err
         pooler.kill()
         settings = (
-            "search_path,lock_timeout,idle_in_transaction_session_timeout,jit,default_transaction_isolation,enable_seqscan,enable_hashjoin,"
+            "search_path,lock_timeout,idle_in_transaction_session_timeout,jit,enable_seqscan,enable_hashjoin,"
             "enable_mergejoin,plan_cache_mode,tcp_keepalives_idle,tcp_keepalives_interval,tcp_keepalives_count,"
             "default_transaction_read_only"
         )

@@ -97,6 +97,23 @@ async def test_another_default_of_isolation_changes_nothing(server: OwnServer, a
         server.ask("ALTER DATABASE postgres RESET default_transaction_isolation")
 
 
+async def test_a_database_in_a_hurry_ends_no_transaction(server: OwnServer, address: str) -> None:
+    """What it sets for sessions does not hold in ours."""
+    limits = [name for (name,) in server.ask("SELECT name FROM pg_settings WHERE name ~ '^(statement|transaction)_t'")]
+    for name in limits:
+        server.ask(f"ALTER DATABASE postgres SET {name} TO '100ms'")
+    try:
+        async with engine_on(address) as engine:
+            await engine.manager.store.write(_long)
+    finally:
+        for name in limits:
+            server.ask(f"ALTER DATABASE postgres RESET {name}")
+
+
+def _long(tx: Any) -> None:
+    tx.cursor.execute("SELECT pg_sleep(0.5)")
+
+
 def _isolation(tx: Any) -> str:
     return str(tx.cursor.execute("SHOW transaction_isolation")[0][0])
 

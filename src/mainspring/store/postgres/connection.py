@@ -33,6 +33,7 @@ QUEUEING: Final = 0x4D535051
 tasks beside others or alone among those that do."""
 _PATIENCE_S = 60.0
 """Longer than anything takes that waits for nobody."""
+_MOST_MS = (1 << 31) - 1
 _STOPPED_S = 15
 """A transaction whose process does nothing for so long is ended by the server: others wait for it."""
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
@@ -142,11 +143,26 @@ def _settings(server: Server, config: StoreConfig) -> dict[str, str]:
     """Return what holds in each of our transactions."""
     return {
         "search_path": server.schema,
-        "lock_timeout": str(int(config.lock_timeout_s * 1000)),
+        "lock_timeout": str(min(max(int(config.lock_timeout_s * 1000), 1), _MOST_MS)),  # 0 would be for ever
         "idle_in_transaction_session_timeout": f"{_STOPPED_S}s",
         "jit": "off",
         **PLANNED_ONCE,
     }
+
+
+def _unlimited(name: str, *, is_local: bool) -> str:
+    return f"CASE WHEN current_setting('{name}', true) IS NOT NULL THEN set_config('{name}', '0', {is_local}) END"
+
+
+_LIMITS: Final = ("statement_timeout", "transaction_timeout", "idle_session_timeout")
+"""What role and database may set is for people who forget: each of our calls has its own patience, a transaction that
+does nothing is ended anyway, and who listens is idle. Older servers don't know all of them."""
+_AT_FIRST: Final = f"""
+SELECT current_setting('synchronous_commit'), set_config('default_transaction_isolation', 'read committed', false),
+    {", ".join(_unlimited(name, is_local=False) for name in _LIMITS)}
+"""
+"""Who waits for a lock has to see what is done meanwhile. Not at the start of a session: poolers may drop what is said
+there."""
 
 
 async def connect(
@@ -158,21 +174,21 @@ async def connect(
 ) -> asyncpg.Connection:
     """Return a connection on which names of tables are the store's. `settings` go before those that are made here.
 
-    `patience_s` is how long one statement may take; None: as long as it likes.
+    `patience_s` is how long one statement may take; None: as long as it likes, whatever role and database say.
     """
     chosen = {
         "application_name": f"mainspring {name}",
         "tcp_keepalives_idle": "10",
         "tcp_keepalives_interval": "5",
         "tcp_keepalives_count": "3",
-        "default_transaction_isolation": "read committed",  # who waits for a lock has to see what is done meanwhile
         **_settings(server, config),
         **settings,
     }
     connection = await _reach(server, server.url, server_settings=chosen, command_timeout=patience_s)
     try:
+        commits = await connection.fetchval(_AT_FIRST)
         wanted = "off" if config.durability == "relaxed" else "on"
-        if wanted == "off" or await connection.fetchval("SHOW synchronous_commit") == "off":
+        if "off" in (wanted, commits):
             await connection.execute(f"SET synchronous_commit = {wanted}")
     except BaseException:
         connection.terminate()
@@ -208,7 +224,8 @@ def for_a_transaction(server: Server, config: StoreConfig, settings: Mapping[str
     now = "current_setting('synchronous_commit')"
     is_relaxed = config.durability == "relaxed"
     values["synchronous_commit"] = "'off'" if is_relaxed else f"CASE {now} WHEN 'off' THEN 'on' ELSE {now} END"
-    return "SELECT " + ", ".join(f"set_config('{name}', {value}, true)" for name, value in values.items())
+    made = [f"set_config('{name}', {value}, true)" for name, value in values.items()]
+    return "SELECT " + ", ".join([*made, *(_unlimited(name, is_local=True) for name in _LIMITS[:2])])
 
 
 async def prepare(server: Server, config: StoreConfig, extra_schema: str) -> int:
@@ -217,8 +234,7 @@ async def prepare(server: Server, config: StoreConfig, extra_schema: str) -> int
     Raises: InvalidInput, StoreNewer, StoreForeign, StoreReadOnly, StoreRefused, StoreUnavailable.
     """
     with our_errors(server):
-        as_long_as_it_takes = {"statement_timeout": "0"}  # a step of the tables goes through all tasks
-        connection = await connect(server, "opens", config, as_long_as_it_takes, patience_s=None)
+        connection = await connect(server, "opens", config, patience_s=None)  # a step may go through all tasks
         try:
             _refuse_old(server, connection)
             if await connection.fetchval("SELECT pg_is_in_recovery()"):
