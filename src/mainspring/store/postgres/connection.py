@@ -114,7 +114,7 @@ def translated(server: Server, exc: BaseException) -> TaskError | None:
         return StoreUnavailable(f"{where} has no connection left ({why}); raise max_connections, or try again")
     if isinstance(exc, asyncpg.exceptions.DiskFullError):
         return StoreUnavailable(f"the disk of {where} is full ({why}); free space and try again")
-    if isinstance(exc, asyncpg.exceptions.LockNotAvailableError):
+    if isinstance(exc, (asyncpg.exceptions.LockNotAvailableError, asyncpg.exceptions.DeadlockDetectedError)):
         return StoreUnavailable(f"{where} is locked by another process ({why}); try again")
     if isinstance(exc, asyncpg.exceptions.ClientConfigurationError):
         return invalid("store", where, f"can't be used ({why})", "change the address, or what the environment sets")
@@ -303,6 +303,10 @@ async def _make(server: Server, connection: asyncpg.Connection, extra_schema: st
             await connection.execute(SCHEMA + extra_schema)
             await connection.execute("INSERT INTO store (version) VALUES ($1)", SCHEMA_VERSION)
             return
+        if version == SCHEMA_VERSION:  # another process was first
+            return
+        number = await _find(connection, server.schema)
+        await connection.execute("SELECT pg_advisory_xact_lock($1, $2)", WRITING, number)  # a step locks whole tables
         while version < SCHEMA_VERSION:
             version += 1
             await connection.execute(MIGRATIONS[f"to_{version}"])
