@@ -14,6 +14,7 @@ from mainspring.store.base import (
     CANCELLED,
     COMPLETED,
     FAILED,
+    LEADS,
     RETRY,
     SHARED,
     TIMEOUT,
@@ -194,6 +195,7 @@ async def test_a_final_failure_is_shared(store: Any, port: Port) -> None:
     assert (await state(store, ids[1])).reason == "same_work"
     claim = await port.take()
     await port.finish(does(claim), FAILED, error=error("in the end"), started_ms=store.now_ms())
+    assert await statuses(store, ids) == ["failed"] * 3
     results = [await store.result(id) for id in ids]
     assert [(result.status.value, result.error.message) for result in results] == [("failed", "in the end")] * 3
 
@@ -219,6 +221,7 @@ async def test_who_leads_and_goes_hands_over_to_the_best(store: Any, port: Port)
     await port.finish(claim, CANCELLED)
     claim = await port.take()
     assert claim.id == fourth
+    assert claim.flags & LEADS  # nothing can be kept: it runs without another look
     await store.cancel(fourth)
     await port.finish(does(claim), COMPLETED)  # somebody was told that it is cancelled
     assert (await state(store, third)).reason == "ready"
@@ -300,7 +303,9 @@ async def test_other_code_goes_its_own_way_past_who_waits(
     await port.finish(does(await port.take()))
     third = does(await port.take(), b"n" * 20, "2")
     assert (third.id, await store.join(third, HOUR)) == (ids[2], "leads")
-    assert await store.join(does(await port.take()), HOUR) == "over"
+    fourth = does(await port.take())
+    assert not fourth.flags & LEADS  # it looks for the result
+    assert await store.join(fourth, HOUR) == "over"
     await port.finish(third, output=ANOTHER)
     results = [(await store.result(id)).output.text for id in ids]
     assert results == ["done", "done", "another", "done"]
@@ -314,7 +319,9 @@ async def test_more_than_one_commit_can_end_end_in_several(
     ids = await submit(store, *(same() for _ in range(8)))
     await port.finish(does(await port.take()))
     for _ in range(2):
-        assert await store.join(does(await port.take()), HOUR) == "over"
+        claim = await port.take()
+        assert not claim.flags & LEADS
+        assert await store.join(does(claim), HOUR) == "over"
     assert await statuses(store, ids) == ["completed"] * 8
     assert await port.room(3) == []
 

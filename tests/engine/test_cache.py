@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import apsw
 import pytest
 from tests.models.conftest import text_model
 
-from mainspring import Batch, Binary, Context, Engine, InvalidInput, Task, TaskType, Text
-from mainspring.models import ModelInfo
+from mainspring import Batch, Binary, Context, Engine, InvalidInput, ProcessingFailed, Task, TaskType, Text
+from mainspring.models import HttpEndpoint, ModelInfo
 from mainspring.models.base import Model
 from mainspring.models.sources import FolderSource
 from mainspring.results import cache
+from mainspring.store.base import WorkName
 
 pytestmark = pytest.mark.anyio
 RUNS: list[Any] = []
@@ -147,7 +149,7 @@ async def test_failures_are_shared_and_not_kept(engine: Engine) -> None:
     for _ in range(2):
         handles = await engine.map(fail, [1, 1])
         for handle in handles:
-            with pytest.raises(Exception, match="no such thing"):
+            with pytest.raises(ProcessingFailed, match="no such thing"):
                 await handle.result()
     assert RUNS == [1, 1]
 
@@ -333,6 +335,41 @@ def test_the_key_is_of_all_that_counts() -> None:
     assert len(names) == 5
     one_order, other_order = ({"a": 1, "b": 2}, {"b": 2, "a": 1})
     assert made.name(*base[:3], one_order, b"\xa1a") == made.name(*base[:3], other_order, b"\xa1a")
+
+
+@pytest.mark.parametrize("kind", [TaskType.TEXT_PROCESSING, TaskType.EMBEDDING_GENERATION, TaskType.MODEL_INFERENCE])
+def test_the_key_of_a_built_in_type_is_of_what_exactly_does_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: TaskType
+) -> None:
+    """The release of Mainspring, the model's id, and its files, or where it answers: each is other work."""
+    for folder, good in (("judge", 3.0), ("other", -3.0)):
+        (tmp_path / folder).mkdir()
+        _judge(tmp_path / folder, good)
+    judge, other = tmp_path / "judge" / "judge", tmp_path / "other" / "judge"
+    remote, elsewhere = "http://127.0.0.1:1/v1", "http://127.0.0.1:2/v1"
+
+    def name_by(source: Any, model_id: str = "model") -> WorkName:
+        engine = Engine()
+        engine.models.register(model_id, source)
+        found = cache.ResultCache(engine.executor, None).name(kind, "default", model_id, {}, b"\xa1a")  # type: ignore[arg-type]  # no store is asked
+        assert found is not None
+        return found
+
+    different = [
+        name_by(judge),
+        name_by(judge, "another"),
+        name_by(other),
+        name_by(HttpEndpoint(base_url=remote, model="m")),
+        name_by(HttpEndpoint(base_url=remote, model="n")),
+        name_by(HttpEndpoint(base_url=elsewhere, model="m")),
+        name_by(HttpEndpoint(base_url=remote, model="m", api="embeddings")),
+    ]
+    assert name_by(judge) == different[0]
+    assert {name.version for name in different} == {metadata.version("mainspring")}
+    monkeypatch.setattr(cache, "_version", lambda: "another")
+    different.append(name_by(judge))
+    assert different[-1].version == "another"
+    assert len({name.key for name in different}) == 8
 
 
 def _asks(q: str, prompt: str = "old") -> str:

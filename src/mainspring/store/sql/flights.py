@@ -126,7 +126,7 @@ def leave(tx: Transaction, seq: int, end: Result | Failure | None) -> list[End]:
     elif end is not None and leads and (end.work is None or end.work.key == key):
         ends = _share_failure(tx, key, end)
     if leads:
-        _elect(tx, key, has_result=isinstance(end, Result) and len(ends) == SHARE)
+        _elect(tx, key, has_result=len(ends) == SHARE)  # a failure leaves nobody
     return ends
 
 
@@ -225,7 +225,6 @@ def _take_result(tx: Transaction, claim: Claimed, found: Found) -> list[End]:
     ends = _told(tx, [(claim.seq, claim.id, class_id)], COMPLETED, found.output, flags, None)
     row = tx.one("leave_flight", claim.seq)
     if row is not None:  # it leads those that were too many to end with the task before
-        shared = share(tx, bytes(row[0]), found.output, found.flags)
-        _elect(tx, bytes(row[0]), has_result=len(shared) == SHARE)
-        ends += shared
+        ends += share(tx, bytes(row[0]), found.output, found.flags)
+        _elect(tx, bytes(row[0]), has_result=True)
     return ends
