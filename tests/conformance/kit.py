@@ -195,8 +195,9 @@ class Port:
 
     async def take(self) -> Claimed:
         """Have room for one more, and return it."""
-        (claim,) = await self.room(1)
-        return claim
+        claims = await self.room(1)
+        assert len(claims) == 1
+        return claims[0]
 
     def end(self, claim: Claimed, outcome: int = COMPLETED, *, lane: str = "async", **fields: Any) -> Finish:
         """End an attempt; its room is free from then on."""
