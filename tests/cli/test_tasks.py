@@ -457,5 +457,9 @@ def test_what_is_kept_is_listed_and_forgotten(here: Run) -> None:
     assert kept["age_s"] >= 0
     assert "custom:shout" in here("cache").out
     assert here("cache", "purge", "--type", "custom:shout", "--version", "v1", "--json").json == {"purged": 0}
-    assert here("cache", "purge", "--type", "custom:shout").out == "1 kept results are forgotten\n"
+    unknown = here("cache", "purge", "--type", "shouts")
+    assert unknown.code == 2
+    assert "type = 'shouts': nobody has registered it; known are custom:" in unknown.err
+    assert here("cache", "purge", "--type", "shout").out == "1 kept results are forgotten\n"
     assert "no result is kept" in here("cache").out
+    assert here("cache", "purge", "--type", "custom:shout").out == "0 kept results are forgotten\n"

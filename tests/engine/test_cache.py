@@ -16,7 +16,18 @@ import apsw
 import pytest
 from tests.models.conftest import text_model
 
-from mainspring import Batch, Binary, Context, Engine, InvalidInput, ProcessingFailed, Task, TaskType, Text
+from mainspring import (
+    Batch,
+    Binary,
+    Context,
+    Engine,
+    InvalidInput,
+    ProcessingFailed,
+    Task,
+    TaskType,
+    Text,
+    UnsupportedTaskType,
+)
 from mainspring.models import HttpEndpoint, ModelInfo
 from mainspring.models.base import Model
 from mainspring.models.sources import FolderSource
@@ -259,6 +270,35 @@ async def test_purge_and_stats(engine: Engine) -> None:
     assert await engine.cache.purge(type="custom:twice", version="v3") == 3
     await (await engine.submit(_twice, 1)).result()
     assert RUNS == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize("named", ["custom:twice", "twice", TaskType.custom("twice"), _twice])
+async def test_purge_by_the_names_that_users_have_for_a_type(engine: Engine, named: Any) -> None:
+    """As tasks have it, the handler's name, or the handler; what nobody else forgets stays."""
+    engine.task(name="twice", cache="1h")(_twice)
+    await (await engine.submit(_twice, 1)).result()
+    await (await engine.submit(engine.text, "Some  text", cache="1h")).result()
+    assert await engine.cache.purge(type=named) == 1
+    assert [kept.type for kept in await engine.cache.stats()] == ["text_processing"]
+    assert await engine.cache.purge(type=TaskType.TEXT_PROCESSING) == 1
+
+
+async def test_purge_of_a_type_that_nobody_knows(tmp_path: Path, engine: Engine) -> None:
+    """It is refused, with the types that are known here or in the store, and nothing is forgotten."""
+    engine.task(name="twice", cache="1h")(_twice)
+    await (await engine.submit(_twice, 1)).result()
+    async with Engine(tmp_path / "work.db", worker=False) as other:
+        with pytest.raises(
+            UnsupportedTaskType, match=r"'thrice'.* known are custom:twice, data_retrieval, "
+        ) as refused:
+            await other.cache.purge(type="thrice")
+        assert (refused.value.field, refused.value.value) == ("type", "thrice")
+        with pytest.raises(UnsupportedTaskType):
+            await other.cache.purge(type="custom:thrice")
+        with pytest.raises(InvalidInput, match="is not registered"):
+            await other.cache.purge(type=_judge)
+        assert len(await other.cache.stats()) == 1
+        assert await other.cache.purge(type="twice") == 1
 
 
 async def test_built_in_types(engine: Engine) -> None:

@@ -10,7 +10,6 @@ from mainspring.cli.opening import opened, run
 from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath
 from mainspring.cli.screen import Screen, size, span, table
 from mainspring.environment import SYSTEM
-from mainspring.tasks import TaskType
 
 if TYPE_CHECKING:
     from mainspring.store.base import Kept
@@ -55,15 +54,21 @@ def _age(kept: Kept) -> str:
 
 @cache.command()
 def purge(
-    type: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only this type, as custom:NAME.")] = None,
+    type: Annotated[
+        str | None,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="Only this type: a handler's name, as `resize` or `custom:resize`, or a built-in type's.",
+        ),
+    ] = None,
     version: Annotated[str | None, typer.Option(metavar="TEXT", help="Only of this version of the code.")] = None,
     namespace: Annotated[str | None, typer.Option(metavar="NAME", help="Only this namespace.")] = None,
     store: StorePath = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
     """Forget kept results; without options all of them. Tasks that have ended keep theirs."""
-    kind = str(TaskType(type)) if type else ""
-    run(_purge(kind, version or "", namespace or "", store, Screen(as_json)))
+    run(_purge(type or "", version or "", namespace or "", store, Screen(as_json)))
 
 
 async def _purge(kind: str, version: str, namespace: str, store: str, screen: Screen) -> None:

@@ -8,14 +8,16 @@ order. The rules of keeping and sharing are the store's (`store/sql/flights.py`)
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 from typing import Any
 
 import msgspec
 
-from mainspring.errors import InvalidInput, invalid
+from mainspring.errors import InvalidInput, UnsupportedTaskType, invalid
 from mainspring.execution.executor import TaskExecutor
+from mainspring.processors.custom import handler_of
 from mainspring.store.base import Claimed, Kept, Store, WorkName
 
 _KEY_BYTES = 20
@@ -34,12 +36,30 @@ class ResultCache:
         """Return how many results are kept, and how many bytes they take, by namespace, type and version."""
         return await self._store.kept()
 
-    async def purge(self, *, type: str = "", version: str = "", namespace: str = "") -> int:
+    async def purge(self, *, type: str | Callable[..., Any] = "", version: str = "", namespace: str = "") -> int:
         """Forget kept results, of everything or of what is named; returns how many.
 
         Tasks that have ended keep their results. What is under way now is kept when it ends.
+
+        Args:
+            type: as tasks have it ("custom:resize", a TaskType), a handler's name ("resize"), or the handler. A name
+                that a built-in type has too is that one's.
+
+        Raises: UnsupportedTaskType: there is no such type, here or in the store. InvalidInput: it is no type at all.
         """
-        return await self._store.purge(namespace=namespace, type=type, version=version)
+        kind = await self._kind_of(type) if type else ""
+        return await self._store.purge(namespace=namespace, type=kind, version=version)
+
+    async def _kind_of(self, type: str | Callable[..., Any]) -> str:
+        if not isinstance(type, str):
+            return str(handler_of(type).task_type)
+        kept = (kept.type for kept in await self._store.kept())
+        known = {*self._executor.types, *await self._store.registered_types(), *kept}
+        for kind in (str(type), f"custom:{type}"):
+            if kind in known:
+                return kind
+        why = f"type = {type!r}: nobody has registered it; known are {', '.join(sorted(known))}"
+        raise UnsupportedTaskType(why, field="type", value=type)
 
     def check(self, kind: str, model_id: str | None) -> None:
         """Refuse to keep what depends on more than its input. Raises InvalidInput."""
