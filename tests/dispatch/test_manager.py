@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.engine import process_work
-from tests.engine.support import LIMIT_S, engine_on, value
+from tests.engine.support import LIMIT_S, engine_on, shows, value
 
 from mainspring import (
     Context,
@@ -171,6 +171,23 @@ async def test_execute_task_before_the_engine_is_open_changes_nothing() -> None:
     await engine.executor.execute_task(Task(task_type=TaskType.custom("child"), input=Custom({})))
     async with engine:
         assert await value(await engine.submit(parent)) == 5
+
+
+async def test_a_pause_takes_a_task_type() -> None:
+    """It is its own text: what is paused by one is resumed by the other."""
+    async with engine_on() as engine:
+
+        @engine.task
+        async def double(n: int) -> int:
+            return 2 * n
+
+        await engine.manager.pause(type=TaskType.custom("double"))
+        handle = await engine.submit(double, 2)
+        await shows(handle, reason="paused")
+        assert await engine.manager.resume(type="custom:double")
+        assert await value(handle) == 4
+        await engine.manager.pause(type="custom:double")
+        assert await engine.manager.resume(type=TaskType.custom("double"))
 
 
 async def test_a_slot_survives_what_cancels_its_own_task() -> None:

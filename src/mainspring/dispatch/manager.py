@@ -376,11 +376,11 @@ class TaskManager(Answers):
 
     async def pause(self, *, type: str = "", namespace: str = "", group: str = "") -> None:
         """Start no more tasks of this kind, in any process; without arguments: of any kind."""
-        await self.store.pause(namespace=namespace, type=type, group=group)
+        await self.store.pause(namespace=namespace, type=str(type), group=group)
 
     async def resume(self, *, type: str = "", namespace: str = "", group: str = "") -> bool:
         """Take back a pause with the same arguments; returns whether there was one."""
-        return bool(await self.store.resume(namespace=namespace, type=type, group=group))
+        return bool(await self.store.resume(namespace=namespace, type=str(type), group=group))
 
     async def limit(
         self, group: str, *, namespace: str | None = None, concurrency: int | None = None, rate: str | None = None,
