@@ -84,15 +84,35 @@ def test_ranges(blobs: LocalBlobStore) -> None:
 
 
 def test_damage_is_noticed(blobs: LocalBlobStore) -> None:
-    """A whole read of changed content raises instead of returning it; putting a cut-off blob again heals it."""
+    """A whole read of changed content raises instead of returning it; putting a blob again that was cut off or changed
+    heals it."""
     digest = blobs.put(b"precious").digest
     (path,) = files(blobs)
+    for damaged in (b"precioux", b"prec"):
+        path.write_bytes(damaged)
+        with pytest.raises(InternalError, match=digest):
+            blobs.get(digest)
+        blobs.put(b"precious")
+        assert blobs.get(digest) == b"precious"
+
+
+def test_what_is_wrong_with_a_blob_is_told(blobs: LocalBlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it is gone, damaged or can't be read; a file that was found whole is read again when it has been changed."""
+    digest = blobs.put(b"precious").digest
+    (path,) = files(blobs)
+    with monkeypatch.context() as patch:
+        assert blobs.fault(digest) is None
+        patch.setattr(blobs, "get", None)  # it is not read again
+        assert blobs.fault(digest) is None
     path.write_bytes(b"precioux")
-    with pytest.raises(InternalError, match=digest):
-        blobs.get(digest)
-    path.write_bytes(b"prec")
+    assert f"blob {digest} in {blobs.folder} is damaged" in str(blobs.fault(digest))
     blobs.put(b"precious")
-    assert blobs.get(digest) == b"precious"
+    assert blobs.fault(digest) is None
+    path.unlink()
+    assert f"no blob {digest} in {blobs.folder}" in str(blobs.fault(digest))
+    path.mkdir()
+    assert "can't be used" in str(blobs.fault(digest))
+    assert "no blake3 hash" in str(blobs.fault("../../etc/passwd"))
 
 
 def test_unknown_and_malformed_digests(blobs: LocalBlobStore) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,6 +163,62 @@ async def test_a_blob_stays_as_long_as_something_names_it(factory: Factory, stor
     assert await store.purge() == 1
     assert await unused() == []
     assert factory.contents().violations == []
+
+
+LARGE = encode(TextOutput("large " * 1_000))[0]
+
+
+async def finish_large(store: Any, port: Port, claim: Claimed) -> Path:
+    """End a task with a result that is a blob; returns the blob's file."""
+    digest = store.blobs.put(LARGE).digest
+    await port.finish(does(claim), output=digest.encode(), flags=BLOB_OUTPUT, blobs=(digest,), output_bytes=len(LARGE))
+    return store.blobs.folder / digest[:2] / digest[2:]  # type: ignore[no-any-return]
+
+
+def lose(file: Path, how: str) -> None:
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(LARGE[:-1] + (b"" if how == "cut" else b"?"))
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "changed"])
+async def test_what_has_lost_its_blob_is_no_result_at_submit(
+    store: Any, port: Port, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """Nobody completes with a value that can't be read: it is forgotten, which the log says, and computed again."""
+    await submit(store, same())
+    file = await finish_large(store, port, await port.take())
+    await submit(store, same())  # it was whole then
+    assert caplog.text == ""
+    lose(file, how)
+    ids = await submit(store, same(), same())
+    assert [(await state(store, id)).reason for id in ids] == ["ready", "same_work"]
+    assert await store.kept() == []
+    assert "a kept result can't be read" in caplog.text
+    await finish_large(store, port, await port.take())
+    ids += await submit(store, same())
+    assert [(await store.result(id)).output.text for id in ids] == ["large " * 1_000] * 3
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "changed"])
+async def test_what_has_lost_its_blob_is_no_result_for_a_claim(
+    store: Any, port: Port, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Neither for one that is compared then, nor for one that goes on for those who were too many to end at once."""
+    monkeypatch.setattr(flights, "SHARE", 1)
+    ids = await submit(store, *(same() for _ in range(4)))
+    lose(await finish_large(store, port, await port.take()), how)
+    third = does(await port.take())
+    assert (third.id, await store.join(third, HOUR)) == (ids[2], "leads")
+    assert await store.kept() == []
+    assert "a kept result can't be read" in caplog.text
+    lose(await finish_large(store, port, third), how)
+    ids += await submit(store, later())
+    claim = await port.take()
+    assert (claim.id, await store.join(does(claim), HOUR)) == (ids[4], "leads")
+    await finish_large(store, port, claim)
+    assert [(await store.result(id)).output.text for id in ids] == ["large " * 1_000] * 5
 
 
 # What is under way

@@ -250,6 +250,43 @@ async def test_large_results_are_kept_too(engine: Engine) -> None:
     assert kept.bytes > 300_000
 
 
+def _only_blob(folder: Path) -> Path:
+    (file,) = folder.glob("??/*")
+    return file
+
+
+@pytest.mark.parametrize("how", ["gone", "changed"])
+@pytest.mark.parametrize("is_known", [True, False], ids=["at submit", "at a claim"])
+async def test_a_large_result_that_is_lost_is_computed_again(
+    tmp_path: Path, engine: Engine, caplog: pytest.LogCaptureFixture, is_known: bool, how: str
+) -> None:
+    """Its file is gone or damaged: what would have taken it does the work, and says so in the log."""
+
+    @engine.task(cache="1h")
+    def large(n: int) -> bytes:
+        RUNS.append(n)
+        return bytes(n)
+
+    @engine.task
+    def size() -> int:
+        return 300_000
+
+    first = await engine.submit(large, 300_000)
+    assert await first.result() == bytes(300_000)
+    file = _only_blob(tmp_path / "work.db-blobs")
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(bytes(file.stat().st_size))
+    again = await engine.submit(large, 300_000 if is_known else await engine.submit(size))
+    assert await again.result() == bytes(300_000)
+    assert not await is_hit(engine, again)
+    assert RUNS == [300_000] * 2
+    assert "a kept result can't be read and is forgotten" in caplog.text
+    assert await first.result() == bytes(300_000)  # the file is whole again
+    assert await is_hit(engine, await engine.submit(large, 300_000))
+
+
 async def test_a_call_says_for_itself(engine: Engine) -> None:
     """`cache=` in a call goes before what was declared; 0 computes anew and leaves what is kept."""
     engine.task(name="twice")(_twice)

@@ -38,6 +38,9 @@ class BlobStore(Protocol):
 
     def info(self, digest: str) -> BlobInfo | None: ...
 
+    def fault(self, digest: str) -> str | None:
+        """Return what is wrong with a blob; None: it is there, and whole."""
+
     def delete(self, digest: str, *, older_than_s: float = 0.0) -> None:
         """Remove the blob if nobody put it within the last `older_than_s` seconds; an unknown digest is no error."""
 

@@ -13,12 +13,14 @@ from blake3 import blake3
 
 from mainspring.blobs.base import BlobInfo
 from mainspring.environment import SYSTEM, Environment
-from mainspring.errors import InternalError, StoreUnavailable, TaskNotFound, invalid
+from mainspring.errors import InternalError, StoreUnavailable, TaskError, TaskNotFound, invalid
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _ABANDONED_S = 24 * 3600.0
 """A temporary file older than this belongs to a process that died while it wrote."""
+_REMEMBERED = 10_000
+"""Blobs that were found whole."""
 
 
 class LocalBlobStore:
@@ -37,6 +39,7 @@ class LocalBlobStore:
         self._env = env
         self._temporary = self.folder / "tmp"
         self._shards: set[str] = set()  # those whose own entry in the folder is known to be durable
+        self._whole: dict[str, tuple[int, int]] = {}  # which file of a blob was found whole, and its last change
         if make:
             self.make()
 
@@ -57,14 +60,14 @@ class LocalBlobStore:
     def put(self, data: bytes) -> BlobInfo:
         """Store `data` unless it is there already, and return its hash and size; durable on return.
 
-        A blob that was there already counts as new from now on for `digests` and `delete`.
+        A blob that was there already counts as new from now on for `digests` and `delete`; a damaged one is replaced.
 
         Raises: StoreUnavailable: disk full, or the folder can't be written; nothing was stored.
         """
         digest = blake3(data).hexdigest()
         try:
             with self._shard(digest, fcntl.LOCK_SH) as shard:
-                if not self._touch(digest, len(data)):
+                if not self._touch(digest):
                     self._write(digest, data)
                 os.fsync(shard)  # also for a blob that was there: its writer may not have come this far yet
         except OSError as exc:
@@ -108,7 +111,7 @@ class LocalBlobStore:
                 file.seek(start)
                 data = file.read(-1 if end is None else end - start)
         except FileNotFoundError as exc:
-            raise TaskNotFound(f"no blob {digest} in {self.folder}: it was deleted, or stored elsewhere") from exc
+            raise self._missing(digest) from exc
         except OSError as exc:
             raise self._unavailable(exc) from exc
         if start == 0 and end is None and blake3(data).hexdigest() != digest:
@@ -122,6 +125,27 @@ class LocalBlobStore:
             return None
         except OSError as exc:
             raise self._unavailable(exc) from exc
+
+    def fault(self, digest: str) -> str | None:
+        """Return what is wrong with a blob; None: it is there, and whole.
+
+        It is read for that, once: a file that was found whole is looked into again when it has been changed.
+        """
+        try:
+            status = self._path(digest).stat()
+            seen = status.st_ino, status.st_ctime_ns
+            if self._whole.get(digest) != seen:
+                self.get(digest)
+                if len(self._whole) >= _REMEMBERED:
+                    self._whole.clear()
+                self._whole[digest] = seen
+        except FileNotFoundError:
+            return str(self._missing(digest))
+        except OSError as exc:
+            return str(self._unavailable(exc))
+        except TaskError as exc:
+            return str(exc)
+        return None
 
     def delete(self, digest: str, *, older_than_s: float = 0.0) -> None:
         """Remove the blob if nobody put it within the last `older_than_s` seconds; an unknown digest is no error.
@@ -172,14 +196,13 @@ class LocalBlobStore:
         finally:
             os.close(descriptor)
 
-    def _touch(self, digest: str, size: int) -> bool:
-        """Make the blob young again. False where there is none, or only a damaged one of another size."""
-        path = self._path(digest)
+    def _touch(self, digest: str) -> bool:
+        """Make the blob young again. False where there is none, or only a damaged one."""
+        if self.fault(digest) is not None:
+            return False
+        now_ns = self._env.wall_ms() * 1_000_000
         try:
-            if path.stat().st_size != size:
-                return False
-            now_ns = self._env.wall_ms() * 1_000_000
-            os.utime(path, ns=(now_ns, now_ns))
+            os.utime(self._path(digest), ns=(now_ns, now_ns))
         except FileNotFoundError:
             return False
         return True
@@ -207,6 +230,9 @@ class LocalBlobStore:
                     path.unlink()
             except FileNotFoundError:  # another process does the same
                 continue
+
+    def _missing(self, digest: str) -> TaskNotFound:
+        return TaskNotFound(f"no blob {digest} in {self.folder}: it was deleted, or stored elsewhere")
 
     def _unavailable(self, exc: OSError, size: int | None = None) -> StoreUnavailable:
         what = "" if size is None else f" for {size} bytes"

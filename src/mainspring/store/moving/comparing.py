@@ -9,7 +9,6 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from mainspring.blobs.local import LocalBlobStore
-from mainspring.errors import TaskError
 from mainspring.store.moving.copying import Progress
 from mainspring.store.moving.end import End
 from mainspring.store.moving.tables import Table
@@ -59,18 +58,10 @@ def missing_blobs(
 ) -> Iterator[str]:
     """Yield what is wrong with blobs here and was not there."""
     for n, digest in enumerate(digests, 1):
-        fault = _fault(target, digest)
-        if fault is not None and _fault(source, digest) is None:
+        fault = target.fault(digest)
+        if fault is not None and source.fault(digest) is None:
             yield fault
         progress(n, len(digests))
-
-
-def _fault(blobs: LocalBlobStore, digest: str) -> str | None:
-    try:
-        blobs.get(digest)
-    except TaskError as exc:
-        return str(exc)
-    return None
 
 
 def _content(rows: Iterable[Sequence[Any]], tell: Callable[[int], None]) -> Content:

@@ -810,6 +810,9 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 ON CONFLICT (key) DO UPDATE SET output = excluded.output, flags = excluded.flags, digest = excluded.digest,
     bytes = excluded.bytes, made_ms = excluded.made_ms, expires_ms = excluded.expires_ms, used_ms = excluded.used_ms;
 
+-- name: drop_kept
+DELETE FROM cache WHERE key = $1 AND made_ms = $2;
+
 -- name: kept_kinds
 SELECT namespace, type, version, count(*), sum(bytes)::bigint, min(made_ms) FROM cache GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
 

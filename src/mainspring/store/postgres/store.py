@@ -76,6 +76,7 @@ class PostgresStore(InboxStore):
         )
         self.server = parse(url, schema)
         self.blobs = blobs
+        self._memory.blob_fault = blobs.fault
         self._extra_schema = extra_schema
         self._named_blobs = named_blobs
         self._writer: PostgresWriter = PostgresWriter(

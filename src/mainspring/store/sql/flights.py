@@ -7,6 +7,7 @@ than a value) the best of them leads next.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from mainspring.store.base import BLOB_OUTPUT, LEADS, SHARED, Claimed, Ended, Ne
 from mainspring.store.sql.transaction import Row, Transaction, first
 from mainspring.tasks.codec import is_output
 from mainspring.tasks.lifecycle import COMPLETED
+
+logger = logging.getLogger("mainspring.store")
 
 SHARE = 1_000
 """Tasks that one end ends with it. Where more wait, the best of the rest leads, finds the result kept, and goes on."""
@@ -76,6 +79,15 @@ def is_fresh(tx: Transaction, found: Found | None, keep_ms: int) -> bool:
     return found is not None and found.made_ms > tx.now_ms - keep_ms
 
 
+def is_whole(tx: Transaction, work: bytes, found: Found) -> bool:
+    """Whether a result's value can be read; one that has lost its blob is forgotten."""
+    fault = tx.memory.blob_fault(found.output.decode(errors="replace")) if found.flags & BLOB_OUTPUT else None
+    if fault is not None:
+        tx.run("drop_kept", work, found.made_ms)
+        logger.warning("a kept result can't be read and is forgotten, its work is done again: %s", fault)
+    return fault is None
+
+
 class Entrance:
     """How the new tasks of one call stand to what is kept and under way. They are asked for in order."""
 
@@ -96,6 +108,9 @@ class Entrance:
             self._kept = kept(self._tx, list(self._page))  # a page at a time: they may be large
         found = self._kept.get(work)
         if found is None or not is_fresh(self._tx, found, task.keep_ms):
+            return None
+        if not is_whole(self._tx, work, found):
+            del self._kept[work]
             return None
         use(self._tx, work, found)
         return found
@@ -200,7 +215,7 @@ def join(tx: Transaction, claim: Claimed, keep_ms: int) -> tuple[str, Leader | N
             tx.run("leave_flight", seq)
             _elect(tx, bytes(listed), has_result=True)
     found = kept(tx, [key]).get(key)
-    if found is not None and is_fresh(tx, found, keep_ms):
+    if found is not None and is_fresh(tx, found, keep_ms) and is_whole(tx, key, found):
         use(tx, key, found)
         tx.look_up(claim.class_key[1], "hit")
         return "over", None, _take_result(tx, claim, found)

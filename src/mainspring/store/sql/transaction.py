@@ -60,6 +60,7 @@ class Memory:
         self.queue_size: int | None = None
         self.seconds_for: Callable[[int], float] = lambda ends: 1.0  # how long so many ends take
         self.cache_bytes = config.cache_bytes
+        self.blob_fault: Callable[[str], str | None] = lambda digest: None  # what is wrong with a blob
         self.appliers: dict[type, Applier] = {}
         self.has_peers = False  # other processes that may want to hear of ready tasks
         self.seen_news = 0  # how far in `news` this process has looked

@@ -662,6 +662,9 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET output = excluded.output, flags = excluded.flags, digest = excluded.digest,
     bytes = excluded.bytes, made_ms = excluded.made_ms, expires_ms = excluded.expires_ms, used_ms = excluded.used_ms;
 
+-- name: drop_kept
+DELETE FROM cache WHERE key = ? AND made_ms = ?;
+
 -- name: kept_kinds
 SELECT namespace, type, version, count(*), sum(bytes), min(made_ms) FROM cache GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
 

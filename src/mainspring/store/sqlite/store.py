@@ -82,6 +82,7 @@ class SqliteStore(SqlStore):
         )  # one store has one name, however it is reached
         refuse_unreachable(self.path)  # before the blobs make folders beside it
         self.blobs = blobs(self.path)
+        self._memory.blob_fault = self.blobs.fault
         self._extra_schema = extra_schema
         self._named_blobs = named_blobs
         self.folder = self.path.with_name(self.path.name + "-live")
