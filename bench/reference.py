@@ -4,16 +4,19 @@
 
 Nothing here is a task system. `asyncio` only calls coroutines and forgets them; `sqlite` writes the three steps of a
 task (stored, claimed, finished) to a table with one index, by one thread, in batches, with no checks, attempts or
-waiters.
+waiters. `sqlite by hand` does the same as one would write it with Python's own module: states are words, the index is
+of all states, and each step goes through all rows before the next one begins.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +39,17 @@ _STORE = "INSERT INTO job (state, input, stored_ms) VALUES (0, ?, ?)"
 _CLAIM = "UPDATE job SET state = 1 WHERE n IN (SELECT n FROM job WHERE state = 0 ORDER BY n LIMIT ?) RETURNING n, input"
 _FINISH = "UPDATE job SET state = 2, output = ? WHERE n = ? AND state = 1"
 
+_HAND_SCHEMA = """
+CREATE TABLE job (n INTEGER PRIMARY KEY, state TEXT NOT NULL, input TEXT, output TEXT, worker TEXT, stored REAL);
+CREATE INDEX job_ready ON job (state, n);
+"""
+_HAND_STORE = "INSERT INTO job (state, input, stored) VALUES ('ready', ?, ?)"
+_HAND_CLAIM = """
+UPDATE job SET state = 'run', worker = 'w1'
+WHERE n IN (SELECT n FROM job WHERE state = 'ready' ORDER BY n LIMIT ?) RETURNING n, input
+"""
+_HAND_FINISH = "UPDATE job SET state = 'done', output = ? WHERE n = ?"
+
 
 def sqlite_steps(path: Path, synchronous: str, n: int, batch: int) -> Sample:
     """Store, claim and finish n rows, each step of each batch in a commit of its own."""
@@ -56,6 +70,36 @@ def sqlite_steps(path: Path, synchronous: str, n: int, batch: int) -> Sample:
     assert connection.execute("SELECT count(*) FROM job WHERE state = 2").get == n
     connection.close()
     return watch.sample(n)
+
+
+def sqlite_by_hand(path: Path, synchronous: str, n: int, batch: int) -> Sample:
+    """Do the same in the way of a first draft."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = wal")
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.executescript(_HAND_SCHEMA)
+    sizes = [min(batch, n - at) for at in range(0, n, batch)]
+    claimed: list[list[tuple[int, str]]] = []
+    with Stopwatch() as watch:
+        for size in sizes:
+            with _committed(connection):
+                connection.executemany(_HAND_STORE, [(PAYLOAD, time.time())] * size)
+        for size in sizes:
+            with _committed(connection):
+                claimed.append(connection.execute(_HAND_CLAIM, (size,)).fetchall())
+        for rows in claimed:
+            with _committed(connection):
+                connection.executemany(_HAND_FINISH, [(output, number) for number, output in rows])
+    assert connection.execute("SELECT count(*) FROM job WHERE state = 'done'").fetchone() == (n,)
+    connection.close()
+    return watch.sample(n)
+
+
+@contextmanager
+def _committed(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    with connection:
+        yield
 
 
 async def _gathered(n: int) -> Sample:
@@ -97,6 +141,8 @@ def _measure(report: Report, folder: Path, n: int, runs: int, loop: str) -> None
                 path = folder / f"{synchronous}-{batch}-{turn}.db"
                 name = f"sqlite {synchronous}, {batch} a commit"
                 ceiling(name, partial(sqlite_steps, path, synchronous, count, batch))
+        path = folder / f"by-hand-{turn}.db"
+        ceiling("sqlite full by hand, 256 a commit", partial(sqlite_by_hand, path, "full", n, 256))
     report.add(row_of("engine, map", engine))
     ours = statistics.median(sample.rate for sample in engine)
     for name, samples in ceilings.items():

@@ -4,7 +4,8 @@
     python -m bench.throughput --n 2000 --runs 1      a quick look
 
 Three ways in: `map`; 64 coroutines that each await a result before the next submit; and both again with the worker in a
-second process on the same file. How to read it: bench/README.md.
+second process on the same file. `map` takes turns with raw SQLite, which stores, claims and finishes as many rows, 256
+in a commit, as one writes it by hand and as lean as it gets (`bench.reference`). How to read it: bench/README.md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.harness import PEER_RATE, Sample, Stopwatch, cpu_of, options, percentile, run, scratch
+from bench.reference import sqlite_by_hand, sqlite_steps
 from bench.report import Report, Row, row_of
 from bench.subject import SUBMITTERS, by_map, by_submitters, latencies_ms, opened
 from bench.worker import worker_beside
@@ -26,6 +28,10 @@ Way = Callable[[Engine, int], Awaitable[None]]
 _WAYS: dict[str, Way] = {"map": by_map, f"{SUBMITTERS} submitters": by_submitters}
 _LIMITS = {"map": (8.0, 15.0), f"{SUBMITTERS} submitters": (5.0, 10.0)}
 _TWO_PROCESSES = (3.0, 5.0)
+_BY_HAND = "raw SQLite by hand"
+_SQLITE = {_BY_HAND: sqlite_by_hand, "the leanest raw SQLite": sqlite_steps}
+_BATCH = 256
+_OF_SQLITE = 0.4
 _WARM_UP = 200
 _LATENCIES = 300
 _AGAINST = f"the recorded {PEER_RATE:,.0f} tasks/s of the best durable peers, measured on another day"
@@ -63,12 +69,18 @@ async def latency(path: Path, loop: str | None, n: int) -> list[float]:
 
 
 def _throughput(report: Report, folder: Path, n: int, runs: int, loop: str) -> None:
+    sqlite: dict[str, list[Sample]] = {name: [] for name in _SQLITE}
     for name, way in _WAYS.items():
         samples = []
         for turn in range(runs):
             samples.append(run(partial(one_process, folder / f"one-{turn}.db", way, n), loop))
             _clear(folder)
+            for raw, steps in _SQLITE.items() if way is by_map else ():
+                sqlite[raw].append(steps(folder / f"raw-{turn}.db", "full", n, _BATCH))
+                _clear(folder)
         report.add(_row(f"{name}, one process", samples, {}, _LIMITS[name]))
+        if way is by_map:
+            _beside_sqlite(report, samples, sqlite)
     for name, way in _WAYS.items():
         pairs = []
         for turn in range(runs):
@@ -76,6 +88,14 @@ def _throughput(report: Report, folder: Path, n: int, runs: int, loop: str) -> N
             _clear(folder)
         worker = {"worker": [spent for _, spent in pairs]}
         report.add(_row(f"{name}, two processes", [sample for sample, _ in pairs], worker, _TWO_PROCESSES))
+
+
+def _beside_sqlite(report: Report, ours: list[Sample], sqlite: dict[str, list[Sample]]) -> None:
+    for name, samples in sqlite.items():
+        report.add(row_of(f"{name}, {_BATCH} a commit", samples))
+        ratio = statistics.median(one.rate / raw.rate for one, raw in zip(ours, samples, strict=True))
+        goal = _OF_SQLITE if name == _BY_HAND else None
+        report.add(row_of(f"map, beside {name}", ours, ratio=ratio, against=f"{name} in the same turn", goal=goal))
 
 
 def _row(what: str, samples: list[Sample], elsewhere: dict[str, list[float]], limits: tuple[float, float]) -> Row:

@@ -53,7 +53,9 @@ def test_throughput(disk: Path) -> None:
     """All ways in are measured in one and in two processes, with CPU time for each process."""
     rows = rows_of(ran("throughput", disk, "--n", "64", "--runs", "1"))
     assert {
-        "map, one process / 64", "64 submitters, one process / 64", "map, two processes / 64",
+        "map, one process / 64", "raw SQLite by hand, 256 a commit / 64", "map, beside raw SQLite by hand / 64",
+        "the leanest raw SQLite, 256 a commit / 64", "map, beside the leanest raw SQLite / 64",
+        "64 submitters, one process / 64", "map, two processes / 64",
         "64 submitters, two processes / 64", "latency p50, one process / 64", "latency p50, two processes / 64",
     } == rows.keys()  # fmt: skip
 
@@ -235,6 +237,7 @@ def test_reference(disk: Path) -> None:
     rows = rows_of(ran("reference", disk, "--n", "50", "--runs", "1"))
     assert rows["engine, map / 50"]["median"] > 0
     assert rows["sqlite full, 64 a commit / 50"]["ratio"] > 0
+    assert rows["sqlite full by hand, 256 a commit / 50"]["ratio"] > 0
 
 
 def test_peers_without_peers(disk: Path) -> None:
