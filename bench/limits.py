@@ -4,7 +4,8 @@
     python -m bench.limits --n 1000 --groups 100       a quick look
 
 - half in groups: of the tasks of `map` every second one belongs to one of 10 groups that may have 32 at once, so that
-  most of these wait for a place. Against the same without groups, turn by turn.
+  most of these wait for a place. Against the same without groups, turn by turn. Once more where these tasks have a cost
+  that is reserved and settled; the rate of what they may cost is never reached.
 - past full groups: another process holds one task of each group, whose next one waits; tasks without a group flow past
   them by `map`, and one at a time. Against the same past 10 such groups.
 """
@@ -31,6 +32,7 @@ from mainspring import Engine, EngineConfig, TaskManagerConfig
 _GROUPS, _AT_ONCE, _FEW = 10, 32, 10
 _WARM_UP = 200
 _LATENCIES = 200
+_COST, _COST_RATE = 10, "1000000000/s"
 _HALF = 0.7
 _PAST = 1.5
 
@@ -49,16 +51,18 @@ async def without_groups(path: Path, n: int) -> Sample:
     return watch.sample(n)
 
 
-async def half_in_groups(path: Path, n: int) -> Sample:
+async def half_in_groups(path: Path, n: int, *, costs: bool) -> Sample:
     async with opened(path) as engine:
         for number in range(_GROUPS):
-            await engine.limit(f"group {number}", concurrency=_AT_ONCE)
+            cost_rate = _COST_RATE if costs else None
+            await engine.limit(f"group {number}", concurrency=_AT_ONCE, cost_rate=cost_rate)
+        more = {"cost": _COST} if costs else {}
         await by_map(engine, min(n, _WARM_UP))
         each = n // 2 // _GROUPS
         with Stopwatch() as watch:
             stored = await asyncio.gather(
                 engine.map(noop, [PAYLOAD] * (n - each * _GROUPS)),
-                *(engine.map(noop, [PAYLOAD] * each, group=f"group {number}") for number in range(_GROUPS)),
+                *(engine.map(noop, [PAYLOAD] * each, group=f"group {number}", **more) for number in range(_GROUPS)),
             )
             for handles in stored:
                 await engine.gather(handles)
@@ -123,17 +127,17 @@ async def _hold(path: Path, groups: int) -> None:
 
 
 def _half(report: Report, folder: Path, n: int, runs: int, loop: str) -> None:
-    plain, grouped = [], []
-    for turn in range(runs):
+    plain: list[Sample] = []
+    grouped: dict[str, list[Sample]] = {"half in limited groups": [], "half in limited groups, with costs": []}
+    for turn in range(runs):  # in turns, so that a loaded minute hits all
         plain.append(run(partial(without_groups, folder / f"plain-{turn}.db", n), loop))
-        grouped.append(run(partial(half_in_groups, folder / f"half-{turn}.db", n), loop))
+        for costs, samples in enumerate(grouped.values()):
+            path = folder / f"half-{turn}-{costs}.db"
+            samples.append(run(partial(half_in_groups, path, n, costs=bool(costs)), loop))
     report.add(row_of("no groups, by map", plain))
-    ratio = _rate(grouped) / _rate(plain)
-    report.add(row_of("half in limited groups", grouped, ratio=ratio, against="no groups (half)", goal=_HALF))
-
-
-def _rate(samples: Sequence[Sample]) -> float:
-    return statistics.median(sample.rate for sample in samples)
+    for what, samples in grouped.items():
+        ratio = statistics.median(one.rate / other.rate for one, other in zip(samples, plain, strict=True))
+        report.add(row_of(what, samples, ratio=ratio, against="no groups (half)", goal=_HALF))
 
 
 def _past(report: Report, folder: Path, groups: Sequence[int], n: int, runs: int, loop: str) -> None:

@@ -66,8 +66,9 @@ def test_limits(disk: Path) -> None:
     """Groups cost what is measured beside none, and full ones ahead beside few; all were full all the time."""
     rows = rows_of(ran("limits", disk, "--n", "100", "--runs", "1", "--groups", "20"))
     assert {
-        "no groups, by map / 100", "half in limited groups / 100", "past 10 full groups / 100",
-        "past 20 full groups / 100", "latency p50 past 10 full groups / 200", "latency p50 past 20 full groups / 200",
+        "no groups, by map / 100", "half in limited groups / 100", "half in limited groups, with costs / 100",
+        "past 10 full groups / 100", "past 20 full groups / 100",
+        "latency p50 past 10 full groups / 200", "latency p50 past 20 full groups / 200",
     } == rows.keys()  # fmt: skip
 
 
