@@ -132,6 +132,7 @@ def test_overload(disk: Path) -> None:
 def test_upkeep(disk: Path) -> None:
     """An idle engine is watched, and a busy one is set against itself beside retention and looks."""
     rows = rows_of(ran("upkeep", disk, "--n", "64", "--runs", "1", "--seconds", "0.5"))
+    assert "ms of CPU" in rows["start of an engine / 1"]["note"]
     assert rows["memory of an idle engine / 1"]["values"][0] > 1
     assert rows["beside retention and looks / 64"]["ratio"] > 0
 
