@@ -7,8 +7,7 @@ are indexed.
 - rate: queries that bring their vectors, one task each, 64 in a call. Raw: the product of 64 queries with all records,
   and the ten best of each line, in numpy; both find the same ids.
 - urgent: one query at a time, a text that the model embeds first, on an otherwise idle engine and beside documents on
-  their way: each is embedded by one task and written into the same collection by another, and as many are under way as
-  `mainspring index` has.
+  their way: each is embedded by one task and written into the same collection by another.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ from mainspring.tasks import VectorRecord
 
 _DIM, _TOP_K, _TOGETHER = 384, 10, 64
 _PIECE = 5_000
-_UNDER_WAY = 256
 _CHUNKS = 4
 """Texts of a document."""
 _QUERY_WORDS = 8
@@ -94,34 +92,39 @@ async def waits_ms(engine: Engine, asked: Sequence[str]) -> list[float]:
 
 
 class Indexing:
-    """Documents on their way into the collection, as many at once as `mainspring index` has, while the block runs."""
+    """So many documents at once on their way into the collection while the block runs."""
 
-    def __init__(self, engine: Engine, pieces: Sequence[str]) -> None:
+    def __init__(self, engine: Engine, pieces: Sequence[str], at_once: int) -> None:
         self._engine = engine
+        self._at_once = at_once
         documents = [list(pieces[at : at + _CHUNKS]) for at in range(0, len(pieces), _CHUNKS)]
         self._documents = enumerate(itertools.cycle(documents))
-        self.written = 0  # texts
+        self._arrives = asyncio.Event()
+        self._written = 0  # texts
+        self._is_over = False
 
     async def __aenter__(self) -> Indexing:
+        """Return when documents arrive: all slots are full by then."""
         self._began = time.perf_counter()
-        self._going = [asyncio.create_task(self._index()) for _ in range(_UNDER_WAY)]
+        self._going = [asyncio.create_task(self._index()) for _ in range(self._at_once)]
+        arrived = asyncio.create_task(self._arrives.wait())
+        await asyncio.wait((arrived, *self._going), return_when=asyncio.FIRST_COMPLETED)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self.rate = self.written / (time.perf_counter() - self._began)
-        for one in self._going:
-            one.cancel()
-        ended = await asyncio.gather(*self._going, return_exceptions=True)
-        for error in ended:
-            if not isinstance(error, asyncio.CancelledError):
-                raise RuntimeError("a document was not indexed") from error
+        """What is on its way arrives, so that nothing runs beside what comes next."""
+        self._is_over = True
+        await asyncio.gather(*self._going)
+        self.rate = self._written / (time.perf_counter() - self._began)  # texts a second
 
     async def _index(self) -> None:
         engine = self._engine
-        for number, pieces in self._documents:
+        while not self._is_over:
+            number, pieces = next(self._documents)
             vectors = await engine.submit(engine.embed, pieces)
             await engine.upsert("docs", vectors, id_prefix=f"document {number}", texts=pieces, model_id=_model(engine))
-            self.written += len(pieces)
+            self._written += len(pieces)
+            self._arrives.set()
 
 
 def _model(engine: Engine) -> str:
@@ -148,18 +151,11 @@ async def measured(report: Report, path: Path, n: int, given: argparse.Namespace
         await waits_ms(engine, asked[:_WARM_UP])
         for _ in range(given.runs):
             idle.append(await waits_ms(engine, asked))
-            async with Indexing(engine, pieces) as indexing:
-                await _first(indexing)
+            async with Indexing(engine, pieces, given.documents) as indexing:
                 beside.append(await waits_ms(engine, asked))
             indexed.append(indexing.rate)
     _rows(report, n, by_hand, tasks)
     _waits(report, n, idle, beside, indexed)
-
-
-async def _first(indexing: Indexing) -> None:
-    """Return when documents arrive: all that comes after it waits beside full slots."""
-    while not indexing.written:  # noqa: ASYNC110 - no event tells of it
-        await asyncio.sleep(0.01)
 
 
 def _rows(report: Report, n: int, by_hand: Sequence[Sample], tasks: Sequence[Sample]) -> None:
@@ -189,6 +185,7 @@ def main() -> None:
     parser = options("Vector search through tasks.", n="100000")
     parser.add_argument("--queries", default=2048, type=int, help="queries of a run that measures the rate")
     parser.add_argument("--asked", default=200, type=int, help="queries of a run that measures how long each waits")
+    parser.add_argument("--documents", default=256, type=int, help="documents on their way, as `mainspring index` has")
     given = parser.parse_args()
     model_folder()
     with scratch(given.folder) as folder:
