@@ -16,6 +16,13 @@ def engine(mainspring_engine_for: Callable[[Engine], Any]) -> Any:
     return mainspring_engine_for(Engine(":memory:", EngineConfig(manager=TaskManagerConfig(async_slots=2))))
 
 
+@pytest.fixture
+def narrow(mainspring_engine_for: Callable[[Engine], Any]) -> Any:
+    """One that may hold few tasks ahead."""
+    config = EngineConfig(manager=TaskManagerConfig(async_slots=2, prefetch_max=32))
+    return mainspring_engine_for(Engine(":memory:", config))
+
+
 async def test_a_busy_lane_looks_for_calls_too(engine: Any) -> None:
     """What goes first begins with one of the next slots that fall free, in a lane that is never idle."""
     done: list[str] = []
@@ -39,6 +46,67 @@ async def test_a_busy_lane_looks_for_calls_too(engine: Any) -> None:
     await high.result()
     assert done.index("high") - before < 10
     await low.result()
+
+
+@pytest.mark.parametrize("max_wait", [0.0, 1.0])
+async def test_calls_fill_up_where_kinds_alternate(engine: Any, max_wait: float) -> None:
+    """Those that join stand far apart in the queue, further than the slots by themselves would claim."""
+
+    @engine.task(batch=Batch(max_size=8, max_wait=max_wait, shape=lambda n: n % 64))
+    async def joined(items: list[int]) -> list[int]:
+        await asyncio.sleep(0.1)
+        return items
+
+    assert await engine.gather(await engine.map(joined, range(512))) == list(range(512))
+    batches = (await engine.manager.stats())["batches"]["custom:joined"]
+    assert batches["fill"] > 0.9
+
+
+async def test_what_a_lane_may_hold_is_bounded(narrow: Any) -> None:
+    """Where it holds as much as it may of kinds that wait for others, the first of them begin: nobody else can come."""
+    done: list[int] = []
+
+    @narrow.task(batch=Batch(max_size=8, max_wait="1h", shape=lambda n: n))
+    async def joined(items: list[int]) -> list[int]:
+        done.extend(items)
+        return items
+
+    handles = await narrow.map(joined, range(100))
+    await asyncio.sleep(60)
+    assert done == list(range(100 - 31))
+    await narrow.gather(handles)
+    closed = (await narrow.manager.stats())["batches"]["custom:joined"]["closed"]
+    assert closed == {"room": 69, "wait": 31}
+
+
+@pytest.mark.parametrize("waiting", [23, 24, 100])
+async def test_an_urgent_task_is_not_kept_out_by_batches_that_wait(engine: Any, waiting: int) -> None:
+    """However many wait for others, there is room for one more, and it begins at once."""
+
+    @engine.task(batch=Batch(max_size=8, max_wait="1h", shape=lambda n: n))
+    async def joined(items: list[int]) -> list[int]:
+        return items
+
+    await engine.map(joined, range(waiting))
+    await asyncio.sleep(1)
+    urgent = await engine.submit(joined, -1, priority="HIGH")
+    assert await urgent.result(timeout=60) == -1
+    hurried = await engine.submit(joined, -2, deadline=60.0)
+    assert await hurried.result(timeout=31) == -2
+
+
+async def test_calls_stay_full_behind_long_ones(engine: Any) -> None:
+    """What waits for a slot for long is not given back in between, to come again in pieces."""
+    sizes: list[int] = []
+
+    @engine.task(batch=Batch(max_size=8, shape=lambda n: n % 16))
+    async def joined(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        await asyncio.sleep(60)
+        return items
+
+    await engine.gather(await engine.map(joined, range(128)))
+    assert sorted(sizes)[4:] == [8] * (len(sizes) - 4)
 
 
 @pytest.mark.parametrize(("unit_s", "learned"), [(lambda n: 0.1 + n * n / 500, 8), (lambda n: 1.0, 64)])

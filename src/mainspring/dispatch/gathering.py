@@ -76,10 +76,6 @@ class _Group:
         self.until = min((member.until for member in members), default=math.inf)
 
 
-def _place(ready: tuple[Place, tuple[Hashable, int]]) -> Place:
-    return ready[0]
-
-
 def _yes(_key: Hashable) -> bool:
     """Most types have nothing to load."""
     return True
@@ -98,6 +94,7 @@ class Gathering(Desk):
         refuse: Callable[[Claimed, Exception, str], None],
         marks: Marks,
         ageing_ms: int,
+        most: int,
     ) -> None:
         super().__init__(f"{lane.lane}/{kind}", lane.lane, lane.runner, lane.store, lane.env)
         self.kind = kind
@@ -115,6 +112,7 @@ class Gathering(Desk):
         self._join = processor.join
         self._is_loaded: Callable[[Hashable], bool] = getattr(processor, "is_loaded", _yes)
         self._ageing_ms = ageing_ms
+        self._most = most  # claims that wait for those of their kind
         self._lane = lane
         self._prepare = prepare
         self._refuse = refuse
@@ -127,6 +125,7 @@ class Gathering(Desk):
         self._is_asked = False  # a slot has looked for a call since the last look at what is too much
         self._timer: asyncio.TimerHandle | None = None
         self._taking = True
+        self._next: tuple[Hashable, int] | None = None  # whose call `first` has told of
 
     # Claims come ...
 
@@ -177,7 +176,15 @@ class Gathering(Desk):
         group = self._groups.get((key, size))
         if group is None:
             group = self._groups[key, size] = _Group(size)
+            self._look_further()
         group.add(_Member(place(claim), claim, cost, self.env.monotonic() + self._patience(claim)))
+
+    def _look_further(self) -> None:
+        """There is one kind more: those that join it may stand anywhere in the queue."""
+        before = self.port.limit
+        self.pace()
+        if self.port.limit > before:
+            self.store.demand()
 
     def _patience(self, claim: Claimed) -> float:
         """Return for how long it waits for others: half of the time that it has left at most, so that it is in time."""
@@ -201,9 +208,9 @@ class Gathering(Desk):
         if not self._groups:
             return None
         now = self.env.monotonic()
-        best = self._best(now)
-        if best is not None:
-            return self._groups[best].members[0].place
+        self._next = self._best(now)
+        if self._next is not None:
+            return self._first(self._next)
         self._wake_at(min(group.until for group in self._groups.values()), now)
         return None
 
@@ -217,16 +224,33 @@ class Gathering(Desk):
         return None
 
     def _best(self, now: float) -> tuple[Hashable, int] | None:
-        """Return what goes next: the first in the order, or within one ageing step what needs no model to be loaded."""
-        ready = [(group.members[0].place, key) for key, group in self._groups.items() if self._why(key, group, now)]
+        """Return what goes next: the first in the order, or within one ageing step what needs no model to be loaded.
+
+        Where all wait for others and no more can come, it is what would have waited no longer first.
+        """
+        ready = [
+            (group.members[0].place, key)  # no two claims have one place
+            for key, group in self._groups.items()
+            if now >= group.until or self._why(key, group, now)
+        ]
         if not ready:
-            return None
-        place, key = first = min(ready, key=_place)
-        if len(ready) > 1 and not self._groups[key].urgent and not self._has_loaded(key):
+            return min(self._groups, key=self._until) if self._is_full() else None
+        place, key = first = min(ready)
+        if self._is_loaded is not _yes and not self._groups[key].urgent and not self._has_loaded(key):
             last = place[0] + self._ageing_ms
             loaded = [one for one in ready if one[0][0] < last and self._has_loaded(one[1])]
-            first = min(loaded, key=_place, default=first)
+            first = min(loaded, default=first)
         return first[1]
+
+    def _first(self, key: tuple[Hashable, int]) -> Place:
+        return self._groups[key].members[0].place
+
+    def _until(self, key: tuple[Hashable, int]) -> float:
+        return self._groups[key].until
+
+    def _is_full(self) -> bool:
+        """Whether nobody comes that could join, or go before all that waits."""
+        return self._taking and self.queued >= self.port.limit - self._begun
 
     def _has_loaded(self, key: tuple[Hashable, int]) -> bool:
         joined = key[0]  # what the processor calls equal, and more; of a task that runs alone its id
@@ -272,29 +296,35 @@ class Gathering(Desk):
             del self._groups[key]
 
     def take_surplus(self) -> list[Claimed]:
-        """Take out what has no slot to begin in any more: the last ones in the order.
+        """Take out what has no slot to begin in any more: the last calls in the order.
 
-        Where no slot has asked for long, the call that was claimed ahead is given back until one does.
+        Where no slot has asked for long, the call that was claimed ahead is given back until one does. Calls of several
+        kinds are not: they would come again in pieces.
         """
         self._is_ahead = self._is_asked
         self._is_asked = False
         self.pace()
         surplus = self.queued - max(0, self.port.limit - self._begun)
-        if surplus <= 0:
-            return []
-        last = sorted((m.place for group in self._groups.values() for m in group.members), reverse=True)[:surplus]
-        chosen = set(last)
-        return self._take_queued(lambda claim: place(claim) in chosen)
+        taken: list[Claimed] = []
+        for key in sorted(self._groups, key=self._first, reverse=True):
+            members = self._groups[key].members
+            n = surplus - len(taken)
+            if n < len(members):  # no call is taken apart
+                n = min(n, len(members) - key[1])
+            if n <= 0:
+                break
+            taken += [member.claim for member in members[-n:]]
+            self._keep(key, members[:-n])
+        return taken
 
     # ... and go
 
     def form(self) -> Call:
         """Take out what goes into the next call; `first` has just told that there is one."""
-        now = self.env.monotonic()
-        key = self._best(now)
+        key = self._next
         assert key is not None
         group, size, limit = self._groups[key], self._size(key), self._limit(key)
-        why = self._why(key, group, now)
+        why = self._why(key, group, self.env.monotonic()) or "room"
         n, cost, largest = 0, 0.0, 0.0
         for member in group.members[:size]:
             if n and cost + member.cost > limit:
@@ -349,10 +379,16 @@ class Gathering(Desk):
         self._limits.pop(claim.id, None)
 
     def pace(self, freeing: int = 0) -> None:
-        """Claim what free slots can begin, and one call more: a busy lane must find it in the one order."""
+        """Claim what free slots can begin, and one call more: a busy lane must find it in the one order.
+
+        Of several kinds a call more for each beyond the first, within bounds: else few of each would be here at a time.
+        """
         if self._taking:
-            calls = self._lane.idle + freeing + self._is_ahead
-            self.port.limit = self._begun + calls * self.policy.max_size
+            calls, kinds = self._lane.idle + freeing + self._is_ahead, len(self._groups)
+            most = calls * self.policy.max_size
+            if kinds > 1:
+                most = max(most, min(self._most, (max(calls, 1) + kinds - 1) * self.policy.max_size))
+            self.port.limit = self._begun + most
 
     def shut(self) -> None:
         self._taking = False

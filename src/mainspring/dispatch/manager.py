@@ -190,6 +190,7 @@ class TaskManager(Answers):
         gathering = Gathering(
             kind, processor, lane, self._course.prepare, self._course.serve_call,
             self._course.recorder.refuse, self._marks, int(self.parts.config.store.ageing_s * 1000),
+            self.config.prefetch_max,
         )  # fmt: skip
         gathering.port.types = frozenset((kind,))
         if self._high_water.why is None:
