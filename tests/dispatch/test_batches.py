@@ -31,6 +31,7 @@ from mainspring import (
     TaskStatus,
     TaskTimeout,
 )
+from mainspring.dispatch import lane
 
 pytestmark = pytest.mark.anyio
 
@@ -572,6 +573,34 @@ async def test_items_are_checked_at_submit() -> None:
         assert await good.result(timeout=LIMIT_S) == 3
         with pytest.raises(InvalidInput, match="rows"):
             await bad.result(timeout=LIMIT_S)
+
+
+async def test_calls_that_never_wait_leave_the_loop_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many stand ready, whatever else is on the loop has its turn between them."""
+    monkeypatch.setattr(lane, "_SLICE_S", 0.0)
+    in_a_row, most = 0, 0
+    async with one_slot() as engine:
+
+        @engine.task(batch=Batch(shape=lambda n: n))
+        async def at_once(items: list[int]) -> list[int]:
+            nonlocal in_a_row, most
+            in_a_row += 1
+            most = max(most, in_a_row)
+            return items
+
+        async def others() -> None:
+            nonlocal in_a_row
+            while True:
+                in_a_row = 0
+                await asyncio.sleep(0)
+
+        async with Gate(engine):
+            handles = await engine.map(at_once, range(50))
+            await until(lambda: engine.manager._gatherings["custom:at_once"].queued == 50)
+            other = asyncio.ensure_future(others())
+        assert await values(handles) == list(range(50))
+        other.cancel()
+    assert most <= 2
 
 
 async def test_a_task_tells_of_the_batch_it_waits_in() -> None:

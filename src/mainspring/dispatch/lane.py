@@ -231,6 +231,8 @@ class LaneDesk(Desk):
             for claim in call.claims:
                 self._broken(gathering, claim, exc)
             return True
+        finally:
+            self._now = self.env.monotonic()
 
     def _first_call(self) -> Gathering | None:
         """Return the gathering that has a call to begin which goes before all else, if one has."""
