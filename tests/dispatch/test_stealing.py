@@ -18,6 +18,7 @@ from tests.engine.support import engine_on, shows, until, value
 
 from mainspring import Batch, Engine, TaskHandle, TaskStatus
 from mainspring.dispatch import lane
+from mainspring.dispatch.gathering import Gathering
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.execution import processes
 from mainspring.store.base import Claimed
@@ -125,7 +126,7 @@ async def test_a_lane_without_work_gives_none(place: str) -> None:
         assert await value(slow) == "busy"
         assert (await slow.info()).attempts[0].number == 1
         busy.gate.clear()
-        await until(busy.desk._has_idle)
+        await until(busy.desk.has_idle)
         claim = Claimed(bytes(16), 1, "custom:work", b"", class_key=("default", "custom:work", ""))
         busy.desk._queue.append(claim)  # as between its coming and the turn of the slot
         assert busy.desk.share(lambda key: True) == []
@@ -228,6 +229,61 @@ async def test_what_gathers_for_a_call_stays_together(place: str) -> None:
             assert gathering.queued == 3
             handles += await busy.map(together, [3])
             assert [await value(handle) for handle in handles] == [4] * 4
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        Batch(max_size=2, max_wait="1h", shape=lambda n: n % 8),
+        Batch(max_size=4, shape=lambda n: n % 8),
+    ],
+    ids=["full", "not full"],
+)
+async def test_whole_calls_are_given(place: str, monkeypatch: pytest.MonkeyPatch, batch: Batch) -> None:
+    """Calls of many kinds that stand behind a busy slot run elsewhere, each whole; the last ones are given first."""
+    gate, shares, ran = asyncio.Event(), [], {"busy": [], "idle": []}  # type: ignore[var-annotated]
+    share = Gathering.share
+
+    def seen(gathering: Gathering, is_wanted: Any) -> list[Claimed]:
+        given = share(gathering, is_wanted)
+        if given:
+            shares.append(sorted(claim.seq for claim in given))
+        return given
+
+    monkeypatch.setattr(Gathering, "share", seen)
+
+    def site(name: str) -> tuple[Engine, Any]:
+        engine = engine_on(place, async_slots=1)
+
+        @engine.task(name="sizes", batch=batch)
+        async def sizes(items: list[int]) -> list[int]:
+            ran[name].append(items)
+            if name == "busy":
+                await gate.wait()
+            return [len(items)] * len(items)
+
+        return engine, sizes
+
+    (busy, sizes), (idle, _) = site("busy"), site("idle")
+    async with busy:
+        first = await busy.submit(sizes, -1, priority="HIGH")
+        await until(lambda: ran["busy"] == [[-1]])
+        handles = await busy.map(sizes, range(16))
+        gathering = busy.manager._gatherings["custom:sizes"]
+        await until(lambda: gathering.queued == 16)
+        async with idle:
+            sizes_there = [await value(handle) for handle in handles]
+            if batch.max_wait:
+                assert sizes_there == [2] * 16
+            assert ran["busy"] == [[-1]]
+            gate.set()
+            assert await value(first) == 1
+        infos = [await handle.info() for handle in handles]
+        given = (await busy.manager.stats())["lanes"]["async"]["given"]
+    assert {info.task.retry_count for info in infos} == {0}
+    assert len(shares[0]) == 8, "half of them"
+    assert given == sum(len(some) for some in shares) >= 14
+    assert shares[0][0] > shares[-1][0], "the last ones in the order go first"
 
 
 async def test_what_was_sent_ahead_is_taken_back_and_given(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from mainspring.store.base import Lane, Store
+from mainspring.store.base import Store
+from mainspring.store.ready import Asker
 
 _SOON_S = 0.005
 """Some commits: in a stream of quick tasks the next one has come by then."""
@@ -15,7 +16,7 @@ _MOST_S = 1.0
 class Asking:
     """Looks after a lane from the moment that one of its slots has nothing to do until all have something."""
 
-    def __init__(self, port: Lane, store: Store, has_idle: Callable[[], bool], can_take: Callable[[], bool]) -> None:
+    def __init__(self, port: Asker, store: Store, has_idle: Callable[[], bool], can_take: Callable[[], bool]) -> None:
         self._port = port
         self._store = store
         self._has_idle = has_idle

@@ -125,6 +125,7 @@ class Gathering(Desk):
         self._is_asked = False  # a slot has looked for a call since the last look at what is too much
         self._timer: asyncio.TimerHandle | None = None
         self._taking = True
+        self._steps_back = False  # some were given away: whoever asked for them is on its way
         self._next: tuple[Hashable, int] | None = None  # whose call `first` has told of
 
     # Claims come ...
@@ -302,7 +303,7 @@ class Gathering(Desk):
         kinds are not: they would come again in pieces.
         """
         self._is_ahead = self._is_asked
-        self._is_asked = False
+        self._is_asked = self._steps_back = False
         self.pace()
         surplus = self.queued - max(0, self.port.limit - self._begun)
         taken: list[Claimed] = []
@@ -315,6 +316,25 @@ class Gathering(Desk):
                 break
             taken += [member.claim for member in members[-n:]]
             self._keep(key, members[:-n])
+        return taken
+
+    def share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> list[Claimed]:
+        """See `Desk.share`. What waits for a slot goes by the call; the first of them and what still gathers stay."""
+        if self._lane.has_idle():
+            return []
+        now = self.env.monotonic()
+        ready = sorted((key for key, group in self._groups.items() if self._why(key, group, now)), key=self._first)
+        given = set(ready[max(1, len(ready) // 2) :])
+        taken = [
+            member.claim
+            for key in given
+            if all(is_wanted(member.claim.class_key) for member in self._groups[key].members)
+            for member in self._groups.pop(key).members
+        ]
+        if taken:
+            self._lane.given += len(taken)
+            self._steps_back = True
+            self.pace()
         return taken
 
     # ... and go
@@ -388,6 +408,8 @@ class Gathering(Desk):
             most = calls * self.policy.max_size
             if kinds > 1:
                 most = max(most, min(self._most, (max(calls, 1) + kinds - 1) * self.policy.max_size))
+            if self._steps_back and kinds:
+                most = self.queued
             self.port.limit = self._begun + most
 
     def shut(self) -> None:

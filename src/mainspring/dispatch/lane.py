@@ -15,13 +15,32 @@ from mainspring.dispatch.gathering import Gathering
 from mainspring.environment import Environment
 from mainspring.execution.base import AheadRunner, Runner
 from mainspring.processors.base import Lane as LaneName
-from mainspring.store.base import Claimed, Store
+from mainspring.store.base import Claimed, Lane, Store
 
 _RATE_WINDOW_S = 0.05
 _SLICE_S = 0.005
 _REVOKED_S = 0.01
 _STEP_BACK_S = 0.05
 """How long nothing is claimed ahead after claims were given away: whoever asked for them is on its way."""
+
+
+class Ports:
+    """What a lane asks others for: all that its slots could begin."""
+
+    def __init__(self, desk: LaneDesk) -> None:
+        self._desk = desk
+
+    @property
+    def taken(self) -> int:
+        return sum(port.taken for port in self._desk.ports)
+
+    @property
+    def ready(self) -> list[Lane]:
+        return [port for port in self._desk.ports if port.ready]
+
+    @property
+    def types(self) -> frozenset[str]:
+        return frozenset().union(*(port.types for port in self._desk.ports if port.room() > 0))
 
 
 class LaneDesk(Desk):
@@ -67,7 +86,7 @@ class LaneDesk(Desk):
         self._now = 0.0  # as of the last end
         self.given = 0  # claims, to processes that asked for some
         self._steps_back: asyncio.TimerHandle | None = None
-        self.asking = Asking(self.port, store, self._has_idle, self._can_take)
+        self.asking = Asking(Ports(self), store, self.has_idle, self._can_take)
 
     def open(self) -> None:
         self._open = True
@@ -142,11 +161,11 @@ class LaneDesk(Desk):
     # Between processes
 
     def share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> list[Claimed]:
-        """Take out half of what waits for a slot here, the last ones in the order, for a process with nothing to do.
+        """See `Desk.share`.
 
         What its runner has taken ahead is taken back first; of that, what is given away is released as it comes back.
         """
-        if self._has_idle():  # what is here begins at once
+        if self.has_idle():  # what is here begins at once
             return []
         runner = cast(AheadRunner, self.runner()) if self.ahead and self.running else None
         ahead = [] if runner is None else [work for work in runner.ahead() if isinstance(work, Claimed)]
@@ -174,12 +193,17 @@ class LaneDesk(Desk):
             self.port.limit = max(self.port.limit, self.slots)
             self.store.demand()
 
-    def _has_idle(self) -> bool:
+    def has_idle(self) -> bool:
         """Whether a slot has nothing to do; those for what runs ahead don't count."""
         return len(self._idle) > self.slots * self.ahead
 
     def _can_take(self) -> bool:
-        return self._taking and not self._queue and self.port.room() > 0
+        return self._taking and not self._queue and any(port.room() > 0 for port in self.ports)
+
+    @property
+    def ports(self) -> list[Lane]:
+        """Its own, and those of what gathers for its slots."""
+        return [self.port, *(gathering.port for gathering in self.gatherings)]
 
     @property
     def queued(self) -> int:

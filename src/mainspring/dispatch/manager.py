@@ -314,8 +314,7 @@ class TaskManager(Answers):
         if self._draining:
             return
         for desk in self._desks.values():
-            if isinstance(desk, LaneDesk):  # what gathers for a call stays together
-                self._hand_back(desk, desk.share(is_wanted))
+            self._hand_back(desk, desk.share(is_wanted))
 
     async def _until_quiet(self, limit_s: float) -> None:
         try:

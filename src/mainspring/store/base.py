@@ -17,7 +17,7 @@ import msgspec
 
 from mainspring.errors import TaskError, TaskNotFound
 from mainspring.store.counting import StoreCounts
-from mainspring.store.ready import Shared
+from mainspring.store.ready import Asker, Shared
 from mainspring.store.standing import Standing
 from mainspring.tasks import (
     CostRate,
@@ -384,7 +384,7 @@ class Store(Protocol):
     def demand(self) -> None:
         """A lane has more room: look for ready tasks."""
 
-    def ask(self, lane: Lane) -> bool:
+    def ask(self, lane: Asker) -> bool:
         """A lane has had nothing to do for a while: where the store has nothing ready for it, and other processes hold
         claims of its types that may not have begun, ask those to release half of them (`WorkerPort.asked_to_share`).
 

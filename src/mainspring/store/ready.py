@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterable, Iterator, Mapping
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sized
 from heapq import heapify, heappop, heappush
-from typing import Final
+from typing import Final, Protocol
 
 Place = tuple[int, int]
 """Where a task stands in the one order: rank and sequence."""
 ANYWHERE: Final[Place] = (-(1 << 63), 0)
+
+
+class Asker(Protocol):
+    """What other processes are asked for: a lane, or several that share slots."""
+
+    @property
+    def taken(self) -> int:
+        """Claims handed over."""
+
+    @property
+    def types(self) -> frozenset[str]: ...
+
+    @property
+    def ready(self) -> Sized:
+        """Classes that may have ready tasks for it."""
 
 
 class Woken:

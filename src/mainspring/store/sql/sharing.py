@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from mainspring.store.base import Lane
+from mainspring.store.ready import Asker
 from mainspring.store.sql.transaction import ClassKey, Memory
 
 _MOST = 500
@@ -15,7 +15,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[tuple[int, int]])
 
 
-def request(memory: Memory, lane: Lane, held: Sequence[tuple[int, int, ClassKey]]) -> bytes | None:
+def request(memory: Memory, lane: Asker, held: Sequence[tuple[int, int, ClassKey]]) -> bytes | None:
     """Return the message that asks for what a lane would run of what others hold; None: there is nothing."""
     wanted = [
         (holder, class_id) for holder, class_id, key in held if key[1] in lane.types and not memory.is_paused(key)

@@ -19,7 +19,6 @@ from mainspring.store.base import (
     HandlerRecord,
     HostUsage,
     Kept,
-    Lane,
     Line,
     Listener,
     NewTask,
@@ -29,6 +28,7 @@ from mainspring.store.base import (
 from mainspring.store.bell import ENDED, GONE, HELLO, LOOK, SHARE, STOP, WELCOME, Bell, split_ids
 from mainspring.store.clock import StoreClock
 from mainspring.store.pace import Pace
+from mainspring.store.ready import Asker
 from mainspring.store.sql import commands, leaving, limited, reads, sharing, upkeep
 from mainspring.store.sql.looking import Looking
 from mainspring.store.sql.operations import Command, Group, Started
@@ -296,7 +296,7 @@ class SqlStore(Looking):
     def demand(self) -> None:
         self._writer.kick()
 
-    def ask(self, lane: Lane) -> bool:
+    def ask(self, lane: Asker) -> bool:
         if self._closed or not self._bell.has_peers:
             return False
         if lane.ready:
@@ -306,7 +306,7 @@ class SqlStore(Looking):
             self.view_soon(lambda view: reads.claimed_elsewhere(view, owner), lambda held: self._ask_for(lane, held))
         return True
 
-    def _ask_for(self, lane: Lane, held: list[tuple[int, int, ClassKey]]) -> None:
+    def _ask_for(self, lane: Asker, held: list[tuple[int, int, ClassKey]]) -> None:
         message = sharing.request(self._memory, lane, held)
         if message is not None and not self._closed:
             self._bell.ring(SHARE, message)
