@@ -51,6 +51,8 @@ class Gate:
         self._engine, self._handler = engine, gate
 
     async def __aenter__(self) -> None:
+        self._opened.clear()
+        self._entered.clear()
         self._handle = await self._engine.submit(self._handler, priority=TaskPriority.CRITICAL)
         await self._entered.wait()
 
@@ -329,6 +331,57 @@ async def test_memory_that_ran_out_is_remembered() -> None:
             handles = await engine.map(hungry, range(48))
         assert await values(handles) == list(range(48))
     assert calls == [16, 8, 4, 4, 8, 4, 4] + [4] * 8
+
+
+async def test_memory_that_is_there_again_is_used() -> None:
+    """After some full calls larger ones are tried, up to what is allowed."""
+    calls: list[int] = []
+    async with one_slot() as engine:
+
+        @engine.task(batch=Batch(max_size=8))
+        async def hungry(items: list[int]) -> list[int]:
+            calls.append(len(items))
+            if len(calls) < 3 and len(items) > 2:
+                raise MemoryError
+            return items
+
+        async with Gate(engine):
+            handles = await engine.map(hungry, range(400))
+        assert await values(handles) == list(range(400))
+        assert not engine.manager._gatherings["custom:hungry"]._fits
+    assert calls[:5] == [8, 4, 2, 2, 4]
+    larger = next(n for n, size in enumerate(calls) if n and size > 4)
+    assert calls[5:larger].count(4) == 8
+
+
+async def test_an_item_that_is_too_much_alone_makes_no_calls_smaller() -> None:
+    """Neither in a call with others nor by itself; what is kept of kinds is bounded."""
+    calls: list[list[int]] = []
+    async with one_slot() as engine:
+
+        @engine.task(batch=Batch(max_size=8), retry=Retry(max_retries=1, delay=0))
+        async def hungry(items: list[int], kind: int = 0) -> list[int]:
+            calls.append(items)
+            if -1 in items or (kind and len(items) > 1):
+                raise MemoryError
+            return items
+
+        gate = Gate(engine)
+        async with gate:
+            handles = await engine.map(hungry, [0, 1, 2, -1, 4, 5, 6, 7])
+        assert await values([*handles[:3], *handles[4:]]) == [0, 1, 2, 4, 5, 6, 7]
+        for large in (handles[3], await engine.submit(hungry, -1)):
+            with pytest.raises(ProcessingFailed, match="MemoryError"):
+                await large.result(timeout=LIMIT_S)
+        calls.clear()
+        async with gate:
+            handles = await engine.map(hungry, range(32))
+        assert await values(handles) == list(range(32))
+        assert [len(items) for items in calls] == [8] * 4
+        async with gate:
+            handles = [await engine.submit(hungry, n, kind=kind) for kind in range(1, 301) for n in (1, 2)]
+        await values(handles)
+        assert len(engine.manager._gatherings["custom:hungry"]._fits) == 256
 
 
 async def test_memory_that_runs_out_for_each_item_alone() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mainspring.dispatch.budget import Budget
+from mainspring.dispatch.budget import Budget, Fit
 
 
 def calls_of(budget: Budget, calls: int, seconds: Callable[[float], float]) -> list[float]:
@@ -79,3 +79,35 @@ def test_no_call_takes_more_than_what_is_allowed(allowed: float) -> None:
     for _ in range(200):
         assert budget.limit <= allowed
         budget.learn(budget.limit, 1.0)
+
+
+def calls_in(fit: Fit, calls: int, room: int) -> list[int]:
+    """Make full calls where memory is enough for so many items; return how many went into each."""
+    sizes = []
+    for _ in range(calls):
+        sizes.append(fit.size)
+        if fit.size > room:
+            fit.ran_out(room)
+        else:
+            fit.took(fit.size)
+    return sizes
+
+
+def test_more_is_tried_where_memory_ran_out_and_ever_more_seldom() -> None:
+    fit = Fit()
+    fit.ran_out(4)
+    sizes = calls_in(fit, 8 + 1 + 16 + 1 + 32 + 1, 4)
+    assert [n for n, size in enumerate(sizes) if size > 4] == [8, 25, 58]
+    assert set(sizes) == {4, 8}
+    assert sum(size > 4 for size in calls_in(fit, 10_000, 4)) < 20
+
+
+def test_calls_grow_again_when_memory_is_there_again() -> None:
+    """Also from one item, where not even that had gone through. Calls that are not full say nothing."""
+    fit = Fit()
+    fit.ran_out(0)
+    assert fit.size == 1
+    assert calls_in(fit, 24, 64) == [1] * 8 + [2] * 8 + [4] * 8
+    for _ in range(100):
+        fit.took(7)
+    assert fit.size == 8

@@ -95,6 +95,23 @@ def test_memory_that_runs_out_halves_until_it_fits() -> None:
     assert set(joint.outcomes) == {"MemoryError in 1"}
 
 
+def test_an_item_that_is_too_much_alone_says_nothing_about_others() -> None:
+    """Memory runs out for each call that it is in; how many of the others fit is known from the calls without it."""
+    joint, _ = through(16, without(5, error=MemoryError))
+    assert joint.outcomes == ["MemoryError in 1" if item == 5 else str(item) for item in range(16)]
+    assert joint.fits is None
+    joint, _ = through(1, without(0, error=MemoryError))
+    assert (joint.outcomes, joint.fits) == (["MemoryError in 1"], None)
+
+    def call(items: Sequence[int]) -> Sequence[str]:
+        if len(items) > 4:
+            raise MemoryError
+        return without(5, error=MemoryError)(items)
+
+    joint, _ = through(16, call)
+    assert joint.fits == 4
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

@@ -1,4 +1,4 @@
-"""How much a call should take: found out by trying, within what its handler allows."""
+"""How much a call should take, and how much it can: found out by trying, within what its handler allows."""
 
 from __future__ import annotations
 
@@ -92,3 +92,33 @@ class Budget:
     def _unit_s(self, halvings: int) -> float:
         calls = self._seen[halvings]
         return sum(seconds for _, seconds in calls) / sum(cost for cost, _ in calls)
+
+
+class Fit:
+    """How many items go into a call of a kind for which memory has run out: as many as went through, until more do.
+
+    After some full calls twice as many are tried: what took the memory may be gone, or it was the items of that call.
+    Each time that it runs out again the next trial comes twice as many calls later.
+    """
+
+    __slots__ = ("_left", "_pause", "size")
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._pause = _FIRST
+        self._left = 0  # full calls until the next trial
+
+    def ran_out(self, fits: int) -> None:
+        """So many went through at most; 0 where not even one did."""
+        self.size = max(1, fits)
+        self._left = self._pause
+        self._pause = min(2 * self._pause, _SELDOM)
+
+    def took(self, n: int) -> None:
+        """A call of n items went well."""
+        if n < self.size:
+            return
+        self._left -= 1
+        if self._left <= 0:
+            self.size *= 2
+            self._left = _FIRST

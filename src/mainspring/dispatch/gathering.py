@@ -7,9 +7,9 @@ import math
 from bisect import insort
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from mainspring.dispatch.budget import Budget
+from mainspring.dispatch.budget import Budget, Fit
 from mainspring.dispatch.desk import Desk, is_suspect, place
 from mainspring.dispatch.members import Marks
 from mainspring.processors.batch import Batching
@@ -19,9 +19,10 @@ from mainspring.tasks import TaskPriority
 if TYPE_CHECKING:
     from mainspring.dispatch.lane import LaneDesk
 
+T = TypeVar("T")
 Place = tuple[int, int]
 _REMEMBERED = 10_000  # tasks that ran out of time
-_KINDS = 256  # of calls whose budgets are kept
+_KINDS = 256  # of calls of which is kept what was learned
 
 
 class _Member(NamedTuple):
@@ -76,6 +77,14 @@ class _Group:
         self.until = min((member.until for member in members), default=math.inf)
 
 
+def _keep_latest(kept: dict[Hashable, T], key: Hashable, value: T) -> None:
+    """Put it last; of too many the one that was not used for longest goes."""
+    kept.pop(key, None)
+    kept[key] = value
+    if len(kept) > _KINDS:
+        del kept[next(iter(kept))]
+
+
 def _yes(_key: Hashable) -> bool:
     """Most types have nothing to load."""
     return True
@@ -117,7 +126,7 @@ class Gathering(Desk):
         self._prepare = prepare
         self._refuse = refuse
         self._groups: dict[tuple[Hashable, int], _Group] = {}
-        self._fits: dict[Hashable, int] = {}  # where memory has run out: what went through
+        self._fits: dict[Hashable, Fit] = {}  # of kinds for which memory has run out; the same
         self._limits: dict[bytes, int] = {}  # tasks that ran out of time in a call: the size of their next one
         self._preparing: set[asyncio.Task[None]] = set()
         self._begun = 0  # claims in calls
@@ -269,7 +278,8 @@ class Gathering(Desk):
 
     def _size(self, key: tuple[Hashable, int]) -> int:
         """Return how many may go into one call."""
-        most = min(key[1], self._fits.get(key[0], key[1]))
+        fit = self._fits.get(key[0])
+        most = key[1] if fit is None else min(key[1], fit.size)
         return most if self.policy.max_cost is not None else min(most, int(self._limit(key)))
 
     def _limit(self, key: tuple[Hashable, int]) -> float:
@@ -377,15 +387,21 @@ class Gathering(Desk):
 
     def took(self, call: Call, seconds: float) -> None:
         """A whole call went well, in so long."""
-        budget = self._budgets.pop(call.key, None) or Budget(self._allowed)
-        self._budgets[call.key] = budget
-        if len(self._budgets) > _KINDS:
-            del self._budgets[next(iter(self._budgets))]
+        budget = self._budgets.get(call.key) or Budget(self._allowed)
+        _keep_latest(self._budgets, call.key, budget)
         budget.learn(call.cost, seconds)
+        fit = self._fits.get(call.key)
+        if fit is not None:
+            _keep_latest(self._fits, call.key, fit)
+            fit.took(len(call.claims))
+            if fit.size > self.policy.max_size:
+                del self._fits[call.key]
 
     def ran_out_of_memory(self, call: Call, fits: int) -> None:
-        """No larger call of its like is made again."""
-        self._fits[call.key] = max(1, fits)  # 0: not even one went through
+        """Calls of its like stay as small as what went through, until larger ones go well."""
+        fit = self._fits.get(call.key) or Fit()
+        _keep_latest(self._fits, call.key, fit)
+        fit.ran_out(fits)
 
     def ran_out_of_time(self, claims: list[Claimed]) -> None:
         """Whose fault it was is not known: each of them comes again in a smaller call."""

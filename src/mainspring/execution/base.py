@@ -26,7 +26,7 @@ class BatchReport(NamedTuple):
 
     reports: list[Report]
     calls: int = 1
-    fits: int | None = None  # the most items that went through in one call after memory ran out; None: it did not
+    fits: int | None = None  # the most items that went through in one call where memory ran out for more
 
 
 class Runner(Protocol):

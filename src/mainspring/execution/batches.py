@@ -62,7 +62,7 @@ class Joint(NamedTuple, Generic[R]):
 
     outcomes: list[R]
     calls: int
-    fits: int | None  # the most items that went through together after memory ran out; None: it did not
+    fits: int | None  # the most items that went through together where memory ran out for more; see `_fits`
 
 
 def in_halves(items: Sequence[Item], call: Callable[[Sequence[Item]], Sequence[Outcome]]) -> Joint[Outcome]:
@@ -96,7 +96,7 @@ def halving(items: Sequence[T], fail: Callable[[BaseException, int], R]) -> Gene
         return Joint([], 0, None)
     outcomes: list[R | None] = [None] * len(items)
     spare = 2 * _SEARCHES * max(1, (len(items) - 1).bit_length())
-    calls, largest, memory_ran_out = 0, 0, False
+    calls, largest, short = 0, 0, list[tuple[int, int]]()
     left = [(0, len(items))]
     while left:
         start, end = left.pop()
@@ -107,7 +107,8 @@ def halving(items: Sequence[T], fail: Callable[[BaseException, int], R]) -> Gene
             largest = max(largest, end - start)
             continue
         is_memory = is_out_of_memory(answer)
-        memory_ran_out = memory_ran_out or is_memory
+        if is_memory:
+            short.append((start, end))
         if end - start == 1 or isinstance(answer, (RetryAfter, TaskCancelled)) or not (is_memory or spare >= 2):
             outcomes[start:end] = [fail(answer, end - start)] * (end - start)
             continue
@@ -115,7 +116,18 @@ def halving(items: Sequence[T], fail: Callable[[BaseException, int], R]) -> Gene
             spare -= 2
         middle = (start + end) // 2
         left += [(middle, end), (start, middle)]
-    return Joint([outcome for outcome in outcomes if outcome is not None], calls, largest if memory_ran_out else None)
+    return Joint([outcome for outcome in outcomes if outcome is not None], calls, _fits(short, largest))
+
+
+def _fits(short: Sequence[tuple[int, int]], largest: int) -> int | None:
+    """Return how many items fit, from the calls for which memory ran out; None: that says nothing about those to come.
+
+    An item for which it ran out also alone explains why the calls did that it was in, unless none went well.
+    """
+    alone = [start for start, end in short if end - start == 1]
+    together = [(start, end) for start, end in short if end - start > 1]
+    explained = largest and all(any(start <= one < end for one in alone) for start, end in together)
+    return None if explained or not together else largest
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
