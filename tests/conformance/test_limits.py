@@ -192,6 +192,34 @@ async def test_the_dead_take_no_places_along(factory: Factory) -> None:
         assert factory.contents().violations == []
 
 
+@pytest.mark.parametrize("is_fresh", [True, False], ids=["handed over", "from the queue"])
+async def test_claims_tell_that_their_group_may_hold_no_more(store: Any, is_fresh: bool) -> None:
+    """Those of the transaction that takes the last place; not where it is a rate alone that lets no more begin."""
+    port = Port(store, 20 if is_fresh else 0)
+    await port.serve()
+    for group, concurrency, rate in (("a", 3, None), ("b", 9, Rate(2, 60_000)), ("c", 2, Rate(9, 60_000))):
+        await store.limit(group, concurrency=concurrency, rate=rate)
+    await store.limit("d", concurrency=2)
+    await store.limit("d", namespace="x", concurrency=9)
+    sent = [
+        await submit(store, *some)
+        for some in (
+            [new(group="a"), new(group="a", type=OTHER)], [new(group="a"), new(group="a")],
+            [new(group="b"), new(group="b"), new(group="b")],
+            [new(group="c")], [new(group="c")],
+            [new(group="d")], [new(group="d", namespace="x")],
+            [new(), new(group="e")],
+        )
+    ]  # fmt: skip
+    for _ in range(1 if is_fresh else 12):  # one at a time, so that each is the last one of its transaction
+        await (port.settle() if is_fresh else port.room(1))
+    told = {claim.id: claim.is_last for claim in port.order}
+    expected = [[False, False], [True], [False, False], [False], [True], [False], [True], [False, False]]
+    assert told == {
+        id: is_last for ids, lasts in zip(sent, expected, strict=True) for id, is_last in zip(ids, lasts, strict=False)
+    }
+
+
 async def test_lanes_take_turns(store: Any) -> None:
     """Where types of a group run in different lanes, none keeps its places from the other for ever."""
     port = Port(store, 2, one=(WORK,), two=(OTHER,))

@@ -50,6 +50,7 @@ class Forming(NamedTuple):
     size: int
     most: int
     closes_s: float | None  # None: it begins when a slot falls free
+    is_all: bool  # no more can come
 
 
 class _Group:
@@ -104,6 +105,7 @@ class Gathering(Desk):
         marks: Marks,
         ageing_ms: int,
         most: int,
+        in_all: float,
     ) -> None:
         super().__init__(f"{lane.lane}/{kind}", lane.lane, lane.runner, lane.store, lane.env)
         self.kind = kind
@@ -118,10 +120,12 @@ class Gathering(Desk):
         self._allowed = float(self.policy.max_size) if self.policy.max_cost is None else self.policy.max_cost
         self._budgets: dict[Hashable, Budget] = {}  # the latest used last
         self._wait_s = self.policy.wait_s
+        self._came: dict[tuple[str, str, str], tuple[float, bool]] = {}  # when of each class, and if no more may come
         self._join = processor.join
         self._is_loaded: Callable[[Hashable], bool] = getattr(processor, "is_loaded", _yes)
         self._ageing_ms = ageing_ms
         self._most = most  # claims that wait for those of their kind
+        self._in_all = in_all  # tasks that there ever are
         self._lane = lane
         self._prepare = prepare
         self._refuse = refuse
@@ -183,11 +187,17 @@ class Gathering(Desk):
 
     def _add(self, claim: Claimed, key: Hashable, cost: float) -> None:
         size = min(self.policy.max_size, self._limits.get(claim.id, self.policy.max_size))
+        now = self.env.monotonic()
         group = self._groups.get((key, size))
         if group is None:
             group = self._groups[key, size] = _Group(size)
             self._look_further()
-        group.add(_Member(place(claim), claim, cost, self.env.monotonic() + self._patience(claim)))
+        group.add(_Member(place(claim), claim, cost, now + self._patience(claim)))
+        if self._wait_s:
+            self._came.pop(claim.class_key, None)
+            self._came[claim.class_key] = now, claim.is_last
+            if len(self._came) > _KINDS:
+                del self._came[next(iter(self._came))]
 
     def _look_further(self) -> None:
         """There is one kind more: those that join it may stand anywhere in the queue."""
@@ -229,8 +239,9 @@ class Gathering(Desk):
         for key, group in self._groups.items():
             if any(member.claim.id == id for member in group.members):
                 now = self.env.monotonic()
-                closes_s = None if self._why(key, group, now) else group.until - now
-                return Forming(len(group.members), self._size(key), closes_s)
+                why = self._why(key, group, now)
+                closes_s = None if why else group.until - now
+                return Forming(len(group.members), self._size(key), closes_s, why == "limit")
         return None
 
     def _best(self, now: float) -> tuple[Hashable, int] | None:
@@ -274,7 +285,25 @@ class Gathering(Desk):
             return "cost"
         if group.urgent:
             return "urgent"
-        return "wait" if now >= group.until or is_suspect(group.members[0].claim) else ""
+        if now >= group.until or is_suspect(group.members[0].claim):
+            return "wait"
+        return "limit" if self._are_all_here(now) else ""
+
+    def _are_all_here(self, now: float) -> bool:
+        """Whether waiting is in vain: the groups of all that came lately are at their limits, and none of it runs here.
+
+        What has not come for as long as a batch waits is not waited for.
+        """
+        if self.queued >= self._in_all:
+            return True
+        classes = set()
+        for class_key, (came, is_last) in reversed(self._came.items()):
+            if came < now - self._wait_s:
+                break
+            if not is_last:
+                return False
+            classes.add(class_key)
+        return bool(classes) and not any(attempt.claim.class_key in classes for attempt in self.running.values())
 
     def _size(self, key: tuple[Hashable, int]) -> int:
         """Return how many may go into one call."""
@@ -377,6 +406,9 @@ class Gathering(Desk):
 
     def end(self, claims: list[Claimed]) -> None:
         """A call with these is over; room for the next comes before the records, whose commit looks for room."""
+        for claim in claims:
+            if (came := self._came.get(claim.class_key)) is not None:
+                self._came[claim.class_key] = came[0], False  # it leaves a place of its group
         n = len(claims)
         self._begun -= n
         self.port.released += n

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -187,11 +188,15 @@ class TaskManager(Answers):
         processor: Any = self.executor.types[kind]
         if kind in self._gatherings or getattr(processor, "batch", None) is None:
             return
+        in_all = math.inf if self.config.queue_size is None else self.config.queue_size
         gathering = Gathering(
             kind, processor, lane, self._course.prepare, self._course.serve_call,
             self._course.recorder.refuse, self._marks, int(self.parts.config.store.ageing_s * 1000),
-            self.config.prefetch_max,
+            self.config.prefetch_max, in_all,
         )  # fmt: skip
+        if in_all < gathering.policy.max_size and gathering.policy.wait_s:
+            fault = "%s: batch.max_size = %d can't be reached, queue_size = %d tasks are all that wait: raise that one"
+            logger.warning(fault, kind, gathering.policy.max_size, in_all)
         gathering.port.types = frozenset((kind,))
         if self._high_water.why is None:
             gathering.pace()

@@ -40,6 +40,8 @@ def _forming(batch: Forming) -> str:
     left_s = batch.closes_s
     if left_s is None:
         ends = "begins when a slot falls free"
+        if batch.is_all:
+            ends += ", as no more can come"
     else:
         ends = f"closes in {left_s * 1000:.0f} ms" if left_s < 1 else f"closes in {left_s:,.0f} s"
     return f"It waits in batch {batch.size}/{batch.most}, which {ends}."

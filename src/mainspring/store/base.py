@@ -57,13 +57,10 @@ SHARED: Final = 256
 """Flag: its end is that of equal work; it did not run for it."""
 GROUPED: Final = 512
 """Flag: it belongs to a group; set by the store, for the index that limits of groups are counted over."""
-
 RESERVES: Final = 4096
 """Flag: its spec says what it needs while it runs."""
-
 SHORT: Final = 8192
 """Flag: an attempt of it was short of memory; the next one reserves more."""
-
 COSTS: Final = 16384
 """Flag: its spec says what it is to cost its group."""
 
@@ -195,6 +192,7 @@ class Claimed(Work, gc=False):
     spec: bytes | None = None
     parents: dict[bytes, ParentResult] | None = None  # for an input that refers to them
     work: WorkName | None = None  # by the code and the model that are here
+    is_last: bool = False  # no more of its group may be held than were when it was claimed
 
     def labels(self) -> dict[str, Any]:
         labels = super().labels()

@@ -86,6 +86,8 @@ def claim(tx: Transaction, most: int) -> None:
                 _claim_for(tx, lane, room)
     for class_id in tx.put_off:
         note(tx, class_id)
+    if memory.limits:
+        limits.mark_last(tx)
     limits.write(tx)
     if memory.has_peers:
         tx.ready.update(class_id for class_id in tx.freed if memory.limits.of(tx.class_key(class_id)))

@@ -251,6 +251,19 @@ def next_ms(tx: Transaction) -> int | None:
     return due_ms
 
 
+def mark_last(tx: Transaction) -> None:
+    """Let claims tell that no more of their group may be held at once than are now: nobody need wait for more."""
+    for claim in tx.claims:
+        claim.is_last = any(_is_at_most(tx, limit) for limit in tx.memory.limits.of(claim.class_key))
+
+
+def _is_at_most(tx: Transaction, limit: Limit) -> bool:
+    """Whether all places of a group are taken, and it is not its rate alone that lets no more begin."""
+    if limit.concurrency is None or tx.places.get(limit.id) != 0:
+        return False
+    return limit.rate is None or _left_of(tx, limit.id, limit.rate) > 0
+
+
 def spend(tx: Transaction, limits: Sequence[Limit], n: int = 1) -> None:
     """Count claims for the rates of their group; fewer than none: such as have not begun are given back."""
     for limit in limits:
@@ -294,9 +307,13 @@ def _count(tx: Transaction, limit: Limit) -> int:
     if limit.concurrency is not None:
         free = max(0, limit.concurrency - int(tx.one("held_in_group", limit.group, limit.namespace)[0]))
     if limit.rate is not None and free:
-        left = limit.rate.left(_emptied(tx, limit.id, limit.rate), tx.now_ms * 1_000)
-        free = min(free, max(0, left - tx.spent.get(limit.id, 0)))
+        free = min(free, _left_of(tx, limit.id, limit.rate))
     return free
+
+
+def _left_of(tx: Transaction, limit_id: int, rate: Rate) -> int:
+    """Return how many a rate lets begin now, after those of this transaction."""
+    return max(0, rate.left(_emptied(tx, limit_id, rate), tx.now_ms * 1_000) - tx.spent.get(limit_id, 0))
 
 
 def _emptied(tx: Transaction, limit_id: int, rate: Rate) -> int:
