@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from mainspring.dispatch.arrivals import Arrivals
 from mainspring.dispatch.budget import Budget, Fit
 from mainspring.dispatch.desk import Desk, is_suspect, place
 from mainspring.dispatch.members import Marks
@@ -120,7 +121,7 @@ class Gathering(Desk):
         self._allowed = float(self.policy.max_size) if self.policy.max_cost is None else self.policy.max_cost
         self._budgets: dict[Hashable, Budget] = {}  # the latest used last
         self._wait_s = self.policy.wait_s
-        self._came: dict[tuple[str, str, str], tuple[float, bool]] = {}  # when of each class, and if no more may come
+        self._arrivals = Arrivals(self._wait_s)
         self._join = processor.join
         self._is_loaded: Callable[[Hashable], bool] = getattr(processor, "is_loaded", _yes)
         self._ageing_ms = ageing_ms
@@ -191,13 +192,10 @@ class Gathering(Desk):
         group = self._groups.get((key, size))
         if group is None:
             group = self._groups[key, size] = _Group(size)
-            self._look_further()
+            if len(self._groups) > 1:
+                self._look_further()
         group.add(_Member(place(claim), claim, cost, now + self._patience(claim)))
-        if self._wait_s:
-            self._came.pop(claim.class_key, None)
-            self._came[claim.class_key] = now, claim.is_last
-            if len(self._came) > _KINDS:
-                del self._came[next(iter(self._came))]
+        self._arrivals.came(claim, now)
 
     def _look_further(self) -> None:
         """There is one kind more: those that join it may stand anywhere in the queue."""
@@ -290,20 +288,9 @@ class Gathering(Desk):
         return "limit" if self._are_all_here(now) else ""
 
     def _are_all_here(self, now: float) -> bool:
-        """Whether waiting is in vain: the groups of all that came lately are at their limits, and none of it runs here.
-
-        What has not come for as long as a batch waits is not waited for.
-        """
-        if self.queued >= self._in_all:
-            return True
-        classes = set()
-        for class_key, (came, is_last) in reversed(self._came.items()):
-            if came < now - self._wait_s:
-                break
-            if not is_last:
-                return False
-            classes.add(class_key)
-        return bool(classes) and not any(attempt.claim.class_key in classes for attempt in self.running.values())
+        """Whether nobody can come that could join."""
+        running = (attempt.claim for attempt in self.running.values())
+        return self.queued >= self._in_all or self._arrivals.are_all(now, running)
 
     def _size(self, key: tuple[Hashable, int]) -> int:
         """Return how many may go into one call."""
@@ -406,9 +393,7 @@ class Gathering(Desk):
 
     def end(self, claims: list[Claimed]) -> None:
         """A call with these is over; room for the next comes before the records, whose commit looks for room."""
-        for claim in claims:
-            if (came := self._came.get(claim.class_key)) is not None:
-                self._came[claim.class_key] = came[0], False  # it leaves a place of its group
+        self._arrivals.ended(claims)
         n = len(claims)
         self._begun -= n
         self.port.released += n
