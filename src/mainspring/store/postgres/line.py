@@ -36,14 +36,6 @@ def channel_of(schema: str) -> str:
     return f"mainspring.{schema}"
 
 
-def _say_if_broken(talking: asyncio.Task[None]) -> None:
-    if not talking.cancelled():
-        logger.error(
-            "the line to other processes broke: they are heard of late until this one is started again; please report "
-            "this", exc_info=talking.exception(),
-        )  # fmt: skip
-
-
 class Line(Bell):
     """See `store.bell.Bell`. Cut off, it is made anew by itself, and whoever was cut off looks for what it missed."""
 
@@ -72,12 +64,15 @@ class Line(Bell):
         self._number = number
         await self._join()
         self._talking = asyncio.get_running_loop().create_task(self._talk(), name="line")
-        self._talking.add_done_callback(_say_if_broken)
 
     async def _join(self) -> None:
         connection = await self._connect()
-        connection.add_termination_listener(self._terminated)
-        await connection.add_listener(self._channel, self._read)
+        try:
+            connection.add_termination_listener(self._terminated)
+            await connection.add_listener(self._channel, self._read)
+        except BaseException:
+            connection.terminate()
+            raise
         self._connection = connection
         self.ring(HELLO, self._name.encode())
 
@@ -125,17 +120,23 @@ class Line(Bell):
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._connection is None:
-                await self._rejoin()
-            await self._send()
+            try:
+                if self._connection is None:
+                    await self._rejoin()
+                await self._send()
+            except Exception:  # else others would be heard of late for as long as this process lives
+                logger.exception("the line to other processes broke, and is tried again; please report this")
+                await asyncio.sleep(_MOST_AGAIN_S)
+                self._wake.set()
 
     async def _send(self) -> None:
         some, self._outbox = self._outbox, []
-        if not some or self._connection is None:
+        connection = self._connection
+        if not some or connection is None:
             return
         try:
             async with self._lock:
-                await self._connection.execute(
+                await connection.execute(
                     "SELECT pg_notify($1, message) FROM unnest($2::text[]) AS message", self._channel, some
                 )
         except OUTAGES as exc:
