@@ -264,6 +264,27 @@ def test_a_pause_holds_in_every_process_until_it_is_taken_back(here: Run) -> Non
     assert here("wait", id).code == 0
 
 
+def test_a_pause_of_what_is_not_there_is_told(here: Run) -> None:
+    """It holds for what comes; a name that is mistyped is seen, and one that can't be is refused."""
+    for option, name in (("--type", "custom:resise"), ("--namespace", "prodd"), ("--group", "redd")):
+        answer = here("pause", option, name)
+        assert answer.code == 0
+        assert "there is no such task yet" in answer.err
+        assert here("resume", option, name).code == 0
+    assert here("wait", submitted(here, "custom:in_child", '{"n": 1}')).code == 0
+    for option, name in (("--type", "custom:in_child"), ("--namespace", "default"), ("--type", "custom:resize")):
+        answer = here("pause", option, name)
+        assert (answer.code, answer.err) == (0, "")
+        assert here("resume", option, name).code == 0
+    for command in ("pause", "resume"):
+        answer = here(command, "--type", "resize")
+        assert answer.code == 2
+        assert "is no task type" in answer.err
+        answer = here(command, "--group", "x" * 1000)
+        assert answer.code == 2
+        assert "group" in answer.err
+
+
 def test_a_limit_holds_until_it_is_removed(here: Run) -> None:
     """It is listed with what it counts, `why` knows of it, and mistakes are told."""
     (set_,) = here("limit", "set", "red", "--concurrency", "1", "--json").json["limits"]

@@ -492,6 +492,26 @@ async def test_pause_and_resume(engine: Engine, add: Any) -> None:
         assert await value(held) == 11
 
 
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        ({"type": "add"}, "task_type"),
+        ({"type": None}, "task_type"),
+        ({"group": None}, "group"),
+        ({"group": "a\0b"}, "group"),
+        ({"namespace": "n" * 10_000}, "namespace"),
+        ({"namespace": "\ud800"}, "namespace"),
+    ],
+)
+async def test_what_can_t_be_paused(engine: Engine, kind: dict[str, Any], field: str) -> None:
+    """It is named before anything is written; the same can't be resumed either."""
+    for call in (engine.manager.pause, engine.manager.resume):
+        with pytest.raises(InvalidInput) as caught:
+            await call(**kind)
+        assert caught.value.field == field
+    assert await value(await engine.submit(engine.text, "x"))
+
+
 async def test_running_tasks_and_stats(engine: Engine) -> None:
     """What runs is listed with its lane; counts follow."""
     go = asyncio.Event()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mainspring.cli.exits import NOT_COMPLETED, NOT_FOUND, OK
-from mainspring.cli.lookup import find_ids, pauses
+from mainspring.cli.lookup import find_ids, is_known, pauses
 from mainspring.cli.opening import opened, run
 from mainspring.cli.options import DEFAULT_STORE, AsJson, Ids, StorePath
 from mainspring.cli.screen import Screen
@@ -75,6 +75,8 @@ def pause(
 async def _pause(kind: dict[str, str], store: str, screen: Screen) -> None:
     async with opened(store) as engine:
         await engine.manager.pause(**kind)
+        if any(kind.values()) and not await is_known(engine, **kind):
+            screen.note("there is no such task yet: the pause is there for the first one; check the options")
         await _tell_pauses(engine, screen)
 
 

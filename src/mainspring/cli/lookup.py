@@ -103,6 +103,18 @@ async def pauses(engine: Engine) -> list[PauseRow]:
     return [PauseRow.of(row) for row in rows]
 
 
+async def is_known(engine: Engine, *, type: str, namespace: str, group: str) -> bool:
+    """Whether there is a task of a kind, or has been and is still counted, or a worker of that type."""
+
+    def look(view: View) -> bool:
+        kinds = [tuple(row[:3]) for row in view.rows("tallies")]
+        kinds += [("", kind, "") for (kind,) in view.rows("handler_types")]
+        wanted = (namespace, type, group)
+        return any(all(one in ("", has) for one, has in zip(wanted, kind, strict=True)) for kind in kinds)
+
+    return await engine.manager.store.view(look)
+
+
 async def registered(engine: Engine, task_type: TaskType) -> Declared:
     """Return what the store knows of a handler. Raises UnsupportedTaskType for one that no worker ever served."""
 

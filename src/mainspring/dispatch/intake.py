@@ -411,6 +411,15 @@ def check_name(field: str, value: Any, most: int = _MAX_NAME) -> None:
         raise invalid(field, value, "is no valid Unicode", "use other characters") from exc
 
 
+def check_kind(type: Any, namespace: Any, group: Any) -> None:
+    """Raises InvalidInput for what names no kind of tasks; "" stands for all."""
+    if type != "":
+        TaskType(type)
+    for field, name in (("namespace", namespace), ("group", group)):
+        if name != "":
+            check_name(field, name)
+
+
 def _ms(moment: datetime, field: str) -> int:
     if not isinstance(moment, datetime):
         raise invalid(field, moment, "is no datetime", "use datetime.now(UTC) + ...")

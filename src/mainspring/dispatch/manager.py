@@ -16,7 +16,7 @@ from mainspring.dispatch.course import Course
 from mainspring.dispatch.desk import Desk
 from mainspring.dispatch.gathering import Gathering
 from mainspring.dispatch.highwater import HighWater
-from mainspring.dispatch.intake import Intake, check_name, unordered
+from mainspring.dispatch.intake import Intake, check_kind, check_name, unordered
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.members import Marks
 from mainspring.dispatch.model_limits import ModelLimits
@@ -380,11 +380,13 @@ class TaskManager(Answers):
         return TaskId(await self.store.retry(id_of(task_id).bytes))
 
     async def pause(self, *, type: str = "", namespace: str = "", group: str = "") -> None:
-        """Start no more tasks of this kind, in any process; without arguments: of any kind."""
+        """Start no more tasks of this kind, in any process; without arguments: of any kind. Raises InvalidInput."""
+        check_kind(type, namespace, group)
         await self.store.pause(namespace=namespace, type=str(type), group=group)
 
     async def resume(self, *, type: str = "", namespace: str = "", group: str = "") -> bool:
-        """Take back a pause with the same arguments; returns whether there was one."""
+        """Take back a pause with the same arguments; returns whether there was one. Raises InvalidInput."""
+        check_kind(type, namespace, group)
         return bool(await self.store.resume(namespace=namespace, type=str(type), group=group))
 
     async def limit(
