@@ -24,6 +24,7 @@ from tests.engine.support import LIMIT_S, engine_on, until, value
 
 from mainspring import (
     Conflict,
+    Context,
     Custom,
     DependencyNotMet,
     Engine,
@@ -710,6 +711,35 @@ async def test_a_pool_and_an_engine_are_no_connections(engine: Engine) -> None:
                 await engine.submit(double(engine), 1, connection=wrong)
     with sqlalchemy.create_engine("sqlite://").connect() as other, pytest.raises(InvalidInput, match="sqlite"):
         await engine.submit(double(engine), 1, connection=other)
+
+
+@pytest.mark.parametrize("now", [False, True])
+@pytest.mark.parametrize("name", ["connection", "wait_for_room"])
+async def test_a_child_takes_no_connection(engine: Engine, name: str, now: bool) -> None:
+    """It is stored with its parent's outcome, and says so."""
+    doubles = double(engine)
+
+    async def parent(ctx: Context) -> None:
+        ctx.submit(doubles, 1, now=now, **{name: None})
+
+    engine.task(name=f"parent_{name}_{now}")(parent)
+    with pytest.raises(InvalidInput, match=f"{name} = .*does not go with a child"):
+        await value(await engine.submit(parent, max_retries=0))
+
+
+async def test_a_handler_may_submit_within_its_own_transaction(engine: Engine, mine: asyncpg.Connection) -> None:
+    """By the engine: what it submits so is no child, and comes with that commit."""
+    doubles = double(engine)
+
+    async def shop() -> list[TaskId]:
+        async with mine.transaction():
+            one = await engine.submit(doubles, 4, connection=mine)
+            more = await engine.map(doubles, [5, 6], connection=mine)
+        return [handle.id for handle in (one, *more)]
+
+    engine.task(name="shop_within")(shop)
+    ids = await value(await engine.submit(shop))
+    assert [await value(engine.handle(id)) for id in ids] == [8, 10, 12]
 
 
 async def test_a_file_takes_no_connection(mine: asyncpg.Connection) -> None:

@@ -202,10 +202,14 @@ class Context:
 
         It is stored together with this attempt's outcome, so that an attempt that fails leaves no children behind. With
         `now=True` it is stored at once, under an id derived from this task and the number of the call: a repeated
-        attempt finds it again instead of doubling it.
+        attempt finds it again instead of doubling it. A transaction of your own takes no children: see `Engine.submit`.
 
         Returns: a handle to return or to pass on. Awaiting the handle waits until the child is accepted.
         """
         if self._submit is None:
             raise InvalidInput("ctx.submit works only in a handler that the engine runs", field="ctx")
+        for name in ("connection", "wait_for_room"):
+            if name in options:
+                why = "does not go with a child, which is stored with this attempt's outcome"
+                raise invalid(name, "...", why, "leave it out, or use engine.submit for a task that is no child")
         return self._submit(self, function, args, options, now)
