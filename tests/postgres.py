@@ -173,12 +173,15 @@ def drop(schema: str) -> None:
 
 
 @contextmanager
-def own_database(folder: Path, role: str | None = None) -> Iterator[str]:
+def own_database(folder: Path, role: str | None = None, encoding: str = "UTF8") -> Iterator[str]:
     """Give the address of an empty database, for what belongs to a whole one; it is `role`'s, who is made for it."""
     name = schema_of(folder)
     if role is not None:
         command(f"CREATE ROLE {role} LOGIN PASSWORD 'guest'")
-    command(f"CREATE DATABASE {name}" + (f" OWNER {role}" if role else ""))
+    options = f" OWNER {role}" if role else ""
+    if encoding != "UTF8":
+        options += f" ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
+    command(f"CREATE DATABASE {name}{options}")
     parts = urlsplit(url())
     user = parts.netloc if role is None else f"{role}:guest@{parts.netloc.rpartition('@')[2]}"
     try:

@@ -166,6 +166,21 @@ async def test_an_old_server_is_refused(factory: PostgresFactory, monkeypatch: p
         await factory.make().open()
 
 
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_a_database_that_can_t_hold_every_text(tmp_path: Path, encoding: str) -> None:
+    """No store is made there."""
+    with postgres.own_database(tmp_path, encoding=encoding) as url:
+        error = await refusal(url)
+        assert isinstance(error, StoreRefused)
+        assert encoding in str(error)
+        assert "UTF8" in str(error)
+        probe = await asyncpg.connect(url)
+        try:
+            assert await probe.fetchval("SELECT count(*) FROM pg_namespace WHERE nspname = 't_none'") == 0
+        finally:
+            await probe.close()
+
+
 async def test_many_open_a_new_store_at_once(factory: PostgresFactory) -> None:
     """One of them makes the tables, and all work on them."""
     stores = [factory.make() for _ in range(5)]

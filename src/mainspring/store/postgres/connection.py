@@ -240,7 +240,10 @@ async def prepare(server: Server, config: StoreConfig, extra_schema: str) -> int
             if await connection.fetchval("SELECT pg_is_in_recovery()"):
                 raise StoreReadOnly(f"{server.shown} is a read-only replica; name the primary server")
             number = await _find(connection, server.schema)
-            if number is None or await _version(server, connection) < SCHEMA_VERSION:
+            version = 0 if number is None else await _version(server, connection)
+            if version == 0:
+                await _refuse_encoding(server, connection)
+            if version < SCHEMA_VERSION:
                 await _make(server, connection, extra_schema)
                 number = await _find(connection, server.schema)
             assert number is not None
@@ -260,6 +263,16 @@ def _refuse_old(server: Server, connection: asyncpg.Connection) -> None:
     if version.major < OLDEST_SERVER:
         raise StoreRefused(
             f"{server.shown} runs Postgres {version.major}, and {OLDEST_SERVER} is the oldest that works; update it"
+        )
+
+
+async def _refuse_encoding(server: Server, connection: asyncpg.Connection) -> None:
+    """A store that is there already goes on: its tasks have been what the encoding can hold."""
+    encoding = await connection.fetchval("SHOW server_encoding")
+    if encoding != "UTF8":
+        raise StoreRefused(
+            f"the database of {server.shown} has the encoding {encoding}, which can't hold every text; create one WITH "
+            "ENCODING 'UTF8' TEMPLATE template0 and name that"
         )
 
 
