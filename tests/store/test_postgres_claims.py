@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 from tests import postgres
-from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
+from tests.conformance.kit import WORK, Port, PostgresFactory, new, opened, submit
 
 pytestmark = pytest.mark.anyio
 
@@ -92,6 +92,59 @@ async def test_what_users_have_committed_does_not_hold_up_the_rest(factory: Post
             assert claimed(port) == ids[1:]
         await port.settle()
         assert claimed(port) == [*ids[1:], ids[0]]
+
+
+async def queue(factory: PostgresFactory, n: int) -> None:
+    """Let so many more tasks wait, in ten groups."""
+    session = await asyncpg.connect(postgres.url(), server_settings={"search_path": factory.schema})
+    await session.execute(f"""
+        ALTER TABLE task SET (autovacuum_enabled = false);
+        INSERT INTO class (id, namespace, type, grp) OVERRIDING SYSTEM VALUE
+            SELECT n, 'default', '{WORK}', 'g' || n FROM generate_series(1, 10) AS n ON CONFLICT DO NOTHING;
+        INSERT INTO task (seq, id, class, rank, status, reason, priority, max_retries, submitted_ms, ready_ms, input)
+            SELECT n, decode(lpad(to_hex(n), 32, '0'), 'hex'), n % 10 + 1, n, 0, 0, 1, 3, n, n, ''
+            FROM (SELECT nextval('task_seq') FROM generate_series(1, {n})) AS number (n);
+        INSERT INTO tally (class, status, n, worker) VALUES (0, 0, {n}, 0)
+            ON CONFLICT (class, status, worker) DO UPDATE SET n = tally.n + excluded.n""")
+    await session.close()
+
+
+async def pages(factory: PostgresFactory, changes: int) -> int:
+    """Return how many pages of the store's tables and indexes were looked at so far. The server counts what a session
+    did when that ends; by then it has counted so many changes of tasks."""
+    counted = "SELECT n_tup_ins + n_tup_upd FROM pg_stat_user_tables WHERE schemaname = $1 AND relname = 'task'"
+    async with asyncio.timeout(60):
+        while postgres.ask(counted, factory.schema)[0][0] < changes:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.01)
+    looked_at = "sum(heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read)::bigint"
+    from_all = "FROM pg_statio_user_tables WHERE schemaname = $1"
+    return int(postgres.ask(f"SELECT {looked_at} {from_all}", factory.schema)[0][0])
+
+
+async def test_what_a_process_does_costs_the_same_however_many_are_queued(factory: PostgresFactory) -> None:
+    """It comes, claims from several classes, ends what it got, and goes. Counted in pages, so that neither the machine
+    nor its load matters."""
+    costs: list[int] = []
+    changes = 0
+    async with opened(factory.make()):
+        pass
+    for n in (2_000, 50_000):
+        await queue(factory, n)
+        changes += n
+        before = await pages(factory, changes)
+        async with opened(factory.make()) as store:
+            await factory.hold_upkeep(store)
+            port = Port(store)
+            await port.serve()
+            for _ in range(10):
+                for claim in await port.room(10):
+                    port.end(claim)
+                port.lanes["async"].limit -= 10
+                await port.settle()
+            assert len(port.ends) == 100
+        changes += 200
+        costs.append(await pages(factory, changes) - before)
+    assert costs[1] <= 1.5 * costs[0]
 
 
 async def test_several_claim_at_once_and_each_task_once(factory: PostgresFactory) -> None:
