@@ -93,7 +93,7 @@ async def _transaction(url: str, *, begins: bool) -> AsyncIterator[None]:
 
 async def latency(url: str, blobs: Path, n: int) -> list[float]:
     """Return milliseconds from submit to known result on an idle system."""
-    async with opened(url, blobs=blobs) as engine:
+    async with opened(store_in(url, "bench_latency"), blobs=blobs) as engine:
         await latencies_ms(engine, min(n, 20))
         return (await latencies_ms(engine, n))[1]
 

@@ -17,6 +17,7 @@ from bench.embeddings import model_folder
 from tests import postgres
 
 ROOT = Path(__file__).resolve().parents[2]
+_WAYS = ("by_map", "by_submitters")
 
 
 def start(name: str, folder: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -202,6 +203,19 @@ def test_backlog_on_a_server() -> None:
         postgres.drop("bench_backlog_smoke")
 
 
+def test_postgres(disk: Path) -> None:
+    """On a server that is there already all schemas are the benchmark's own."""
+    schemas = {"bench_latency", *(f"bench_40_{way}_0{beside}" for way in _WAYS for beside in ("", "_beside"))}
+    try:
+        rows = rows_of(ran("postgres", disk, "--n", "40", "--runs", "1", "--beside", "--server", postgres.url()))
+        assert rows["map, beside an open transaction / 40"]["ratio"] > 0
+        assert rows["latency p50 / 40"]["values"]
+        assert schemas <= {name for (name,) in postgres.ask("SELECT nspname FROM pg_namespace")}
+    finally:
+        for schema in schemas:
+            postgres.drop(schema)
+
+
 def test_engines_on_a_server() -> None:
     """Two engines do what one submits, for each load, and two plain clients share their rows."""
     from bench import postgres as bench
@@ -232,6 +246,17 @@ def test_vacuum(tmp_path: Path) -> None:
         assert rate > 0
     finally:
         postgres.drop("bench_vacuum_smoke")
+
+
+def test_memory() -> None:
+    """A task whose memory is declared ends well in a container that has room for it."""
+    from bench import memory
+
+    try:
+        found = memory.measure(1, ["declared"])
+    except OSError as exc:
+        pytest.skip(f"no control group with a limit can be made here: {exc}")
+    assert [(one["completed"], one["oom_kills"]) for one in found] == [(1, 0)]
 
 
 def test_reference(disk: Path) -> None:
