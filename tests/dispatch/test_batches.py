@@ -216,13 +216,15 @@ async def test_urgent_tasks_go_first_where_not_all_fit() -> None:
     calls: list[list[int]] = []
     async with one_slot() as engine:
 
-        @engine.task(batch=Batch(max_size=2))
+        @engine.task(batch=Batch(max_size=4, max_cost=2, cost=lambda item: 1))
         async def count(items: list[int]) -> list[int]:
             calls.append(items)
             return items
 
         async with Gate(engine):
             handles = [*await engine.map(count, [1, 2, 3]), await engine.submit(count, 4, priority="HIGH")]
+            for handle in handles:
+                await shows(handle, reason="batch")
         assert await values(handles) == [1, 2, 3, 4]
     assert calls == [[4, 1], [2, 3]]
 
