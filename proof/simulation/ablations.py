@@ -222,7 +222,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "rates keep what has begun",
         "only what has not begun is given back to a rate",
-        (Edit(Transaction, "let_go", "if unbegun is not None:", "if True:"),),
+        (Edit(outcomes, "_let_go", "finish.started_ms is not None or finish.outcome not in _UNSTARTED", "False"),),
     ),
     Safeguard(
         "changed rates",

@@ -406,6 +406,45 @@ async def test_what_never_began_does_not_count(factory: Factory, store: Any, por
     assert ids(await port.room(2)) == expected
 
 
+@pytest.mark.parametrize("how", ["before the rate", "under another rate", "filled up since"])
+async def test_nothing_is_given_back_that_a_rate_does_not_lack(
+    factory: Factory, store: Any, port: Port, how: str
+) -> None:
+    """A claim that never began gives a rate back what it took, as far as that has not been filled up meanwhile; one
+    that took nothing of this rate gives nothing back."""
+    if how != "before the rate":
+        await store.limit("a", rate=Rate(1, 1_000))
+    await submit(store, new(group="a"))
+    first = await port.take()
+    factory.clock.advance(5)
+    if how != "filled up since":
+        await store.limit("a", rate=Rate(1, 60_000))
+    await submit(store, *(new(group="a") for _ in range(3)))
+    second = await port.take()
+    await port.finish(first, RELEASED, is_counted=False)
+    assert (await store.limits())[0].left == 0
+    assert await port.room(1) == []
+    await port.finish(second, RELEASED, is_counted=False)  # this one took it
+    assert len(port.order) == 3
+
+
+async def test_what_is_given_back_adds_nothing_to_a_full_rate(factory: Factory, store: Any, port: Port) -> None:
+    """Neither to what may begin in the same commit."""
+    await store.limit("a", rate=Rate(2, 1_000))
+    sent = await submit(store, *(new(group="a") for _ in range(6)))
+    await port.room(2)
+    factory.clock.advance(0.75)  # half of what the second one took is filled up
+    port.lanes["async"].limit += 2
+    for claim in list(port.held.values()):
+        port.end(claim, RELEASED, is_counted=False)
+    await port.settle()
+    assert ids(port.order[2:]) == sent[:2]
+    factory.clock.advance(0.49)
+    assert await port.room(1) == []
+    factory.clock.advance(0.02)
+    assert ids(await port.room(0)) == [sent[2]]
+
+
 async def test_what_the_dead_held_counts(factory: Factory) -> None:
     """Nobody knows of it that it had not begun: it may have come back when its process died."""
     async with opened(factory.make()) as two:

@@ -209,9 +209,13 @@ def _as_without_a_rate(real: Any) -> Any:
     return lambda tx, limit: real(tx, limit._replace(rate=None))
 
 
-def _only_what_begins(real: Any) -> Any:
-    """Give nothing back to a rate."""
-    return lambda tx, limits, n=1: real(tx, limits, max(0, n))
+def _all_of_it(real: Any) -> Any:
+    """Give back what is filled up since as well."""
+
+    def rest_us(memory: Limits, limit: limits.Limit, claim: limits.Claim, now_us: int) -> int:
+        return 0 if limit.rate is None else limit.rate.rest_us(1 << 60, now_us)
+
+    return rest_us
 
 
 def _nothing_saved(real: Any) -> Any:
@@ -334,7 +338,8 @@ ABLATIONS: dict[str, Ablation] = {
     "places that fall free are not given on": lambda: flipped(limits, "freed", _place_kept),
     "a limit that is raised lets nobody in": lambda: flipped(Limits, "read", _nobody_let_in),
     "rates are not looked at": lambda: flipped(limits, "_count", _as_without_a_rate),
-    "what never began is not given back to its rate": lambda: flipped(limits, "spend", _only_what_begins),
+    "what never began is not given back to its rate": lambda: flipped(limits, "give_back", _nothing),
+    "a claim gives back to a rate what it did not take": lambda: flipped(Limits, "rest_us", _all_of_it),
     "a rate is not heard by other processes": lambda: flipped(claims, "read_limits", _nothing),
     "a slower rate than before lasts on": lambda: flipped(limits, "begin_rate", _nothing),
     "costs are not looked at": lambda: flipped(limits, "take_at_cost", lambda _: lambda tx, limits, *rest: True),

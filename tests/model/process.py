@@ -47,6 +47,12 @@ class Worker(Port):
         """What the lanes have room for, but for what was handed over since."""
         return {name: lane.limit + lane.released - self.taken[name] for name, lane in self.lanes.items()}
 
+    def took(self, claim: Claimed) -> dict[tuple[str, str], int]:
+        """Until when what a claim took of rates is not filled up, by limit, as its process remembers."""
+        limits, number = cast(Any, self.store)._memory.limits, (claim.seq, claim.attempt)
+        limited = [limit for limit in limits.of(claim.class_key) if limit.rate is not None]
+        return {(limit.namespace, limit.group): limits._took[limit.id][number][1] for limit in limited}
+
     def lane_of(self, claim: Claimed) -> str:
         return next(name for name, types in LANES.items() if claim.class_key[1] in types)
 

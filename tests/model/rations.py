@@ -9,7 +9,7 @@ from math import ceil
 from typing import NamedTuple
 
 from tests.model.equal_work import EqualWork
-from tests.model.words import Kind, Task
+from tests.model.words import Kind, Task, Took
 
 from mainspring.errors import InvalidInput
 
@@ -44,10 +44,17 @@ class Limit(NamedTuple):
         return max(0, self.full_us - now * 1_000)
 
     def begun(self, n: int, now: int) -> Limit:
-        """So many more have begun; fewer than none: were given back."""
+        """So many more have begun."""
         if self.rate is None:
             return self
-        return self._replace(full_us=now * 1_000 + max(0, self.lag_us(now) + n * self.rate.each_us))
+        return self._replace(full_us=now * 1_000 + self.lag_us(now) + n * self.rate.each_us)
+
+    def given_back(self, took: Took | None, now: int) -> Limit:
+        """What one took never began. A full bucket takes nothing back, and what has been filled up is not there."""
+        if self.rate is None or took is None or took.rate != self.rate:
+            return self
+        rest_us = min(max(0, took.full_us - now * 1_000), self.rate.each_us)
+        return self._replace(full_us=now * 1_000 + max(0, self.lag_us(now) - rest_us))
 
     def spent(self, cost: float, now: int) -> Limit:
         """So much more is reserved, or turned out to be spent; there is never more than all."""
@@ -69,9 +76,6 @@ class Limit(NamedTuple):
 
 class Rations(EqualWork):
     """Of a group no more begins than it may have; where shares hold, they take turns by weight."""
-
-    gave_back = 0
-    """How many claims were given back since this was looked at."""
 
     def limit(
         self, name: Name, most: int | None, rate: Bucket | None, cost_rate: Bucket | None, now: int
@@ -96,14 +100,16 @@ class Rations(EqualWork):
     def begin(self, tasks: Iterable[Task], now: int) -> None:
         """These were claimed: they count for the rates of their groups, and what they are to cost is reserved."""
         for task in tasks:
+            task.took = {}
             for name, limit in self.limits_of(task.kind).items():
-                self.limits[name] = limit.begun(1, now).spent(task.cost, now)
+                self.limits[name] = begun = limit.begun(1, now).spent(task.cost, now)
+                if begun.rate is not None:
+                    task.took[name] = Took(begun.rate, begun.full_us)
 
     def give_back(self, task: Task, now: int) -> None:
         """A claim that never began is held no more."""
-        self.gave_back += 1
         for name, limit in self.limits_of(task.kind).items():
-            self.limits[name] = limit.begun(-1, now)
+            self.limits[name] = limit.given_back(task.took.get(name), now)
         self._owe(task, -task.cost)
 
     def pay(self, task: Task, cost: float | None) -> None:

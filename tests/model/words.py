@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 REQUIRE, ALLOW_FAILURE, SKIP = range(3)
@@ -39,6 +39,7 @@ class Task:
     holder: str | None = None  # the process that has the claim
     is_asked: bool = False  # to stop
     is_suspect: bool = False
+    took: dict[tuple[str, str], Took] = field(default_factory=dict)  # of rates, by limit
     retries: int = 0
     crashes: int = 0
     releases: int = 0
@@ -64,6 +65,13 @@ class Task:
     @property
     def is_broken(self) -> bool:
         return self.is_over and self.status != "completed"
+
+
+class Took(NamedTuple):
+    """What a claim took of a rate."""
+
+    rate: tuple[int, int]
+    full_us: int  # when the bucket was to be full with it: until then it is not filled up
 
 
 class Claim(NamedTuple):

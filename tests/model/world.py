@@ -15,7 +15,7 @@ from tests.conformance.kit import AGEING_MS, FACTORIES, OUTPUT, Factory, Note
 from tests.model.process import LANES, Worker, key_of, new_task
 from tests.model.rations import Bucket
 from tests.model.specification import Model
-from tests.model.words import Claim, Outcome, Rules, Task, Work
+from tests.model.words import Claim, Outcome, Rules, Task, Took, Work
 
 from mainspring.errors import TaskError, TaskNotFound
 from mainspring.store.base import (
@@ -77,6 +77,7 @@ class World:
         self.stale: list[Claimed] = []  # claims that somebody had once
         self.told: list[Ended] = []  # by processes that are gone
         self.untold: set[bytes] = set()  # what may have ended while nobody listened
+        self.new_claims: list[tuple[Worker, Claimed]] = []  # of this commit
         self.holders: dict[tuple[bytes, int], str] = {}  # who got an attempt
         self.clocks: dict[str, float] = {}
         self.visited = 0  # when a process came or went last: no later clock is behind that
@@ -182,6 +183,7 @@ class World:
             self.model.pass_time(self.now(one))
             self._compare_claims(one, room[one.name], waited)
             waited = set(self.model.tasks)
+        self._compare_rates()
         for one in self.workers:
             assert not one.fresh, f"claimed {self._names(one.fresh)} too, the model has no room or no task for it"
             assert len(one.missed) == one.must_miss, "outcomes lost"
@@ -218,6 +220,7 @@ class World:
             room[name] -= len(got)
             for claim in got:
                 worker.fresh.remove(claim)
+                self.new_claims.append((worker, claim))
                 self._compare_claim(worker, claim, self.model.tasks[claim.id])
 
     def _compare_claim(self, worker: Worker, claim: Claimed, task: Task) -> None:
@@ -231,6 +234,17 @@ class World:
             assert claim.parents is not None
             brought = {id: (STATUS_OF[one.status].value, one.output) for id, one in claim.parents.items()}
             assert brought == {id: (one.status, one.output) for id, one in self.model.results(task).items()}
+
+    def _compare_rates(self) -> None:
+        """What new claims took of rates; which of one commit was the first to take is the store's own affair."""
+        wanted, stored = Counter[Any](), Counter[Any]()
+        for worker, claim in self.new_claims:
+            task, full_us = self.model.tasks[claim.id], worker.took(claim)
+            wanted.update((name, took.full_us) for name, took in task.took.items())
+            stored.update(full_us.items())
+            task.took = {name: Took(took.rate, full_us.get(name, 0)) for name, took in task.took.items()}
+        self.new_claims.clear()
+        assert stored == wanted, f"claims took {stored} of rates, the model says {wanted}"
 
     async def compare(self) -> None:
         """All that is stored, kept as a count or was told is what the model says."""
@@ -265,20 +279,15 @@ class World:
             self._compare_stats(await one.store.stats())
 
     def _compare_limits(self, stored: Mapping[tuple[str, str], tuple[int, float, int]]) -> None:
-        """What is used of limits. What is given back in a commit that takes some too is counted with that: where there
-        was less to give back than that, or nothing as the limit was not there yet, it counts less then."""
+        """What is used of limits."""
         now = self.factory.clock.wall_ms()  # where there are rates no clock differs from it
         for name, limit in self.model.limits.items():
             full_us, used, at = stored[name]
             if limit.rate is not None:
                 lag_us, wanted_us = max(0, full_us - now * 1_000), limit.lag_us(now)
-                least_us = wanted_us - max(1, self.model.gave_back) * limit.rate.each_us
-                is_so = least_us + (not self.model.gave_back) <= lag_us <= wanted_us
-                assert is_so, f"the rate of {name} is full in {lag_us} us, the model says in {wanted_us}"
-                self.model.limits[name] = limit._replace(full_us=full_us)
+                assert lag_us == wanted_us, f"the rate of {name} is full in {lag_us} us, the model says {wanted_us}"
             if limit.cost_rate is not None:
                 assert (used, at) == (limit.used, limit.at), f"of {name} other costs are used"
-        self.model.gave_back = 0
 
     def _compare_stats(self, stats: Mapping[str, Any]) -> None:
         counts = self.model.counts()

@@ -74,5 +74,9 @@ def test_what_is_given_back_is_there_again() -> None:
     rate = Rate(3, 60_000)
     full = rate.after(0, 10**15, 3)
     assert rate.left(full, 10**15) == 0
-    assert rate.left(rate.after(full, 10**15, -2), 10**15) == 2
-    assert rate.left(rate.after(full, 10**15, -9), 10**15) == 3
+    third, first = full, rate.after(0, 10**15, 1)
+    assert rate.left(full - rate.rest_us(third, 10**15) - rate.rest_us(first, 10**15), 10**15) == 2
+    assert rate.left(full - 9 * rate.rest_us(third, 10**15), 10**15) == 3
+    assert rate.rest_us(first, first) == rate.rest_us(first, 10**16) == 0
+    assert rate.rest_us(rate.after(0, 10**15, 2), first - 1) == 20 * 10**6
+    assert rate.rest_us(first, first - 5) == 5

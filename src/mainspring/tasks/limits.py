@@ -68,8 +68,12 @@ class Rate(NamedTuple):
         return self.n - -(-self._lag_us(full_us, now_us) // self._each_us)
 
     def after(self, full_us: int, now_us: int, n: int) -> int:
-        """Return when it will be full once n more have begun; fewer than none: once so many were given back."""
-        return now_us + max(0, self._lag_us(full_us, now_us) + n * self._each_us)
+        """Return when it will be full once n more have begun."""
+        return now_us + self._lag_us(full_us, now_us) + n * self._each_us
+
+    def rest_us(self, full_us: int, now_us: int) -> int:
+        """Return how much of what one took is not filled up yet, where it was to be full at that moment with that."""
+        return min(max(0, full_us - now_us), self._each_us)
 
     def next_us(self, full_us: int, now_us: int) -> int:
         """Return when the next one may begin."""

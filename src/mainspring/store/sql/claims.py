@@ -299,7 +299,7 @@ def _take(tx: Transaction, lane: Lane, rows: Sequence[Row]) -> int:
     if tx.memory.limits:
         for claim in taken:
             limited = tx.memory.limits.of(claim.class_key)
-            limits.spend(tx, limited)
+            limits.spend(tx, limited, (claim.seq, claim.attempt))
             if limited and costs.are_counted(limited):
                 costs.spend(tx, limited, costs.estimate(claim))
     tx.claims += taken

@@ -78,7 +78,7 @@ def withdraw(tx: Transaction, claim: Claimed) -> bool:
     row = tx.one("held", claim.seq, claim.attempt, claim.owner)
     if row is None:
         return False
-    tx.let_go(row[1], claim.seq)
+    tx.let_go(row[1], (claim.seq, claim.attempt))
     cancel_held(tx, claim.seq, row[1], claim.id)
     return True
 
@@ -94,12 +94,12 @@ def join(tx: Transaction, claim: Claimed, keep_ms: int) -> str:
     if row is None:
         return "lost"
     if row[2] & CANCEL_ASKED:
-        tx.let_go(row[1], claim.seq)
+        tx.let_go(row[1], (claim.seq, claim.attempt))
         cancel_held(tx, claim.seq, row[1], claim.id)
         return "over"
     answer, leader, ends = flights.join(tx, claim, keep_ms)
     if answer == "over":
-        tx.let_go(row[1], claim.seq)
+        tx.let_go(row[1], (claim.seq, claim.attempt))
     if leader is not None:
         graph.raise_parents(tx, [leader.seq], leader.rank)
     graph.ended(tx, ends)

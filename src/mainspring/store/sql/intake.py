@@ -273,7 +273,7 @@ class _Entry:
             tx.taken[door.lane.name] = tx.taken.get(door.lane.name, 0) + 1
             owner = tx.memory.owner
             if door.limited:
-                limits.spend(tx, door.limited)
+                limits.spend(tx, door.limited, (self._seq, 1))
                 if door.counts_cost:
                     costs.spend(tx, door.limited, costs.estimate(task))
             tx.claims.append(claim_of(task, self._seq, rank, owner, now))

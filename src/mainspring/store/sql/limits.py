@@ -6,8 +6,9 @@ into. Whatever lets go of a task says so (`Transaction.let_go`), and those that 
 into again; other processes hear of it as of what became ready.
 
 What has begun can't be counted over rows that go: a rate has a number in the limit's own row, written by the
-transaction that claims. What is given back before it began is given back to the rate too. Where a rate lets none begin,
-its group is looked into again at the moment when it lets the next one. So it is with what tasks cost (`costs.py`).
+transaction that claims. What a claim took that never began is given back, as far as it has not been filled up since:
+whoever claimed it remembers when that is so. Where a rate lets none begin, its group is looked into again at the moment
+when it lets the next one. So it is with what tasks cost (`costs.py`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _AGAIN_MS = 5
 """When to look again for a group that another process was claiming for: nobody tells of the end of that."""
 _OTHERS = 0
 """The share of all that have none of their own."""
+Claim = tuple[int, int]
+"""The number of a task and of an attempt."""
 ShareName = tuple[str, str]
 """Namespace and group that a share is named for."""
 ALL_OTHERS: Final[ShareName] = ("", "")
@@ -56,6 +59,7 @@ class Limits:
     def __init__(self) -> None:
         self._by_name: dict[tuple[str, str], Limit] = {}  # by namespace and group; only those that limit something
         self._rates: dict[int, Rate] = {}  # by limit
+        self._took: dict[int, dict[Claim, tuple[Rate, int]]] = {}  # the same: which, and when full, by claim of ours
         self.cost_rates: dict[int, CostRate] = {}  # the same
         self.saved_for: dict[int, tuple[float, Place]] = {}  # how much is to be there for which task, by limit
         self.weights: dict[int, float] = {}  # of shares, which have the number of their limit,
@@ -79,6 +83,18 @@ class Limits:
 
     def rate_of(self, limit_id: int) -> Rate | None:
         return self._rates.get(limit_id)
+
+    def took(self, limit_id: int, claim: Claim, rate: Rate, full_us: int, now_us: int) -> None:
+        """A claim counts for a rate, whose bucket is full at that moment from then on."""
+        took = self._took.setdefault(limit_id, {})
+        took[claim] = rate, full_us
+        while took[first := next(iter(took))][1] <= now_us:  # what it took is filled up
+            del took[first]
+
+    def rest_us(self, limit: Limit, claim: Claim, now_us: int) -> int:
+        """Return how much is not filled up yet of what a claim took: nothing where it was of another rate."""
+        rate, full_us = self._took.get(limit.id, {}).get(claim, (None, 0))
+        return 0 if rate is None or rate != limit.rate else rate.rest_us(full_us, now_us)
 
     def goes_by(self, limit_id: int, place: Place) -> bool:
         """Whether a task there need not wait until there is enough for the one that is saved up for."""
@@ -264,20 +280,30 @@ def _is_at_most(tx: Transaction, limit: Limit) -> bool:
     return limit.rate is None or _left_of(tx, limit.id, limit.rate) > 0
 
 
-def spend(tx: Transaction, limits: Sequence[Limit], n: int = 1) -> None:
-    """Count claims for the rates of their group; fewer than none: such as have not begun are given back."""
+def spend(tx: Transaction, limits: Sequence[Limit], claim: Claim) -> None:
+    """Count a claim for the rates of its group."""
     for limit in limits:
         if limit.rate is not None:
-            tx.spent[limit.id] = tx.spent.get(limit.id, 0) + n
+            tx.spent.setdefault(limit.id, []).append(claim)
+
+
+def give_back(tx: Transaction, limits: Sequence[Limit], claim: Claim) -> None:
+    """A claim that never began counts no more."""
+    for limit in limits:
+        if rest_us := tx.memory.limits.rest_us(limit, claim, tx.now_ms * 1_000):
+            tx.given_us[limit.id] = tx.given_us.get(limit.id, 0) + rest_us
 
 
 def write(tx: Transaction) -> None:
-    """Write down what was spent. What is given back while another process claims for the group is not: its rate is a
-    little lower then."""
-    for limit_id, n in tx.spent.items():
-        rate = tx.memory.limits.rate_of(limit_id)
-        if rate is not None and (n > 0 or (n < 0 and tx.hold_limit(limit_id))):
-            tx.run("use_rate", rate.after(_full_us(tx, limit_id), tx.now_ms * 1_000, n), limit_id)
+    """Write down what was given back, and spent after that. What is given back while another process claims for the
+    group is not: its rate is a little lower then."""
+    now_us = tx.now_ms * 1_000
+    for limit_id in dict.fromkeys((*tx.given_us, *tx.spent)):
+        rate, claims = tx.memory.limits.rate_of(limit_id), tx.spent.get(limit_id, [])
+        if rate is not None and (claims or tx.hold_limit(limit_id)):
+            full_us = _full_us(tx, limit_id, rate)
+            tx.took += [(limit_id, claim, rate, rate.after(full_us, now_us, n)) for n, claim in enumerate(claims, 1)]
+            tx.run("use_rate", rate.after(full_us, now_us, len(claims)), limit_id)
     if tx.costs or tx.settled:
         costs.write(tx)
 
@@ -287,7 +313,7 @@ def _set_timer(tx: Transaction, limit: Limit) -> None:
     next_ms = costs.next_ms(tx, limit)
     if limit.rate is not None:
         now_us = tx.now_ms * 1_000
-        full_us = limit.rate.after(_full_us(tx, limit.id), now_us, tx.spent.get(limit.id, 0))
+        full_us = limit.rate.after(_full_us(tx, limit.id, limit.rate), now_us, len(tx.spent.get(limit.id, ())))
         next_us = limit.rate.next_us(full_us, now_us)
         if next_us > now_us:
             next_ms = max(next_ms or 0, -(-next_us // 1_000))
@@ -313,13 +339,14 @@ def _count(tx: Transaction, limit: Limit) -> int:
 
 def _left_of(tx: Transaction, limit_id: int, rate: Rate) -> int:
     """Return how many a rate lets begin now, after those of this transaction."""
-    return max(0, rate.left(_emptied(tx, limit_id, rate), tx.now_ms * 1_000) - tx.spent.get(limit_id, 0))
+    full_us = _emptied(tx, limit_id, rate) - tx.given_us.get(limit_id, 0)
+    return max(0, rate.left(full_us, tx.now_ms * 1_000) - len(tx.spent.get(limit_id, ())))
 
 
 def _emptied(tx: Transaction, limit_id: int, rate: Rate) -> int:
     """Return when a bucket will be full. One that would take longer than from empty is empty from now on: what a slower
     rate or a clock that was ahead has left there must hold nobody up for as long as that said."""
-    full_us = _full_us(tx, limit_id)
+    full_us = _stored_us(tx, limit_id)
     from_empty_us = rate.after(full_us, tx.now_ms * 1_000, 0)
     if from_empty_us < full_us:
         tx.run("use_rate", from_empty_us, limit_id)
@@ -327,7 +354,13 @@ def _emptied(tx: Transaction, limit_id: int, rate: Rate) -> int:
     return full_us
 
 
-def _full_us(tx: Transaction, limit_id: int) -> int:
+def _full_us(tx: Transaction, limit_id: int, rate: Rate) -> int:
+    """Return when a bucket will be full with what this transaction gives back: at once, where that is more than it
+    lacks."""
+    return rate.after(_stored_us(tx, limit_id), tx.now_ms * 1_000, 0) - tx.given_us.get(limit_id, 0)
+
+
+def _stored_us(tx: Transaction, limit_id: int) -> int:
     return int(tx.one("rate_used", limit_id)[0])
 
 

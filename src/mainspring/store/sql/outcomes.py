@@ -97,7 +97,7 @@ def _hand_back(tx: Transaction, unbegun: Sequence[Finish]) -> None:
         raise Replay
     for finish in unbegun:
         class_id = tx.class_id(finish.claim.class_key)
-        tx.let_go(class_id, finish.claim.seq)
+        tx.let_go(class_id, (finish.claim.seq, finish.claim.attempt))
         tx.ready.add(class_id)
 
 
@@ -146,7 +146,7 @@ def _let_go(tx: Transaction, finish: Finish, class_id: int) -> None:
         tx.let_go(class_id)
         tx.settle(claim, finish.usage.cost)
     else:
-        tx.let_go(class_id, claim.seq)
+        tx.let_go(class_id, (claim.seq, claim.attempt))
 
 
 def _again(tx: Transaction, finish: Finish, outcome: int) -> tuple[int, bytes | None]:

@@ -12,7 +12,8 @@ from mainspring.store.base import GROUPED, Claimed, Ended, Finish, Lane
 from mainspring.store.counting import StoreCounts
 from mainspring.store.ready import Place, Woken
 from mainspring.store.sql import costs, limits
-from mainspring.store.sql.limits import Limits
+from mainspring.store.sql.limits import Claim, Limits
+from mainspring.tasks import Rate
 
 ClassKey = tuple[str, str, str]
 Applier = Callable[[Any, Any, str, int], Any]
@@ -83,6 +84,7 @@ class Transaction(ABC):
         "cursor",
         "ended",
         "freed",
+        "given_us",
         "held",
         "is_loosened",
         "is_travelling",
@@ -100,6 +102,7 @@ class Transaction(ABC):
         "stop_asked",
         "taken",
         "tally",
+        "took",
         "travelled",
     )
 
@@ -117,7 +120,9 @@ class Transaction(ABC):
         self.new_classes: dict[ClassKey, int] = {}
         self.freed: set[int] = set()  # classes of which it lets go of tasks
         self.places: dict[int, int] = {}  # free ones of groups, by limit, less what it takes
-        self.spent: dict[int, int] = {}  # of rates, by limit
+        self.given_us: dict[int, int] = {}  # what was given back of rates, by limit,
+        self.spent: dict[int, list[Claim]] = {}  # and by whom they were spent after that
+        self.took: list[tuple[int, Claim, Rate, int]] = []  # for memory to keep: see `Limits.took`
         self.budgets: dict[int, float] = {}  # what is left of cost rates, by limit, less what it takes
         self.costs: dict[int, float] = {}  # what was spent of these,
         self.settled: dict[int, float] = {}  # and before that settled or given back
@@ -137,7 +142,8 @@ class Transaction(ABC):
         part.taken = dict(self.taken)
         part.freed = set(self.freed)
         part.places = dict(self.places)
-        part.spent = dict(self.spent)
+        part.given_us = dict(self.given_us)
+        part.spent = {limit_id: [*claims] for limit_id, claims in self.spent.items()}
         part.budgets = dict(self.budgets)
         part.costs = dict(self.costs)
         part.settled = dict(self.settled)
@@ -160,6 +166,7 @@ class Transaction(ABC):
         self.taken = part.taken
         self.freed = part.freed
         self.places = part.places
+        self.given_us = part.given_us
         self.spent = part.spent
         self.budgets = part.budgets
         self.costs = part.costs
@@ -279,14 +286,14 @@ class Transaction(ABC):
         lane = memory.lane_of_type.get(key[1])
         return None if lane is not None and key[1] in lane.withheld else lane
 
-    def let_go(self, class_id: int, unbegun: int | None = None) -> None:
-        """Note that a task of the class is held no more. What has not begun, told by its number, counts for no rate."""
+    def let_go(self, class_id: int, unbegun: Claim | None = None) -> None:
+        """Note that a task of the class is held no more. A claim that has not begun counts for no rate."""
         if self.memory.limits:
             self.freed.add(class_id)
             if unbegun is not None:
                 limited = self.memory.limits.of(self.class_key(class_id))
-                limits.spend(self, limited, -1)
-                costs.give_back(self, limited, unbegun)
+                limits.give_back(self, limited, unbegun)
+                costs.give_back(self, limited, unbegun[0])
 
     def fall_out(self, class_id: int) -> None:
         """Note that a waiting task of the class has ended: what its group saves up may have been for this one."""
@@ -332,6 +339,8 @@ class Transaction(ABC):
         for key, class_id in self.new_classes.items():
             memory.class_ids[key] = class_id
             memory.class_keys[class_id] = key
+        for took in self.took:
+            memory.limits.took(*took, self.now_ms * 1_000)
         for name, n in self.taken.items():
             lane = memory.lanes.get(name)
             if lane is not None:  # serving may have stopped meanwhile
