@@ -309,6 +309,14 @@ async def test_the_leader_takes_the_best_rank(store: Any, port: Port) -> None:
     assert (await port.take()).id == other
 
 
+async def test_the_leader_takes_the_rank_of_who_comes_later(store: Any, port: Port) -> None:
+    """In another call, and in the same one."""
+    (slow,) = await submit(store, same(priority=0))
+    ids = await submit(store, new(priority=1), same(b"x" * 20, priority=0), same(b"x" * 20, priority=2))
+    await submit(store, same(priority=3))
+    assert [claim.id for claim in await port.room(3)] == [slow, ids[1], ids[0]]
+
+
 async def test_a_dead_leader_is_done_again_by_itself(factory: Factory) -> None:
     """The process that ran it dies: another runs it, and those who waited have its result."""
     async with opened(factory.make()) as second:

@@ -1,4 +1,4 @@
-"""Halving: one call for many, and what is done where it raises."""
+"""One call for many, what is done where it raises, and what each attempt is told of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from mainspring.errors import RetryAfter, TaskCancelled
-from mainspring.execution.batches import Joint, halving, is_out_of_memory
+from mainspring.execution.batches import Gathered, Joint, halving, is_out_of_memory
+from mainspring.tasks import Custom, CustomOutput, Done, TaskId, Work
+from mainspring.tasks.codec import decode_output, encode_input
 
 Call = Callable[[Sequence[int]], Sequence[str]]
 
@@ -124,3 +126,50 @@ def test_an_item_that_is_too_much_alone_says_nothing_about_others() -> None:
 )
 def test_errors_that_mean_memory(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
+
+
+class Deaf:
+    """A channel that nobody listens to."""
+
+    def send(self, signal: Any) -> None:
+        pass
+
+
+def gathered(*inputs: bytes) -> Gathered:
+    works = [Work(id=TaskId().bytes, attempt=1, task_type="custom:none", input=data) for data in inputs]
+    return Gathered(works, [Deaf()] * len(works), None)
+
+
+def test_what_can_not_be_read_fails_by_itself() -> None:
+    """Each attempt has its own report, in order; those in the call share its CPU time, and saw all of the rest."""
+    good = encode_input(Custom({"items": 1}))[0]
+    batch = gathered(good, b"\xc1", good)
+    assert len(batch.items) == 2
+    first, bad, last = batch.report(
+        Joint([Done(CustomOutput("a")), Done(CustomOutput("b"))], 3, 1), 2.0, 0.5, 9
+    ).reports
+    assert first.output is not None
+    assert last.output is not None
+    assert [decode_output(first.output).value, decode_output(last.output).value] == ["a", "b"]
+    for report in (first, last):
+        usage = report.usage
+        assert (usage.duration, usage.cpu_time, usage.memory_bytes, usage.batch_size) == (2.0, 0.25, 9, 2)
+    assert bad.error is not None
+    assert (bad.output, bad.usage.batch_size, bad.usage.cpu_time) == (None, 1, None)
+
+
+def test_where_nothing_can_be_read() -> None:
+    """There is no call, and all fail."""
+    batch = gathered(b"\xc1", b"")
+    ended = batch.report(Joint([], 0, None), 2.0, 0.5)
+    assert ([report.error is None for report in ended.reports], ended.calls) == ([False, False], 0)
+
+
+def test_a_call_that_is_cancelled_tells_all_its_items() -> None:
+    """Whoever works on one of them hears of it."""
+    good = encode_input(Custom({"items": 1}))[0]
+    batch = gathered(good, good)
+    assert not batch.is_cancelled
+    batch.cancel()
+    assert batch.is_cancelled
+    assert all(item.context.cancelled for item in batch.items)
