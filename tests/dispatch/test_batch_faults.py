@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+import apsw
 import numpy as np
 import pytest
+from tests.dispatch import batched
 from tests.engine.support import LIMIT_S, engine_on
 
 from mainspring import Batch, Custom, InvalidInput, ProcessingFailed, Task, TaskType
@@ -83,3 +87,26 @@ async def test_no_key_of_one_claim_costs_those_beside_it(monkeypatch: pytest.Mon
         with pytest.raises(ProcessingFailed, match="unhashable"):
             await handles[0].result(timeout=LIMIT_S)
         assert [await handle.result(timeout=LIMIT_S) for handle in handles[1:]] == ["a", "b"]
+
+
+async def lengths(texts: list[str]) -> list[int]:
+    return batched.lengths(texts)
+
+
+@pytest.mark.parametrize("lane", ["async", "thread", "process"])
+async def test_a_stored_item_that_can_not_be_read_fails_alone(tmp_path: Path, lane: Any) -> None:
+    """Those beside it have their own results."""
+    path = tmp_path / "work.db"
+    function: Any = lengths if lane == "async" else batched.lengths
+    async with engine_on(path, worker=False) as engine:
+        engine.task(lane=lane, batch=Batch(), retry=0)(function)
+        handles = await engine.map(function, ["a", "bb", "ccc"])
+        ids = [handle.id for handle in handles]
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("UPDATE task SET input = x'c1' WHERE id = ?", (ids[1].bytes,))
+    async with engine_on(path) as engine:
+        engine.task(lane=lane, batch=Batch(), retry=0)(function)
+        first, bad, last = [engine.handle(id) for id in ids]
+        assert [await handle.result(timeout=LIMIT_S) for handle in (first, last)] == [1, 3]
+        with pytest.raises(InvalidInput, match="the stored input can't be read"):
+            await bad.result(timeout=LIMIT_S)

@@ -158,6 +158,13 @@ def test_what_can_not_be_read_fails_by_itself() -> None:
     assert (bad.output, bad.usage.batch_size, bad.usage.cpu_time) == (None, 1, None)
 
 
+def test_one_that_is_alone_in_its_call() -> None:
+    """All of the call is its own."""
+    batch = gathered(encode_input(Custom({"items": 1}))[0], b"")
+    usage = batch.report(Joint([Done(CustomOutput("a"))], 1, None), 2.0, 0.5).reports[0].usage
+    assert (usage.cpu_time, usage.batch_size) == (0.5, 1)
+
+
 def test_where_nothing_can_be_read() -> None:
     """There is no call, and all fail."""
     batch = gathered(b"\xc1", b"")
