@@ -549,7 +549,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "one place each",
         "each task of a call gets its own result",
-        (Edit(Call, "outcomes", "results = iter(found)", "results = iter(found[::-1])"),),
+        (Edit(Call, "outcomes", "results = zip(found, ", "results = zip(found[::-1], "),),
     ),
     Safeguard(
         "halves",

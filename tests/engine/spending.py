@@ -52,6 +52,21 @@ async def spin_together_on_the_loop(shares: list[float]) -> list[None]:
     return [None] * len(shares)
 
 
+def move_together(parts: list[tuple[str, int]], contexts: list[Context]) -> list[int]:
+    """Post for each item what it asks for, by its own client. In a call for several all fail once that is done."""
+    done = [move(url, sent, ctx) for (url, sent), ctx in zip(parts, contexts, strict=True)]
+    if len(parts) > 2:
+        raise ValueError("after the fact")
+    return done
+
+
+async def move_together_on_the_loop(parts: list[tuple[str, int]], contexts: list[Context]) -> list[int]:
+    done = [await move_on_the_loop(url, sent, ctx) for (url, sent), ctx in zip(parts, contexts, strict=True)]
+    if len(parts) > 2:
+        raise ValueError("after the fact")
+    return done
+
+
 def hold_together(sizes: list[int]) -> list[int]:
     held = [b"x" * n for n in sizes]
     return [len(one) for one in held]
@@ -69,6 +84,7 @@ def declare(engine: Any, lane: str) -> dict[str, Any]:
         "move": (move_on_the_loop if on_loop else move, None),
         "hold": (hold_on_the_loop if on_loop else hold, None),
         "spin_together": (spin_together_on_the_loop if on_loop else spin_together, batch),
+        "move_together": (move_together_on_the_loop if on_loop else move_together, batch),
         "hold_together": (hold_together_on_the_loop if on_loop else hold_together, batch),
     }
     return {

@@ -95,6 +95,20 @@ async def test_network_bytes(engine: Engine, do: dict[str, Any], lane: str) -> N
     assert other.network_bytes is None
 
 
+async def test_network_bytes_of_a_batch(engine: Engine, do: dict[str, Any], lane: str) -> None:
+    """Each attempt has what went through its own context's client, also in a call that was made again in halves."""
+    async with counting() as server:
+        sizes = [1_000, 20_000, 300_000, 4_000]
+        attempts = [
+            await spent(handle) for handle in await engine.map(do["move_together"], [(server.url, n) for n in sizes])
+        ]
+    moved = [attempt.network_bytes or 0 for attempt in attempts]
+    assert sum(moved) == server.bytes
+    for n, much in zip(sizes, moved, strict=True):
+        assert 4 * n < much < 4 * n + 2_000
+    assert {attempt.batch_size for attempt in attempts} == {4}
+
+
 async def test_memory(engine: Engine, do: dict[str, Any], lane: str) -> None:
     """The peak of a child is what the interpreter holds and what the handler has at once, and it goes down again. Where
     others run in the same process nothing is made up."""

@@ -51,10 +51,12 @@ class Gathered:
         """Return each attempt's report: all lasted as long as the batch and saw its peak of memory, and each has its
         share of the CPU time."""
         together = max(1, len(self.items))
-        usage = Usage(duration, None if cpu_time is None else cpu_time / together, peak_bytes, batch_size=together)
-        ended = iter(joint.outcomes)
-        reports = [known or report(next(ended), usage) for known in self._reports]
-        return BatchReport(reports, joint.calls, joint.fits)
+        share = None if cpu_time is None else cpu_time / together
+        ended = iter(
+            report(outcome, Usage(duration, share, peak_bytes, of.context.network_bytes, together, of.context.cost))
+            for outcome, of in zip(joint.outcomes, self.items, strict=True)
+        )
+        return BatchReport([known or next(ended) for known in self._reports], joint.calls, joint.fits)
 
 
 class Joint(NamedTuple, Generic[R]):

@@ -44,7 +44,7 @@ class Run(msgspec.Struct, frozen=True, array_like=True, tag="run"):
 
 
 class RunBatch(msgspec.Struct, frozen=True, array_like=True, tag="run_batch"):
-    """Attempts for one call; whatever is said of them names the first one."""
+    """Attempts for one call; what is said of all of them names the first one."""
 
     works: tuple[Work, ...]
     place: Place
@@ -113,7 +113,8 @@ class FinishedBatch(msgspec.Struct, frozen=True, array_like=True, tag="finished_
 
     id: bytes
     attempt: int
-    reports: tuple[Report, ...]
+    reports: tuple[Report, ...]  # without their effects
+    effects: dict[int, bytes]  # MessagePack of them, by place, where there are any
     calls: int
     fits: int | None
     cpu_s: float = 0.0  # of the child, so far

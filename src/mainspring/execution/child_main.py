@@ -13,7 +13,7 @@ import os
 import queue
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -178,20 +178,16 @@ class Link:
         """
         self._let_go(key)
         self.release()
-        effects = None
-        if report.effects:
-            try:
-                effects = codec.encode(report.effects)[0]
-                report = msgspec.structs.replace(report, effects=())
-            except Exception as exc:  # noqa: BLE001 - values' own methods run when a child task is encoded
-                report = failed(failure(exc), report.usage)
-        self._held = Finished(*key, report, effects, *_after(sample))
+        self._held = Finished(*key, *_without_effects(report), *_after(sample))
 
     def finished_batch(self, key: Key, batch: BatchReport, sample: Sample | None) -> None:
         """Report the end of a batch."""
         self._let_go(key)
         self.release()
-        self.send(FinishedBatch(*key, tuple(batch.reports), batch.calls, batch.fits, *_after(sample)))
+        bare = [_without_effects(report) for report in batch.reports]
+        effects = {n: data for n, (_, data) in enumerate(bare) if data is not None}
+        reports = tuple(report for report, _ in bare)
+        self.send(FinishedBatch(*key, reports, effects, batch.calls, batch.fits, *_after(sample)))
 
     def _let_go(self, key: Key) -> None:
         self._running = None
@@ -328,7 +324,8 @@ class Desk:
             refused = failed(failure(exc, self._traceback_chars), Usage())
             self._link.finished_batch(key, BatchReport([refused] * len(frame.works)), None)
             return
-        batch = Gathered(frame.works, [Signals(self._link, key)] * len(frame.works), None)
+        channels = [Signals(self._link, (work.id, work.attempt)) for work in frame.works]
+        batch = Gathered(frame.works, channels, submitter(partial(self._link.store_now, key)))
         self._link.taken_up(key, batch.cancel)
         if batch.is_cancelled:
             self._link.finished_batch(key, BatchReport([_unstarted()] * len(frame.works)), None)
@@ -362,20 +359,18 @@ class Desk:
 
     def _measured(self, processor: HandlerProcessor, item: Item, trace: Trace | None) -> tuple[Report, Sample]:
         context = item.context
-        token = current.set(context)
         self._link.started((context.id.bytes, context.attempt))
         self._meter.start()
         start = SYSTEM.monotonic()
         try:
             with self._traced(trace):
-                outcome = _outcome(processor, item)
+                outcome = _outcomes(processor, (item,))[0]
         except BaseException as exc:  # noqa: BLE001 - SystemExit and its like end the attempt, not the child
             outcome = failure(exc, self._traceback_chars)
         duration = SYSTEM.monotonic() - start
         sample = self._meter.stop()
         if os.getpid() != self._pid:  # a fork that the handler let escape: only the original reports
             os._exit(0)
-        current.reset(token)
         usage = Usage(duration, sample.cpu_s, sample.peak_bytes, context.network_bytes, 1, context.cost)
         return with_limit(report(outcome, usage)), sample
 
@@ -383,6 +378,16 @@ class Desk:
 def _after(sample: Sample | None) -> tuple[float, int | None]:
     """Return the CPU time of this process so far, and its memory now, where work that was measured has just ended."""
     return (Meter.cpu_s(), None) if sample is None else (sample.total_cpu_s, sample.resident_bytes)
+
+
+def _without_effects(report: Report) -> tuple[Report, bytes | None]:
+    """Return a report as it can be sent, and what is to be written with it."""
+    if not report.effects:
+        return report, None
+    try:
+        return msgspec.structs.replace(report, effects=()), codec.encode(report.effects)[0]
+    except Exception as exc:  # noqa: BLE001 - values' own methods run when a child task is encoded
+        return failed(failure(exc), report.usage), None
 
 
 def _unstarted() -> Report:
@@ -393,35 +398,23 @@ def _unstarted() -> Report:
 def _outcomes(processor: HandlerProcessor, items: Sequence[Item]) -> Sequence[Outcome]:
     token = current.set(items[0].context)
     try:
-        outcomes = processor.process(items)
-        return outcomes if isinstance(outcomes, Sequence) else _awaited_all(outcomes)
+        if processor.handler.is_async:
+            import asyncio
+
+            return asyncio.run(_awaited(processor, items))
+        try:
+            return cast(Sequence[Outcome], processor.process(items))
+        finally:
+            for item in items:
+                item.context.close_blocking()
     finally:
         current.reset(token)
 
 
-def _awaited_all(outcomes: Awaitable[Sequence[Outcome]]) -> Sequence[Outcome]:
-    import asyncio
-
-    async def awaited() -> Sequence[Outcome]:
-        return await outcomes
-
-    return asyncio.run(awaited())
-
-
-def _outcome(processor: HandlerProcessor, item: Item) -> Outcome:
-    if not processor.handler.is_async:
-        try:
-            return cast(Sequence[Outcome], processor.process([item]))[0]
-        finally:
-            item.context.close_blocking()
-    import asyncio
-
-    return asyncio.run(_awaited(processor, item))
-
-
-async def _awaited(processor: HandlerProcessor, item: Item) -> Outcome:
+async def _awaited(processor: HandlerProcessor, items: Sequence[Item]) -> Sequence[Outcome]:
     try:
-        outcomes = processor.process([item])
-        return (outcomes if isinstance(outcomes, Sequence) else await outcomes)[0]
+        outcomes = processor.process(items)
+        return outcomes if isinstance(outcomes, Sequence) else await outcomes
     finally:
-        await item.context.close()
+        for item in items:
+            await item.context.close()

@@ -15,16 +15,18 @@ from mainspring.children.tickets import Issuer
 from mainspring.environment import Environment
 from mainspring.errors import InvalidInput, TaskCancelled, TaskError, TaskTimeout
 from mainspring.execution.base import BatchReport, Channel, Report, Work
-from mainspring.execution.child_frames import Key, Run, RunBatch, ToChild, encode
+from mainspring.execution.child_frames import Finished, FinishedBatch, Key, Run, RunBatch, ToChild, encode
 from mainspring.execution.encoding import failed
 from mainspring.execution.places import Place
 from mainspring.execution.shortage import KILLED
 from mainspring.processors.base import failure
-from mainspring.tasks import Effect, ErrorInfo, Failed, Signal, Usage, codec
+from mainspring.tasks import Effect, ErrorInfo, Failed, Started, Usage, codec
+
+_STARTED = Started()
 
 
 class Attempt(msgspec.Struct, eq=False):
-    """A call of `run`, or one for a batch: what is said of that names its first work."""
+    """A call of `run`, or one for a batch: what is said of all of that names its first work."""
 
     works: Sequence[Work]
     channels: Sequence[Channel]
@@ -40,6 +42,7 @@ class Attempt(msgspec.Struct, eq=False):
     too_slow: bool = False  # it took longer
     started_s: float | None = None
     killed: bool = False  # by us
+    indexes: dict[Key, int] | None = None  # of its works, made when another than the first is named
 
     @property
     def key(self) -> Key:
@@ -52,9 +55,21 @@ class Attempt(msgspec.Struct, eq=False):
             return Run(bare[0], self.place, self.ticket, self.until_s)
         return RunBatch(tuple(bare), self.place, self.ticket)
 
-    def send(self, signal: Signal) -> None:
+    def begin(self, now_s: float) -> None:
+        """The handler's code is about to begin."""
+        self.started_s = now_s
+        if self.patience is not None:
+            self.patience.cancel()
         for channel in self.channels:
-            channel.send(signal)
+            channel.send(_STARTED)
+
+    def index_of(self, key: Key) -> int | None:
+        """Return which of its works is meant; None: none of them."""
+        if key == self.key:
+            return 0
+        if self.indexes is None:
+            self.indexes = {(work.id, work.attempt): n for n, work in enumerate(self.works)}
+        return self.indexes.get(key)
 
 
 class Died(Exception):
@@ -139,8 +154,17 @@ def unstarted(message: str) -> Report:
     return msgspec.structs.replace(failed(Failed(error), Usage()), unstarted=True)
 
 
-def with_effects(report: Report, data: bytes) -> Report:
-    """Return a report with what is to be written with it."""
+def end_of(frame: Finished | FinishedBatch) -> Report | BatchReport:
+    """Return how an attempt ended, or those of a batch, each with what is to be written with it."""
+    if isinstance(frame, Finished):
+        return frame.report if frame.effects is None else _with_effects(frame.report, frame.effects)
+    reports = list(frame.reports)
+    for n, data in frame.effects.items():
+        reports[n] = _with_effects(reports[n], data)
+    return BatchReport(reports, frame.calls, frame.fits)
+
+
+def _with_effects(report: Report, data: bytes) -> Report:
     try:
         effects: tuple[Effect, ...] = codec.convert(codec.decode(data), tuple[Effect, ...], "effects")
     except InvalidInput as exc:  # the handler submitted what is no task

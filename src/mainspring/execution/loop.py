@@ -120,7 +120,8 @@ class LoopRunner(Original):
                 some = steps.send(answer)
         except StopIteration as stop:
             joint: Joint[Outcome] = stop.value
-        for item in batch.items:
+        for n, item in enumerate(batch.items):
+            joint.outcomes[n] = await _children_stored(item.context, joint.outcomes[n])
             await item.context.close()
         return batch.report(joint, env.monotonic() - began, cpu_s)
 
@@ -171,13 +172,19 @@ class LoopRunner(Original):
 
 
 async def _wind_up(context: Context, outcome: Outcome, usage: Usage) -> Report:
-    """Wait for children that the handler did not wait for, as its result may refer to them; close what it used."""
-    for result in await asyncio.gather(*context.storing, return_exceptions=True):
-        if isinstance(result, BaseException) and isinstance(outcome, Done):
-            outcome = failure(result)
+    """See an attempt to its end after its handler: its children are stored, and what it used is closed."""
+    outcome = await _children_stored(context, outcome)
     network = context.network_bytes
     await context.close()
     return report(outcome, Usage(usage.duration, usage.cpu_time, None, network, 1, context.cost))
+
+
+async def _children_stored(context: Context, outcome: Outcome) -> Outcome:
+    """Wait for children that the handler did not wait for, as its result may refer to them."""
+    for result in await asyncio.gather(*context.storing, return_exceptions=True) if context.storing else ():
+        if isinstance(result, BaseException) and isinstance(outcome, Done):
+            outcome = failure(result)
+    return outcome
 
 
 def _is_cancelled_from_outside() -> bool:

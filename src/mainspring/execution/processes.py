@@ -37,7 +37,7 @@ from mainspring.execution.child_frames import (
     Stored,
     decode_to_parent,
 )
-from mainspring.execution.lines import Attempt, Desk, Died, End, blameless, death, refused, unstarted, with_effects
+from mainspring.execution.lines import Attempt, Desk, Died, End, blameless, death, end_of, refused, unstarted
 from mainspring.execution.places import Place, place_of
 from mainspring.execution.shortage import Kills
 from mainspring.processors.base import failure
@@ -53,7 +53,6 @@ _LONG_S = 0.02
 _LARGE_BYTES = 128 * MIB
 """A child that rests with less than this is not worth ending for its memory."""
 _ASKED = "asked to stop before it began"
-_STARTED = Started()
 
 
 class ProcessRunner:
@@ -411,7 +410,7 @@ class ProcessRunner:
         attempt = desk.attempts[0] if desk.attempts else None
         if isinstance(frame, Ready):
             self._ready(desk, frame)
-        elif attempt is None or (frame.id, frame.attempt) != attempt.key:
+        elif attempt is None or (index := attempt.index_of((frame.id, frame.attempt))) is None:
             return  # a thread that outlived its handler
         elif isinstance(frame, Finished | FinishedBatch):
             self._finished(desk, attempt, frame)
@@ -419,7 +418,7 @@ class ProcessRunner:
             if isinstance(frame.signal, Started):
                 self._started(attempt)
             else:
-                attempt.send(frame.signal)
+                attempt.channels[index].send(frame.signal)
         elif isinstance(frame, Loading):
             attempt.loading = True
             limit_s = self._config.child_start_timeout_s
@@ -428,11 +427,8 @@ class ProcessRunner:
             self._in_background(self._store(desk, frame, attempt.works[0].trace))
 
     def _started(self, attempt: Attempt) -> None:
-        attempt.started_s = self._environment.monotonic()
-        if attempt.patience is not None:
-            attempt.patience.cancel()
+        attempt.begin(self._environment.monotonic())
         self._proven[attempt.place] = None
-        attempt.send(_STARTED)
 
     def _lose_patience(self, attempt: Attempt) -> None:
         """Its handler's module does not come to the end of its import."""
@@ -441,10 +437,7 @@ class ProcessRunner:
             attempt.desk.child.kill()
 
     def _finished(self, desk: Desk, attempt: Attempt, frame: Finished | FinishedBatch) -> None:
-        if isinstance(frame, FinishedBatch):
-            self._settle(attempt, BatchReport(list(frame.reports), frame.calls, frame.fits))
-        else:
-            self._settle(attempt, frame.report if frame.effects is None else with_effects(frame.report, frame.effects))
+        self._settle(attempt, end_of(frame))
         desk.cpu_s = frame.cpu_s
         desk.resident_bytes = frame.resident_bytes or desk.resident_bytes
         desk.attempts.popleft()

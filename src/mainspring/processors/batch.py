@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import inspect
 import typing
 from collections.abc import Callable, Hashable, Sequence
 from numbers import Integral
@@ -15,7 +16,7 @@ from mainspring.config import seconds
 from mainspring.errors import InvalidInput, TaskError, invalid, shown
 from mainspring.processors.annotations import is_async
 from mainspring.processors.base import Item, failure, text_of
-from mainspring.processors.context import as_cost
+from mainspring.processors.context import Context, as_cost
 from mainspring.tasks import CustomOutput, Done, Outcome, Work
 from mainspring.tasks.codec import encode
 from mainspring.tasks.order import in_order
@@ -124,23 +125,40 @@ class Batching(Protocol):
         """
 
 
-def items_parameter(name: str, parameters: Sequence[str], hints: dict[str, Any]) -> tuple[str, Any]:
+def items_parameter(batch: Any, name: str, signature: inspect.Signature, hints: dict[str, Any]) -> tuple[str, Any]:
     """Return the parameter that gets the items of a call, which is the first one, and the type of one item.
 
-    Raises: InvalidInput: it takes no list.
+    Raises: InvalidInput: it takes no list, or what a call for several tasks can't bring.
     """
-    if not parameters:
-        raise invalid("batch", name, "takes no items", "let its first parameter be a list")
-    first = parameters[0]
-    hint = hints.get(first, Any)
-    if typing.get_origin(hint) is typing.Annotated:
-        hint = typing.get_args(hint)[0]
+    if not isinstance(batch, Batch):
+        raise invalid("batch", batch, "is no batch policy", "use Batch(max_size=64)")
+    shown = f"{name}{signature}"
+    for parameter in signature.parameters:
+        if Context in (hint := _bare(hints.get(parameter)), *typing.get_args(hint)) and not are_contexts(hint):
+            raise invalid("batch", shown, "a call is for several tasks", f"annotate {parameter} as list[Context]")
+    first = next(iter(signature.parameters.values()), None)
+    if first is None or are_contexts(hints.get(first.name)):
+        raise invalid("batch", shown, "takes no items", "let its first parameter be a list")
+    if first.default is not first.empty:
+        raise invalid("batch", shown, f"{first.name} has a default", "each task brings an item: leave it out")
+    hint = _bare(hints.get(first.name, Any))
     if hint in (Any, *_LISTS):
-        return first, Any
+        return first.name, Any
     if typing.get_origin(hint) in _LISTS:
-        (item,) = typing.get_args(hint)
-        return first, item
-    raise invalid("batch", f"{name}({first}: {hint})", "gets its items as a list", f"annotate it as list[...]: {first}")
+        return first.name, typing.get_args(hint)[0]
+    raise invalid(
+        "batch", f"{name}({first.name}: {hint})", "gets its items as a list", f"annotate it as list[...]: {first.name}"
+    )
+
+
+def are_contexts(hint: Any) -> bool:
+    """Whether a parameter of this type gets the contexts of a call."""
+    hint = _bare(hint)
+    return typing.get_origin(hint) in _LISTS and typing.get_args(hint) == (Context,)
+
+
+def _bare(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
 
 
 class Call:
@@ -150,6 +168,7 @@ class Call:
         self._name = handler.name
         self._traceback_chars = traceback_chars
         self._outcomes: list[Outcome | None] = [None] * len(batch)
+        self._contexts: list[Context] = []  # of those that can be read
         self.arguments: dict[str, Any] = {}  # none where no item can be read
         items = []
         for index, item in enumerate(batch):
@@ -160,19 +179,26 @@ class Call:
             except TaskError as exc:
                 self._outcomes[index] = failure(exc, traceback_chars)
             else:
+                self._contexts.append(item.context)
                 self.arguments = {handler.items: items, **arguments}
-        self._wanted = len(items)
+        if self.arguments and handler.contexts_parameter is not None:
+            for context in self._contexts:
+                context.begin_again()
+            self.arguments[handler.contexts_parameter] = [*self._contexts]
 
     def outcomes(self, values: Any) -> Sequence[Outcome]:
         """Return an outcome for each item: its value, or the exception that the handler gave back in its place."""
         found = in_order(values)
-        if found is None or len(found) != self._wanted:
-            what = f"a {type(values).__name__}" if found is None else f"{len(found)} results for {self._wanted} items"
+        wanted = len(self._contexts)
+        if found is None or len(found) != wanted:
+            what = f"a {type(values).__name__}" if found is None else f"{len(found)} results for {wanted} items"
             why = f"{self._name} gave back {what}"
             wrong = failure(InvalidInput(f"{why}; return one for each item, in their order", field="output"))
             return [outcome or wrong for outcome in self._outcomes]
-        results = iter(found)
-        return [outcome or self._outcome(next(results)) for outcome in self._outcomes]
+        results = zip(found, self._contexts, strict=True)
+        return [outcome or self._outcome(*next(results)) for outcome in self._outcomes]
 
-    def _outcome(self, value: Any) -> Outcome:
-        return failure(value, self._traceback_chars) if isinstance(value, BaseException) else Done(CustomOutput(value))
+    def _outcome(self, value: Any, context: Context) -> Outcome:
+        if isinstance(value, BaseException):
+            return failure(value, self._traceback_chars)
+        return Done(CustomOutput(value), context.effects)

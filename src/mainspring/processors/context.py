@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mainspring.errors import InvalidInput, invalid
 from mainspring.processors.log import TaskLog, logger
-from mainspring.tasks import Progress, Ref, Signal, Task, TaskId, Work
+from mainspring.tasks import ChildTasks, Effect, Progress, Ref, Signal, Task, TaskId, Work
 
 if TYPE_CHECKING:
     import asyncio
@@ -78,7 +78,8 @@ def waiting_inside() -> InvalidInput:
 
 
 class Context:
-    """A handler's view of its own attempt. Handlers get it by a parameter annotated `Context`.
+    """A handler's view of its own attempt. Handlers get it by a parameter annotated `Context`; those whose tasks run
+    together one for each item, in the same order, by a parameter annotated `list[Context]`.
 
     Everything it writes is fenced: once the attempt is lost, nothing arrives.
     """
@@ -150,6 +151,17 @@ class Context:
             self._log = TaskLog(logger, self.labels())
         return self._log
 
+    def begin_again(self) -> None:
+        """Its item goes into another call, as the one before has raised: what was submitted there is not to come."""
+        self.children, self.calls = None, 0
+        if self._http is not None and self._http.is_closed:
+            self._http = None
+
+    @property
+    def effects(self) -> tuple[Effect, ...]:
+        """What is to be written with a result."""
+        return (ChildTasks(tuple(self.children or ())),) if self.calls else ()
+
     def labels(self) -> dict[str, Any]:
         """Return what a line of a log carries that concerns this attempt."""
         if self._work is None:
@@ -168,7 +180,7 @@ class Context:
 
             from mainspring.processors import http
 
-            self._traffic = http.Traffic()
+            self._traffic = self._traffic or http.Traffic()
             try:
                 asyncio.get_running_loop()
             except RuntimeError:

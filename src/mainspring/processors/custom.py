@@ -14,11 +14,10 @@ from mainspring.config import seconds
 from mainspring.errors import InvalidInput, invalid
 from mainspring.processors.annotations import is_async, resolved
 from mainspring.processors.base import Item, Lane, failure
-from mainspring.processors.batch import Batch, Call, items_parameter
+from mainspring.processors.batch import Batch, Call, are_contexts, items_parameter
 from mainspring.processors.code import code_hash
 from mainspring.processors.context import Context, check_cost
 from mainspring.tasks import (
-    ChildTasks,
     Custom,
     CustomOutput,
     Done,
@@ -96,6 +95,7 @@ class Handler:
         "by_place",
         "cache",
         "context_parameter",
+        "contexts_parameter",
         "convert_input",
         "cost",
         "declared",
@@ -178,8 +178,9 @@ class Handler:
         hints = resolved(self.function, self.name)
         self.items = ""  # the parameter that gets the items of a batch
         if self.batch is not None:
-            self.items, hints[self.items] = _items(self.batch, self.name, signature, hints)
+            self.items, hints[self.items] = items_parameter(self.batch, self.name, signature, hints)
         self.context_parameter: str | None = None
+        self.contexts_parameter: str | None = None  # of all tasks in a call
         fields: list[Any] = []
         self.parameters: tuple[str, ...] = ()
         names: list[str] = []
@@ -188,10 +189,7 @@ class Handler:
         typed = False
         for parameter in signature.parameters.values():
             hint = hints.get(parameter.name, Any)
-            if typing.get_origin(hint) is typing.Annotated and hint.__origin__ in (Context, Context | None):
-                hint = Context
-            if hint is Context or hint == Context | None:
-                self.context_parameter = parameter.name
+            if self._gets_context(parameter.name, hint):
                 continue
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
                 raise invalid(
@@ -234,6 +232,18 @@ class Handler:
                 "annotate it with JSON-like types, bytes, arrays, structs, dataclasses or models, or with Any",
             ) from exc
 
+    def _gets_context(self, name: str, hint: Any) -> bool:
+        """Whether a parameter is no argument of a task, as the engine fills it."""
+        if typing.get_origin(hint) is typing.Annotated and hint.__origin__ in (Context, Context | None):
+            hint = Context
+        if hint is Context or hint == Context | None:
+            self.context_parameter = name
+        elif are_contexts(hint):
+            self.contexts_parameter = name
+        else:
+            return False
+        return True
+
     def _check(self) -> None:
         if self.lane not in LANES:
             raise invalid("lane", self.lane, "is unknown", f"use one of {', '.join(LANES)}")
@@ -247,6 +257,9 @@ class Handler:
             )
         if self.lane == "process":
             check_importable(self.function, self.name)
+        if self.contexts_parameter is not None and self.batch is None:
+            why, remedy = "gets contexts of several tasks without batch=", "annotate it as Context, or declare a batch"
+            raise invalid("handler", f"{self.name}({self.contexts_parameter}: list[Context])", why, remedy)
         if type(self.retry.max_retries) is not int or not 0 <= self.retry.max_retries <= MAX_RETRIES:
             why = f"is no count from 0 to {MAX_RETRIES}"
             raise invalid("retry.max_retries", self.retry.max_retries, why, "use 0 for no retry")
@@ -312,19 +325,6 @@ class Handler:
             except (msgspec.ValidationError, AttributeError):  # the latter of an array where a dict is wanted
                 pass  # said below
         return msgspec.structs.asdict(convert(arguments, self.params_type, f"arguments of {self.name}"))
-
-
-def _items(batch: Any, name: str, signature: inspect.Signature, hints: dict[str, Any]) -> tuple[str, Any]:
-    """Return the parameter that gets the items of a batch, and the type of one. Raises InvalidInput."""
-    if not isinstance(batch, Batch):
-        raise invalid("batch", batch, "is no batch policy", "use Batch(max_size=64)")
-    for parameter in signature.parameters.values():
-        if Context in (hint := hints.get(parameter.name), *typing.get_args(hint)):
-            raise invalid("batch", f"{name}{signature}", "a call is for several tasks", f"leave out {parameter.name}")
-    found, item = items_parameter(name, [*signature.parameters], hints)
-    if signature.parameters[found].default is not inspect.Parameter.empty:
-        raise invalid("batch", f"{name}{signature}", f"{found} has a default", "each task brings an item: leave it out")
-    return found, item
 
 
 def _retry_of(retry: Any) -> Retry:
@@ -467,7 +467,7 @@ class HandlerProcessor:
             except Exception as exc:  # noqa: BLE001 - what a handler raises is its attempt's recorded failure
                 outcomes.append(failure(exc, self._traceback_chars))
             else:
-                outcomes.append(self._done(item, value))
+                outcomes.append(Done(CustomOutput(value), item.context.effects))
         return outcomes
 
     def _call(self, item: Item) -> Outcome:
@@ -475,7 +475,7 @@ class HandlerProcessor:
             value = self.handler.function(**self._arguments(item))
         except Exception as exc:  # noqa: BLE001 - what a handler raises is its attempt's recorded failure
             return failure(exc, self._traceback_chars)
-        return self._done(item, value)
+        return Done(CustomOutput(value), item.context.effects)
 
     def _arguments(self, item: Item) -> dict[str, Any]:
         handler = self.handler
@@ -485,7 +485,3 @@ class HandlerProcessor:
         if handler.context_parameter is not None:
             arguments = {**arguments, handler.context_parameter: item.context}
         return arguments  # type: ignore[no-any-return]
-
-    def _done(self, item: Item, value: Any) -> Outcome:
-        context = item.context
-        return Done(CustomOutput(value), (ChildTasks(tuple(context.children or ())),) if context.calls else ())

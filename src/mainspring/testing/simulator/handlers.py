@@ -65,11 +65,11 @@ def handlers(code: str = CODES[0]) -> Mapping[str, Handler]:
     def crunch(plan: dict[str, Any], inputs: list[Any], ctx: Context) -> Any:
         return _follow_at_once(plan, inputs, ctx)
 
-    async def pack(plan: list[dict[str, Any]], inputs: list[Any]) -> Any:
-        return await follow(plan, inputs, PACK)
+    async def pack(plan: list[dict[str, Any]], inputs: list[Any], contexts: list[Context]) -> Any:
+        return await follow(plan, inputs, contexts, PACK)
 
-    def press(plan: list[dict[str, Any]], inputs: list[Any]) -> Any:
-        return follow_at_once(plan, inputs, PRESS)
+    def press(plan: list[dict[str, Any]], inputs: list[Any], contexts: list[Context]) -> Any:
+        return follow_at_once(plan, inputs, contexts, PRESS)
 
     made = (
         Handler(work, retry=_SOON),

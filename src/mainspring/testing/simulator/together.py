@@ -5,15 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 from mainspring.environment import HERE
-from mainspring.processors.base import Item
 from mainspring.processors.batch import Batch
 from mainspring.processors.context import Context
-from mainspring.processors.custom import HandlerProcessor
-from mainspring.tasks import Outcome
 from mainspring.testing.simulator.machine import Process
 from mainspring.testing.simulator.plans import (
     action_of,
@@ -24,7 +20,6 @@ from mainspring.testing.simulator.plans import (
 )
 from mainspring.testing.simulator.strands import Died
 
-_attempts: ContextVar[Sequence[Context]] = ContextVar("attempts")
 FOUND_ALWAYS: Final = 3
 """So many items that can't be done are found in a call; all others of it must come to their own end then."""
 _RAISE: Final = ("raise", "permanent")
@@ -46,18 +41,6 @@ class Member(NamedTuple):
     action: list[Any]
 
 
-class Together(HandlerProcessor):
-    """Lets the handler know which attempts its items belong to: a call for several has no context."""
-
-    async def _await_together(self, batch: Sequence[Item]) -> Sequence[Outcome]:
-        _attempts.set([item.context for item in batch])
-        return await super()._await_together(batch)
-
-    def _call_together(self, batch: Sequence[Item]) -> Sequence[Outcome]:
-        _attempts.set([item.context for item in batch])
-        return super()._call_together(batch)
-
-
 def can_spoil_others(members: Sequence[Member]) -> bool:
     """Whether a call may end some of its items in a way that is not their own."""
     raising = [member for member in members if member.action[0] in _RAISE and raises_for_all(member.plan)]
@@ -67,9 +50,11 @@ def can_spoil_others(members: Sequence[Member]) -> bool:
     )
 
 
-async def follow(plans: list[dict[str, Any]], inputs: list[Any], policy: Batch) -> list[Any]:
+async def follow(
+    plans: list[dict[str, Any]], inputs: list[Any], contexts: Sequence[Context], policy: Batch
+) -> list[Any]:
     """Follow the plans of one call in the loop."""
-    process, members = _members(plans)
+    process, members = _members(plans, contexts)
     with _witnessed(process, members, inputs, "async", policy):
         waits = [member.action[1] for member in members if member.action[0] in ("sleep", "stubborn")]
         if any(member.action[0] == "die" for member in members):
@@ -84,9 +69,11 @@ async def follow(plans: list[dict[str, Any]], inputs: list[Any], policy: Batch) 
         return _ending(members, inputs)
 
 
-def follow_at_once(plans: list[dict[str, Any]], inputs: list[Any], policy: Batch) -> list[Any]:
+def follow_at_once(
+    plans: list[dict[str, Any]], inputs: list[Any], contexts: Sequence[Context], policy: Batch
+) -> list[Any]:
     """Follow the plans of one call in a thread."""
-    process, members = _members(plans)
+    process, members = _members(plans, contexts)
     if not process.is_alive:  # halves of a call in which it died
         raise Died
     with _witnessed(process, members, inputs, "thread", policy):
@@ -96,10 +83,10 @@ def follow_at_once(plans: list[dict[str, Any]], inputs: list[Any], policy: Batch
         return _ending(members, inputs)
 
 
-def _members(plans: list[dict[str, Any]]) -> tuple[Process, list[Member]]:
+def _members(plans: list[dict[str, Any]], contexts: Sequence[Context]) -> tuple[Process, list[Member]]:
     process = HERE.get()
     assert isinstance(process, Process)
-    attempts = zip(_attempts.get(), plans, strict=True)
+    attempts = zip(contexts, plans, strict=True)
     return process, [Member(context, plan, action_of(plan, context.attempt)) for context, plan in attempts]
 
 

@@ -31,7 +31,7 @@ from mainspring.testing.simulator.loop import SimLoop
 from mainspring.testing.simulator.machine import Machine, Process
 from mainspring.testing.simulator.rations import Rations
 from mainspring.testing.simulator.shape import Shape
-from mainspring.testing.simulator.together import Member, Together
+from mainspring.testing.simulator.together import Member
 from mainspring.testing.simulator.witness import CARE, LAGS, Witness
 
 _LOOK_S = 0.1
@@ -75,8 +75,6 @@ class Node:
         engine = self.engine = Roomy(world.path, world.shape.config, env=self.process)
         for handler in handlers(self.code).values():
             engine.executor.register(handler)
-            if handler.batch is not None:
-                engine.executor._processors[handler.task_type] = Together(handler)
         try:
             await engine.start()
         except TaskError as exc:
