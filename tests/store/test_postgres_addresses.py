@@ -257,6 +257,19 @@ async def test_settings_that_the_server_does_not_take(options: str, tmp_path: Pa
     assert caught.value.field == "options"
 
 
+@pytest.mark.parametrize("what", ["port", "passwords"])
+async def test_what_stands_beside_the_address_can_be_wrong_too(what: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """What the driver reads from the environment or a file is refused as the address itself is."""
+    passwords = tmp_path / "passwords"
+    passwords.write_text(f"host:{SECRET}\n" if what == "passwords" else "")
+    passwords.chmod(0o600)
+    if what == "port":
+        monkeypatch.setenv("PGPORT", "abc")
+    with pytest.raises(InvalidInput, match="beside it") as caught:
+        await Engine(f"postgresql://me@127.0.0.1/db?passfile={passwords}", worker=False).__aenter__()
+    assert SECRET not in all_of(caught.value)
+
+
 def test_a_certificate_that_is_not_trusted() -> None:
     """Trying again does not help."""
     error = translated(parse("postgresql://h/db"), ssl.SSLCertVerificationError("certificate verify failed"))

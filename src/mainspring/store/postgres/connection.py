@@ -214,6 +214,12 @@ async def _reach(server: Server, url: str, **how: Any) -> asyncpg.Connection:
     except _REFUSED_SETTINGS as exc:
         remedy = "change the options of the address"
         raise invalid("options", "...", f"are not taken by {server.shown} ({server.veiled(str(exc))})", remedy) from exc
+    except ValueError as exc:
+        if isinstance(exc, OSError):  # a certificate
+            raise
+        remedy = "check PGPORT and its like, and the file of passwords"
+        why = f"can't be used with what stands beside it on this machine ({server.veiled(str(exc))})"
+        raise invalid("store", server.shown, why, remedy) from exc
     return connection
 
 
