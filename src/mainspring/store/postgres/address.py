@@ -169,7 +169,7 @@ def _direct(options: dict[str, str]) -> dict[str, str] | None:
     if not kind and not direct:
         return None
     if kind != "transaction":
-        raise invalid("pooler", kind, "is no kind that needs to be named", "use `transaction`; any other needs nothing")
+        raise invalid("pooler", kind, "is no kind of pooler", "use `transaction`, for PgBouncer in any mode")
     if not direct:
         why = (
             "names no server behind the pooler, and wake-ups, heartbeats and the lock of who leads need sessions of it"
