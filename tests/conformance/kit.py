@@ -33,13 +33,13 @@ from mainspring.store.base import (
     Claimed,
     Ended,
     Finish,
-    Lane,
     NewTask,
     Store,
 )
 from mainspring.store.liveness import running_in
 from mainspring.store.postgres.session import Found, Session
 from mainspring.store.postgres.store import PostgresStore
+from mainspring.store.ready import Lane
 from mainspring.store.sql import graph, upkeep
 from mainspring.store.sql.operations import Operation
 from mainspring.store.sql.transaction import Applier, Transaction
@@ -116,6 +116,7 @@ class Port:
         self.order: list[Claimed] = []
         self.missed: list[Finish] = []
         self.asked: list[bytes] = []
+        self.urgent: list[tuple[bytes, int]] = []  # of what is held here or elsewhere, with their ranks
         self.shares: list[Callable[[tuple[str, str, str]], bool]] = []  # what others would run, at each time they asked
         self.ends: list[Ended] = []
         self.overdrawn: list[str] = []  # lanes that were handed more than they had room for
@@ -137,6 +138,10 @@ class Port:
 
     def asked_to_stop(self, ids: list[bytes]) -> None:
         self.asked += ids
+        self._news.set()
+
+    def hastened(self, tasks: list[tuple[bytes, int]]) -> None:
+        self.urgent += tasks
         self._news.set()
 
     def revoked(self, held: frozenset[tuple[int, int]]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conformance.kit import WORK, Factory, Note, Port, error, new, opened, state, statuses, submit
+from tests.conformance.kit import AGEING_MS, WORK, Factory, Note, Port, error, new, opened, state, statuses, submit
 
 from mainspring.store.base import (
     BLOB_OUTPUT,
@@ -19,6 +19,7 @@ from mainspring.store.base import (
     RETRY,
     SHARED,
     TIMEOUT,
+    URGENT,
     WANTS_KEPT,
     Claimed,
     NewTask,
@@ -570,3 +571,75 @@ async def test_a_shared_end_is_marked(store: Any, port: Port) -> None:
     await submit(store, same(), same())
     await port.finish(does(await port.take()))
     assert [bool(ended.flags & SHARED) for ended in port.ends] == [False, True]
+
+
+@pytest.mark.parametrize("urgent", ["high", "near deadline"])
+async def test_who_holds_what_an_urgent_task_waits_for_is_told(store: Any, port: Port, urgent: str) -> None:
+    """Once, with the rank that it has now; whoever claims it later finds it flagged. Others change nothing."""
+    (leader,) = await submit(store, same())
+    claim = await port.take()
+    assert not claim.flags & URGENT
+    far_ms = store.now_ms() + 10 * AGEING_MS
+    await submit(store, same(), same(priority=0), same(deadline_ms=far_ms))
+    assert port.urgent == []
+    options: dict[str, Any] = {"priority": 2} if urgent == "high" else {"deadline_ms": store.now_ms() + AGEING_MS // 2}
+    await submit(store, same(**options), same(**options))
+    rank = claim.rank - AGEING_MS if urgent == "high" else claim.rank
+    assert [(id, abs(told - rank) < 1_000) for id, told in port.urgent] == [(leader, True)]
+    await port.finish(claim, RETRY, error=error(), delay_ms=0)
+    again = await port.take()
+    assert (again.id, again.flags & URGENT) == (leader, URGENT)
+
+
+async def test_what_is_urgent_as_others_wait_is_so_when_it_is_claimed(store: Any, port: Port) -> None:
+    """Also at a distance: through equal work, and through children."""
+    ids = await submit(store, same())
+    (follower,) = await submit(store, same())
+    (child,) = await submit(store, new(after=[follower]))
+    await submit(store, new(after=[child], priority=3))
+    claim = await port.take()
+    assert (claim.id, claim.flags & URGENT) == (ids[0], URGENT)
+    assert port.urgent == []
+
+
+async def test_who_leads_next_is_urgent_for_those_that_wait_on(factory: Factory, store: Any, port: Port) -> None:
+    """Also where it goes before an urgent one for the time that it has waited."""
+    leader, old = await submit(store, same(), same())
+    factory.clock.advance(2 * AGEING_MS / 1000)
+    (urgent,) = await submit(store, same(priority=2))
+    await store.cancel(leader)
+    claim = await port.take()
+    assert (claim.id, claim.flags & URGENT) == (old, URGENT)
+    await store.cancel(urgent)
+    (calm,) = await submit(store, same(key=b"c" * 20))
+    await submit(store, same(key=b"c" * 20))
+    await store.cancel(calm)
+    assert not (await port.take()).flags & URGENT
+
+
+async def test_a_claim_that_follows_tells_too(store: Any, port: Port) -> None:
+    """What is compared only when it is claimed is as urgent for whom it follows."""
+    await submit(store, later(), later(), later(priority=2))
+    claims = await port.room(3)
+    leader, calm = [claim for claim in claims if claim.priority == 1]
+    (urgent,) = [claim for claim in claims if claim.priority == 2]
+    assert await store.join(does(leader), HOUR) == "leads"
+    assert await store.join(does(calm), HOUR) == "over"
+    assert port.urgent == []
+    assert await store.join(does(urgent), HOUR) == "over"
+    assert [id for id, _ in port.urgent] == [leader.id]
+
+
+async def test_the_other_process_is_told(factory: Factory) -> None:
+    """Where another one holds it the bell tells that."""
+    async with opened(factory.make()) as holder, opened(factory.make()) as other:
+        port = Port(holder)
+        await port.serve()
+        (leader,) = await submit(holder, same())
+        await port.take()
+        await submit(other, same(priority=2))
+        async with asyncio.timeout(60):
+            while not port.urgent:
+                port._news.clear()
+                await port._news.wait()
+        assert [id for id, _ in port.urgent] == [leader]

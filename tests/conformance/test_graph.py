@@ -9,7 +9,18 @@ import pytest
 from tests.conformance.kit import AGEING_MS, OUTPUT, Factory, Port, error, new, opened, state, status, statuses, submit
 
 from mainspring.errors import InvalidInput, TaskNotFound
-from mainspring.store.base import CANCELLED, COMPLETED, FAILED, HAS_REFS, RELEASED, RETRY, STANDS_FOR, TIMEOUT, NewTask
+from mainspring.store.base import (
+    CANCELLED,
+    COMPLETED,
+    FAILED,
+    HAS_REFS,
+    RELEASED,
+    RETRY,
+    STANDS_FOR,
+    TIMEOUT,
+    URGENT,
+    NewTask,
+)
 from mainspring.store.sql import upkeep
 from mainspring.tasks import TaskStatus
 
@@ -276,6 +287,26 @@ async def test_urgency_passes_on_to_what_a_parent_stands_for(store: Any, port: P
     inner = new(priority=0)
     await port.finish(claim, children=(inner,), refs=(inner.id,))
     assert ids(await port.room(2)) == [inner.id, beside]
+
+
+async def test_what_an_urgent_task_waits_for_is_flagged(store: Any, port: Port) -> None:
+    """However it came to wait: by its submission, as its parent hands over to another task, and when it is retried."""
+    parent, other = await submit(store, new(max_retries=0), new())
+    calm = await submit(store, new(after=[other]))
+    await submit(store, new(priority=3, after=[parent]))
+    claims = {claim.id: claim for claim in await port.room(2)}
+    assert {id: claim.flags & URGENT for id, claim in claims.items()} == {parent: URGENT, other: 0}
+    inner = new(max_retries=0)
+    await port.finish(claims[parent], children=(inner,), refs=(inner.id,))
+    claim = await port.take()
+    assert (claim.id, claim.flags & URGENT) == (inner.id, URGENT)
+    await port.finish(claim, FAILED, error=error())
+    await store.retry(inner.id)
+    claim = await port.take()
+    assert claim.flags & URGENT
+    assert port.urgent == []
+    await submit(store, new(priority=2, after=calm))
+    assert [id for id, _ in port.urgent] == [other]
 
 
 async def test_an_ended_dependent_lends_no_urgency(store: Any, port: Port) -> None:

@@ -95,6 +95,63 @@ async def test_an_urgent_task_is_not_kept_out_by_batches_that_wait(engine: Any, 
     assert await hurried.result(timeout=31) == -2
 
 
+async def wait_in_batches(engine: Any) -> tuple[Any, Any]:
+    """Return two tasks that wait for others for an hour, and the handler that they are of."""
+
+    @engine.task(batch=Batch(max_size=8, max_wait="1h"), cache="1d")
+    async def joined(items: list[int]) -> list[int]:
+        return items
+
+    await engine.map(joined, [100])
+    calm = await engine.submit(joined, 1)
+    await asyncio.sleep(61)  # long enough for it to stand before urgent ones in the one order
+    assert engine.manager.forming(calm.id.bytes).size == 2
+    return joined, calm
+
+
+@pytest.mark.parametrize("options", [{"priority": "HIGH"}, {"deadline": 30.0}], ids=["high", "near deadline"])
+async def test_a_follower_that_is_urgent_cuts_the_wait_of_its_leader(engine: Any, options: dict[str, Any]) -> None:
+    """Although the leader waits in a batch by then."""
+    joined, calm = await wait_in_batches(engine)
+    follower = await engine.submit(joined, 1, priority="LOW")
+    await asyncio.sleep(60)
+    assert (await follower.info()).reason == "same_work"
+    assert (await calm.info()).reason == "batch"
+    urgent = await engine.submit(joined, 1, **options)
+    assert await urgent.result(timeout=10) == 1
+    assert [await handle.result(timeout=0) for handle in (calm, follower)] == [1, 1]
+
+
+async def test_a_child_that_is_urgent_cuts_the_wait_of_its_parent(engine: Any) -> None:
+    """Also of what its parent waits for in turn."""
+    _, calm = await wait_in_batches(engine)
+
+    @engine.task
+    async def child(value: int) -> int:
+        return value + 1
+
+    between = await engine.submit(child, calm)
+    urgent = await engine.submit(child, between, priority="HIGH")
+    assert await urgent.result(timeout=10) == 3
+    closed = (await engine.manager.stats())["batches"]["custom:joined"]["closed"]
+    assert closed == {"urgent": 1}
+
+
+async def test_what_becomes_urgent_before_it_is_claimed_waits_for_nobody(engine: Any) -> None:
+    """The one that leads stands in the queue when an urgent one follows it, and is claimed later."""
+
+    @engine.task(batch=Batch(max_size=8, max_wait="1h"), cache="1d")
+    async def joined(items: list[int]) -> list[int]:
+        return items
+
+    await engine.manager.pause(type="custom:joined")
+    await engine.submit(joined, 1)
+    urgent = await engine.submit(joined, 1, priority="HIGH")
+    await asyncio.sleep(1)
+    await engine.manager.resume(type="custom:joined")
+    assert await urgent.result(timeout=10) == 1
+
+
 async def test_calls_stay_full_behind_long_ones(engine: Any) -> None:
     """What waits for a slot for long is not given back in between, to come again in pieces."""
     sizes: list[int] = []

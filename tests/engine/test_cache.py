@@ -116,6 +116,25 @@ async def test_equal_calls_under_way_run_once(engine: Engine) -> None:
     assert [await is_hit(engine, handle) for handle in handles[:2]] == [False, True]
 
 
+async def test_what_waits_for_a_paused_one_says_so(engine: Engine) -> None:
+    """Equal work in another group follows it; it runs on resume, or as soon as the paused one is cancelled."""
+
+    @engine.task(cache="1h")
+    async def double(x: int) -> int:
+        return 2 * x
+
+    await engine.manager.pause(group="paused")
+    held = [await engine.submit(double, n, group="paused") for n in (1, 2)]
+    others = [await engine.submit(double, n, group="other") for n in (1, 2)]
+    assert await others[0].explain() == (
+        f"Task {held[0].id} (paused) does the same work; what comes of it will do for this one too."
+    )
+    assert await held[0].cancel() == "cancelled"
+    assert await others[0].result(timeout=60) == 2
+    await engine.manager.resume(group="paused")
+    assert [await handle.result(timeout=60) for handle in (held[1], others[1])] == [4, 4]
+
+
 async def test_results_of_parents_are_compared_when_they_are_known(engine: Engine) -> None:
     """What a task does is known with its parents' results: equal ones run once, in whatever lane."""
 

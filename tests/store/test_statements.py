@@ -38,7 +38,7 @@ HOT = (
     "next_ready_class ready_class_after claim claim_of_class start complete complete_many held end again "
     "again_after_crash give_back hand_back insert_attempt any_waiting waiting_on edge_of wait_on release_children "
     "delay_children children_after fail_children awaited having_children all_children_of raise_ranks parents_of_all "
-    "parents_of parent_results stood_for promote next_due overdue next_deadline heirs_results lacks_parent "
+    "hasten parents_of parent_results stood_for promote next_due overdue next_deadline heirs_results lacks_parent "
     "state_by_id outcome_by_id held_by put_progress with_live_child stand_for_these prune_tasks prunable "
     "old_tombstone prune_attempts prune_edges prune_keys prune_progress prune_stands_for prune_payload_blobs "
     "prune_retried blob_in_use whole_task attempts_of parents_ids retry_links depends_on next_cascade add_news "
@@ -46,7 +46,7 @@ HOT = (
     "asked_to_stop timeouts_of note_cancel to_renew copy_payload_blobs insert_done kept use_kept keep kept_bytes "
     "drop_expired leaders leaders_of leader_of join_flight leave_flight leave_flights held_in_group newest_limit "
     "limits_after rate_used use_rate costs_of cost_used use_cost lead_flight followers follow take_lead add_flags "
-    "share share_failure"
+    "urgent_follower share share_failure"
 ).split()
 
 

@@ -10,7 +10,8 @@ from mainspring.dispatch.attempt import Attempt
 from mainspring.environment import Environment
 from mainspring.execution.base import Runner
 from mainspring.processors.base import Lane as LaneName
-from mainspring.store.base import SUSPECT, Claimed, Lane, Store
+from mainspring.store.base import SUSPECT, URGENT, Claimed, Store
+from mainspring.store.ready import Lane
 
 
 class Desk(ABC):
@@ -69,6 +70,16 @@ class Desk(ABC):
         for claim in parked:
             self.unpark(claim)
         return waiting + parked + self._take_queued(is_wanted)
+
+    def hasten(self, id: bytes, rank: int) -> None:
+        """Somebody urgent waits for this task: where it has not begun it goes further to the front."""
+        claim = self._waiting.get(id) or self.parked.get(id)
+        if claim is not None:
+            _raise(claim, rank)
+            return
+        for claim in self._take_queued(lambda claim: claim.id == id):
+            _raise(claim, rank)
+            self.put_again([claim])
 
     def gave_back(self, claim: Claimed) -> None:
         """A claim that did not run makes room."""
@@ -133,6 +144,11 @@ class Desk(ABC):
 def place(claim: Claimed) -> tuple[int, int]:
     """Return where a claim stands in the one order."""
     return claim.rank, claim.seq
+
+
+def _raise(claim: Claimed, rank: int) -> None:
+    claim.rank = min(claim.rank, rank)
+    claim.flags |= URGENT
 
 
 def is_suspect(claim: Claimed) -> bool:

@@ -14,7 +14,7 @@ from mainspring.dispatch.budget import Budget, Fit
 from mainspring.dispatch.desk import Desk, is_suspect, place
 from mainspring.dispatch.members import Marks
 from mainspring.processors.batch import Batching
-from mainspring.store.base import Claimed
+from mainspring.store.base import URGENT, Claimed
 from mainspring.tasks import TaskPriority
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class _Member(NamedTuple):
 
     @property
     def is_urgent(self) -> bool:
-        return self.claim.priority > TaskPriority.NORMAL
+        return self.claim.priority > TaskPriority.NORMAL or bool(self.claim.flags & URGENT)
 
 
 class Call(NamedTuple):

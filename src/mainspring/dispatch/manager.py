@@ -35,7 +35,8 @@ from mainspring.resources.monitor import ResourceMonitor
 from mainspring.results.cache import ResultCache
 from mainspring.results.values import Values
 from mainspring.results.waiters import Waiters, within
-from mainspring.store.base import CANCELLED, RELEASED, Accepted, Claimed, Finish, Lane
+from mainspring.store.base import CANCELLED, RELEASED, Accepted, Claimed, Finish
+from mainspring.store.ready import Lane
 from mainspring.tasks import CostRate, GroupLimit, Rate, Task, TaskId
 from mainspring.tasks.lifecycle import CANCELLED as STATUS_CANCELLED
 from mainspring.tasks.limits import check_concurrency
@@ -314,6 +315,11 @@ class TaskManager(Answers):
         for attempt in self._course.attempts():
             if attempt.started_at is None and is_paused(attempt.claim.class_key):
                 self._course.watch.ask(attempt, "drain")
+
+    def hastened(self, tasks: list[tuple[bytes, int]]) -> None:
+        for id, rank in tasks:
+            for desk in self._desks.values():
+                desk.hasten(id, rank)
 
     def asked_to_share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> None:
         if self._draining:

@@ -17,7 +17,7 @@ import msgspec
 
 from mainspring.errors import TaskError, TaskNotFound
 from mainspring.store.counting import StoreCounts
-from mainspring.store.ready import Asker, Shared
+from mainspring.store.ready import Asker, Lane
 from mainspring.store.standing import Standing
 from mainspring.tasks import (
     CostRate,
@@ -63,6 +63,8 @@ SHORT: Final = 8192
 """Flag: an attempt of it was short of memory; the next one reserves more."""
 COSTS: Final = 16384
 """Flag: its spec says what it is to cost its group."""
+URGENT: Final = 32768
+"""Flag: somebody urgent waits for it, so it waits for no others to join it."""
 
 POLICY_CODE: Final[dict[OnDependencyFailure, int]] = {"require": 0, "allow_failure": 1, "skip": 2}
 OUTCOMES: Final = ("completed", "failed", "timeout", "cancelled", "retry", "released", "crashed")
@@ -251,24 +253,6 @@ class Ended(msgspec.Struct, frozen=True, gc=False):
     error: bytes | None
 
 
-class Lane:
-    """What a lane can take. Two counters with one writer each, so that no lock is needed."""
-
-    __slots__ = ("limit", "name", "ready", "released", "taken", "types", "withheld")
-
-    def __init__(self, name: str, limit: int = 0) -> None:
-        self.name = name
-        self.limit = limit  # claims held at once; set by the worker
-        self.released = 0  # claims that don't count any more; counted by the worker
-        self.taken = 0  # claims handed over; counted by the store
-        self.types: frozenset[str] = frozenset()
-        self.withheld: frozenset[str] = frozenset()  # types of those that are not taken now; set by the worker
-        self.ready = Shared()  # classes that may have ready tasks; kept by the store
-
-    def room(self) -> int:
-        return self.limit + self.released - self.taken
-
-
 class WorkerPort(Protocol):
     """What the store tells a worker, on the worker's loop."""
 
@@ -282,6 +266,9 @@ class WorkerPort(Protocol):
 
     def asked_to_stop(self, ids: list[bytes]) -> None:
         """Somebody asked for these tasks to be cancelled."""
+
+    def hastened(self, tasks: list[tuple[bytes, int]]) -> None:
+        """Somebody urgent waits for these, (id, rank), which somebody has claimed."""
 
     def revoked(self, held: frozenset[tuple[int, int]]) -> None:
         """Others took claims back while this process was silent; (seq, attempt) of what you still hold."""

@@ -286,7 +286,8 @@ UPDATE task SET status = $1, reason = NULL, waits_for = NULL, waits_at = NULL, e
 WHERE seq = ANY ($4::bigint[]) AND reason = 1 RETURNING seq, class, id;
 
 -- name: all_children_of
-SELECT edge.child, edge.policy, task.rank, task.reason FROM edge JOIN task ON task.seq = edge.child
+SELECT edge.child, edge.policy, task.rank, task.reason, task.priority, task.deadline_ms
+FROM edge JOIN task ON task.seq = edge.child
 WHERE edge.parent = $1;
 
 -- name: depends_on
@@ -311,6 +312,11 @@ UPDATE task SET rank = $1 WHERE seq = ANY ($2::bigint[]) AND status < 2 AND rank
 
 -- name: parents_of
 SELECT parent FROM edge WHERE child = $1;
+
+-- name: hasten
+-- Who waits for these is urgent, as those with a priority above NORMAL are by themselves: they wait for nobody to join.
+UPDATE task SET flags = flags | 32768 WHERE seq = ANY ($1::bigint[]) AND status < 2 AND priority < 2 AND flags & 32768 = 0
+RETURNING seq, reason, id, rank;
 
 -- name: parents_of_all
 SELECT DISTINCT parent FROM edge WHERE child = ANY ($1::bigint[]);
@@ -849,7 +855,7 @@ SELECT flight.key, flight.task, 0 FROM flight WHERE flight.task = $2 AND flight.
 SELECT (SELECT task FROM flight WHERE key = mine.key AND leads = 1) FROM flight AS mine WHERE task = ANY ($1::bigint[]);
 
 -- name: leader_of
-SELECT id, status, reason FROM task WHERE seq =
+SELECT task.id, status, reason, namespace, type, grp FROM task JOIN class ON class.id = task.class WHERE seq =
     (SELECT task FROM flight WHERE leads = 1 AND key = (SELECT key FROM flight WHERE task = $1));
 
 -- name: join_flight
@@ -871,6 +877,10 @@ WHERE flight.key = $1 AND flight.leads = 0 LIMIT $2;
 -- name: best_follower
 SELECT task.seq, task.class FROM flight JOIN task ON task.seq = flight.task
 WHERE flight.key = $1 AND flight.leads = 0 ORDER BY task.rank, task.seq LIMIT 1;
+
+-- name: urgent_follower
+SELECT 1 FROM flight JOIN task ON task.seq = flight.task
+WHERE flight.key = $1 AND flight.leads = 0 AND (task.priority > 1 OR task.flags & 32768 <> 0) LIMIT 1;
 
 -- name: follow
 -- PENDING (claimed) -> PENDING (same_work)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heappop, heappush, heapreplace
 
-from mainspring.store.base import BLOB_INPUT, HAS_REFS, STANDS_FOR, Claimed, Lane, ParentResult
-from mainspring.store.ready import ANYWHERE, Place, Ready
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, STANDS_FOR, Claimed, ParentResult
+from mainspring.store.ready import ANYWHERE, Lane, Place, Ready
 from mainspring.store.sql import costs, limits
 from mainspring.store.sql.transaction import Row, Transaction
 from mainspring.tasks import CostRate, Rate

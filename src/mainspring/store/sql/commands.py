@@ -16,6 +16,7 @@ from mainspring.store.base import (
     COSTS,
     HAS_REFS,
     RESERVES,
+    URGENT,
     WANTS_KEPT,
     Claimed,
     HandlerRecord,
@@ -102,6 +103,8 @@ def join(tx: Transaction, claim: Claimed, keep_ms: int) -> str:
         tx.let_go(row[1], (claim.seq, claim.attempt))
     if leader is not None:
         graph.raise_parents(tx, [leader.seq], leader.rank)
+        if claim.flags & URGENT or graph.is_urgent(tx, claim.priority, claim.deadline_ms):
+            graph.hasten(tx, [leader.seq])
     graph.ended(tx, ends)
     return answer
 
@@ -208,7 +211,10 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
     elif reason == READY:
         tx.ready.add(class_id)
     elif reason == PARENTS:
-        graph.raise_parents(tx, [edge.parent for edge in edges if edge.unfinished], rank)
+        waited_for = [edge.parent for edge in edges if edge.unfinished]
+        graph.raise_parents(tx, waited_for, rank)
+        if graph.is_urgent(tx, priority, None):
+            graph.hasten(tx, waited_for)
 
 
 def register(

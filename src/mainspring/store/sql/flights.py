@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from mainspring.store.base import BLOB_OUTPUT, LEADS, SHARED, Claimed, Ended, NewTask, WorkName
+from mainspring.store.base import BLOB_OUTPUT, LEADS, SHARED, URGENT, Claimed, Ended, NewTask, WorkName
 from mainspring.store.sql.transaction import Row, Transaction, first
 from mainspring.tasks.codec import is_output
 from mainspring.tasks.lifecycle import COMPLETED
@@ -58,6 +58,7 @@ class Found(NamedTuple):
 class Leader(NamedTuple):
     seq: int
     rank: int
+    is_urgent: bool = False  # or somebody urgent is known to wait for it
 
 
 def kept(tx: Transaction, works: Sequence[bytes]) -> dict[bytes, Found]:
@@ -195,7 +196,8 @@ def _elect(tx: Transaction, key: bytes, *, has_result: bool) -> None:
     if best is None:
         return
     seq, class_id = best
-    tx.must_change("take_lead", 0 if has_result else LEADS, tx.now_ms, seq)
+    flags = (0 if has_result else LEADS) | (0 if tx.one("urgent_follower", key) is None else URGENT)
+    tx.must_change("take_lead", flags, tx.now_ms, seq)
     tx.run("lead_flight", seq)
     tx.ready.add(class_id)
 

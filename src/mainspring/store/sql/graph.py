@@ -16,8 +16,8 @@ from mainspring.store.base import STANDS_FOR, Ended
 from mainspring.store.sql import flights
 from mainspring.store.sql.flights import Failure
 from mainspring.store.sql.transaction import Crowded, Transaction, first
-from mainspring.tasks import ErrorInfo, TaskId
-from mainspring.tasks.lifecycle import CANCELLED, COMPLETED, FAILED, PARENTS, READY, SAME_WORK
+from mainspring.tasks import ErrorInfo, TaskId, TaskPriority
+from mainspring.tasks.lifecycle import CANCELLED, CLAIMED, COMPLETED, FAILED, PARENTS, READY, SAME_WORK
 
 REQUIRE, ALLOW_FAILURE, SKIP = range(3)
 TRAVEL_LIMIT = 1_000
@@ -95,10 +95,32 @@ def raise_parents(tx: Transaction, parents: Sequence[int], rank: int) -> None:
         left -= len(level)
         raised = tx.run("raise_ranks", rank, tx.listed(level), rank).fetchall()
         tx.ready.update(class_id for _, class_id, reason in raised if reason == READY)
-        seqs = [seq for seq, _, _ in raised]
-        level = [row[0] for row in tx.run("parents_of_all", tx.listed(seqs))] if seqs else []
-        followers = [seq for seq, _, reason in raised if reason == SAME_WORK]
-        level += [row[0] for row in tx.run("leaders_of", tx.listed(followers))] if followers else []
+        level = _waited_for(tx, [(seq, reason) for seq, _, reason in raised])
+
+
+def is_urgent(tx: Transaction, priority: int, deadline_ms: int | None) -> bool:
+    """Whether what a task waits for must not wait for others: by its priority, or as its deadline is near."""
+    near_ms = tx.now_ms + tx.memory.ageing_ms
+    return priority > TaskPriority.NORMAL or (deadline_ms is not None and deadline_ms <= near_ms)
+
+
+def hasten(tx: Transaction, parents: Sequence[int]) -> None:
+    """Note that somebody urgent waits for these, and for what those wait for; who holds them is told."""
+    level, left = list(parents), RAISE_LIMIT
+    while level and left > 0:
+        level = level[:left]
+        left -= len(level)
+        found = tx.run("hasten", tx.listed(level)).fetchall()
+        tx.hastened += [(bytes(id), rank) for _, reason, id, rank in found if reason == CLAIMED]
+        level = _waited_for(tx, [(seq, reason) for seq, reason, *_ in found])
+
+
+def _waited_for(tx: Transaction, tasks: Sequence[tuple[int, int]]) -> list[int]:
+    """Return what these, (seq, reason), wait for: parents, and the leaders of equal work."""
+    seqs = [seq for seq, _ in tasks]
+    parents = [row[0] for row in tx.run("parents_of_all", tx.listed(seqs))] if seqs else []
+    followers = [seq for seq, reason in tasks if reason == SAME_WORK]
+    return parents + ([row[0] for row in tx.run("leaders_of", tx.listed(followers))] if followers else [])
 
 
 def ended(tx: Transaction, tasks: Sequence[tuple[int, int, bytes]]) -> None:
@@ -252,7 +274,7 @@ def stand_for(tx: Transaction, seq: int, refs: Sequence[bytes]) -> None:
             field="output",
         )
     failed = []
-    for child, policy, rank, reason in tx.run("all_children_of", seq).fetchall():
+    for child, policy, rank, reason, priority, deadline_ms in tx.run("all_children_of", seq).fetchall():
         last = tx.one("last_edge", child)[0]
         known = {row[0] for row in tx.run("parents_of", child)}
         edges = [edge for edge in link(tx, child, targets, policy, last + 1) if edge.parent not in known]
@@ -263,7 +285,10 @@ def stand_for(tx: Transaction, seq: int, refs: Sequence[bytes]) -> None:
         if broken is not None:
             failed.append(fail_child(tx, child, broken, travel=False))
         else:
-            raise_parents(tx, [edge.parent for edge in edges if edge.unfinished], rank)
+            parents = [edge.parent for edge in edges if edge.unfinished]
+            raise_parents(tx, parents, rank)
+            if is_urgent(tx, priority, deadline_ms):
+                hasten(tx, parents)
     ended(tx, [(end.seq, end.status, end.id) for end in failed])  # not before each has been looked at
 
 
@@ -285,6 +310,8 @@ __all__ = [
     "fail_child",
     "first_unfinished",
     "go_on",
+    "hasten",
+    "is_urgent",
     "link",
     "raise_parents",
     "stand_for",

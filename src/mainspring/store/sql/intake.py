@@ -18,14 +18,13 @@ from mainspring.store.base import (
     Accepted,
     Claimed,
     Ended,
-    Lane,
     NewTask,
     Spec,
 )
-from mainspring.store.ready import Place
+from mainspring.store.ready import Lane, Place
 from mainspring.store.sql import costs, limits
 from mainspring.store.sql.flights import Entrance, Found, Leader
-from mainspring.store.sql.graph import Edge, fail_child, first_unfinished, link, raise_parents
+from mainspring.store.sql.graph import Edge, fail_child, first_unfinished, hasten, is_urgent, link, raise_parents
 from mainspring.store.sql.transaction import ClassKey, Transaction
 from mainspring.tasks import TaskId
 from mainspring.tasks.codec import with_refs
@@ -307,15 +306,19 @@ class _Entry:
         self._flights.append((self._seq, work, int(leader is None), task.keep_ms))
         if leader is None:
             task.flags |= LEADS
-            self._entrance.leads(work, Leader(self._seq, rank))
+            self._entrance.leads(work, Leader(self._seq, rank, self._is_urgent(task)))
             self._add_free(task, door, rank)
             return
         self._row(task, door, rank, SAME_WORK, None)
         self._here[task.id] = (self._seq, rank)
-        if rank < leader.rank:
+        hastens = not leader.is_urgent and self._is_urgent(task)
+        if rank < leader.rank or hastens:
             self.write()
             raise_parents(self._tx, [leader.seq], rank)
-            self._entrance.leads(work, Leader(leader.seq, rank))
+            if hastens:
+                hasten(self._tx, [leader.seq])
+            raised = Leader(leader.seq, min(rank, leader.rank), leader.is_urgent or hastens)
+            self._entrance.leads(work, raised)
 
     def _add_done(self, task: NewTask, found: Found, door: _Door, rank: int) -> None:
         tx, now, flags = self._tx, self._now, task.flags | found.flags | SHARED
@@ -348,9 +351,12 @@ class _Entry:
         elif reason == READY:
             tx.ready.add(door.class_id, (rank, seq))
         elif reason == PARENTS:
-            self._raise(edges, rank)
+            self._raise(edges, rank, hastens=self._is_urgent(task))
 
-    def _raise(self, edges: Sequence[Edge], rank: int) -> None:
+    def _is_urgent(self, task: NewTask) -> bool:
+        return is_urgent(self._tx, task.priority, task.deadline_ms)
+
+    def _raise(self, edges: Sequence[Edge], rank: int, *, hastens: bool) -> None:
         """Let unfinished parents go before those that wait for them; those that are as urgent need no look."""
         here = self._here
         urgent = [
@@ -361,6 +367,8 @@ class _Entry:
         if urgent:
             self.write()
             raise_parents(self._tx, urgent, rank)
+            if hastens:
+                hasten(self._tx, urgent)
 
     def _parents(self, task: NewTask) -> list[tuple[int, int, bytes]]:
         """Return (seq, status, id) of the parents, in order. Raises for unknown, pruned and self-referring ones."""

@@ -300,7 +300,9 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         offers = offers_of(view) if reason in ("ready", "claimed") else {}
         takers, stopping = _takers(view, kind, row[29], offers)
         if reason == "same_work" and (found := view.one("leader_of", seq)) is not None:
-            leader = _other(*found)
+            leader = _other(*found[:3])
+            if leader.state == "ready" and any(_covers(pause, *found[3:]) for pause in _pauses(view)):
+                leader = leader._replace(state="paused")
         if reason == "ready":
             ahead = view.one("ahead", class_id, rank, seq, COUNT_LIMIT)[0]
             pauses = _pauses(view)

@@ -1,8 +1,8 @@
-"""Asking other processes for claims that they can't begin: which, and of whom."""
+"""What processes tell each other of claims: which they would run, and which somebody urgent waits for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -13,6 +13,9 @@ _MOST = 500
 """Pairs of holder and class in one message."""
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(list[tuple[int, int]])
+_MOST_HASTENED = 100
+"""Tasks in one message."""
+_haste_decoder = msgspec.msgpack.Decoder(list[tuple[bytes, int]])
 
 
 def request(memory: Memory, lane: Asker, held: Sequence[tuple[int, int, ClassKey]]) -> bytes | None:
@@ -28,3 +31,13 @@ def requested(memory: Memory, message: bytes) -> Callable[[ClassKey], bool] | No
     known = memory.class_keys
     keys = {known.get(class_id) for holder, class_id in _decoder.decode(message) if holder == memory.owner} - {None}
     return keys.__contains__ if keys else None
+
+
+def hastenings(tasks: Sequence[tuple[bytes, int]]) -> Iterator[bytes]:
+    """Yield the messages that tell holders of these, (id, rank), that somebody urgent waits for them."""
+    for at in range(0, len(tasks), _MOST_HASTENED):
+        yield _encoder.encode(tasks[at : at + _MOST_HASTENED])
+
+
+def hastened(message: bytes) -> list[tuple[bytes, int]]:
+    return _haste_decoder.decode(message)

@@ -25,7 +25,7 @@ from mainspring.store.base import (
     Pledged,
     WorkerPort,
 )
-from mainspring.store.bell import ENDED, GONE, HELLO, LOOK, SHARE, STOP, WELCOME, Bell, split_ids
+from mainspring.store.bell import ENDED, GONE, HASTE, HELLO, LOOK, SHARE, STOP, WELCOME, Bell, split_ids
 from mainspring.store.clock import StoreClock
 from mainspring.store.pace import Pace
 from mainspring.store.ready import Asker
@@ -397,6 +397,8 @@ class SqlStore(Looking):
             port.lost(tx.lost)
         if tx.stop_asked:
             port.asked_to_stop(tx.stop_asked)
+        if tx.hastened:
+            port.hastened(tx.hastened)
         if self._memory.pauses is not self._told_pauses:
             self._told_pauses = self._memory.pauses
             if self._told_pauses:
@@ -409,6 +411,8 @@ class SqlStore(Looking):
             self._bell.ring_ids(ENDED, (ended.id for ended in tx.ended))
         if tx.stop_asked:
             self._bell.ring_ids(STOP, tx.stop_asked)
+        for message in sharing.hastenings(tx.hastened):
+            self._bell.ring(HASTE, message)
 
     def _heard(self, kind: bytes, payload: bytes) -> None:
         if kind in (LOOK, HELLO):
@@ -417,6 +421,8 @@ class SqlStore(Looking):
             self.look()
         elif kind == STOP and self._port is not None:
             self._port.asked_to_stop(split_ids(payload))
+        elif kind == HASTE and self._port is not None:
+            self._port.hastened(sharing.hastened(payload))
         elif kind == SHARE and self._port is not None:
             if (is_wanted := sharing.requested(self._memory, payload)) is not None:
                 self._port.asked_to_share(is_wanted)

@@ -8,9 +8,9 @@ from typing import Any, Protocol, Self, TypeAlias
 
 from mainspring.config import StoreConfig
 from mainspring.errors import InternalError
-from mainspring.store.base import GROUPED, Claimed, Ended, Finish, Lane
+from mainspring.store.base import GROUPED, Claimed, Ended, Finish
 from mainspring.store.counting import StoreCounts
-from mainspring.store.ready import Place, Woken
+from mainspring.store.ready import Lane, Place, Woken
 from mainspring.store.sql import costs, limits
 from mainspring.store.sql.limits import Claim, Limits
 from mainspring.tasks import Rate
@@ -85,6 +85,7 @@ class Transaction(ABC):
         "ended",
         "freed",
         "given_us",
+        "hastened",
         "held",
         "is_loosened",
         "is_travelling",
@@ -116,6 +117,7 @@ class Transaction(ABC):
         self.looked_up: dict[tuple[str, str], int] = {}  # see StoreCounts.lookups
         self.lost: list[Finish] = []
         self.stop_asked: list[bytes] = []
+        self.hastened: list[tuple[bytes, int]] = []  # claimed ones that somebody urgent waits for now, with their rank
         self.tally: dict[tuple[int, int], int] = {}
         self.new_classes: dict[ClassKey, int] = {}
         self.freed: set[int] = set()  # classes of which it lets go of tasks
@@ -161,6 +163,7 @@ class Transaction(ABC):
             self.looked_up[key] = self.looked_up.get(key, 0) + n
         self.lost += part.lost
         self.stop_asked += part.stop_asked
+        self.hastened += part.hastened
         self.tally = part.tally
         self.new_classes = part.new_classes
         self.taken = part.taken

@@ -188,7 +188,8 @@ UPDATE task SET status = ?, reason = NULL, waits_for = NULL, waits_at = NULL, en
 WHERE seq IN (SELECT value FROM json_each(?)) AND reason = 1 RETURNING seq, class, id;
 
 -- name: all_children_of
-SELECT edge.child, edge.policy, task.rank, task.reason FROM edge JOIN task ON task.seq = edge.child
+SELECT edge.child, edge.policy, task.rank, task.reason, task.priority, task.deadline_ms
+FROM edge JOIN task ON task.seq = edge.child
 WHERE edge.parent = ?;
 
 -- name: depends_on
@@ -211,6 +212,11 @@ SELECT max(n) FROM edge WHERE child = ?;
 -- A parent takes the best rank of those that wait for it; one that runs may come back.
 UPDATE task SET rank = ? WHERE seq IN (SELECT value FROM json_each(?)) AND status < 2 AND rank > ?
 RETURNING seq, class, reason;
+
+-- name: hasten
+-- Who waits for these is urgent, as those with a priority above NORMAL are by themselves: they wait for nobody to join.
+UPDATE task SET flags = flags | 32768 WHERE seq IN (SELECT value FROM json_each(?)) AND status < 2 AND priority < 2 AND flags & 32768 = 0
+RETURNING seq, reason, id, rank;
 
 -- name: parents_of_all
 SELECT DISTINCT parent FROM edge WHERE child IN (SELECT value FROM json_each(?));
@@ -701,7 +707,7 @@ SELECT flight.key, flight.task, 0 FROM flight WHERE flight.task = ?2 AND flight.
 SELECT (SELECT task FROM flight WHERE key = mine.key AND leads = 1) FROM flight AS mine WHERE task IN (SELECT value FROM json_each(?));
 
 -- name: leader_of
-SELECT id, status, reason FROM task WHERE seq =
+SELECT task.id, status, reason, namespace, type, grp FROM task JOIN class ON class.id = task.class WHERE seq =
     (SELECT task FROM flight WHERE leads = 1 AND key = (SELECT key FROM flight WHERE task = ?));
 
 -- name: join_flight
@@ -723,6 +729,10 @@ WHERE flight.key = ? AND flight.leads = 0 LIMIT ?;
 -- name: best_follower
 SELECT task.seq, task.class FROM flight JOIN task ON task.seq = flight.task
 WHERE flight.key = ? AND flight.leads = 0 ORDER BY task.rank, task.seq LIMIT 1;
+
+-- name: urgent_follower
+SELECT 1 FROM flight JOIN task ON task.seq = flight.task
+WHERE flight.key = ? AND flight.leads = 0 AND (task.priority > 1 OR task.flags & 32768 <> 0) LIMIT 1;
 
 -- name: follow
 -- PENDING (claimed) -> PENDING (same_work)
