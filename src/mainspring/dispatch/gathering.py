@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Place = tuple[int, int]
+_LAST: Place = (1 << 63, 0)  # behind all others
 _REMEMBERED = 10_000  # tasks that ran out of time
 _KINDS = 256  # of calls of which is kept what was learned
 
@@ -57,11 +58,12 @@ class Forming(NamedTuple):
 class _Group:
     """Claims that may join: best first."""
 
-    __slots__ = ("cost", "members", "size", "until", "urgent")
+    __slots__ = ("cost", "members", "place", "size", "until", "urgent")
 
     def __init__(self, size: int) -> None:
         self.size = size  # of a call, at most
         self.members: list[_Member] = []
+        self.place = _LAST  # the first of them
         self.cost = 0.0
         self.urgent = 0
         self.until = math.inf  # the first of them
@@ -69,14 +71,16 @@ class _Group:
     def add(self, member: _Member) -> None:
         self.until = min(self.until, member.until)
         insort(self.members, member, key=lambda one: one.place)
+        self.place = self.members[0].place
         self.cost += member.cost
         self.urgent += member.is_urgent
 
     def keep(self, members: list[_Member]) -> None:
         self.members = members
+        self.place = members[0].place
         self.cost = sum(member.cost for member in members)
         self.urgent = sum(member.is_urgent for member in members)
-        self.until = min((member.until for member in members), default=math.inf)
+        self.until = min(member.until for member in members)
 
 
 def _keep_latest(kept: dict[Hashable, T], key: Hashable, value: T) -> None:
@@ -247,22 +251,24 @@ class Gathering(Desk):
 
         Where all wait for others and no more can come, it is what would have waited no longer first.
         """
-        ready = [
-            (group.members[0].place, key)  # no two claims have one place
-            for key, group in self._groups.items()
-            if now >= group.until or self._why(key, group, now)
-        ]
-        if not ready:
+        best, place = None, _LAST
+        for key, group in self._groups.items():  # there may be thousands
+            if group.place < place and (now >= group.until or self._why(key, group, now)):
+                best, place = key, group.place
+        if best is None:
             return min(self._groups, key=self._until) if self._is_full() else None
-        place, key = first = min(ready)
-        if self._is_loaded is not _yes and not self._groups[key].urgent and not self._has_loaded(key):
-            last = place[0] + self._ageing_ms
-            loaded = [one for one in ready if one[0][0] < last and self._has_loaded(one[1])]
-            first = min(loaded, default=first)
-        return first[1]
+        if self._is_loaded is _yes or self._groups[best].urgent or self._has_loaded(best):
+            return best
+        last = place[0] + self._ageing_ms
+        loaded = [
+            key
+            for key, group in self._groups.items()
+            if group.place[0] < last and self._has_loaded(key) and self._why(key, group, now)
+        ]
+        return min(loaded, key=self._first, default=best)
 
     def _first(self, key: tuple[Hashable, int]) -> Place:
-        return self._groups[key].members[0].place
+        return self._groups[key].place
 
     def _until(self, key: tuple[Hashable, int]) -> float:
         return self._groups[key].until
