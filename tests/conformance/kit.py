@@ -36,10 +36,10 @@ from mainspring.store.base import (
     NewTask,
     Store,
 )
+from mainspring.store.lane import Lane
 from mainspring.store.liveness import running_in
 from mainspring.store.postgres.session import Found, Session
 from mainspring.store.postgres.store import PostgresStore
-from mainspring.store.ready import Lane
 from mainspring.store.sql import graph, upkeep
 from mainspring.store.sql.operations import Operation
 from mainspring.store.sql.transaction import Applier, Transaction

@@ -25,9 +25,10 @@ from mainspring import (
     TaskStatus,
     TaskTimeout,
 )
-from mainspring.dispatch.reservations import PATIENCE_S, need_of
+from mainspring.dispatch.reservations import PATIENCE_S
 from mainspring.environment import Random
 from mainspring.resources.monitor import machine
+from mainspring.tasks.needs import need_of
 from mainspring.testing import SimulatedEngine
 from mainspring.testing.stage.stage import Stage
 

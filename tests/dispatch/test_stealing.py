@@ -324,7 +324,7 @@ def _order(folder: Path) -> Sequence[str]:
 async def test_who_has_nothing_asks_soon_and_then_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """While work comes by itself nobody is asked; without any the waits grow up to a second."""
     from mainspring.dispatch.asking import Asking
-    from mainspring.store.ready import Lane
+    from mainspring.store.lane import Lane
 
     waits: list[float] = []
     due: list[Any] = []

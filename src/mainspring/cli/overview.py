@@ -15,6 +15,7 @@ from mainspring.scheduling.hosts import SILENT_MS, places
 from mainspring.store.base import CRASHED, FAILED, TIMEOUT
 from mainspring.store.sql import limited, reads
 from mainspring.store.sql.line import BUILT_IN_LANE, lanes_of
+from mainspring.store.sql.shortages import offers_of
 from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import RUNNING, STORED_REASONS
 
@@ -263,7 +264,7 @@ class _Short(msgspec.Struct):
 
 
 def _short_of_resources(view: View, serving: Sequence[Any]) -> _Short:
-    offers = reads.offers_of(view)
+    offers = offers_of(view)
     waits = [TaskId(id).bytes for offer in offers.values() for id in offer.waits]
     types = {
         kind

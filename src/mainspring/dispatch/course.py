@@ -14,7 +14,7 @@ from mainspring.dispatch.gathering import Call, Gathering
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.members import Members
 from mainspring.dispatch.recording import Recorder
-from mainspring.dispatch.reservations import Need, Reservations
+from mainspring.dispatch.reservations import Reservations
 from mainspring.dispatch.spans import Spans
 from mainspring.dispatch.watch import Watch
 from mainspring.environment import Environment
@@ -41,6 +41,7 @@ from mainspring.store.base import (
     Store,
 )
 from mainspring.tasks import ErrorInfo, TaskId, Usage
+from mainspring.tasks.needs import Need
 
 logger = logging.getLogger("mainspring.dispatch")
 
@@ -136,8 +137,7 @@ class Course:
         desk, claim = attempt.desk, attempt.claim
         need = self.reservations.need(claim, desk.lane)
         if claim.flags & SHORT:
-            need = await self._raised(attempt, need)
-            if need is None:
+            if (need := await self._raised(attempt, need)) is None:
                 return True
         elif need is None:
             return await self._serve_prepared(attempt)

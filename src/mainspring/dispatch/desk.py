@@ -11,7 +11,7 @@ from mainspring.environment import Environment
 from mainspring.execution.base import Runner
 from mainspring.processors.base import Lane as LaneName
 from mainspring.store.base import SUSPECT, URGENT, Claimed, Store
-from mainspring.store.ready import Lane
+from mainspring.store.lane import Lane
 
 
 class Desk(ABC):

@@ -16,7 +16,7 @@ from mainspring.environment import Environment
 from mainspring.execution.base import AheadRunner, Runner
 from mainspring.processors.base import Lane as LaneName
 from mainspring.store.base import Claimed, Store
-from mainspring.store.ready import Lane
+from mainspring.store.lane import Lane
 
 _RATE_WINDOW_S = 0.05
 _SLICE_S = 0.005

@@ -36,7 +36,7 @@ from mainspring.results.cache import ResultCache
 from mainspring.results.values import Values
 from mainspring.results.waiters import Waiters, within
 from mainspring.store.base import CANCELLED, RELEASED, Accepted, Claimed, Finish
-from mainspring.store.ready import Lane
+from mainspring.store.lane import Lane
 from mainspring.tasks import CostRate, GroupLimit, Rate, Task, TaskId
 from mainspring.tasks.lifecycle import CANCELLED as STATUS_CANCELLED
 from mainspring.tasks.limits import check_concurrency

@@ -9,8 +9,8 @@ what is left beside that.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -25,43 +25,18 @@ from mainspring.processors.base import Lane as LaneName
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage, machine, resident_bytes
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, RESERVES, Claimed, Spec, Store
 from mainspring.tasks import Attempt, Resources, TaskId
-
-Need = Mapping[str, float]
-"""Amounts by kind: `cpu` in cores, `memory` in bytes, `gpu`, users' own names, and a child of the process lane."""
+from mainspring.tasks.needs import CHILD, CLOSE, KINDS, NOTHING, Need, Passes, Short, need_of, too_much
 
 PATIENCE_S = 5.0
-_CHILD = "children"
 _MOST_PARKED = 16
 """Claims that a desk looks past; then it takes no more tasks of their types until some of these have begun."""
-_NEVER_AGAIN_S = 5.0
-"""How long no tasks of a type are taken after one that this process can never run: others may be able to."""
 _INSIDE = ("async", "thread")
 """Lanes that run within this process."""
 _MOST_SHORT = 3
 """So many attempts may be short of memory; nothing runs beside the last one."""
 _ALL_BUT_SLACK = 0.9  # what others use goes up and down a little
-_CLOSE = 1e-9  # sums of fractions are not exact
 
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
-
-
-class Short(NamedTuple):
-    """What is missing of one kind."""
-
-    kind: str
-    needs: float
-    free: float
-    capacity: float
-
-    @property
-    def is_for_ever(self) -> bool:
-        return self.needs > self.capacity + _CLOSE
-
-    def __str__(self) -> str:
-        needs = f"needs {amount(self.kind, self.needs)}"
-        if self.is_for_ever:
-            return f"{needs}, more than the {amount(self.kind, self.capacity)} that there is"
-        return f"{needs} and {amount(self.kind, max(0.0, self.free))} is free, of {amount(self.kind, self.capacity)}"
 
 
 class _Waiting(NamedTuple):
@@ -110,8 +85,9 @@ class Reservations:
         self._used: dict[str, float] = {}
         self._waiting: dict[bytes, _Waiting] = {}  # by the first claim
         self._since: dict[bytes, float] = {}  # also of those that are looked at again
-        self._withheld: dict[Desk, dict[str, float]] = {}  # types, and until when at least
-        self._never: dict[bytes, str] = {}  # tasks that can't run here, and why; the newest
+        self._withheld: dict[Desk, set[str]] = {}  # types
+        self._passing: list[Desk] = []  # they pass over tasks that need more
+        self._has: dict[str, float] = {}  # than there was in all when this was last judged
         self._at_rest: int | None = None  # resident bytes of this process when nothing was reserved within it
         self._sampled: ResourceUsage | None = None
         self._others = 0.0  # bytes, as of that sample
@@ -126,18 +102,19 @@ class Reservations:
                 self._declared.add(kind)
         self.types = self._declared | self._learned
         self._large = self.capacity("memory") / (4 * self._config.process_slots)
+        self._pass_nothing_over()
 
     def impossible(self, declared: Resources) -> str | None:
         """Say why no worker on this store can ever run what needs that; None where one may."""
         need = need_of(declared, "async") or {}
         if self._reach == "process":
-            there_is = {kind: self.capacity(kind) for kind in need}
+            short = too_much(need, self._there_is())
         elif self._reach == "host":
             there_is = dict(zip(("cpu", "memory"), map(float, machine()), strict=True))
+            short = too_much({kind: much for kind, much in need.items() if kind in there_is}, there_is)
         else:
             return None
-        short = [Short(kind, need[kind], 0.0, much) for kind, much in there_is.items() if kind in need]
-        return next((str(one) for one in short if one.is_for_ever), None)
+        return None if short is None else str(short)
 
     # What is needed ...
 
@@ -154,7 +131,7 @@ class Reservations:
         expected = self._peaks.of(claim.task_type, _input_bytes(claim))
         # Where nothing else is reserved it goes with what there is: it was not asked to wait for strangers.
         most = self.capacity("memory") if self._held else max(0.0, self.free("memory"))
-        return {**(need or {}), "memory": min(expected, most), _CHILD: 1.0} if expected else need
+        return {**(need or {}), "memory": min(expected, most), CHILD: 1.0} if expected else need
 
     def learn(self, claim: Claimed, used: int) -> None:
         """Note the peak of an attempt in a child: the next ones of its like reserve as much where nothing is said."""
@@ -182,7 +159,7 @@ class Reservations:
         most = min(self.capacity("memory"), self.memory_mark() - self._memory_of_others()) * _ALL_BUT_SLACK
         more = {**(need or {}), "memory": max(before, min(most, max(before * 2 ** len(short), used * 1.5)))}
         if lane == "process":
-            more[_CHILD] = 1.0
+            more[CHILD] = 1.0
         return more, len(short) >= _MOST_SHORT - 1
 
     # ... reserved ...
@@ -198,9 +175,10 @@ class Reservations:
             self._reserve(first.id, need, desk.lane)
             return True
         if any(one.is_for_ever for one in short):
-            self._refuse(desk, claims, next(one for one in short if one.is_for_ever))
+            self._pass_over(desk, first.task_type)
+            self._hand_back(desk, list(claims))
         elif len(desk.parked) + len(claims) > max(_MOST_PARKED, len(claims)):
-            self._withhold(desk, first.task_type, 0.0)
+            self._withhold(desk, first.task_type)
             self._hand_back(desk, list(claims))
         else:
             since = self._since.setdefault(first.id, self._env.monotonic())
@@ -237,7 +215,7 @@ class Reservations:
             return config.cpu_capacity or self._monitor.sample().cpu_limit
         if kind == "gpu":
             return config.gpu_capacity
-        if kind == _CHILD:
+        if kind == CHILD:
             return config.process_slots
         return config.custom_capacity.get(kind, 0.0)
 
@@ -281,7 +259,7 @@ class Reservations:
             free = self.free(kind)
             if ahead is not None and kind in ahead:
                 free -= ahead[kind]
-            if much > free + _CLOSE:
+            if much > free + CLOSE:
                 short.append(Short(kind, much, free, self.capacity(kind)))
         return short
 
@@ -296,19 +274,21 @@ class Reservations:
                 best = waiting
         if best is None:
             return None
-        return {kind: much for kind, much in best.need.items() if much > self.free(kind) + _CLOSE}
+        return {kind: much for kind, much in best.need.items() if much > self.free(kind) + CLOSE}
 
     # ... and waited for
 
     def look(self, closed: str | None) -> None:
         """Look at intervals whether strangers have left memory, and tell who waits for what, or why nothing starts."""
+        if self._passing and self._has != self._there_is():
+            self._pass_nothing_over()
         self._tell(closed)
         if self._waiting or self._withheld:
             self._look_at_waiting()
 
     def _look_at_waiting(self) -> None:
         """Have those come again that fit now, in the one order."""
-        now, now_ms = self._env.monotonic(), self._store.now_ms()
+        now_ms = self._store.now_ms()
         coming: dict[str, float] = {}
         seen = {}
         for id, waiting in sorted(self._waiting.items(), key=lambda item: place(item[1].claims[0])):
@@ -327,7 +307,7 @@ class Reservations:
             del self._waiting[id]
             self._come(waiting.desk, claims)
         self._since = seen
-        self._lift(now)
+        self._lift()
 
     def _come(self, desk: Desk, claims: Sequence[Claimed]) -> None:
         if claims:
@@ -335,35 +315,46 @@ class Reservations:
                 desk.unpark(claim)
             desk.put_again(list(claims))
 
-    def _refuse(self, desk: Desk, claims: Sequence[Claimed], short: Short) -> None:
-        """This process can never run it: others may, so that it is not kept here."""
-        for claim in claims:
-            self._never.pop(claim.id, None)
-            self._never[claim.id] = str(short)
-        while len(self._never) > _MOST_PARKED:
-            del self._never[next(iter(self._never))]
-        self._withhold(desk, claims[0].task_type, self._env.monotonic() + _NEVER_AGAIN_S)
-        self._hand_back(desk, list(claims))
-
-    def _withhold(self, desk: Desk, kind: str, until: float) -> None:
-        types = self._withheld.setdefault(desk, {})
-        types[kind] = max(until, types.get(kind, 0.0))
+    def _withhold(self, desk: Desk, kind: str) -> None:
+        types = self._withheld.setdefault(desk, set())
+        types.add(kind)
         desk.port.withheld = frozenset(types)
 
-    def _lift(self, now: float) -> None:
+    def _lift(self) -> None:
         """Take tasks of withheld types again where there is room for them at the desk."""
-        lifted = False
-        for desk, types in list(self._withheld.items()):
-            if len(desk.parked) > _MOST_PARKED // 2:
-                continue
-            kept = {kind: until for kind, until in types.items() if until > now}
-            lifted |= len(kept) < len(types)
-            desk.port.withheld = frozenset(kept)
-            if kept:
-                self._withheld[desk] = kept
-            else:
-                del self._withheld[desk]
-        if lifted:
+        roomy = [desk for desk in self._withheld if len(desk.parked) <= _MOST_PARKED // 2]
+        for desk in roomy:
+            desk.port.withheld = frozenset()
+            del self._withheld[desk]
+        if roomy:
+            self._store.look_anew()
+
+    # ... or never there
+
+    def _there_is(self) -> dict[str, float]:
+        """Return what this process has in all."""
+        return {kind: self.capacity(kind) for kind in (*KINDS, *self._config.custom_capacity)}
+
+    def _pass_over(self, desk: Desk, kind: str) -> None:
+        """Claim no more tasks of a type that need more than there is here: they are for others."""
+        there_is = self._there_is()
+        if self._has != there_is:
+            self._pass_nothing_over()
+            self._has = there_is
+        handler = self._executor.handlers.get(kind)
+        declared = None if handler is None else handler.resources
+        need = None if declared is None else need_of(declared, desk.lane)
+        passing = desk.port.passing
+        passing.passes = Passes(there_is, {**passing.passes.types, kind: need or {}})
+        if desk not in self._passing:
+            self._passing.append(desk)
+
+    def _pass_nothing_over(self) -> None:
+        """What there is has changed, or what handlers say: judge all anew."""
+        for desk in self._passing:
+            desk.port.passing.passes = NOTHING
+        if self._passing:
+            self._passing.clear()
             self._store.look_anew()
 
     # Telling
@@ -398,16 +389,17 @@ class Reservations:
             if short := self._short(waiting.need, place(first), first.id):
                 why = "; ".join(map(str, short))
                 waits.update({str(TaskId(claim.id)): why for claim in waiting.claims})
-        never = {str(TaskId(id)): why for id, why in self._never.items()} if self._withheld else {}
         withheld = {kind: len(desk.parked) for desk, types in self._withheld.items() for kind in types}
-        state = {
+        passed = {kind: need for desk in self._passing for kind, need in desk.port.passing.passes.types.items()}
+        state: dict[str, Any] = {
             "closed": closed,
             "alone": self._who_is_alone(),
             "stops": self.stops,
             "waits": waits,
-            "never": never,
             "withheld": withheld,
         }
+        if passed:
+            state["passes"] = Passes(self._has, passed)
         return msgspec.json.encode(state) if any(state.values()) else b""
 
     def _who_is_alone(self) -> dict[str, object] | None:
@@ -420,21 +412,3 @@ class Reservations:
 def _input_bytes(claim: Claimed) -> int:
     """Return the size of an input, where it is known before that is in its place."""
     return 0 if claim.flags & (BLOB_INPUT | HAS_REFS) else len(claim.input)
-
-
-def need_of(declared: Resources, lane: LaneName) -> Need | None:
-    """Return what a declaration means; None where it needs nothing."""
-    amounts = {"cpu": declared.cpu, "memory": declared.memory, "gpu": declared.gpu, **declared.custom}
-    need = {kind: float(much) for kind, much in amounts.items() if much}
-    if need and lane == "process":
-        need[_CHILD] = 1.0  # so that nothing is reserved by those that wait for one
-    return need or None
-
-
-def amount(kind: str, much: float) -> str:
-    """Return it as people read it."""
-    if kind == "memory":
-        return f"{much / 1e9:.1f} GB" if much >= 1e8 else f"{much / 1e6:.1f} MB"
-    if kind == _CHILD:
-        return f"{much:g} child process{'' if much == 1 else 'es'}"
-    return f"{much:g} {'core' if much == 1 else 'cores'}" if kind == "cpu" else f"{much:g} {kind}"

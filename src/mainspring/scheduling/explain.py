@@ -92,7 +92,7 @@ def _same_work(standing: Standing, _now_ms: int) -> str:
 
 def _resources(standing: Standing, _now_ms: int) -> str:
     first, more = standing.shortages[0], len(standing.shortages) - 1
-    others = f", nor do {more} other workers run it" if more else ""
+    others = f", nor {'does another worker' if more == 1 else f'do {more} other workers'} run it" if more else ""
     if all(shortage.how == "never" for shortage in standing.shortages):
         return f"It can't run on any living worker: on {first.worker} it {first.why}{others}; start one that has it."
     first = next(shortage for shortage in standing.shortages if shortage.how != "never")

@@ -17,7 +17,8 @@ import msgspec
 
 from mainspring.errors import TaskError, TaskNotFound
 from mainspring.store.counting import StoreCounts
-from mainspring.store.ready import Asker, Lane
+from mainspring.store.lane import Lane
+from mainspring.store.ready import Asker
 from mainspring.store.standing import Standing
 from mainspring.tasks import (
     CostRate,
@@ -397,15 +398,11 @@ class Store(Protocol):
     def progress(self, claim: Claimed, done: float, total: float) -> None: ...
 
     def look_anew(self) -> None:
-        """Some of what a lane withheld may be claimed again: look through all that is ready."""
+        """Some of what a lane withheld or passed over may be claimed again: look through all that is ready."""
 
     def offer(self, state: bytes) -> None:
-        """Keep for `standing`, soon, what this worker says of tasks that lack resources: JSON, or empty for nothing.
-
-        It has `closed`, a sentence or nothing, `alone`, the `task` that runs alone, `why`, and the `lanes` that wait
-        for it (none: all), `stops`, `waits` and `never`, sentences by task id, and `withheld`, a count by type; see
-        `Shortage`.
-        """
+        """Keep for `standing`, soon, what this worker says of tasks that lack resources: JSON of an `Offer` (see
+        `sql/shortages.py`), or empty for nothing."""
 
     async def withdraw(self, claim: Claimed) -> bool:
         """Cancel a claim that has not started and never will; false when it was not held any more."""

@@ -36,8 +36,11 @@ WHERE mine.leads = 0 AND leader.reason = 0 AND follower.class <> leader.class GR
 -- name: offers
 SELECT worker.name, state FROM offer JOIN worker ON worker.id = offer.worker ORDER BY worker.id;
 
--- name: type_of
-SELECT type FROM task JOIN class ON class.id = class WHERE task.id = $1 AND status < 2;
+-- name: first_of_type
+-- Ready tasks of a type, those first that go first in their class, with the spec of those that say what they need.
+SELECT first.id, CASE WHEN first.flags & 4096 <> 0 THEN first.spec END FROM class JOIN LATERAL
+    (SELECT * FROM task WHERE task.class = class.id AND reason = 0 ORDER BY rank, seq LIMIT $2) AS first ON true
+WHERE class.type = $1 LIMIT $2;
 
 -- name: known_tables
 SELECT table_name::text FROM information_schema.tables WHERE table_schema = current_schema();

@@ -69,6 +69,11 @@ SELECT coalesce(sum(n), 0)::bigint FROM tally WHERE class = 0 AND status IN (0, 
 -- The best ready tasks of a class, in order, from a place on that none goes before: what is in front of it died.
 SELECT rank, seq FROM task WHERE class = $1 AND reason = 0 AND (rank, seq) >= ($3, $4) ORDER BY rank, seq LIMIT $2;
 
+-- name: heads_to_weigh
+-- The same, with the spec of those that say themselves what they need.
+SELECT rank, seq, CASE WHEN flags & 4096 <> 0 THEN spec END FROM task
+WHERE class = $1 AND reason = 0 AND (rank, seq) >= ($3, $4) ORDER BY rank, seq LIMIT $2;
+
 -- name: ready_classes
 -- All classes that have ready tasks, with the best of each: one step of the index a class.
 WITH RECURSIVE head AS (

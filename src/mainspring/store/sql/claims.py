@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from heapq import heappop, heappush, heapreplace
 
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, STANDS_FOR, Claimed, ParentResult
-from mainspring.store.ready import ANYWHERE, Lane, Place, Ready
-from mainspring.store.sql import costs, limits
+from mainspring.store.lane import Lane
+from mainspring.store.ready import ANYWHERE, Place, Ready
+from mainspring.store.sql import costs, limits, weighing
 from mainspring.store.sql.transaction import Row, Transaction
 from mainspring.tasks import CostRate, Rate
 
@@ -16,6 +17,7 @@ def look_everywhere(tx: Transaction) -> None:
     """Find all classes that have ready tasks."""
     for lane in tx.memory.lanes.values():
         lane.ready.clear()
+        lane.passing.clear()
     tx.memory.limits.let_all_in()
     for class_id, *place in tx.ready_classes():
         note(tx, class_id, (place[0], place[1]))
@@ -81,6 +83,8 @@ def claim(tx: Transaction, most: int) -> None:
         note(tx, class_id, place)
     if not tx.is_loosened:
         for lane in list(memory.lanes.values()):
+            for class_id in lane.passing.due(tx.now_ms):
+                note(tx, class_id)
             room = min(tx.room(lane), most)
             if room > 0 and lane.ready:
                 _claim_for(tx, lane, room)
@@ -141,7 +145,7 @@ def _claim_of_share(tx: Transaction, lane: Lane, ready: Ready, room: int) -> int
     (class_id,) = ready
     may_run = tx.lane_for(class_id) is lane
     limited = tx.memory.limits.of(tx.class_key(class_id)) if may_run else ()
-    if limited and costs.are_counted(limited):
+    if (may_run and _has_to_weigh(tx, lane, class_id)) or (limited and costs.are_counted(limited)):
         return _claim_one_by_one(tx, lane, ready, room)
     if limited and not (room := limits.places(tx, class_id, limited, room)):
         ready.discard(class_id)
@@ -155,7 +159,7 @@ def _claim_of_share(tx: Transaction, lane: Lane, ready: Ready, room: int) -> int
         limits.take(tx, limited, taken)
         _go_last(tx, lane)
     if taken < room and not (may_run and _is_contested(tx, class_id, head)):
-        _nothing_left(tx, ready, class_id)
+        _nothing_left(tx, lane, ready, class_id)
     return taken
 
 
@@ -238,8 +242,8 @@ class _Merge:
             if not (most := self._most(class_id, bound)):
                 continue
             self.looked_into.add(class_id)
-            rows = self._tx.heads(class_id, most, bound)
-            if len(rows) == most:
+            rows, on = self._best_of(class_id, most, bound)
+            if on is not None:
                 self._has_more.add(class_id)
             if class_id in self._limited and costs.are_counted(self._limited[class_id]):
                 self._costs |= costs.estimates(self._tx, [seq for _, seq in rows])
@@ -247,8 +251,17 @@ class _Merge:
                 rows.reverse()
                 self._found[class_id] = rows
                 heappush(heads, (rows[-1], class_id))
+            elif on is not None:
+                self._aside.append((on, class_id))
             else:
-                _nothing_left(self._tx, ready, class_id)
+                _nothing_left(self._tx, self._lane, ready, class_id)
+
+    def _best_of(self, class_id: int, most: int, bound: Place) -> tuple[list[Row], Place | None]:
+        """Return the best tasks of a class that can run here, and where to look on; None: there are no more."""
+        if _has_to_weigh(self._tx, self._lane, class_id):
+            return weighing.heads(self._tx, self._lane, class_id, most, bound)
+        rows = self._tx.heads(class_id, most, bound)
+        return rows, bound if len(rows) == most else None
 
     def _most(self, class_id: int, bound: Place) -> int:
         """Return how many tasks of a class may be taken: none where it is paused, served no more, or at its limit."""
@@ -289,7 +302,7 @@ class _Merge:
         if class_id in self._has_more:  # until they are taken they would be found again
             self._aside.append((place, class_id))
         else:
-            _nothing_left(self._tx, ready, class_id)
+            _nothing_left(self._tx, self._lane, ready, class_id)
 
 
 def _take(tx: Transaction, lane: Lane, rows: Sequence[Row]) -> int:
@@ -325,15 +338,22 @@ def _add_heirs(tx: Transaction, children: dict[int, Claimed]) -> None:
                 claim.parents.setdefault(id, ParentResult(*result))
 
 
+def _has_to_weigh(tx: Transaction, lane: Lane, class_id: int) -> bool:
+    """Whether tasks of a class that need more than there is here have to be passed over."""
+    types = lane.passing.passes.types
+    return bool(types) and tx.class_key(class_id)[1] in types
+
+
 def _is_contested(tx: Transaction, class_id: int, bound: Place) -> bool:
     """Whether ready tasks are left that another process is taking now: should that come to nothing, they stay."""
     return not tx.is_alone and bool(tx.heads(class_id, 1, bound))
 
 
-def _nothing_left(tx: Transaction, ready: Ready, class_id: int) -> None:
+def _nothing_left(tx: Transaction, lane: Lane, ready: Ready, class_id: int) -> None:
     """Forget a class that has no ready tasks any more, so that the next claim does not look at it."""
     ready.discard(class_id)
-    tx.ready.discard(class_id)
+    if not _has_to_weigh(tx, lane, class_id):  # else some may be left, for others
+        tx.ready.discard(class_id)
 
 
 def _from_row(tx: Transaction, row: Row, owner: int) -> Claimed:

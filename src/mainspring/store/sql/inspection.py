@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from mainspring.store.sql.shortages import decoded, too_little
 from mainspring.tasks import Rate, TaskId
 
 COUNT_LIMIT: Final = 10_000
@@ -177,13 +178,13 @@ def _followers(row: Any, pauses: Sequence[Any]) -> FollowerFacts:
 
 
 def _never(ask: Callable[..., Sequence[Any]]) -> Iterator[NeverFacts]:
-    why: dict[str, dict[str, str]] = {}
-    for worker, state in ask("offers"):
-        for task, reason in msgspec.json.decode(state).get("never", {}).items():
-            why.setdefault(task, {})[worker] = reason
-    for task in list(why)[:_NEVER_LIMIT]:
-        for (kind,) in ask("type_of", TaskId(task).bytes):
-            yield NeverFacts(task=task, type=kind, why=why[task])
+    """Yield those among the first tasks of types of which workers have met some that need more than they have."""
+    offers = decoded(ask("offers"))
+    for kind in sorted({kind for offer in offers.values() for kind in offer.passes.types}):
+        for id, spec in ask("first_of_type", kind, _NEVER_LIMIT):
+            if short := too_little(kind, spec, offers):
+                why = {worker: str(one) for worker, one in short.items()}
+                yield NeverFacts(task=str(TaskId(id)), type=kind, why=why)
 
 
 def _class(row: Any, pauses: Sequence[Any], deadlines: int, deadline_ms: int | None) -> ClassFacts:

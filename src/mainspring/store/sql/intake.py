@@ -21,7 +21,8 @@ from mainspring.store.base import (
     NewTask,
     Spec,
 )
-from mainspring.store.ready import Lane, Place
+from mainspring.store.lane import Lane
+from mainspring.store.ready import Place
 from mainspring.store.sql import costs, limits
 from mainspring.store.sql.flights import Entrance, Found, Leader
 from mainspring.store.sql.graph import Edge, fail_child, first_unfinished, hasten, is_urgent, link, raise_parents
@@ -432,6 +433,8 @@ def _door(tx: Transaction, class_key: ClassKey, entry: _Entry) -> _Door:
     class_id = tx.class_id(class_key)
     flag, lane = tx.group_flag(class_id), tx.lane_for(class_id)
     if lane is None or lane.ready or any(tx.lane_for(ready) is lane for ready in tx.ready):
+        return _Door(class_id, flag)
+    if class_key[1] in lane.passing.passes.types:
         return _Door(class_id, flag)
     limited = tx.memory.limits.of(class_key)
     if limits.are_awaited(tx) or any(tx.memory.limits.keeps(limit) for limit in limited):

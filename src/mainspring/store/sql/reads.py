@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from functools import partial
@@ -25,9 +25,10 @@ from mainspring.store.base import (
     Spec,
 )
 from mainspring.store.sql import limited
-from mainspring.store.sql.line import BUILT_IN_LANE, COUNT_LIMIT, Place, lanes_of, line_of
+from mainspring.store.sql.line import COUNT_LIMIT, Place, line_of
+from mainspring.store.sql.shortages import offers_of, shortages, takers
 from mainspring.store.sql.transaction import Row
-from mainspring.store.standing import Other, Pause, Shortage, Standing
+from mainspring.store.standing import Other, Pause, Standing
 from mainspring.tasks import (
     Attempt,
     Custom,
@@ -66,26 +67,8 @@ class View(Protocol):
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
 
 
-class _Alone(msgspec.Struct):
-    task: str
-    why: str
-    lanes: tuple[str, ...]
-
-
-class Offer(msgspec.Struct):
-    """See `Store.offer`."""
-
-    closed: str | None = None
-    alone: _Alone | None = None
-    stops: bool = False
-    waits: dict[str, str] = {}
-    never: dict[str, str] = {}
-    withheld: dict[str, int] = {}
-
-
 _COMPANY = ("alone", "first")
 """Shortages of nothing that could be reserved."""
-_offer_decoder = msgspec.json.Decoder(Offer)
 
 
 def when(ms: int | None) -> datetime | None:
@@ -298,7 +281,7 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         ahead, pause, leader, line, workers, in_group = 0, None, None, None, 0, (0, False)
         limits: tuple[GroupLimit, ...] = ()
         offers = offers_of(view) if reason in ("ready", "claimed") else {}
-        takers, stopping = _takers(view, kind, row[29], offers)
+        workers_of, stopping = takers(view, kind, row[29], offers)
         if reason == "same_work" and (found := view.one("leader_of", seq)) is not None:
             leader = _other(*found[:3])
             if leader.state == "ready" and any(_covers(pause, *found[3:]) for pause in _pauses(view)):
@@ -317,10 +300,10 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
                 line = line_of(view, place, beside, partial(_is_kept, view, pauses, now_ms), now_ms)
             elif reason == "limit" and in_line:
                 in_group = limited.go_first(view, limits, place, partial(_is_out, view, pauses, group), now_ms)
-        shortages = _shortages(view, id, kind, takers, offers) if reason in ("ready", "claimed") else ()
+        lacks = shortages(view, id, kind, row[23], workers_of, offers) if reason in ("ready", "claimed") else ()
     return Standing(
         status=STATUS_OF[row[4]],
-        reason="resources" if any(shortage.how not in _COMPANY for shortage in shortages) else reason,
+        reason="resources" if any(shortage.how not in _COMPANY for shortage in lacks) else reason,
         type=kind,
         attempt=row[6],
         worker=row[29],
@@ -341,54 +324,8 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         ahead_in_group_is_more=in_group[1],
         leader=leader,
         line=line,
-        shortages=shortages,
+        shortages=lacks,
     )
-
-
-def offers_of(view: View) -> dict[str, Offer]:
-    """Return what living workers tell of tasks that they don't start, by their names."""
-    return {name: _offer_decoder.decode(state) for name, state in view.rows("offers")}
-
-
-def _takers(
-    view: View, kind: str, owner: str | None, offers: Mapping[str, Offer]
-) -> tuple[Sequence[str], tuple[str, ...]]:
-    """Return who runs a task, or all that could, as far as some tell anything; and those, where all of them stop."""
-    if owner is not None or not offers:
-        return ([] if owner is None else [owner]), ()
-    names = tuple(name for (name,) in view.rows("serving", kind))
-    going = [name for name in names if not (name in offers and offers[name].stops)]
-    return going, () if going else names
-
-
-def _shortages(
-    view: View, id: bytes, kind: str, workers: Sequence[str], offers: Mapping[str, Offer]
-) -> tuple[Shortage, ...]:
-    """Return what keeps these workers from running a task; nothing where one of them takes it when its turn comes."""
-    if not offers:
-        return ()
-    lane = lanes_of(view).get(kind, BUILT_IN_LANE)
-    found = [_shortage(name, offers[name], str(TaskId(id)), kind, lane) for name in workers if name in offers]
-    known = [shortage for shortage in found if shortage is not None]
-    return tuple(known) if len(known) == len(workers) else ()
-
-
-def _shortage(worker: str, offer: Offer, task: str, kind: str, lane: str) -> Shortage | None:
-    if offer.closed is not None:
-        return Shortage(worker, "closed", offer.closed)
-    if (alone := offer.alone) is not None and (not alone.lanes or lane in alone.lanes):
-        if alone.task == task:
-            return Shortage(worker, "first", alone.why)
-        return Shortage(
-            worker, "alone", f"task {alone.task} {alone.why} and runs alone; it goes on when that has ended"
-        )
-    if task in offer.waits:
-        return Shortage(worker, "waits", offer.waits[task])
-    if task in offer.never:
-        return Shortage(worker, "never", offer.never[task])
-    if kind in offer.withheld:
-        return Shortage(worker, "withheld", str(offer.withheld[kind]))
-    return None
 
 
 def _other(id: bytes, status: int, reason: int | None) -> Other:

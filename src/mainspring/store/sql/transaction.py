@@ -10,7 +10,8 @@ from mainspring.config import StoreConfig
 from mainspring.errors import InternalError
 from mainspring.store.base import GROUPED, Claimed, Ended, Finish
 from mainspring.store.counting import StoreCounts
-from mainspring.store.ready import Lane, Place, Woken
+from mainspring.store.lane import Lane
+from mainspring.store.ready import Place, Woken
 from mainspring.store.sql import costs, limits
 from mainspring.store.sql.limits import Claim, Limits
 from mainspring.tasks import Rate
@@ -90,6 +91,7 @@ class Transaction(ABC):
         "is_loosened",
         "is_travelling",
         "looked_up",
+        "looks_on",
         "lost",
         "memory",
         "new_classes",
@@ -135,6 +137,7 @@ class Transaction(ABC):
         self.taken: dict[str, int] = {}  # claims by lane
         self.travelled = 0  # children that heard of an end
         self.is_travelling = False  # ends are left that have to go on
+        self.looks_on = False  # not all was looked at that is to be passed over
 
     def part(self) -> Self:
         """Begin a part that may be thrown away."""

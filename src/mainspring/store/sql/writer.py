@@ -62,7 +62,9 @@ class Writer(ABC):
         self._monotonic = env.monotonic
         self._stopping = False
         self._leaving = False
-        self._more = False  # the last commit handed over as much as one may, or left ends to go on: there can be more
+        self._more = (
+            False  # the last commit handed over as much as one may, or left something to go on with: there can be more
+        )
         self._is_travelling = False
         self._is_astray = True  # what memory says of ready classes may be wrong
         self._next_event: int | None = None
@@ -203,7 +205,7 @@ class Writer(ABC):
         tx.committed()
         self._doubtful = []
         self._is_travelling = tx.is_travelling
-        self._more = tx.is_travelling or any(n >= self._batch for n in tx.taken.values())
+        self._more = tx.is_travelling or tx.looks_on or any(n >= self._batch for n in tx.taken.values())
         queueing.break_lines(group.submissions)
         self._report(tx, group, self._next_event)
 

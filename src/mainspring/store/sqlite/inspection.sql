@@ -35,8 +35,10 @@ WHERE mine.leads = 0 AND leader.reason = 0 AND follower.class <> leader.class GR
 -- name: offers
 SELECT worker.name, state FROM offer JOIN worker ON worker.id = offer.worker ORDER BY worker.id;
 
--- name: type_of
-SELECT type FROM task JOIN class ON class.id = class WHERE task.id = ? AND status < 2;
+-- name: first_of_type
+-- Ready tasks of a type, those first that go first in their class, with the spec of those that say what they need.
+SELECT task.id, CASE WHEN task.flags & 4096 <> 0 THEN task.spec END FROM class CROSS JOIN task ON task.class = class.id
+WHERE class.type = ?1 AND task.reason = 0 LIMIT ?2;
 
 -- name: known_tables
 SELECT name FROM sqlite_schema WHERE type = 'table';

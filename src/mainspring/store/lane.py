@@ -1,0 +1,25 @@
+"""What a lane of a worker can take, which its loop and its store's thread both look at."""
+
+from __future__ import annotations
+
+from mainspring.store.passing import Passing
+from mainspring.store.ready import Shared
+
+
+class Lane:
+    """What a lane can take. Two counters with one writer each, so that no lock is needed."""
+
+    __slots__ = ("limit", "name", "passing", "ready", "released", "taken", "types", "withheld")
+
+    def __init__(self, name: str, limit: int = 0) -> None:
+        self.name = name
+        self.limit = limit  # claims held at once; set by the worker
+        self.released = 0  # claims that don't count any more; counted by the worker
+        self.taken = 0  # claims handed over; counted by the store
+        self.types: frozenset[str] = frozenset()
+        self.withheld: frozenset[str] = frozenset()  # types of those that are not taken now; set by the worker
+        self.passing = Passing()  # tasks that can never run here
+        self.ready = Shared()  # classes that may have ready tasks; kept by the store
+
+    def room(self) -> int:
+        return self.limit + self.released - self.taken
