@@ -135,3 +135,26 @@ async def test_when_there_is_more_after_all(tmp_path: Path, monkeypatch: pytest.
         await says(handle, "needs 4.0 GB, more than the 3.0 GB that there is")
         there_is[0] = 9_000_000_000
         assert await value(handle) == 7
+
+
+async def test_less_than_a_core(tmp_path: Path) -> None:
+    """The core that is needed where nothing is said is what there is; more than one is more than there is."""
+    engine = engine_on(tmp_path / "work.db", cpu_capacity=0.5)
+    running: list[int] = []
+
+    @engine.task(resources=Resources(memory=1))
+    async def work(n: int) -> int:
+        running.append(n)
+        assert len(running) == 1
+        await asyncio.sleep(0)
+        running.remove(n)
+        return n
+
+    async with engine:
+        handles = await engine.map(work, range(5))
+        assert await engine.gather(handles) == [*range(5)]
+        assert await value(await engine.submit(work, 5, resources=Resources(cpu=0.25))) == 5
+        await says(
+            await engine.submit(work, 1, resources=Resources(cpu=1.5)), "needs 1.5 cores, more than the 0.5 cores"
+        )
+        assert await value(await engine.submit(work, 6)) == 6

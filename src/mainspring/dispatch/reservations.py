@@ -25,7 +25,7 @@ from mainspring.processors.base import Lane as LaneName
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage, machine, resident_bytes
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, RESERVES, Claimed, Spec, Store
 from mainspring.tasks import Attempt, Resources, TaskId
-from mainspring.tasks.needs import CHILD, CLOSE, KINDS, NOTHING, Need, Passes, Short, need_of, too_much
+from mainspring.tasks.needs import CHILD, CLOSE, KINDS, NOTHING, Need, Passes, Short, at_most, need_of, too_much
 
 PATIENCE_S = 5.0
 _MOST_PARKED = 16
@@ -125,7 +125,9 @@ class Reservations:
             declared = _spec_decoder.decode(claim.spec).resources
         elif (handler := self._executor.handlers.get(claim.task_type)) is not None:
             declared = handler.resources
-        need = None if declared is None else need_of(declared, lane)
+        need: Need | None = None if declared is None else need_of(declared, lane)
+        if need is not None and "cpu" in need:
+            need = at_most(need, self.capacity("cpu"))
         if lane != "process" or claim.task_type not in self._learned or (need is not None and "memory" in need):
             return need
         expected = self._peaks.of(claim.task_type, _input_bytes(claim))

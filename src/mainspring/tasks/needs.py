@@ -15,6 +15,7 @@ Need = Mapping[str, float]
 CHILD: Final = "children"
 KINDS: Final = ("cpu", "memory", "gpu", CHILD)
 """All others are users' own."""
+ONE_CORE: Final = Resources().cpu
 CLOSE: Final = 1e-9
 """Sums of fractions are not exact."""
 
@@ -62,9 +63,16 @@ def need_of(declared: Resources, lane: str) -> dict[str, float] | None:
     return need or None
 
 
+def at_most(need: Need, cores: float) -> Need:
+    """Return what is really reserved: a core or less, which is what is needed where nothing is said, is never more than
+    there is."""
+    cpu = need.get("cpu", 0.0)
+    return {**need, "cpu": cores} if cores < cpu <= ONE_CORE else need
+
+
 def too_much(need: Need, has: Need) -> Short | None:
     """Return the first kind of which more is needed than there is."""
-    for kind, much in need.items():
+    for kind, much in at_most(need, has.get("cpu", 0.0)).items():
         short = Short(kind, much, 0.0, has.get(kind, 0.0))
         if short.is_for_ever:
             return short
