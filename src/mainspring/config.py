@@ -31,6 +31,8 @@ _NEARLY = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _SECRET = re.compile(r"\w*passw", re.IGNORECASE)
+RESOURCE_KINDS = ("cpu", "memory", "gpu", "children")
+"""Kinds of resources that have a meaning of their own; all others are users'."""
 MAX_DURATION_S = 10 * 365 * 86400.0
 """Ten years: whatever is longer is a mistake in units."""
 
@@ -112,6 +114,10 @@ def _check_counts(config: msgspec.Struct, *names: str, least: int = 1) -> None:
         value = getattr(config, name)
         if type(value) is not int or value < least:
             raise invalid(name, value, f"is no whole number from {least}", f"use {least} or more")
+
+
+def _is_amount(much: Any) -> bool:
+    return isinstance(much, (int, float)) and not isinstance(much, bool) and 0 <= much < 1e18
 
 
 def _check_seconds(config: msgspec.Struct, *names: str) -> None:
@@ -205,20 +211,20 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
     def _check_capacities(self) -> None:
         if self.memory_capacity is not None:
             _check_counts(self, "memory_capacity")
-        amounts: dict[str, Any] = {"gpu_capacity": self.gpu_capacity}
-        if self.cpu_capacity is not None:
-            amounts["cpu_capacity"] = self.cpu_capacity
-        _check(
-            isinstance(self.custom_capacity, dict) and all(isinstance(kind, str) for kind in self.custom_capacity),
-            "custom_capacity",
-            self.custom_capacity,
-            "is no mapping of names to amounts",
-            'use {"license": 2}',
-        )
-        amounts |= {f"custom_capacity[{kind!r}]": much for kind, much in self.custom_capacity.items()}
+        custom, use = self.custom_capacity, 'use {"license": 2}'
+        _check(isinstance(custom, dict), "custom_capacity", custom, "is no mapping of names to amounts", use)
+        for kind in custom:
+            is_own = isinstance(kind, str) and kind and kind not in RESOURCE_KINDS
+            _check(
+                bool(is_own), "custom_capacity", kind, "is no name of a kind of one's own", 'use one such as "license"'
+            )
+        amounts = {"gpu_capacity": self.gpu_capacity}
+        amounts |= {f"custom_capacity[{kind!r}]": much for kind, much in custom.items()}
         for name, much in amounts.items():
-            is_amount = isinstance(much, (int, float)) and not isinstance(much, bool) and 0 <= much < 1e18
-            _check(is_amount, name, much, "is no amount", "use a number from 0")
+            _check(_is_amount(much), name, much, "is no amount", "use a number from 0")
+        cpu = self.cpu_capacity
+        is_cpu = cpu is None or (_is_amount(cpu) and cpu > 0)
+        _check(is_cpu, "cpu_capacity", cpu, "is no number of cores", "use one above 0, or None for all there are")
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,7 +244,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
                 _check_counts(self, name)
         if self.max_cpu_usage is not None:
             _check(
-                isinstance(self.max_cpu_usage, (int, float)) and 0 < self.max_cpu_usage <= 1,
+                _is_amount(self.max_cpu_usage) and 0 < self.max_cpu_usage <= 1,
                 "max_cpu_usage",
                 self.max_cpu_usage,
                 "is no share",

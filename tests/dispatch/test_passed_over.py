@@ -84,13 +84,15 @@ async def test_who_could_run_it(tmp_path: Path) -> None:
 
 
 async def test_names_that_nobody_knows(tmp_path: Path) -> None:
-    """It is said which kinds there are."""
+    """It is said which kinds there are, by each worker for itself; started again with what it lacked, it runs them."""
     async with working(tmp_path / "work.db", seat=2) as engine:
         task = engine.executor.handlers["custom:work"].function
         handle = await engine.submit(task, 1, resources=Resources(cpu=0, custom={"seats": 1}))
         await says(handle, "more than the 0 seats that there is (kinds of your own that it has: seat); start one")
     async with working(tmp_path / "work.db") as engine:
         await says(engine.handle(handle.id), "more than the 0 seats that there is (it has no kinds of your own)")
+    async with working(tmp_path / "work.db", seats=1) as engine:
+        assert await value(engine.handle(handle.id)) == 1
 
 
 async def test_what_a_handler_is_declared_with(tmp_path: Path) -> None:

@@ -542,7 +542,16 @@ def test_settings() -> None:
         (SchedulerConfig, "max_dependencies", -1), (StoreConfig, "keep_completed_s", -1),
         (StoreConfig, "keep_failed_s", "7d"), (StoreConfig, "inline_bytes", 1.5), (StoreConfig, "stall_s", None),
         (ExecutorConfig, "child_prefetch", -1), (ExecutorConfig, "child_start_timeout_s", NAN),
-        (EngineConfig, "store", {}), (EngineConfig, "manager", None),
+        (EngineConfig, "store", {}), (EngineConfig, "manager", None), (SchedulerConfig, "max_cpu_usage", True),
+        (TaskManagerConfig, "cpu_capacity", 0), (TaskManagerConfig, "cpu_capacity", -1.0),
+        (TaskManagerConfig, "cpu_capacity", NAN), (TaskManagerConfig, "cpu_capacity", True),
+        (TaskManagerConfig, "cpu_capacity", "2"), (TaskManagerConfig, "memory_capacity", 0),
+        (TaskManagerConfig, "memory_capacity", 1.5), (TaskManagerConfig, "memory_capacity", "2GB"),
+        (TaskManagerConfig, "gpu_capacity", -1), (TaskManagerConfig, "gpu_capacity", NAN),
+        (TaskManagerConfig, "gpu_capacity", True), (TaskManagerConfig, "gpu_capacity", None),
+        (TaskManagerConfig, "custom_capacity", {5: 1}), (TaskManagerConfig, "custom_capacity", {"": 1}),
+        (TaskManagerConfig, "custom_capacity", {"memory": 1}), (TaskManagerConfig, "custom_capacity", {"children": 1}),
+        (TaskManagerConfig, "custom_capacity", ["license"]),
     ],
     ids=str,
 )  # fmt: skip
@@ -551,6 +560,15 @@ def test_settings_of_a_wrong_type(settings: Any, name: str, bad: Any) -> None:
     with pytest.raises(InvalidInput) as caught:
         settings(**{name: bad})
     assert caught.value.field == name
+
+
+@pytest.mark.parametrize("bad", [-1, NAN, float("inf"), True, "2", None])
+def test_capacities_of_users_own_kinds(bad: Any) -> None:
+    """What is no amount is refused with its name, the value and what to use."""
+    with pytest.raises(InvalidInput, match="is no amount; use a number from 0") as caught:
+        TaskManagerConfig(custom_capacity={"license": 2, "seat": bad})
+    assert caught.value.field == "custom_capacity['seat']"
+    assert caught.value.value is bad
 
 
 async def test_what_the_face_is_given(engine: Engine, echo: Any) -> None:

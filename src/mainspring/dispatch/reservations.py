@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from mainspring.config import TaskManagerConfig
+from mainspring.config import RESOURCE_KINDS, TaskManagerConfig
 from mainspring.dispatch.desk import Desk, place
 from mainspring.dispatch.parts import Reach
 from mainspring.dispatch.peaks import Peaks
@@ -25,7 +25,7 @@ from mainspring.processors.base import Lane as LaneName
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage, machine, resident_bytes
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, RESERVES, Claimed, Spec, Store
 from mainspring.tasks import Attempt, Resources, TaskId
-from mainspring.tasks.needs import CHILD, CLOSE, KINDS, NOTHING, Need, Passes, Short, at_most, need_of, too_much
+from mainspring.tasks.needs import CHILD, CLOSE, NOTHING, Need, Passes, Short, at_most, need_of, too_much
 
 PATIENCE_S = 5.0
 _MOST_PARKED = 16
@@ -335,7 +335,7 @@ class Reservations:
 
     def _there_is(self) -> dict[str, float]:
         """Return what this process has in all."""
-        return {kind: self.capacity(kind) for kind in (*KINDS, *self._config.custom_capacity)}
+        return {kind: self.capacity(kind) for kind in (*RESOURCE_KINDS, *self._config.custom_capacity)}
 
     def _pass_over(self, desk: Desk, kind: str) -> None:
         """Claim no more tasks of a type that need more than there is here: they are for others."""

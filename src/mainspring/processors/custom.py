@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from mainspring.config import seconds
+from mainspring.config import RESOURCE_KINDS, seconds
 from mainspring.errors import InvalidInput, invalid
 from mainspring.processors.annotations import is_async, resolved
 from mainspring.processors.base import Item, Lane, failure
@@ -68,7 +68,7 @@ def check_resources(resources: Any) -> None:
     if not isinstance(resources.custom, dict):
         raise invalid("resources.custom", resources.custom, "is no mapping", 'use {"license": 1}')
     for kind, much in resources.custom.items():
-        if not isinstance(kind, str) or not kind or kind in (*_AMOUNTS, "children"):
+        if not isinstance(kind, str) or not kind or kind in RESOURCE_KINDS:
             raise invalid("resources.custom", kind, "is no name of a kind of one's own", 'use one such as "license"')
         _check_amount(f"resources.custom[{kind!r}]", much)
     for name in _AMOUNTS:

@@ -13,8 +13,6 @@ Need = Mapping[str, float]
 """Amounts by kind: `cpu` in cores, `memory` in bytes, `gpu`, users' own names, and a child of the process lane."""
 
 CHILD: Final = "children"
-KINDS: Final = ("cpu", "memory", "gpu", CHILD)
-"""All others are users' own."""
 ONE_CORE: Final = Resources().cpu
 CLOSE: Final = 1e-9
 """Sums of fractions are not exact."""

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from mainspring.config import RESOURCE_KINDS
 from mainspring.store.sql.line import BUILT_IN_LANE, lanes_of
 from mainspring.store.sql.transaction import Row
 from mainspring.store.sql.weighing import said
 from mainspring.store.standing import Shortage
 from mainspring.tasks import TaskId
-from mainspring.tasks.needs import KINDS, NOTHING, Passes, Short
+from mainspring.tasks.needs import NOTHING, Passes, Short
 
 if TYPE_CHECKING:
     from mainspring.store.sql.reads import View
@@ -90,7 +91,7 @@ def _sentence(short: Short, has: Mapping[str, float]) -> str:
     """Say what there is too little of; of a kind that the worker does not know, which ones of users' own it does."""
     if short.kind in has:
         return str(short)
-    own = ", ".join(sorted(has.keys() - KINDS))
+    own = ", ".join(sorted(has.keys() - RESOURCE_KINDS))
     return f"{short} ({f'kinds of your own that it has: {own}' if own else 'it has no kinds of your own'})"
 
 
