@@ -100,17 +100,9 @@ class TaskManager(Answers):
         self._high_water = HighWater(self.monitor, self.store, env)
         self.intake.impossible = self.reservations.impossible
         self._course = Course(
-            self._desks,
-            self.store,
-            self.executor,
-            self.values,
-            self.cache,
-            recorder,
-            self.reservations,
-            grace_s,
-            env,
+            self._desks, self.store, self.executor, self.values, self.cache, recorder, self.reservations, grace_s, env,
             self.spans,
-        )
+        )  # fmt: skip
         self._model_limits = ModelLimits(self.parts.models, self.store)
         self._settling: set[asyncio.Task[Any]] = set()
         self._running = False
