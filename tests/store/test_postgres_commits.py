@@ -11,6 +11,7 @@ import pytest
 from tests import postgres
 from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
 
+from mainspring.environment import SYSTEM
 from mainspring.errors import StoreUnavailable
 from mainspring.store.base import Accepted, NewTask
 from mainspring.store.postgres.connection import QUEUEING, WRITING
@@ -160,3 +161,63 @@ async def test_a_commit_is_told_where_the_next_transaction_can_t_begin(factory: 
             await asyncio.wait_for(later.future, WAIT_S)
         assert told == ["first", "later"]
         assert await store.submit([new("c")])
+
+
+async def test_a_commit_costs_the_same_however_much_it_holds(factory: PostgresFactory) -> None:
+    """Counted in round trips: four for new tasks, or for ends; one more for what else goes with them, or is claimed."""
+    factory.clock = SYSTEM  # type: ignore[assignment]  # an id that seems old is looked for among those that are gone
+    async with opened(factory.make()) as store:
+        await factory.hold_upkeep(store)
+        port = Port(store)
+        await port.serve()
+        await submit(store, *(new() for _ in range(200)))
+        await port.room(200)
+        trips = _Trips(store)
+
+        async def cost(submits: int, ends: int, claims: int) -> int:
+            port.lanes["async"].limit += claims - ends
+            until = len(port.ends) + ends
+            async with factory.together(store, ends + bool(submits)):
+                for claim in list(port.held.values())[:ends]:
+                    port.end(claim)
+                submitting = asyncio.ensure_future(_submit(store, submits))
+            await submitting
+            await port.until(lambda: len(port.ends) == until)
+            return trips.of_the_last
+
+        for n in (1, 50):
+            assert await cost(n, 0, 0) == 4
+            assert await cost(0, n, 0) == 4
+            assert await cost(n, n, 0) == 5
+            assert await cost(0, n, n) == 5
+
+
+async def _submit(store: PostgresStore, n: int) -> None:
+    if n:
+        await submit(store, *(new() for _ in range(n)))
+
+
+class _Trips:
+    """Counts how often the writer waits for the server."""
+
+    def __init__(self, store: PostgresStore) -> None:
+        session, writer = store._writer.session, store._writer
+        assert session is not None
+        self._wait, session._wait = session._wait, self._counted  # type: ignore[method-assign]
+        self._begin, writer.begin = writer.begin, self._begun  # type: ignore[method-assign]
+        self._commit, writer._commit = writer._commit, self._committed  # type: ignore[method-assign]
+        self._n = 0
+        self.of_the_last = 0  # transaction that wrote something
+
+    def _counted(self, work: Any) -> Any:
+        self._n += 1
+        return self._wait(work)
+
+    def _begun(self, **options: Any) -> Any:
+        self._n = 0
+        return self._begin(**options)
+
+    def _committed(self, tx: Any) -> None:
+        self._commit(tx)
+        if tx.tally:
+            self.of_the_last = self._n
