@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests import postgres
 from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
+from tests.engine.support import engine_on, value
 from tests.store.peers import eventually
 
 from mainspring.store.postgres.connection import UPKEEP
@@ -121,3 +124,46 @@ async def test_somebody_leads_again_by_itself(factory: PostgresFactory) -> None:
 
 async def _named(store: PostgresStore, owner: int) -> bool:
     return bool(await store.view(lambda view: view.one("leader")) == (owner,))
+
+
+async def test_each_schema_is_a_store_of_its_own(factory: PostgresFactory, tmp_path: Path) -> None:
+    """Two of them in one database have a leader each, don't hear each other, and don't wait for each other's writes."""
+    elsewhere = PostgresFactory(tmp_path / "elsewhere")
+    try:
+        async with opened(factory.make()) as one, opened(elsewhere.make()) as other:
+            for store in (one, other):
+                await factory.hold_upkeep(store)
+            assert [await store.line.lead() for store in (one, other)] == [True, True]
+            assert [store.line.has_peers for store in (one, other)] == [False, False]
+            begun, goes = threading.Event(), threading.Event()
+
+            def hold(tx: Any) -> None:
+                begun.set()
+                assert goes.wait(60)
+
+            writing = asyncio.ensure_future(one.write(hold))  # alone in its store
+            assert await asyncio.to_thread(begun.wait, 60)
+            await submit(other, new())
+            assert not writing.done()
+            goes.set()
+            await writing
+            async with opened(factory.make()) as third:
+                await eventually(lambda: _is(one.line.has_peers and third.line.has_peers))
+                assert not other.line.has_peers
+    finally:
+        elsewhere.drop()
+
+
+async def test_whoever_hears_nothing_looks(tmp_path: Path) -> None:
+    """Wake-ups are hints: where none arrives, new tasks are found by the worker, and their ends by whoever waits."""
+    worker, client = (engine_on(postgres.address_of(tmp_path), worker=works) for works in (True, False))
+    for engine in (worker, client):
+        engine.task(_same)
+        engine.manager.store.line._heard = lambda kind, payload: None  # type: ignore[attr-defined]
+    async with worker, client:
+        assert [await value(await client.submit(_same, n)) for n in range(2)] == [0, 1]
+    postgres.drop(postgres.schema_of(tmp_path))
+
+
+async def _same(n: int) -> int:
+    return n

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from tests import postgres
 from tests.conformance.kit import PostgresFactory, opened
+from tests.engine.support import quick, value
 
 from mainspring import Engine, EngineConfig, StoreConfig
 from mainspring.errors import (
@@ -117,6 +118,27 @@ async def test_rights_that_are_missing(role: str, factory: PostgresFactory) -> N
         error = await refusal(by(role), factory.schema)
         assert isinstance(error, StoreReadOnly)
         assert factory.schema in str(error)
+
+
+async def test_the_rights_on_the_schema_suffice_once_it_is_there(role: str, tmp_path: Path) -> None:
+    """Whoever works in a store need not be able to make one."""
+    schema = postgres.schema_of(tmp_path)
+    config = quick(StoreConfig(schema=schema, blobs=tmp_path))
+    async with Engine(postgres.url(), config, worker=False):
+        pass
+    postgres.command(
+        f"GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {role}; "
+        f"GRANT ALL ON ALL SEQUENCES IN SCHEMA {schema} TO {role}"
+    )
+    engine = Engine(by(role), config)
+
+    @engine.task
+    async def same(n: int) -> int:
+        return n
+
+    async with engine:
+        assert await value(await engine.submit(same, 3)) == 3
+    postgres.drop(schema)
 
 
 async def test_a_server_that_only_reads(role: str) -> None:

@@ -152,6 +152,33 @@ async def test_a_replica(server: OwnServer, tmp_path: Path) -> None:
                 await heir.all_is_told_truly({5: await heir.submit(5)})
 
 
+async def test_a_primary_that_takes_no_writes_any_more(server: OwnServer, tmp_path: Path) -> None:
+    """It became a replica, or was made read-only: calls are refused until the address leads to one that writes. What
+    handlers end with meanwhile is recorded then."""
+
+    role = "t_failover"
+    server.ask(f"CREATE ROLE {role} LOGIN")
+    server.ask(f"GRANT CREATE ON DATABASE postgres TO {role}")
+
+    def only_reads(value: str) -> None:
+        server.ask(f"ALTER ROLE {role} SET default_transaction_read_only = {value}")
+        for pid in server.backends():
+            server.cut(pid)
+
+    work = Work(server.url.replace("postgres@", f"{role}@"), tmp_path)
+    async with work.engine:
+        answers = {0: await work.submit(0)}
+        await until(lambda: len(work.starts) == 1)
+        await asyncio.to_thread(only_reads, "on")
+        answers[1] = await work.submit(1)
+        assert isinstance(answers[1], StoreUnavailable)
+        assert "read-only" in str(answers[1])
+        work.goes.set()
+        await asyncio.to_thread(only_reads, "off")
+        answers[2] = await work.submit(2)
+        await work.all_is_told_truly(answers)
+
+
 async def test_rights_that_are_taken_away(server: OwnServer, tmp_path: Path) -> None:
     """Calls are refused with what is missing, and work goes on when it is granted again."""
     schema, role = postgres.schema_of(tmp_path), "t_worker"

@@ -14,7 +14,7 @@ import pytest
 from proof.server import OwnServer
 from tests import postgres
 from tests.conformance.kit import PostgresFactory, new, opened, submit
-from tests.engine.support import LIMIT_S, quick
+from tests.engine.support import LIMIT_S, engine_on, quick, until
 
 from mainspring import Engine, StoreConfig
 from mainspring.errors import StoreUnavailable
@@ -117,3 +117,28 @@ async def test_a_process_that_stops_within_a_transaction_keeps_nobody_waiting(
         assert await two.view(lambda view: view.one("leader")) != (-1,)
         await submit(one, new())
         assert id in factory.states()
+
+
+async def test_a_process_has_four_connections(tmp_path: Path) -> None:
+    """However much it does, its helper's among them; and up to four more when it searches vectors or looks for long."""
+    async with engine_on(postgres.address_of(tmp_path)) as engine:
+        store: Any = engine.manager.store
+
+        def connections() -> int:
+            sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE $1"
+            return int(postgres.ask(sql, f"mainspring %{store.worker_id}")[0][0])
+
+        await until(lambda: connections() == 4)  # the helper comes a moment later
+        await engine.upsert("docs", [[1.0, 0.0]], ids=["first"])
+        await asyncio.gather(*(engine.manager.stats() for _ in range(20)))
+        assert connections() == 4
+        postgres.command("SELECT pg_advisory_lock(0, 0)")
+        try:
+            waiting = "SELECT pg_advisory_lock_shared(0, 0), pg_advisory_unlock_shared(0, 0)"
+            looks = [asyncio.ensure_future(store.survey(lambda view: view.execute(waiting))) for _ in range(8)]
+            await until(lambda: connections() == 8)
+        finally:
+            postgres.command("SELECT pg_advisory_unlock(0, 0)")
+        await asyncio.gather(*looks, *(engine.search([1.0, 0.0], collection="docs") for _ in range(8)))
+        assert connections() == 8
+    postgres.drop(postgres.schema_of(tmp_path))
