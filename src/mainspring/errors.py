@@ -180,7 +180,8 @@ class SubmitIndeterminate(TaskError):
 class PartlySubmitted(TaskError):
     """A bulk call stopped after it had stored some tasks: `accepted` are their handles, for the first items, in order.
 
-    `__cause__` says why it stopped. To go on leave out as many items as there are handles.
+    `__cause__` says why it stopped. To go on leave out as many items as there are handles; only where it is a
+    `SubmitIndeterminate` some of those that follow may be stored too.
     """
 
     def __init__(self, message: str, *, accepted: Sequence[Any], retry_after: float | None = None) -> None:

@@ -28,11 +28,14 @@ from mainspring.dispatch import room as rooms
 from mainspring.dispatch.room import Room
 from mainspring.engine.bulk import Bulk
 from mainspring.environment import SYSTEM
+from mainspring.errors import SubmitIndeterminate
 from mainspring.store.base import Behind, Line
 
 pytestmark = pytest.mark.anyio
 NEVER = 3600.0
 """Between two safety looks: whoever waits is woken, or not at all."""
+RETRY_S = 30
+"""What a refusal asks for where nothing was seen to end, at the most."""
 
 
 @pytest.fixture
@@ -200,6 +203,10 @@ async def test_a_map_that_stops_tells_what_was_stored(engine: Engine) -> None:
         await engine.map(step(engine), items, wait_for_room=0.05)
     assert isinstance(caught.value.__cause__, QueueFull)
     assert caught.value.retry_after == caught.value.__cause__.retry_after
+    when = f"in {caught.value.retry_after:.2g} s"
+    assert f"Of all items the first 10 are stored, none behind them is: go on with items[10:] {when}" in str(
+        caught.value
+    )
     handles = list(caught.value.accepted)
     with pytest.raises(QueueFull):
         await engine.map(step(engine), items[10:], wait_for_room=0)  # nothing was stored
@@ -228,6 +235,24 @@ async def test_whatever_stops_a_map(engine: Engine) -> None:
         assert found
         with pytest.raises(cause):
             await engine.map(step(engine), [bad] if cause is InvalidInput else (broken() for _ in [1]))
+
+
+async def test_a_map_that_stops_in_doubt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be stored too is not said to be left."""
+    store = engine._parts.store
+    submit, calls = store.submit, iter(range(9))
+
+    async def lose(tasks: Any, line: Any = None) -> Any:
+        stored = await submit(tasks, line)
+        if next(calls) == 1:
+            raise SubmitIndeterminate("it may or may not be stored")
+        return stored
+
+    monkeypatch.setattr(store, "submit", lose)
+    with pytest.raises(
+        PartlySubmitted, match=r"the first \d+ are stored, whether items behind them are too is not known"
+    ):
+        await engine.map(step(engine), range(1_500))
 
 
 def test_blocking_handles_are_told_to_blocking_callers(tmp_path: Path) -> None:

@@ -15,7 +15,14 @@ from mainspring.dispatch.room import patience
 from mainspring.engine.bulk import Bulk
 from mainspring.engine.handle import TaskHandle
 from mainspring.environment import Environment
-from mainspring.errors import InsufficientResources, InternalError, PartlySubmitted, TaskNotFound, invalid
+from mainspring.errors import (
+    InsufficientResources,
+    InternalError,
+    PartlySubmitted,
+    SubmitIndeterminate,
+    TaskNotFound,
+    invalid,
+)
 from mainspring.processors.calls import split_options
 from mainspring.scheduling.scheduler import TaskScheduler
 from mainspring.store.base import Line, NewTask
@@ -201,11 +208,7 @@ class Submitting:
             stored = await bulk.stop()
             if connection is not None or not stored:
                 raise
-            raise PartlySubmitted(
-                f"map stopped after {len(stored)} tasks were stored: {exc}",
-                accepted=stored,
-                retry_after=getattr(exc, "retry_after", None),
-            ) from exc
+            raise _stopped(stored, exc) from exc
 
     def _maker(self, function: Callable[..., Any], options: dict[str, Any]) -> Callable[[Any], Task | NewTask]:
         """Return what makes a task of an item. Options are checked once, arguments beside the item each time."""
@@ -219,3 +222,15 @@ class Submitting:
     def handle(self, task_id: TaskId | str) -> TaskHandle:
         """Return a handle of any stored task. Whether it exists shows when the handle is used."""
         return self.manager.waiters.find(TaskId(task_id).bytes)  # type: ignore[return-value]  # `make` of our waiters
+
+
+def _stopped(stored: Sequence[TaskHandle], exc: Exception) -> PartlySubmitted:
+    """Say what of a bulk call is stored and what is not, and how to go on."""
+    n, retry_after = len(stored), getattr(exc, "retry_after", None)
+    if isinstance(exc, SubmitIndeterminate):
+        rest = "whether items behind them are too is not known: look for these before you hand in any of them again"
+    else:
+        when = "" if retry_after is None else f" in {retry_after:.2g} s"
+        rest = f"none behind them is: go on with items[{n}:]{when}"
+    message = f"map stopped after {n} tasks were stored: {exc}. Of all items the first {n} are stored, {rest}"
+    return PartlySubmitted(message, accepted=stored, retry_after=retry_after)
