@@ -76,6 +76,25 @@ async def test_two_processes_keep_within_the_limit_together(factory: Factory) ->
         assert len(factory.states()) == 40
 
 
+async def test_each_process_has_a_limit_of_its_own(factory: Factory) -> None:
+    """It is held against what all have submitted: who has a lower one gives way, and keeps nobody else out."""
+    async with opened(factory.make(queue_size=3)) as few, opened(factory.make(queue_size=10)) as many:
+        await submit(few, new())
+        await submit(many, *(new() for _ in range(6)))
+        with pytest.raises(QueueFull, match="whoever submitted them, more than queue_size = 3 of this process"):
+            await few.submit([new()])
+        ids = await submit(many, *(new() for _ in range(3)))
+        with pytest.raises(QueueFull, match="more than queue_size = 10 of this process"):
+            await many.submit([new()])
+        async with opened(factory.make()) as unbounded:
+            ids += await submit(unbounded, *(new() for _ in range(5)))
+        for id in ids:
+            await many.cancel(id)
+        with pytest.raises(QueueFull):
+            await few.submit([new()])
+        await submit(many, new())
+
+
 async def test_a_submit_waits_for_one_that_may_fill_the_queue(factory: Factory) -> None:
     """Of two processes that together store too many the second one counts what the first one has not committed yet."""
     async with opened(factory.make(queue_size=10)) as one, opened(factory.make(queue_size=10)) as two:

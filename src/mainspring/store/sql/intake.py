@@ -139,8 +139,8 @@ def _refuse_overflow(tx: Transaction, more: int = 0) -> None:
 def refuse_too_many(unfinished: int, limit: int, seconds_for: Callable[[int], float]) -> None:
     if unfinished > limit:
         raise QueueFull(
-            f"{unfinished} tasks would be unfinished, more than queue_size = {limit}; nothing was stored: "
-            "wait for some to end (wait_for_room= does), or raise queue_size",
+            f"{unfinished} tasks would be unfinished, whoever submitted them, more than queue_size = {limit} of this "
+            "process; nothing was stored: wait for some to end (wait_for_room= does), or raise queue_size",
             retry_after=seconds_for(unfinished - limit),
             field="queue_size",
             value=limit,
