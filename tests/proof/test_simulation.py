@@ -10,8 +10,8 @@ from proof.simulation.ablations import SAFEGUARDS, ablate
 from proof import ROOT
 
 QUICK = (
-    "one order", "retry limit", "not before", "waiters", "equal arguments join", "edge walk", "conditional cancel",
-    "slots", "rescue guard", "effects in the finishing transaction",
+    "one order", "retry limit", "not before", "waiters", "idempotency", "equal arguments join", "edge walk",
+    "conditional cancel", "slots", "rescue guard", "effects in the finishing transaction",
 )  # fmt: skip
 """Those whose loss one of the first few seeds notices."""
 

@@ -188,15 +188,14 @@ class Client:
             self._say("cancel fails", task=handle.id, error=exc)
 
     async def _submit_key(self) -> None:
-        """The same key with the same payload, from whatever process; at times with another one."""
+        """The same key with the same payload, from whatever process, and again by who is not sure that it was heard; at
+        times with another one."""
         key = self._rng.randrange(_KEYS)
-        plan = {"n": -key - 1, "do": [["sleep", 0.1], ["quick"]]}
-        if is_wrong := self._rng.random() < 0.2:
-            plan = {**plan, "n": -100}
-        task = self._engine.build(
-            self._handlers["work"], (plan, []), {"idempotency_key": f"key {key}", "priority": self._priority()}
-        )
-        await self._submit([task], key=None if is_wrong else f"key {key}")
+        for n in range(self._rng.choice((1, 2, 3))):
+            self._known.left += n > 0  # what is submitted again is no more work
+            plan = {"n": -key - 1 if self._rng.random() < 0.8 else -100, "do": [["sleep", 0.1], ["quick"]]}
+            options = {"idempotency_key": f"key {key}", "priority": self._priority()}
+            await self._submit([self._engine.build(self._handlers["work"], (plan, []), options)], key=f"key {key}")
 
     def _new_task(self, parents: list[TaskId] | None = None, *, name: str | None = None) -> Task:
         rng = self._rng

@@ -14,6 +14,7 @@ UNTOLD: Final = "die untold"
 """To die when others would have to be told of what has been committed."""
 _WRITES: Final = ("INSERT", "UPDATE", "DELETE", "COMMIT", "BEGIN")
 _CLAIM: Final = "attempt + 1"
+_RECORD: Final = "INSERT INTO attempt"
 _NEWS: Final = "INSERT INTO news"
 _ERRORS: Final = {"busy": apsw.BusyError, "full": apsw.FullError, "io error": apsw.IOError}
 
@@ -43,7 +44,7 @@ class Disk:
         self._broken_until = 0.0
         self._error: type[apsw.Error] = apsw.IOError
         self._passes = False
-        self._claims = False  # in the transaction under way
+        self._claims = self._records = False  # in the transaction under way
         self._has_news = False  # for other processes: an end, or ready tasks
         process.traced = self._sees
 
@@ -66,9 +67,11 @@ class Disk:
         if self._passes or sql.startswith("ROLLBACK"):
             return True
         if sql.startswith("BEGIN"):
-            self._claims = self._has_news = False
+            self._claims = self._records = self._has_news = False
         elif _CLAIM in sql:
             self._claims = True
+        elif sql.startswith(_RECORD):
+            self._records = True
         elif sql.startswith(_NEWS) or (sql.startswith("UPDATE task") and "ended_ms = " in sql):
             self._has_news = True
         is_broken = self._broken_until > self._process.monotonic()
@@ -83,8 +86,8 @@ class Disk:
         return True
 
     def _is_meant(self, kind: str, sql: str) -> bool:
-        if kind == "commit in doubt":  # where claims go down with it, it costs most
-            return sql == "COMMIT" and (self._claims or self._rng.random() < 0.2)
+        if kind == "commit in doubt":  # where claims or ends go down with it, it costs most
+            return sql == "COMMIT" and (self._claims or self._records or self._rng.random() < 0.2)
         if kind == UNTOLD:
             return sql == "COMMIT" and self._has_news
         if kind == "busy":
