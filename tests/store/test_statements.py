@@ -46,7 +46,7 @@ HOT = (
     "asked_to_stop timeouts_of note_cancel to_renew copy_payload_blobs insert_done kept use_kept keep kept_bytes "
     "drop_expired leaders leaders_of leader_of join_flight leave_flight leave_flights held_in_group newest_limit "
     "limits_after rate_used use_rate costs_of cost_used use_cost lead_flight followers follow take_lead add_flags "
-    "urgent_follower share share_failure"
+    "urgent_follower share share_failure heads_to_weigh"
 ).split()
 
 
@@ -104,6 +104,17 @@ def test_claims_and_looks_use_partial_indexes(connection: apsw.Connection) -> No
         "held_in_group": "task_slot",
     }.items():
         assert any(index in step for step in plan(connection, name)), name
+
+
+def test_claims_go_on_from_a_place(connection: apsw.Connection) -> None:
+    """Those that look at each task pass by none of the same rank that they have looked at before."""
+    assert plan(connection, "heads_to_weigh") == [
+        "MERGE (UNION ALL)",
+        "LEFT",
+        "SEARCH task USING INDEX task_ready (class=? AND rank=? AND seq>?)",
+        "RIGHT",
+        "SEARCH task USING INDEX task_ready (class=? AND rank>?)",
+    ]
 
 
 def test_the_size_of_what_is_kept_is_one_row(connection: apsw.Connection) -> None:

@@ -52,9 +52,14 @@ SELECT coalesce(sum(n), 0) FROM tally WHERE class = 0 AND status IN (0, 1);
 SELECT rank, seq FROM task WHERE class = ? AND reason = 0 ORDER BY rank, seq LIMIT ?;
 
 -- name: heads_to_weigh
--- The same from a place on, with the spec of those that say themselves what they need.
+-- The same from a place on, with the spec of those that say themselves what they need. In two parts: of (rank, seq) >=
+-- a place the index would serve the rank alone, which all tasks of a call have in common.
 SELECT rank, seq, CASE WHEN flags & 4096 <> 0 THEN spec END FROM task
-WHERE class = ?1 AND reason = 0 AND (rank, seq) >= (?3, ?4) ORDER BY rank, seq LIMIT ?2;
+WHERE class = ?1 AND reason = 0 AND rank = ?3 AND seq >= ?4
+UNION ALL
+SELECT rank, seq, CASE WHEN flags & 4096 <> 0 THEN spec END FROM task
+WHERE class = ?1 AND reason = 0 AND rank > ?3
+ORDER BY rank, seq LIMIT ?2;
 
 -- name: next_ready_class
 -- The first class after this one that has ready tasks, with the best of them: one step of a skip scan.
