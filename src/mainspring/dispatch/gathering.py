@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
-from bisect import insort
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -12,30 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from mainspring.dispatch.arrivals import Arrivals
 from mainspring.dispatch.budget import Budget, Fit
 from mainspring.dispatch.desk import Desk, is_suspect, place
+from mainspring.dispatch.joined import LAST, Group, Member
 from mainspring.dispatch.members import Marks
 from mainspring.processors.batch import Batching
-from mainspring.store.base import URGENT, Claimed
-from mainspring.tasks import TaskPriority
+from mainspring.store.base import Claimed
+from mainspring.store.ready import Place
 
 if TYPE_CHECKING:
     from mainspring.dispatch.lane import LaneDesk
 
 T = TypeVar("T")
-Place = tuple[int, int]
-_LAST: Place = (1 << 63, 0)  # behind all others
 _REMEMBERED = 10_000  # tasks that ran out of time
 _KINDS = 256  # of calls of which is kept what was learned
-
-
-class _Member(NamedTuple):
-    place: Place
-    claim: Claimed
-    cost: float
-    until: float  # when it waits for others no more, in monotonic seconds
-
-    @property
-    def is_urgent(self) -> bool:
-        return self.claim.priority > TaskPriority.NORMAL or bool(self.claim.flags & URGENT)
 
 
 class Call(NamedTuple):
@@ -53,34 +39,6 @@ class Forming(NamedTuple):
     most: int
     closes_s: float | None  # None: it begins when a slot falls free
     is_all: bool  # no more can come
-
-
-class _Group:
-    """Claims that may join: best first."""
-
-    __slots__ = ("cost", "members", "place", "size", "until", "urgent")
-
-    def __init__(self, size: int) -> None:
-        self.size = size  # of a call, at most
-        self.members: list[_Member] = []
-        self.place = _LAST  # the first of them
-        self.cost = 0.0
-        self.urgent = 0
-        self.until = math.inf  # the first of them
-
-    def add(self, member: _Member) -> None:
-        self.until = min(self.until, member.until)
-        insort(self.members, member, key=lambda one: one.place)
-        self.place = self.members[0].place
-        self.cost += member.cost
-        self.urgent += member.is_urgent
-
-    def keep(self, members: list[_Member]) -> None:
-        self.members = members
-        self.place = members[0].place
-        self.cost = sum(member.cost for member in members)
-        self.urgent = sum(member.is_urgent for member in members)
-        self.until = min(member.until for member in members)
 
 
 def _keep_latest(kept: dict[Hashable, T], key: Hashable, value: T) -> None:
@@ -134,7 +92,7 @@ class Gathering(Desk):
         self._lane = lane
         self._prepare = prepare
         self._refuse = refuse
-        self._groups: dict[tuple[Hashable, int], _Group] = {}
+        self._groups: dict[tuple[Hashable, int], Group] = {}
         self._fits: dict[Hashable, Fit] = {}  # of kinds for which memory has run out; the same
         self._limits: dict[bytes, int] = {}  # tasks that ran out of time in a call: the size of their next one
         self._preparing: set[asyncio.Task[None]] = set()
@@ -195,10 +153,10 @@ class Gathering(Desk):
         now = self.env.monotonic()
         group = self._groups.get((key, size))
         if group is None:
-            group = self._groups[key, size] = _Group(size)
+            group = self._groups[key, size] = Group(size)
             if len(self._groups) > 1:
                 self._look_further()
-        group.add(_Member(place(claim), claim, cost, now + self._patience(claim)))
+        group.add(Member(place(claim), claim, cost, now + self._patience(claim)))
         self._arrivals.came(claim, now)
 
     def _look_further(self) -> None:
@@ -251,7 +209,7 @@ class Gathering(Desk):
 
         Where all wait for others and no more can come, it is what would have waited no longer first.
         """
-        best, place = None, _LAST
+        best, place = None, LAST
         for key, group in self._groups.items():  # there may be thousands
             if group.place < place and (now >= group.until or self._why(key, group, now)):
                 best, place = key, group.place
@@ -281,7 +239,7 @@ class Gathering(Desk):
         joined = key[0]  # what the processor calls equal, and more; of a task that runs alone its id
         return isinstance(joined, tuple) and self._is_loaded(joined[0])
 
-    def _why(self, key: tuple[Hashable, int], group: _Group, now: float) -> str:
+    def _why(self, key: tuple[Hashable, int], group: Group, now: float) -> str:
         """Return why a call of this group may begin now, if it may."""
         if len(group.members) >= self._size(key):
             return "full"
@@ -322,7 +280,7 @@ class Gathering(Desk):
                 self._keep(key, [member for member in group.members if not is_wanted(member.claim)])
         return taken
 
-    def _keep(self, key: tuple[Hashable, int], members: list[_Member]) -> None:
+    def _keep(self, key: tuple[Hashable, int], members: list[Member]) -> None:
         if members:
             self._groups[key].keep(members)
         else:

@@ -1,0 +1,53 @@
+"""Claims that may go into one call, best first."""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from typing import Final, NamedTuple
+
+from mainspring.store.base import URGENT, Claimed
+from mainspring.store.ready import Place
+from mainspring.tasks import TaskPriority
+
+LAST: Final[Place] = (1 << 63, 0)
+"""Behind all others."""
+
+
+class Member(NamedTuple):
+    place: Place
+    claim: Claimed
+    cost: float
+    until: float  # when it waits for others no more, in monotonic seconds
+
+    @property
+    def is_urgent(self) -> bool:
+        return self.claim.priority > TaskPriority.NORMAL or bool(self.claim.flags & URGENT)
+
+
+class Group:
+    """Claims that may join: best first."""
+
+    __slots__ = ("cost", "members", "place", "size", "until", "urgent")
+
+    def __init__(self, size: int) -> None:
+        self.size = size  # of a call, at most
+        self.members: list[Member] = []
+        self.place = LAST  # the first of them
+        self.cost = 0.0
+        self.urgent = 0
+        self.until = math.inf  # the first of them
+
+    def add(self, member: Member) -> None:
+        self.until = min(self.until, member.until)
+        insort(self.members, member, key=lambda one: one.place)
+        self.place = self.members[0].place
+        self.cost += member.cost
+        self.urgent += member.is_urgent
+
+    def keep(self, members: list[Member]) -> None:
+        self.members = members
+        self.place = members[0].place
+        self.cost = sum(member.cost for member in members)
+        self.urgent = sum(member.is_urgent for member in members)
+        self.until = min(member.until for member in members)
