@@ -559,7 +559,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "equal arguments join",
         "a call has one set of arguments",
-        (Edit(HandlerProcessor, "join", "[sorted(arguments.items()), ", "["),),
+        (Edit(HandlerProcessor, "join", "[others, shape]", "[shape]"),),
     ),
     Safeguard(
         "size of a call",
