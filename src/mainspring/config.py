@@ -183,7 +183,7 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
     prefetch_s: float = (
         0.02  # claim ahead what starts within this time: longer delays urgent work, shorter starves slots
     )
-    prefetch_max: int = 2048  # and never more than this, a lane
+    prefetch_max: int = 2048  # and never more than this, a lane; nor of the kinds that a batch handler's calls are of
     cpu_capacity: float | None = None  # cores that attempts here may reserve; None: all this container may use
     memory_capacity: int | None = None  # bytes; None: what may be in use on the machine, less what others use
     gpu_capacity: float = 0.0  # devices

@@ -286,6 +286,31 @@ async def test_whole_calls_are_given(place: str, monkeypatch: pytest.MonkeyPatch
     assert shares[0][0] > shares[-1][0], "the last ones in the order go first"
 
 
+async def test_a_batch_that_may_wait_still_does_after_others_were_given(tmp_path: Path) -> None:
+    """That nothing is claimed while whoever asked is on its way is no reason to begin it."""
+    gate, calls = asyncio.Event(), list[list[int]]()
+    async with engine_on(tmp_path / "work.db", async_slots=1) as engine:
+
+        @engine.task(batch=Batch(max_size=2, max_wait="1h", shape=lambda n: n % 8))
+        async def pairs(items: list[int]) -> list[int]:
+            calls.append(items)
+            await gate.wait()
+            return items
+
+        first = await engine.submit(pairs, -1, priority="HIGH")
+        await until(lambda: calls == [[-1]])
+        handles = await engine.map(pairs, [0, 1, 2, 8, 9])
+        gathering = engine.manager._gatherings["custom:pairs"]
+        await until(lambda: gathering.queued == 5)
+        engine.manager.asked_to_share(lambda key: True)
+        assert gathering.queued == 3
+        gate.set()
+        for handle in (first, *handles[:2], *handles[3:]):
+            await value(handle)
+        await shows(handles[2], reason="batch")
+    assert sorted(calls[1:]) == [[0, 8], [1, 9]]
+
+
 async def test_what_was_sent_ahead_is_taken_back_and_given(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

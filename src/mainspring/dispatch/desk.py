@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mainspring.dispatch.attempt import Attempt
@@ -71,15 +71,15 @@ class Desk(ABC):
             self.unpark(claim)
         return waiting + parked + self._take_queued(is_wanted)
 
-    def hasten(self, id: bytes, rank: int) -> None:
-        """Somebody urgent waits for this task: where it has not begun it goes further to the front."""
-        claim = self._waiting.get(id) or self.parked.get(id)
-        if claim is not None:
-            _raise(claim, rank)
-            return
-        for claim in self._take_queued(lambda claim: claim.id == id):
-            _raise(claim, rank)
-            self.put_again([claim])
+    def hasten(self, ranks: Mapping[bytes, int]) -> None:
+        """Somebody urgent waits for these tasks: those that have not begun go further to the front."""
+        queued = self._take_queued(lambda claim: claim.id in ranks)
+        waiting = [claims[id] for id in ranks for claims in (self._waiting, self.parked) if id in claims]
+        for claim in queued + waiting:
+            claim.rank = min(claim.rank, ranks[claim.id])
+            claim.flags |= URGENT
+        if queued:
+            self.put_again(queued)
 
     def gave_back(self, claim: Claimed) -> None:
         """A claim that did not run makes room."""
@@ -144,11 +144,6 @@ class Desk(ABC):
 def place(claim: Claimed) -> tuple[int, int]:
     """Return where a claim stands in the one order."""
     return claim.rank, claim.seq
-
-
-def _raise(claim: Claimed, rank: int) -> None:
-    claim.rank = min(claim.rank, rank)
-    claim.flags |= URGENT
 
 
 def is_suspect(claim: Claimed) -> bool:

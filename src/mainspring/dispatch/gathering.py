@@ -233,7 +233,7 @@ class Gathering(Desk):
 
     def _is_full(self) -> bool:
         """Whether nobody comes that could join, or go before all that waits."""
-        return self._taking and self.queued >= self.port.limit - self._begun
+        return self._taking and not self._steps_back and self.queued >= self.port.limit - self._begun
 
     def _has_loaded(self, key: tuple[Hashable, int]) -> bool:
         joined = key[0]  # what the processor calls equal, and more; of a task that runs alone its id

@@ -309,9 +309,8 @@ class TaskManager(Answers):
                 self._course.watch.ask(attempt, "drain")
 
     def hastened(self, tasks: list[tuple[bytes, int]]) -> None:
-        for id, rank in tasks:
-            for desk in self._desks.values():
-                desk.hasten(id, rank)
+        for desk in self._desks.values():
+            desk.hasten(dict(tasks))
 
     def asked_to_share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> None:
         if self._draining:
