@@ -495,6 +495,7 @@ def test_a_pooler_that_is_not_named(call: Call, some: Home) -> None:
         settings = (
             "search_path,lock_timeout,idle_in_transaction_session_timeout,jit,enable_seqscan,enable_hashjoin,"
             "enable_mergejoin,plan_cache_mode,tcp_keepalives_idle,tcp_keepalives_interval,tcp_keepalives_count,"
+            "tcp_user_timeout,"
             "default_transaction_read_only"
         )
         with (pooler.folder / "pgbouncer.ini").open("a", encoding="utf-8") as ini:

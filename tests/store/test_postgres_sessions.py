@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -89,34 +90,87 @@ async def test_no_session_may_idle_in_a_transaction(factory: PostgresFactory) ->
         await session.close()
 
 
+class Stop:
+    """A write that stops its process, as far as the server can tell, until the test lets it go on."""
+
+    def __init__(self) -> None:
+        self.has_stopped, self._goes = threading.Event(), threading.Event()
+
+    def __call__(self, tx: Any) -> None:
+        tx.run("lead", -1)
+        self.has_stopped.set()
+        assert self._goes.wait(LIMIT_S)
+
+    def go_on(self) -> None:
+        self._goes.set()
+
+
+class StopReading(Stop):
+    """The same while more comes than fits between the two."""
+
+    def __call__(self, tx: Any) -> None:
+        tx.run("lead", -1)
+        much = "SELECT repeat('x', 1000000) FROM generate_series(1, $1::integer)"
+        tx.cursor.execute(much, (0,))  # it is prepared before
+        self._transport, self._loop = tx.cursor._connection._transport, tx.cursor._loop
+        self._transport.pause_reading()
+        self.has_stopped.set()
+        tx.cursor.execute(much, (100,))
+
+    def go_on(self) -> None:
+        self._loop.call_soon_threadsafe(self._transport.resume_reading)
+
+
+async def stops(one: Any, two: Any, stop: Stop) -> None:
+    """Let one process stop in a transaction that others wait for: another one works on, and so does it in the end."""
+    stopping = asyncio.ensure_future(one.write(stop))  # alone
+    try:
+        assert await asyncio.to_thread(stop.has_stopped.wait, LIMIT_S)
+        async with asyncio.timeout(LIMIT_S / 2):
+            await submit(two, new())
+    finally:
+        stop.go_on()
+    with pytest.raises(StoreUnavailable):
+        await stopping
+    assert await two.view(lambda view: view.one("leader")) != (-1,)
+    await submit(one, new())
+
+
 async def test_a_process_that_stops_within_a_transaction_keeps_nobody_waiting(
     factory: PostgresFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server ends its transaction, and with it all locks. When it goes on it is told that this came to nothing, and
     works on."""
     monkeypatch.setattr(connection, "_STOPPED_S", 1)
-    stopped, goes = threading.Event(), threading.Event()
-
-    def stop(tx: Any) -> None:
-        tx.run("lead", -1)
-        stopped.set()
-        assert goes.wait(LIMIT_S)
-
     async with opened(factory.make(lock_timeout_s=LIMIT_S)) as one, opened(factory.make(lock_timeout_s=LIMIT_S)) as two:
         for store in (one, two):
             await factory.hold_upkeep(store)
-        stopping = asyncio.ensure_future(one.write(stop))  # alone: all others wait for it
-        try:
-            assert await asyncio.to_thread(stopped.wait, LIMIT_S)
-            async with asyncio.timeout(LIMIT_S / 2):
-                (id,) = await submit(two, new())
-        finally:
-            goes.set()
-        with pytest.raises(StoreUnavailable):
-            await stopping
-        assert await two.view(lambda view: view.one("leader")) != (-1,)
-        await submit(one, new())
-        assert id in factory.states()
+        await stops(one, two, Stop())
+
+
+class ServerByTcp(OwnServer):
+    """Reached by an address of the network: only there the server can tell that nobody reads."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        super().__init__("listen_addresses=127.0.0.1", f"port={self.port}")
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+
+async def test_a_process_that_stops_as_it_is_sent_much_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction does not idle for the server as long as that has something to send, and ends all the same."""
+    monkeypatch.setattr(connection, "_STOPPED_S", 1)
+    with ServerByTcp() as server:
+        config: Any = {"blobs": tmp_path, "lock_timeout_s": LIMIT_S}
+        async with looking(server.url, **config) as one, looking(server.url, **config) as two:
+            await stops(one.manager.store, two.manager.store, StopReading())
 
 
 async def test_a_process_has_four_connections(tmp_path: Path) -> None:

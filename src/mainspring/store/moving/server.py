@@ -18,7 +18,7 @@ from mainspring.store.postgres.session import Session
 from mainspring.vectors.postgres import PostgresVectorStore
 
 _SEQUENCES: Final = {"task": "task_seq", "worker": "worker_id_seq", "class": "class_id_seq", "audit": "audit_n_seq"}
-_SETTINGS: Final = {**PLANS, "idle_in_transaction_session_timeout": "0"}
+_SETTINGS: Final = {**PLANS, "idle_in_transaction_session_timeout": "0", "tcp_user_timeout": "0"}
 
 
 class ServerEnd(End):

@@ -145,6 +145,7 @@ def _settings(server: Server, config: StoreConfig) -> dict[str, str]:
         "search_path": server.schema,
         "lock_timeout": str(min(max(int(config.lock_timeout_s * 1000), 1), _MOST_MS)),  # 0 would be for ever
         "idle_in_transaction_session_timeout": f"{_STOPPED_S}s",
+        "tcp_user_timeout": f"{_STOPPED_S}s",  # the same for one that takes no more of what it is sent
         "jit": "off",
         **PLANNED_ONCE,
     }
