@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,15 @@ async def calls() -> int:
     return sum(task.get_coro().__qualname__ in ("_Call.go", "Submitting.map") for task in asyncio.all_tasks()) - 1  # type: ignore[union-attr]
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """It interrupts, also where whoever runs the tests ignores it, as a shell does for what runs behind it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_the_blocking_face(tmp_path: Path) -> None:
     """Nothing of the call is left behind, so that nothing is stored when there is room again."""
     engine = full_engine(tmp_path)
