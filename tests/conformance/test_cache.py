@@ -26,7 +26,7 @@ from mainspring.store.base import (
     WorkName,
 )
 from mainspring.store.sql import flights, reads, upkeep
-from mainspring.tasks import CustomOutput, Ref, TaskId, TextOutput
+from mainspring.tasks import CustomOutput, Ref, TaskId, TextOutput, lifecycle
 from mainspring.tasks.codec import encode
 
 pytestmark = pytest.mark.anyio
@@ -277,14 +277,18 @@ async def test_a_claimed_leader_leads(store: Any, port: Port) -> None:
     assert (await state(store, ids[1])).reason == "same_work"
 
 
-async def test_a_final_failure_is_shared(store: Any, port: Port) -> None:
-    """A try that is repeated keeps the others waiting; what fails in the end fails for all, with its error."""
+async def test_a_final_failure_is_shared(factory: Factory, store: Any, port: Port) -> None:
+    """A try that is repeated keeps the others waiting; what fails in the end fails for all, with its error, and all
+    who wait for one of them hear of it."""
     ids = await submit(store, same(), same(), same())
+    (child,) = await submit(store, new(after=ids[1:2]))
     await port.finish(does(await port.take()), RETRY, error=error("first"), started_ms=store.now_ms())
     assert (await state(store, ids[1])).reason == "same_work"
     claim = await port.take()
     await port.finish(does(claim), FAILED, error=error("in the end"), started_ms=store.now_ms())
-    assert await statuses(store, ids) == ["failed"] * 3
+    assert await statuses(store, [*ids, child]) == ["failed"] * 4
+    assert [port.ended_as().get(id) for id in (*ids, child)] == [lifecycle.FAILED] * 4
+    assert factory.contents().violations == []
     results = [await store.result(id) for id in ids]
     assert [(result.status.value, result.error.message) for result in results] == [("failed", "in the end")] * 3
 
