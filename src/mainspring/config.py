@@ -178,7 +178,9 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int = 512  # claims per store call
     processing_interval: float | str = 1.0  # seconds between safety looks beside the wake-ups
     async_slots: int = 64  # handlers awaiting at once on the event loop
-    thread_slots: int = msgspec.field(default_factory=lambda: max(2, cores()))  # numeric libraries release the GIL
+    thread_slots: int = msgspec.field(
+        default_factory=lambda: max(2, cores())  # numeric libraries release the GIL; one more takes searches alone
+    )
     process_slots: int = msgspec.field(default_factory=cores)  # child processes, started when first needed
     prefetch_s: float = (
         0.02  # claim ahead what starts within this time: longer delays urgent work, shorter starves slots

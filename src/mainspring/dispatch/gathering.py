@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -55,7 +55,7 @@ def _yes(_key: Hashable) -> bool:
 
 
 class Gathering(Desk):
-    """The desk of a type whose tasks run together. It has no slots of its own: those of its lane take its calls."""
+    """The desk of a type whose tasks run together. The slots of its lane take its calls, and one of its own, if any."""
 
     def __init__(
         self,
@@ -73,6 +73,8 @@ class Gathering(Desk):
         super().__init__(f"{lane.lane}/{kind}", lane.lane, lane.runner, lane.store, lane.env)
         self.kind = kind
         self.policy = processor.batch
+        self.has_own_slot: bool = getattr(processor, "has_own_slot", False)
+        self.own_idle: deque[asyncio.Future[None]] = deque()  # that slot, while it waits for work
         self.marks = marks
         self.serve = serve
         self.closed: Counter[str] = Counter()  # why calls began
@@ -401,7 +403,8 @@ class Gathering(Desk):
         Of several kinds a call more for each beyond the first, within bounds: else few of each would be here at a time.
         """
         if self._taking:
-            calls, kinds = self._lane.idle + freeing + self._is_ahead, len(self._groups)
+            idle, kinds = self._lane.idle + len(self.own_idle), len(self._groups)
+            calls = idle + freeing + self._is_ahead
             most = calls * self.policy.max_size
             if kinds > 1:
                 most = max(most, min(self._most, (max(calls, 1) + kinds - 1) * self.policy.max_size))

@@ -47,8 +47,9 @@ class Ports:
 class LaneDesk(Desk):
     """Slots are asyncio tasks that live as long as the lane: none is made for a claim.
 
-    They also take the calls that the gatherings of this lane have ready, in the one order. With `ahead` there are that
-    many more for each of the lane's slots, for a runner that takes quick claims before it can run them.
+    They also take the calls that the gatherings of this lane have ready, in the one order. A gathering may have a slot
+    of its own beside them, for while all others are busy. With `ahead` there are that many more for each of the lane's
+    slots, for a runner that takes quick claims before it can run them.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class LaneDesk(Desk):
         self._loop_ends = loop_ends
         self._queue: deque[Claimed] = deque()  # in the one order
         self._idle: deque[asyncio.Future[None]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Gathering | None] = {}  # slots, and whose own they are
         self._next_mark = first_mark
         self._open = False
         self._taking = True
@@ -105,11 +106,22 @@ class LaneDesk(Desk):
         """Whether a cancellation that reaches a slot is meant for it, rather than left behind by its handler."""
         return not self._open or self._loop_ends()
 
-    def add_slot(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._slot(self._next_mark), name=f"{self.lane}-slot")
-        self._next_mark += 1
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def gather(self, gathering: Gathering) -> None:
+        """Take its calls too."""
+        self.gatherings.append(gathering)
+        if gathering.has_own_slot:
+            self.add_slot(gathering)
+
+    def add_slot(self, own: Gathering | None = None) -> None:
+        """Make a slot; with `own` it takes the calls of this gathering alone."""
+        if own is None:
+            mark = self._next_mark
+            self._next_mark += 1
+        else:
+            (mark,) = own.marks.take(1)
+        task = asyncio.get_running_loop().create_task(self._slot(mark, own), name=f"{self.lane}-slot")
+        self._tasks[task] = own
+        task.add_done_callback(lambda task: self._tasks.pop(task, None))
 
     def put(self, claims: list[Claimed]) -> None:
         queue = self._queue
@@ -130,11 +142,10 @@ class LaneDesk(Desk):
 
     def wake_one(self) -> None:
         """Wake a slot. One is enough: whoever has to wait for its handler wakes the next one first."""
-        while self._idle:
-            waiting = self._idle.popleft()
-            if not waiting.done():
-                waiting.set_result(None)
-                return
+        if not _woke(self._idle):
+            for gathering in self.gatherings:
+                if gathering.own_idle and gathering.queued:
+                    _woke(gathering.own_idle)
 
     def gave_back(self, claim: Claimed) -> None:
         """The tasks at hand are slower than those before them: claim none ahead until their rate is known."""
@@ -210,15 +221,17 @@ class LaneDesk(Desk):
     def queued(self) -> int:
         return len(self._queue)
 
-    async def _slot(self, mark: int) -> None:  # noqa: C901 - each claim of a busy lane goes through here
+    async def _slot(self, mark: int, own: Gathering | None) -> None:  # noqa: C901 - claims of a busy lane go through here
         queue, gatherings, serve = self._queue, self.gatherings, self._serve
+        if own is not None:
+            queue, gatherings = deque(), [own]
         task = asyncio.current_task()
         assert task is not None
         slice_at = self._now
         while self._open:
-            gathering = self._first_call() if gatherings else None
+            gathering = self._first_call(queue, gatherings) if gatherings else None
             if gathering is None and not queue:
-                await self._unhurt(task, self._rest())
+                await self._unhurt(task, self._rest(own))
                 slice_at = self._now
                 continue
             if self._now - slice_at > _SLICE_S or task.cancelling():
@@ -259,19 +272,24 @@ class LaneDesk(Desk):
         finally:
             self._now = self.env.monotonic()
 
-    def _first_call(self) -> Gathering | None:
+    def _first_call(self, queue: deque[Claimed], gatherings: list[Gathering]) -> Gathering | None:
         """Return the gathering that has a call to begin which goes before all else, if one has."""
-        best = place(self._queue[0]) if self._queue else None
+        best = place(queue[0]) if queue else None
         found = None
-        for gathering in self.gatherings:
+        for gathering in gatherings:
             first = gathering.first()
             if first is not None and (best is None or first < best):
                 best, found = first, gathering
         return found
 
-    def _rest(self) -> asyncio.Future[None]:
+    def _rest(self, own: Gathering | None) -> asyncio.Future[None]:
         """Return what is done when there is a claim."""
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if own is not None:
+            own.own_idle.append(waiting)
+            own.pace()
+            self.store.demand()
+            return waiting
         self._idle.append(waiting)
         self.asking.rests()
         if self.gatherings:
@@ -300,9 +318,7 @@ class LaneDesk(Desk):
 
     def lose_slot(self, task: asyncio.Task[None] | None) -> None:
         """Go on without a slot whose handler does not come back: another takes its place."""
-        if task is not None:
-            self._tasks.discard(task)
-        self.add_slot()
+        self.add_slot(None if task is None else self._tasks.pop(task, None))
 
     def freed(self) -> None:
         """A claim that is over makes room; the limit follows the rate: only what starts soon is claimed ahead."""
@@ -346,3 +362,13 @@ class LaneDesk(Desk):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _woke(idle: deque[asyncio.Future[None]]) -> bool:
+    """Wake one of these slots; returns whether there was one."""
+    while idle:
+        waiting = idle.popleft()
+        if not waiting.done():
+            waiting.set_result(None)
+            return True
+    return False

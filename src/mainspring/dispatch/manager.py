@@ -195,7 +195,7 @@ class TaskManager(Answers):
             gathering.pace()
         else:
             gathering.shut()
-        lane.gatherings.append(gathering)
+        lane.gather(gathering)
         self._gatherings[kind] = self._desks[gathering.port.name] = gathering
 
     def refresh(self) -> None:

@@ -156,9 +156,9 @@ class TaskExecutor:
         if lane == "async":
             return LoopRunner(self._processors, self._submit_child, self._env, self._tracing)
         if lane == "thread":
-            return ThreadRunner(
-                self._processors, self.load, self._submit_child, self._env, self._slots.thread_slots, self._tracing
-            )
+            own = sum(getattr(processor, "has_own_slot", False) for processor in self._processors.values())
+            threads = self._slots.thread_slots + own
+            return ThreadRunner(self._processors, self.load, self._submit_child, self._env, threads, self._tracing)
         if lane == "process":
             from mainspring.execution.processes import ProcessRunner
 

@@ -38,6 +38,7 @@ class SearchProcessor:
     task_type = TaskType.VECTOR_SEARCH
     lane: Lane = "thread"
     batch = Batch(max_size=64)
+    has_own_slot = True  # it is quick, and people wait for it: it need not wait for calls that take long
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """All that can be asked stands in the query."""
