@@ -69,7 +69,7 @@ class Place:
         """Let ends and ranks travel until nothing moves any more."""
         raise NotImplementedError
 
-    def give_back(self, task: Task, now: int) -> None:
+    def give_back(self, task: Task, now: int, by: str | None = None) -> None:
         """A claim that never began is held no more."""
         raise NotImplementedError
 

@@ -106,10 +106,11 @@ class Rations(EqualWork):
                 if begun.rate is not None:
                     task.took[name] = Took(begun.rate, begun.full_us)
 
-    def give_back(self, task: Task, now: int) -> None:
-        """A claim that never began is held no more."""
+    def give_back(self, task: Task, now: int, by: str | None = None) -> None:
+        """A claim that never began is held no more. What it took of rates only whoever claimed it knows."""
         for name, limit in self.limits_of(task.kind).items():
-            self.limits[name] = limit.given_back(task.took.get(name), now)
+            took = task.took.get(name) if by in (None, task.holder) else None
+            self.limits[name] = limit.given_back(took, now)
         self._owe(task, -task.cost)
 
     def pay(self, task: Task, cost: float | None) -> None:

@@ -174,8 +174,8 @@ class Model(Rations):
         if task is not None:
             task.status, task.reason = "running", None
 
-    def finish(self, claim: Claim, outcome: Outcome, now: int) -> bool:
-        """Return whether the claim still stood; otherwise nothing changes."""
+    def finish(self, claim: Claim, outcome: Outcome, now: int, by: str | None = None) -> bool:
+        """Return whether the claim still stood; otherwise nothing changes. `by` says who tells, if not its holder."""
         task = self.held(claim)
         if task is None:
             return False
@@ -183,7 +183,7 @@ class Model(Rations):
         if outcome.started or how not in ("released", "timeout", "cancelled"):
             self.pay(task, outcome.cost)
         else:
-            self.give_back(task, now)
+            self.give_back(task, now, by)
         if task.is_asked:  # whatever the attempt says: somebody was told that it ends so
             how = "cancelled"
         elif how == "crashed" and task.crashes + 1 >= MAX_CRASHES:
@@ -273,11 +273,11 @@ class Model(Rations):
         task.is_asked = True
         return "held" if task.reason == "claimed" else "requested"
 
-    def withdraw(self, claim: Claim, now: int) -> bool:
+    def withdraw(self, claim: Claim, now: int, by: str | None = None) -> bool:
         task = self.held(claim)
         if task is None:
             return False
-        self.give_back(task, now)
+        self.give_back(task, now, by)
         self._end(task, "cancelled", now, "TaskCancelled")
         self._pass_on(task, now)
         self.settle(now)

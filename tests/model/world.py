@@ -398,7 +398,7 @@ class World:
         key = _key(claim, self._holder(claim))
 
         def expect(now: int) -> Any:
-            if not self.model.finish(key, told, now):
+            if not self.model.finish(key, told, now, worker.name):
                 return False
             task = self.model.tasks[claim.id]
             return f"{task.status} {task.reason or task.error}"
@@ -448,7 +448,7 @@ class World:
             return worker.store.withdraw(claim)
 
         key = _key(claim, self._holder(claim))
-        return Op("withdraw", COMMANDS, give, lambda now: self.model.withdraw(key, now))
+        return Op("withdraw", COMMANDS, give, lambda now: self.model.withdraw(key, now, worker.name))
 
     def _holder(self, claim: Claimed) -> str:
         return self.holders[claim.id, claim.attempt]
