@@ -40,8 +40,12 @@ class Group:
 
     def add(self, member: Member) -> None:
         self.until = min(self.until, member.until)
-        insort(self.members, member, key=lambda one: one.place)
-        self.place = self.members[0].place
+        members = self.members
+        if members and member.place < members[-1].place:
+            insort(members, member, key=lambda one: one.place)
+        else:  # most come in the order
+            members.append(member)
+        self.place = members[0].place
         self.cost += member.cost
         self.urgent += member.is_urgent
 
