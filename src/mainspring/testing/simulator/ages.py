@@ -38,6 +38,7 @@ _SWEEP_S: Final = 1.5
 _PATIENCE_S: Final = 10.0
 _CALM_S: Final = 1.0
 _TICK_MS: Final = 1
+_FAULTS: Final = ("busy", "full", "io error", "read error", "commit undone", "commit done", "commit in doubt")
 _HELD: Final = ("", "custom:work", "custom:crunch")
 
 
@@ -102,12 +103,26 @@ async def age(world: World) -> None:
         world.machine.slept_s += seconds
         for process in world.machine.processes:
             process.has_stood_still = True
+        _strike(world)
         await asyncio.sleep(_SWEEP_S)
+        _mend(world)
         # What ended before is old by now, or never will be without another sleep.
         left = partial(aged.left, asleep_ms + int(seconds * 1000))
         if not await world.until(partial(_is_empty, left), _PATIENCE_S):
             for id in left():
                 aged.too_long(id)
+
+
+def _strike(world: World) -> None:
+    """Where disks fail they also do when retention takes away what has grown old."""
+    if "disk" in world.shape.faults:
+        for node in world.up:
+            node.disk.arm(world.rng.choice(_FAULTS), world.rng.choice((0, 1, 2, 5)))
+
+
+def _mend(world: World) -> None:
+    for node in world.up:
+        node.disk.mend()
 
 
 def _is_empty(found: Callable[[], list[bytes]]) -> bool:

@@ -40,9 +40,9 @@ _SHARES: Final[tuple[dict[tuple[str, str], float], ...]] = (
 _LOSES: Final = {"bells", "disk", "outage"}
 _AGES: Final = 0.15
 """So many worlds last for hours or days, but for some:"""
-_UNAGED: Final = {"clock", "disk", "outage"}
-"""How old anything is would be a matter of opinion there, or when it became known. What strikes in the long ones shows
-only where nothing else tells of it later, as a sleep does."""
+_UNAGED: Final = {"clock"}
+"""How old anything is would be a matter of opinion there. What strikes in the long ones shows only where nothing else
+tells of it later, as a sleep does."""
 _SLEEPS: Final = (600.0, 3_000.0, 10_000.0, 100_000.0)
 _KEEP: Final = (2.0, 1_000.0, 5_000.0, 50_000.0)
 
