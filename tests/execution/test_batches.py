@@ -94,7 +94,15 @@ def test_memory_that_runs_out_halves_until_it_fits() -> None:
     joint, _ = through(64, call)
     assert (joint.outcomes, joint.fits) == (names(range(64)), 2)
     joint, _ = through(64, without(*range(64), error=MemoryError))
-    assert set(joint.outcomes) == {"MemoryError in 1"}
+    assert (set(joint.outcomes), joint.fits) == ({"MemoryError in 1"}, 0)
+
+
+class OutOfMemoryError(Exception):
+    """As torch has one of its own."""
+
+
+class ArrayMemoryError(MemoryError):
+    """As numpy has one of its own."""
 
 
 def test_an_item_that_is_too_much_alone_says_nothing_about_others() -> None:
@@ -118,6 +126,10 @@ def test_an_item_that_is_too_much_alone_says_nothing_about_others() -> None:
     ("error", "expected"),
     [
         (MemoryError(), True),
+        (ArrayMemoryError("Unable to allocate 8 TiB"), True),
+        (OutOfMemoryError(), True),
+        (RuntimeError("bad allocation"), True),
+        (OSError(12, "Cannot allocate memory"), True),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
         (RuntimeError("Failed to allocate memory for requested buffer of size 5"), True),
         (RuntimeError("shapes do not match"), False),
