@@ -535,6 +535,23 @@ async def test_old_and_unused_results_go(factory: Factory) -> None:
         assert await store.kept() == []
 
 
+async def test_a_claim_that_takes_a_result_uses_it(factory: Factory) -> None:
+    """It stays longer than what nobody took."""
+    size = len(encode(TextOutput("done"))[0])
+    async with opened(factory.make(cache_bytes=size)) as store:
+        port = Port(store)
+        await port.serve()
+        keys = [bytes([n]) * 20 for n in range(2)]
+        for key in keys:
+            await put(store, port, key)
+            factory.clock.advance(120)
+        await submit(store, later())
+        assert await store.join(does(await port.take(), keys[0]), HOUR) == "over"
+        await store.write(upkeep.prune_kept)
+        ids = await submit(store, *(same(key) for key in keys))
+        assert await statuses(store, ids) == ["completed", "pending"]
+
+
 async def test_the_bytes_of_what_is_kept_are_counted(factory: Factory) -> None:
     """As it comes, is kept anew, is used, goes by age, by hand and by the limit: one number, never a sum."""
 
