@@ -459,10 +459,12 @@ async def test_a_member_that_is_cancelled_ends_no_call() -> None:
 
 async def test_whoever_hangs_times_out_alone() -> None:
     """A call that runs out of time comes again in halves, uncharged, until only the guilty one is left."""
+    calls: list[int] = []
     async with one_slot(grace_s=0.1) as engine:
 
         @engine.task(batch=Batch(max_size=8), timeout=0.3, retry=0)
         async def slow(items: list[int]) -> list[int]:
+            calls.append(len(items))
             await asyncio.sleep(60 if 5 in items else 0)
             return items
 
@@ -475,6 +477,7 @@ async def test_whoever_hangs_times_out_alone() -> None:
             else:
                 assert await handle.result(timeout=LIMIT_S) == n
                 assert (await handle.info()).task.retry_count == 0
+    assert sorted(calls, reverse=True) == [8, 4, 4, 2, 2, 1, 1]
 
 
 async def test_a_thread_that_does_not_come_back_is_given_up_with_its_call() -> None:
