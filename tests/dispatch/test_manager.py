@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.engine import process_work
-from tests.engine.support import LIMIT_S, engine_on, shows, value
+from tests.engine.support import LIMIT_S, engine_on, shows, until, value
 
 from mainspring import (
+    Batch,
     Context,
     Custom,
     CustomOutput,
@@ -171,6 +173,52 @@ async def test_execute_task_before_the_engine_is_open_changes_nothing() -> None:
     await engine.executor.execute_task(Task(task_type=TaskType.custom("child"), input=Custom({})))
     async with engine:
         assert await value(await engine.submit(parent)) == 5
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 5])
+async def test_a_handler_that_comes_as_the_engine_stops(tmp_path: Path, turns: int) -> None:
+    """The engine stops, whatever became of serving it, and holds none of its tasks."""
+    path = tmp_path / "work.db"
+
+    async def late(items: list[int]) -> list[int]:
+        return items
+
+    async with engine_on(path, worker=False) as engine:
+        engine.task(batch=Batch())(late)
+        handles = await engine.map(late, range(3))
+    worker = engine_on(path)
+    await worker.start()
+    worker.task(batch=Batch())(late)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await worker.stop()
+    async with engine_on(path, worker=False) as engine:
+        infos = [await engine.handle(handle.id).info() for handle in handles]
+    assert {(info.status.value, info.reason) for info in infos} <= {("pending", "no_worker"), ("completed", None)}
+
+
+async def test_what_is_served_no_more_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that was being told to the store when the engine stopped brings no claims to it."""
+    worker = engine_on(tmp_path / "work.db")
+    await worker.start()
+    store = worker.manager.store
+    began, real = asyncio.Event(), store.register
+
+    async def register(*args: Any) -> None:
+        await real(*args)
+        began.set()
+        await until(lambda: not store._memory.lanes)
+
+    served: list[Any] = []
+    monkeypatch.setattr(store, "register", register)
+    monkeypatch.setattr(store, "serve", served.append)
+
+    @worker.task
+    async def late() -> None: ...
+
+    await began.wait()
+    await worker.stop()
+    assert served == []
 
 
 async def test_a_pause_takes_a_task_type() -> None:

@@ -162,6 +162,8 @@ class TaskManager(Answers):
 
     async def _announce(self) -> None:
         """Tell the store, and through it the other processes, what is served here."""
+        if self._draining:
+            return
         for lane, types in self.executor.types_by_lane().items():
             desk = self._desks[lane]
             assert isinstance(desk, LaneDesk)
@@ -174,7 +176,8 @@ class TaskManager(Answers):
         records = [record_of(handler) for handler in self.executor.handlers.values()]
         await self.store.register(list(self.executor.types), records, slots)
         await self._model_limits.store_new()
-        self.store.serve(self)
+        if not self._draining:  # it may have begun meanwhile
+            self.store.serve(self)
 
     def _gather(self, kind: str, lane: LaneDesk) -> None:
         """Let tasks of this type join, if they may."""
