@@ -183,7 +183,7 @@ SAFEGUARDS: Final = (
                 "waiting = [claim for claim in self._waiting.values() if is_wanted(claim)]",
                 "waiting = []",
             ),
-            Edit(ThreadRunner, "_work", "if future.cancelled():", "if False:"),
+            Edit(ThreadRunner, "_work", "None if future.cancelled() else run()", "run()"),
         ),
     ),
     # Limits of groups

@@ -233,6 +233,19 @@ async def test_threads_that_come_back_are_not_kept_twice() -> None:
         assert counts[-1] <= counts[0]
 
 
+async def test_threads_are_made_as_they_are_needed() -> None:
+    """Tasks that come one after the other run in one thread, however many slots there are."""
+
+    engine = Engine(config=EngineConfig(manager=TaskManagerConfig(thread_slots=8)))
+
+    @engine.task
+    def where() -> int:
+        return threading.get_ident()
+
+    async with engine:
+        assert len({await (await engine.submit(where)).result(LIMIT_S) for _ in range(8)}) == 1
+
+
 async def test_a_name_keeps_its_blob(place: str) -> None:
     """What an engine gives a name is looked for there before a blob is collected, as long as it has the name."""
     async with Engine(place) as engine:

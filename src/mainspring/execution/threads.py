@@ -28,7 +28,7 @@ _Job = tuple[_Key, Callable[[], Any], "asyncio.Future[Any]"]
 
 
 class ThreadRunner(Original):
-    """As many threads as there are slots; one that does not come back is replaced by whoever gives up on it."""
+    """As many threads as are needed at once, up to one for each slot; one that is given up is replaced."""
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class ThreadRunner(Original):
         self._inbox: deque[_Job | None] = deque()
         self._signal = env.turns()
         self._threads = 0
+        self._taken = 0  # attempts or calls that a thread has or is to have, lost ones too
         self._lost: set[_Key] = set()  # attempts whose threads were given up
         self._running: dict[_Key, Callable[[], None]] = {}  # how to ask it; what was given up may outlive the next one
 
@@ -61,7 +62,8 @@ class ThreadRunner(Original):
     def _in_thread(self, work: Work, run: Callable[[], T]) -> Awaitable[T]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        if self._threads < self._slots + len(self._lost):
+        self._taken += 1
+        if self._threads < min(self._taken, self._slots + len(self._lost)):
             self._threads += 1
             self._env.start_strand(f"mainspring-thread-{self._threads}", self._work(loop), self._signal)
         self._inbox.append(((work.id, work.attempt), run, future))
@@ -89,21 +91,25 @@ class ThreadRunner(Original):
             if job is None:
                 return
             key, run, future = job
-            if future.cancelled():  # it was given up before it began
-                continue
-            result = run()
+            result = None if future.cancelled() else run()  # it may have been given up before it began
             if key in self._lost:  # it came back, but another thread has its place
                 with contextlib.suppress(RuntimeError):  # the loop may be closed by now: nobody counts any more
                     loop.call_soon_threadsafe(self._gone, key)
                 return
             try:
-                loop.call_soon_threadsafe(_answer, future, result)
+                loop.call_soon_threadsafe(self._answer, future, result)
             except RuntimeError:  # the loop was closed while a lost thread was still at it: nobody waits any more
                 return
+
+    def _answer(self, future: asyncio.Future[T], result: T) -> None:
+        self._taken -= 1
+        if not future.done():
+            future.set_result(result)
 
     def _gone(self, key: _Key) -> None:
         self._lost.discard(key)
         self._threads -= 1
+        self._taken -= 1
 
     def _run(self, work: Work, channel: Channel) -> Report:
         env = self._env
@@ -157,8 +163,3 @@ class ThreadRunner(Original):
             self._tracing.enter(work.trace)
         self._load(work.task_type)
         return self._processors[work.task_type].process(items)  # type: ignore[return-value]  # a plain function, in here
-
-
-def _answer(future: asyncio.Future[T], result: T) -> None:
-    if not future.done():
-        future.set_result(result)
