@@ -150,7 +150,9 @@ async def test_nobody_waits_inside_a_handler(engine: Engine) -> None:
     async def greedy() -> None:
         await engine.map(step(engine), range(50))
 
-    with pytest.raises(ProcessingFailed, match=r"map stopped after 9 tasks were stored: .* queue_size = 10"):
+    with pytest.raises(
+        ProcessingFailed, match=r"map stopped after 9 tasks were stored; of the next part: .* queue_size = 10"
+    ):
         await value(await engine.submit(greedy))
 
 
@@ -176,11 +178,18 @@ async def test_a_full_disk_is_waited_for(engine: Engine, monkeypatch: pytest.Mon
 async def test_a_long_wait_is_told(
     engine: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rooms, "_TELL_S", 0.01)
+    """Once, however often it is looked meanwhile whether there is room."""
+
+    def is_told() -> bool:
+        engine.manager.room.free(0)
+        return "has waited for room" in caplog.text
+
+    monkeypatch.setattr(rooms, "_TELL_S", 0.1)
     await engine.manager.pause()
     with caplog.at_level(logging.WARNING, "mainspring.dispatch"):
         going = asyncio.ensure_future(engine.map(step(engine), range(12)))
-        await until(lambda: "has waited for room" in caplog.text)
+        await until(is_told)
+    assert caplog.text.count("has waited for room") == 1
     await engine.manager.resume()
     assert len(await going) == 12
 
@@ -199,7 +208,9 @@ async def test_a_map_that_stops_tells_what_was_stored(engine: Engine) -> None:
     """PartlySubmitted with handles in order; whoever leaves out as many items goes on without a gap or a double."""
     await engine.manager.pause()
     items = list(range(25))
-    with pytest.raises(PartlySubmitted, match="map stopped after 10 tasks were stored: 11 tasks would be") as caught:
+    with pytest.raises(
+        PartlySubmitted, match="map stopped after 10 tasks were stored; of the next part: 11 tasks would be"
+    ) as caught:
         await engine.map(step(engine), items, wait_for_room=0.05)
     assert isinstance(caught.value.__cause__, QueueFull)
     assert caught.value.retry_after == caught.value.__cause__.retry_after

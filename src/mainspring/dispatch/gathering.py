@@ -201,7 +201,7 @@ class Gathering(Desk):
         for key, group in self._groups.items():
             if any(member.claim.id == id for member in group.members):
                 now = self.env.monotonic()
-                why = self._why(key, group, now)
+                why = self._why(key, group, now, self._are_all_here(now))
                 closes_s = None if why else group.until - now
                 return Forming(len(group.members), self._size(key), closes_s, why == "limit")
         return None
@@ -211,9 +211,9 @@ class Gathering(Desk):
 
         Where all wait for others and no more can come, it is what would have waited no longer first.
         """
-        best, place = None, LAST
+        best, place, are_all = None, LAST, self._are_all_here(now)
         for key, group in self._groups.items():  # there may be thousands
-            if group.place < place and (now >= group.until or self._why(key, group, now)):
+            if group.place < place and (now >= group.until or self._why(key, group, now, are_all)):
                 best, place = key, group.place
         if best is None:
             return min(self._groups, key=self._until) if self._is_full() else None
@@ -223,7 +223,7 @@ class Gathering(Desk):
         loaded = [
             key
             for key, group in self._groups.items()
-            if group.place[0] < last and self._has_loaded(key) and self._why(key, group, now)
+            if group.place[0] < last and self._has_loaded(key) and self._why(key, group, now, are_all)
         ]
         return min(loaded, key=self._first, default=best)
 
@@ -241,8 +241,8 @@ class Gathering(Desk):
         joined = key[0]  # what the processor calls equal, and more; of a task that runs alone its id
         return isinstance(joined, tuple) and self._is_loaded(joined[0])
 
-    def _why(self, key: tuple[Hashable, int], group: Group, now: float) -> str:
-        """Return why a call of this group may begin now, if it may."""
+    def _why(self, key: tuple[Hashable, int], group: Group, now: float, are_all: bool) -> str:
+        """Return why a call of this group may begin now, if it may; `are_all`: nobody comes that could join any."""
         if len(group.members) >= self._size(key):
             return "full"
         if group.cost >= self._limit(key):
@@ -251,10 +251,12 @@ class Gathering(Desk):
             return "urgent"
         if now >= group.until or is_suspect(group.members[0].claim):
             return "wait"
-        return "limit" if self._are_all_here(now) else ""
+        return "limit" if are_all else ""
 
     def _are_all_here(self, now: float) -> bool:
-        """Whether nobody can come that could join."""
+        """Whether waiting is in vain: nobody can come that could join."""
+        if not self._wait_s:
+            return False
         running = (attempt.claim for attempt in self.running.values())
         return self.queued >= self._in_all or self._arrivals.are_all(now, running)
 
@@ -315,7 +317,9 @@ class Gathering(Desk):
         if self._lane.has_idle():
             return []
         now = self.env.monotonic()
-        ready = sorted((key for key, group in self._groups.items() if self._why(key, group, now)), key=self._first)
+        are_all = self._are_all_here(now)
+        may_begin = (key for key, group in self._groups.items() if self._why(key, group, now, are_all))
+        ready = sorted(may_begin, key=self._first)
         given = set(ready[max(1, len(ready) // 2) :])
         taken = [
             member.claim
@@ -336,7 +340,8 @@ class Gathering(Desk):
         key = self._next
         assert key is not None
         group, size, limit = self._groups[key], self._size(key), self._limit(key)
-        why = self._why(key, group, self.env.monotonic()) or "room"
+        now = self.env.monotonic()
+        why = self._why(key, group, now, self._are_all_here(now)) or "room"
         n, cost, largest = 0, 0.0, 0.0
         for member in group.members[:size]:
             if n and cost + member.cost > limit:

@@ -56,6 +56,7 @@ class Room:
         Raises: what `submit` raises; QueueFull and InsufficientResources when there is no room by then.
         """
         ticket = next(self._tickets)
+        telling: asyncio.TimerHandle | None = None
         try:
             if self._is_awaited() and self._left_s(until) > 0:
                 await self._turn(ticket, n, until)
@@ -66,14 +67,18 @@ class Room:
                 except QueueFull as full:
                     if n > full.value or self._left_s(until) <= 0:
                         raise
-                    if looks == self._looks and not await self._told(full, self._turn(ticket, n, until)):
+                    telling = telling or _tell_later(full)
+                    if looks == self._looks and not await self._turn(ticket, n, until):
                         raise
                 except InsufficientResources as full:  # no end of a task tells of room on a disk: new figures do
                     left_s = self._left_s(until)
                     if left_s <= 0:
                         raise
-                    await self._told(full, asyncio.sleep(min(left_s, full.retry_after or left_s)))
+                    telling = telling or _tell_later(full)
+                    await asyncio.sleep(min(left_s, full.retry_after or left_s))
         finally:
+            if telling is not None:
+                telling.cancel()
             self._let_in(1)  # there may be room for the next; if not, it looks and waits on
 
     def _left_s(self, until: float) -> float:
@@ -97,14 +102,11 @@ class Room:
             if timer is not None:
                 timer.cancel()
 
-    async def _told(self, full: Exception, waiting: Awaitable[T]) -> T:
-        """Wait, and say so in the log when it takes long."""
-        why = "a submit has waited for room for %.0f s: %s"
-        timer = asyncio.get_running_loop().call_later(_TELL_S, logger.warning, why, _TELL_S, full)
-        try:
-            return await waiting
-        finally:
-            timer.cancel()
+
+def _tell_later(full: Exception) -> asyncio.TimerHandle:
+    """Say in the log that somebody waits, when that takes long."""
+    why = "a submit has waited for room for %.0f s: %s"
+    return asyncio.get_running_loop().call_later(_TELL_S, logger.warning, why, _TELL_S, full)
 
 
 def _too_late(turn: asyncio.Future[bool]) -> None:

@@ -232,5 +232,6 @@ def _stopped(stored: Sequence[TaskHandle], exc: Exception) -> PartlySubmitted:
     else:
         when = "" if retry_after is None else f" in {retry_after:.2g} s"
         rest = f"none behind them is: go on with items[{n}:]{when}"
-    message = f"map stopped after {n} tasks were stored: {exc}. Of all items the first {n} are stored, {rest}"
+    why = f"map stopped after {n} tasks were stored; of the next part: {exc}"
+    message = f"{why}. Of all items the first {n} are stored, {rest}"
     return PartlySubmitted(message, accepted=stored, retry_after=retry_after)
