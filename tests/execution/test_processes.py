@@ -41,6 +41,18 @@ async def test_handlers_get_typed_arguments_and_their_context() -> None:
         assert value(await call(it, "interrupt_self")) == "still here"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process say so")
+async def test_a_child_goes_before_its_parent_where_memory_runs_out() -> None:
+    """The kernel chooses by this figure and the size: else the engine may be killed for what its child took."""
+
+    def score(pid: int) -> int:
+        return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+    async with runner() as it:
+        child = value(await call(it, "describe", point={"x": 3}))["pid"]
+        assert score(child) == min(score(os.getpid()) + 500, 1000)
+
+
 @both_loops
 async def test_two_hundred_quick_ones() -> None:
     """More calls than slots wait for their turn, each gets its own result, and at most slots + 1 children exist."""

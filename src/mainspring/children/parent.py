@@ -9,6 +9,8 @@ import socket
 import sys
 
 _PR_SET_PDEATHSIG = 1
+_OOM_SCORE = "/proc/self/oom_score_adj"
+_OOM_MORE, _OOM_MOST = 500, 1000
 
 
 def take_pipe() -> socket.socket:
@@ -32,6 +34,15 @@ def die_with_parent(parent_pid: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # it died before the kernel knew
         kill_own_group()
+
+
+def die_before_parent() -> None:
+    """Have the kernel choose this process, or what it starts, before its parent when memory runs out; Linux only."""
+    with contextlib.suppress(OSError):  # another system, or one that hides this
+        with open(_OOM_SCORE, encoding="ascii") as file:
+            score = int(file.read())
+        with open(_OOM_SCORE, "w", encoding="ascii") as file:
+            file.write(str(min(score + _OOM_MORE, _OOM_MOST)))
 
 
 def kill_own_group() -> None:
