@@ -296,7 +296,7 @@ class Client:
 
     def _wait_for_what_runs(self) -> None:
         """For what others do just now, who may not know of this process yet."""
-        for id in self._world.first_unfinished(4):
+        for id in self._world.first_unfinished(8 if self._world.shape.strikes_rarely else 4):
             if id in self._known.ids:
                 self._wait_for(self._engine.handle(id))
 

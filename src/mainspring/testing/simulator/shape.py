@@ -67,6 +67,11 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.limits or self.rates or self.shares or self.change_every_s)
 
     @property
+    def strikes_rarely(self) -> bool:
+        """Whether whoever misses a word must just then have waited for it."""
+        return self.faults in _LONG
+
+    @property
     def has_rations(self) -> bool:
         """Whether more than limits is set, or any of it changes."""
         return bool(self.shares or self.change_every_s)
