@@ -40,10 +40,10 @@ def test_much_happens(outcomes: list[Outcome]) -> None:
     assert len({outcome.shape for outcome in outcomes}) > len(SEEDS) / 2
 
 
-@pytest.mark.parametrize("seed", [60, 1895])
+@pytest.mark.parametrize("seed", [60, 628, 1895])
 def test_what_was_found_once(seed: int) -> None:
-    """What had come back when its process died was given back to its group's rate; what is handed back long after its
-    claim lets one more begin."""
+    """What had come back when its process died was given back to its group's rate; what was handed back long after its
+    claim let one more begin than the rate says."""
     assert not simulate(seed).violations
 
 

@@ -155,24 +155,19 @@ class Rations:
                 self._witness.accuse("rates", None, "more began than all rates allow", n=len(seen), most=most)
 
     def _judge_stretches(self, begun: AbstractSet[tuple[str, int]]) -> None:
-        """In no stretch of time have more begun than the bucket held and got meanwhile, and was given back to it: one
-        for each claim that never began. What was claimed by a slower rate leaves a new bucket empty, and no more."""
+        """In no stretch of time have more begun than the bucket held and got meanwhile, as if what never began had
+        never been claimed. What was claimed by a slower rate leaves a new bucket empty, and no more."""
         for rule_id, all_took in self._took.items():
             last = {took.attempt: n for n, took in enumerate(all_took)}
-            at_us = lag_us = given_back = 0
+            at_us = lag_us = 0
             for n, took in enumerate(all_took):
                 lag_us = max(0, lag_us - max(0, took.at_us - at_us))
                 at_us = max(at_us, took.at_us)
                 if took.attempt is None:
                     lag_us = min(lag_us, took.cap_us)
-                elif took.attempt not in begun or last[took.attempt] != n:
-                    given_back += 1
-                else:
+                elif took.attempt in begun and last[took.attempt] == n:
                     lag_us += took.each_us
-                    if lag_us > took.cap_us + _ROUNDED_US and given_back:
-                        lag_us -= took.each_us
-                        given_back -= 1
-                    elif lag_us > took.cap_us + _ROUNDED_US:
+                    if lag_us > took.cap_us + _ROUNDED_US:
                         what = "began although its group's rate was used up"
                         self._witness.accuse("rates", took.attempt[0], what, rule=rule_id, attempt=took.attempt[1])
                         lag_us = took.cap_us
