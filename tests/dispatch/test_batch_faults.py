@@ -68,6 +68,21 @@ async def test_what_is_no_shape_fails_its_task(shape: Callable[[Any], Any]) -> N
         assert await (await engine.submit(other, 5)).result(timeout=LIMIT_S) == 5
 
 
+async def test_many_bad_items_take_no_room() -> None:
+    """However many were refused as they were claimed, as many as ever are claimed after them."""
+    async with engine_on(async_slots=1) as engine:
+
+        @engine.task(batch=Batch(max_size=2, shape=lambda n: 1 / n), retry=0)
+        async def inverse(items: list[int]) -> list[float]:
+            return [1 / n for n in items]
+
+        handles = await engine.map(inverse, [0] * 40 + [1, 2, 4])
+        for handle in handles[:40]:
+            with pytest.raises(InvalidInput, match="division by zero"):
+                await handle.result(timeout=LIMIT_S)
+        assert [await handle.result(timeout=LIMIT_S) for handle in handles[40:]] == [1, 0.5, 0.25]
+
+
 async def test_no_key_of_one_claim_costs_those_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a processor calls equal: where that can't be used, the task it was of fails."""
     real = HandlerProcessor.join
