@@ -25,6 +25,7 @@ from mainspring import (
     TaskStatus,
     TaskTimeout,
 )
+from mainspring.dispatch import reservations
 from mainspring.dispatch.reservations import PATIENCE_S
 from mainspring.environment import Random
 from mainspring.resources.monitor import machine
@@ -329,9 +330,15 @@ async def test_memory_that_others_use(tmp_path: Path, monkeypatch: pytest.Monkey
     async def large() -> str:
         return "done"
 
+    @engine.task(resources=Resources(memory=1_000_000_000))
+    async def small() -> str:
+        return "done"
+
+    monkeypatch.setattr(reservations, "PATIENCE_S", 0.0)
     async with engine:
         handle = await engine.submit(large)
         await says(handle, "needs 4.0 GB and 3.0 GB is free, of 9.0 GB")
+        assert await value(await engine.submit(small)) == "done"  # nothing is set aside for whom no end of ours helps
         others[0] = 4_900_000_000
         assert await value(handle) == "done"
 

@@ -266,17 +266,24 @@ class Reservations:
         return short
 
     def _first_in_patience(self, at: tuple[int, int], id: bytes) -> Need | None:
-        """Return what is set aside for the best one that has been overtaken for long enough, where that goes first."""
+        """Return what is set aside for the best one that has been overtaken for long enough, where that goes first.
+
+        Only where it can begin once what runs here has ended: what strangers have taken may stay for ever.
+        """
         latest = self._env.monotonic() - PATIENCE_S
         best = None
         for waiting in self._waiting.values():
             first = waiting.claims[0]
             is_better = place(first) < at and (best is None or place(first) < place(best.claims[0]))
-            if waiting.since <= latest and first.id != id and is_better:
+            if waiting.since <= latest and first.id != id and is_better and self._is_enough_at_rest(waiting.need):
                 best = waiting
         if best is None:
             return None
         return {kind: much for kind, much in best.need.items() if much > self.free(kind) + CLOSE}
+
+    def _is_enough_at_rest(self, need: Need) -> bool:
+        """Whether there will be enough when nothing runs here."""
+        return all(much <= self.free(kind) + self._used.get(kind, 0.0) + CLOSE for kind, much in need.items())
 
     # ... and waited for
 
