@@ -287,15 +287,22 @@ def test_a_travelling_end_is_no_fault(store: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", ["payload_blob", "blob_key"])
-def test_missing_blobs(store: Path, keep: str) -> None:
-    """A blob that a payload or a name refers to must be there."""
+@pytest.mark.parametrize("how", ["is missing", "has another hash", "was cut off"])
+def test_unsound_blobs(store: Path, keep: str, how: str) -> None:
+    """A blob that a payload or a name refers to must be there, and whole."""
     connection = apsw.Connection(str(store), flags=apsw.SQLITE_OPEN_READONLY)
     digest = str(connection.execute(f"SELECT digest FROM {keep} LIMIT 1").get)
     connection.close()
     blobs = LocalBlobStore(f"{store}-blobs")
-    blobs.delete(digest)
+    (file,) = Path(f"{store}-blobs").rglob(f"*{digest[4:]}")
+    data = file.read_bytes()
+    if how == "is missing":
+        blobs.delete(digest)
+    else:
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if how == "has another hash" else b"")
     (found,) = check_history(store, blobs=blobs)
     assert (found.invariant, found.figures) == ("blobs", {"digest": digest})
+    assert ("is missing" if how == "is missing" else "has another hash") in found.what
 
 
 # On a server

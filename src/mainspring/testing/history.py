@@ -104,7 +104,7 @@ def _check(
             found += _broken(rows, name, words, limit)
     found += unreadable(rows, limit)
     if blobs is not None:
-        found += islice(_missing_blobs(rows, blobs), limit)
+        found += islice(_unsound_blobs(rows, blobs), limit)
     if history is not None:
         found += islice(check_events(rows, history), limit)
     return found
@@ -119,13 +119,15 @@ def _broken(rows: Rows, invariant: str, words: Mapping[str, str], limit: int) ->
         yield Violation(invariant=invariant, task=task, what=what, figures=dict(zip(names[2:], figures, strict=True)))
 
 
-def _missing_blobs(rows: Rows, blobs: BlobStore) -> Iterator[Violation]:
+def _unsound_blobs(rows: Rows, blobs: BlobStore) -> Iterator[Violation]:
+    """Each is read: whether its content is what its name says is seen nowhere else before somebody needs it."""
     for table in _DIGESTS:
         if table not in rows.tables:
             continue
         for digest in digests_in(rows, table):
-            if blobs.info(digest) is None:
-                what = f"blob that {table} refers to is missing"
+            if (fault := blobs.fault(digest)) is not None:
+                how = f"can't be read: {fault}" if blobs.info(digest) else "is missing"
+                what = f"blob that {table} refers to {how}"
                 yield Violation(invariant="blobs", task=None, what=what, figures={"digest": digest})
 
 
