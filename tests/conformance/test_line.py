@@ -189,8 +189,9 @@ async def test_a_pause_tells_who_asked_for_it(factory: Factory, store: Any, port
     (id,) = await submit(store, new())
     standing = await store.standing(id)
     assert standing.reason == "paused"
-    assert (standing.pause.type, standing.pause.since) == (WORK, since)
-    assert standing.pause.who == f"process {store.env.pid()} on {store.env.host()}"
+    (pause,) = standing.pauses
+    assert (pause.type, pause.since) == (WORK, since)
+    assert pause.who == f"process {store.env.pid()} on {store.env.host()}"
 
 
 async def test_parents_tell_how_they_stand(store: Any, port: Port) -> None:

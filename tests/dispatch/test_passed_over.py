@@ -160,3 +160,16 @@ async def test_less_than_a_core(tmp_path: Path) -> None:
             await engine.submit(work, 1, resources=Resources(cpu=1.5)), "needs 1.5 cores, more than the 0.5 cores"
         )
         assert await value(await engine.submit(work, 6)) == 6
+
+
+async def test_it_is_said_also_of_one_whose_group_is_at_its_limit(tmp_path: Path) -> None:
+    """The next turn of its group is none of its own; who fits waits for that as ever."""
+    async with working(tmp_path / "work.db", seat=2) as engine:
+        task = engine.executor.handlers["custom:work"].function
+        await says(await engine.submit(task, 1, resources=FIVE), "it needs 5 seat")
+        await engine.manager.limit("red", rate="1/h")
+        await value(await engine.submit(task, 2, group="red"))
+        fits = await engine.submit(task, 3, group="red")
+        await shows(fits, reason="limit")
+        await says(await engine.submit(task, 4, group="red", resources=FIVE), "it needs 5 seat")
+        await shows(fits, reason="limit")

@@ -132,6 +132,13 @@ async def test_paused(here: Held) -> None:
         rf"Its kind is paused \(type custom:idle, group blue\) since {MOMENT} by {whom}; "
         r"`mainspring resume --type custom:idle --group blue` lets it go on\.",
     )
+    await here.engine.manager.pause(namespace="default")
+    await said(
+        handle,
+        rf"Its kind is paused \(type custom:idle, .*\) since .* and \(namespace default\) since {MOMENT} by {whom}; "
+        r"`mainspring resume --type .* --group blue` and `mainspring resume --namespace default` let it go on\.",
+    )
+    assert await here.engine.manager.resume(namespace="default")
     assert await here.engine.manager.resume(type="custom:idle", group="blue")
     await said(handle, r"It is ready and .*|Worker \w+ has claimed it .*")
 

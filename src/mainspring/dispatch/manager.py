@@ -161,9 +161,17 @@ class TaskManager(Answers):
         await self._announce()
 
     async def _announce(self) -> None:
-        """Tell the store, and through it the other processes, what is served here."""
-        if self._draining:
-            return
+        """Tell the store, and through it the other processes, what is served here, and serve it."""
+        if not self._draining:
+            self._add_desks()
+        slots = {name: desk.slots for name, desk in self._desks.items() if isinstance(desk, LaneDesk)}
+        records = [record_of(handler) for handler in self.executor.handlers.values()]
+        await self.store.register(list(self.executor.types), records, slots)
+        await self._model_limits.store_new()
+        if not self._draining:  # it may have begun meanwhile
+            self.store.serve(self)
+
+    def _add_desks(self) -> None:
         for lane, types in self.executor.types_by_lane().items():
             desk = self._desks[lane]
             assert isinstance(desk, LaneDesk)
@@ -172,12 +180,6 @@ class TaskManager(Answers):
             desk.port.types = types - self._gatherings.keys()
         self.lanes = {name: desk.port for name, desk in self._desks.items()}
         self.reservations.serve()
-        slots = {name: desk.slots for name, desk in self._desks.items() if isinstance(desk, LaneDesk)}
-        records = [record_of(handler) for handler in self.executor.handlers.values()]
-        await self.store.register(list(self.executor.types), records, slots)
-        await self._model_limits.store_new()
-        if not self._draining:  # it may have begun meanwhile
-            self.store.serve(self)
 
     def _gather(self, kind: str, lane: LaneDesk) -> None:
         """Let tasks of this type join, if they may."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from mainspring.dispatch.gathering import Forming
 from mainspring.dispatch.manager import TaskManager
-from mainspring.store.standing import Line, Other, Standing, Turns
+from mainspring.store.standing import Line, Other, Pause, Standing, Turns
 from mainspring.tasks import GroupLimit, Reason, TaskId, TaskStatus
 from mainspring.tasks.limits import model_of_group
 
@@ -171,14 +171,19 @@ def _much(rate: str, of: str) -> str:
 
 
 def _paused(standing: Standing, _now_ms: int) -> str:
-    pause = standing.pause
-    assert pause is not None
+    pauses = sorted(standing.pauses, key=lambda pause: (pause.since, pause))
+    paused, resumes = zip(*map(_pause, pauses), strict=True)
+    lets = "lets" if len(resumes) == 1 else "let"
+    return f"Its kind is paused {' and '.join(paused)}; {' and '.join(resumes)} {lets} it go on."
+
+
+def _pause(pause: Pause) -> tuple[str, str]:
+    """Return what is paused, since when, and how to end that."""
     kind = (("namespace", pause.namespace), ("type", pause.type), ("group", pause.group))
     named = [(name, value) for name, value in kind if value]
     what = ", ".join(f"{name} {value}" for name, value in named) or "everything"
     resume = "".join(["mainspring resume", *(f" --{name} {value}" for name, value in named)])
-    since = f"since {_moment(pause.since)}{f' by {pause.who}' if pause.who else ''}"
-    return f"Its kind is paused ({what}) {since}; `{resume}` lets it go on."
+    return f"({what}) since {_moment(pause.since)}{f' by {pause.who}' if pause.who else ''}", f"`{resume}`"
 
 
 def _no_worker(standing: Standing, _now_ms: int) -> str:

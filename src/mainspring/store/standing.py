@@ -76,7 +76,7 @@ class Standing(NamedTuple):
     parents_all: int  # how many it has, ended or not
     ahead: int  # ready tasks of its class that go first
     ahead_is_more: bool
-    pause: Pause | None
+    pauses: tuple[Pause, ...]  # all that keep it
     workers: int  # that serve tasks, where none serves its type
     stopping: tuple[str, ...] = ()  # workers that serve its type and take nothing more, where no other one does
     limits: tuple[GroupLimit, ...] = ()  # all that keep it, for reason `limit`

@@ -68,6 +68,8 @@ _spec_decoder = msgspec.msgpack.Decoder(Spec)
 
 
 _COMPANY = ("alone", "first")
+_MAY_LACK = ("ready", "claimed", "limit")
+"""Reasons behind which may be that resources are short."""
 """Shortages of nothing that could be reserved."""
 
 
@@ -278,7 +280,7 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         seq, class_id, rank, reason = row[0], row[2], row[3], None if row[5] is None else STORED_REASONS[row[5]]
         namespace, kind, group = row[26:29]
         parents = view.rows("parents_ids", seq) if reason == "parents" else []
-        ahead, pause, leader, line, workers, in_group = 0, None, None, None, 0, (0, False)
+        ahead, covering, leader, line, workers, in_group = 0, list[Pause](), None, None, 0, (0, False)
         limits: tuple[GroupLimit, ...] = ()
         offers = offers_of(view) if reason in ("ready", "claimed") else {}
         workers_of, stopping = takers(view, kind, row[29], offers)
@@ -289,10 +291,10 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         if reason == "ready":
             ahead = view.one("ahead", class_id, rank, seq, COUNT_LIMIT)[0]
             pauses = _pauses(view)
-            pause = next((pause for pause in pauses if _covers(pause, namespace, kind, group)), None)
+            covering = [pause for pause in pauses if _covers(pause, namespace, kind, group)]
             beside = {name for (name,) in view.rows("served_beside", kind)}
             limits = limited.full(view, namespace, group, now_ms) if group else ()
-            reason = _why(pause is not None, bool(beside) and not stopping, bool(limits))
+            reason = _why(bool(covering), bool(beside) and not stopping, bool(limits))
             place = Place(rank, seq, kind, row[15], namespace, group)
             if reason == "no_worker":
                 workers = len(view.rows("serving_workers"))
@@ -300,7 +302,9 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
                 line = line_of(view, place, beside, partial(_is_kept, view, pauses, now_ms), now_ms)
             elif reason == "limit" and in_line:
                 in_group = limited.go_first(view, limits, place, partial(_is_out, view, pauses, group), now_ms)
-        lacks = shortages(view, id, kind, row[23], workers_of, offers) if reason in ("ready", "claimed") else ()
+        lacks = shortages(view, id, kind, row[23], workers_of, offers) if reason in _MAY_LACK else ()
+        if reason == "limit" and not all(shortage.how == "never" for shortage in lacks):
+            lacks = ()  # its turn in the group comes first
     return Standing(
         status=STATUS_OF[row[4]],
         reason="resources" if any(shortage.how not in _COMPANY for shortage in lacks) else reason,
@@ -316,7 +320,7 @@ def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> St
         parents_all=len(parents),
         ahead=ahead,
         ahead_is_more=ahead == COUNT_LIMIT,
-        pause=pause,
+        pauses=tuple(covering),
         workers=workers,
         stopping=stopping,
         limits=limits,
