@@ -242,7 +242,9 @@ class Model(Rations):
         """Return, for children whose key has a task already, that task: whatever refers to the child refers to it."""
         stand_ins: dict[bytes, bytes] = {}
         for child in children:
-            id, _ = self._submit(replace(child, parents=_renamed(child.parents, stand_ins)), now, is_limited=False)
+            parents = _renamed(child.parents, stand_ins)
+            payload = tuple(stand_ins.get(one, one) for one in child.payload)  # an argument may be such a child
+            id, _ = self._submit(replace(child, parents=parents, payload=payload), now, is_limited=False)
             if id != child.id:
                 stand_ins[child.id] = id
         return stand_ins
