@@ -399,7 +399,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "reasons",
         "what is said of a task that waits is so",
-        (Edit(reads, "standing", "_why(pause is not None,", "_why(False,"),),
+        (Edit(reads, "standing", "_why(bool(covering),", "_why(False,"),),
     ),
     Safeguard(
         "figures of turns",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import iscoroutinefunction, signature
 from typing import Any
 from unittest import mock
@@ -23,6 +23,7 @@ from mainspring.store.moving.marks import Mark
 from mainspring.store.moving.server import ServerEnd
 from mainspring.store.postgres import store as of_servers
 from mainspring.store.sqlite import store as of_files
+from mainspring.testing import history
 
 Patch = AbstractContextManager[Any]
 
@@ -51,6 +52,16 @@ def _of_targets_alone(self: End, mark: Mark) -> None:
 def _transaction_that_stays(self: Any) -> Patch:
     """What was written before an error is not taken back."""
     return nullcontext()
+
+
+@contextmanager
+def _no_look_at_blobs() -> Iterator[None]:
+    """Neither beside those of the source, nor as part of a sound store."""
+    with (
+        replaced(moving, "missing_blobs", lambda *given: iter(())),
+        replaced(history, "_unsound_blobs", lambda *given: []),
+    ):
+        yield
 
 
 ABLATIONS: dict[str, tuple[Callable[[], Patch], Callable[..., Any], dict[str, Any]]] = {
@@ -141,7 +152,7 @@ ABLATIONS: dict[str, tuple[Callable[[], Patch], Callable[..., Any], dict[str, An
         {"way": ("server", "file"), "spoil": arrivals.add_a_collection},
     ),
     "blobs are not compared": (
-        lambda: replaced(moving, "missing_blobs", lambda *given: iter(())),
+        _no_look_at_blobs,
         arrivals.test_a_difference_is_found,
         {"way": ("file", "server"), "spoil": arrivals.spoil_a_blob},
     ),
