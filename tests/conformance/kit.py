@@ -204,7 +204,9 @@ class Port:
         assert len(claims) == 1
         return claims[0]
 
-    def end(self, claim: Claimed, outcome: int = COMPLETED, *, lane: str = "async", **fields: Any) -> Finish:
+    def end(
+        self, claim: Claimed, outcome: int = COMPLETED, *, lane: str = "async", is_pressing: bool = True, **fields: Any
+    ) -> Finish:
         """End an attempt; its room is free from then on."""
         self.held.pop(claim.id, None)
         self.lanes[lane].released += 1
@@ -213,7 +215,7 @@ class Port:
         elif outcome == FAILED:
             fields.setdefault("error", error())
         finish = Finish(claim, outcome, self.store.now_ms(), lane=lane, **fields)
-        self.store.finish(finish)
+        self.store.finish(finish, is_pressing=is_pressing)
         return finish
 
     async def finish(self, claim: Claimed, outcome: int = COMPLETED, **fields: Any) -> None:

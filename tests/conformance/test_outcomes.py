@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.conformance.kit import Factory, Note, Port, error, new, opened, state, status, submit
+from tests.engine.support import LIMIT_S
 
 from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.results.waiters import Waiters
@@ -44,6 +45,25 @@ async def test_completed(store: Any, port: Port) -> None:
     assert [ended.id for ended in port.ends] == [id]
     (attempt,) = (await store.info(id)).attempts
     assert (attempt.number, attempt.outcome, attempt.worker) == (1, "completed", store.worker_id)
+
+
+async def test_an_end_that_does_not_press_waits_for_company(store: Any, port: Port) -> None:
+    """It wakes nobody, is written with whatever comes next, and by itself where nothing does."""
+    ids = await submit(store, new(), new(), new())
+    first, second, third = await port.room(3)
+    for claim in (first, second):
+        port.end(claim, is_pressing=False)
+        assert not store._writer.signal._raised
+    await port.finish(third)
+    assert [ended.id for ended in port.ends] == ids
+    await submit(store, new())
+    await port.settle()
+    (last,) = port.held.values()
+    port.end(last, is_pressing=False)
+    async with asyncio.timeout(LIMIT_S):
+        while len(port.ends) < 4:
+            await port._news.wait()
+            port._news.clear()
 
 
 @pytest.mark.parametrize(("outcome", "ends"), [(FAILED, "failed"), (TIMEOUT, "timeout"), (CANCELLED, "cancelled")])

@@ -35,6 +35,11 @@ class Desk(ABC):
         """How many of those that were given to the runner have begun."""
         return sum(attempt.started_at is not None for attempt in self.running.values())
 
+    @property
+    def is_supplied(self) -> bool:
+        """Whether so much is at hand that an end may wait a moment for the next ones: all are written together."""
+        return False
+
     def waits(self, claim: Claimed) -> None:
         """It can't begin at once: until `begins` it may be taken back."""
         self._waiting[claim.id] = claim

@@ -221,6 +221,11 @@ class LaneDesk(Desk):
     def queued(self) -> int:
         return len(self._queue)
 
+    @property
+    def is_supplied(self) -> bool:
+        """See `Desk.is_supplied`: more than half of what its runner takes ahead."""
+        return self.ahead > 0 and len(self._queue) + len(self.running) > self.slots * (1 + self.ahead // 2)
+
     async def _slot(self, mark: int, own: Gathering | None) -> None:  # noqa: C901 - claims of a busy lane go through here
         queue, gatherings, serve = self._queue, self.gatherings, self._serve
         if own is not None:

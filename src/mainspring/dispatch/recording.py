@@ -72,8 +72,8 @@ class Recorder:
         started, lane = attempt.started_ms, attempt.desk.lane
         self._finish(Finish(attempt.claim, RELEASED, self._store.now_ms(), started, lane=lane, usage=usage))
 
-    def _finish(self, finish: Finish) -> None:
-        self._store.finish(finish)
+    def _finish(self, finish: Finish, *, is_pressing: bool = True) -> None:
+        self._store.finish(finish, is_pressing=is_pressing)
         self.counting.add(finish)
 
     def record(
@@ -107,7 +107,7 @@ class Recorder:
             finish.flags = SHORT if report.short_of_memory else 0
         if self._spans is not None:
             self._spans.end(attempt, finish.outcome, kind)
-        self._finish(finish)
+        self._finish(finish, is_pressing=not attempt.desk.is_supplied)
 
     def _not_kept(self, claim: Claimed) -> None:
         """Give equal work nothing: other code or another model has done it than its name says."""

@@ -377,8 +377,11 @@ class Store(Protocol):
         A hint, which may be lost, and which costs a look. Returns whether there are other processes at all.
         """
 
-    def finish(self, finish: Finish) -> None:
-        """Record an outcome soon; the result is told by `ended` listeners or by `WorkerPort.lost`."""
+    def finish(self, finish: Finish, *, is_pressing: bool = True) -> None:
+        """Record an outcome soon; the result is told by `ended` listeners or by `WorkerPort.lost`.
+
+        One that does not press waits some milliseconds for others, or for whatever else is written first.
+        """
 
     def started(self, claim: Claimed, started_ms: int) -> None:
         """Record that a handler runs, with the next commit."""

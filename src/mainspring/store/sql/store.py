@@ -57,6 +57,10 @@ class Life(Protocol):
         """How often others took claims of this process back."""
 
 
+_LAID_S = 0.003
+"""How long an end that does not press waits for others to be written with."""
+
+
 class SqlStore(Looking):
     """See `store.base.Store` for the contract. A store brings the connections, and how processes see one another."""
 
@@ -101,6 +105,7 @@ class SqlStore(Looking):
         self._offer: bytes | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
+        self._laid: asyncio.TimerHandle | None = None
         self.clock = StoreClock(env)
 
     def _opens(self) -> None:
@@ -108,6 +113,7 @@ class SqlStore(Looking):
         self._loop = asyncio.get_running_loop()
         self._loop_thread = self.env.thread_ident()
         self._closed, self._was_open = False, True
+        self._laid = None  # it was another loop's
 
     # What a store brings
 
@@ -311,8 +317,18 @@ class SqlStore(Looking):
         if message is not None and not self._closed:
             self._bell.ring(SHARE, message)
 
-    def finish(self, finish: Finish) -> None:
-        self._writer.put(finish)
+    def finish(self, finish: Finish, *, is_pressing: bool = True) -> None:
+        if is_pressing:
+            self._writer.put(finish)
+            return
+        self._writer.lay(finish)
+        if self._laid is None:
+            self._laid = self._loop.call_later(_LAID_S, self._take_up)
+
+    def _take_up(self) -> None:
+        self._laid = None
+        if self._writer.has_more:
+            self._writer.kick()
 
     def started(self, claim: Claimed, started_ms: int) -> None:
         self._writer.put(Started(claim, started_ms))

@@ -136,6 +136,15 @@ class Writer(ABC):
         self._inbox.append(operation)
         self.signal.raise_()
 
+    def lay(self, operation: Operation) -> None:
+        """Have it written with whatever comes next: who lays something down kicks in the end."""
+        self._inbox.append(operation)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something waits to be written."""
+        return bool(self._inbox)
+
     def kick(self) -> None:
         """Look again: a lane has room, or time has passed."""
         self.signal.raise_()
