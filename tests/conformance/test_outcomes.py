@@ -48,7 +48,7 @@ async def test_completed(store: Any, port: Port) -> None:
 
 
 async def test_an_end_that_does_not_press_waits_for_company(store: Any, port: Port) -> None:
-    """It wakes nobody, is written with whatever comes next, and by itself where nothing does."""
+    """It wakes nobody at once, is written with whatever comes next, and soon in any case."""
     ids = await submit(store, new(), new(), new())
     first, second, third = await port.room(3)
     for claim in (first, second):
