@@ -52,16 +52,16 @@ class Disk:
         """Let it strike at the statement (or commit) after `left` more; the one before it comes first."""
         if self._armed is None:
             self._armed, self._left = kind, left
-            self._process.is_tracing = True
+            self._process.trace(True)
 
     def break_for(self, seconds: float, kind: str) -> None:
         """Let every write fail for a while."""
         self._broken_until, self._error = self._process.monotonic() + seconds, _ERRORS[kind]
-        self._process.is_tracing = True
+        self._process.trace(True)
 
     def mend(self) -> None:
         self._armed, self._broken_until = None, 0.0
-        self._process.is_tracing = False
+        self._process.trace(False)
 
     def _sees(self, connection: apsw.Connection, sql: str) -> bool:
         if self._passes or sql.startswith("ROLLBACK"):
@@ -82,7 +82,7 @@ class Disk:
             if self._left < 0:
                 kind, self._armed = self._armed, None
                 self._strike(kind, connection, sql)
-        self._process.is_tracing = is_broken or self._armed is not None
+        self._process.trace(is_broken or self._armed is not None)
         return True
 
     def _is_meant(self, kind: str, sql: str) -> bool:
@@ -104,7 +104,7 @@ class Disk:
         elif kind in ("full", "io error") and connection.in_transaction and self._rng.random() < 0.5:
             self._run(connection, "ROLLBACK")  # SQLite itself does that after some errors
         if kind.startswith("die"):
-            self._process.is_alive = False
+            self._process.halt()
             raise Died
         if kind == "commit in doubt":
             self.break_for(self._rng.random() * 0.4, "io error")

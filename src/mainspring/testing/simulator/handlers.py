@@ -145,7 +145,7 @@ async def _act(process: Process, plan: dict[str, Any], inputs: list[Any], ctx: C
 
 def _act_at_once(process: Process, plan: dict[str, Any], inputs: list[Any], ctx: Context) -> Any:
     if action_of(plan, ctx.attempt)[0] == "die":
-        process.is_alive = False
+        process.halt()
         raise Died
     if plan.get("how") == "now":  # would block a thread, and there is none
         plan = {**plan, "how": "outcome"}

@@ -26,6 +26,7 @@ CALLBACK_S = 30e-6
 """The longest time that a callback takes."""
 
 
+_NEVER_S = float("inf")
 _MOST_WAITS = 20
 """More than a frame that is closed waits for."""
 
@@ -149,10 +150,11 @@ class SimLoop(asyncio.BaseEventLoop):
         handle._run()
 
     def _ready_owners(self) -> list[Any]:
-        now = self.now
-        return [
-            owner for owner, queue in self._queues.items() if queue and (owner is None or owner.stalled_until <= now)
-        ]
+        ready, now = [], self.now
+        for owner, queue in self._queues.items():
+            if queue and (owner is None or owner.stalled_until <= now):
+                ready.append(owner)
+        return ready
 
     def _bring_due(self) -> None:
         timers = self._timers
@@ -163,12 +165,14 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _pass_time(self) -> None:
         """Go on to the next moment at which anything can run."""
-        moments = [owner.stalled_until for owner, queue in self._queues.items() if queue]
-        if self._timers:
-            moments.append(self._timers[0][0])
-        if not moments:
+        next_s = self._timers[0][0] if self._timers else _NEVER_S
+        for owner, queue in self._queues.items():
+            if queue and owner.stalled_until < next_s:
+                next_s = owner.stalled_until
+        if next_s == _NEVER_S:
             raise Deadlock("nothing is ready and no timer is left: somebody waits for what will never come")
-        self.now = max(self.now, min(moments))
+        if next_s > self.now:
+            self.now = next_s
 
     def freeze(self, owner: Any) -> None:
         """Never run anything of this process again; its frames stay as they are, as those of a killed one do."""

@@ -72,8 +72,9 @@ class Process(Environment):
         self.stalled_until = 0.0
         self.has_stood_still = False  # so that what it checked may have grown old before it went on
         self.connections: list[apsw.Connection] = []
-        self.traced: Callable[[apsw.Connection, str], bool] | None = None  # sees each statement before it runs
-        self.is_tracing = False  # else none is shown to it
+        self.traced: Callable[[apsw.Connection, str], bool] | None = None  # sees each statement before it runs,
+        self._is_tracing = False  # while this holds: to show them takes time
+        self._tracer = self._trace
         self.witness: Any = None  # of what its handlers do; see `handlers.Witness`
         self.died: Callable[[], None] = lambda: None  # called when it died by itself, inside a strand
         self._loop = machine.loop
@@ -175,18 +176,30 @@ class Process(Environment):
             connection.close()
             raise Died
         self.connections.append(connection)
-        if self.traced is not None:
-            connection.set_exec_trace(self._trace)
+        if self._is_tracing:
+            connection.set_exec_trace(self._tracer)
+
+    def trace(self, is_on: bool) -> None:
+        """Show each statement to `traced` before it runs, or none."""
+        if is_on is self._is_tracing:
+            return
+        self._is_tracing = is_on
+        for connection in self.connections:
+            with contextlib.suppress(apsw.ConnectionClosedError):
+                connection.set_exec_trace(self._tracer if is_on else None)
 
     def _trace(self, runs: apsw.Cursor | apsw.Connection, sql: str, bindings: Any) -> bool:
-        if self.is_alive and not self.is_tracing:
-            return True
         if not self.is_alive:
             if sql.startswith("ROLLBACK"):
                 return True
             raise Died
         assert self.traced is not None
         return self.traced(runs.connection if isinstance(runs, apsw.Cursor) else runs, sql)
+
+    def halt(self) -> None:
+        """Be dead within a call: whatever of it still asks its store for something goes no further."""
+        self.is_alive = False
+        self.trace(True)
 
     def die(self) -> None:
         """Be dead from now on: whatever runs never goes on, transactions are rolled back, locks fall, nothing is tidied

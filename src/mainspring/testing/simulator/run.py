@@ -43,6 +43,8 @@ from mainspring.vectors.appliers import SCHEMA as VECTOR_SCHEMA
 _BOUND_S = 400.0
 """How long, without faults, all tasks of a run may take to end."""
 _TOLD_S = 10.0
+_STORES = 64
+"""So many files without tasks are kept, by what they say of groups."""
 _LOOKS = 3
 """So often the rows are looked at while things go on."""
 
@@ -68,8 +70,7 @@ def simulate(seed: int) -> Outcome:
 def _run(seed: int, shape: Shape, order: Order, folder: Path) -> Outcome:
     loop = SimLoop(order)
     path = folder / "work.db"
-    path.write_bytes(empty_store())
-    _limit(path, shape)
+    path.write_bytes(_store_with(*_rules(shape)))
     world = World(seed, shape, loop, path)
     known = Known(shape.tasks, Random(f"{seed}:equal"), is_deadly="kill" in shape.faults, rolls_out=shape.rolls_out)
     loop.set_exception_handler(lambda _, context: _report(world, context))
@@ -229,12 +230,12 @@ def _quiet_machine() -> Iterator[None]:
 def _sure_of_the_disk() -> Iterator[None]:
     """Don't ask again and again what is the same in all worlds: faults here are of statements, never of the file.
 
-    Sources don't change, the folder is on no network, and no page is damaged.
+    Sources don't change, the folder is on no network, and the file is ours, whole and not newer.
     """
     with (
         mock.patch.object(linecache, "checkcache", _spared),
         mock.patch.object(connection, "filesystem", _spared),
-        mock.patch.object(connection, "_refuse_damaged", _spared),
+        mock.patch.object(connection, "_judge", _spared),
     ):
         yield
 
@@ -253,15 +254,27 @@ def _folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _limit(path: Path, shape: Shape) -> None:
-    if shape.has_groups:
+def _rules(shape: Shape) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Yield the statements that set what groups may have, with their values."""
+    for group in sorted({*shape.limits, *shape.rates}):
+        rate = Rate.parse(shape.rates[group], "rate") if group in shape.rates else (None, None)
+        yield "put_limit", ("", group, shape.limits.get(group), *rate, None, None, 0)
+    for (namespace, group), weight in shape.shares.items():
+        yield "put_share", (namespace, group, weight)
+
+
+@lru_cache(_STORES)
+def _store_with(*rules: tuple[str, tuple[Any, ...]]) -> bytes:
+    if not rules:
+        return empty_store()
+    with _folder() as folder:
+        path = folder / "ruled.db"
+        path.write_bytes(empty_store())
         connection = apsw.Connection(str(path))
-        for group in sorted({*shape.limits, *shape.rates}):
-            rate = Rate.parse(shape.rates[group], "rate") if group in shape.rates else (None, None)
-            connection.execute(SQL["put_limit"], ("", group, shape.limits.get(group), *rate, None, None, 0))
-        for (namespace, group), weight in shape.shares.items():
-            connection.execute(SQL["put_share"], (namespace, group, weight))
+        for name, values in rules:
+            connection.execute(SQL[name], values)
         connection.close()
+        return path.read_bytes()
 
 
 @lru_cache(1)

@@ -78,7 +78,7 @@ def follow_at_once(
         raise Died
     with _witnessed(process, members, inputs, "thread", policy):
         if any(member.action[0] == "die" for member in members):
-            process.is_alive = False
+            process.halt()
             raise Died
         return _ending(members, inputs)
 

@@ -71,6 +71,7 @@ class Verdict:
             begun = {(event.task, event.attempt) for event in witness.events if isinstance(event, Started)}
             witness.rations.judge_rates(begun, self._world.lives)
         self._check(witness.rows)
+        witness.rows.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)  # the file is over too
         witness.rows.close()
         return found + witness.violations
 

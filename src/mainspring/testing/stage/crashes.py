@@ -197,7 +197,7 @@ class _Steps:
             connection.execute("COMMIT")
         process = HERE.get()
         assert isinstance(process, Process)
-        process.is_alive = False
+        process.halt()
         raise Died
 
 

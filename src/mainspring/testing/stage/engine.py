@@ -82,7 +82,8 @@ class SimulatedEngine(Roomy):
         models = None if like is None else like.models
         process = self.process = StageProcess(self.stage.machine, f"worker-{len(self.stage.machine.processes)}")
         process.died = self._fall
-        process.traced, process.is_tracing = self.traced, self.traced is not None
+        process.traced = self.traced
+        process.trace(self.traced is not None)
         self.death: asyncio.Future[None] = self.stage.loop.create_future()
         Engine.__init__(self, self._file, self._settings, env=process)
         self._parts.store.tell_usage(lambda: None)  # nobody looks at how full this machine is
