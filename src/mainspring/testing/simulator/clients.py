@@ -45,6 +45,7 @@ _DO: Final = {
 }
 _KEYS = 4
 _SHORT_S = 0.02
+_CROWDED_S = 0.2
 _FLOOD = 4
 _HANDLERS: Final = {"work": 45, "steady": 8, "timed": 16, "crunch": 20, "pack": 6, "press": 5}
 _TOGETHER: Final = ("pack", "press")
@@ -154,15 +155,12 @@ class Client:
         tasks = []
         group = self._rng.choice((None, "a", "b")) if self._world.shape.has_rations else None
         for _ in range(self._rng.randint(4, 8)):
-            plan = {"n": self._known.number(), "do": [["sleep", _SHORT_S]]}
             options: dict[str, Any] = {"priority": TaskPriority.NORMAL}
             if group is not None:
                 options["group"] = group
             if self._rng.random() < 0.4:
                 options["deadline"] = _SHORT_S * (1 + 3 * self._rng.random())
-            task = self._engine.build(self._handlers["work"], (plan, []), options)
-            self._known.plans[task.id] = plan
-            tasks.append(task)
+            tasks.append(self._short_task(_SHORT_S, options))
         await self._submit(tasks)
         await asyncio.sleep(_SHORT_S * (1 + 2 * self._rng.random()))
         if self._rng.random() < 0.3:
@@ -172,14 +170,25 @@ class Client:
 
     async def flood(self, group: str) -> None:
         """More for a group than its limit may take at once."""
-        tasks = []
-        for _ in range(_FLOOD):
-            plan = {"n": self._known.number(), "do": [["sleep", _SHORT_S]]}
-            tasks.append(self._engine.build(self._handlers["work"], (plan, []), {"group": group}))
-            self._known.plans[tasks[-1].id] = plan
+        await self._submit_beside([self._short_task(_SHORT_S, {"group": group}) for _ in range(_FLOOD)])
+
+    async def _crowd(self) -> None:
+        """More of each share than slots may take at once, so that some of each waits for its turn."""
+        shares = [*self._world.shape.shares, ("", "")]
+        options = [{"namespace": namespace or "default", "group": group or None} for namespace, group in shares]
+        await self._submit_beside([self._short_task(_CROWDED_S, one) for one in options for _ in range(_FLOOD)])
+
+    async def _submit_beside(self, tasks: list[Task]) -> None:
+        """What does not count as work that is to be submitted."""
         self._known.left += len(tasks)
         with contextlib.suppress(StoreUnavailable):
             await self._submit(tasks)
+
+    def _short_task(self, seconds: float, options: dict[str, Any]) -> Task:
+        plan = {"n": self._known.number(), "do": [["sleep", seconds]]}
+        task = self._engine.build(self._handlers["work"], (plan, []), options)
+        self._known.plans[task.id] = plan
+        return task
 
     async def _give_up(self, handle: TaskHandle) -> None:
         try:
@@ -363,6 +372,8 @@ class Client:
         self._say("forgets", results=await self._engine.cache.purge())
 
     async def _look(self) -> None:
+        if self._world.shape.shares:
+            await self._crowd()
         if (handle := self._some_handle()) is not None:
             await ask(self._engine, self._world.witness, handle.id)
             await self._engine.manager.stats()

@@ -10,6 +10,7 @@ from typing import Any, Final
 from mainspring.environment import Random
 from mainspring.errors import TaskError
 from mainspring.testing.simulator.clients import Client
+from mainspring.testing.simulator.machine import EPOCH_S
 from mainspring.testing.simulator.shape import RATES
 from mainspring.testing.simulator.world import Node, World
 
@@ -21,6 +22,10 @@ _PATIENCE_S = 60.0
 _HEARD_S = 2.0
 _SQUEEZES: Final = 0.4
 """In so many worlds whose limits change one is lowered just before others have much to do for its group."""
+_SLOWS: Final = 0.5
+"""In so many a slow rate is used up, and then changed for the last time."""
+_USED_UP_S: Final = 2.0
+_USED_UP: Final = "SELECT 1 FROM group_limit WHERE rate_ms = 7200000 AND full_us > ?"
 
 
 class Governor:
@@ -32,6 +37,8 @@ class Governor:
         self._rng = Random(f"{world.seed}:governor")
         self._squeezing = Random(f"{world.seed}:squeeze")
         self._squeezes = self._squeezing.random() < _SQUEEZES
+        self._slowing = Random(f"{world.seed}:slow")
+        self._slows = self._slowing.random() < _SLOWS
         self._asking: list[tuple[Node, asyncio.Task[None]]] = []
 
     async def go_on(self) -> None:
@@ -41,6 +48,9 @@ class Governor:
             await asyncio.sleep(rng.expovariate(1 / shape.change_every_s))
             if not (up := self._world.up):
                 continue
+            if self._slows and self._slowing.random() < 0.3:
+                await self._slow_down(self._slowing.choice(up), self._slowing.choice("ab"))
+                return
             if shape.shares and rng.random() < 0.4:
                 self._share(rng.choice(up), rng.choice(list(shape.shares)), rng.choice((None, 1, 3)))
             elif self._squeezes and squeezing.random() < 0.5:
@@ -59,6 +69,21 @@ class Governor:
         if others:
             client = self._squeezing.choice(others)
             client.node.process.spawn(client.flood(group), "flood")
+
+    async def _slow_down(self, node: Node, group: str) -> None:
+        """Set a rate that lets two begin in hours, and once they have a fast one, by which the rest goes at once."""
+        self._limit(node, group, None, _SLOW)
+        await self._world.until(self._is_answered, _HEARD_S)
+        if living := [client for client in self._clients if client.is_alive]:
+            client = self._slowing.choice(living)
+            client.node.process.spawn(client.flood(group), "flood")
+        await self._world.until(self._is_used_up, _USED_UP_S)
+        if up := self._world.up:
+            self._limit(self._slowing.choice(up), group, None, self._slowing.choice(RATES))
+
+    def _is_used_up(self) -> bool:
+        soon_us = (EPOCH_S + self._world.loop.now + self._world.machine.slept_s + _USED_UP_S) * 1_000_000
+        return bool(self._world.rows(_USED_UP, int(soon_us)))
 
     async def settle(self) -> None:
         """Leave no rate that takes longer than a world lasts, also none that somebody is just setting."""

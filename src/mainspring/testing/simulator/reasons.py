@@ -30,6 +30,7 @@ SIGNS: Final = {
 """By what a sentence is known to name a cause."""
 _ASKED: Final = 4
 _WAITING: Final = "SELECT id FROM task WHERE status = 0 ORDER BY seq LIMIT ?"
+_NEXT: Final = "SELECT id FROM task WHERE reason = 0 ORDER BY seq DESC LIMIT 2"
 _TASK: Final = """SELECT task.seq, status, reason, attempt, namespace, type, grp
     FROM task JOIN class ON class.id = task.class WHERE task.id = ?"""
 _PARENTS: Final = """SELECT task.id FROM edge JOIN task ON task.seq = edge.parent
@@ -76,8 +77,8 @@ class Truth(NamedTuple):
 async def ask(engine: Engine, witness: Witness, task: TaskId) -> None:
     """Have a task and some of those that wait explained, and accuse what is not so."""
     assert witness.rows is not None
-    waiting: list[Any] = witness.rows.execute(_WAITING, (_ASKED,)).fetchall()
-    for id in (task, *(TaskId(id) for (id,) in waiting)):
+    waiting = [*witness.rows.execute(_NEXT), *witness.rows.execute(_WAITING, (_ASKED,))]
+    for id in dict.fromkeys((task, *(TaskId(id) for (id,) in waiting))):
         before = _truth(witness.rows, id, engine.manager.store.now_ms())
         said = await engine.scheduler.explain(id)
         after = _truth(witness.rows, id, engine.manager.store.now_ms())

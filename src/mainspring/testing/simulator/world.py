@@ -354,9 +354,8 @@ class World:
                 node.process.spawn(_resume(node.engine, namespace, type, group))
             await asyncio.sleep(_LOOK_S)
 
-    def rows(self, sql: str) -> list[Any]:
-        assert self.witness.rows is not None
-        return self.witness.rows.execute(sql).fetchall()
+    def rows(self, sql: str, *values: Any) -> list[Any]:
+        return self.witness.find(sql, *values)
 
     async def close(self) -> None:
         """Stop all processes in order."""
