@@ -34,6 +34,7 @@ from mainspring.store.base import (
     Ended,
     Finish,
     NewTask,
+    Spec,
     Store,
 )
 from mainspring.store.lane import Lane
@@ -97,6 +98,8 @@ class Note(msgspec.Struct, frozen=True):
 def new(text: str = "", *, type: str = WORK, namespace: str = "default", group: str = "", **options: Any) -> NewTask:
     """A task as the store gets it."""
     id = options.pop("id", None) or TaskId().bytes
+    if options.get("key") is not None and "spec" not in options:
+        options["spec"] = msgspec.msgpack.encode(Spec(idempotency_key=options["key"]))
     return NewTask(id, (namespace, type, group), encode(Text(text))[0], **options)
 
 

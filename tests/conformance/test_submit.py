@@ -55,6 +55,13 @@ async def test_same_id_and_payload_is_the_same_task(factory: Factory, store: Any
     assert len(factory.states()) == 1
 
 
+async def test_the_id_of_no_task_is_refused(factory: Factory, store: Any) -> None:
+    """All zeros are what an id that was never set looks like: who leave it so must not share one task."""
+    with pytest.raises(InvalidInput, match="is the id of no task; leave it out"):
+        await store.submit([new(), new(id=bytes(16))])
+    assert factory.states() == {}
+
+
 async def test_same_id_with_another_payload_is_a_conflict(store: Any) -> None:
     """An id names one task for ever: other input or another type under it is refused and nothing else of that call
     is kept."""

@@ -666,6 +666,7 @@ async def test_what_is_checked_before_the_commit(engine: Engine, mine: asyncpg.C
             ((1,), {"after": TaskId()}, TaskNotFound),
             ((2,), {"idempotency_key": "used"}, Conflict),
             ((2,), {"task_id": used.id}, Conflict),
+            ((2,), {"task_id": TaskId(bytes(16))}, InvalidInput),
         ]
         for arguments, options, error in refused:
             with pytest.raises(error):

@@ -54,7 +54,7 @@ def spoil(store: Path, sql: str) -> None:
         for name in re.findall(r"{([^}]*)}", sql)
     }
     before = connection.total_changes()
-    connection.execute(sql.format_map(found))
+    connection.execute(sql.replace("NO_ID", "zeroblob(16)").format_map(found))
     assert connection.total_changes() > before
     connection.close()
 
@@ -76,12 +76,37 @@ SPOILT = [
     ("states", "lacks", "UPDATE task SET waits_at = NULL WHERE seq = {waits}"),
     ("states", "lacks", "UPDATE task SET attempt = 0 WHERE seq = {running}"),
     ("states", "priority", "UPDATE task SET priority = 77 WHERE seq = {ready}"),
+    ("states", "has an error", "UPDATE task SET error = input WHERE seq = {plain}"),
+    ("states", "says why", "UPDATE task SET error = NULL WHERE seq = {broken}"),
+    ("states", "says why", "UPDATE task SET error = NULL WHERE seq = {cancelled early}"),
+    ("states", "says why", "UPDATE task SET error = NULL WHERE seq = {overdue}"),
+    ("states", "not failed yet", "UPDATE task SET error = input WHERE seq = {ready}"),
+    ("states", "not failed yet", "UPDATE task SET error = input WHERE seq = {running}"),
+    ("states", "tried again", "UPDATE task SET error = NULL WHERE seq = {lost}"),
+    ("states", "lacks", "UPDATE task SET output = input WHERE seq = {ready}"),
+    ("states", "lacks", "UPDATE task SET output = input WHERE seq = {broken}"),
+    ("states", "before it could be", "UPDATE task SET attempt = 1 WHERE seq = {delayed}"),
+    ("states", "before it could be", "UPDATE task SET attempt = -1 WHERE seq = {ready}"),
+    ("states", "goes on", "UPDATE task SET flags = flags | 1 WHERE seq = {ready}"),
+    ("states", "ended otherwise", "UPDATE task SET flags = flags | 1 WHERE seq = {broken}"),
+    ("states", "equal work", "UPDATE task SET flags = flags | 256 WHERE seq = {ready}"),
     ("states", "kind", "UPDATE edge SET policy = 3 WHERE child = {waits}"),
     (
         "identity",
         "several times",
         "DROP INDEX task_id; UPDATE task SET id = (SELECT id FROM task WHERE seq = {plain}) WHERE seq = {ready}",
     ),
+    ("identity", "of no task", "UPDATE task SET id = NO_ID WHERE seq = {plain}"),
+    ("numbers", "is to get", "UPDATE task SET seq = 999999 WHERE seq = {ready}"),
+    ("delays", "not_before", "UPDATE task SET due_ms = due_ms + 1 WHERE seq = {delayed}"),
+    ("delays", "not_before", "UPDATE task SET not_before_ms = NULL WHERE seq = {delayed}"),
+    ("delays", "after its deadline", "UPDATE task SET deadline_ms = due_ms - 1 WHERE seq = {lost}"),
+    ("delays", "did not end so", "DELETE FROM attempt WHERE task = {lost} AND number = 2"),
+    ("delays", "did not end so", "UPDATE attempt SET outcome = 5 WHERE task = {lost} AND number = 2"),
+    ("delays", "before its last attempt", "UPDATE task SET due_ms = 1 WHERE seq = {lost}"),
+    ("delays", "many years", "UPDATE task SET due_ms = 9000000000000000 WHERE seq = {lost}"),
+    ("delays", "before it may", "UPDATE task SET deadline_ms = not_before_ms WHERE seq = {delayed}"),
+    ("delays", "time limit", "UPDATE task SET timeout_ms = -1 WHERE seq = {ready}"),
     ("outcomes", "otherwise", "UPDATE attempt SET outcome = 4 WHERE task = {plain}"),
     ("outcomes", "otherwise", "DELETE FROM attempt WHERE task = {plain}"),
     ("outcomes", "otherwise", "UPDATE task SET attempt = 2 WHERE seq = {plain}"),
@@ -98,7 +123,17 @@ SPOILT = [
     ("attempts", "never claimed", "UPDATE attempt SET number = 0 WHERE task = {lost} AND number = 1"),
     ("attempts", "never claimed", "UPDATE attempt SET outcome = 7 WHERE task = {lost} AND number = 1"),
     ("attempts", "before it started", "UPDATE attempt SET started_ms = ended_ms + 1 WHERE task = {plain}"),
+    (
+        "attempts",
+        "with an error",
+        "UPDATE attempt SET error = (SELECT input FROM task WHERE seq = {plain}) WHERE task = {plain}",
+    ),
+    ("attempts", "without one", "UPDATE attempt SET error = NULL WHERE task = {broken}"),
+    ("attempts", "figures", "UPDATE attempt SET batch = 0 WHERE task = {plain}"),
+    ("attempts", "figures", "UPDATE attempt SET cpu_us = -1 WHERE task = {plain}"),
     ("charges", "beyond", "UPDATE task SET max_retries = 0 WHERE seq = {broken}"),
+    ("charges", "beyond", "UPDATE task SET crashes = -1 WHERE seq = {ready}"),
+    ("charges", "beyond", "UPDATE task SET releases = -1 WHERE seq = {ready}"),
     ("charges", "record", "UPDATE task SET retry_count = 2 WHERE seq = {lost}"),
     ("charges", "record", "DELETE FROM attempt WHERE task = {lost} AND number = 1"),
     ("charges", "record", "UPDATE task SET crashes = 2 WHERE seq = {lost}"),
@@ -110,8 +145,12 @@ SPOILT = [
         "UPDATE task SET reason = 0, waits_for = NULL, waits_at = NULL WHERE seq = {waits}",
     ),
     ("dependencies", "went on", "UPDATE edge SET policy = 0 WHERE child = {allows it}"),
-    ("dependencies", "went on", "DELETE FROM task WHERE seq = {broken}"),
+    ("dependencies", "not there", "DELETE FROM task WHERE seq = {broken}"),
     ("dependencies", "went on", "INSERT INTO edge (child, n, parent, policy) VALUES ({plain}, 0, {ready}, 0)"),
+    ("dependencies", "depends on a task", "UPDATE edge SET parent = 999 WHERE child = {joins} AND n = 1"),
+    ("dependencies", "lost a dependency", "DELETE FROM edge WHERE child = {held by three} AND n = 1"),
+    ("dependencies", "depends on none", "UPDATE task SET flags = flags | 4 WHERE seq = {ready}"),
+    ("dependencies", "does not depend on", "UPDATE edge SET parent = {plain} WHERE child = {made of it}"),
     ("waiting", "for nothing", "UPDATE task SET waits_for = {plain} WHERE seq = {waits}"),
     ("waiting", "for nothing", "UPDATE task SET waits_at = 9 WHERE seq = {waits}"),
     ("waiting", "for nothing", "DELETE FROM task WHERE seq = {running}"),
@@ -132,17 +171,29 @@ SPOILT = [
     ("stands_for", "has none", "UPDATE task SET flags = 8 WHERE seq = {plain}"),
     ("stands_for", "for itself", "INSERT INTO stands_for (task, n, ref) VALUES ({splits}, 9, {splits})"),
     ("stands_for", "for itself", "INSERT INTO stands_for (task, n, ref) VALUES ({part one}, 0, {splits})"),
+    ("stands_for", "not noted", "DELETE FROM stands_for WHERE n = 1"),
+    ("owners", "before it started", "UPDATE worker SET ended_ms = started_ms - 2000"),
     ("owners", "by nobody", "UPDATE task SET owner = 77 WHERE seq = {running}"),
     ("owners", "by nobody", "UPDATE worker SET ended_ms = 1"),
     ("owners", "served by nobody", "INSERT INTO serves VALUES (77, 'custom:work')"),
     ("tallies", "not the count", "UPDATE tally SET n = n + 1 WHERE class = 0 AND status = 2"),
     ("tallies", "not the count", "DELETE FROM tally WHERE class > 0 AND status = 0"),
     ("classes", "no class", "UPDATE task SET class = 99 WHERE seq = {plain}"),
+    ("classes", "no type", "UPDATE class SET namespace = '' WHERE type = 'custom:paused'"),
+    ("news", "not there", "INSERT INTO news (class) VALUES (777)"),
     ("outcomes", "as equal work did", "UPDATE task SET flags = flags | 256 WHERE seq = {plain}"),
     ("flights", "nobody does", "UPDATE task SET reason = 5 WHERE seq = {ready}"),
     ("flights", "nobody does", "DELETE FROM flight WHERE leads = 1"),
     ("flights", "still listed", "UPDATE flight SET task = {plain} WHERE leads = 1"),
     ("flights", "does not know", "UPDATE task SET flags = 0 WHERE seq = (SELECT task FROM flight WHERE leads = 1)"),
+    (
+        "flights",
+        "nobody knows",
+        "UPDATE task SET flags = flags | 192 WHERE seq = {running}",
+    ),
+    ("flights", "there is not", "UPDATE flight SET leads = 2 WHERE leads = 1"),
+    ("flights", "there is not", "UPDATE flight SET keep_ms = -1"),
+    ("cache", "wrongly", "UPDATE cache SET used_ms = made_ms - 1"),
     ("cache", "wrongly", "UPDATE cache SET expires_ms = 0"),
     ("cache", "wrongly", "UPDATE cache SET digest = 'x'"),
     ("kept_size", "wrongly", "UPDATE kept_size SET bytes = bytes + 1"),
@@ -161,6 +212,11 @@ SPOILT = [
     ("keys", "no task", "UPDATE idempotency SET task = 1 WHERE key = 'plain'"),
     ("keys", "of namespace", "UPDATE idempotency SET namespace = 'other' WHERE key = 'plain'"),
     ("keys", "2 idempotency", "INSERT INTO idempotency VALUES ('default', 'second', {plain})"),
+    ("keys", "leads to no task", "DELETE FROM idempotency WHERE key = 'plain'"),
+    ("keys", "leads to no task", "DELETE FROM idempotency WHERE key = 'running'"),
+    ("keys", "another task", "UPDATE idempotency SET task = {ready} WHERE key = 'broken'"),
+    ("keys", "another task", "UPDATE idempotency SET task = {ready} WHERE key = 'running'"),
+    ("keys", "of another task", "UPDATE idempotency SET key = 'x' WHERE key = 'running'"),
     ("retried", "not there", "UPDATE retried SET again = 999"),
     ("retried", "not there", "UPDATE retried SET again = {plain}"),
     ("retried", "not there", "UPDATE retried SET task = {plain}"),
@@ -170,6 +226,8 @@ SPOILT = [
     ("orphans", "progress", "UPDATE progress SET attempt = 9"),
     ("orphans", "progress", "UPDATE progress SET task = 999"),
     ("orphans", "pass on", "INSERT INTO cascade (task) VALUES ({ready})"),
+    ("ranks", "before", "UPDATE task SET rank = 0 WHERE seq = {ready}"),
+    ("ranks", "before", "UPDATE task SET rank = -9000000000000000000 WHERE seq = {delayed}"),
     ("ranks", "behind", "UPDATE task SET rank = 9000000000000000000 WHERE seq = {ready}"),
     ("tombstones", "had not ended", "UPDATE tombstone SET status = 1"),
     (
@@ -182,11 +240,14 @@ SPOILT = [
     ("times", "not_before", "UPDATE task SET not_before_ms = ended_ms + 2000 WHERE seq = {plain}"),
     ("times", "deadline", "UPDATE task SET deadline_ms = ended_ms - 2000 WHERE seq = {plain}"),
     ("times", "before it was submitted", "UPDATE task SET submitted_ms = ended_ms + 2000 WHERE seq = {plain}"),
+    ("times", "became ready", "UPDATE task SET ready_ms = 0 WHERE seq = {ready}"),
+    ("times", "became ready", "UPDATE task SET ready_ms = ended_ms + 2000 WHERE seq = {plain}"),
     ("times", "timeout", "UPDATE task SET timeout_ms = 1 WHERE seq = {plain}"),
     ("vectors", "counts other", "UPDATE vector_collection SET records = 9"),
     ("vectors", "no collection", "UPDATE vector_record SET collection = 9 WHERE id = 'a'"),
 ]
 SPOILT_FILE = [
+    ("keys", "leads to no task", "DELETE FROM idempotency WHERE key = 'last'"),
     ("identity", "another length", "UPDATE task SET id = x'0102' WHERE seq = {plain}"),
     ("tallies", "not the count", "INSERT INTO tally (class, status, n) VALUES (99, 3, 1)"),
     ("vectors", "dimension", "UPDATE vector_record SET vector = x'00000000' WHERE id = 'a'"),
@@ -340,7 +401,8 @@ def test_a_spoilt_store_on_a_server(server: Path, invariant: str, says: str, sql
     def spoilt(session: Session) -> list[Violation]:
         session.command("BEGIN")
         try:
-            session.command(sql.format_map({name: seq(session, name) for name in re.findall(r"{([^}]*)}", sql)}))
+            said = sql.replace("NO_ID", "decode(repeat('00', 16), 'hex')")
+            session.command(said.format_map({name: seq(session, name) for name in re.findall(r"{([^}]*)}", said)}))
             return check_history(session)
         finally:
             session.command("ROLLBACK")

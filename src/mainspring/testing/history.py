@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Final
 import apsw
 
 from mainspring.blobs.base import BlobStore
-from mainspring.config import is_server, refuse_address
+from mainspring.config import MAX_DURATION_S, is_server, refuse_address
 from mainspring.store.base import MAX_CRASHES, MAX_RELEASES
 from mainspring.store.sqlite.connection import look
 from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import REASON_CODE, STATUS_CODE, TRANSITIONS
 from mainspring.testing.events import Event, check_events
 from mainspring.testing.readable import unreadable
+from mainspring.testing.references import contradicted
 from mainspring.testing.rows import FILE_SQL, FileRows, Rows, ServerRows
 from mainspring.testing.violation import Violation
 
@@ -36,6 +37,7 @@ _NEEDS: Final = {
     "groups": "group_limit",
     "limits": "group_limit",
     "limit_values": "kept_size",  # came with the last columns of limits
+    "news": "news",
 }
 """Checks of tables that a store has only once somebody needed them."""
 _DIGESTS: Final = ("payload_blob", "blob_key", "cache")
@@ -97,12 +99,14 @@ def _check(
         "max_crashes": str(MAX_CRASHES),
         "max_releases": str(MAX_RELEASES),
         "slack_ms": str(int(slack_ms)),
+        "longest_ms": str(int(MAX_DURATION_S * 1000)),
     }
     found: list[Violation] = []
     for name in ROWS:
         if _NEEDS.get(name, "task") in rows.tables:
             found += _broken(rows, name, words, limit)
     found += unreadable(rows, limit)
+    found += contradicted(rows, limit)
     if blobs is not None:
         found += islice(_unsound_blobs(rows, blobs), limit)
     if history is not None:

@@ -6,7 +6,8 @@
 -- a colon stand for numbers. In a UNION the type of a column is that of its first statement.
 
 -- name: states
--- A task is in a state of the lifecycle table and has what that state needs: an owner, a timer, a parent, an end.
+-- A task is in a state of the lifecycle table and has what that state needs, and nothing that it must not have: an owner,
+-- a timer, a parent, an end, an error.
 SELECT id, 'is in no state of the lifecycle' AS what, seq, status, reason, attempt FROM task
 WHERE (status, coalesce(reason, -1)) NOT IN (VALUES :states)
 UNION ALL
@@ -17,16 +18,69 @@ WHERE (owner IS NOT NULL) <> (status = 1 OR coalesce(reason, 0) = 4)
     OR (ended_ms IS NOT NULL) <> (status > 1) OR (output IS NOT NULL) <> (status = 2)
     OR (owner IS NOT NULL AND attempt < 1)
 UNION ALL
+SELECT id, 'completed, and has an error', seq, status, reason, attempt FROM task WHERE status = 2 AND error IS NOT NULL
+UNION ALL
+SELECT id, 'did not complete, and has no error that says why', seq, status, reason, attempt FROM task
+WHERE status > 2 AND error IS NULL
+UNION ALL
+SELECT id, 'has not failed yet, and has an error', seq, status, reason, attempt FROM task
+WHERE status < 2 AND error IS NOT NULL AND retry_count = 0 AND crashes = 0
+UNION ALL
+SELECT id, 'is tried again, and has no error that says why', seq, status, reason, attempt FROM task
+WHERE status < 2 AND error IS NULL AND (retry_count > 0 OR reason = 3)
+UNION ALL
+SELECT id, 'was claimed before it could be', seq, status, reason, attempt FROM task
+WHERE attempt < 0 OR (reason IN (1, 2) AND attempt > 0)
+UNION ALL
+SELECT id, 'was asked to stop and goes on, held by nobody', seq, status, reason, attempt FROM task
+WHERE flags & 1 <> 0 AND owner IS NULL AND status < 2
+UNION ALL
+SELECT id, 'was asked to stop, and ended otherwise', seq, status, reason, attempt FROM task
+WHERE flags & 1 <> 0 AND status IN (2, 3, 5)
+UNION ALL
+SELECT id, 'is marked to have ended as equal work did, and goes on', seq, status, reason, attempt FROM task
+WHERE flags & 256 <> 0 AND status < 2
+UNION ALL
 SELECT id, 'has a priority that there is not', seq, priority, NULL, attempt FROM task WHERE priority NOT BETWEEN 0 AND 3
 UNION ALL
 SELECT task.id, 'has a dependency of a kind that there is not', child, policy, NULL, n
 FROM edge LEFT JOIN task ON seq = child WHERE policy NOT BETWEEN 0 AND 2;
 
+-- name: delays
+-- What waits for a moment waits for the right one: a delayed task for its not_before, one that is tried again for what
+-- follows its last attempt, by ten years at most, and not beyond its deadline.
+SELECT id, 'is delayed to another moment than its not_before' AS what, seq, due_ms, not_before_ms, deadline_ms
+FROM task WHERE reason = 2 AND due_ms IS DISTINCT FROM not_before_ms
+UNION ALL
+SELECT id, 'is to be tried again after its deadline', seq, due_ms, not_before_ms, deadline_ms
+FROM task WHERE reason = 3 AND due_ms > deadline_ms
+UNION ALL
+SELECT id, 'is to be tried again, and its last attempt did not end so', seq, due_ms, task.attempt, outcome
+FROM task LEFT JOIN attempt ON attempt.task = seq AND number = task.attempt
+WHERE reason = 3 AND coalesce(outcome, 5) NOT IN (4, 6)
+UNION ALL
+SELECT id, 'is to be tried again before its last attempt ended, or many years after', seq, due_ms, task.attempt,
+    attempt.ended_ms
+FROM task JOIN attempt ON attempt.task = seq AND number = task.attempt
+WHERE reason = 3 AND (due_ms < attempt.ended_ms - :slack_ms OR due_ms > attempt.ended_ms + 2 * :longest_ms)
+UNION ALL
+SELECT id, 'must start by a deadline that comes before it may start', seq, due_ms, not_before_ms, deadline_ms
+FROM task WHERE deadline_ms <= not_before_ms
+UNION ALL
+SELECT id, 'has a time limit that can not be', seq, timeout_ms, NULL, NULL FROM task WHERE timeout_ms < 0;
+
 -- name: identity
--- A task has an id of its own, of 16 bytes.
+-- A task has an id of its own, of 16 bytes that are not all zero.
 SELECT NULL AS id, 'an id is of another length' AS what, seq, length(id) AS bytes FROM task WHERE length(id) <> 16
 UNION ALL
+SELECT id, 'has the id of no task', seq, length(id) FROM task WHERE id = :no_id
+UNION ALL
 SELECT id, 'is there several times', min(seq), count(*) FROM task GROUP BY id HAVING count(*) > 1;
+
+-- name: numbers
+-- The next task gets a number that none has had.
+SELECT id, 'has a number that the next task is to get' AS what, seq, :last_number AS last FROM task
+WHERE seq > :last_number;
 
 -- name: outcomes
 -- A task that has ended did so as its last attempt says, at that moment; without an attempt where none was needed.
@@ -53,31 +107,55 @@ SELECT id, 'has an attempt that ended it and went on' AS what, seq, status, task
 FROM attempt JOIN task ON seq = attempt.task WHERE outcome < 4 AND (status < 2 OR number < task.attempt);
 
 -- name: attempts
--- Attempts are numbered from 1 up to the task's own number; the one that is held has not ended.
+-- Attempts are numbered from 1 up to the task's own number; the one that is held has not ended. One that did not complete
+-- says why, and what it cost is not less than nothing.
 SELECT id, 'has an attempt that was never claimed, or is not over' AS what, seq, task.attempt, number, outcome
 FROM attempt JOIN task ON seq = attempt.task
 WHERE number < 1 OR number > task.attempt OR (number = task.attempt AND task.owner IS NOT NULL)
     OR outcome NOT BETWEEN 0 AND 6
 UNION ALL
 SELECT id, 'has an attempt that ended before it started', seq, task.attempt, number, started_ms
-FROM attempt JOIN task ON seq = attempt.task WHERE started_ms > attempt.ended_ms;
+FROM attempt JOIN task ON seq = attempt.task WHERE started_ms > attempt.ended_ms
+UNION ALL
+SELECT id, 'has an attempt that completed with an error, or failed without one', seq, task.attempt, number, outcome
+FROM attempt JOIN task ON seq = attempt.task
+WHERE (outcome = 0 AND attempt.error IS NOT NULL) OR (outcome IN (1, 2, 4, 6) AND attempt.error IS NULL)
+UNION ALL
+SELECT id, 'has an attempt whose figures can not be', seq, task.attempt, number, batch
+FROM attempt JOIN task ON seq = attempt.task
+WHERE batch < 1 OR duration_us < 0 OR cpu_us < 0 OR memory < 0 OR network < 0 OR wait_ms < 0;
 
 -- name: charges
--- Retries, crashes and releases stay within their limits, and what is charged is on record.
+-- Retries, crashes and releases stay within their limits, none is less than nothing, and what is charged is on record.
 SELECT id, 'is charged beyond a limit, or what is not on record' AS what, seq, retry_count, max_retries, crashes,
     releases, retries, crashed
 FROM (SELECT *, (SELECT count(*) FROM attempt WHERE task = seq AND outcome = 4) AS retries,
     (SELECT count(*) FROM attempt WHERE task = seq AND outcome = 6) AS crashed FROM task) AS charged
 WHERE retry_count > max_retries OR retry_count <> retries OR crashes >= :max_crashes OR crashes > crashed
-    OR releases > :max_releases;
+    OR releases > :max_releases OR crashes < 0 OR releases < 0;
 
 -- name: dependencies
--- What is ready, runs or ran has parents that ended, and completed where it needs that; they are kept while it is alive.
+-- What is ready, runs or ran has parents that ended, and completed where it needs that. All parents of what is alive are
+-- kept, also those that it waits for no more; those of what has ended may have been pruned.
 SELECT child.id, 'went on before a parent did' AS what, child.seq, child.status, child.reason, child.attempt, parent,
     parent.status AS parent_status, policy
 FROM edge JOIN task AS child ON child.seq = edge.child LEFT JOIN task AS parent ON parent.seq = edge.parent
 WHERE (child.attempt > 0 OR child.status IN (1, 2) OR child.reason IN (0, 2, 3))
-    AND (parent.status < 2 OR (parent.status > 2 AND policy <> 1) OR (parent.seq IS NULL AND child.status < 2));
+    AND (parent.status < 2 OR (parent.status > 2 AND policy <> 1))
+UNION ALL
+SELECT child.id, 'depends on a task that is not there', child.seq, child.status, child.reason, child.attempt,
+    edge.parent, NULL, policy
+FROM edge JOIN task AS child ON child.seq = edge.child LEFT JOIN task AS parent ON parent.seq = edge.parent
+WHERE child.status < 2 AND parent.seq IS NULL
+UNION ALL
+SELECT child.id, 'has lost a dependency', child.seq, child.status, child.reason, child.attempt, NULL, NULL, NULL
+FROM (SELECT edge.child, min(n) AS low, max(n) AS high, count(*) AS found, max(parent.flags & 8) AS joined
+    FROM edge JOIN task ON task.seq = edge.child AND task.status < 2 LEFT JOIN task AS parent ON parent.seq = edge.parent
+    GROUP BY edge.child) AS counted JOIN task AS child ON child.seq = counted.child
+WHERE low <> 0 OR (high - low + 1 <> found AND joined = 0)
+UNION ALL
+SELECT id, 'is made of the results of others and depends on none', seq, status, reason, attempt, NULL, NULL, NULL
+FROM task WHERE flags & 4 <> 0 AND NOT EXISTS (SELECT 1 FROM edge WHERE child = seq);
 
 -- name: waiting
 -- A waiting child waits for an unfinished parent, past no other one, unless that parent's end is still travelling.
@@ -144,13 +222,19 @@ FROM flight LEFT JOIN task ON seq = flight.task
 WHERE seq IS NULL OR status > 1 OR (leads = 0 AND coalesce(reason, 0) <> 5)
 UNION ALL
 SELECT task.id, 'leads, and does not know', seq, status, reason, leads
-FROM task JOIN flight ON flight.task = seq WHERE flags & 64 = 0 OR (leads = 1 AND status = 1 AND flags & 128 = 0);
+FROM task JOIN flight ON flight.task = seq WHERE flags & 64 = 0 OR (leads = 1 AND status = 1 AND flags & 128 = 0)
+UNION ALL
+SELECT id, 'runs for equal work, and nobody knows', seq, status, reason, leads
+FROM task LEFT JOIN flight ON flight.task = seq WHERE status = 1 AND flags & 128 <> 0 AND coalesce(leads, 0) <> 1
+UNION ALL
+SELECT task.id, 'is listed for equal work in a way that there is not', seq, status, reason, leads
+FROM flight LEFT JOIN task ON seq = flight.task WHERE leads NOT IN (0, 1) OR keep_ms < 0;
 
 -- name: cache
 -- What is kept was computed before it is too old, is not negative, and names the blob that it lives in.
 SELECT NULL AS id, 'keeps a result of type ' || type || ' wrongly' AS what, bytes, made_ms, expires_ms, flags
-FROM cache WHERE bytes < 0 OR expires_ms < made_ms OR (flags & 32 <> 0) <> (digest IS NOT NULL)
-    OR (digest IS NOT NULL AND length(digest) <> length(output));
+FROM cache WHERE bytes < 0 OR expires_ms < made_ms OR used_ms < made_ms OR (flags & 32 <> 0) <> (digest IS NOT NULL)
+    OR (digest IS NOT NULL AND digest <> :output_text);
 
 -- name: kept_size
 -- The bytes of what is kept are counted as adding them up does.
@@ -159,12 +243,15 @@ SELECT NULL AS id, 'counts the bytes of kept results wrongly' AS what, kept_size
 FROM kept_size WHERE kept_size.bytes <> (SELECT coalesce(sum(bytes), 0) FROM cache);
 
 -- name: owners
--- A claim is held by a worker that has not signed off; so is what a worker says it serves.
+-- A claim is held by a worker that has not signed off; so is what a worker says of itself.
 SELECT task.id, 'is held by nobody' AS what, seq, owner, worker.ended_ms FROM task LEFT JOIN worker ON worker.id = owner
 WHERE owner IS NOT NULL AND (worker.id IS NULL OR worker.ended_ms IS NOT NULL)
 UNION ALL
 SELECT NULL, 'type ' || serves.type || ' is served by nobody', NULL, serves.worker, worker.ended_ms
-FROM serves LEFT JOIN worker ON worker.id = serves.worker WHERE worker.id IS NULL OR worker.ended_ms IS NOT NULL;
+FROM serves LEFT JOIN worker ON worker.id = serves.worker WHERE worker.id IS NULL OR worker.ended_ms IS NOT NULL
+UNION ALL
+SELECT NULL, 'worker ' || name || ' signed off before it started', NULL, id, ended_ms
+FROM worker WHERE ended_ms < started_ms - :slack_ms;
 
 -- name: tallies
 -- What is kept as a count is what counting gives; status 0 stands for all that have not ended, class 0 for all classes.
@@ -179,9 +266,16 @@ SELECT NULL AS id, 'tally is not the count' AS what, class, status, kept.n AS ta
 FROM expected FULL JOIN kept USING (class, status) WHERE coalesce(expected.n, 0) <> coalesce(kept.n, 0);
 
 -- name: classes
--- Every task is of a class that is there.
+-- Every task is of a class that is there; so is what is told of classes.
 SELECT task.id, 'is of no class' AS what, seq, task.class
-FROM task LEFT JOIN class ON class.id = task.class WHERE class.id IS NULL;
+FROM task LEFT JOIN class ON class.id = task.class WHERE class.id IS NULL
+UNION ALL
+SELECT NULL, 'class ' || id || ' is of no type, or of no namespace', NULL, id FROM class WHERE type = '' OR namespace = '';
+
+-- name: news
+-- What processes are told of is a class.
+SELECT NULL AS id, 'news of class ' || news.class || ', which is not there' AS what, count(*) AS rows
+FROM news LEFT JOIN class ON class.id = news.class WHERE class.id IS NULL GROUP BY news.class;
 
 -- name: keys
 -- An idempotency key belongs to one task of its namespace, and a task has at most one.
@@ -233,12 +327,20 @@ SELECT id, 'completed after its timeout', seq, number, duration_us, timeout_ms, 
 FROM task JOIN attempt ON attempt.task = seq WHERE outcome = 0 AND duration_us > timeout_ms * 1000
 UNION ALL
 SELECT id, 'ended before it was submitted', seq, attempt, ended_ms, submitted_ms, NULL
-FROM task WHERE ended_ms < submitted_ms - :slack_ms;
+FROM task WHERE ended_ms < submitted_ms - :slack_ms
+UNION ALL
+SELECT id, 'became ready before it was submitted, or after it ended', seq, attempt, ready_ms, submitted_ms, ended_ms
+FROM task WHERE ready_ms < submitted_ms - :slack_ms OR ready_ms > ended_ms + :slack_ms;
 
 -- name: ranks
--- A task's place in the order is no later than it came, or than it may start: what is behind that might starve.
+-- A task's place in the order is no later than it came, or than it may start: what is behind that might starve. Nor is it
+-- before what may be had: four ageing steps, which whoever submits sets (ten years at most), before it came, or before
+-- those came that wait for it, as long ago as that again.
 SELECT id, 'stands behind where it can be' AS what, seq, rank, submitted_ms, not_before_ms FROM task
-WHERE status < 2 AND rank > submitted_ms AND rank > coalesce(not_before_ms, 0);
+WHERE status < 2 AND rank > submitted_ms AND rank > coalesce(not_before_ms, 0)
+UNION ALL
+SELECT id, 'stands before where it can be', seq, rank, submitted_ms, not_before_ms FROM task
+WHERE status < 2 AND rank < submitted_ms - 5 * :longest_ms;
 
 -- name: groups
 -- A task of a group is marked so: limits count only those.

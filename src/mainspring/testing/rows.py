@@ -20,6 +20,15 @@ FILE_SQL: Final = {**_BOTH, **named(__package__, "invariants_sqlite.sql")}
 SERVER_SQL: Final = {**_BOTH, **named(__package__, "invariants_postgres.sql")}
 
 
+_SERVER_WORDS: Final = {
+    "no_id": "decode(repeat('00', 16), 'hex')",
+    "output_text": "encode(output, 'escape')",
+    "last_number": "(SELECT last_value FROM pg_sequences "
+    "WHERE schemaname = current_schema() AND sequencename = 'task_seq')",
+}
+"""The number of the last task is unknown to who may not look at sequences, and before the first task."""
+
+
 class Rows(Protocol):
     """The caller holds the moment still, by a transaction."""
 
@@ -43,7 +52,11 @@ class Rows(Protocol):
 
 class FileRows:
     invariants: Mapping[str, str] = FILE_SQL
-    words: Mapping[str, str] = {}
+    words: Mapping[str, str] = {
+        "no_id": "zeroblob(16)",
+        "output_text": "CAST(output AS TEXT)",
+        "last_number": "coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = 'task'), 0)",
+    }
 
     def __init__(self, connection: apsw.Connection) -> None:
         self._connection = connection
@@ -74,7 +87,7 @@ class ServerRows:
             "SELECT 'extension', quote_ident(nspname) FROM pg_extension "
             "JOIN pg_namespace ON pg_namespace.oid = extnamespace WHERE extname = 'vector'"
         )
-        return dict(found)
+        return {**_SERVER_WORDS, **dict(found)}
 
     @cached_property
     def tables(self) -> frozenset[str]:

@@ -48,16 +48,29 @@ def in_order(found: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda finding: _ORDER.index(finding.level)))
 
 
+_REPORT: Final = "keep a copy of the store and report this; a backup from before is the safe way back"
+_REMEDIES: Final = {
+    "blobs": "put its file back from a backup (it is named by the digest); tasks that need it fail until then",
+    "identity": "whoever asks for that id may get another's task: cancel it, and submit its work under a new id; "
+    + _REPORT,
+    "delays": "it would start at the wrong time, or not at all: cancel it, and submit its work again; " + _REPORT,
+    "keys": "a submit with that key may make a second task: submit no more with it until a backup is restored; "
+    + _REPORT,
+    "dependencies": "it would run without a result that it needs: cancel it, and submit its work again; " + _REPORT,
+    "numbers": "stop whoever submits, for new tasks are refused or take the place of old ones; " + _REPORT,
+    "ranks": "it would go before, or after, all others: cancel it, and submit its work again; " + _REPORT,
+}
+"""What to do first about what breaks an invariant."""
+
+
 def broken(found: Sequence[Violation]) -> Iterator[Finding]:
     """What breaks an invariant."""
-    report = "keep a copy of the store and report this; a backup from before is the safe way back"
-    put_back = "put its file back from a backup (it is named by the digest); tasks that need it fail until then"
     for item in found:
         yield Finding(
             level="problem",
             about=f"invariant {item.invariant}",
             what=str(item),
-            remedy=put_back if item.invariant == "blobs" else report,
+            remedy=_REMEDIES.get(item.invariant, _REPORT),
             figures=item.figures,
         )
 

@@ -21,7 +21,14 @@ from mainspring.store.postgres.borrowed import Borrowed, borrow
 from mainspring.store.postgres.line import POSTED, channel_of
 from mainspring.store.postgres.statements import WITHIN
 from mainspring.store.sql import reads
-from mainspring.store.sql.intake import id_conflict, is_same_work, key_conflict, no_parent, refuse_too_many
+from mainspring.store.sql.intake import (
+    id_conflict,
+    is_same_work,
+    key_conflict,
+    no_parent,
+    refuse_no_id,
+    refuse_too_many,
+)
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.store import SqlStore
 from mainspring.store.standing import Standing
@@ -165,8 +172,10 @@ def _nothing(tx: object) -> None:
 
 
 def _look(view: View, tasks: Sequence[NewTask]) -> _Found:
-    """Return what is committed of these tasks, of their keys and of their parents. Raises Conflict."""
+    """Return what is committed of these tasks, of their keys and of their parents. Raises Conflict, InvalidInput."""
     own = {task.id for task in tasks}
+    for id in own:
+        refuse_no_id(id)
     ids = [*own, *{id for task in tasks for id in task.after if id not in own}]
     places: dict[bytes, int] = dict(view.rows("whereabouts", ids))
     pledged: dict[bytes, Pledged] = {}

@@ -48,7 +48,8 @@ def rank_of(task: NewTask, now_ms: int, ageing_ms: int) -> int:
 def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True) -> list[Accepted]:
     """Store the tasks, however many; those with a key or an id that exist already are recognised. All or none.
 
-    Raises: TaskNotFound, Conflict; where it is limited InvalidInput: one is to cost more than its group ever has.
+    Raises: TaskNotFound, Conflict; InvalidInput: an id is all zeros; where it is limited, one is to cost more than its
+    group ever has.
     """
     accepted: list[Accepted] = []
     entry = _Entry(tx, tasks)
@@ -59,8 +60,10 @@ def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True
         if task.key is not None:
             entry.write()  # an earlier one of the call may have the key
             found = _existing_key(tx, task)
-        if found is None and task.id < old and tx.one("tombstone_by_id", task.id) is not None:
-            found = Accepted(task.id, True)
+        if found is None and task.id < old:
+            refuse_no_id(task.id)
+            if tx.one("tombstone_by_id", task.id) is not None:
+                found = Accepted(task.id, True)
         if found is None:
             if may_cost_too_much:
                 costs.refuse_too_much(tx, task)
@@ -108,6 +111,12 @@ def submit_children(tx: Transaction, tasks: Sequence[NewTask]) -> dict[bytes, by
         if accepted.id != task.id:
             stand_ins[task.id] = accepted.id
     return stand_ins
+
+
+def refuse_no_id(id: bytes) -> None:
+    """Raise InvalidInput for the id that stands for none: all who left theirs unset would share one task."""
+    if not any(id):
+        raise invalid("id", TaskId(id), "is the id of no task", "leave it out for a new one")
 
 
 def refuse_large_referrer(is_blob: int) -> None:
