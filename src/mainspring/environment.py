@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from weakref import WeakSet
 
 import uuid_utils
 
@@ -25,6 +26,29 @@ Lock = threading.Lock
 Random = random.Random
 """Numbers that come again with the same seed."""
 T = TypeVar("T")
+
+
+class Original:
+    """Something that notices when it is only a copy, in a process that was forked while it was there.
+
+    A copy has one thread, no locks, and the original's descriptors. What is made after the fork is no copy.
+    """
+
+    is_copy = False
+
+    def __init__(self) -> None:
+        _ORIGINALS.add(self)
+
+
+_ORIGINALS: Final[WeakSet[Original]] = WeakSet()
+
+
+def _forked() -> None:
+    for original in list(_ORIGINALS):
+        original.is_copy = True
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class Signal:

@@ -272,6 +272,18 @@ async def test_a_forked_copy_that_returns(world: World, lane: str) -> None:
 
 
 @pytest.mark.parametrize("lane", ALL)
+async def test_a_forked_copy_that_asks(world: World, lane: str) -> None:
+    """It is told at once that it is a copy, whoever else is in the middle of something; what it logs is not lost."""
+    async with world.beside_a_neighbour(lane, "asks") as cell:
+        told = await value(cell.handle)
+        assert [line.partition(":")[0] for line in told.splitlines()] == ["InvalidInput"] * 2
+        assert "before the fork" in told
+        assert await cell.outcomes() == ["completed"]
+    await world.all_lanes_work()
+    assert f"the copy of {cell.mark}" in world.output.read_text(errors="replace")
+
+
+@pytest.mark.parametrize("lane", ALL)
 async def test_garbage(world: World, lane: str) -> None:
     """What can't be stored fails its attempt, at once and for good: another try would return the same."""
     async with world.beside_a_neighbour(lane, "garbage", max_retries=2) as cell:

@@ -130,6 +130,27 @@ async def escapes_late_async(mark: str) -> int:
     return pid
 
 
+def asks(mark: str) -> str:
+    """Forks, and lets the copy ask its engine for something; returns what became of that."""
+    began(mark)
+    context = current.get()
+    assert context is not None
+    pid = os.fork()
+    if not pid:
+        told = []
+        for now in (True, False):
+            try:
+                context.submit(echo_in_process, 1, now=now)
+            except BaseException as exc:  # noqa: BLE001 - a copy that goes on would do so with the loop
+                told.append(f"{type(exc).__name__}: {exc}")
+        context.progress(1, 2)
+        context.log.warning("the copy of %s", mark)
+        Path(f"{mark}.told").write_text("\n".join(told))
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return Path(f"{mark}.told").read_text()
+
+
 def garbage(mark: str) -> Any:
     began(mark)
     return open(os.devnull)
@@ -197,8 +218,8 @@ async def exhausts_async(mark: str) -> int:
 WAYS: dict[str, Callable[[str], Any]] = {
     way.__name__: way
     for way in (
-        segfault, leave, killed, closes_all, deaf, blocks, leaks, forks, escapes, escapes_late, garbage, raises, floods,
-        closes_output, exhausts, says,
+        segfault, leave, killed, closes_all, deaf, blocks, leaks, forks, escapes, escapes_late, asks, garbage, raises,
+        floods, closes_output, exhausts, says,
     )
 }  # fmt: skip
 _ASYNC = {"deaf": deaf_async, "escapes_late": escapes_late_async, "exhausts": exhausts_async}

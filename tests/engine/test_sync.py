@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.engine.support import LIMIT_S, engine_on
 
-from mainspring import Custom, InvalidInput, ProcessingFailed, Task, TaskId, TaskNotFound, TaskType
+from mainspring import Custom, Engine, InvalidInput, ProcessingFailed, Task, TaskId, TaskNotFound, TaskType
 
 
 def test_what_a_script_needs(tmp_path: Path) -> None:
@@ -74,3 +78,77 @@ def test_nobody_serves_it(tmp_path: Path) -> None:
         pass
     with engine.sync as sync:
         assert sync.submit(unserved).info().reason == "no_worker"
+
+
+def said_by_a_copy(*asks: Callable[[], Any]) -> list[str]:
+    """Return what these calls raise in a process that is forked here."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        for ask in asks:
+            try:
+                said = f"returned {ask()!r}"
+            except BaseException as exc:  # noqa: BLE001 - nothing may leave the copy
+                said = f"{type(exc).__name__}: {exc}"
+            os.write(write, f"{said}\n".encode())
+        os._exit(0)
+    os.close(write)
+    with open(read) as told:
+        lines = told.read().splitlines()
+    os.waitpid(pid, 0)
+    return lines
+
+
+def test_a_forked_copy_is_refused(tmp_path: Path) -> None:
+    """The loop and the store's threads are not in a process that a handler forks: it is told so, and waits for nothing.
+    The original goes on; an engine that was only made before a fork is no copy.
+    """
+    engine = engine_on(tmp_path / "work.db")
+    later = engine_on(tmp_path / "later.db")
+
+    @engine.task
+    def same(n: int) -> int:
+        return n
+
+    @engine.task
+    def forks() -> list[str]:
+        def enter() -> None:
+            with engine.sync as sync:
+                sync.submit(same, 1)
+
+        return said_by_a_copy(
+            lambda: engine.sync.submit(same, 1), enter, engine.sync.stats, lambda: asyncio.run(engine.stop())
+        )
+
+    def opens() -> int:
+        with later.sync as sync:
+            return int(sync.stats()["pending"])
+
+    with engine.sync as sync:
+        told = sync.submit(forks).result(LIMIT_S)
+        assert [line.partition(":")[0] for line in told] == ["InvalidInput"] * 4
+        assert all("before the fork" in line for line in told)
+        assert sync.submit(same, 2).result(LIMIT_S) == 2
+    assert said_by_a_copy(opens) == ["returned 0"]
+
+
+def test_an_engine_that_another_loop_has(tmp_path: Path) -> None:
+    """A handler of an engine that was entered with `async with` is not told that it is closed, nor to open it."""
+    engine = engine_on(tmp_path / "work.db")
+
+    @engine.task
+    def asks() -> list[str]:
+        said = []
+        for ask in (engine.sync.stats, engine.sync.__enter__):
+            try:
+                ask()
+            except InvalidInput as exc:
+                said.append(str(exc))
+        return said
+
+    async def run(engine: Engine) -> Any:
+        async with engine:
+            return await (await engine.submit(asks)).result(LIMIT_S)
+
+    said = asyncio.run(run(engine))
+    assert ["another event loop" in line for line in said] == [True, True]

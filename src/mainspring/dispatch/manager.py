@@ -26,7 +26,7 @@ from mainspring.dispatch.registry import record_of
 from mainspring.dispatch.reservations import Reservations
 from mainspring.dispatch.room import Room, patience
 from mainspring.dispatch.spans import Spans
-from mainspring.environment import SYSTEM, Environment
+from mainspring.environment import SYSTEM, Environment, Original
 from mainspring.errors import InvalidInput, TaskError, TaskNotFound, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import Lane as LaneName
@@ -129,7 +129,7 @@ class TaskManager(Answers):
         self._loop = asyncio.get_running_loop()
         if self._owned:
             await self.parts.open()
-        self.executor.submit = submitter(self._store_now, self.executor.task_of)
+        self.executor.submit = submitter(Original(), self._store_now, self.executor.task_of)
         self.executor.store_now = self._store_child
         self._running = True
         self._draining = self.reservations.stops = False

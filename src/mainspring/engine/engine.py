@@ -19,12 +19,13 @@ from mainspring.dispatch.parts import Parts
 from mainspring.engine.handle import TaskHandle
 from mainspring.engine.operations import Operations
 from mainspring.engine.submitting import Submitting
-from mainspring.environment import SYSTEM, Environment
+from mainspring.environment import SYSTEM, Environment, Original
 from mainspring.errors import InvalidInput, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.models.manager import ModelManager
 from mainspring.processors.base import Lane
 from mainspring.processors.batch import Batch
+from mainspring.processors.calls import in_a_copy
 from mainspring.processors.context import current, waiting_inside
 from mainspring.processors.custom import Handler
 from mainspring.resources.monitor import ResourceMonitor
@@ -93,6 +94,7 @@ class Engine(Submitting, Operations):
         self.manager.waiters.make = partial(TaskHandle, self)
         self._open = False
         self._closed = False
+        self._opened: Original | None = None
 
     def _watch_resources(self, env: Environment) -> ResourceMonitor:
         return ResourceMonitor(self._parts.folder, limits=self.config.scheduler, env=env)
@@ -166,9 +168,11 @@ class Engine(Submitting, Operations):
                 'put what starts it under `if __name__ == "__main__":`, or the handlers into a module of their own',
                 field="lane",
             )
+        self.refuse_in_a_copy()
         if self._closed:
             raise InvalidInput("this engine was closed and can't be opened again; make a new Engine", field="engine")
         if not self._open:
+            self._opened = Original()
             await self._parts.open()
             try:
                 await self.manager.start(work=self._worker)
@@ -182,12 +186,23 @@ class Engine(Submitting, Operations):
 
     async def stop(self, *, drain_s: float | str | None = None) -> None:
         """Let running tasks end (at most `drain_s`, default from the config), hand back the rest, close the store."""
+        self.refuse_in_a_copy()
         if self._open and not self._closed:
             self._closed = True
             await self.manager.stop(drain_s=drain_s)
             self._open = False  # until here handlers that still run may submit
             await self._parts.close()
             self.manager.waiters.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was started and has not been stopped."""
+        return self._open
+
+    def refuse_in_a_copy(self) -> None:
+        """Raises InvalidInput in a process that was forked while this engine was open."""
+        if self._opened is not None and self._opened.is_copy:
+            raise in_a_copy()
 
     async def __aenter__(self) -> Self:
         return await self.start()

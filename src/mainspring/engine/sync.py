@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from mainspring.engine.engine import Engine
 
 T = TypeVar("T")
+_ELSEWHERE = (
+    "the engine was opened by `async with` or `start()`, on another event loop; a handler submits by ctx.submit, any "
+    "other thread by asyncio.run_coroutine_threadsafe(engine.submit(...), loop)"
+)
 
 
 class SyncHandle(Ref):
@@ -85,7 +89,10 @@ class SyncEngine:
         self._depth = 0
 
     def __enter__(self) -> Self:
+        self._engine.refuse_in_a_copy()
         if self._loop is None:
+            if self._engine.is_open:
+                raise InvalidInput(_ELSEWHERE, field="engine.sync")
             ready = ThreadEvent()
             self._thread = SYSTEM.start_thread("mainspring-loop", self._run_loop, ready)
             ready.wait()
@@ -121,15 +128,24 @@ class SyncEngine:
             self._loop.run_forever()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Block until a coroutine of the engine is done."""
-        if self._loop is None:
+        """Block until a coroutine of the engine is done. Raises InvalidInput: here is no way to wait for that."""
+        try:
+            loop = self._loop_for_a_call()
+        except InvalidInput:
             work.close()
-            raise InvalidInput("the engine is not open; use `with engine.sync as sync:`", field="engine.sync")
+            raise
+        return self._end_of(_Call(work), loop)
+
+    def _loop_for_a_call(self) -> asyncio.AbstractEventLoop:
+        """Return where a call of this thread may wait for what runs. Raises InvalidInput: nowhere."""
+        self._engine.refuse_in_a_copy()
+        if self._loop is None:
+            why = _ELSEWHERE if self._engine.is_open else "the engine is not open; use `with engine.sync as sync:`"
+            raise InvalidInput(why, field="engine.sync")
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return self._end_of(_Call(work), self._loop)
-        work.close()
+            return self._loop
         raise InvalidInput(
             "engine.sync would block this event loop; use the engine itself with await", field="engine.sync"
         )

@@ -23,7 +23,7 @@ from mainspring.children.frames import BlockingPipe
 from mainspring.children.measure import Meter, Sample
 from mainspring.children.parent import die_before_parent, die_with_parent, kill_own_group, take_pipe
 from mainspring.children.tickets import Holder
-from mainspring.environment import SYSTEM
+from mainspring.environment import SYSTEM, Original
 from mainspring.errors import TaskCancelled, from_info
 from mainspring.execution import places
 from mainspring.execution.base import BatchReport, Report
@@ -81,10 +81,13 @@ def main() -> None:
     desk.serve()
 
 
-class Link:
-    """The pipe, and the thread that reads it."""
+class Link(Original):
+    """The pipe, and the thread that reads it. In a copy that a handler forks nothing is sent: there the pipe is the
+    original's, and whoever holds its lock is not there.
+    """
 
     def __init__(self, pipe: BlockingPipe) -> None:
+        super().__init__()
         self._pipe = pipe
         self._inbox: queue.SimpleQueue[Run | RunBatch | Prepare | None] = queue.SimpleQueue()
         self._running: tuple[Key, Callable[[], None]] | None = None  # what the main thread has, and how to stop it
@@ -96,6 +99,8 @@ class Link:
         self.busy = False
 
     def send(self, frame: ToParent) -> None:
+        if self.is_copy:
+            return
         try:
             self._pipe.send(encode(frame))
         except OSError:  # the parent is gone, or the handler closed our pipe: whatever is computed here is lost
@@ -243,6 +248,9 @@ class LogSignals(logging.Handler):
             fields = fields_of(record)
             if "task_id" not in fields:
                 return
+            if self._link.is_copy:
+                sys.stderr.write(f"{self._formatter.format(record)}\n")
+                return
             exception = record.exc_info and self._formatter.formatException(record.exc_info)
             log = Log(
                 record.levelno, record.getMessage(), fields, exception or None,
@@ -264,7 +272,6 @@ class Desk:
         self._tracing: Tracing | None = None
         self._processors: dict[places.Place, HandlerProcessor] = {}
         self._meter = Meter()
-        self._pid = os.getpid()
 
     def serve(self) -> None:
         while (taken := self._link.next()) is not None:
@@ -301,7 +308,7 @@ class Desk:
         sample = None
         try:
             processor = self._processor(frame.place)
-            item = item_of(work, Signals(self._link, key), submitter(partial(self._link.store_now, key)))
+            item = item_of(work, Signals(self._link, key), submitter(self._link, partial(self._link.store_now, key)))
         except BaseException as exc:  # noqa: BLE001 - the handler's module may raise anything, as may a broken payload
             result = failed(failure(exc, self._traceback_chars), Usage())
         else:
@@ -326,7 +333,7 @@ class Desk:
             self._link.finished_batch(key, BatchReport([refused] * len(frame.works)), None)
             return
         channels = [Signals(self._link, (work.id, work.attempt)) for work in frame.works]
-        batch = Gathered(frame.works, channels, submitter(partial(self._link.store_now, key)))
+        batch = Gathered(frame.works, channels, submitter(self._link, partial(self._link.store_now, key)))
         self._link.taken_up(key, batch.cancel)
         if batch.is_cancelled:
             self._link.finished_batch(key, BatchReport([_unstarted()] * len(frame.works)), None)
@@ -338,7 +345,7 @@ class Desk:
             joint = in_halves(batch.items, partial(_outcomes, processor))
         duration = SYSTEM.monotonic() - start
         sample = self._meter.stop()
-        if os.getpid() != self._pid:  # a fork that the handler let escape: only the original reports
+        if self._link.is_copy:  # a fork that the handler let escape: only the original reports
             os._exit(0)
         reports = batch.report(joint, duration, sample.cpu_s, sample.peak_bytes)
         if self._is_other(processor, frame.place):
@@ -370,7 +377,7 @@ class Desk:
             outcome = failure(exc, self._traceback_chars)
         duration = SYSTEM.monotonic() - start
         sample = self._meter.stop()
-        if os.getpid() != self._pid:  # a fork that the handler let escape: only the original reports
+        if self._link.is_copy:  # a fork that the handler let escape: only the original reports
             os._exit(0)
         usage = Usage(duration, sample.cpu_s, sample.peak_bytes, context.network_bytes, 1, context.cost)
         return with_limit(report(outcome, usage)), sample

@@ -8,12 +8,12 @@ import types
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any
 
-from mainspring.environment import Environment
+from mainspring.environment import Environment, Original
 from mainspring.errors import TaskCancelled
 from mainspring.execution.base import BatchReport, Channel, Report, Work
 from mainspring.execution.batches import Answer, Gathered, Joint, failed_of, halving
 from mainspring.execution.blocked import LoopWatch
-from mainspring.execution.copies import Original, leave
+from mainspring.execution.copies import leave
 from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
 from mainspring.execution.steps import StepClock

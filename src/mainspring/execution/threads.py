@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from mainspring.environment import Environment
+from mainspring.environment import Environment, Original
 from mainspring.execution.base import BatchReport, Channel, Report, Work
 from mainspring.execution.batches import Gathered, in_halves
-from mainspring.execution.copies import Original, leave
+from mainspring.execution.copies import leave
 from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
 from mainspring.processors.base import Item, Processor, failure

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mainspring.config import seconds
-from mainspring.environment import HERE
-from mainspring.errors import invalid
+from mainspring.environment import HERE, Original
+from mainspring.errors import InvalidInput, invalid
 from mainspring.processors.context import Child, Context, check_cost
 from mainspring.processors.custom import OPTION_NAMES, Handler, handler_of, priority_of
 from mainspring.tasks import Custom, Ref, Task, TaskId, TaskInput, TaskType
@@ -148,12 +148,24 @@ StoreNow = Callable[[Task], Any]
 """Stores a task at once and returns its id there. On the loop it returns a future of that; elsewhere it blocks."""
 
 
-def submitter(store_now: StoreNow, build: Callable[..., Task] = task_of) -> Callable[..., Child]:
-    """Return what `Context.submit` calls; `build` makes the task of a call."""
+def in_a_copy() -> InvalidInput:
+    """What is said to a process that was forked from an engine's, and asks it for something."""
+    return InvalidInput(
+        "this process was forked from the engine's, whose threads are not in it: what is asked of it here would be "
+        "waited for in vain; submit before the fork or in the original, or start a program of its own that opens an "
+        "Engine (subprocess, or multiprocessing with spawn)",
+        field="fork",
+    )
+
+
+def submitter(origin: Original, store_now: StoreNow, build: Callable[..., Task] = task_of) -> Callable[..., Child]:
+    """Return what `Context.submit` calls; `build` makes the task of a call. `origin` was there before any handler."""
 
     def submit(
         context: Context, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], now: bool
     ) -> Child:
+        if origin.is_copy:
+            raise in_a_copy()
         context.calls += 1
         if now:
             kwargs["task_id"] = child_id(context.id, context.calls)

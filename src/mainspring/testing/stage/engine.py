@@ -97,10 +97,6 @@ class SimulatedEngine(Roomy):
 
     # Life
 
-    @property
-    def is_open(self) -> bool:
-        return self._open
-
     async def start(self) -> Self:
         if not self._open:
             try:
