@@ -143,6 +143,50 @@ def test_what_is_left_is_told(run: Run) -> None:
     assert "run_until_complete" not in text  # and what is beneath it is not
 
 
+def test_what_was_given_up_holds_nothing_back(run: Run) -> None:
+    """A handler that ignores its limit, or a cancel, goes on for ever: the tasks have ended, so the engine is idle. It
+    goes on as time passes for something else.
+    """
+    run("""
+        turns = []
+
+        def deaf() -> None:
+            while True:
+                turns.append(time.sleep(0.001))
+
+        async def deaf_on_the_loop() -> None:
+            while True:
+                try:
+                    turns.append(await asyncio.sleep(0))
+                    await asyncio.sleep(0.5)
+                except asyncio.CancelledError:
+                    pass
+
+        @pytest.mark.parametrize("lane", ["async", "thread", "process"])
+        def test_lanes(mainspring_engine, lane):
+            sync = mainspring_engine.sync
+            handler = deaf_on_the_loop if lane == "async" else deaf
+            mainspring_engine.task(lane=lane, timeout=2, retry=0)(handler)
+
+            @mainspring_engine.task
+            def same(n: int) -> int:
+                return n
+
+            late, asked = sync.submit(handler), sync.submit(handler)
+            sync.advance(1)
+            assert asked.cancel() == "requested"
+            assert sync.run_until_idle() == []
+            assert [handle.info().status.name for handle in (late, asked)] == ["TIMEOUT", "CANCELLED"]
+            again = sync.submit(same, 1)
+            assert sync.run_until_idle() == []
+            assert again.result() == 1
+            before = len(turns)
+            sync.advance(60)
+            sync.advance(60)
+            assert len(turns) > before
+    """).assert_outcomes(passed=3)
+
+
 def test_a_seed_repeats_itself(run: Run) -> None:
     """The same seed gives the same order, times and ids; another one others."""
     text = """

@@ -88,7 +88,7 @@ class SimulatedEngine(Roomy):
         Engine.__init__(self, self._file, self._settings, env=process)
         self._parts.store.tell_usage(lambda: None)  # nobody looks at how full this machine is
         self._sync = self._face = SimulatedSync(self)
-        play_lanes(self.executor, self.plans, process.died)
+        play_lanes(self.executor, self.plans, process.died, self.stage.loop.given_up.add)
         if models is not None:
             self.models.learn(models)
         for kind, handler in handlers.items():

@@ -73,10 +73,17 @@ class Plans:
 class PlayedLane:
     """A runner whose next attempts may fail."""
 
-    def __init__(self, inner: Runner, plans: Plans, crash: Callable[[], Report | None]) -> None:
+    def __init__(
+        self,
+        inner: Runner,
+        plans: Plans,
+        crash: Callable[[], Report | None],
+        give_up: Callable[[tuple[bytes, int]], None],
+    ) -> None:
         self._inner = inner
         self._plans = plans
         self._crash = crash  # None: the process dies, and nobody will be told
+        self._give_up = give_up  # told which attempt may go on, unheard
 
     def run(self, work: Work, channel: Channel) -> Report | Awaitable[Report]:
         error = self._plans.take(work.task_type)
@@ -107,6 +114,8 @@ class PlayedLane:
         return done._replace(reports=reports)
 
     def stop(self, work: Work, *, hard: bool) -> bool:
+        if hard:
+            self._give_up((work.id, work.attempt))
         return self._inner.stop(work, hard=hard)
 
     def add(self, handler: Any) -> None:
@@ -170,7 +179,12 @@ class InlineChildren:
         await self._in_thread.close()
 
 
-def play_lanes(executor: TaskExecutor, plans: Plans, die: Callable[[], None]) -> None:
+def play_lanes(
+    executor: TaskExecutor,
+    plans: Plans,
+    die: Callable[[], None],
+    give_up: Callable[[tuple[bytes, int]], None],
+) -> None:
     """Put played lanes in the place of an executor's own, before it has made any."""
     make = executor._make_runner
 
@@ -182,9 +196,9 @@ def play_lanes(executor: TaskExecutor, plans: Plans, die: Callable[[], None]) ->
 
     children = InlineChildren(executor, make("async"), make("thread"))
     executor._runners = {
-        "async": PlayedLane(make("async"), plans, worker_dies),
-        "thread": PlayedLane(make("thread"), plans, worker_dies),
-        "process": PlayedLane(children, plans, child_dies),
+        "async": PlayedLane(make("async"), plans, worker_dies, give_up),
+        "thread": PlayedLane(make("thread"), plans, worker_dies, give_up),
+        "process": PlayedLane(children, plans, child_dies, give_up),
     }
 
 

@@ -1,7 +1,8 @@
 """The event loop of a user's test: time goes straight on to what happens next, and it is seen when nothing does.
 
 The engine's own upkeep looks around several times a second for ever. It does not hold time back here: a day without
-anything but upkeep is one step, and when nothing else is left to come, the loop is at rest.
+anything but upkeep is one step, and when nothing else is left to come, the loop is at rest. So it is with an attempt
+that was given up and goes on: nobody hears of it, and it may go on for ever.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final, NoReturn
 
 from mainspring.environment import HERE
 from mainspring.errors import InvalidInput
+from mainspring.processors.context import current
 from mainspring.testing.simulator.loop import Deadlock, SimLoop
 
 _UPKEEP: Final = frozenset({"caretaker", "heartbeat", "pacer"})
@@ -34,18 +36,29 @@ class StageLoop(SimLoop):
         super().__init__(*args, **options)
         self.at_rest: Callable[[bool], None] = _nobody
         self.limit = float("inf")  # a moment behind which nothing is waited for
+        self.given_up: set[tuple[bytes, int]] = set()  # attempts that may go on, unheard: id and number
         self._upkeep: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._quiet_s = 0.0
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        task = asyncio.current_task(self)
-        if task is None or task.get_name() not in _UPKEEP or when - self.now < _SHORT_S:
+        if self._is_given_up():
+            when = max(when, self.now + _SHORT_S)  # one that waits for no time at all would let none pass
+        elif when - self.now < _SHORT_S or not self._is_upkeep():
             return super().call_at(when, callback, *args, context=context)
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         heapq.heappush(self._upkeep, (when, next(self._timer_numbers), timer))
         return timer
+
+    def _is_upkeep(self) -> bool:
+        task = asyncio.current_task(self)
+        return task is not None and task.get_name() in _UPKEEP
+
+    def _is_given_up(self) -> bool:
+        """Whether a handler calls that the engine does not wait for any more, on the loop or in a thread of its own."""
+        context = current.get() if self.given_up else None
+        return context is not None and (context.id.bytes, context.attempt) in self.given_up
 
     def _bring_due(self) -> None:
         super()._bring_due()
