@@ -15,6 +15,7 @@ from tests.engine.support import LIMIT_S, engine_on, shows, value
 
 from mainspring import Engine, Retry, TaskCancelled, TaskHandle, TaskStatus
 from mainspring.config import is_server
+from mainspring.store.sql.line import OWN_SLOT
 
 pytestmark = pytest.mark.anyio
 MOMENT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
@@ -192,6 +193,12 @@ async def test_ready(here: Held) -> None:
     await said(many[0], r"It is ready and the next one in the async lane; it starts when a slot falls free\.")
     await here.engine.gather(await here.engine.map(here.engine.text, [f"{n}" for n in range(10)]))
     await said(many[-1], sentence)  # what other lanes do says nothing
+
+
+def test_types_with_a_slot_of_their_own() -> None:
+    """The store knows those that have one."""
+    types = engine_on().executor.types
+    assert {kind for kind, one in types.items() if getattr(one, "has_own_slot", False)} == OWN_SLOT
 
 
 async def test_ready_with_a_rate(place: str, tmp_path: Any) -> None:

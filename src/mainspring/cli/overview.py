@@ -14,7 +14,8 @@ from mainspring.resources.monitor import ResourceUsage
 from mainspring.scheduling.hosts import SILENT_MS, places
 from mainspring.store.base import CRASHED, FAILED, TIMEOUT
 from mainspring.store.sql import limited, reads
-from mainspring.store.sql.line import BUILT_IN_LANE, lanes_of
+from mainspring.store.sql.line import lanes_of
+from mainspring.store.sql.obstacles import BUILT_IN_LANE
 from mainspring.store.sql.shortages import offers_of
 from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import RUNNING, STORED_REASONS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from math import ceil, floor
 from typing import Final
 
 from mainspring.dispatch.gathering import Forming
@@ -57,7 +58,14 @@ def _parents(standing: Standing, _now_ms: int) -> str:
 
 
 def _named(other: Other) -> str:
-    return f"{TaskId(other.id)} ({other.state})"
+    return f"{TaskId(other.id)} ({_state(other)})"
+
+
+def _state(other: Other) -> str:
+    """Say in a few words how a task stands that is waited for, and what it waits for itself in the end."""
+    if other.root is not None:
+        return f"waits for {TaskId(other.root.id)}, {_state(other.root)}"
+    return _STATES.get(other.state, other.state).format(other.of)
 
 
 def _delayed(standing: Standing, now_ms: int) -> str:
@@ -138,7 +146,7 @@ def _holds(limit: GroupLimit) -> Iterator[str]:
     if limit.concurrency is not None and limit.held >= limit.concurrency:
         yield f"{whose} is at its limit: {limit.held}/{limit.concurrency} run"
     if limit.next_in is not None:
-        yield f"{whose}: {_used_up(limit)}; the next starts in {limit.next_in:,.1f} s"
+        yield f"{whose}: {_used_up(limit)}; the next starts in {ceil(limit.next_in * 10) / 10:,.1f} s"
 
 
 def _ends(limit: GroupLimit) -> str:
@@ -151,16 +159,22 @@ def _ends(limit: GroupLimit) -> str:
 
 
 def _used_up(limit: GroupLimit) -> str:
-    """Say which rate lets none begin."""
-    if limit.left == 0:
-        return f"{_much(str(limit.rate), 'tasks')} used up"
+    """Say which rates let none begin."""
+    used = [f"{_much(str(limit.rate), 'tasks')} used up"] if limit.left == 0 else []
     left, of = limit.cost_left, str(limit.cost_rate)
-    assert left is not None
-    if left > 0:
+    if left is not None and left < 0:
+        used.append(f"{_much(of, 'cost')} used up, and {_cost(-left)} more")
+    elif left is not None and limit.cost_next is not None:
         much = _much(of, "cost").removesuffix(" are").removesuffix(" is")
-        return f"of {much} {left:,.4g} are left and the next one needs {limit.cost_next:,g}"
-    debt = f", and {-left:,.4g} more" if left < 0 else ""
-    return f"{_much(of, 'cost')} used up{debt}"
+        is_all = limit.cost_next > int(of.partition("/")[0])
+        needs = "all of it, as it is to cost " if is_all else ""
+        used.append(f"of {much} {_cost(left)} are left and the next one needs {needs}{limit.cost_next:,.12g}")
+    return " and ".join(used)
+
+
+def _cost(much: float) -> str:
+    """Return what is left, rounded down: it is never said to be what the next one lacks."""
+    return f"{floor(much):,}" if much >= 100 else f"{floor(much * 100) / 100:g}"
 
 
 def _much(rate: str, of: str) -> str:
@@ -201,13 +215,17 @@ def _ready(standing: Standing, now_ms: int) -> str:
     assert line is not None
     if line.turns is not None:
         return _in_turns(line, line.turns)
-    if not line.ahead:
-        return f"It is ready and the next one in the {line.lane} lane; it starts when a slot falls free."
-    tasks = "task goes" if line.ahead == 1 else "tasks go"
-    return (
-        f"It is ready and {_more(line)}{line.ahead:,} {tasks} first in the {line.lane} lane{_wait(line)}; "
-        "it starts when a slot falls free."
+    of_type, free = (
+        " of its type",
+        f"; it starts when a slot of the {line.lane} lane falls free, or the one of its type.",
     )
+    if not line.has_own_slot:
+        of_type, free = "", "; it starts when a slot falls free."
+    if not line.ahead:
+        return f"It is ready and the next one{of_type or f' in the {line.lane} lane'}{free}"
+    tasks = f"task{of_type} goes" if line.ahead == 1 else f"tasks{of_type} go"
+    where = "" if line.has_own_slot else f" in the {line.lane} lane"
+    return f"It is ready and {_more(line)}{line.ahead:,} {tasks} first{where}{_wait(line)}{free}"
 
 
 def _in_turns(line: Line, turns: Turns) -> str:
@@ -248,6 +266,16 @@ def _span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+_STATES: Final = {
+    "limit": "at a limit of group {}",
+    "no_worker": "served by no living worker: {}",
+    "resources": "short of resources",
+    "never": "too large for any living worker",
+    "retry": "waits for another try",
+    "parents": "waits for others",
+    "same_work": "waits for equal work",
+}
+"""Others that wait, by what for; where nothing is said here the reason says it."""
 _TIMES: Final = {"s": "a second", "m": "a minute", "h": "an hour", "d": "a day"}
 _PENDING: Final[dict[Reason, Callable[[Standing, int], str]]] = {
     "parents": _parents,

@@ -50,13 +50,16 @@ class Line(NamedTuple):
     ahead_is_more: bool
     per_s: float | None  # attempts that ended there lately; None where there were too few to tell
     turns: Turns | None = None
+    has_own_slot: bool = False  # tasks of its type alone go first: they have a slot of their own there
 
 
 class Other(NamedTuple):
     """A task that another one waits for."""
 
     id: bytes
-    state: str  # its status, and the reason where it waits itself
+    state: str  # its status, and the reason where it waits itself; `never`: it can run on no living worker
+    of: str = ""  # its type, or the group whose limits keep it, where what keeps it was looked for
+    root: Other | None = None  # what it waits for in the end, where it waits for others
 
 
 class Standing(NamedTuple):

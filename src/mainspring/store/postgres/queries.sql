@@ -668,7 +668,7 @@ WITH RECURSIVE head AS (
     UNION ALL
     SELECT next.class FROM head, LATERAL (
         SELECT class FROM task WHERE reason = 0 AND class > head.class ORDER BY class, rank, seq LIMIT 1) AS next)
-SELECT class.namespace, class.type, class.grp, (SELECT count(*) FROM
+SELECT class.id, class.namespace, class.type, class.grp, (SELECT count(*) FROM
     (SELECT 1 FROM task WHERE task.class = head.class AND reason = 0 AND (rank, seq) < ($1, $2) LIMIT $3) AS first)
 FROM head JOIN class ON class.id = head.class;
 
@@ -678,13 +678,18 @@ WHERE task.id = $1 AND task.status = 0 AND task.owner IS NOT NULL;
 
 -- name: line_of_group
 -- Of each class of a group how many ready tasks go before a place, counted up to a limit.
-SELECT class.namespace, class.type, (SELECT count(*) FROM
+SELECT class.id, class.namespace, class.type, (SELECT count(*) FROM
     (SELECT 1 FROM task WHERE task.class = class.id AND reason = 0 AND (rank, seq) < ($2, $3) LIMIT $4) AS first)
 FROM class WHERE class.grp = $1;
 
+-- name: specs_before
+-- Of the ready tasks of a class that go before a place, up to a limit: what those say that they need, and how many say so.
+SELECT spec, count(*) FROM (SELECT CASE WHEN flags & 4096 <> 0 THEN spec END AS spec FROM task
+    WHERE class = $1 AND reason = 0 AND (rank, seq) < ($2, $3) ORDER BY rank, seq LIMIT $4) AS first GROUP BY spec;
+
 -- name: served_beside
 -- What those living workers serve that serve a type.
-SELECT DISTINCT other.type FROM serves AS mine JOIN worker ON worker.id = mine.worker
+SELECT worker.name, other.type FROM serves AS mine JOIN worker ON worker.id = mine.worker
 JOIN serves AS other ON other.worker = mine.worker WHERE mine.type = $1 AND worker.ended_ms IS NULL;
 
 -- name: lanes_of_handlers
@@ -693,9 +698,10 @@ SELECT type, (array_agg(lane ORDER BY seen_ms DESC))[1] FROM handler GROUP BY ty
 
 -- name: ended_lately
 -- Of the newest attempts since a moment, up to a limit: how many there are, since when, and how many of them ran in a lane of
--- workers that serve a type, since when.
+-- workers that serve a type, since when; of a type alone, where one is named.
 SELECT count(*), min(ended_ms), count(*) FILTER (WHERE is_ours), min(ended_ms) FILTER (WHERE is_ours)
-FROM (SELECT ended_ms, lane = $1 AND owner = ANY (ARRAY(SELECT worker FROM serves WHERE type = $2)) AS is_ours
+FROM (SELECT ended_ms, lane = $1 AND owner = ANY (ARRAY(SELECT worker FROM serves WHERE type = $2)) AND ($5::text = ''
+        OR $5 = (SELECT type FROM task JOIN class ON class.id = task.class WHERE task.seq = attempt.task)) AS is_ours
     FROM attempt WHERE ended_ms >= $3 ORDER BY ended_ms DESC LIMIT $4) AS newest;
 
 -- name: unfinished_by_reason
@@ -860,8 +866,18 @@ SELECT flight.key, flight.task, 0 FROM flight WHERE flight.task = $2 AND flight.
 SELECT (SELECT task FROM flight WHERE key = mine.key AND leads = 1) FROM flight AS mine WHERE task = ANY ($1::bigint[]);
 
 -- name: leader_of
-SELECT task.id, status, reason, namespace, type, grp FROM task JOIN class ON class.id = task.class WHERE seq =
+SELECT id, status, reason FROM task WHERE seq =
     (SELECT task FROM flight WHERE leads = 1 AND key = (SELECT key FROM flight WHERE task = $1));
+
+-- name: root_of
+-- What a task waits for in the end, of those that wait for a parent or for equal work one after the other.
+WITH RECURSIVE above (seq, n) AS (
+    SELECT seq, 0 FROM task WHERE id = $1
+    UNION ALL
+    SELECT CASE reason WHEN 1 THEN waits_for WHEN 5 THEN (SELECT first.task FROM flight JOIN flight AS first
+        ON first.key = flight.key AND first.leads = 1 WHERE flight.task = task.seq) END, n + 1
+    FROM above JOIN task ON task.seq = above.seq WHERE n < 10000)
+SELECT task.id, task.status, task.reason FROM above JOIN task ON task.seq = above.seq WHERE n > 0 ORDER BY n DESC LIMIT 1;
 
 -- name: join_flight
 INSERT INTO flight (task, key, leads, keep_ms) VALUES ($1, $2, $3, $4);
@@ -952,11 +968,16 @@ UPDATE group_limit SET cost_used = $1, cost_at_ms = $2 WHERE id = $3;
 SELECT seq, spec FROM task WHERE seq = ANY ($1::bigint[]) AND flags & 16384 <> 0;
 
 -- name: firsts_of_group
--- Of each class of a group, in a namespace or ('') in all, the ready task that goes first: whether it says what it is to cost, and
--- its spec.
-SELECT task.rank, task.seq, task.flags & 16384, task.spec FROM class JOIN task ON task.seq =
+-- Of each class of a group, in a namespace or ('') in all, the ready task that goes first: its spec, whether that says what it is
+-- to cost, and the class.
+SELECT task.rank, task.seq, task.spec, task.flags & 16384, class.id, class.namespace, class.type FROM class
+JOIN task ON task.seq =
     (SELECT seq FROM task AS one WHERE one.class = class.id AND one.reason = 0 ORDER BY one.rank, one.seq LIMIT 1)
 WHERE class.grp = $1 AND ($2::text = '' OR class.namespace = $2);
+
+-- name: firsts_of_class
+-- The same of a class for some that go first.
+SELECT rank, seq, spec, flags & 16384 FROM task WHERE class = $1 AND reason = 0 ORDER BY rank, seq LIMIT $2;
 
 -- name: limits
 SELECT namespace, grp, concurrency, rate, rate_ms, full_us, weight, cost_rate, cost_ms, cost_used, cost_at_ms FROM group_limit

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from mainspring.blobs.base import BlobStore
-from mainspring.errors import StoreRefused, StoreUnavailable, TaskError
+from mainspring.errors import StoreRefused, StoreUnavailable
 from mainspring.store.base import Claimed, CrashEvidence
 from mainspring.store.sql import graph, upkeep
 from mainspring.store.sql.reads import View
@@ -64,9 +64,12 @@ class Caretaker(ABC):
 
     def _begin(self) -> None:
         loop = asyncio.get_running_loop()
+        offered = asyncio.Event()
+        self._store.tell_soon = offered.set
         self._tasks = [
             loop.create_task(self._run(), name="caretaker"),
             loop.create_task(self._beat(), name="heartbeat"),
+            loop.create_task(self._tell(offered), name="offers"),
         ]
 
     async def stop(self) -> None:
@@ -79,17 +82,29 @@ class Caretaker(ABC):
         while True:
             await asyncio.sleep(TICK_S)
             self._ticks += 1
-            outage: TaskError | None = None
-            for duty in (self._look, self._note_progress, self._note_offer, self._tell_usage, self._lead):
-                try:
-                    await duty()
-                except (StoreUnavailable, StoreRefused) as exc:
-                    outage = exc
-                    self._store.outage.lost(_PART, exc)
-                except Exception:  # the boundary: one duty that fails must not end the others; it is logged
-                    logger.exception("upkeep failed; it is tried again")
-            if outage is None:
+            duties = (self._look, self._note_progress, self._tell_usage, self._lead)
+            if all([await self._is_done(duty) for duty in duties]):
                 self._store.outage.back(_PART)
+
+    async def _is_done(self, duty: Callable[[], Awaitable[None]]) -> bool:
+        """Do what is to be done; false where the store can't be reached."""
+        try:
+            await duty()
+        except (StoreUnavailable, StoreRefused) as exc:
+            self._store.outage.lost(_PART, exc)
+            return False
+        except Exception:  # the boundary: one duty that fails must not end the others; it is logged
+            logger.exception("upkeep failed; it is tried again")
+        return True
+
+    async def _tell(self, offered: asyncio.Event) -> None:
+        """Write what the worker says of tasks that it does not start: at once, then no more often than each tick."""
+        while True:
+            await offered.wait()
+            offered.clear()
+            if not await self._is_done(self._note_offer):
+                offered.set()
+            await asyncio.sleep(TICK_S)
 
     async def _beat(self) -> None:
         """Have the writer take turns where there is nothing to write, so that others see that this loop turns."""
@@ -113,8 +128,8 @@ class Caretaker(ABC):
             await self._store.write(lambda tx: tx.run("put_usage", tx.memory.owner, tx.now_ms, figures), is_light=True)
 
     async def _note_offer(self) -> None:
-        if (offer := self._store.take_offer()) is not None:
-            await self._store.write(lambda tx: _write_offer(tx, offer), is_light=True)
+        offer = self._store.offered
+        await self._store.write(lambda tx: _write_offer(tx, offer), is_light=True)
 
     async def _keep(self) -> None:
         """What needs no look at who lives."""

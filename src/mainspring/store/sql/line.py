@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from mainspring.store.sql import limited
 from mainspring.store.sql.limits import ShareName, share_name
+from mainspring.store.sql.obstacles import COUNT_LIMIT, Obstacles, Place
 from mainspring.store.standing import Line, Turns
 
 if TYPE_CHECKING:
     from mainspring.store.sql.reads import View
 
-BUILT_IN_LANE: Final = "thread"
-"""Types without a handler of their own run there."""
-COUNT_LIMIT: Final = 10_000
-"""So many ready tasks of one class are counted; more are said to be more."""
+OWN_SLOT: Final = frozenset({"vector_search"})
+"""Types that have a slot of their own beside those of their lane: they wait for tasks of their type alone."""
 _LAST: Final = (1 << 63) - 1
 """Behind all tasks."""
 _LATELY_MS: Final = 10_000
@@ -27,50 +27,51 @@ _LEAST_ENDS: Final = 3
 _MOST_ENDS: Final = 2_000
 
 
-class Place(NamedTuple):
-    """Where a ready task stands."""
-
-    rank: int
-    seq: int
-    type: str
-    ready_ms: int
-    namespace: str
-    group: str
-
-
 def lanes_of(view: View) -> dict[str, str]:
     """Return the lane of each type that has a handler; others run in BUILT_IN_LANE."""
     return {kind: lane for kind, lane, *_ in view.rows("lanes_of_handlers")}
 
 
-def line_of(view: View, place: Place, beside: Set[str], is_kept: Callable[[str, str, str], bool], now_ms: int) -> Line:
+def line_of(obstacles: Obstacles, place: Place, workers: Sequence[str]) -> Line:
     """Return what goes first among all that the same lanes of the same workers run, and how fast that goes.
 
     Args:
-        beside: the types that workers serve which serve this one too.
-        is_kept: tells of a class (namespace, type, group) whether something keeps its tasks from starting.
+        workers: those that take the task when its turn comes.
     """
-    lanes = lanes_of(view)
-    lane = lanes.get(place.type, BUILT_IN_LANE)
+    view, lane, has_own = obstacles.view, obstacles.lane_of(place.type), place.type in OWN_SLOT
+    beside = {
+        kind: names
+        for kind, names in obstacles.beside(workers, place.type).items()
+        if (kind == place.type if has_own else obstacles.lane_of(kind) == lane)
+    }
 
-    def counted(rank: int, seq: int) -> Iterator[tuple[str, str, int]]:
-        for namespace, kind, group, n in view.rows("line", rank, seq, COUNT_LIMIT):
-            if n and kind in beside and lanes.get(kind, BUILT_IN_LANE) == lane and not is_kept(namespace, kind, group):
-                yield namespace, group, n
+    def counted(rank: int, seq: int) -> Iterator[tuple[str, str, int, bool]]:
+        for class_id, namespace, kind, group, n in view.rows("line", rank, seq, COUNT_LIMIT):
+            if n and kind in beside and not _is_kept(obstacles, namespace, kind, group):
+                yield namespace, group, obstacles.count(class_id, kind, beside[kind], rank, seq, n), n == COUNT_LIMIT
 
-    per_s = _per_s(view, place, lane, now_ms)
+    per_s = _per_s(view, place, lane, obstacles.now_ms, only=place.type if has_own else "")
     weights: dict[ShareName, float] = {(namespace, group): weight for namespace, group, weight in view.rows("shares")}
     if not weights:
-        counts = [n for *_, n in counted(place.rank, place.seq)]
-        return Line(lane, sum(counts), COUNT_LIMIT in counts, per_s)
+        counts = list(counted(place.rank, place.seq))
+        ahead, is_more = sum(n for *_, n, _ in counts), any(is_more for *_, is_more in counts)
+        return Line(lane, ahead, is_more, per_s, has_own_slot=has_own)
     mine = share_name(weights, place.namespace, place.group)
-    own = [n for *key, n in counted(place.rank, place.seq) if share_name(weights, *key) == mine]
+    own = [(n, is_more) for *key, n, is_more in counted(place.rank, place.seq) if share_name(weights, *key) == mine]
     waiting: dict[ShareName, int] = {}
-    for namespace, group, n in counted(_LAST, 0):
-        if (share := share_name(weights, namespace, group)) != mine:
+    for namespace, group, n, _ in counted(_LAST, 0):
+        if n and (share := share_name(weights, namespace, group)) != mine:
             waiting[share] = waiting.get(share, 0) + n
-    turns = _turns(mine, sum(own), waiting, weights)
-    return Line(lane, turns.own + turns.others, COUNT_LIMIT in own, per_s, turns if waiting else None)
+    turns = _turns(mine, sum(n for n, _ in own), waiting, weights)
+    is_more = any(is_more for _, is_more in own)
+    return Line(lane, turns.own + turns.others, is_more, per_s, turns if waiting else None, has_own_slot=has_own)
+
+
+def _is_kept(obstacles: Obstacles, namespace: str, kind: str, group: str) -> bool:
+    """Whether something keeps the tasks of a class from starting."""
+    if obstacles.covering(namespace, kind, group):
+        return True
+    return group != "" and bool(limited.full(obstacles, namespace, group))
 
 
 def _turns(mine: ShareName, own: int, waiting: Mapping[ShareName, int], weights: Mapping[ShareName, float]) -> Turns:
@@ -81,10 +82,11 @@ def _turns(mine: ShareName, own: int, waiting: Mapping[ShareName, int], weights:
     return Turns(*mine, weight, own, len(waiting), others)
 
 
-def _per_s(view: View, place: Place, lane: str, now_ms: int) -> float | None:
+def _per_s(view: View, place: Place, lane: str, now_ms: int, *, only: str) -> float | None:
+    """Return how many attempts end in a second in a lane of workers that serve a task's type; `only`: of a type."""
     is_new = now_ms - place.ready_ms < _JUST_NOW_MS
     since_ms = now_ms - _LATELY_MS if is_new else max(place.ready_ms, now_ms - _LONGEST_MS)
-    n, oldest_ms, ours, our_oldest_ms = view.one("ended_lately", lane, place.type, since_ms, _MOST_ENDS)
+    n, oldest_ms, ours, our_oldest_ms = view.one("ended_lately", lane, place.type, since_ms, _MOST_ENDS, only)
     if n == _MOST_ENDS:
         since_ms = oldest_ms
     elif is_new and ours:  # before the first of them nothing may have been there to run

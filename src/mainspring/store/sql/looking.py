@@ -11,6 +11,8 @@ from mainspring.store.base import Ended, Queued
 from mainspring.store.sql import ledger, reads
 from mainspring.store.sql.queued import queued
 from mainspring.store.sql.reads import View
+from mainspring.store.sql.shortages import Offer
+from mainspring.store.sql.standing import standing
 from mainspring.store.standing import Standing
 from mainspring.tasks import Ledger, LedgerKey, TaskId, TaskInfo, TaskResult, TaskStatus
 
@@ -25,6 +27,10 @@ class Looking(ABC):
     @abstractmethod
     def now_ms(self) -> int: ...
 
+    def told(self) -> tuple[str, Offer] | None:
+        """Return this process's worker, with what it says of tasks that it does not start; None: it said nothing."""
+        return None
+
     @abstractmethod
     async def view(self, run: Callable[[View], T]) -> T:
         """Run a function that only reads, beside the writer."""
@@ -37,8 +43,8 @@ class Looking(ABC):
         return await self.view(lambda view: reads.info(view, self.blobs, id))
 
     async def standing(self, id: bytes, *, in_line: bool = False) -> Standing:
-        now_ms = self.now_ms()
-        return await self.view(lambda view: reads.standing(view, id, now_ms, in_line=in_line))
+        now_ms, told = self.now_ms(), self.told()
+        return await self.view(lambda view: standing(view, id, now_ms, in_line=in_line, told=told))
 
     async def stats(self) -> dict[str, Any]:
         return await self.view(reads.stats)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -24,17 +23,11 @@ from mainspring.store.base import (
     Kept,
     Spec,
 )
-from mainspring.store.sql import limited
-from mainspring.store.sql.line import COUNT_LIMIT, Place, line_of
-from mainspring.store.sql.shortages import offers_of, shortages, takers
 from mainspring.store.sql.transaction import Row
-from mainspring.store.standing import Other, Pause, Standing
 from mainspring.tasks import (
     Attempt,
     Custom,
     ErrorInfo,
-    GroupLimit,
-    Reason,
     Task,
     TaskId,
     TaskInfo,
@@ -67,12 +60,6 @@ class View(Protocol):
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
 
 
-_COMPANY = ("alone", "first")
-_MAY_LACK = ("ready", "claimed", "limit")
-"""Reasons behind which may be that resources are short."""
-"""Shortages of nothing that could be reserved."""
-
-
 def when(ms: int | None) -> datetime | None:
     return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
 
@@ -81,7 +68,7 @@ def _when(ms: int) -> datetime:
     return datetime.fromtimestamp(ms / 1000, UTC)
 
 
-def _error(id: bytes, raw: bytes | None) -> ErrorInfo | None:
+def error_of(id: bytes, raw: bytes | None) -> ErrorInfo | None:
     """Return an error, or what is wrong with it: how a task ended is known without."""
     try:
         return None if raw is None else stored_error(id, raw)
@@ -127,7 +114,7 @@ def info(view: View, blobs: BlobStore, id: bytes) -> TaskInfo:
         retry_of=None if before is None else TaskId(before),
         retried_as=None if after is None else TaskId(after),
         worker=row[29],
-        error=_error(id, row[25]),
+        error=error_of(id, row[25]),
         attempts=_attempts(id, tries),
     )
 
@@ -200,7 +187,7 @@ def _attempt(id: bytes, row: Any, retry_count: int) -> Attempt:
         batch_size=row[9],
         retry_count=retry_count,
         lane=row[11],
-        error=_error(id, row[12]),
+        error=error_of(id, row[12]),
     )
 
 
@@ -228,7 +215,7 @@ def result(view: View, blobs: BlobStore, id: bytes) -> TaskResult | None:
         task_id=TaskId(id),
         status=status,
         output=output,
-        error=_error(id, row[25]),
+        error=error_of(id, row[25]),
         metrics=_metrics(tries[-1] if tries else None, row[10], is_hit=bool(row[8] & SHARED)),
         timestamp=_when(row[20]),
     )
@@ -266,96 +253,6 @@ def claimed_elsewhere(view: View, owner: int) -> list[tuple[int, int, tuple[str,
     """Return which other workers hold claims that have not begun, as far as is known, and of which classes."""
     rows = view.rows("claimed_elsewhere", owner)
     return [(holder, class_id, (namespace, kind, group)) for holder, class_id, namespace, kind, group in rows]
-
-
-def standing(view: View, id: bytes, now_ms: int, *, in_line: bool = False) -> Standing:
-    """Return where a task stands, with the reasons that only a look at everything tells.
-
-    With `in_line` also what goes before a ready task.
-    """
-    with view.snapshot():
-        row = view.one("whole_task", id)
-        if row is None:
-            raise not_found(view, id)
-        seq, class_id, rank, reason = row[0], row[2], row[3], None if row[5] is None else STORED_REASONS[row[5]]
-        namespace, kind, group = row[26:29]
-        parents = view.rows("parents_ids", seq) if reason == "parents" else []
-        ahead, covering, leader, line, workers, in_group = 0, list[Pause](), None, None, 0, (0, False)
-        limits: tuple[GroupLimit, ...] = ()
-        offers = offers_of(view) if reason in ("ready", "claimed") else {}
-        workers_of, stopping = takers(view, kind, row[29], offers)
-        if reason == "same_work" and (found := view.one("leader_of", seq)) is not None:
-            leader = _other(*found[:3])
-            if leader.state == "ready" and any(_covers(pause, *found[3:]) for pause in _pauses(view)):
-                leader = leader._replace(state="paused")
-        if reason == "ready":
-            ahead = view.one("ahead", class_id, rank, seq, COUNT_LIMIT)[0]
-            pauses = _pauses(view)
-            covering = [pause for pause in pauses if _covers(pause, namespace, kind, group)]
-            beside = {name for (name,) in view.rows("served_beside", kind)}
-            limits = limited.full(view, namespace, group, now_ms) if group else ()
-            reason = _why(bool(covering), bool(beside) and not stopping, bool(limits))
-            place = Place(rank, seq, kind, row[15], namespace, group)
-            if reason == "no_worker":
-                workers = len(view.rows("serving_workers"))
-            elif reason == "ready" and in_line:
-                line = line_of(view, place, beside, partial(_is_kept, view, pauses, now_ms), now_ms)
-            elif reason == "limit" and in_line:
-                in_group = limited.go_first(view, limits, place, partial(_is_out, view, pauses, group), now_ms)
-        lacks = shortages(view, id, kind, row[23], workers_of, offers) if reason in _MAY_LACK else ()
-        if reason == "limit" and not all(shortage.how == "never" for shortage in lacks):
-            lacks = ()  # its turn in the group comes first
-    return Standing(
-        status=STATUS_OF[row[4]],
-        reason="resources" if any(shortage.how not in _COMPANY for shortage in lacks) else reason,
-        type=kind,
-        attempt=row[6],
-        worker=row[29],
-        due=when(row[17]),
-        error=_error(id, row[25]),
-        retry_count=row[10],
-        max_retries=row[11],
-        cancel_asked=bool(row[8] & CANCEL_ASKED),
-        parents=[_other(*parent) for parent in parents if parent[1] <= RUNNING],
-        parents_all=len(parents),
-        ahead=ahead,
-        ahead_is_more=ahead == COUNT_LIMIT,
-        pauses=tuple(covering),
-        workers=workers,
-        stopping=stopping,
-        limits=limits,
-        ahead_in_group=in_group[0],
-        ahead_in_group_is_more=in_group[1],
-        leader=leader,
-        line=line,
-        shortages=lacks,
-    )
-
-
-def _other(id: bytes, status: int, reason: int | None) -> Other:
-    return Other(bytes(id), STATUS_OF[status].value if reason is None else STORED_REASONS[reason])
-
-
-def _pauses(view: View) -> list[Pause]:
-    return [Pause(a, b, c, _when(since), who) for a, b, c, since, who in view.rows("pauses_since")]
-
-
-def _is_kept(view: View, pauses: Sequence[Pause], now_ms: int, namespace: str, kind: str, group: str) -> bool:
-    is_paused = any(_covers(pause, namespace, kind, group) for pause in pauses)
-    return is_paused or (group != "" and bool(limited.full(view, namespace, group, now_ms)))
-
-
-def _is_out(view: View, pauses: Sequence[Pause], group: str, namespace: str, kind: str) -> bool:
-    """Whether tasks can't start whatever their group's limits say."""
-    return any(_covers(pause, namespace, kind, group) for pause in pauses) or not view.rows("serving", kind)
-
-
-def _covers(pause: Pause, namespace: str, kind: str, group: str) -> bool:
-    return pause.namespace in ("", namespace) and pause.type in ("", kind) and pause.group in ("", group)
-
-
-def _why(is_paused: bool, is_served: bool, is_full: bool) -> Reason:
-    return "paused" if is_paused else "no_worker" if not is_served else "limit" if is_full else "ready"
 
 
 def kept(view: View) -> list[Kept]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mainspring.config import RESOURCE_KINDS
-from mainspring.store.sql.line import BUILT_IN_LANE, lanes_of
 from mainspring.store.sql.transaction import Row
 from mainspring.store.sql.weighing import said
 from mainspring.store.standing import Shortage
@@ -49,33 +48,24 @@ def decoded(rows: Iterable[Row]) -> dict[str, Offer]:
     return {name: _decoder.decode(state) for name, state in rows}
 
 
-def takers(
-    view: View, kind: str, owner: str | None, offers: Mapping[str, Offer]
-) -> tuple[Sequence[str], tuple[str, ...]]:
-    """Return who runs a task, or all that could, as far as some tell anything; and those, where all of them stop."""
-    if owner is not None or not offers:
-        return ([] if owner is None else [owner]), ()
-    names = tuple(name for (name,) in view.rows("serving", kind))
-    going = [name for name in names if not (name in offers and offers[name].stops)]
-    return going, () if going else names
+def offer_of(state: bytes) -> Offer:
+    return _decoder.decode(state) if state else Offer()
 
 
 def shortages(
-    view: View, id: bytes, kind: str, spec: bytes | None, workers: Sequence[str], offers: Mapping[str, Offer]
-) -> tuple[Shortage, ...]:
-    """Return what keeps these workers from running a task; nothing where one of them takes it when its turn comes.
+    id: bytes, kind: str, spec: bytes | None, workers: Sequence[str], offers: Mapping[str, Offer], lane: str
+) -> dict[str, Shortage]:
+    """Return what keeps those of these workers from running a task that don't take it when its turn comes.
 
     Of those that can never run it the one comes first that has most of what is missing.
     """
     telling = {name: offers[name] for name in workers if name in offers}
-    if not telling or len(telling) < len(workers):
-        return ()
     short = too_little(kind, spec, telling)
-    lane = lanes_of(view).get(kind, BUILT_IN_LANE)
-    found = [Shortage(name, "never", _sentence(one, telling[name].passes.has)) for name, one in short.items()]
-    others = (_shortage(name, telling[name], str(TaskId(id)), kind, lane) for name in workers if name not in short)
-    found += [shortage for shortage in others if shortage is not None]
-    return tuple(found) if len(found) == len(workers) else ()
+    found = {name: Shortage(name, "never", _sentence(one, telling[name].passes.has)) for name, one in short.items()}
+    for name, offer in telling.items():
+        if name not in short and (one := _shortage(name, offer, str(TaskId(id)), kind, lane)) is not None:
+            found[name] = one
+    return found
 
 
 def too_little(kind: str, spec: bytes | None, offers: Mapping[str, Offer]) -> dict[str, Short]:

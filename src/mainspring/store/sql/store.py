@@ -35,6 +35,7 @@ from mainspring.store.sql.operations import Command, Group, Started
 from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.queueing import Submission
 from mainspring.store.sql.reads import View
+from mainspring.store.sql.shortages import Offer, offer_of
 from mainspring.store.sql.transaction import Applier, ClassKey, Memory, Transaction
 from mainspring.store.sql.writer import Writer
 from mainspring.tasks import CostRate, GroupLimit, Rate, TaskId
@@ -102,7 +103,8 @@ class SqlStore(Looking):
         self._listener: Listener | None = None
         self._progress: dict[int, tuple[Claimed, float, float]] = {}
         self._usage_news: Callable[[], str | None] | None = None
-        self._offer: bytes | None = None
+        self.offered = b""  # what the worker says of tasks that it does not start,
+        self.tell_soon: Callable[[], None] = lambda: None  # and who is told when it says something else
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms: int | None = None
         self._laid: asyncio.TimerHandle | None = None
@@ -366,12 +368,12 @@ class SqlStore(Looking):
         self._writer.look_anew()
 
     def offer(self, state: bytes) -> None:
-        """Keep the newest; the caretaker writes it with the next tick."""
-        self._offer = state
+        """Keep the newest; the caretaker writes it at once, where it has not just written one."""
+        self.offered = state
+        self.tell_soon()
 
-    def take_offer(self) -> bytes | None:
-        taken, self._offer = self._offer, None
-        return taken
+    def told(self) -> tuple[str, Offer] | None:
+        return self.worker_id, offer_of(self.offered)
 
     # News
 
