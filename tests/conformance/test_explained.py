@@ -12,7 +12,7 @@ from tests.conformance.test_line import ELSEWHERE, end, explained, handler, line
 from tests.conformance.test_resources import TWO, large, needs, pass_over
 
 from mainspring.store.base import RESERVES, WANTS_KEPT, Spec
-from mainspring.store.sql.line import OWN_SLOT
+from mainspring.store.sql.obstacles import OWN_SLOT
 from mainspring.store.standing import Line
 from mainspring.tasks import CostRate, Rate, Resources, TaskId
 

@@ -15,7 +15,7 @@ from tests.engine.support import LIMIT_S, engine_on, shows, value
 
 from mainspring import Engine, Retry, TaskCancelled, TaskHandle, TaskStatus
 from mainspring.config import is_server
-from mainspring.store.sql.line import OWN_SLOT
+from mainspring.store.sql.obstacles import OWN_SLOT
 
 pytestmark = pytest.mark.anyio
 MOMENT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"

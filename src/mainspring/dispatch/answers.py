@@ -10,9 +10,10 @@ import msgspec
 
 from mainspring.config import seconds
 from mainspring.dispatch.course import Course
-from mainspring.dispatch.desk import Desk
+from mainspring.dispatch.desk import Desk, Stage
 from mainspring.dispatch.gathering import Forming, Gathering
 from mainspring.dispatch.lane import LaneDesk
+from mainspring.dispatch.reservations import Reservations
 from mainspring.errors import StoreUnavailable, TaskError, TaskNotFound, invalid
 from mainspring.processors.calls import id_of
 from mainspring.processors.context import current, waiting_inside
@@ -20,6 +21,7 @@ from mainspring.results.values import Values, completed, is_at_hand
 from mainspring.results.waiters import Waiters, Waiting, within
 from mainspring.store.base import STANDS_FOR, Ended
 from mainspring.store.sql.store import SqlStore
+from mainspring.store.standing import Standing
 from mainspring.tasks import (
     LEDGER_KEYS,
     ErrorInfo,
@@ -41,6 +43,7 @@ class Answers:
     """What of a manager only looks."""
 
     store: SqlStore
+    reservations: Reservations
     values: Values
     waiters: Waiters
     _course: Course
@@ -63,6 +66,7 @@ class Answers:
             return msgspec.structs.replace(info, reason="batch")
         if info.reason not in ("ready", "claimed"):
             return info
+        self.reservations.tell()
         reason = (await self.store.standing(key)).reason
         return msgspec.structs.replace(info, reason=reason) if reason in _FOUND_WHEN_ASKED else info
 
@@ -70,6 +74,15 @@ class Answers:
         """Return the batch in this process that a task waits in; None: in none."""
         found = (gathering.forming(key) for gathering in self._gatherings.values())
         return next((forming for forming in found if forming is not None), None)
+
+    async def standing(self, key: bytes) -> Standing:
+        """Return where a task stands, with what goes before it. Raises TaskNotFound."""
+        self.reservations.tell()
+        return await self.store.standing(key, in_line=True)
+
+    def stage(self, key: bytes) -> Stage | None:
+        """Return how far a claim of this process is; None: it has just come, or its end is on its way to the store."""
+        return next((stage for desk in self._desks.values() if (stage := desk.stage(key)) is not None), None)
 
     async def get_task_result(self, task_id: TaskId | str, timeout: float | str | None = None) -> TaskResult:
         """Wait until the task has ended and return how; a failure is a result, not an exception.

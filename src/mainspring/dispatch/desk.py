@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from mainspring.dispatch.attempt import Attempt
 from mainspring.environment import Environment
@@ -12,6 +12,9 @@ from mainspring.execution.base import Runner
 from mainspring.processors.base import Lane as LaneName
 from mainspring.store.base import SUSPECT, URGENT, Claimed, Store
 from mainspring.store.lane import Lane
+
+Stage: TypeAlias = Literal["queued", "begins", "runs", "over"]
+"""How far a claim is: it waits for a slot, it is about to begin, it runs, or its end is being recorded."""
 
 
 class Desk(ABC):
@@ -24,6 +27,7 @@ class Desk(ABC):
         self.env = env
         self.mark = store.mark if lane in ("async", "thread") else None  # a crash in here is this process's crash
         self.runner = runner
+        self.slots = 0
         self.ahead = 0  # claims that its runner takes for each slot before it can run them
         self.running: dict[bytes, Attempt] = {}
         self.over: Claimed | None = None  # the last one whose handler ended
@@ -34,6 +38,14 @@ class Desk(ABC):
     def begun(self) -> int:
         """How many of those that were given to the runner have begun."""
         return sum(attempt.started_at is not None for attempt in self.running.values())
+
+    def stage(self, id: bytes) -> Stage | None:
+        """Return how far the claim of a task is; None: it is not here."""
+        if (attempt := self.running.get(id)) is not None:
+            if attempt.started_at is None:
+                return "queued" if self.ahead and self.begun >= self.slots else "begins"
+            return "over" if attempt.ended else "runs"
+        return "begins" if id in self._waiting else None
 
     @property
     def is_supplied(self) -> bool:

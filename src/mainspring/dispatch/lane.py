@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from mainspring.config import TaskManagerConfig, seconds
 from mainspring.dispatch.asking import Asking
-from mainspring.dispatch.desk import Desk, place
+from mainspring.dispatch.desk import Desk, Stage, place
 from mainspring.dispatch.gathering import Gathering
 from mainspring.environment import Environment
 from mainspring.execution.base import AheadRunner, Runner
@@ -122,6 +122,11 @@ class LaneDesk(Desk):
         task = asyncio.get_running_loop().create_task(self._slot(mark, own), name=f"{self.lane}-slot")
         self._tasks[task] = own
         task.add_done_callback(lambda task: self._tasks.pop(task, None))
+
+    def stage(self, id: bytes) -> Stage | None:
+        if any(claim.id == id for claim in self._queue):
+            return "begins" if self.has_idle() else "queued"
+        return super().stage(id)
 
     def put(self, claims: list[Claimed]) -> None:
         queue = self._queue

@@ -8,6 +8,7 @@ what is left beside that.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,9 +26,10 @@ from mainspring.processors.base import Lane as LaneName
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage, machine, resident_bytes
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, RESERVES, Claimed, Spec, Store
 from mainspring.tasks import Attempt, Resources, TaskId
-from mainspring.tasks.needs import CHILD, CLOSE, NOTHING, Need, Passes, Short, at_most, need_of, too_much
+from mainspring.tasks.needs import CHILD, CLOSE, NOTHING, Need, Passes, Short, amount, at_most, need_of, too_much
 
 PATIENCE_S = 5.0
+_TELL_S = 0.25
 _MOST_PARKED = 16
 """Claims that a desk looks past; then it takes no more tasks of their types until some of these have begun."""
 _INSIDE = ("async", "thread")
@@ -92,8 +94,10 @@ class Reservations:
         self._sampled: ResourceUsage | None = None
         self._others = 0.0  # bytes, as of that sample
         self._alone: list[_Alone] = []  # that must be; the first one is or waits for it
-        self.stops = False  # this process takes nothing any more
+        self._stops = False
+        self._closed: str | None = None  # why nothing at all starts
         self._told = b""
+        self._told_at = float("-inf")  # monotonic seconds
 
     def serve(self) -> None:
         """Take note of what handlers were declared with."""
@@ -189,6 +193,7 @@ class Reservations:
                 desk.park(claim)
             if any(one.kind == "memory" for one in short):
                 self._executor.relieve()
+        self._tell_soon()
         return False
 
     def _reserve(self, id: bytes, need: Need, lane: LaneName) -> None:
@@ -256,17 +261,19 @@ class Reservations:
     def _short(self, need: Need, at: tuple[int, int], id: bytes) -> list[Short]:
         """Return what is missing for a call that stands at this place in the one order."""
         short = []
-        ahead = self._first_in_patience(at, id)
+        best = self._first_in_patience(at, id)
         for kind, much in need.items():
-            free = self.free(kind)
-            if ahead is not None and kind in ahead:
-                free -= ahead[kind]
-            if much > free + CLOSE:
-                short.append(Short(kind, much, free, self.capacity(kind)))
+            free, kept_for, set_aside = self.free(kind), "", 0.0
+            if best is not None and best.need.get(kind, 0.0) > free + CLOSE:  # it lacks that: others get none
+                first, set_aside = best.claims[0], best.need[kind]
+                kept_for = f"task {TaskId(first.id)} ({first.task_type}), which needs {amount(kind, set_aside)}"
+            if much > free - set_aside + CLOSE:
+                short.append(Short(kind, much, free, self.capacity(kind), kept_for))
         return short
 
-    def _first_in_patience(self, at: tuple[int, int], id: bytes) -> Need | None:
-        """Return what is set aside for the best one that has been overtaken for long enough, where that goes first.
+    def _first_in_patience(self, at: tuple[int, int], id: bytes) -> _Waiting | None:
+        """Return the best one that has been overtaken for long enough, where that goes first: what it lacks is set
+        aside for it.
 
         Only where it can begin once what runs here has ended: what strangers have taken may stay for ever.
         """
@@ -277,9 +284,7 @@ class Reservations:
             is_better = place(first) < at and (best is None or place(first) < place(best.claims[0]))
             if waiting.since <= latest and first.id != id and is_better and self._is_enough_at_rest(waiting.need):
                 best = waiting
-        if best is None:
-            return None
-        return {kind: much for kind, much in best.need.items() if much > self.free(kind) + CLOSE}
+        return best
 
     def _is_enough_at_rest(self, need: Need) -> bool:
         """Whether there will be enough when nothing runs here."""
@@ -291,7 +296,8 @@ class Reservations:
         """Look at intervals whether strangers have left memory, and tell who waits for what, or why nothing starts."""
         if self._passing and self._has != self._there_is():
             self._pass_nothing_over()
-        self._tell(closed)
+        self._closed = closed
+        self.tell()
         if self._waiting or self._withheld:
             self._look_at_waiting()
 
@@ -379,19 +385,39 @@ class Reservations:
         """Have it told that nothing starts for that one; with `inside`: nothing that runs within this process."""
         alone = _Alone(claim, why, inside)
         self._alone.append(alone)
+        self._tell_soon()
         try:
             yield
         finally:
             self._alone.remove(alone)
 
-    def _tell(self, closed: str | None) -> None:
+    @property
+    def stops(self) -> bool:
+        """Whether this process takes nothing any more."""
+        return self._stops
+
+    @stops.setter
+    def stops(self, stops: bool) -> None:
+        self._stops = stops
+        self._tell_soon()
+
+    def tell(self) -> None:
         """Leave word in the store, for `explain` in any process, of who waits and for what."""
-        told = self._state(closed)
+        told = self._state()
         if told != self._told:
             self._told = told
+            self._told_at = self._env.monotonic()
             self._store.offer(told)
 
-    def _state(self, closed: str | None) -> bytes:
+    def _tell_soon(self) -> None:
+        """Something else waits, or is kept: who asks for it should not be told what was so before. Where much changes
+        the next look at intervals tells it."""
+        now = self._env.monotonic()
+        if now - self._told_at >= _TELL_S:
+            self._told_at = now
+            asyncio.get_running_loop().call_soon(self.tell)
+
+    def _state(self) -> bytes:
         waits = {}
         for waiting in self._waiting.values():
             first = waiting.claims[0]
@@ -401,9 +427,9 @@ class Reservations:
         withheld = {kind: len(desk.parked) for desk, types in self._withheld.items() for kind in types}
         passed = {kind: need for desk in self._passing for kind, need in desk.port.passing.passes.types.items()}
         state: dict[str, Any] = {
-            "closed": closed,
+            "closed": self._closed,
             "alone": self._who_is_alone(),
-            "stops": self.stops,
+            "stops": self._stops,
             "waits": waits,
             "withheld": withheld,
         }

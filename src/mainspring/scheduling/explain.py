@@ -7,6 +7,7 @@ from datetime import datetime
 from math import ceil, floor
 from typing import Final
 
+from mainspring.dispatch.desk import Stage
 from mainspring.dispatch.gathering import Forming
 from mainspring.dispatch.manager import TaskManager
 from mainspring.store.standing import Line, Other, Pause, Standing, Turns
@@ -19,10 +20,22 @@ _DAY_S = 86_400
 
 async def explain(manager: TaskManager, task_id: TaskId) -> str:
     """Return the cause with its figures. Raises TaskNotFound."""
-    standing = await manager.store.standing(task_id.bytes, in_line=True)
-    if standing.reason == "claimed" and (forming := manager.forming(task_id.bytes)) is not None:
-        return _forming(forming)
-    return sentence(standing, manager.store.now_ms())
+    standing = await manager.standing(task_id.bytes)
+    is_here = standing.reason == "claimed" and standing.worker == manager.store.worker_id
+    if not is_here or standing.shortages or standing.cancel_asked:
+        return sentence(standing, manager.store.now_ms())
+    forming = manager.forming(task_id.bytes)
+    return _here(standing, manager.stage(task_id.bytes)) if forming is None else _forming(forming)
+
+
+def _here(standing: Standing, stage: Stage | None) -> str:
+    """Say how far the claim of a task is, which the store does not know."""
+    if stage == "runs":
+        return f"It runs: attempt {standing.attempt}, on worker {standing.worker}."
+    if stage == "over":
+        return f"It has run on worker {standing.worker}; how attempt {standing.attempt} ended is about to be recorded."
+    next_step = {"queued": "starts it when a slot falls free", "begins": "is about to start it"}
+    return f"Worker {standing.worker} has claimed it and {next_step.get(stage or '', 'has just got hold of it')}."
 
 
 def sentence(standing: Standing, now_ms: int) -> str:
@@ -89,7 +102,8 @@ def _claimed(standing: Standing, now_ms: int) -> str:
         return f"Worker {standing.worker} has claimed it and was asked to cancel it."
     if standing.shortages:
         return _resources(standing, now_ms)
-    return f"Worker {standing.worker} has claimed it and starts it when a slot falls free."
+    when = "has a slot free for it" if standing.has_slot else "starts it when a slot falls free"
+    return f"Worker {standing.worker} has claimed it and {when}."
 
 
 def _same_work(standing: Standing, _now_ms: int) -> str:
@@ -221,6 +235,8 @@ def _ready(standing: Standing, now_ms: int) -> str:
     )
     if not line.has_own_slot:
         of_type, free = "", "; it starts when a slot falls free."
+    if not line.ahead and line.has_slot:
+        return f"It is ready and the next one in the {line.lane} lane, where a slot is free: it is about to start."
     if not line.ahead:
         return f"It is ready and the next one{of_type or f' in the {line.lane} lane'}{free}"
     tasks = f"task{of_type} goes" if line.ahead == 1 else f"tasks{of_type} go"

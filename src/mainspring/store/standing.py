@@ -50,6 +50,7 @@ class Line(NamedTuple):
     ahead_is_more: bool
     per_s: float | None  # attempts that ended there lately; None where there were too few to tell
     turns: Turns | None = None
+    has_slot: bool = False  # nothing goes first, and a slot is free for it
     has_own_slot: bool = False  # tasks of its type alone go first: they have a slot of their own there
 
 
@@ -87,4 +88,5 @@ class Standing(NamedTuple):
     ahead_in_group_is_more: bool = False
     leader: Other | None = None  # of equal work, where that is waited for
     line: Line | None = None  # where it is ready, and that was asked for
+    has_slot: bool = False  # its worker has no more claims in its lane than slots
     shortages: tuple[Shortage, ...] = ()  # where it lacks resources, or must not start beside another one

@@ -25,6 +25,7 @@ class Short(NamedTuple):
     needs: float
     free: float
     capacity: float
+    kept_for: str = ""  # for what that is set aside which is free
 
     @property
     def is_for_ever(self) -> bool:
@@ -34,7 +35,10 @@ class Short(NamedTuple):
         needs = f"needs {amount(self.kind, self.needs)}"
         if self.is_for_ever:
             return f"{needs}, more than the {amount(self.kind, self.capacity)} that there is"
-        return f"{needs} and {amount(self.kind, max(0.0, self.free))} is free, of {amount(self.kind, self.capacity)}"
+        free = f"{amount(self.kind, max(0.0, self.free))} is free, of {amount(self.kind, self.capacity)}"
+        if self.kept_for and self.needs <= self.free + CLOSE:
+            return f"{needs}; {free}, and kept for {self.kept_for}"
+        return f"{needs} and {free}"
 
 
 class Passes(msgspec.Struct, frozen=True):

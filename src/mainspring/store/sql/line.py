@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from mainspring.store.sql import limited
 from mainspring.store.sql.limits import ShareName, share_name
-from mainspring.store.sql.obstacles import COUNT_LIMIT, Obstacles, Place
+from mainspring.store.sql.obstacles import COUNT_LIMIT, OWN_SLOT, Obstacles, Place
 from mainspring.store.standing import Line, Turns
 
 if TYPE_CHECKING:
     from mainspring.store.sql.reads import View
 
-OWN_SLOT: Final = frozenset({"vector_search"})
-"""Types that have a slot of their own beside those of their lane: they wait for tasks of their type alone."""
 _LAST: Final = (1 << 63) - 1
 """Behind all tasks."""
 _LATELY_MS: Final = 10_000
@@ -55,7 +53,8 @@ def line_of(obstacles: Obstacles, place: Place, workers: Sequence[str]) -> Line:
     if not weights:
         counts = list(counted(place.rank, place.seq))
         ahead, is_more = sum(n for *_, n, _ in counts), any(is_more for *_, is_more in counts)
-        return Line(lane, ahead, is_more, per_s, has_own_slot=has_own)
+        has_slot = not ahead and any(obstacles.has_slot(worker, place.type) for worker in workers)
+        return Line(lane, ahead, is_more, per_s, has_slot=has_slot, has_own_slot=has_own)
     mine = share_name(weights, place.namespace, place.group)
     own = [(n, is_more) for *key, n, is_more in counted(place.rank, place.seq) if share_name(weights, *key) == mine]
     waiting: dict[ShareName, int] = {}

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
+
 from mainspring.store.sql.shortages import Offer, offers_of
 from mainspring.store.sql.weighing import said
 from mainspring.store.standing import Pause
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
 
 BUILT_IN_LANE: Final = "thread"
 """Types without a handler of their own run there."""
+OWN_SLOT: Final = frozenset({"vector_search"})
+"""Types that have a slot of their own beside those of their lane: they wait for tasks of their type alone."""
 COUNT_LIMIT: Final = 10_000
 """So many ready tasks of one class are counted; more are said to be more."""
+_slots: Final = msgspec.json.Decoder(dict[str, int])
 _FIRST: Final = 1_000
 """Among so many of a class that one is looked for which goes first and can run."""
 
@@ -100,6 +105,25 @@ class Obstacles:
             if worker in workers and not self._is_over(worker, other):
                 found.setdefault(other, []).append(worker)
         return found
+
+    @cached_property
+    def _slots(self) -> dict[str, tuple[int, dict[str, int]]]:
+        """The numbers of living workers, with their slots by lane; older ones don't tell."""
+        rows = self.view.rows("serving_workers")
+        return {name: (id, _slots.decode(slots or "{}")) for name, *_, slots, id in rows}
+
+    def has_slot(self, worker: str, kind: str, *, is_held: bool = False) -> bool:
+        """Whether a worker has a slot for one more task of a type; or for this one too, which it has claimed."""
+        if worker not in self._slots:
+            return False
+        id, slots = self._slots[worker]
+        lane, parked = self.lane_of(kind), 0 if worker not in self.offers else len(self.offers[worker].waits)
+        types: list[tuple[str, int]] = self.view.rows("held_types", id)
+        held = {other: n for other, n in types if self.lane_of(other) == lane}
+        own = sum(n for other, n in held.items() if other in OWN_SLOT)
+        if kind in OWN_SLOT and own <= is_held:
+            return True
+        return sum(held.values()) - min(own, 1) - parked < slots.get(lane, 0) + is_held
 
     def count(self, class_id: int, kind: str, workers: Sequence[str], rank: int, seq: int, n: int) -> int:
         """Return how many of the `n` ready tasks of a class that go before a place can run on one of these workers."""

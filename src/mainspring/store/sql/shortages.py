@@ -53,9 +53,11 @@ def offer_of(state: bytes) -> Offer:
 
 
 def shortages(
-    id: bytes, kind: str, spec: bytes | None, workers: Sequence[str], offers: Mapping[str, Offer], lane: str
-) -> dict[str, Shortage]:
-    """Return what keeps those of these workers from running a task that don't take it when its turn comes.
+    id: bytes, kind: str, spec: bytes | None, workers: Sequence[str], offers: Mapping[str, Offer], lane: str, *,
+    is_held: bool,
+) -> dict[str, Shortage]:  # fmt: skip
+    """Return what keeps those of these workers from running a task that don't take it when its turn comes; or the one
+    that has claimed it, where it is held.
 
     Of those that can never run it the one comes first that has most of what is missing.
     """
@@ -63,7 +65,8 @@ def shortages(
     short = too_little(kind, spec, telling)
     found = {name: Shortage(name, "never", _sentence(one, telling[name].passes.has)) for name, one in short.items()}
     for name, offer in telling.items():
-        if name not in short and (one := _shortage(name, offer, str(TaskId(id)), kind, lane)) is not None:
+        one = None if name in short else _shortage(name, offer, str(TaskId(id)), kind, lane)
+        if one is not None and not (is_held and one.how == "withheld"):  # it was claimed before
             found[name] = one
     return found
 

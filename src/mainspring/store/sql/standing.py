@@ -42,7 +42,10 @@ class _Kept:
             self.reason = "no_worker"
             return
         offers = obstacles.offers
-        found = shortages(id, kind, row[23], going, offers, obstacles.lane_of(kind)) if offers else {}
+        found: dict[str, Shortage] = {}
+        if offers:
+            lane = obstacles.lane_of(kind)
+            found = shortages(id, kind, row[23], going, offers, lane, is_held=owner is not None)
         self.workers = [name for name in going if name not in found]
         if reason == "ready" and group:
             beside = obstacles.beside(self.workers or going, kind)
@@ -114,6 +117,7 @@ def _standing(obstacles: Obstacles, row: Any, *, in_line: bool) -> Standing:
         ahead_in_group_is_more=in_group[1],
         leader=None if leader is None else _other(obstacles, *leader, to_root=in_line),
         line=line,
+        has_slot=reason == "claimed" and in_line and obstacles.has_slot(row[29], kind, is_held=True),
         shortages=kept.shortages if kept else (),
     )
 

@@ -561,6 +561,10 @@ JOIN class ON class.id = found.class GROUP BY 1, 2;
 -- name: held_by_workers
 SELECT owner, status, count(*) FROM task WHERE owner IS NOT NULL GROUP BY 1, 2;
 
+-- name: held_types
+-- What a worker holds, by type.
+SELECT class.type, count(*) FROM task JOIN class ON class.id = task.class WHERE owner = ? GROUP BY 1;
+
 -- name: ended_by_type
 -- The newest attempts since a moment, up to a limit, by type, lane and outcome: how many, in how many calls, the time that
 -- slots were taken, since when.

@@ -14,7 +14,7 @@ from mainspring.tasks.lifecycle import STORED_REASONS
 from mainspring.testing.simulator.witness import Witness
 
 SIGNS: Final = {
-    "running": "It runs:",
+    "running": "It runs:|It has run on",
     "ended": "It ended as",
     "parents": r"of its [\d,]+ parents",
     "delayed": "It is not to start before",
@@ -85,6 +85,8 @@ async def ask(engine: Engine, witness: Witness, task: TaskId) -> None:
         named = [cause for cause, sign in SIGNS.items() if re.search(sign, _outer(said))]
         if len(named) != 1:
             witness.accuse("explain", str(id), "is not told by one cause", said=said, named=named)
+        elif named[0] == "running" and before is not None and witness.has_begun(str(id), before.attempt):
+            continue  # where it runs it is known before that is recorded
         elif before is not None and before == after and (why := _untrue(said, named[0], before)):
             witness.accuse("explain", str(id), why, said=said, cause=before.cause)
 

@@ -145,6 +145,9 @@ class Witness:
                 self.accuse("blame", new.task, "runs beside a suspect", other=other.task)
         self._running.append(new)
 
+    def has_begun(self, task: str, attempt: int) -> bool:
+        return self._newest.get(task) == attempt
+
     def has_stubborn(self, process: Process) -> bool:
         """Whether a handler runs there that does not stop when it is asked to."""
         return any(one.is_stubborn and one.process is process for one in self._running)
