@@ -139,8 +139,8 @@ async def test_the_rate_is_that_since_it_waits(factory: Factory, store: Any, por
 
 
 async def test_a_new_task_goes_by_what_ended_just_before(factory: Factory, store: Any, port: Port) -> None:
-    """Since the first end of the last seconds: before that there may have been nothing to do. From few ends nothing is
-    concluded, and from old ones neither."""
+    """Since the first end of the last seconds, what ended after it: before that there may have been nothing to do. From
+    few ends nothing is concluded, and from old ones neither."""
     await register(store, handler(WORK, "async"))
     await submit(store, *(new() for _ in range(20)))
     await end(port, 2)
@@ -149,10 +149,29 @@ async def test_a_new_task_goes_by_what_ended_just_before(factory: Factory, store
     assert (await line_of(store, id)).per_s is None
     await end(port, 2)
     (id,) = await submit(store, new(priority=0))
-    assert (await line_of(store, id)).per_s == 8.0
+    assert (await line_of(store, id)).per_s == 4.0
     factory.clock.advance(3600)
     (id,) = await submit(store, new(priority=0))
     assert (await line_of(store, id)).per_s is None
+
+
+async def test_the_rate_is_the_present_one(factory: Factory, store: Any, port: Port) -> None:
+    """That of the last seconds, however long the task waits; what stood still until just now does not count."""
+    await register(store, handler(WORK, "async"))
+    await submit(store, *(new() for _ in range(60)))
+    (id,) = await submit(store, new(priority=0))
+    await end(port, 5)
+    factory.clock.advance(60)
+    for _ in range(8):
+        await end(port, 2)
+        factory.clock.advance(0.5)
+    assert (await line_of(store, id)).per_s == 3.5, "fourteen in the four seconds since the first two"
+    for _ in range(10):
+        factory.clock.advance(1)
+        await end(port, 2)
+    assert (await line_of(store, id)).per_s == 2.0
+    factory.clock.advance(40)
+    assert (await line_of(store, id)).per_s == 34 / 54, "of the last minute, where too little ended lately"
 
 
 async def test_other_workers_ends_do_not_count(factory: Factory, store: Any, port: Port) -> None:

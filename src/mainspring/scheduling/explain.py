@@ -34,8 +34,9 @@ def _here(standing: Standing, stage: Stage | None) -> str:
         return f"It runs: attempt {standing.attempt}, on worker {standing.worker}."
     if stage == "over":
         return f"It has run on worker {standing.worker}; how attempt {standing.attempt} ended is about to be recorded."
-    next_step = {"queued": "starts it when a slot falls free", "begins": "is about to start it"}
-    return f"Worker {standing.worker} has claimed it and {next_step.get(stage or '', 'has just got hold of it')}."
+    steps = {"queued": "starts it when a slot falls free", "begins": "is about to start it"}
+    step = steps.get(stage or "", "is about to start it, or to record its end")
+    return f"Worker {standing.worker} has claimed it and {step}."
 
 
 def sentence(standing: Standing, now_ms: int) -> str:
@@ -102,7 +103,8 @@ def _claimed(standing: Standing, now_ms: int) -> str:
         return f"Worker {standing.worker} has claimed it and was asked to cancel it."
     if standing.shortages:
         return _resources(standing, now_ms)
-    when = "has a slot free for it" if standing.has_slot else "starts it when a slot falls free"
+    queued, begins = "starts it when a slot falls free", "has a slot for it: it runs already, or is about to"
+    when = begins if standing.has_slot else queued
     return f"Worker {standing.worker} has claimed it and {when}."
 
 

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
 _LAST: Final = (1 << 63) - 1
 """Behind all tasks."""
-_LATELY_MS: Final = 10_000
-"""Tasks that became ready just now go by what ended within this time; others by what ended since they are ready,"""
-_LONGEST_MS: Final = 300_000
-"""at most since then."""
+_WINDOWS_MS: Final = (10_000, 60_000, 300_000)
+"""A rate is that of the shortest of these times in which enough has ended, as far as the task has waited so long;"""
 _JUST_NOW_MS: Final = 1_000
+"""for one that waits for less than this it is that of the shortest."""
 _LEAST_ENDS: Final = 3
 _MOST_ENDS: Final = 2_000
+_GAPS: Final = 3
+"""A lane in which nothing ended for so many times the mean gap had nothing to do, or could not."""
 
 
 def lanes_of(view: View) -> dict[str, str]:
@@ -83,11 +84,28 @@ def _turns(mine: ShareName, own: int, waiting: Mapping[ShareName, int], weights:
 
 def _per_s(view: View, place: Place, lane: str, now_ms: int, *, only: str) -> float | None:
     """Return how many attempts end in a second in a lane of workers that serve a task's type; `only`: of a type."""
-    is_new = now_ms - place.ready_ms < _JUST_NOW_MS
-    since_ms = now_ms - _LATELY_MS if is_new else max(place.ready_ms, now_ms - _LONGEST_MS)
-    n, oldest_ms, ours, our_oldest_ms = view.one("ended_lately", lane, place.type, since_ms, _MOST_ENDS, only)
-    if n == _MOST_ENDS:
-        since_ms = oldest_ms
-    elif is_new and ours:  # before the first of them nothing may have been there to run
-        since_ms = our_oldest_ms
-    return ours / (now_ms - since_ms) * 1000 if ours >= _LEAST_ENDS and now_ms > since_ms else None
+    waits_ms = now_ms - place.ready_ms
+    is_new = waits_ms < _JUST_NOW_MS
+    for window_ms in _WINDOWS_MS[:1] if is_new else _WINDOWS_MS:
+        since_ms = now_ms - (window_ms if is_new else min(window_ms, waits_ms))
+        n, oldest_ms, ours, first_ms, first = view.one("ended_lately", lane, place.type, since_ms, _MOST_ENDS, only)
+        if n == _MOST_ENDS:
+            since_ms = oldest_ms
+        if ours >= _LEAST_ENDS:
+            return _rate(ours, now_ms - since_ms, ours - first, now_ms - first_ms, is_new=is_new)
+        if window_ms >= waits_ms:
+            break
+    return None
+
+
+def _rate(n: int, ms: int, later: int, later_ms: int, *, is_new: bool) -> float | None:
+    """Return how many end in a second.
+
+    Args:
+        n: that many ended in `ms`, and of these `later` after the first ones, which were `later_ms` ago.
+        is_new: before the first ones nothing may have been there to run.
+    """
+    recent = later / later_ms * 1_000 if later > 1 else None
+    if is_new or (recent is not None and ms - later_ms > _GAPS * 1_000 / recent):
+        return recent
+    return n / ms * 1_000 if ms else None

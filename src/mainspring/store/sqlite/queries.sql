@@ -541,12 +541,13 @@ JOIN serves AS other ON other.worker = mine.worker WHERE mine.type = ? AND worke
 SELECT type, lane, max(seen_ms) FROM handler GROUP BY type;
 
 -- name: ended_lately
--- Of the newest attempts since a moment, up to a limit: how many there are, since when, and how many of them ran in a lane of
--- workers that serve a type, since when; of a type alone, where one is named.
-SELECT count(*), min(ended_ms), count(*) FILTER (WHERE is_ours), min(ended_ms) FILTER (WHERE is_ours)
-FROM (SELECT ended_ms, lane = ?1 AND owner IN (SELECT worker FROM serves WHERE type = ?2) AND (?5 = '' OR ?5 =
+-- Of the newest attempts since a moment, up to a limit: how many there are, since when, and of those that ran in a lane of workers
+-- that serve a type (of a type alone, where one is named): how many, since when, and how many ended in that first moment.
+WITH ours AS (SELECT ended_ms, lane = ?1 AND owner IN (SELECT worker FROM serves WHERE type = ?2) AND (?5 = '' OR ?5 =
         (SELECT type FROM task JOIN class ON class.id = task.class WHERE task.seq = attempt.task)) AS is_ours
-    FROM attempt WHERE ended_ms >= ?3 ORDER BY ended_ms DESC LIMIT ?4);
+    FROM attempt WHERE ended_ms >= ?3 ORDER BY ended_ms DESC LIMIT ?4)
+SELECT count(*), min(ended_ms), count(*) FILTER (WHERE is_ours), min(ended_ms) FILTER (WHERE is_ours),
+    count(*) FILTER (WHERE is_ours AND ended_ms = (SELECT min(ended_ms) FROM ours WHERE is_ours)) FROM ours;
 
 -- name: unfinished_by_reason
 -- Tasks that run (-1) or wait for something else than their turn, by type and reason: of each of their indexes so many at most.
