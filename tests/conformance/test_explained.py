@@ -68,6 +68,30 @@ async def test_of_a_group_what_is_passed_over_does_not_go_first(store: Any, port
     assert await explained(store, id) == said
 
 
+async def test_a_limit_that_will_keep_it_is_told(store: Any, port: Port) -> None:
+    """Its group has room, and not for all that go first: it does not start when a slot falls free."""
+    await register(store, handler(WORK, "async"), handler(OTHER, "async"))
+    await store.limit("a", concurrency=3)
+    await store.limit("a", namespace="n", rate=Rate(1, MINUTE))
+    await submit(store, new(group="a"))
+    await port.take()
+    first, *_ = await submit(store, new(type=OTHER), *(new(group="a", namespace="n") for _ in range(3)))
+    told = "It is ready and {} first in the async lane; {}."
+    (own,) = await submit(store, new(group="a", namespace="n"))
+    lets = "group a in namespace n lets 1 more begin now, and 3 of its tasks go first"
+    assert await explained(store, own) == told.format("4 tasks go", lets)
+    next_one, id = await submit(store, new(group="a"), new(group="a"))
+    falls = "it starts when a slot falls free"
+    assert await explained(store, next_one) == told.format("5 tasks go", falls), "of those in n one may begin"
+    lets = "group a lets 2 more begin now, and 2 of its tasks go first"
+    assert await explained(store, id) == told.format("6 tasks go", lets)
+    await store.pause(namespace="n")
+    assert await explained(store, id) == told.format("2 tasks go", falls)
+    await store.resume(namespace="n")
+    begun = [claim.id for claim in await port.room(10)]
+    assert begun[:1] + begun[2:] == [first, next_one]
+
+
 async def begins_in(factory: Factory, store: Any, port: Port, id: bytes) -> None:
     """A task begins when its limit says that the next one does, and not before."""
     limits = (await store.standing(id, in_line=True)).limits

@@ -94,10 +94,10 @@ class TaskManager(Answers):
         self._gatherings: dict[str, Gathering] = {}  # the latter, by type
         self._marks = Marks(2 * _MARKS_A_LANE)  # no mark is made of what runs in child processes
         grace_s = seconds(self.config.grace_s, "grace_s")
+        high_water = self._high_water = HighWater(self.monitor, self.store, env)
         self.reservations = Reservations(
-            self.executor, self.store, self.config, self.monitor, env, self._hand_back, self.parts.reach
+            self.executor, self.store, self.config, self.monitor, high_water, env, self._hand_back, self.parts.reach
         )
-        self._high_water = HighWater(self.monitor, self.store, env)
         self.intake.impossible = self.reservations.impossible
         self._course = Course(
             self._desks, self.store, self.executor, self.values, self.cache, recorder, self.reservations, grace_s, env,
@@ -270,7 +270,7 @@ class TaskManager(Answers):
                 await self.counting.sleep(_PACE_S, self._env)
                 if await self._high_water.look() and not self._draining:
                     self._hold() if self._high_water.why is not None else self._go_on()
-                self.reservations.look(self._high_water.why)
+                self.reservations.look()
                 for desk in self._desks.values():
                     if desk.queued and not self._draining:
                         self._hand_back(desk, desk.take_surplus())

@@ -15,6 +15,7 @@ def record_of(handler: Handler) -> HandlerRecord:
         "priority": int(handler.priority),
         "cache": handler.cache,
         "cost": None if callable(handler.cost) else handler.cost,
+        "batch": handler.batch is not None,
     }
     return HandlerRecord(
         type=str(handler.task_type),

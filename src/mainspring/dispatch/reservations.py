@@ -17,6 +17,7 @@ import msgspec
 
 from mainspring.config import RESOURCE_KINDS, TaskManagerConfig
 from mainspring.dispatch.desk import Desk, place
+from mainspring.dispatch.highwater import HighWater
 from mainspring.dispatch.parts import Reach
 from mainspring.dispatch.peaks import Peaks
 from mainspring.environment import Environment
@@ -65,6 +66,7 @@ class Reservations:
         store: Store,
         config: TaskManagerConfig,
         monitor: ResourceMonitor,
+        high_water: HighWater,
         env: Environment,
         hand_back: Callable[[Desk, list[Claimed]], None],
         reach: Reach,
@@ -78,6 +80,7 @@ class Reservations:
         self._env = env
         self._hand_back = hand_back
         self._reach = reach
+        self._high_water = high_water
         self._declared: set[str] = set()
         self._peaks = Peaks()
         self._learned: set[str] = set()  # types with large ones
@@ -95,9 +98,9 @@ class Reservations:
         self._others = 0.0  # bytes, as of that sample
         self._alone: list[_Alone] = []  # that must be; the first one is or waits for it
         self._stops = False
-        self._closed: str | None = None  # why nothing at all starts
         self._told = b""
         self._told_at = float("-inf")  # monotonic seconds
+        self._telling: asyncio.TimerHandle | None = None
 
     def serve(self) -> None:
         """Take note of what handlers were declared with."""
@@ -292,11 +295,10 @@ class Reservations:
 
     # ... and waited for
 
-    def look(self, closed: str | None) -> None:
+    def look(self) -> None:
         """Look at intervals whether strangers have left memory, and tell who waits for what, or why nothing starts."""
         if self._passing and self._has != self._there_is():
             self._pass_nothing_over()
-        self._closed = closed
         self.tell()
         if self._waiting or self._withheld:
             self._look_at_waiting()
@@ -410,12 +412,14 @@ class Reservations:
             self._store.offer(told)
 
     def _tell_soon(self) -> None:
-        """Something else waits, or is kept: who asks for it should not be told what was so before. Where much changes
-        the next look at intervals tells it."""
-        now = self._env.monotonic()
-        if now - self._told_at >= _TELL_S:
-            self._told_at = now
-            asyncio.get_running_loop().call_soon(self.tell)
+        """Something else waits, or is kept: others should hear of it at once, or soon where they have just heard."""
+        if self._telling is None:
+            wait_s = self._told_at + _TELL_S - self._env.monotonic()
+            self._telling = asyncio.get_running_loop().call_later(max(0.0, wait_s), self._tell_now)
+
+    def _tell_now(self) -> None:
+        self._telling = None
+        self.tell()
 
     def _state(self) -> bytes:
         waits = {}
@@ -427,7 +431,7 @@ class Reservations:
         withheld = {kind: len(desk.parked) for desk, types in self._withheld.items() for kind in types}
         passed = {kind: need for desk in self._passing for kind, need in desk.port.passing.passes.types.items()}
         state: dict[str, Any] = {
-            "closed": self._closed,
+            "closed": self._high_water.why,
             "alone": self._who_is_alone(),
             "stops": self._stops,
             "waits": waits,

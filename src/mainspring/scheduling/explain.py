@@ -103,6 +103,9 @@ def _claimed(standing: Standing, now_ms: int) -> str:
         return f"Worker {standing.worker} has claimed it and was asked to cancel it."
     if standing.shortages:
         return _resources(standing, now_ms)
+    if standing.may_gather:
+        step = "starts it, with others that have joined it, when its batch closes and a slot is free"
+        return f"Worker {standing.worker} has claimed it and {step}."
     queued, begins = "starts it when a slot falls free", "has a slot for it: it runs already, or is about to"
     when = begins if standing.has_slot else queued
     return f"Worker {standing.worker} has claimed it and {when}."
@@ -155,14 +158,18 @@ def _next_one(ahead: int) -> str:
 
 def _holds(limit: GroupLimit) -> Iterator[str]:
     """Say what of a limit lets none begin."""
-    model_id = model_of_group(limit.group)
-    whose = f"Group {limit.group}" if model_id is None else f"Model {model_id}"
-    if limit.namespace is not None:
-        whose += f" in namespace {limit.namespace}"
+    whose = _whose(limit.group, limit.namespace)
+    whose = whose[0].upper() + whose[1:]
     if limit.concurrency is not None and limit.held >= limit.concurrency:
         yield f"{whose} is at its limit: {limit.held}/{limit.concurrency} run"
     if limit.next_in is not None:
         yield f"{whose}: {_used_up(limit)}; the next starts in {ceil(limit.next_in * 10) / 10:,.1f} s"
+
+
+def _whose(group: str, namespace: str | None) -> str:
+    model_id = model_of_group(group)
+    where = "" if namespace is None else f" in namespace {namespace}"
+    return (f"group {group}" if model_id is None else f"model {model_id}") + where
 
 
 def _ends(limit: GroupLimit) -> str:
@@ -229,21 +236,30 @@ def _ready(standing: Standing, now_ms: int) -> str:
         return _resources(standing, now_ms)
     line = standing.line
     assert line is not None
-    if line.turns is not None:
-        return _in_turns(line, line.turns)
-    of_type, free = (
-        " of its type",
-        f"; it starts when a slot of the {line.lane} lane falls free, or the one of its type.",
-    )
-    if not line.has_own_slot:
-        of_type, free = "", "; it starts when a slot falls free."
-    if not line.ahead and line.has_slot:
-        return f"It is ready and the next one in the {line.lane} lane, where a slot is free: it is about to start."
+    return f"It is ready and {_first(line) if line.turns is None else _in_turns(line, line.turns)}; {_then(line)}."
+
+
+def _first(line: Line) -> str:
+    """Say what goes first."""
     if not line.ahead:
-        return f"It is ready and the next one{of_type or f' in the {line.lane} lane'}{free}"
-    tasks = f"task{of_type} goes" if line.ahead == 1 else f"tasks{of_type} go"
-    where = "" if line.has_own_slot else f" in the {line.lane} lane"
-    return f"It is ready and {_more(line)}{line.ahead:,} {tasks} first{where}{_wait(line)}{free}"
+        return f"the next one {'of its type' if line.has_own_slot else f'in the {line.lane} lane'}"
+    tasks, go = "task" if line.ahead == 1 else "tasks", "goes" if line.ahead == 1 else "go"
+    ahead = f"{_more(line)}{line.ahead:,} {tasks}"
+    if line.has_own_slot:
+        return f"{ahead} of its type {go} first{_wait(line)}"
+    return f"{ahead} {go} first in the {line.lane} lane{_wait(line)}"
+
+
+def _then(line: Line) -> str:
+    """Say when it starts once nothing goes first any more."""
+    if (soon := line.soon) is not None:
+        goes = f"{soon.ahead:,} of its tasks {'goes' if soon.ahead == 1 else 'go'} first"
+        return f"{_whose(soon.group, soon.namespace)} lets {soon.places:,} more begin now, and {goes}"
+    if line.has_slot:
+        return "a slot is free, so it is about to start"
+    if line.has_own_slot:
+        return f"it starts when a slot of the {line.lane} lane falls free, or the one of its type"
+    return "it starts when a slot falls free"
 
 
 def _in_turns(line: Line, turns: Turns) -> str:
@@ -253,9 +269,8 @@ def _in_turns(line: Line, turns: Turns) -> str:
     mine = f"{name}{where}, weight {turns.weight:g}"
     others = "another one" if turns.shares == 1 else f"{turns.shares:,} others"
     return (
-        f"It is ready and its share ({mine}) takes turns with {others} in the {line.lane} lane: "
-        f"{_more(line)}{turns.own:,} of its own and at most {turns.others:,} of theirs go first{_wait(line)}; "
-        "it starts when a slot falls free."
+        f"its share ({mine}) takes turns with {others} in the {line.lane} lane: "
+        f"{_more(line)}{turns.own:,} of its own and at most {turns.others:,} of theirs go first{_wait(line)}"
     )
 
 

@@ -39,6 +39,15 @@ class Turns(NamedTuple):
     others: int  # tasks of those that go first, by their turns
 
 
+class Soon(NamedTuple):
+    """A limit that has no room for a ready task once those have begun that go first."""
+
+    group: str
+    namespace: str | None  # None: of the group's tasks in all namespaces
+    places: int  # so many may begin now
+    ahead: int  # of those that it counts so many go first
+
+
 class Line(NamedTuple):
     """What goes before a ready task: ready tasks of all kinds that the same lanes of the same workers run.
 
@@ -50,6 +59,7 @@ class Line(NamedTuple):
     ahead_is_more: bool
     per_s: float | None  # attempts that ended there lately; None where there were too few to tell
     turns: Turns | None = None
+    soon: Soon | None = None  # what keeps it then
     has_slot: bool = False  # nothing goes first, and a slot is free for it
     has_own_slot: bool = False  # tasks of its type alone go first: they have a slot of their own there
 
@@ -89,4 +99,5 @@ class Standing(NamedTuple):
     leader: Other | None = None  # of equal work, where that is waited for
     line: Line | None = None  # where it is ready, and that was asked for
     has_slot: bool = False  # its worker has no more claims in its lane than slots
+    may_gather: bool = False  # it may wait there for others to join it, as far as is known
     shortages: tuple[Shortage, ...] = ()  # where it lacks resources, or must not start beside another one

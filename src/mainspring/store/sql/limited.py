@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from mainspring.store.sql import costs
 from mainspring.store.sql.obstacles import COUNT_LIMIT, Obstacles, Place
 from mainspring.store.sql.transaction import Row
+from mainspring.store.standing import Soon
 from mainspring.tasks import CostRate, GroupLimit, Rate
 
 if TYPE_CHECKING:
@@ -65,6 +66,35 @@ def go_first(obstacles: Obstacles, limits: Sequence[GroupLimit], place: Place) -
             count += obstacles.count(class_id, kind, workers, place.rank, place.seq, n)
             is_more = is_more or n == COUNT_LIMIT
     return count, is_more
+
+
+def soon(obstacles: Obstacles, place: Place) -> Soon | None:
+    """Return the limit of a ready task's group that has no room for it once those have begun that go first."""
+    rows = obstacles.view.rows("limits_of", place.group, place.namespace) if place.group else []
+    limits = sorted((limit.namespace or "", places) for limit, places in _with_places(obstacles, rows))
+    if not limits:
+        return None
+    namespace, places = min(limits, key=lambda one: one[1])
+    ahead: dict[str, int] = {}
+    for class_id, of, kind, n in obstacles.view.rows("line_of_group", place.group, place.rank, place.seq, COUNT_LIMIT):
+        workers = obstacles.going(kind) if n and namespace in ("", of) else ()
+        if workers and not obstacles.covering(of, kind, place.group):
+            ahead[of] = ahead.get(of, 0) + obstacles.count(class_id, kind, workers, place.rank, place.seq, n)
+    for of, n in ahead.items() if not namespace else ():
+        own = [row for row in obstacles.view.rows("limits_of", place.group, of) if row[0]]
+        ahead[of] = min([n, *(places for _, places in _with_places(obstacles, own))])
+    n = sum(ahead.values())
+    return Soon(place.group, namespace or None, places, n) if n >= places else None
+
+
+def _with_places(obstacles: Obstacles, rows: Sequence[Row]) -> Iterator[tuple[GroupLimit, int]]:
+    """Yield those of these limits that let a number of tasks begin now, whatever they cost."""
+    for row in rows:
+        limit = _limit(obstacles, row)
+        places = [] if limit.concurrency is None else [limit.concurrency - limit.held]
+        places += [] if limit.left is None else [limit.left]
+        if places:
+            yield limit, min(places)
 
 
 def _limit(obstacles: Obstacles, row: Row, kinds: Collection[str] | None = ANY) -> GroupLimit:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
+
 from mainspring.store.base import CANCEL_ASKED
 from mainspring.store.sql import limited
 from mainspring.store.sql.line import line_of
@@ -15,8 +17,14 @@ from mainspring.store.standing import Other, Shortage, Standing
 from mainspring.tasks import GroupLimit, Reason
 from mainspring.tasks.lifecycle import RUNNING, STATUS_OF, STORED_REASONS
 
+
+class _Options(msgspec.Struct):
+    batch: bool = False  # older versions don't say it
+
+
 _SHOWN: Final = 3
 """Of so many parents it is looked up what they wait for themselves."""
+_options: Final = msgspec.json.Decoder(_Options)
 _COMPANY: Final = ("alone", "first")
 """Shortages of nothing that could be reserved."""
 
@@ -90,7 +98,7 @@ def _standing(obstacles: Obstacles, row: Any, *, in_line: bool) -> Standing:
         if reason == "ready":
             ahead = view.one("ahead", class_id, rank, seq, COUNT_LIMIT)[0]
         if kept.reason == "ready" and not kept.shortages and in_line:
-            line = line_of(obstacles, place, kept.workers)
+            line = line_of(obstacles, place, kept.workers)._replace(soon=limited.soon(obstacles, place))
         elif kept.reason == "limit" and in_line:
             in_group = limited.go_first(obstacles, kept.limits, place)
         reason = kept.reason
@@ -118,8 +126,15 @@ def _standing(obstacles: Obstacles, row: Any, *, in_line: bool) -> Standing:
         leader=None if leader is None else _other(obstacles, *leader, to_root=in_line),
         line=line,
         has_slot=reason == "claimed" and in_line and obstacles.has_slot(row[29], kind, is_held=True),
+        may_gather=reason == "claimed" and in_line and _may_gather(view, kind),
         shortages=kept.shortages if kept else (),
     )
+
+
+def _may_gather(view: View, kind: str) -> bool:
+    """Whether tasks of a type run together, or may: of built-in ones that is not known."""
+    row = view.one("newest_handler", kind)
+    return not kind.startswith("custom:") if row is None else _options.decode(row[0]).batch
 
 
 def _other(obstacles: Obstacles, id: bytes, status: int, reason: int | None, *, to_root: bool) -> Other:
