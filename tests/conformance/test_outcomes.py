@@ -8,7 +8,6 @@ from typing import Any
 import msgspec
 import pytest
 from tests.conformance.kit import Factory, Note, Port, error, new, opened, state, status, submit
-from tests.engine.support import LIMIT_S
 
 from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.results.waiters import Waiters
@@ -47,8 +46,9 @@ async def test_completed(store: Any, port: Port) -> None:
     assert (attempt.number, attempt.outcome, attempt.worker) == (1, "completed", store.worker_id)
 
 
-async def test_an_end_that_does_not_press_waits_for_company(store: Any, port: Port) -> None:
+async def test_an_end_that_does_not_press_waits_for_company(factory: Factory, store: Any, port: Port) -> None:
     """It wakes nobody at once, is written with whatever comes next, and soon in any case."""
+    await factory.hold_upkeep(store)  # it looks for work too
     ids = await submit(store, new(), new(), new())
     first, second, third = await port.room(3)
     for claim in (first, second):
@@ -60,10 +60,7 @@ async def test_an_end_that_does_not_press_waits_for_company(store: Any, port: Po
     await port.settle()
     (last,) = port.held.values()
     port.end(last, is_pressing=False)
-    async with asyncio.timeout(LIMIT_S):
-        while len(port.ends) < 4:
-            await port._news.wait()
-            port._news.clear()
+    await port.until(lambda: len(port.ends) == 4)
 
 
 @pytest.mark.parametrize(("outcome", "ends"), [(FAILED, "failed"), (TIMEOUT, "timeout"), (CANCELLED, "cancelled")])
