@@ -564,7 +564,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "size of a call",
         "no call is larger than its handler takes",
-        (Edit(Gathering, "form", "self._size(key), self._limit(key)", "99, 99.0"),),
+        (Edit(Gathering, "form", "self._size(group.key), self._limit(group.key)", "99, 99.0"),),
     ),
     # Sharing between processes
     Safeguard(

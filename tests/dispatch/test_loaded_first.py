@@ -61,7 +61,7 @@ async def called(ageing_s: float, submitted: list[tuple[str, TaskPriority]]) -> 
         for model_id, priority in submitted:
             handles.append(await engine.submit(engine.infer, model_id, "next", priority=priority))
             await until(partial(_is_after, store, store.now_ms() + 3))
-        await until(lambda: len(engine.manager._gatherings["model_inference"]._groups) == 2)
+        await until(lambda: len(engine.manager._gatherings["model_inference"]._kinds) == 2)
         gate.set()
         for handle in handles:
             await value(handle)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Hashable
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from mainspring.dispatch.arrivals import Arrivals
 from mainspring.dispatch.budget import Budget, Fit
 from mainspring.dispatch.desk import Desk, is_suspect, place
-from mainspring.dispatch.joined import LAST, Group, Member
+from mainspring.dispatch.joined import Group, Key, Member
+from mainspring.dispatch.kinds import Kinds
 from mainspring.dispatch.members import Marks
 from mainspring.processors.batch import Batching
 from mainspring.store.base import Claimed
@@ -39,14 +42,6 @@ class Forming(NamedTuple):
     most: int
     closes_s: float | None  # None: it begins when a slot falls free
     is_all: bool  # no more can come
-
-
-def _keep_latest(kept: dict[Hashable, T], key: Hashable, value: T) -> None:
-    """Put it last; of too many the one that was not used for longest goes."""
-    kept.pop(key, None)
-    kept[key] = value
-    if len(kept) > _KINDS:
-        del kept[next(iter(kept))]
 
 
 def _yes(_key: Hashable) -> bool:
@@ -94,7 +89,7 @@ class Gathering(Desk):
         self._lane = lane
         self._prepare = prepare
         self._refuse = refuse
-        self._groups: dict[tuple[Hashable, int], Group] = {}
+        self._kinds = Kinds(lambda group: bool(self._why(group, -math.inf, are_all=False)))
         self._fits: dict[Hashable, Fit] = {}  # of kinds for which memory has run out; the same
         self._limits: dict[bytes, int] = {}  # tasks that ran out of time in a call: the size of their next one
         self._preparing: set[asyncio.Task[None]] = set()
@@ -104,7 +99,7 @@ class Gathering(Desk):
         self._timer: asyncio.TimerHandle | None = None
         self._taking = True
         self._steps_back = False  # some were given away: whoever asked for them is on its way
-        self._next: tuple[Hashable, int] | None = None  # whose call `first` has told of
+        self._next: Group | None = None  # whose call `first` has told of
 
     # Claims come ...
 
@@ -150,15 +145,12 @@ class Gathering(Desk):
         self.freed()
         self._refuse(claim, exc, self.lane)
 
-    def _add(self, claim: Claimed, key: Hashable, cost: float) -> None:
+    def _add(self, claim: Claimed, kind: Hashable, cost: float) -> None:
         size = min(self.policy.max_size, self._limits.get(claim.id, self.policy.max_size))
         now = self.env.monotonic()
-        group = self._groups.get((key, size))
-        if group is None:
-            group = self._groups[key, size] = Group(size)
-            if len(self._groups) > 1:
-                self._look_further()
-        group.add(Member(place(claim), claim, cost, now + self._patience(claim)))
+        member = Member(place(claim), claim, cost, now + self._patience(claim))
+        if self._kinds.add(Key(kind, size), member) and len(self._kinds) > 1:
+            self._look_further()
         self._arrivals.came(claim, now)
 
     def _look_further(self) -> None:
@@ -178,7 +170,7 @@ class Gathering(Desk):
 
     @property
     def queued(self) -> int:
-        return sum(len(group.members) for group in self._groups.values()) + len(self._waiting)
+        return self._kinds.queued + len(self._waiting)
 
     def first(self) -> Place | None:
         """Return the place of the call that may begin now; None: there is none, and somebody is woken when there is."""
@@ -187,65 +179,53 @@ class Gathering(Desk):
             self._is_ahead = True
             self.pace()
             self.store.demand()
-        if not self._groups:
+        if not self._kinds:
             return None
         now = self.env.monotonic()
         self._next = self._best(now)
         if self._next is not None:
-            return self._first(self._next)
-        self._wake_at(min(group.until for group in self._groups.values()), now)
+            return self._next.place
+        self._wake_at(self._kinds.next.until, now)
         return None
 
     def forming(self, id: bytes) -> Forming | None:
         """Return the batch that a task waits in; None: in none."""
-        for key, group in self._groups.items():
+        for group in self._kinds:
             if any(member.claim.id == id for member in group.members):
                 now = self.env.monotonic()
-                why = self._why(key, group, now, self._are_all_here(now))
+                why = self._why(group, now, are_all=self._are_all_here(now))
                 closes_s = None if why else group.until - now
-                return Forming(len(group.members), self._size(key), closes_s, why == "limit")
+                return Forming(len(group.members), self._size(group.key), closes_s, why == "limit")
         return None
 
-    def _best(self, now: float) -> tuple[Hashable, int] | None:
+    def _best(self, now: float) -> Group | None:
         """Return what goes next: the first in the order, or within one ageing step what needs no model to be loaded.
 
         Where all wait for others and no more can come, it is what would have waited no longer first.
         """
-        best, place, are_all = None, LAST, self._are_all_here(now)
-        for key, group in self._groups.items():  # there may be thousands
-            if group.place < place and (now >= group.until or self._why(key, group, now, are_all)):
-                best, place = key, group.place
-        if best is None:
-            return min(self._groups, key=self._until) if self._is_full() else None
-        if self._is_loaded is _yes or self._groups[best].urgent or self._has_loaded(best):
+        self._kinds.look(now)
+        ready = self._kinds.ready(are_all=self._are_all_here(now))
+        if not ready:
+            return self._kinds.next if self._is_full() else None
+        best = ready[0]
+        if self._is_loaded is _yes or best.urgent or self._has_loaded(best):
             return best
-        last = place[0] + self._ageing_ms
-        loaded = [
-            key
-            for key, group in self._groups.items()
-            if group.place[0] < last and self._has_loaded(key) and self._why(key, group, now, are_all)
-        ]
-        return min(loaded, key=self._first, default=best)
-
-    def _first(self, key: tuple[Hashable, int]) -> Place:
-        return self._groups[key].place
-
-    def _until(self, key: tuple[Hashable, int]) -> float:
-        return self._groups[key].until
+        last = best.place[0] + self._ageing_ms
+        in_reach = takewhile(lambda group: group.place[0] < last, ready)
+        return next(filter(self._has_loaded, in_reach), best)
 
     def _is_full(self) -> bool:
         """Whether nobody comes that could join, or go before all that waits."""
         return self._taking and not self._steps_back and self.queued >= self.port.limit - self._begun
 
-    def _has_loaded(self, key: tuple[Hashable, int]) -> bool:
-        joined = key[0]  # what the processor calls equal, and more; of a task that runs alone its id
-        return isinstance(joined, tuple) and self._is_loaded(joined[0])
+    def _has_loaded(self, group: Group) -> bool:
+        return self._is_loaded(group.key.kind[0])  # type: ignore[index]  # what the processor calls equal, and more
 
-    def _why(self, key: tuple[Hashable, int], group: Group, now: float, are_all: bool) -> str:
+    def _why(self, group: Group, now: float, *, are_all: bool) -> str:
         """Return why a call of this group may begin now, if it may; `are_all`: nobody comes that could join any."""
-        if len(group.members) >= self._size(key):
+        if len(group.members) >= self._size(group.key):
             return "full"
-        if group.cost >= self._limit(key):
+        if group.cost >= self._limit(group.key):
             return "cost"
         if group.urgent:
             return "urgent"
@@ -260,14 +240,14 @@ class Gathering(Desk):
         running = (attempt.claim for attempt in self.running.values())
         return self.queued >= self._in_all or self._arrivals.are_all(now, running)
 
-    def _size(self, key: tuple[Hashable, int]) -> int:
+    def _size(self, key: Key) -> int:
         """Return how many may go into one call."""
-        fit = self._fits.get(key[0])
-        most = key[1] if fit is None else min(key[1], fit.size)
+        fit = self._fits.get(key.kind)
+        most = key.size if fit is None else min(key.size, fit.size)
         return most if self.policy.max_cost is not None else min(most, int(self._limit(key)))
 
-    def _limit(self, key: tuple[Hashable, int]) -> float:
-        budget = self._budgets.get(key[0])
+    def _limit(self, key: Key) -> float:
+        budget = self._budgets.get(key.kind)
         return self._allowed if budget is None else budget.limit
 
     def _wake_at(self, due: float, now: float) -> None:
@@ -277,18 +257,12 @@ class Gathering(Desk):
 
     def _take_queued(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
         taken: list[Claimed] = []
-        for key, group in list(self._groups.items()):
+        for group in self._kinds:
             wanted = [member.claim for member in group.members if is_wanted(member.claim)]
             if wanted:
                 taken += wanted
-                self._keep(key, [member for member in group.members if not is_wanted(member.claim)])
+                self._kinds.keep(group, [member for member in group.members if not is_wanted(member.claim)])
         return taken
-
-    def _keep(self, key: tuple[Hashable, int], members: list[Member]) -> None:
-        if members:
-            self._groups[key].keep(members)
-        else:
-            del self._groups[key]
 
     def take_surplus(self) -> list[Claimed]:
         """Take out what has no slot to begin in any more: the last calls in the order.
@@ -301,15 +275,14 @@ class Gathering(Desk):
         self.pace()
         surplus = self.queued - max(0, self.port.limit - self._begun)
         taken: list[Claimed] = []
-        for key in sorted(self._groups, key=self._first, reverse=True):
-            members = self._groups[key].members
-            n = surplus - len(taken)
+        for group in sorted(self._kinds, key=lambda group: group.place, reverse=True):
+            members, n = group.members, surplus - len(taken)
             if n < len(members):  # no call is taken apart
-                n = min(n, len(members) - key[1])
+                n = min(n, len(members) - group.key.size)
             if n <= 0:
                 break
             taken += [member.claim for member in members[-n:]]
-            self._keep(key, members[:-n])
+            self._kinds.keep(group, members[:-n])
         return taken
 
     def share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> list[Claimed]:
@@ -317,16 +290,14 @@ class Gathering(Desk):
         if self._lane.has_idle():
             return []
         now = self.env.monotonic()
-        are_all = self._are_all_here(now)
-        may_begin = (key for key, group in self._groups.items() if self._why(key, group, now, are_all))
-        ready = sorted(may_begin, key=self._first)
-        given = set(ready[max(1, len(ready) // 2) :])
-        taken = [
-            member.claim
-            for key in given
-            if all(is_wanted(member.claim.class_key) for member in self._groups[key].members)
-            for member in self._groups.pop(key).members
-        ]
+        self._kinds.look(now)
+        ready = self._kinds.ready(are_all=self._are_all_here(now))
+        taken: list[Claimed] = []
+        for group in ready[max(1, len(ready) // 2) :]:
+            claims = [member.claim for member in group.members]
+            if all(is_wanted(claim.class_key) for claim in claims):
+                taken += claims
+                self._kinds.keep(group, [])
         if taken:
             self._lane.given += len(taken)
             self._steps_back = True
@@ -337,11 +308,11 @@ class Gathering(Desk):
 
     def form(self) -> Call:
         """Take out what goes into the next call; `first` has just told that there is one."""
-        key = self._next
-        assert key is not None
-        group, size, limit = self._groups[key], self._size(key), self._limit(key)
+        group = self._next
+        assert group is not None
+        size, limit = self._size(group.key), self._limit(group.key)
         now = self.env.monotonic()
-        why = self._why(key, group, now, self._are_all_here(now)) or "room"
+        why = self._why(group, now, are_all=self._are_all_here(now)) or "room"
         n, cost, largest = 0, 0.0, 0.0
         for member in group.members[:size]:
             if n and cost + member.cost > limit:
@@ -351,11 +322,11 @@ class Gathering(Desk):
             cost += member.cost
             largest = max(largest, member.cost)
         formed = [member.claim for member in group.members[:n]]
-        self._keep(key, group.members[n:])
+        self._kinds.keep(group, group.members[n:])
         self.closed[why] += 1
         self._cost += cost
         self._padded += n * largest
-        return Call(formed, key[0], cost)
+        return Call(formed, group.key.kind, cost)
 
     def begin(self, n: int) -> None:
         """A call with so many claims begins."""
@@ -376,11 +347,11 @@ class Gathering(Desk):
     def took(self, call: Call, seconds: float) -> None:
         """A whole call went well, in so long."""
         budget = self._budgets.get(call.key) or Budget(self._allowed)
-        _keep_latest(self._budgets, call.key, budget)
+        self._learned(self._budgets, call.key, budget)
         budget.learn(call.cost, seconds)
         fit = self._fits.get(call.key)
         if fit is not None:
-            _keep_latest(self._fits, call.key, fit)
+            self._learned(self._fits, call.key, fit)
             fit.took(len(call.claims))
             if fit.size > self.policy.max_size:
                 del self._fits[call.key]
@@ -388,8 +359,18 @@ class Gathering(Desk):
     def ran_out_of_memory(self, call: Call, fits: int) -> None:
         """Calls of its like stay as small as what went through, until larger ones go well."""
         fit = self._fits.get(call.key) or Fit()
-        _keep_latest(self._fits, call.key, fit)
+        self._learned(self._fits, call.key, fit)
         fit.ran_out(fits)
+
+    def _learned(self, kept: dict[Hashable, T], kind: Hashable, value: T) -> None:
+        """Keep it as the latest; of too many the one that was not used for longest goes."""
+        kept.pop(kind, None)
+        kept[kind] = value
+        self._kinds.look_again(kind)
+        if len(kept) > _KINDS:
+            oldest = next(iter(kept))
+            del kept[oldest]
+            self._kinds.look_again(oldest)
 
     def ran_out_of_time(self, claims: list[Claimed]) -> None:
         """Whose fault it was is not known: each of them comes again in a smaller call."""
@@ -408,7 +389,7 @@ class Gathering(Desk):
         Of several kinds a call more for each beyond the first, within bounds: else few of each would be here at a time.
         """
         if self._taking:
-            idle, kinds = self._lane.idle + len(self.own_idle), len(self._groups)
+            idle, kinds = self._lane.idle + len(self.own_idle), len(self._kinds)
             calls = idle + freeing + self._is_ahead
             most = calls * self.policy.max_size
             if kinds > 1:
@@ -420,8 +401,8 @@ class Gathering(Desk):
     def shut(self) -> None:
         self._taking = False
         self.port.limit = -1_000_000_000
-        if self._groups:
-            self.closed["drain"] += len(self._groups)
+        if self._kinds:
+            self.closed["drain"] += len(self._kinds)
 
     def reopen(self) -> None:
         self._taking = True

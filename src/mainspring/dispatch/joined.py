@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
+from collections.abc import Hashable
 from typing import Final, NamedTuple
 
 from mainspring.store.base import URGENT, Claimed
@@ -25,18 +26,25 @@ class Member(NamedTuple):
         return self.claim.priority > TaskPriority.NORMAL or bool(self.claim.flags & URGENT)
 
 
+class Key(NamedTuple):
+    kind: Hashable  # what they have in common
+    size: int  # of a call, at most
+
+
 class Group:
     """Claims that may join: best first."""
 
-    __slots__ = ("cost", "members", "place", "size", "until", "urgent")
+    __slots__ = ("cost", "entry", "is_ready", "key", "members", "place", "until", "urgent")
 
-    def __init__(self, size: int) -> None:
-        self.size = size  # of a call, at most
+    def __init__(self, key: Key) -> None:
+        self.key = key
         self.members: list[Member] = []
         self.place = LAST  # the first of them
         self.cost = 0.0
         self.urgent = 0
         self.until = math.inf  # the first of them
+        self.entry: tuple[float, int | Place] | None = None  # where it is listed
+        self.is_ready = False  # and among which
 
     def add(self, member: Member) -> None:
         self.until = min(self.until, member.until)
@@ -51,7 +59,7 @@ class Group:
 
     def keep(self, members: list[Member]) -> None:
         self.members = members
-        self.place = members[0].place
+        self.place = members[0].place if members else LAST
         self.cost = sum(member.cost for member in members)
         self.urgent = sum(member.is_urgent for member in members)
-        self.until = min(member.until for member in members)
+        self.until = min((member.until for member in members), default=math.inf)

@@ -1,0 +1,66 @@
+"""Which of many batches may begin, and which of them goes first."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.conformance.kit import NOBODY
+
+from mainspring.dispatch.joined import Group, Key, Member
+from mainspring.dispatch.kinds import Kinds
+
+KEYS = [Key((kind,), size) for kind in range(4) for size in (1, 8)]
+
+
+@given(st.data())
+def test_it_is_what_a_look_at_each_would_find(data: st.DataObject) -> None:
+    """However members come and go, whatever becomes of the size of calls, and in whatever steps time passes."""
+    full = {key.kind: 3 for key in KEYS}
+    kinds = Kinds(lambda group: len(group.members) >= full[group.key.kind])
+    now, places = 0.0, data.draw(st.permutations(range(30)))
+    while places:
+        match data.draw(st.sampled_from(["add", "add", "keep", "learn", "look"])):
+            case "add":
+                until = now + data.draw(st.sampled_from([0, 1, 2, 5]))
+                member = Member((places.pop(), 0), NOBODY, 1.0, until)
+                key = data.draw(st.sampled_from(KEYS))
+                is_first = not any(group.key == key for group in kinds)
+                assert kinds.add(key, member) is is_first
+            case "keep" if len(kinds):
+                group = data.draw(st.sampled_from(list(kinds)))
+                kinds.keep(group, [member for member in group.members if data.draw(st.booleans())])
+            case "learn":
+                kind = data.draw(st.sampled_from(KEYS)).kind
+                full[kind] = data.draw(st.integers(1, 4))
+                kinds.look_again(kind)
+            case _:
+                now += data.draw(st.integers(0, 2))
+                kinds.look(now)
+                best_first = sorted(kinds, key=attrgetter("place"))
+                ready = [one for one in best_first if one.until <= now or len(one.members) >= full[one.key.kind]]
+                assert list(kinds.ready()) == ready
+                assert list(kinds.ready(are_all=True)) == best_first
+                if len(ready) < len(kinds):
+                    assert kinds.next.until == min(one.until for one in best_first if one not in ready)
+        assert kinds.queued == sum(len(group.members) for group in kinds)
+
+
+def test_a_look_costs_what_has_changed() -> None:
+    """However many kinds wait, and whether they may begin."""
+    asked: list[Group] = []
+
+    def is_closed(group: Group) -> bool:
+        asked.append(group)
+        return len(group.members) > 1
+
+    kinds = Kinds(is_closed)
+    for number in range(3_000):
+        kinds.add(Key((number,), 2), Member((number, 0), NOBODY, 1.0, 1.0))
+    kinds.look(0.0)
+    asked.clear()
+    kinds.add(Key((2_000,), 2), Member((9_000, 0), NOBODY, 1.0, 2.0))
+    kinds.look(0.5)
+    assert [group.key.kind for group in asked] == [(2_000,)]
+    assert list(kinds.ready()) == asked
