@@ -25,6 +25,7 @@ def _on_servers() -> None:
         "complete": "attempt = $5 AND coalesce(owner, 0) = $6",
         "held": "attempt = $2 AND coalesce(owner, 0) = $3",
         "complete_and_note": "task.attempt = v.attempt AND coalesce(task.owner, 0) = v.owner",
+        "complete_alike": "task.attempt = $8::integer AND coalesce(task.owner, 0) = $9::integer",
     }
     for name, guard in guards.items():
         assert guard in SQL_OF_SERVERS[name]

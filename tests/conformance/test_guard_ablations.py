@@ -11,11 +11,12 @@ from unittest import mock
 import pytest
 from tests.conformance import test_claims as of_claims
 from tests.conformance import test_outcomes as of_outcomes
-from tests.conformance.kit import Port, PostgresFactory, error, new, opened, submit
+from tests.conformance.kit import OUTPUT, Port, PostgresFactory, error, new, opened, submit
 
-from mainspring.store.base import COMPLETED, FAILED, RETRY
+from mainspring.store.base import COMPLETED, FAILED, RETRY, Finish
 from mainspring.store.postgres.statements import SQL
 from mainspring.store.ready import ANYWHERE, Place, Ready, Woken
+from mainspring.tasks import TaskStatus
 
 pytestmark = pytest.mark.anyio
 Test = Callable[[PostgresFactory, Any, Port], Awaitable[None]]
@@ -32,12 +33,18 @@ def unguarded(name: str, *guards: str) -> AbstractContextManager[Any]:
 
 def unguarded_completion() -> AbstractContextManager[Any]:
     """The row of the attempt, which can't be written twice, is a second guard; it goes as well."""
-    name = "complete_and_note"
-    with unguarded(name, "task.attempt = v.attempt", "coalesce(task.owner, 0) = v.owner"):
-        text = SQL[name]
-    row = "wait_ms, lane\n        FROM v)"
-    assert row in text
-    return mock.patch.dict(SQL, {name: text.replace(row, f"{row[:-1]} ON CONFLICT DO NOTHING)")})
+    guards = {
+        "complete_and_note": ("task.attempt = v.attempt", "coalesce(task.owner, 0) = v.owner"),
+        "complete_alike": ("task.attempt = $8::integer", "coalesce(task.owner, 0) = $9::integer"),
+    }
+    texts = {}
+    for name, both in guards.items():
+        with unguarded(name, *both):
+            text = SQL[name]
+        before, end, after = text.partition(")\nSELECT")
+        assert end
+        texts[name] = f"{before} ON CONFLICT DO NOTHING{end}{after}"
+    return mock.patch.dict(SQL, texts)
 
 
 def stale(what: str, outcome: int) -> Test:
@@ -53,6 +60,24 @@ async def a_late_completion(factory: PostgresFactory, store: Any, port: Port) ->
     await port.finish(claim, COMPLETED)
     assert [finish.claim.attempt for finish in port.missed] == [1]
     assert str((await store.info(id)).reason) == "claimed"
+
+
+def a_late_completion_beside(lane: str) -> Test:
+    """With one that is in time: where both ran in one lane they say once what they have in common."""
+
+    async def run(factory: PostgresFactory, store: Any, port: Port) -> None:
+        late, id = await of_outcomes.stale_after("next attempt", factory, store, port)
+        (other,) = await submit(store, new())
+        claim = await port.take()
+        async with factory.together(store, 2):
+            port.end(claim)
+            store.finish(Finish(late, COMPLETED, store.now_ms(), output=OUTPUT, lane=lane))
+        await port.settle()
+        assert [finish.claim.attempt for finish in port.missed] == [1]
+        assert str((await store.info(id)).reason) == "claimed"
+        assert str((await store.info(other)).status) == str(TaskStatus.COMPLETED)
+
+    return run
 
 
 async def a_start_of_the_attempt_before(factory: PostgresFactory, store: Any, port: Port) -> None:
@@ -95,6 +120,14 @@ ABLATIONS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], Test]] = {
     "a completion is not fenced by the attempt": (
         unguarded_completion,
         a_late_completion,
+    ),
+    "a completion is not fenced by the attempt, beside another of its lane": (
+        unguarded_completion,
+        a_late_completion_beside("async"),
+    ),
+    "a completion is not fenced by the attempt, beside another of another lane": (
+        unguarded_completion,
+        a_late_completion_beside("thread"),
     ),
     "another outcome is not fenced by the attempt": (
         lambda: unguarded("held", "attempt = $2", "coalesce(owner, 0) = $3"),

@@ -58,6 +58,7 @@ QUEUED = 100_000
 ENDS_OF_INDEXES = {
     "next_due": "task_due", "next_deadline": "task_deadline", "next_events": "task_due task_deadline",
     "any_waiting": "task_waits", "catch_up": "task_due task_deadline inbox_pkey", "complete_and_note": "task_waits",
+    "complete_alike": "task_waits",
     "next_cascade": "cascade_pkey", "ready_classes": "task_ready", "line": "task_ready", "take_inbox": "inbox_pkey",
     "arrivals": "inbox_pkey inbox_id_key", "newest_times": "task_pkey", "drop_audit": "audit_pkey",
     "drop_unused": "cache_used",

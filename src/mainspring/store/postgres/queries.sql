@@ -178,22 +178,40 @@ WHERE seq = $4 AND attempt = $5 AND coalesce(owner, 0) = $6 AND flags & 1 = 0;
 
 -- name: complete_and_note
 -- The same for many at once, with the rows of their attempts; tells how many there were, and whether anybody waits for anything.
-WITH v AS (SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::integer[], $6::integer[],
-        $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::integer[], $13::bigint[],
-        $14::text[])
-        AS v (ended_ms, output, flags, seq, attempt, owner, started_ms, duration_us, cpu_us, memory, network, batch,
-        wait_ms, lane)),
-    done AS (
+WITH done AS (
         UPDATE task SET status = 2, reason = NULL, owner = NULL, ended_ms = v.ended_ms, output = v.output,
             flags = task.flags | v.flags, error = NULL
-        FROM v WHERE task.seq = v.seq AND task.attempt = v.attempt AND coalesce(task.owner, 0) = v.owner
+        FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $8::integer[], $9::integer[], $10::integer[])
+            AS v (seq, output, ended_ms, attempt, owner, flags)
+        WHERE task.seq = v.seq AND task.attempt = v.attempt AND coalesce(task.owner, 0) = v.owner
             AND task.flags & 1 = 0
         RETURNING 1),
     noted AS (
-        INSERT INTO attempt (task, number, outcome, owner, started_ms, ended_ms, duration_us, cpu_us, memory, network,
-            batch, wait_ms, lane)
-        SELECT seq, attempt, 0, owner, started_ms, ended_ms, duration_us, cpu_us, memory, network, batch, wait_ms, lane
-        FROM v)
+        INSERT INTO attempt (task, outcome, ended_ms, started_ms, duration_us, cpu_us, wait_ms, number, owner, batch,
+            lane, memory, network)
+        SELECT seq, 0, ended_ms, started_ms, duration_us, cpu_us, wait_ms, number, owner, batch, lane, memory, network
+        FROM unnest($1::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::integer[],
+            $9::integer[], $11::integer[], $12::text[], $13::bigint[], $14::bigint[])
+            AS v (seq, ended_ms, started_ms, duration_us, cpu_us, wait_ms, number, owner, batch, lane, memory, network))
+SELECT (SELECT count(*) FROM done), EXISTS (SELECT 1 FROM task WHERE waits_for IS NOT NULL);
+
+-- name: complete_alike
+-- The same for those that have attempt, owner, flags, batch, lane, memory and network in common, where these are unknown
+-- at least.
+WITH done AS (
+        UPDATE task SET status = 2, reason = NULL, owner = NULL, ended_ms = v.ended_ms, output = v.output,
+            flags = task.flags | $10::integer, error = NULL
+        FROM unnest($1::bigint[], $2::bytea[], $3::bigint[]) AS v (seq, output, ended_ms)
+        WHERE task.seq = v.seq AND task.attempt = $8::integer AND coalesce(task.owner, 0) = $9::integer
+            AND task.flags & 1 = 0
+        RETURNING 1),
+    noted AS (
+        INSERT INTO attempt (task, outcome, ended_ms, started_ms, duration_us, cpu_us, wait_ms, number, owner, batch,
+            lane, memory, network)
+        SELECT seq, 0, ended_ms, started_ms, duration_us, cpu_us, wait_ms, $8, $9, $11::integer, $12::text,
+            $13::bigint, $14::bigint
+        FROM unnest($1::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[])
+            AS v (seq, ended_ms, started_ms, duration_us, cpu_us, wait_ms))
 SELECT (SELECT count(*) FROM done), EXISTS (SELECT 1 FROM task WHERE waits_for IS NOT NULL);
 
 -- name: held

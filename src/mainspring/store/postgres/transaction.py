@@ -19,6 +19,7 @@ _own = itemgetter(0, 1, 3, 18)
 """Of these, what each task has of its own: number, id, rank and input."""
 _shared = itemgetter(2, *range(4, 18), 19)
 """All others, which most tasks of a call have in common."""
+_FIRST = itemgetter(0)
 _MOVING = frozenset(("again", "again_after_crash", "delay_children", "give_back", "hand_back", "promote", "overdue"))
 """Statements after which something else may be the next to fall due."""
 
@@ -62,13 +63,17 @@ class PostgresTransaction(Transaction):
         return super().one(name, *values)
 
     def complete(self, ends: Sequence[Row], attempts: Sequence[Row]) -> int:
-        rows = [
-            (*end, started, duration, cpu, memory, network, batch, wait, lane)
-            for end, (_, _, _, _, started, _, duration, cpu, memory, network, batch, wait, lane, _) in zip(
-                ends, attempts, strict=True
-            )
-        ]
-        ((done, self.is_anybody_waiting),) = self.cursor.run("complete_and_note", tuple(zip(*rows, strict=True)))
+        ended, outputs, flags, *_ = zip(*ends, strict=True)
+        seqs, numbers, _, owners, started, _, duration, cpu, memory, network, batches, wait, lanes, _ = zip(
+            *attempts, strict=True
+        )
+        own = (seqs, outputs, ended, started, duration, cpu, wait)
+        shared = (numbers, owners, flags, batches, lanes, memory, network)
+        if _are_alike(shared):
+            name, columns = "complete_alike", (*own, *map(_FIRST, shared))
+        else:
+            name, columns = "complete_and_note", (*own, *shared)
+        ((done, self.is_anybody_waiting),) = self.cursor.run(name, columns)
         return int(done)
 
     # What has died in front of a bound stays in the index while anybody's old transaction is open
@@ -128,9 +133,9 @@ class PostgresTransaction(Transaction):
         columns = tuple(zip(*rows, strict=True))
         if name == "insert_task":
             self.moves_times = self.moves_times or any(columns[_DUE]) or any(columns[_DEADLINE])
-            if len(rows) > 1 and all(column.count(column[0]) == len(rows) for column in _shared(columns)):
+            if len(rows) > 1 and _are_alike(_shared(columns)):
                 name = "insert_alike"
-                columns = (*_own(columns), *(column[0] for column in _shared(columns)))
+                columns = (*_own(columns), *map(_FIRST, _shared(columns)))
         return self.cursor.changed(name, columns)
 
     def changed(self, name: str, *values: Any) -> int:
@@ -156,3 +161,8 @@ class PostgresTransaction(Transaction):
 
     def ready_classes(self) -> Iterator[Row]:
         return iter(self.run("ready_classes"))
+
+
+def _are_alike(columns: Iterable[Sequence[Any]]) -> bool:
+    """Whether each of these holds nothing but one value."""
+    return all(column.count(column[0]) == len(column) for column in columns)
