@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from tests.conformance.kit import AGEING_MS, NOBODY, Clock
 from tests.model.drawing import NUMBERS, acts, rarely, shown, tuples
-from tests.model.machine import MEMORY, within_limit
+from tests.model.machine import MEMORY, telling, within_limit
 from tests.model.specification import Model
 from tests.model.words import Claim, Outcome, Rules, Task
 
@@ -383,6 +383,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.folder = tempfile.mkdtemp(prefix="mainspring-model-", dir=MEMORY if MEMORY.is_dir() else None)
         self.runner = asyncio.Runner()
         self.world = EngineWorld(Path(self.folder))
+        self.acts: list[tuple[Any, ...]] = []  # of this example
 
     def run(self, work: Any) -> None:
         self.runner.run(within_limit(work))
@@ -407,9 +408,11 @@ class EngineMachine(RuleBasedStateMachine):
     def do(self, act: tuple[Any, ...]) -> None:
         name, *values = act
         self.steps[name] += 1
+        self.acts.append(act)
         if name in ("succeed", "fail") and not self.world.running:
             name, values = "submit", [(Draft(), Draft(arguments=(0,)))]
-        getattr(self, name)(*values)
+        with telling(self.acts):
+            getattr(self, name)(*values)
 
     def submit(self, drafts: tuple[Draft, ...]) -> None:
         self.run(self.world.submit(drafts))

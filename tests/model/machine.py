@@ -6,8 +6,8 @@ import asyncio
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Awaitable
-from contextlib import ExitStack
+from collections.abc import Awaitable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,17 @@ async def within_limit(work: Awaitable[Any]) -> Any:
         return await work
 
 
+@contextmanager
+def telling(acts: list[tuple[Any, ...]]) -> Iterator[None]:
+    """What fails inside says after which acts: what does so once in thousands of runs can't be shortened by Hypothesis,
+    which then shows none of them."""
+    try:
+        yield
+    except Exception as exc:
+        exc.add_note(f"after these acts: {acts}")
+        raise
+
+
 def _allowed(claim: Claimed, outcome: int) -> int:
     """Who judges an attempt asks for no more tries than there are."""
     return FAILED if outcome == RETRY and claim.retry_count >= claim.max_retries else outcome
@@ -71,6 +82,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.folder = tempfile.mkdtemp(prefix="mainspring-model-", dir=MEMORY if MEMORY.is_dir() else None)
         self.runner = asyncio.Runner()
         self.notes = 0
+        self.acts: list[tuple[Any, ...]] = []  # of this example
 
     def run(self, work: Any) -> Any:
         return self.runner.run(within_limit(work))
@@ -90,6 +102,7 @@ class StoreMachine(RuleBasedStateMachine):
         `rations` is what groups have beside each other: with rates and costs all processes have one clock, and what
         costs is in one lane, as who saves up for what depends on the lane that looks first.
         """
+        self.acts.append(("begin", queue_size, keep, rations, weight))
         self.keep = keep
         self.rations = rations
         self.world = World(Path(self.folder), kind=self.kind, queue_size=queue_size, in_steps=self.in_steps)
@@ -236,9 +249,11 @@ class StoreMachine(RuleBasedStateMachine):
     def do(self, act: tuple[Any, ...]) -> None:
         name, *values = act
         self.steps[name] += 1
+        self.acts.append(act)
         if not self.world.workers and name not in ("open", "advance", "jump"):
             self.open()
-        getattr(self, name)(*values)
+        with telling(self.acts):
+            getattr(self, name)(*values)
 
     def ask(self, n: int, what: tuple[Any, ...]) -> None:
         """One thing; where it needs something that is held and nothing is, see to that instead."""
