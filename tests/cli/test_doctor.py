@@ -76,6 +76,17 @@ def test_a_store_that_nobody_has_open(call, store: Path) -> None:
     assert files(store.parent) == before
 
 
+@pytest.mark.parametrize("moment", ["started_ms", "ended_ms"])
+def test_a_time_that_no_clock_has_told(call, store: Path, moment: str) -> None:
+    """The store's clock never goes back behind what is noted: a moment far ahead would end every delay and deadline."""
+    connection = apsw.Connection(str(store))
+    connection.execute(f"UPDATE worker SET {moment} = 4000000000000")
+    connection.close()
+    answer = call("doctor", "--store", str(store), "--json")
+    (what,) = whats(answer, "clock")
+    assert "ahead of this machine's clock" in what
+
+
 def test_a_healthy_store(call, worker: Worker) -> None:
     """With a worker at work there is nothing to attend to."""
     call("submit", "custom:resize", '{"width": 3}', "--wait")

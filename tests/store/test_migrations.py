@@ -8,7 +8,7 @@ from typing import Any
 
 import apsw
 import pytest
-from tests.conformance.kit import Port, SqliteFactory, new, opened
+from tests.conformance.kit import Port, SqliteFactory, error, new, opened
 
 from mainspring.store.sqlite.connection import APPLICATION_ID, SCHEMA_VERSION
 from mainspring.store.sqlite.statements import MIGRATIONS, SCHEMA, schema_of
@@ -63,7 +63,10 @@ async def test_work_goes_on_in_an_older_file(tmp_path: Path) -> None:
         ],
     )
     connection.execute("INSERT INTO edge VALUES (3, 0, 2, 1); INSERT INTO cascade VALUES (2)")
-    connection.execute("INSERT INTO attempt (task, number, outcome, ended_ms) VALUES (2, 1, 1, 5)")
+    connection.execute("UPDATE task SET error = ? WHERE seq = 2", (error(),))
+    connection.execute(
+        "INSERT INTO attempt (task, number, outcome, ended_ms, error) VALUES (2, 1, 1, 5, ?)", (error(),)
+    )
     connection.execute("INSERT INTO tally VALUES (1, 0, 2), (1, 3, 1), (0, 0, 2), (0, 3, 1)")
     connection.close()
     async with opened(factory.make()) as store:

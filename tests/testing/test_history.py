@@ -90,6 +90,8 @@ SPOILT = [
     ("states", "goes on", "UPDATE task SET flags = flags | 1 WHERE seq = {ready}"),
     ("states", "ended otherwise", "UPDATE task SET flags = flags | 1 WHERE seq = {broken}"),
     ("states", "equal work", "UPDATE task SET flags = flags | 256 WHERE seq = {ready}"),
+    ("states", "there are not", "UPDATE task SET flags = -1 WHERE seq = {ready}"),
+    ("states", "lost that", "UPDATE task SET flags = flags | 4096 WHERE seq = {ready}"),
     ("states", "kind", "UPDATE edge SET policy = 3 WHERE child = {waits}"),
     (
         "identity",
@@ -97,6 +99,7 @@ SPOILT = [
         "DROP INDEX task_id; UPDATE task SET id = (SELECT id FROM task WHERE seq = {plain}) WHERE seq = {ready}",
     ),
     ("identity", "of no task", "UPDATE task SET id = NO_ID WHERE seq = {plain}"),
+    ("numbers", "may have", "UPDATE task SET seq = -seq WHERE seq = {ready}"),
     ("numbers", "is to get", "UPDATE task SET seq = 999999 WHERE seq = {ready}"),
     ("delays", "not_before", "UPDATE task SET due_ms = due_ms + 1 WHERE seq = {delayed}"),
     ("delays", "not_before", "UPDATE task SET not_before_ms = NULL WHERE seq = {delayed}"),
@@ -106,6 +109,9 @@ SPOILT = [
     ("delays", "before its last attempt", "UPDATE task SET due_ms = 1 WHERE seq = {lost}"),
     ("delays", "many years", "UPDATE task SET due_ms = 9000000000000000 WHERE seq = {lost}"),
     ("delays", "before it may", "UPDATE task SET deadline_ms = not_before_ms WHERE seq = {delayed}"),
+    ("delays", "went on before", "UPDATE task SET not_before_ms = ready_ms + 2000 WHERE seq = {running}"),
+    ("delays", "went on before", "UPDATE task SET not_before_ms = ready_ms + 2000 WHERE seq = {ready}"),
+    ("delays", "time limit", "UPDATE task SET deadline_ms = -1 WHERE seq = {ready}"),
     ("delays", "time limit", "UPDATE task SET timeout_ms = -1 WHERE seq = {ready}"),
     ("outcomes", "otherwise", "UPDATE attempt SET outcome = 4 WHERE task = {plain}"),
     ("outcomes", "otherwise", "DELETE FROM attempt WHERE task = {plain}"),
@@ -148,6 +154,8 @@ SPOILT = [
     ("dependencies", "not there", "DELETE FROM task WHERE seq = {broken}"),
     ("dependencies", "went on", "INSERT INTO edge (child, n, parent, policy) VALUES ({plain}, 0, {ready}, 0)"),
     ("dependencies", "depends on a task", "UPDATE edge SET parent = 999 WHERE child = {joins} AND n = 1"),
+    ("dependencies", "depends on a task", "UPDATE edge SET parent = 999999 WHERE child = {needs it}"),
+    ("dependencies", "marked otherwise", "UPDATE task SET flags = flags - 4 WHERE seq = {made of it}"),
     ("dependencies", "lost a dependency", "DELETE FROM edge WHERE child = {held by three} AND n = 1"),
     ("dependencies", "depends on none", "UPDATE task SET flags = flags | 4 WHERE seq = {ready}"),
     ("dependencies", "does not depend on", "UPDATE edge SET parent = {plain} WHERE child = {made of it}"),
@@ -171,6 +179,11 @@ SPOILT = [
     ("stands_for", "has none", "UPDATE task SET flags = 8 WHERE seq = {plain}"),
     ("stands_for", "for itself", "INSERT INTO stands_for (task, n, ref) VALUES ({splits}, 9, {splits})"),
     ("stands_for", "for itself", "INSERT INTO stands_for (task, n, ref) VALUES ({part one}, 0, {splits})"),
+    (
+        "stands_for",
+        "marked otherwise",
+        "UPDATE task SET output = (SELECT output FROM task WHERE seq = {plain}) WHERE seq = {splits}",
+    ),
     ("stands_for", "not noted", "DELETE FROM stands_for WHERE n = 1"),
     ("owners", "before it started", "UPDATE worker SET ended_ms = started_ms - 2000"),
     ("owners", "by nobody", "UPDATE task SET owner = 77 WHERE seq = {running}"),
@@ -196,6 +209,7 @@ SPOILT = [
     ("cache", "wrongly", "UPDATE cache SET used_ms = made_ms - 1"),
     ("cache", "wrongly", "UPDATE cache SET expires_ms = 0"),
     ("cache", "wrongly", "UPDATE cache SET digest = 'x'"),
+    ("kept_size", "wrongly", "DELETE FROM kept_size"),
     ("kept_size", "wrongly", "UPDATE kept_size SET bytes = bytes + 1"),
     ("groups", "wrongly", "UPDATE task SET flags = flags | 512 WHERE seq = {ready}"),
     (
@@ -217,6 +231,8 @@ SPOILT = [
     ("keys", "another task", "UPDATE idempotency SET task = {ready} WHERE key = 'broken'"),
     ("keys", "another task", "UPDATE idempotency SET task = {ready} WHERE key = 'running'"),
     ("keys", "of another task", "UPDATE idempotency SET key = 'x' WHERE key = 'running'"),
+    ("retried", "another kind", "UPDATE retried SET again = {joins}"),
+    ("retried", "another one was", "INSERT INTO retried (task, again) SELECT {broken}, again FROM retried"),
     ("retried", "not there", "UPDATE retried SET again = 999"),
     ("retried", "not there", "UPDATE retried SET again = {plain}"),
     ("retried", "not there", "UPDATE retried SET task = {plain}"),
@@ -229,6 +245,7 @@ SPOILT = [
     ("ranks", "before", "UPDATE task SET rank = 0 WHERE seq = {ready}"),
     ("ranks", "before", "UPDATE task SET rank = -9000000000000000000 WHERE seq = {delayed}"),
     ("ranks", "behind", "UPDATE task SET rank = 9000000000000000000 WHERE seq = {ready}"),
+    ("tombstones", "is back", "UPDATE tombstone SET id = substr(id, 1, 15)"),
     ("tombstones", "had not ended", "UPDATE tombstone SET status = 1"),
     (
         "tombstones",
@@ -241,6 +258,7 @@ SPOILT = [
     ("times", "deadline", "UPDATE task SET deadline_ms = ended_ms - 2000 WHERE seq = {plain}"),
     ("times", "before it was submitted", "UPDATE task SET submitted_ms = ended_ms + 2000 WHERE seq = {plain}"),
     ("times", "became ready", "UPDATE task SET ready_ms = 0 WHERE seq = {ready}"),
+    ("times", "became ready", "UPDATE task SET submitted_ms = 0 WHERE seq = {delayed}"),
     ("times", "became ready", "UPDATE task SET ready_ms = ended_ms + 2000 WHERE seq = {plain}"),
     ("times", "timeout", "UPDATE task SET timeout_ms = 1 WHERE seq = {plain}"),
     ("vectors", "counts other", "UPDATE vector_collection SET records = 9"),
@@ -253,6 +271,8 @@ SPOILT_FILE = [
     ("vectors", "dimension", "UPDATE vector_record SET vector = x'00000000' WHERE id = 'a'"),
     ("vectors", "without its record", "DELETE FROM vector_record WHERE id = 'a'"),
     ("vectors", "still there", "UPDATE vector_tombstone SET row = (SELECT row FROM vector_record WHERE id = 'a')"),
+    ("vectors", "other labels", "DELETE FROM vector_label WHERE row = (SELECT row FROM vector_record WHERE id = 'a')"),
+    ("vectors", "other labels", "UPDATE vector_record SET metadata = 'garbage' WHERE id = 'a'"),
     ("vectors", "newest version", "UPDATE vector_tombstone SET version = 99"),
 ]
 
@@ -286,6 +306,7 @@ def test_a_spoilt_store(store: Path, invariant: str, says: str, sql: str) -> Non
         ("a kept result", "UPDATE cache SET output = x'c1c1' WHERE digest IS NULL"),
         ("what handler", "UPDATE handler SET options = '{{'"),
         ("what handler", "UPDATE handler SET schema = '[]'"),
+        ("the type of class", "UPDATE class SET type = 'garbage' WHERE type = 'custom:other'"),
         ("what a process tells", "UPDATE worker SET slots = '{{' WHERE ended_ms IS NULL"),
     ],
 )
@@ -312,6 +333,32 @@ def test_every_value_is_read(store: Path, monkeypatch: pytest.MonkeyPatch) -> No
     whats = [item.what for item in check_history(store, limit=10_000) if item.invariant == "readable"]
     starts = ("its input", "the error of", "a kept result")
     assert [tuple(sum(what.startswith(start) for what in whats) for start in starts)] == rows
+
+
+def test_whatever_is_wrong_can_be_looked_at(store: Path) -> None:
+    """A value of any kind in any column, or a row that is gone, keeps no check from coming to its end."""
+    connection = apsw.Connection(str(store))
+    connection.pragma("ignore_check_constraints", 1)
+    blobs, seen = LocalBlobStore(f"{store}-blobs"), 0
+    tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+    for (table,) in tables.fetchall():
+        wrong = {"INTEGER": "-9000000000000000", "REAL": "-1e300", "TEXT": "'garbage'", "BLOB": "x'c1c1'"}
+        columns = [(row[1], row[2]) for row in connection.execute(f"PRAGMA table_info({table})")]
+        changes = [f"DELETE FROM {table}"]
+        for column, kind in columns:
+            values = ("NULL", wrong.get(kind.upper(), "-1"))
+            changes += [f"UPDATE OR IGNORE {table} SET {column} = {value}" for value in values]
+        for sql in changes:
+            connection.execute("SAVEPOINT damage")
+            try:
+                connection.execute(sql)
+            except (apsw.ConstraintError, apsw.MismatchError):  # this not even a file that is damaged can hold
+                pass
+            else:
+                seen += bool(check_history(connection, blobs=blobs))
+            connection.execute("ROLLBACK TO damage; RELEASE damage")
+    connection.close()
+    assert seen > 100
 
 
 def test_every_check_has_its_control() -> None:
@@ -345,6 +392,15 @@ def test_a_travelling_end_is_no_fault(store: Path) -> None:
         "INSERT INTO cascade (task) VALUES ({broken})",
     )
     assert check_history(store) == []
+
+
+@pytest.mark.parametrize("name", ["", "garbage", "../../etc/passwd"])
+def test_what_names_no_blob(store: Path, name: str) -> None:
+    """A digest that is none is told, and not looked for in the folder."""
+    spoil(store, f"UPDATE blob_key SET digest = '{name}'")
+    (found,) = check_history(store, blobs=LocalBlobStore(f"{store}-blobs"))
+    assert (found.invariant, found.figures) == ("blobs", {"digest": name})
+    assert "is no blake3 hash" in found.what
 
 
 @pytest.mark.parametrize("keep", ["payload_blob", "blob_key"])

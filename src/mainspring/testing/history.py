@@ -45,6 +45,7 @@ _PAGE: Final = 1_000
 _STATES: Final = sorted(
     {(STATUS_CODE[t.after.status], -1 if t.after.reason is None else REASON_CODE[t.after.reason]) for t in TRANSITIONS}
 )
+_DIGEST: Final = re.compile("[0-9a-f]{64}")
 _WORD: Final = re.compile(r":([a-z]\w*)")
 
 
@@ -130,7 +131,8 @@ def _unsound_blobs(rows: Rows, blobs: BlobStore) -> Iterator[Violation]:
             continue
         for digest in digests_in(rows, table):
             if (fault := blobs.fault(digest)) is not None:
-                how = f"can't be read: {fault}" if blobs.info(digest) else "is missing"
+                is_there = not _DIGEST.fullmatch(digest) or blobs.info(digest)
+                how = f"can't be read: {fault}" if is_there else "is missing"
                 what = f"blob that {table} refers to {how}"
                 yield Violation(invariant="blobs", task=None, what=what, figures={"digest": digest})
 
@@ -138,6 +140,7 @@ def _unsound_blobs(rows: Rows, blobs: BlobStore) -> Iterator[Violation]:
 def digests_in(rows: Rows, table: str) -> Iterator[str]:
     """Yield the blobs that a table refers to, each once, a page at a time."""
     sql = f"SELECT DISTINCT digest FROM {table} WHERE digest > $1 ORDER BY digest LIMIT {_PAGE}"  # noqa: S608 - of ours
+    yield from (str(digest) for (digest,) in rows.ask(sql.replace("> $1", "= $1"), ""))
     after = ""
     while page := [str(digest) for (digest,) in rows.ask(sql, after)]:
         yield from page

@@ -41,6 +41,12 @@ UNION ALL
 SELECT id, 'is marked to have ended as equal work did, and goes on', seq, status, reason, attempt FROM task
 WHERE flags & 256 <> 0 AND status < 2
 UNION ALL
+SELECT id, 'is marked with flags that there are not', seq, status, reason, attempt FROM task
+WHERE flags NOT BETWEEN 0 AND 2147483647
+UNION ALL
+SELECT id, 'says what it needs or costs, and has lost that', seq, status, reason, attempt FROM task
+WHERE flags & 20480 <> 0 AND spec IS NULL
+UNION ALL
 SELECT id, 'has a priority that there is not', seq, priority, NULL, attempt FROM task WHERE priority NOT BETWEEN 0 AND 3
 UNION ALL
 SELECT task.id, 'has a dependency of a kind that there is not', child, policy, NULL, n
@@ -67,7 +73,11 @@ UNION ALL
 SELECT id, 'must start by a deadline that comes before it may start', seq, due_ms, not_before_ms, deadline_ms
 FROM task WHERE deadline_ms <= not_before_ms
 UNION ALL
-SELECT id, 'has a time limit that can not be', seq, timeout_ms, NULL, NULL FROM task WHERE timeout_ms < 0;
+SELECT id, 'went on before its not_before', seq, ready_ms, not_before_ms, deadline_ms
+FROM task WHERE (status IN (1, 2) OR reason IN (0, 3, 4, 5)) AND not_before_ms > ready_ms + :slack_ms
+UNION ALL
+SELECT id, 'has a moment or a time limit that can not be', seq, not_before_ms, deadline_ms, timeout_ms
+FROM task WHERE timeout_ms < 1 OR not_before_ms < 0 OR deadline_ms < 0;
 
 -- name: identity
 -- A task has an id of its own, of 16 bytes that are not all zero.
@@ -78,9 +88,9 @@ UNION ALL
 SELECT id, 'is there several times', min(seq), count(*) FROM task GROUP BY id HAVING count(*) > 1;
 
 -- name: numbers
--- The next task gets a number that none has had.
-SELECT id, 'has a number that the next task is to get' AS what, seq, :last_number AS last FROM task
-WHERE seq > :last_number;
+-- Tasks have numbers from 1, and the next one gets a number that none has had.
+SELECT id, 'has a number that none may have, or that the next task is to get' AS what, seq, :last_number AS last FROM task
+WHERE seq < 1 OR seq > :last_number;
 
 -- name: outcomes
 -- A task that has ended did so as its last attempt says, at that moment; without an attempt where none was needed.
@@ -146,7 +156,7 @@ UNION ALL
 SELECT child.id, 'depends on a task that is not there', child.seq, child.status, child.reason, child.attempt,
     edge.parent, NULL, policy
 FROM edge JOIN task AS child ON child.seq = edge.child LEFT JOIN task AS parent ON parent.seq = edge.parent
-WHERE child.status < 2 AND parent.seq IS NULL
+WHERE parent.seq IS NULL AND (child.status < 2 OR edge.parent < 0 OR edge.parent > :last_number)
 UNION ALL
 SELECT child.id, 'has lost a dependency', child.seq, child.status, child.reason, child.attempt, NULL, NULL, NULL
 FROM (SELECT edge.child, min(n) AS low, max(n) AS high, count(*) AS found, max(parent.flags & 8) AS joined
@@ -238,9 +248,10 @@ FROM cache WHERE bytes < 0 OR expires_ms < made_ms OR used_ms < made_ms OR (flag
 
 -- name: kept_size
 -- The bytes of what is kept are counted as adding them up does.
-SELECT NULL AS id, 'counts the bytes of kept results wrongly' AS what, kept_size.bytes AS counted,
-    CAST(coalesce((SELECT sum(bytes) FROM cache), 0) AS BIGINT) AS bytes
-FROM kept_size WHERE kept_size.bytes <> (SELECT coalesce(sum(bytes), 0) FROM cache);
+SELECT NULL AS id, 'counts the bytes of kept results wrongly' AS what, found.counted, found.bytes
+FROM (SELECT (SELECT min(bytes) FROM kept_size) AS counted,
+    CAST(coalesce((SELECT sum(bytes) FROM cache), 0) AS BIGINT) AS bytes) AS found
+WHERE found.counted IS DISTINCT FROM found.bytes;
 
 -- name: owners
 -- A claim is held by a worker that has not signed off; so is what a worker says of itself.
@@ -288,10 +299,15 @@ SELECT task.id, 'has ' || count(*) || ' idempotency keys', seq, task.class
 FROM idempotency JOIN task ON seq = idempotency.task GROUP BY task.seq HAVING count(*) > 1;
 
 -- name: retried
--- What was retried ended without completing, and what it became is there and newer.
+-- What was retried ended without completing, and what it became is there, newer, of its class, and of it alone.
 SELECT old.id, 'was retried as what is not there, or did not end' AS what, retried.task AS seq, again, old.status
 FROM retried LEFT JOIN task AS old ON old.seq = retried.task LEFT JOIN task AS fresh ON fresh.seq = again
-WHERE old.seq IS NULL OR fresh.seq IS NULL OR old.status < 3 OR again <= retried.task;
+WHERE old.seq IS NULL OR fresh.seq IS NULL OR old.status < 3 OR again <= retried.task
+UNION ALL
+SELECT old.id, 'was retried as another kind of task, or as what another one was retried as', retried.task, again, old.status
+FROM retried JOIN task AS old ON old.seq = retried.task JOIN task AS fresh ON fresh.seq = again
+WHERE fresh.class <> old.class OR EXISTS
+    (SELECT 1 FROM retried AS other WHERE other.again = retried.again AND other.task <> retried.task);
 
 -- name: orphans
 -- No row speaks of a task that is not there.
@@ -313,7 +329,7 @@ WHERE NOT EXISTS (SELECT 1 FROM task WHERE seq = payload_blob.task) GROUP BY tas
 -- name: tombstones
 -- What was pruned had ended, and is gone.
 SELECT tombstone.id, 'was pruned and had not ended, or is back' AS what, tombstone.status, task.status AS again
-FROM tombstone LEFT JOIN task ON task.id = tombstone.id WHERE tombstone.status NOT BETWEEN 2 AND 5 OR seq IS NOT NULL;
+FROM tombstone LEFT JOIN task ON task.id = tombstone.id WHERE tombstone.status NOT BETWEEN 2 AND 5 OR seq IS NOT NULL OR length(tombstone.id) <> 16;
 
 -- name: times
 -- Nothing started before its time or after its deadline, give or take what two clocks may differ; what ran out of time
@@ -330,7 +346,8 @@ SELECT id, 'ended before it was submitted', seq, attempt, ended_ms, submitted_ms
 FROM task WHERE ended_ms < submitted_ms - :slack_ms
 UNION ALL
 SELECT id, 'became ready before it was submitted, or after it ended', seq, attempt, ready_ms, submitted_ms, ended_ms
-FROM task WHERE ready_ms < submitted_ms - :slack_ms OR ready_ms > ended_ms + :slack_ms;
+FROM task WHERE ready_ms < submitted_ms - :slack_ms OR ready_ms > ended_ms + :slack_ms
+    OR (reason IN (1, 2) AND ready_ms <> submitted_ms);
 
 -- name: ranks
 -- A task's place in the order is no later than it came, or than it may start: what is behind that might starve. Nor is it

@@ -24,6 +24,11 @@ SELECT NULL, 'label ' || key || ' without its record', vector_label.row, vector_
 FROM vector_label LEFT JOIN vector_record ON vector_record.row = vector_label.row
     AND vector_record.collection = vector_label.collection WHERE vector_record.row IS NULL
 UNION ALL
+SELECT NULL, 'record ' || vector_record.id || ' has other labels than metadata', vector_record.row, coalesce(labelled.n, 0)
+FROM vector_record LEFT JOIN (SELECT collection, row, count(*) AS n FROM vector_label GROUP BY collection, row) AS labelled
+    ON labelled.row = vector_record.row AND labelled.collection = vector_record.collection
+WHERE coalesce(labelled.n, 0) <> CASE WHEN json_valid(metadata) THEN (SELECT count(*) FROM json_each(metadata)) ELSE -1 END
+UNION ALL
 SELECT NULL, 'record deleted and still there, or after the newest version', vector_tombstone.row, vector_tombstone.version
 FROM vector_tombstone JOIN vector_collection ON vector_collection.id = vector_tombstone.collection
     LEFT JOIN vector_record ON vector_record.row = vector_tombstone.row

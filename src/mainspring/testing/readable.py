@@ -11,7 +11,7 @@ import msgspec
 from mainspring.errors import InvalidInput
 from mainspring.resources.monitor import ResourceUsage
 from mainspring.store.base import BLOB_INPUT, BLOB_OUTPUT, Spec
-from mainspring.tasks import ErrorInfo, TaskId
+from mainspring.tasks import ErrorInfo, TaskId, TaskType
 from mainspring.tasks.codec import UNREADABLE, decode_input, decode_output
 from mainspring.testing.rows import Row, Rows
 from mainspring.testing.violation import Violation
@@ -31,7 +31,7 @@ _KEPT: Final = "SELECT key, type, flags, output FROM cache WHERE key > $1 ORDER 
 
 def unreadable(rows: Rows, limit: int) -> Iterator[Violation]:
     """Yield what can't be read, at most so many of each kind."""
-    kinds = [_tasks(rows), _attempts(rows), _handlers(rows)]
+    kinds = [_tasks(rows), _attempts(rows), _handlers(rows), _classes(rows)]
     if "cache" in rows.tables:
         kinds.append(_kept(rows))
     if "usage" in rows.tables:  # came with what workers tell of their slots
@@ -67,6 +67,11 @@ def _handlers(rows: Rows) -> Iterator[Violation]:
     for kind, version, options, schema in rows.ask("SELECT type, version, options, schema FROM handler"):
         for field, raw in (("options", options), ("schema", schema)):
             yield from _fault(_object, raw, None, f"what handler {kind} has declared", field=field, version=version)
+
+
+def _classes(rows: Rows) -> Iterator[Violation]:
+    for number, kind in rows.ask("SELECT id, type FROM class ORDER BY id"):
+        yield from _fault(TaskType, kind, None, f"the type of class {number}", type=kind)
 
 
 def _told(rows: Rows) -> Iterator[Violation]:

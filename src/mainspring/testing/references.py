@@ -28,12 +28,12 @@ _OWNER: Final = (
 _AGAIN: Final = "SELECT 1 FROM retried WHERE task = $1"
 _STAND_IN: Final = "SELECT 1 FROM attempt WHERE task = $1 AND started_ms IS NULL AND outcome = 0"
 _NEWER: Final = "SELECT count(*) FROM task WHERE seq > $1"
-_MADE_OF: Final = """SELECT seq, id, input FROM task WHERE seq > $1 AND status < 2 AND flags & 16 = 0
+_MADE_OF: Final = """SELECT seq, id, input, flags & 4 FROM task WHERE seq > $1 AND status < 2 AND flags & 16 = 0
 ORDER BY seq LIMIT 100"""
 _PARENTS: Final = """SELECT child, parent.id FROM edge JOIN task ON task.seq = edge.child JOIN task AS parent
 ON parent.seq = edge.parent WHERE edge.child BETWEEN $1 AND $2 AND task.status < 2"""
-_STANDING: Final = """SELECT seq, id, output FROM task WHERE seq > $1 AND status = 2 AND flags & 40 = 8
-ORDER BY seq LIMIT 100"""
+_STANDING: Final = """SELECT seq, id, output, 8 FROM task
+WHERE seq > $1 AND status = 2 AND flags & 40 = 8 AND output IS NOT NULL ORDER BY seq LIMIT 100"""
 _STOOD_FOR: Final = """SELECT stands_for.task, other.id FROM stands_for JOIN task AS other ON other.seq = ref
 WHERE stands_for.task BETWEEN $1 AND $2"""
 
@@ -93,12 +93,14 @@ def _refs(rows: Rows, tasks: str, others: str, invariant: str, what: str) -> Ite
     """What a task's bytes refer to is among what its rows name: else nobody waits for it, and nobody keeps it."""
     for page in _whole_pages(rows, tasks, 0):
         named = {(seq, bytes(id)) for seq, id in rows.ask(others, page[0][0], page[-1][0])}
-        for seq, id, raw in page:
+        for seq, id, raw, flag in page:
             try:
-                missing = [ref for ref in refs_in(raw) if (seq, ref.bytes) not in named]
+                refs = refs_in(raw)
             except msgspec.DecodeError:  # told as unreadable
                 continue
-            if missing:
+            if bool(refs) is not bool(flag):
+                yield _violation(invariant, id, "names results of others, or none, and is marked otherwise", seq=seq)
+            if missing := [ref for ref in refs if (seq, ref.bytes) not in named]:
                 yield _violation(invariant, id, what, seq=seq, of=str(missing[0]), missing=len(missing))
 
 

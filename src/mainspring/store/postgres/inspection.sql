@@ -68,7 +68,8 @@ SELECT (SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL),
     (SELECT min(deadline_ms) FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason IS DISTINCT FROM 4);
 
 -- name: newest
-SELECT greatest((SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1), (SELECT max(started_ms) FROM worker));
+SELECT greatest((SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1), (SELECT max(started_ms) FROM worker),
+    (SELECT max(ended_ms) FROM worker));
 
 -- name: unfinished
 SELECT coalesce(sum(n), 0)::bigint FROM tally WHERE class = 0 AND status = 0;

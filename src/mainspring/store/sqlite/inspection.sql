@@ -64,7 +64,8 @@ SELECT (SELECT min(due_ms) FROM task WHERE due_ms IS NOT NULL),
     (SELECT min(deadline_ms) FROM task WHERE deadline_ms IS NOT NULL AND status = 0 AND reason IS NOT 4);
 
 -- name: newest
-SELECT max((SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1), (SELECT max(started_ms) FROM worker));
+SELECT max(coalesce((SELECT submitted_ms FROM task ORDER BY seq DESC LIMIT 1), 0),
+    coalesce((SELECT max(max(started_ms, coalesce(ended_ms, 0))) FROM worker), 0));
 
 -- name: unfinished
 SELECT coalesce(sum(n), 0) FROM tally WHERE class = 0 AND status = 0;
