@@ -71,12 +71,16 @@ class World:
                 self.start()
             await asyncio.sleep(0.02)
 
-    async def replace(self) -> None:
+    async def replace(self, number: int = signal.SIGKILL) -> None:
         """Have another worker, after one was left in a bad state."""
         before = len(self.deaths)
-        self.worker.kill()
+        self.worker.send_signal(number)
         await until(lambda: len(self.deaths) > before)
         await self.all_lanes_work()
+
+    async def drain(self) -> None:
+        """Have another worker, after one that was asked to go."""
+        await self.replace(signal.SIGTERM)
 
     def submit(self, kind: str, max_retries: int = 0, **arguments: Any) -> Any:
         task = Task(task_type=TaskType.custom(kind), input=Custom(arguments), max_retries=max_retries)
@@ -259,6 +263,27 @@ def is_running(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return False
+
+
+@pytest.mark.parametrize("lane", ALL)
+async def test_a_daemon(world: World, lane: str) -> None:
+    """It is nobody's child any more; with that which started it goes only one of the process lane."""
+    async with world.beside_a_neighbour(lane, "hides") as cell:
+        left = await value(cell.handle)
+    assert is_running(left)
+    if lane == "process":
+        os.kill(cell.pid, signal.SIGKILL)
+        await until(lambda: not is_running(left))
+        await world.all_lanes_work()
+        for end in (world.replace, world.drain):  # the worker's own ends are those of its children
+            left = await value(await world.submit("in_process", way="hides", mark=f"{cell.mark}.{end.__name__}"))
+            assert is_running(left)
+            await end()
+            await until(lambda left=left: not is_running(left))  # type: ignore[misc]
+    else:
+        await world.replace()
+        assert is_running(left)
+        os.kill(left, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("lane", ALL)

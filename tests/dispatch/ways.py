@@ -112,6 +112,26 @@ def forks(mark: str) -> int:
     return pid
 
 
+def hides(mark: str) -> int:
+    """Leaves a daemon behind: a process in a session of its own, without a parent that lives. Returns which."""
+    began(mark)
+    read, write = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.write(write, b"%d" % os.getpid())
+        os.closerange(0, 256)
+        time.sleep(60)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    found = int(os.read(read, 20))
+    os.close(read)
+    os.close(write)
+    return found
+
+
 def escapes(mark: str) -> int:
     """Forks, and lets the copy return as well."""
     began(mark)
@@ -218,8 +238,8 @@ async def exhausts_async(mark: str) -> int:
 WAYS: dict[str, Callable[[str], Any]] = {
     way.__name__: way
     for way in (
-        segfault, leave, killed, closes_all, deaf, blocks, leaks, forks, escapes, escapes_late, asks, garbage, raises,
-        floods, closes_output, exhausts, says,
+        segfault, leave, killed, closes_all, deaf, blocks, leaks, forks, hides, escapes, escapes_late, asks, garbage,
+        raises, floods, closes_output, exhausts, says,
     )
 }  # fmt: skip
 _ASYNC = {"deaf": deaf_async, "escapes_late": escapes_late_async, "exhausts": exhausts_async}

@@ -11,8 +11,10 @@ import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import NamedTuple
 
+from mainspring.children import guard
 from mainspring.children.measure import MAXRSS_UNIT, own_peak_bytes
 from mainspring.children.output import Output
 from mainspring.children.pipe import Pipe
@@ -49,6 +51,7 @@ class _Process(NamedTuple):
     sock: socket.socket
     output: int
     inherited_peak: int
+    told: guard.Told | None  # by its guard, which is the process that we have started, and the child is another
 
 
 class Child:
@@ -62,7 +65,8 @@ class Child:
         keep_output: int,
     ) -> None:
         loop = asyncio.get_running_loop()
-        self.pid = process.popen.pid
+        self._started = process.popen.pid
+        self._told = process.told
         self._loop = loop
         self._process = process
         self._on_exit = on_exit
@@ -72,7 +76,7 @@ class Child:
         self._output = Output(loop, process.output, keep_output)
         self._pidfd = -1
         with contextlib.suppress(AttributeError, OSError):
-            self._pidfd = os.pidfd_open(self.pid)
+            self._pidfd = os.pidfd_open(self._started)
         if self._pidfd >= 0:
             loop.add_reader(self._pidfd, self._look)
         else:
@@ -84,12 +88,20 @@ class Child:
             self._pipe.send(body)
 
     @property
+    def pid(self) -> int:
+        """The process that the program runs in."""
+        return (self._told.pid if self._told is not None else None) or self._started
+
+    @property
     def usable(self) -> bool:
         """False from the moment that its end was asked for or seen."""
         return not self._ending
 
     def kill(self) -> None:
-        """SIGKILL for the whole group at once. `on_exit` follows within milliseconds."""
+        """SIGKILL at once, for it and what it has started: all of that where it has a guard, else its group.
+
+        `on_exit` follows within milliseconds.
+        """
         self._ending = True
         self._signal(signal.SIGKILL)
 
@@ -108,7 +120,10 @@ class Child:
     def _signal(self, number: int) -> None:
         if not self._exit.done():  # as long as it is not reaped, the number is its own
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
+                if self._told is None or self._told.pid is None:
+                    os.killpg(self._started, number)
+                else:
+                    os.kill(self._started, guard.KILL if number == signal.SIGKILL else number)
 
     def _pipe_ended(self) -> None:
         if not self._ending:  # a child that closed its pipe can't be told anything any more
@@ -121,15 +136,23 @@ class Child:
 
     def _look(self) -> None:
         """Reap, if it has ended."""
-        if self._pidfd >= 0:  # ended, not reaped: the group's number can't belong to anybody else yet
-            self._signal(signal.SIGKILL)
+        if self._pidfd >= 0:
+            self._kill_rest()
         try:
-            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(self._started, os.WNOHANG)
         except ChildProcessError:  # somebody else reaped it, or SIGCHLD is ignored
             self._reaped(None, None)
         else:
             if pid:
                 self._reaped(os.waitstatus_to_exitcode(status), usage)
+
+    def _kill_rest(self) -> None:
+        """Kill its group, which has ended and is not reaped: the number can't belong to anybody else yet."""
+        if self._told is None or self._told.pid is None:
+            self._signal(signal.SIGKILL)
+        elif self._told.end is None:  # the guard was killed, and its child with it
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._told.pid, signal.SIGKILL)
 
     def _reaped(self, code: int | None, usage: resource.struct_rusage | None) -> None:
         self._ending = True
@@ -137,12 +160,16 @@ class Child:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
         else:
-            self._signal(signal.SIGKILL)
+            self._kill_rest()
         self._process.popen.returncode = 0 if code is None else code  # keeps Popen from waiting for it
         self._pipe.close()
         self._output.close()
         cpu_time = peak = None
-        if usage is not None:
+        if self._told is not None:
+            if (end := self._told.end) is not None:
+                code, cpu_time, peak = os.waitstatus_to_exitcode(end.status), end.cpu_time, end.peak_bytes
+            self._told.close()
+        elif usage is not None:
             cpu_time = usage.ru_utime + usage.ru_stime
             peak = usage.ru_maxrss * MAXRSS_UNIT
             peak = peak if peak > self._process.inherited_peak else None
@@ -176,16 +203,20 @@ class Spawner:
         on_exit: Callable[[Exit], None],
         keep_output: int,
         descriptors: Sequence[int] = (),
+        guarded: bool = False,
     ) -> Child:
         """Start a program in a session of its own; its stdin is our pipe, its stdout and stderr are drained.
 
-        It has our `descriptors` too, by the same numbers.
+        It has our `descriptors` too, by the same numbers. One that is to be `guarded` hands its two last arguments to
+        `guard.stand` before it does anything else.
 
         `on_frame` gets each frame, `on_exit` comes last and once. Not to be cancelled while it waits.
 
         Raises: OSError: the program can't be started.
         """
-        process = await asyncio.get_running_loop().run_in_executor(self._thread, _start, arguments, descriptors)
+        process = await asyncio.get_running_loop().run_in_executor(
+            self._thread, _start, arguments, descriptors, guarded
+        )
         return Child(process, on_frame, on_exit, keep_output)
 
     def close(self) -> None:
@@ -193,24 +224,36 @@ class Spawner:
         self._thread.shutdown(wait=False)
 
 
-def _start(arguments: Sequence[str], descriptors: Sequence[int]) -> _Process:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    output, printed = os.pipe()
-    try:
+def _start(arguments: Sequence[str], descriptors: Sequence[int], guarded: bool) -> _Process:
+    with ExitStack() as theirs, ExitStack() as ours:
+        sock, stdin = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.callback(sock.close)
+        theirs.callback(stdin.close)
+        output, printed = _pipe(ours, theirs)
+        told = None
+        if guarded:
+            last = guard.NOBODY
+            if guard.IS_THERE:
+                heard, telling = _pipe(ours, theirs)
+                told, last = guard.Told(heard), (str(os.getpid()), str(telling))
+                descriptors = (*descriptors, telling)
+            arguments = (*arguments, *last)
         peak = own_peak_bytes()
         popen = subprocess.Popen(
             arguments,
-            stdin=theirs.fileno(),
+            stdin=stdin.fileno(),
             stdout=printed,
             stderr=printed,
             pass_fds=descriptors,
             start_new_session=True,
         )
-    except BaseException:
-        ours.close()
-        os.close(output)
-        raise
-    finally:
-        theirs.close()
-        os.close(printed)
-    return _Process(popen, ours, output, peak)
+        ours.pop_all()  # they stay open
+    return _Process(popen, sock, output, peak, told)
+
+
+def _pipe(ours: ExitStack, theirs: ExitStack) -> tuple[int, int]:
+    """Return a pipe from them to us."""
+    reading, writing = os.pipe()
+    ours.callback(os.close, reading)
+    theirs.callback(os.close, writing)
+    return reading, writing

@@ -20,7 +20,6 @@ Key: TypeAlias = tuple[bytes, int]
 class Setup(msgspec.Struct, frozen=True, array_like=True, tag="setup"):
     """First word to a child."""
 
-    parent_pid: int
     arguments: tuple[str, ...]  # sys.argv, which scripts may read when they are imported
     traceback_chars: int
     tickets: int  # the descriptor of `children.tickets.Holder`

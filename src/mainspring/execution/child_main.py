@@ -21,7 +21,7 @@ import msgspec
 
 from mainspring.children.frames import BlockingPipe
 from mainspring.children.measure import Meter, Sample
-from mainspring.children.parent import die_before_parent, die_with_parent, kill_own_group, take_pipe
+from mainspring.children.parent import die_before_parent, kill_own_group, take_pipe
 from mainspring.children.tickets import Holder
 from mainspring.environment import SYSTEM, Original
 from mainspring.errors import TaskCancelled, from_info
@@ -73,7 +73,6 @@ def main() -> None:
     os.set_inheritable(setup.tickets, False)  # programs that a handler starts hold no leave to work
     link.send(Ready(Meter.cpu_s()))
     die_before_parent()
-    die_with_parent(setup.parent_pid)  # its import takes longer than the first work wants to wait
     desk = Desk(link, Holder(setup.tickets), setup.traceback_chars, is_traced=setup.is_traced)
     logger.addHandler(LogSignals(link))
     logger.setLevel(min(setup.log_level, logging.INFO))  # who lowers it later still gets what is usual

@@ -46,7 +46,12 @@ from mainspring.processors.log import logger
 from mainspring.tasks import ErrorInfo, Started, Task, TaskId, codec
 from mainspring.tracing import Trace, Tracing
 
-_PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from mainspring.execution.child_main import main; main()"
+_PROGRAM = """import sys
+sys.path[:] = sys.argv[1:-2]
+from mainspring.children.guard import stand
+stand(*sys.argv[-2:])
+from mainspring.execution.child_main import main
+main()"""
 _END_GRACE_S = 1.0  # for the clean-up of an idle child that is not needed any more
 _LONG_S = 0.02
 """Behind an attempt that takes longer nothing waits that was sent ahead."""
@@ -360,6 +365,7 @@ class ProcessRunner:
                 on_exit=partial(self._ended, desk),
                 keep_output=self._config.child_stderr_bytes,
                 descriptors=(desk.tickets.descriptor,),
+                guarded=True,
             )
         except OSError as exc:
             desk.tickets.close()
@@ -372,7 +378,6 @@ class ProcessRunner:
         desk.patience = asyncio.get_running_loop().call_later(self._config.child_start_timeout_s, desk.child.kill)
         desk.send(
             Setup(
-                self._environment.pid(),
                 tuple(sys.argv),
                 self._config.traceback_chars,
                 desk.tickets.descriptor,
