@@ -9,6 +9,10 @@ from typing import Final, Protocol
 Place = tuple[int, int]
 """Where a task stands in the one order: rank and sequence."""
 ANYWHERE: Final[Place] = (-(1 << 63), 0)
+FREED: Final[Place] = (ANYWHERE[0] + 1, 0)
+"""As good as anywhere, where nothing came: something that is ready may be taken now."""
+_MOST_TOLD = 64
+"""Ranks of one class that others hear of one by one."""
 
 
 class Asker(Protocol):
@@ -29,10 +33,13 @@ class Asker(Protocol):
 class Woken:
     """Classes in which a transaction makes tasks ready, or better ones, with a bound each as in `Ready`."""
 
-    __slots__ = ("_places",)
+    __slots__ = ("_places", "_ranks")
 
-    def __init__(self, places: Mapping[int, Place] | None = None) -> None:
+    def __init__(
+        self, places: Mapping[int, Place] | None = None, ranks: Mapping[int, Mapping[int, int]] | None = None
+    ) -> None:
         self._places = dict(places or {})
+        self._ranks = {class_id: dict(lowest) for class_id, lowest in (ranks or {}).items()}  # where there are several
 
     def __len__(self) -> int:
         return len(self._places)
@@ -42,21 +49,47 @@ class Woken:
 
     def add(self, class_id: int, place: Place = ANYWHERE) -> None:
         known = self._places.get(class_id)
-        if known is None or place < known:
+        if known is None:
             self._places[class_id] = place
+        elif place[0] != known[0] or place < known:
+            rank, seq = place
+            lowest = self._ranks.get(class_id)
+            if lowest is None:
+                lowest = self._ranks[class_id] = {known[0]: known[1]}
+            if rank not in lowest or seq < lowest[rank]:
+                lowest[rank] = seq
+            if place < known:
+                self._places[class_id] = place
 
     def update(self, class_ids: Iterable[int]) -> None:
+        """What is ready in them may be taken now."""
         for class_id in class_ids:
-            self.add(class_id)
+            self.add(class_id, FREED)
 
     def discard(self, class_id: int) -> None:
         self._places.pop(class_id, None)
+        self._ranks.pop(class_id, None)
+
+    def told(self) -> list[tuple[int, int]]:
+        """Return what other processes are to hear: classes, each with the ranks that its tasks have."""
+        return [row for class_id in sorted(self._places) for row in self._told_of(class_id)]
+
+    def _told_of(self, class_id: int) -> list[tuple[int, int]]:
+        lowest = self._ranks.get(class_id)
+        if lowest is None or len(lowest) > _MOST_TOLD:
+            return [(class_id, self._places[class_id][0] if lowest is None else ANYWHERE[0])]
+        return [(class_id, rank) for rank in sorted(lowest)]
 
     def items(self) -> ItemsView[int, Place]:
         return self._places.items()
 
+    def ranks(self, class_id: int) -> Iterable[Place]:
+        """Return the first place of each rank, where the tasks of a class have several."""
+        lowest = self._ranks.get(class_id)
+        return () if lowest is None else lowest.items()
+
     def copy(self) -> Woken:
-        return Woken(self._places)
+        return Woken(self._places, self._ranks)
 
 
 class Ready:

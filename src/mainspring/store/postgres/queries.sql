@@ -74,6 +74,10 @@ SELECT rank, seq FROM task WHERE class = $1 AND reason = 0 AND (rank, seq) >= ($
 SELECT rank, seq, CASE WHEN flags & 4096 <> 0 THEN spec END FROM task
 WHERE class = $1 AND reason = 0 AND (rank, seq) >= ($3, $4) ORDER BY rank, seq LIMIT $2;
 
+-- name: still_ready
+-- Those of these tasks of a class that are.
+SELECT rank, seq FROM task WHERE seq = ANY ($2::bigint[]) AND class = $1 AND reason = 0;
+
 -- name: ready_classes
 -- All classes that have ready tasks, with the best of each: one step of the index a class.
 WITH RECURSIVE head AS (
@@ -89,10 +93,10 @@ SELECT class, rank, seq FROM head;
 -- Transactions that were under way then are looked for by their numbers: somebody else's long one costs no more than that.
 SELECT pg_current_snapshot()::text,
     (SELECT news_floor FROM store) >= pg_snapshot_xmin($1::text::pg_snapshot),
-    ARRAY(SELECT ARRAY[class, min(rank)] FROM (
+    ARRAY(SELECT ARRAY[class, rank] FROM (
         SELECT class, rank FROM news WHERE xid >= pg_snapshot_xmax($1::text::pg_snapshot)
-        UNION ALL SELECT class, rank FROM news WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
-        ) AS new GROUP BY class),
+        UNION SELECT class, rank FROM news WHERE xid = ANY (ARRAY(SELECT pg_snapshot_xip($1::text::pg_snapshot)))
+        ) AS new),
     (SELECT count(*) FROM worker WHERE ended_ms IS NULL AND id <> $2),
     ARRAY(SELECT ARRAY[namespace, type, grp] FROM pause),
     (SELECT max(changed) FROM group_limit),
@@ -216,7 +220,7 @@ SELECT (SELECT count(*) FROM done), EXISTS (SELECT 1 FROM task WHERE waits_for I
 
 -- name: held
 -- What a finish may change: the row as it is, if this claim still holds it.
-SELECT status, class, flags, priority, retry_count, max_retries, crashes, releases, deadline_ms, id
+SELECT status, class, flags, priority, retry_count, max_retries, crashes, releases, deadline_ms, id, rank
 FROM task WHERE seq = $1 AND attempt = $2 AND coalesce(owner, 0) = $3;
 
 -- name: end
@@ -272,7 +276,7 @@ SELECT v FROM unnest($1::bigint[]) AS v WHERE EXISTS (SELECT 1 FROM edge WHERE p
 
 -- name: waiting_on
 -- The children that wait for one of these parents, each with the next edge that is unfinished or broken, if there is one.
-SELECT child.seq, child.class, child.not_before_ms,
+SELECT child.seq, child.class, child.rank, child.not_before_ms,
     (SELECT edge.n FROM edge JOIN task AS parent ON parent.seq = edge.parent
      WHERE edge.child = child.seq AND edge.n >= child.waits_at
          AND (parent.status < 2 OR parent.status > 2 AND edge.policy <> 1)
@@ -489,7 +493,7 @@ SELECT class, status, 0, sum(n) FROM gone GROUP BY class, status
 ON CONFLICT (class, status, worker) DO UPDATE SET n = old.n + excluded.n;
 
 -- name: held_by
-SELECT seq, id, attempt, status, class, crashes, releases, flags FROM task WHERE owner = $1 LIMIT $2;
+SELECT seq, id, attempt, status, class, crashes, rank, flags FROM task WHERE owner = $1 LIMIT $2;
 
 -- name: claims_of
 SELECT seq, attempt FROM task WHERE owner = $1;
@@ -919,7 +923,7 @@ SELECT task.seq, task.id, task.class FROM flight JOIN task ON task.seq = flight.
 WHERE flight.key = $1 AND flight.leads = 0 LIMIT $2;
 
 -- name: best_follower
-SELECT task.seq, task.class FROM flight JOIN task ON task.seq = flight.task
+SELECT task.seq, task.class, task.rank FROM flight JOIN task ON task.seq = flight.task
 WHERE flight.key = $1 AND flight.leads = 0 ORDER BY task.rank, task.seq LIMIT 1;
 
 -- name: urgent_follower

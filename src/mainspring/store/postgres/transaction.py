@@ -101,7 +101,7 @@ class PostgresTransaction(Transaction):
             values = ", ".join(f"({class_id}, {status}, {n}, {self.memory.owner})" for class_id, status, n in rows)
             sql += f"INSERT INTO tally AS old (class, status, n, worker) VALUES {values} {_ADD}; "  # noqa: S608 - ints
         if self.ready and self.memory.has_peers:
-            classes = ", ".join(f"({class_id}, {place[0]})" for class_id, place in sorted(self.ready.items()))
+            classes = ", ".join(f"({class_id}, {rank})" for class_id, rank in self.ready.told())
             sql += f"INSERT INTO news (class, rank) VALUES {classes}; "  # noqa: S608 - ints
         return sql
 

@@ -7,7 +7,7 @@ from heapq import heappop, heappush, heapreplace
 
 from mainspring.store.base import BLOB_INPUT, HAS_REFS, STANDS_FOR, Claimed, ParentResult
 from mainspring.store.lane import Lane
-from mainspring.store.ready import ANYWHERE, Place, Ready
+from mainspring.store.ready import FREED, Place, Ready
 from mainspring.store.sql import costs, limits, weighing
 from mainspring.store.sql.transaction import Row, Transaction
 from mainspring.tasks import CostRate, Rate
@@ -23,17 +23,21 @@ def look_everywhere(tx: Transaction) -> None:
         note(tx, class_id, (place[0], place[1]))
 
 
-def note(tx: Transaction, class_id: int, bound: Place = ANYWHERE) -> None:
-    """Remember that a class may have ready tasks. One that is left out for its group's limit stays so, unless what it
-    got goes before the one that its group saves up for."""
+def note(tx: Transaction, class_id: int, bound: Place = FREED) -> None:
+    """Remember that a class may have ready tasks, and what came. One that is left out for its group's limit stays so,
+    unless what it got goes before the one that its group saves up for."""
     lane, left_out = tx.lane_for(class_id), tx.memory.limits
+    if lane is not None and lane.passing.passes.types and _has_to_weigh(tx, lane, class_id):
+        seen = lane.passing.seen(class_id)
+        for place in (bound, *tx.ready.ranks(class_id)):
+            seen.came(place)
     if class_id in left_out.waits_for and left_out.goes_by(limit_id := left_out.waits_for[class_id], bound):
         _let_in(tx, left_out.let_in(limit_id))
     if lane is not None and class_id not in left_out.waits_for:
         lane.ready.lower(class_id, bound, tx.memory.limits.share_of(tx.class_key(class_id)))
 
 
-def hear(tx: Transaction, class_id: int, bound: Place = ANYWHERE) -> None:
+def hear(tx: Transaction, class_id: int, bound: Place = FREED) -> None:
     """Other processes made tasks of a class ready, or let go of some."""
     _let_in(tx, limits.freed(tx, class_id))
     note(tx, class_id, bound)
@@ -95,6 +99,15 @@ def claim(tx: Transaction, most: int) -> None:
     limits.write(tx)
     if memory.has_peers:
         tx.ready.update(class_id for class_id in tx.freed if memory.limits.of(tx.class_key(class_id)))
+
+
+def next_ms(tx: Transaction) -> int | None:
+    """Return when classes have to be looked into again that had to wait."""
+    first_ms = limits.next_ms(tx)
+    for lane in tx.memory.lanes.values():
+        for ms in lane.passing.later.values():
+            first_ms = ms if first_ms is None else min(first_ms, ms)
+    return first_ms
 
 
 def _claim_for(tx: Transaction, lane: Lane, room: int) -> None:
@@ -200,7 +213,7 @@ class _Merge:
         self._best: list[int] = []
         self._found: dict[int, list[Place]] = {}  # the best of a class, the next one last
         self._heads: list[tuple[Place, int]] = []
-        self._has_more: set[int] = set()  # classes that perhaps have more than was found
+        self._has_more: dict[int, Place] = {}  # classes that perhaps have more than was found, and from where on
         self._aside: list[tuple[Place, int]] = []  # those of which all that was found is taken
         self._limited: dict[int, Sequence[limits.Limit]] = {}  # classes whose groups have limits
         self._costs: dict[int, float] = {}  # what those found are to cost that say so, where that counts
@@ -227,7 +240,7 @@ class _Merge:
     def close(self) -> None:
         """Remember what was found and not taken."""
         for place, class_id in (*self._heads, *self._aside):
-            self._ready.set(class_id, place)
+            self._ready.set(class_id, min(place, self._has_more.get(class_id, place)))
 
     @property
     def had_turn(self) -> bool:
@@ -244,7 +257,7 @@ class _Merge:
             self.looked_into.add(class_id)
             rows, on = self._best_of(class_id, most, bound)
             if on is not None:
-                self._has_more.add(class_id)
+                self._has_more[class_id] = on
             if class_id in self._limited and costs.are_counted(self._limited[class_id]):
                 self._costs |= costs.estimates(self._tx, [seq for _, seq in rows])
             if rows:
@@ -261,7 +274,7 @@ class _Merge:
         if _has_to_weigh(self._tx, self._lane, class_id):
             return weighing.heads(self._tx, self._lane, class_id, most, bound)
         rows = self._tx.heads(class_id, most, bound)
-        return rows, bound if len(rows) == most else None
+        return rows, rows[-1] if len(rows) == most else None
 
     def _most(self, class_id: int, bound: Place) -> int:
         """Return how many tasks of a class may be taken: none where it is paused, served no more, or at its limit."""

@@ -209,7 +209,7 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
     if broken:
         graph.fail_child(tx, new, broken)
     elif reason == READY:
-        tx.ready.add(class_id)
+        tx.ready.add(class_id, (rank, new))
     elif reason == PARENTS:
         waited_for = [edge.parent for edge in edges if edge.unfinished]
         graph.raise_parents(tx, waited_for, rank)

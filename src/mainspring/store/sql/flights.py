@@ -195,11 +195,11 @@ def _elect(tx: Transaction, key: bytes, *, has_result: bool) -> None:
     best = tx.one("best_follower", key)
     if best is None:
         return
-    seq, class_id = best
+    seq, class_id, rank = best
     flags = (0 if has_result else LEADS) | (0 if tx.one("urgent_follower", key) is None else URGENT)
     tx.must_change("take_lead", flags, tx.now_ms, seq)
     tx.run("lead_flight", seq)
-    tx.ready.add(class_id)
+    tx.ready.add(class_id, (rank, seq))
 
 
 def join(tx: Transaction, claim: Claimed, keep_ms: int) -> tuple[str, Leader | None, list[End]]:

@@ -94,7 +94,9 @@ def raise_parents(tx: Transaction, parents: Sequence[int], rank: int) -> None:
         level = level[:left]
         left -= len(level)
         raised = tx.run("raise_ranks", rank, tx.listed(level), rank).fetchall()
-        tx.ready.update(class_id for _, class_id, reason in raised if reason == READY)
+        for seq, class_id, reason in raised:
+            if reason == READY:
+                tx.ready.add(class_id, (rank, seq))
         level = _waited_for(tx, [(seq, reason) for seq, _, reason in raised])
 
 
@@ -183,7 +185,7 @@ def _advance(tx: Transaction, parents: Sequence[int], broken: list[End]) -> bool
     found = tx.run("waiting_on", tx.listed(parents), most).fetchall()
     tx.travelled += len(found)
     free, late = [], []
-    for child, class_id, not_before, at in found:
+    for child, class_id, rank, not_before, at in found:
         if at is not None:
             edge = Edge(*first(tx.run("edge_of", child, at)))
             if edge.broken:
@@ -194,7 +196,7 @@ def _advance(tx: Transaction, parents: Sequence[int], broken: list[End]) -> bool
             late.append(child)
         else:
             free.append(child)
-            tx.ready.add(class_id)
+            tx.ready.add(class_id, (rank, child))
     if free:
         tx.must_change_all("release_children", len(free), tx.now_ms, tx.listed(free))
     if late:

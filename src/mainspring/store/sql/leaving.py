@@ -14,13 +14,13 @@ def hand_back(tx: Transaction, owner: int) -> None:
     """Give back whatever a process holds."""
     rows: list[Any]
     while rows := tx.run("held_by", owner, 500).fetchall():
-        for seq, id, attempt, status, class_id, _, _, flags in rows:
+        for seq, id, attempt, status, class_id, _, rank, flags in rows:
             tx.let_go(class_id, None if status == RUNNING else (seq, attempt))
             if flags & CANCEL_ASKED:
                 commands.cancel_held(tx, seq, class_id, id)
             else:
                 tx.must_change("give_back", 0, 0, 0, seq)
-                tx.ready.add(class_id)
+                tx.ready.add(class_id, (rank, seq))
 
 
 def sign_off(tx: Transaction, owner: int, *, has_served: bool) -> None:

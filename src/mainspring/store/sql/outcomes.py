@@ -95,10 +95,14 @@ def _hand_back(tx: Transaction, unbegun: Sequence[Finish]) -> None:
     """Make ready again what others can begin sooner, or what a process that leaves has not begun."""
     if tx.run_wide("hand_back", [(f.claim.seq, f.claim.attempt, f.claim.owner) for f in unbegun]) != len(unbegun):
         raise Replay
+    handed_back: dict[int, list[int]] = {}
     for finish in unbegun:
         class_id = tx.class_id(finish.claim.class_key)
         tx.let_go(class_id, (finish.claim.seq, finish.claim.attempt))
-        tx.ready.add(class_id)
+        handed_back.setdefault(class_id, []).append(finish.claim.seq)
+    for class_id, seqs in handed_back.items():
+        for place in tx.run("still_ready", class_id, tx.listed(seqs)).fetchall():  # better ones than they had then
+            tx.ready.add(class_id, (place[0], place[1]))
 
 
 def _attempt_row(f: Finish, outcome: int) -> tuple[Any, ...]:
@@ -133,7 +137,7 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
     if outcome in (RETRY, CRASHED):
         outcome, error = _again(tx, finish, outcome)
     elif outcome == RELEASED:
-        _release(tx, finish, class_id, row[7])
+        _release(tx, finish, class_id, row[7], row[10])
     if outcome in _STATUS:
         _end(tx, finish, class_id, outcome, error, wants_kept=bool(row[2] & WANTS_KEPT))
     if finish.started_ms is not None or outcome not in (RELEASED, CANCELLED):
@@ -173,7 +177,7 @@ def _timed_out(raw: bytes | None, why: str) -> bytes:
     return msgspec.msgpack.encode(ErrorInfo(type="TaskTimeout", message=why + last, attempts=attempts))
 
 
-def _release(tx: Transaction, finish: Finish, class_id: int, releases: int) -> None:
+def _release(tx: Transaction, finish: Finish, class_id: int, releases: int, rank: int) -> None:
     if finish.is_counted and releases + 1 > MAX_RELEASES:
         error = ErrorInfo(
             type="InternalError",
@@ -183,7 +187,7 @@ def _release(tx: Transaction, finish: Finish, class_id: int, releases: int) -> N
         graph.end(tx, finish.claim.seq, class_id, finish.claim.id, _STATUS[FAILED], error)
         return
     tx.must_change("give_back", int(finish.is_counted), 0, 0, finish.claim.seq)
-    tx.ready.add(class_id)
+    tx.ready.add(class_id, (rank, finish.claim.seq))
 
 
 def _end(

@@ -65,7 +65,7 @@ def rescue(tx: Transaction, owner: int, evidence: CrashEvidence) -> int:
     rows = tx.run("held_by", owner, STEP).fetchall()
     # The marks are empty after a power cut, which was nobody's fault.
     suspects = evidence.started
-    for seq, id, attempt, status, class_id, crashes, _, flags in rows:
+    for seq, id, attempt, status, class_id, crashes, rank, flags in rows:
         ran = (seq, attempt) in suspects
         tx.let_go(class_id)  # may have come back, and counts as begun
         alone = ran and len(suspects) == 1
@@ -81,7 +81,7 @@ def rescue(tx: Transaction, owner: int, evidence: CrashEvidence) -> int:
             graph.end(tx, seq, class_id, id, FAILED, error)
         else:
             tx.must_change("give_back", 0, int(alone), SUSPECT if ran else 0, seq)
-            tx.ready.add(class_id)
+            tx.ready.add(class_id, (rank, seq))
         if ran or status == RUNNING:
             _note(tx, seq, attempt, CRASHED, owner, error)
     return len(rows)
@@ -107,7 +107,7 @@ def take_back(tx: Transaction, claims: Sequence[tuple[int, int]], stall: Stall) 
         row = tx.one("held", seq, attempt, stall.owner)
         if row is None:
             continue
-        status, class_id, flags, _, _, _, _, releases, _, id = row
+        status, class_id, flags, _, _, _, _, releases, _, id, rank = row
         ran = status == RUNNING or (seq, attempt) in stall.running
         tx.let_go(class_id)  # may have come back, and counts as begun
         error = ErrorInfo(
@@ -122,7 +122,7 @@ def take_back(tx: Transaction, claims: Sequence[tuple[int, int]], stall: Stall) 
             graph.end(tx, seq, class_id, id, FAILED, error)
         else:
             tx.must_change("give_back", int(ran), 0, 0, seq)
-            tx.ready.add(class_id)
+            tx.ready.add(class_id, (rank, seq))
         if ran:
             _note(tx, seq, attempt, RELEASED, stall.owner, error)
         taken += 1

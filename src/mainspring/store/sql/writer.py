@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from mainspring.environment import Environment
 from mainspring.errors import InternalError, StoreUnavailable, SubmitIndeterminate, TaskError
 from mainspring.store.base import CANCEL_ASKED, FAILED, RELEASED, Behind, Claimed, Finish, Line
-from mainspring.store.sql import claims, graph, limits, outcomes, queueing, upkeep
+from mainspring.store.sql import claims, graph, outcomes, queueing, upkeep
 from mainspring.store.sql.operations import Command, Group, Operation, Started
 from mainspring.store.sql.outage import OutageLog
 from mainspring.store.sql.queueing import Submission
@@ -237,7 +237,7 @@ class Writer(ABC):
             self._let_time_pass(tx)
             is_astray = True  # with what it claims, until that is committed
             claims.claim(tx, self._batch)
-            if (next_ms := limits.next_ms(tx)) is not None:
+            if (next_ms := claims.next_ms(tx)) is not None:
                 self._next_event = next_ms if self._next_event is None else min(self._next_event, next_ms)
             self._tell(tx)
             for class_id in tx.ready:

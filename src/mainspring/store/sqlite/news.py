@@ -16,8 +16,8 @@ def look(tx: Transaction, *, everywhere: bool) -> None:
     if everywhere or (oldest is not None and oldest > memory.seen_news + 1):
         look_everywhere(tx)
     else:
-        for class_id in {row[0] for row in tx.run("news_after", memory.seen_news)}:
-            hear(tx, class_id)
+        for class_id, rank in set(tx.run("news_after", memory.seen_news).fetchall()):
+            hear(tx, class_id, (rank, 0))
     memory.seen_news = newest or 0
     memory.has_peers = tx.one("another_worker", memory.owner) is not None
 
@@ -27,8 +27,9 @@ def tell(tx: Transaction) -> None:
     memory = tx.memory
     if not tx.ready or not memory.has_peers:
         return
-    tx.run_wide("add_news", [(class_id,) for class_id in sorted(tx.ready)])
+    rows = tx.ready.told()
+    tx.run_wide("add_news", rows)
     newest = tx.cursor.connection.last_insert_rowid()
-    if newest % _KEPT_NEWS < len(tx.ready):
+    if newest % _KEPT_NEWS < len(rows):
         tx.run("drop_news", newest - _KEPT_NEWS)
     memory.seen_news = newest

@@ -61,18 +61,22 @@ SELECT rank, seq, CASE WHEN flags & 4096 <> 0 THEN spec END FROM task
 WHERE class = ?1 AND reason = 0 AND rank > ?3
 ORDER BY rank, seq LIMIT ?2;
 
+-- name: still_ready
+-- Those of these tasks of a class that are.
+SELECT rank, seq FROM task WHERE seq IN (SELECT value FROM json_each(?2)) AND class = ?1 AND reason = 0;
+
 -- name: next_ready_class
 -- The first class after this one that has ready tasks, with the best of them: one step of a skip scan.
 SELECT class, rank, seq FROM task WHERE class > ? AND reason = 0 ORDER BY class, rank, seq LIMIT 1;
 
 -- name: add_news
-INSERT INTO news (class) VALUES (?);
+INSERT INTO news (class, rank) VALUES (?, ?);
 
 -- name: span_of_news
 SELECT (SELECT min(n) FROM news), (SELECT max(n) FROM news);
 
 -- name: news_after
-SELECT class FROM news WHERE n > ?;
+SELECT class, rank FROM news WHERE n > ?;
 
 -- name: drop_news
 DELETE FROM news WHERE n <= ?;
@@ -109,7 +113,7 @@ WHERE task.seq = v.column4 AND task.attempt = v.column5 AND task.owner = v.colum
 
 -- name: held
 -- What a finish may change: the row as it is, if this claim still holds it.
-SELECT status, class, flags, priority, retry_count, max_retries, crashes, releases, deadline_ms, id
+SELECT status, class, flags, priority, retry_count, max_retries, crashes, releases, deadline_ms, id, rank
 FROM task WHERE seq = ? AND attempt = ? AND owner = ?;
 
 -- name: end
@@ -161,7 +165,7 @@ SELECT value FROM json_each(?) WHERE EXISTS (SELECT 1 FROM edge WHERE parent = v
 
 -- name: waiting_on
 -- The children that wait for one of these parents, each with the next edge that is unfinished or broken, if there is one.
-SELECT child.seq, child.class, child.not_before_ms,
+SELECT child.seq, child.class, child.rank, child.not_before_ms,
     (SELECT edge.n FROM edge JOIN task AS parent ON parent.seq = edge.parent
      WHERE edge.child = child.seq AND edge.n >= child.waits_at
          AND (parent.status < 2 OR parent.status > 2 AND edge.policy <> 1)
@@ -319,7 +323,7 @@ SELECT 1 FROM worker WHERE ended_ms IS NULL AND id <> ? LIMIT 1;
 DELETE FROM worker WHERE ended_ms < ?;
 
 -- name: held_by
-SELECT seq, id, attempt, status, class, crashes, releases, flags FROM task WHERE owner = ? LIMIT ?;
+SELECT seq, id, attempt, status, class, crashes, rank, flags FROM task WHERE owner = ? LIMIT ?;
 
 -- name: claims_of
 SELECT seq, attempt FROM task WHERE owner = ?;
@@ -758,7 +762,7 @@ SELECT task.seq, task.id, task.class FROM flight JOIN task ON task.seq = flight.
 WHERE flight.key = ? AND flight.leads = 0 LIMIT ?;
 
 -- name: best_follower
-SELECT task.seq, task.class FROM flight JOIN task ON task.seq = flight.task
+SELECT task.seq, task.class, task.rank FROM flight JOIN task ON task.seq = flight.task
 WHERE flight.key = ? AND flight.leads = 0 ORDER BY task.rank, task.seq LIMIT 1;
 
 -- name: urgent_follower

@@ -127,7 +127,8 @@ CREATE INDEX tombstone_ended ON tombstone (ended_ms);
 -- while there are several; the newest are kept.
 CREATE TABLE news (
     n     INTEGER PRIMARY KEY,
-    class INTEGER NOT NULL
+    class INTEGER NOT NULL,
+    rank  INTEGER NOT NULL DEFAULT -9223372036854775808  -- one that they have; by default it is not known
 ) STRICT;
 
 -- How many tasks a class has in each status; class 0 is all of them.
