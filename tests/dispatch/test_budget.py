@@ -58,13 +58,50 @@ def test_a_change_is_noticed() -> None:
     assert budget.learned == 64
 
 
+@pytest.mark.parametrize(("seconds", "calls"), [(1.0, 2), (0.11, 2), (0.04, 5), (0.005, 8)])
+def test_long_calls_are_few_enough_to_tell(seconds: float, calls: int) -> None:
+    """Another size is tried after so many, and left again after as many where it does not pay."""
+    costs = calls_of(Budget(64), 2 * calls + 1, lambda _: seconds)
+    assert costs == [64.0] * calls + [32.0] * calls + [64.0]
+
+
+def trials(costs: list[float], usual: float) -> list[tuple[int, float]]:
+    """Return how many usual calls came before each trial, and what its calls cost."""
+    found, calls = [], 0
+    for cost, following in zip(costs, [*costs[1:], 0.0], strict=True):
+        if cost == usual:
+            calls += 1
+        elif following == usual:
+            found.append((calls, cost))
+            calls = 0
+    return found
+
+
+def test_trials_that_do_not_pay_come_ever_more_seldom() -> None:
+    """Each after twice as many calls as the one before, up to a bound; towards smaller and larger calls in turns."""
+    costs = calls_of(Budget(64), 6_000, lambda cost: 0.01 * max(cost, 256 / cost) ** 2 / 16)
+    found = trials(costs[costs.index(16.0) :], 16.0)
+    assert [calls for calls, _ in found][1:10] == [8, 16, 32, 64, 128, 256, 512, 1024, 1024]
+    assert [cost for _, cost in found][:6] in ([8.0, 32.0] * 3, [32.0, 8.0] * 3)
+
+
+def test_what_pays_after_long_is_followed_at_once() -> None:
+    """However seldom trials had become, the next sizes are tried one after the other, and soon again."""
+    budget = Budget(64)
+    calls_of(budget, 6_000, lambda _: 0.1)
+    costs = calls_of(budget, 1_500, lambda cost: cost * cost)
+    down = costs[costs.index(32.0) :]
+    assert down[:12] == [32.0] * 2 + [16.0] * 2 + [8.0] * 2 + [4.0] * 2 + [2.0] * 2 + [1.0] * 2
+    assert [calls for calls, _ in trials(down[10:], 1.0)][1:4] == [8, 16, 32]
+
+
 @pytest.mark.parametrize(("cost", "seconds"), [(64, 0.001), (32, 1.0), (65, 1.0), (0, 1.0)])
 def test_what_says_nothing_is_not_counted(cost: float, seconds: float) -> None:
     """A call too short to matter, one that was not full, one too large to join, and one that costs nothing."""
     budget = Budget(64)
     for _ in range(100):
         budget.learn(cost, seconds)
-    assert budget.limit == 64
+        assert budget.limit == 64
 
 
 def test_one_item_may_always_run() -> None:
@@ -111,3 +148,11 @@ def test_calls_grow_again_when_memory_is_there_again() -> None:
     for _ in range(100):
         fit.took(7)
     assert fit.size == 8
+
+
+def test_more_is_tried_however_often_memory_ran_out() -> None:
+    """The next trial is never further away than some thousand calls."""
+    fit = Fit()
+    for _ in range(30):
+        fit.ran_out(4)
+    assert calls_in(fit, 1_025, 64)[-2:] == [4, 8]

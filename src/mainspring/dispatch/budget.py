@@ -49,7 +49,7 @@ class Budget:
         return self._limit(self._best)
 
     def _limit(self, halvings: int) -> float:
-        return max(min(1.0, self._allowed), self._allowed / (1 << halvings))
+        return self._allowed / (1 << halvings)
 
     def learn(self, cost: float, seconds: float) -> None:
         """A call of this cost took so long."""
@@ -70,20 +70,18 @@ class Budget:
         if not self._is_size(self._best + self._step):
             self._step = -self._step
         if not self._is_size(self._best + self._step):  # there is this size alone
-            self._left = _SELDOM
             return
         self._tried = self._best + self._step
         self._seen.pop(self._tried, None)
 
     def _is_size(self, halvings: int) -> bool:
-        return halvings >= 0 and self._allowed / (1 << halvings) >= 1.0
+        return halvings >= 0 and self._limit(halvings) >= 1.0
 
     def _judge(self, tried: int) -> None:
         self._tried = None
         if self._unit_s(tried) < _BETTER * self._unit_s(self._best):
             self._best = tried
             self._pause = _FIRST
-            self._left = 0
         else:
             self._step = -self._step
             self._left = self._pause

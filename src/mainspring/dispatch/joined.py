@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections.abc import Hashable
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from mainspring.store.base import URGENT, Claimed
 from mainspring.store.ready import Place
 from mainspring.tasks import TaskPriority
-
-LAST: Final[Place] = (1 << 63, 0)
-"""Behind all others."""
 
 
 class Member(NamedTuple):
@@ -36,10 +33,11 @@ class Group:
 
     __slots__ = ("cost", "entry", "is_ready", "key", "members", "place", "until", "urgent")
 
+    place: Place  # the first of them
+
     def __init__(self, key: Key) -> None:
         self.key = key
         self.members: list[Member] = []
-        self.place = LAST  # the first of them
         self.cost = 0.0
         self.urgent = 0
         self.until = math.inf  # the first of them
@@ -59,7 +57,7 @@ class Group:
 
     def keep(self, members: list[Member]) -> None:
         self.members = members
-        self.place = members[0].place if members else LAST
+        self.place = members[0].place
         self.cost = sum(member.cost for member in members)
         self.urgent = sum(member.is_urgent for member in members)
-        self.until = min((member.until for member in members), default=math.inf)
+        self.until = min(member.until for member in members)

@@ -48,9 +48,10 @@ class Kinds:
         """Let all others go."""
         self.queued -= len(group.members) - len(members)
         self._changed.add(group)
-        group.keep(members)
         if members:
+            group.keep(members)
             return
+        group.members = members
         kind, size = group.key
         del self._groups[group.key]
         self._sizes[kind].remove(size)
