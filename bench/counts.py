@@ -28,6 +28,7 @@ RECORDED = Path(__file__).with_name("counts.json")
 _SIZES = 1_000, 4_000
 _SUBMITTERS = 50
 _LINKS = 10
+_GROUPS, _AT_ONCE = 10, 32
 _EVERY_STEPS = 20
 """SQLite tells of so many steps at a time."""
 
@@ -52,10 +53,21 @@ async def by_chains(engine: Engine, n: int) -> None:
     await last.result()
 
 
+async def by_costs(engine: Engine, n: int) -> None:
+    """Store n tasks in bulk, all in ten limited groups and with a cost, which is reserved when one is claimed."""
+    groups = [f"group {number}" for number in range(_GROUPS)]
+    for group in groups:
+        await engine.limit(group, concurrency=_AT_ONCE, cost_rate="1000000000/s")
+    stored = [await engine.map(noop, [PAYLOAD] * (n // _GROUPS), group=group, cost=10) for group in groups]
+    for handles in stored:
+        await engine.gather(handles)
+
+
 WAYS: dict[str, Callable[[Engine, int], Awaitable[None]]] = {
     "map": by_map,
     "submitters": by_submitters,
     "chains": by_chains,
+    "costs": by_costs,
 }
 
 

@@ -72,4 +72,13 @@ def complete(claim: Claimed, input: bytes) -> Spec | None:
     return spec
 
 
-__all__ = ["Attempt", "complete"]
+def is_completed(claim: Claimed) -> bool:
+    """Complete a claim whose input is there; false where its fields can't be read: `complete` says what is wrong."""
+    try:
+        complete(claim, claim.input)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
+__all__ = ["Attempt", "complete", "is_completed"]

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable
 from typing import Any, cast
 
-from mainspring.dispatch.attempt import Attempt, complete
+from mainspring.dispatch.attempt import Attempt, complete, is_completed
 from mainspring.dispatch.desk import Desk, is_suspect
 from mainspring.dispatch.exclusion import Exclusion
 from mainspring.dispatch.gathering import Call, Gathering
@@ -111,7 +111,7 @@ class Course:
         care = claim.flags & _NEEDS_CARE
         if care == HAS_REFS and (whole := self._values.input_at_hand(claim)) is not None:
             claim.input, claim.parents, care = whole, None, 0
-        if care or claim.spec is not None or is_barred or claim.task_type in self.reservations.types:
+        if care or is_barred or claim.task_type in self.reservations.types or (claim.spec and not is_completed(claim)):
             return self._serve_with_care(attempt)
         return self._run(attempt, desk.runner())
 

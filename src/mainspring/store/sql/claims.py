@@ -292,10 +292,11 @@ class _Merge:
         tx = self._tx
         if not costs.are_counted(limited):
             return limits.take(tx, limited)
-        is_taken = limits.take_at_cost(tx, limited, self._costs.get(place[1], costs.UNSAID), place)
+        if limits.take_at_cost(tx, limited, self._costs.get(place[1], costs.UNSAID), place):
+            return True
         saved_for = tx.memory.limits.saved_for
         self.is_saving = self.is_saving or any(saved_for.get(limit.id, (0, None))[1] == place for limit in limited)
-        return is_taken
+        return False
 
     def _take_first(self) -> None:
         heads, ready = self._heads, self._ready
@@ -324,10 +325,10 @@ def _take(tx: Transaction, lane: Lane, rows: Sequence[Row]) -> int:
     tx.taken[lane.name] = tx.taken.get(lane.name, 0) + len(taken)
     if tx.memory.limits:
         for claim in taken:
-            limited = tx.memory.limits.of(claim.class_key)
-            limits.spend(tx, limited, (claim.seq, claim.attempt))
-            if limited and costs.are_counted(limited):
-                costs.spend(tx, limited, costs.estimate(claim))
+            if limited := tx.memory.limits.of(claim.class_key):
+                limits.spend(tx, limited, (claim.seq, claim.attempt))
+                if costs.are_counted(limited):
+                    costs.spend(tx, limited, costs.estimate(claim))
     tx.claims += taken
     children = {claim.seq: claim for claim in taken if claim.flags & HAS_REFS}
     if children:

@@ -58,6 +58,7 @@ class Limits:
 
     def __init__(self) -> None:
         self._by_name: dict[tuple[str, str], Limit] = {}  # by namespace and group; only those that limit something
+        self._of: dict[ClassKey, tuple[Limit, ...]] = {}  # the same by class, as far as was asked
         self._rates: dict[int, Rate] = {}  # by limit
         self._took: dict[int, dict[Claim, tuple[Rate, int]]] = {}  # the same: which, and when full, by claim of ours
         self.cost_rates: dict[int, CostRate] = {}  # the same
@@ -75,11 +76,14 @@ class Limits:
 
     def of(self, key: ClassKey) -> Sequence[Limit]:
         """Return the limits that count the tasks of a class."""
-        namespace, _, group = key
-        if not group or not self._by_name:
+        if not key[2] or not self._by_name:
             return ()
-        names = ((namespace, group), ("", group))
-        return [limit for name in names if (limit := self._by_name.get(name)) is not None]
+        found = self._of.get(key)
+        if found is None:
+            namespace, _, group = key
+            limits = (self._by_name.get((namespace, group)), self._by_name.get(("", group)))
+            found = self._of[key] = tuple(limit for limit in limits if limit is not None)
+        return found
 
     def rate_of(self, limit_id: int) -> Rate | None:
         return self._rates.get(limit_id)
@@ -108,6 +112,7 @@ class Limits:
     def forget(self) -> None:
         """What was read may not be so: read all anew."""
         self._by_name.clear()
+        self._of.clear()
         self._rates.clear()
         self.cost_rates.clear()
         self.weights.clear()
@@ -117,6 +122,7 @@ class Limits:
     def read(self, tx: Transaction) -> set[int]:
         """Read what has changed since the last look; returns classes that may not have to wait any more."""
         freed: set[int] = set()
+        self._of.clear()
         for changed, *row in tx.run("limits_after", self.seen).fetchall():
             id, namespace, group, concurrency, rate, rate_ms, weight, cost, cost_ms = row
             self._weigh(id, (namespace, group), weight)
@@ -223,7 +229,7 @@ def places(tx: Transaction, class_id: int, limits: Sequence[Limit], most: int, b
 
 def take(tx: Transaction, limits: Sequence[Limit], n: int = 1) -> bool:
     """Take places for tasks that will be held from this transaction on; false where there are not so many."""
-    if any(_free(tx, limit) < n for limit in limits):
+    if not _are_free(tx, limits, n):
         return False
     for limit in limits:
         tx.places[limit.id] -= n
@@ -232,9 +238,7 @@ def take(tx: Transaction, limits: Sequence[Limit], n: int = 1) -> bool:
 
 def take_at_cost(tx: Transaction, limits: Sequence[Limit], cost: float, place: Place) -> bool:
     """The same for one task that is to cost so much. Where only that is not there yet, it is saved up for."""
-    if any(_free(tx, limit) < 1 for limit in limits):
-        return False
-    return costs.reserve(tx, limits, cost, place) and take(tx, limits)
+    return _are_free(tx, limits, 1) and costs.reserve(tx, limits, cost, place) and take(tx, limits)
 
 
 def are_awaited(tx: Transaction) -> bool:
@@ -269,8 +273,13 @@ def next_ms(tx: Transaction) -> int | None:
 
 def mark_last(tx: Transaction) -> None:
     """Let claims tell that no more of their group may be held at once than are now: nobody need wait for more."""
+    known: dict[ClassKey, bool] = {}
     for claim in tx.claims:
-        claim.is_last = any(_is_at_most(tx, limit) for limit in tx.memory.limits.of(claim.class_key))
+        key = claim.class_key
+        is_last = known.get(key)
+        if is_last is None:
+            is_last = known[key] = any(_is_at_most(tx, limit) for limit in tx.memory.limits.of(key))
+        claim.is_last = is_last
 
 
 def _is_at_most(tx: Transaction, limit: Limit) -> bool:
@@ -319,6 +328,13 @@ def _set_timer(tx: Transaction, limit: Limit) -> None:
             next_ms = max(next_ms or 0, -(-next_us // 1_000))
     if next_ms is not None:
         tx.memory.limits.wake_at(limit, next_ms)
+
+
+def _are_free(tx: Transaction, limits: Sequence[Limit], n: int) -> bool:
+    for limit in limits:  # noqa: SIM110 - asked for each task: `all` would take twice as long
+        if _free(tx, limit) < n:
+            return False
+    return True
 
 
 def _free(tx: Transaction, limit: Limit) -> int:
