@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from mainspring.resources import Cgroup, CpuQuota, MemoryLimit
+from mainspring.resources import Cgroup, CpuQuota, MemoryLimit, ResourceMonitor
 
 GIB = 1 << 30
-UNLIMITED_V1 = 9223372036854771712  # what the kernel shows where nothing was set
+UNLIMITED_V1 = 9223372036854771712  # what the kernel shows where nothing was set; with pages of 64 KiB,
+UNLIMITED_64K = 9223372036854710272
 
 
 def tree(folder: Path, membership: str, files: dict[str, object]) -> Cgroup:
@@ -103,8 +105,7 @@ def test_no_limit(tmp_path: Path) -> None:
             "memory/memory.usage_in_bytes": 5,
         },
     )
-    assert first.cpu() is None
-    assert first.memory() == MemoryLimit(UNLIMITED_V1, 5)
+    assert (first.cpu(), first.memory(), first.limiting()) == (None, None, None)
 
 
 def test_a_container_sees_its_own_group_as_the_root(tmp_path: Path) -> None:
@@ -139,3 +140,105 @@ def test_who_was_killed_for_memory(tmp_path: Path) -> None:
     files: dict[str, object] = {"memory/job/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 2"}
     assert tree(tmp_path / "1", "4:memory:/job\n", files).oom_kills() == 2
     assert tree(tmp_path / "0", "0::/\n", {"cpu/cpu.shares": 1}).oom_kills() is None
+
+
+QUOTA: dict[str, object] = {"cpu/job/cpu.cfs_quota_us": 150000, "cpu/job/cpu.cfs_period_us": 100000}
+
+
+def test_version_1_counts_no_cpu_time(tmp_path: Path) -> None:
+    """The limit holds all the same, and so it is told to whoever asks what there is."""
+    cgroup = tree(tmp_path, "1:cpu:/job\n", QUOTA)
+    assert cgroup.cpu() == CpuQuota(1.5, None)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usage = ResourceMonitor(tmp_path, cgroup=cgroup).sample()
+    assert usage.cpu_limit == min(1.5, cores)
+
+
+def test_version_1_counts_cpu_time_under_another_path(tmp_path: Path) -> None:
+    """Each hierarchy has groups of its own; a limit further out counts what its own group uses."""
+    files = QUOTA | {"cpuacct/work/cpuacct.usage": 4_000_000_000, "cpuacct/cpuacct.usage": 9_000_000_000}
+    assert tree(tmp_path, "2:cpuacct:/work\n1:cpu:/job\n", files).cpu() == CpuQuota(1.5, 4.0)
+    assert tree(tmp_path, "2:cpuacct:/work\n1:cpu:/job/leaf\n", files | {"cpu/job/leaf/tasks": 1}).cpu() == (1.5, None)
+
+
+def test_version_1_mounted_together_under_either_name(tmp_path: Path) -> None:
+    """With links for each of them, or without."""
+    files: dict[str, object] = {
+        "cpuacct,cpu/job/cpu.cfs_quota_us": 50000,
+        "cpuacct,cpu/job/cpu.cfs_period_us": 100000,
+        "cpuacct,cpu/job/cpuacct.usage": 7_000_000_000,
+    }
+    cgroup = tree(tmp_path, "2:cpuacct,cpu:/job\n", files)
+    assert cgroup.cpu() == CpuQuota(0.5, 7.0)
+    for name in ("cpu", "cpuacct"):
+        (tmp_path / "cgroup" / name).symlink_to("cpuacct,cpu")
+    assert cgroup.cpu() == CpuQuota(0.5, 7.0)
+
+
+def test_version_1_nested(tmp_path: Path) -> None:
+    """A parent's tighter limit holds, with its own usage, whether it can be seen from here or not."""
+    files: dict[str, object] = {}
+    for path, limit in (("", UNLIMITED_64K), ("pod/", 2 * GIB), ("pod/job/", UNLIMITED_V1)):
+        files |= {f"memory/{path}memory.limit_in_bytes": limit, f"memory/{path}memory.usage_in_bytes": limit // 2}
+    files |= {
+        "cpu/pod/cpu.cfs_quota_us": 100000,
+        "cpu/pod/cpu.cfs_period_us": 100000,
+        "cpu/pod/cpuacct.usage": 5_000_000_000,
+        "cpu/pod/job/cpu.cfs_quota_us": 400000,
+        "cpu/pod/job/cpu.cfs_period_us": 100000,
+        "cpu/pod/job/cpuacct.usage": 1_000_000_000,
+    }
+    cgroup = tree(tmp_path, "2:memory:/pod/job\n1:cpu,cpuacct:/pod/job\n", files)
+    assert cgroup.cpu() == CpuQuota(1.0, 5.0)
+    assert cgroup.memory() == MemoryLimit(2 * GIB, GIB)
+    hidden: dict[str, object] = {
+        "memory/memory.limit_in_bytes": UNLIMITED_V1,
+        "memory/memory.usage_in_bytes": 4096,
+        "memory/memory.stat": f"cache 1\nhierarchical_memory_limit {GIB}\ntotal_inactive_file 96",
+    }
+    (tmp_path / "in").mkdir()
+    assert tree(tmp_path / "in", "2:memory:/pod/job\n", hidden).memory() == MemoryLimit(GIB, 4000)
+
+
+def test_memory_above_high_is_as_good_as_none(tmp_path: Path) -> None:
+    """The kernel slows down who uses more and takes its pages: that is no room to be planned with."""
+    files: dict[str, object] = {
+        "cgroup.controllers": "memory",
+        "job/memory.max": 4 * GIB,
+        "job/memory.high": 3 * GIB,
+        "job/memory.current": GIB,
+    }
+    cgroup = tree(tmp_path, "0::/job\n", files)
+    assert cgroup.memory() == MemoryLimit(3 * GIB, GIB)
+    (tmp_path / "cgroup/job/memory.high").write_text("max\n")
+    assert cgroup.memory() == MemoryLimit(4 * GIB, GIB)
+
+
+def test_a_host_with_both_versions(tmp_path: Path) -> None:
+    """Each controller is where it was left: some of version 1, the others in version 2's tree beside them."""
+    files: dict[str, object] = {
+        "cpu,cpuacct/job/cpu.cfs_quota_us": 50000,
+        "cpu,cpuacct/job/cpu.cfs_period_us": 100000,
+        "cpu,cpuacct/job/cpuacct.usage": 1_000_000_000,
+        "unified/cgroup.controllers": "memory io",
+        "unified/app/job/memory.max": 2 * GIB,
+        "unified/app/job/memory.current": GIB,
+        "unified/app/job/memory.events": "oom 1\noom_kill 1",
+        "unified/app/job/cpu.stat": "usage_usec 9",
+    }
+    cgroup = tree(tmp_path, "2:cpu,cpuacct:/job\n0::/app/job\n", files)
+    assert cgroup.cpu() == CpuQuota(0.5, 1.0)
+    assert (cgroup.memory(), cgroup.oom_kills()) == (MemoryLimit(2 * GIB, GIB), 1)
+
+
+def test_a_cpuset_with_fewer_cpus_than_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The affinity of a process is what its cpuset leaves."""
+    files: dict[str, object] = {
+        "cgroup.controllers": "cpu cpuset",
+        "job/cpu.max": "300000 100000",
+        "job/cpu.stat": "usage_usec 1",
+        "job/cpuset.cpus.effective": "0",
+    }
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    usage = ResourceMonitor(tmp_path, cgroup=tree(tmp_path, "0::/job\n", files)).sample()
+    assert usage.cpu_limit == 1.0

@@ -4,6 +4,7 @@ Limits hold for a group and all below it: the tightest of a group and its ancest
 counts as no limit; where just now nothing can be opened, that is an OSError.
 
 Source: Linux kernel documentation, admin-guide/cgroup-v1 (memory, cpuacct, sched-bwc) and admin-guide/cgroup-v2.
+Which CPUs a cpuset leaves is in the affinity of each process (`cores`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+_UNLIMITED = 1 << 60
+"""Version 1 shows a number where nothing was set: the largest that is whole pages, of whatever size."""
 _BLIND = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
@@ -46,34 +49,42 @@ class Cgroup:
 
     def __init__(self, root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> None:
         self._root = root
-        self._unified = (root / "cgroup.controllers").exists()
         self._paths = dict(_memberships(_text(membership) or ""))
+        self._unified = root if (root / "cgroup.controllers").exists() else None
+        beside = root / "unified"
+        self._beside = frozenset(() if self._unified else (_text(beside / "cgroup.controllers") or "").split())
 
     def cpu(self) -> CpuQuota | None:
         """Return the tightest CPU limit; None where there is none."""
-        quotas = [quota for folder in self._groups("cpu") if (quota := self._quota(folder)) is not None]
+        second = self._is_second("cpu")
+        quotas = [quota for folder in self._groups("cpu") if (quota := self._quota(folder, second)) is not None]
         return min(quotas, key=lambda quota: quota.cores, default=None)
 
     def memory(self) -> MemoryLimit | None:
-        """Return the tightest memory limit; None where there is none."""
+        """Return the tightest memory limit, which `memory.high` is too; None where there is none."""
         group = self.limiting()
         used = None if group is None else self._memory_used(group.folder)
         return None if group is None or used is None else MemoryLimit(group.limit_bytes, used)
 
     def limiting(self) -> Limiting | None:
         """Return the group whose memory limit is the tightest; None where there is none."""
-        name = "memory.max" if self._unified else "memory.limit_in_bytes"
-        limits = ((_number(folder / name), folder) for folder in self._groups("memory"))
-        return min((Limiting(limit, folder) for limit, folder in limits if limit is not None), default=None)
+        read = _limits_2 if self._is_second("memory") else _limits_1
+        limits = (
+            Limiting(limit, folder)
+            for folder in self._groups("memory")
+            for limit in read(folder)
+            if limit is not None and limit < _UNLIMITED
+        )
+        return min(limits, default=None)
 
     def oom_kills(self) -> int | None:
         """Return how many processes of this group were killed for want of memory; None where nobody counts."""
-        file = "memory.events" if self._unified else "memory.oom_control"
+        file = "memory.events" if self._is_second("memory") else "memory.oom_control"
         folder = next(self._groups("memory"), None)
         return None if folder is None else _field(folder / file, "oom_kill")
 
-    def _quota(self, folder: Path) -> CpuQuota | None:
-        if self._unified:
+    def _quota(self, folder: Path, second: bool) -> CpuQuota | None:
+        if second:
             quota, _, period = (_text(folder / "cpu.max") or "max").partition(" ")
             if not quota.isdigit() or not period.isdigit():
                 return None
@@ -86,17 +97,21 @@ class Cgroup:
         return CpuQuota(allowed / each, None if used is None else used / 1e9)
 
     def _accounting(self, folder: Path) -> Path:
-        """Return where version 1 counts the CPU time of a group: beside its limit, or in a hierarchy of its own."""
-        mount = self._mount("cpu")
-        if (folder / "cpuacct.usage").exists() or mount is None:
+        """Return where version 1 counts the CPU time of a group: beside its limit, or in a hierarchy of its own, where
+        the group of this process may have another path."""
+        mount, apart = self._mount("cpu"), self._mount("cpuacct")
+        if (folder / "cpuacct.usage").exists() or mount is None or apart is None:
             return folder
-        return (self._mount("cpuacct") or mount) / folder.relative_to(mount)
+        alike = apart / folder.relative_to(mount)
+        is_own = folder == next(self._groups("cpu"), None)
+        return next(self._groups("cpuacct"), alike) if is_own else alike
 
     def _memory_used(self, folder: Path) -> int | None:
-        used = _number(folder / ("memory.current" if self._unified else "memory.usage_in_bytes"))
+        second = self._is_second("memory")
+        used = _number(folder / ("memory.current" if second else "memory.usage_in_bytes"))
         if used is None:
             return None
-        prefix = "" if self._unified else "total_"
+        prefix = "" if second else "total_"
         pages = [_field(folder / "memory.stat", f"{prefix}{kind}_file") or 0 for kind in ("inactive", "active")]
         return max(0, used - sum(pages))
 
@@ -105,7 +120,8 @@ class Cgroup:
         mount = self._mount(controller)
         if mount is None:
             return
-        folder = mount / self._paths.get("" if self._unified else controller, "").lstrip("/")
+        path = self._paths.get("" if self._is_second(controller) else controller, "").lstrip("/")
+        folder = mount / path
         if not folder.is_dir():  # the path is the host's, and the container's own group is mounted as the root
             folder = mount
         while True:
@@ -115,11 +131,26 @@ class Cgroup:
             folder = folder.parent
 
     def _mount(self, controller: str) -> Path | None:
-        if self._unified:
-            return self._root
+        if self._unified is not None:
+            return self._unified
         if (self._root / controller).is_dir():
             return self._root / controller
-        return next((path for path in self._root.glob("*,*") if controller in path.name.split(",")), None)
+        joint = next((path for path in self._root.glob("*,*") if controller in path.name.split(",")), None)
+        return self._root / "unified" if joint is None and controller in self._beside else joint
+
+    def _is_second(self, controller: str) -> bool:
+        """Whether version 2 has it: all of them, or on a host with both some."""
+        mount = self._mount(controller)
+        return mount is not None and mount in (self._unified, self._root / "unified")
+
+
+def _limits_2(folder: Path) -> tuple[int | None, ...]:
+    return _number(folder / "memory.max"), _number(folder / "memory.high")
+
+
+def _limits_1(folder: Path) -> tuple[int | None, ...]:
+    """With that of ancestors which can't be seen from here."""
+    return _number(folder / "memory.limit_in_bytes"), _field(folder / "memory.stat", "hierarchical_memory_limit")
 
 
 def _memberships(text: str) -> Iterator[tuple[str, str]]:

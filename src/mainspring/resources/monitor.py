@@ -178,8 +178,9 @@ class ResourceMonitor:
         quota = self._cgroup.cpu()
         if quota is not None and quota.used_s is not None and quota.cores <= cores():
             return _Cpu(quota.used_s, own.cpu_s, now_s * quota.cores, quota.cores, of_group=True)
-        used_s, available_s = _host_cpu()
-        return _Cpu(used_s, own.cpu_s, available_s, float(cores()), of_group=False)
+        limit = float(cores()) if quota is None else min(quota.cores, float(cores()))
+        used_s, available_s = _host_cpu()  # of all who run on these CPUs, where nobody counts what the group uses
+        return _Cpu(used_s, own.cpu_s, available_s, limit, of_group=False)
 
     def _memory(self) -> tuple[int, int]:
         """Return bytes in use and the limit."""
