@@ -12,7 +12,7 @@ from mainspring.store.postgres.session import Found, Session
 from mainspring.tasks import TaskStatus, Usage
 
 pytestmark = pytest.mark.anyio
-USAGE = {"duration": 0.5, "cpu_time": 0.25, "memory_bytes": 7, "network_bytes": 8}
+USAGE: dict[str, Any] = {"duration": 0.5, "cpu_time": 0.25, "memory_bytes": 7, "network_bytes": 8}
 OPTIONS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "output": {"output": b"another"},
@@ -66,7 +66,8 @@ async def held(store: Any, port: Port, attempt: int = 1) -> Claimed:
 
 
 def end(port: Port, claim: Claimed, *, attempt: int = 1, lane: str = "async", **fields: Any) -> None:
-    port.end(claim, lane=lane, **{"started_ms": 5, "usage": Usage(**USAGE)} | fields)
+    usual: dict[str, Any] = {"started_ms": 5, "usage": Usage(**USAGE)}
+    port.end(claim, lane=lane, **usual | fields)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
