@@ -259,6 +259,25 @@ def test_a_second_restore_keeps_the_first_store_too(call, store: Path) -> None:
     assert check_history("work.db-replaced-2") == []
 
 
+def test_a_store_that_was_replaced_keeps_its_blobs(call, store: Path) -> None:
+    """It is whole by its new name: what the new one refers to no more is collected from the new one's folder alone."""
+    assert call("backup", "copy.db", "--store", "work.db").code == 0
+    assert call("restore", "copy.db", "--store", "work.db", "--force").code == 0
+    shutil.rmtree("work.db-blobs")
+    assert check_history("work.db-replaced", blobs=copying.blobs_beside(Path("work.db-replaced"))) == []
+
+
+def test_doctor_of_an_unsound_copy(call, store: Path) -> None:
+    """It looks for the blobs where they are, and says the one thing that is wrong."""
+    broken_rows(store)
+    assert call("backup", "copy.db", "--store", "work.db").code == 4
+    told = call("doctor", "--check", "--store", "copy.db.unsound", "--json")
+    problems = [item["about"] for item in told.json["findings"] if item["level"] == "problem"]
+    assert problems
+    assert all(about.startswith("invariant") and about != "invariant blobs" for about in problems)
+    assert told.json["blobs"]["count"] > 0
+
+
 def broken_rows(store: Path) -> None:
     connection = apsw.Connection(str(store))
     connection.execute("UPDATE tally SET n = n + 1")
@@ -293,6 +312,7 @@ def test_an_unsound_store(call, store: Path, spoil: Callable[[Path], None]) -> N
     assert '"type":"StoreDamaged"' in answer.err
     assert not Path("copy.db").exists()
     assert Path("copy.db.unsound").exists()
+    assert {name for name in names(Path()) if "copy.db" in name} <= {"copy.db.unsound", "copy.db.unsound-blobs"}
     assert call("restore", "work.db", "--store", "new.db").code == 4
     assert not {name for name in names(Path()) if "new.db" in name or "draft" in name}
 

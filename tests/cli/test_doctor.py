@@ -87,6 +87,20 @@ def test_a_time_that_no_clock_has_told(call, store: Path, moment: str) -> None:
     assert "ahead of this machine's clock" in what
 
 
+def test_a_renamed_file(call, store: Path) -> None:
+    """Blobs that were left under the name that it had are one finding, which says what to do; --blobs helps."""
+    renamed, folder = store.with_name("other.db"), f"{store}-blobs"
+    store.rename(renamed)
+    answer = call("doctor", "--check", "--store", str(renamed), "--json")
+    (what,) = whats(answer, "blobs")
+    assert f"no folder {renamed}-blobs" in what
+    assert answer.code == 4
+    assert [item for item in whats(answer) if "blob" in item] == [what]
+    named = call("doctor", "--check", "--store", str(renamed), "--blobs", folder, "--json")
+    assert not whats(named, "blobs")
+    assert named.code == 1
+
+
 def test_a_healthy_store(call, worker: Worker) -> None:
     """With a worker at work there is nothing to attend to."""
     call("submit", "custom:resize", '{"width": 3}', "--wait")
@@ -180,7 +194,8 @@ def test_broken_invariants_and_missing_blobs(call, store: Path) -> None:
     connection = apsw.Connection(str(store))
     connection.execute("UPDATE tally SET n = n + 1")
     connection.close()
-    shutil.rmtree(store.with_name("work.db-blobs"))
+    for blob in [item for item in store.with_name("work.db-blobs").rglob("*") if item.is_file()]:
+        blob.unlink()
     assert call("doctor", "--store", str(store)).code == 1
     answer = call("doctor", "--store", str(store), "--check", "--json")
     assert answer.code == 4

@@ -48,10 +48,11 @@ def backup(
     began = SYSTEM.monotonic()
     with stages(as_json=as_json) as shown, _draft(copy) as draft:
         _copy(source, draft, copy, shown, is_compact=compact)
-        faults = _faults(draft, copy, source, shown)
-        copying.publish(draft, unsound(copy) if faults else copy)
-    if faults:
-        raise _refusal(f"the copy of {source} is kept as {unsound(copy)} and is not sound", faults)
+        if faults := _faults(draft, copy, source, shown):
+            copying.bring_blobs(copy, unsound(copy))
+            copying.publish(draft, unsound(copy))
+            raise _refusal(f"the copy of {source} is kept as {unsound(copy)} and is not sound", faults)
+        copying.publish(draft, copy)
     digests = copying.digests_of(copy)
     _forget_others(copy, digests)
     _tell(screen, "backup", copy, digests, began)

@@ -137,6 +137,12 @@ def _unsound_blobs(rows: Rows, blobs: BlobStore) -> Iterator[Violation]:
                 yield Violation(invariant="blobs", task=None, what=what, figures={"digest": digest})
 
 
+def referred(rows: Rows) -> int:
+    """Return how many blobs the rows refer to."""
+    tables = [table for table in _DIGESTS if table in rows.tables]
+    return sum(1 for table in tables for _ in digests_in(rows, table))
+
+
 def digests_in(rows: Rows, table: str) -> Iterator[str]:
     """Yield the blobs that a table refers to, each once, a page at a time."""
     sql = f"SELECT DISTINCT digest FROM {table} WHERE digest > $1 ORDER BY digest LIMIT {_PAGE}"  # noqa: S608 - of ours

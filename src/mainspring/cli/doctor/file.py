@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from mainspring.cli.doctor import work
@@ -47,6 +48,19 @@ def shape(found: Sequence[Difference]) -> Iterator[Finding]:
             remedy = "stop the workers, keep a copy of the file, and restore a backup (`mainspring restore`)"
         level: Level = "warning" if item.kind == "foreign" else "problem"
         yield Finding(level=level, about="schema", what=item.what, remedy=remedy)
+
+
+def no_folder(folder: Path, referred: int) -> Iterator[Finding]:
+    """Where a file that was renamed, or copied alone, has no blobs beside it."""
+    if referred:
+        yield Finding(
+            level="problem",
+            about="blobs",
+            what=f"rows refer to {referred:,} blobs, and there is no folder {folder}",
+            remedy="if the file was renamed or copied, give the folder that lay beside it the same name with `-blobs`, "
+            "or name it with --blobs; else put it back from a backup",
+            figures={"referred": referred},
+        )
 
 
 def _versions(versions: Mapping[str, str]) -> Iterator[Finding]:

@@ -23,6 +23,8 @@ from mainspring.store.sqlite.backup import blobs_beside
 from mainspring.store.sqlite.inspection import inspect, integrity
 from mainspring.store.sqlite.shape import differences
 from mainspring.testing import check_history
+from mainspring.testing.history import referred
+from mainspring.testing.rows import FileRows, ServerRows
 
 if TYPE_CHECKING:
     from mainspring.store.postgres.address import Server
@@ -41,12 +43,13 @@ def _file(connection: apsw.Connection, path: Path, blobs: LocalBlobStore, *, is_
     damage = integrity(connection, is_thorough=is_thorough)
     made_otherwise = [] if damage else differences(connection, FILE_SCHEMA)
     found = [*file.damage(damage), *file.shape(made_otherwise)]
-    facts = None
+    facts, has_blobs = None, blobs.folder.is_dir()
     if not damage and not any(item.kind == "lost" for item in made_otherwise):
         facts = inspect(connection, path, grace_s=GRACE_S, turn_s=TURN_S)
         found += list(_moves(connection)) or file.findings(facts, versions)
         if is_thorough:
-            found += broken(check_history(connection, blobs=blobs))
+            found += broken(check_history(connection, blobs=blobs if has_blobs else None))
+            found += [] if has_blobs else file.no_folder(blobs.folder, referred(FileRows(connection)))
     n, n_bytes = _count(blobs)
     return Report(
         store=str(path),
@@ -74,7 +77,7 @@ def examine_server(address: str, folder: Path | None, *, is_thorough: bool) -> R
 
 
 def _on_server(session: Session, server: Server, blobs: LocalBlobStore, *, is_thorough: bool) -> Report:
-    from mainspring.cli.doctor.server import elsewhere, findings
+    from mainspring.cli.doctor.server import elsewhere, findings, no_folder
     from mainspring.store.postgres.inspection import inspect, is_led_elsewhere, marks
     from mainspring.store.postgres.wanted import wanted_of
 
@@ -88,6 +91,7 @@ def _on_server(session: Session, server: Server, blobs: LocalBlobStore, *, is_th
         if is_thorough:
             with session.snapshot() as moment:
                 found += broken(check_history(moment, blobs=blobs if has_blobs else None))
+                found += [] if has_blobs else no_folder(blobs.folder, referred(ServerRows(moment)))
     n, n_bytes = _count(blobs)
     return Report(
         store=server.named,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import Final
 
 from mainspring.cli.doctor import work
@@ -36,6 +37,18 @@ def elsewhere(server: Server) -> Finding:
         what=f"a pooler stands at {server.shown} and drops the settings of sessions; no engine can work through it so",
         remedy="name it and the server behind it: add ?pooler=transaction&direct=HOST:PORT to the address",
     )
+
+
+def no_folder(folder: Path, referred: int) -> Iterator[Finding]:
+    """Where this machine has no blobs of the store: another one may."""
+    if referred:
+        yield Finding(
+            level="warning",
+            about="blobs",
+            what=f"rows refer to {referred:,} blobs, and there is no folder {folder} here: they were not looked at",
+            remedy="name the folder that the engines use (StoreConfig.blobs) with --blobs, or run this where it is",
+            figures={"referred": referred},
+        )
 
 
 def findings(facts: ServerFacts, server: Server, wanted: Wanted) -> Iterator[Finding]:
@@ -304,4 +317,4 @@ def _inbox(facts: ServerFacts) -> Iterator[Finding]:
     )
 
 
-__all__ = ["elsewhere", "findings"]
+__all__ = ["elsewhere", "findings", "no_folder"]

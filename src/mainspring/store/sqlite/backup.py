@@ -109,6 +109,19 @@ def copy_blobs(digests: Sequence[str], source: LocalBlobStore, target: Path, pro
         progress(n, len(digests))
 
 
+def bring_blobs(path: Path, aside: Path) -> None:
+    """Bring all blobs that lie beside a store beside another name of it: by that name they are looked for there.
+
+    A damaged one comes along as a link, and stays behind where there are none.
+    """
+    source = blobs_beside(path)
+    found = [digest for digest, _ in source.digests()]
+    blobs = blobs_beside(aside, make=bool(found))
+    for digest in found:
+        with contextlib.suppress(TaskNotFound, InternalError):
+            blobs.take(digest, source)
+
+
 def blob_faults(
     digests: Sequence[str], blobs: LocalBlobStore, source: LocalBlobStore, progress: Progress
 ) -> Iterator[str]:
@@ -197,6 +210,7 @@ def replace(draft: Path, path: Path) -> Path | None:
                 if old.exists():
                     _link(old, aside.with_name(aside.name + suffix))
             _sync(aside)
+            bring_blobs(path, aside)
             publish(draft, path)
         except BaseException:
             if draft.exists():  # nothing was replaced
