@@ -23,6 +23,7 @@ from tests.pooler import Pooler, pooling, required
 from tests.store.fixtures.make import FOLDER as FIXTURES
 
 from mainspring import Task, TaskType, Text
+from mainspring.blobs.local import LocalBlobStore
 from mainspring.store.postgres.connection import SCHEMA_VERSION
 from mainspring.store.postgres.statements import MIGRATIONS, SCHEMA
 from mainspring.store.postgres.wanted import wanted
@@ -154,6 +155,27 @@ def test_what_is_broken(call: Call, home: Home) -> None:
         "invariant tallies",
         "invariant blobs",
     }
+
+
+def test_blobs_that_are_elsewhere(call: Call, home: Home) -> None:
+    """A folder that this machine has not is told, not taken for blobs that are lost."""
+    filled(home)
+    elsewhere = home.blobs.with_name("elsewhere")
+    answer = doctor(call, home, "--check", "--blobs", str(elsewhere))
+    ((level, what),) = told(answer, "blobs")
+    assert (level, f"there is no folder {elsewhere} here" in what) == ("warning", True)
+    assert (answer.code, answer.json["checks"]) == (1, ["invariants"])
+
+
+def test_a_folder_of_two_stores(call: Call, home: Home) -> None:
+    """Each store notes itself where its blobs are; a second one is told, for neither collects then."""
+    filled(home)
+    blobs = LocalBlobStore(home.blobs)
+    assert not told(doctor(call, home, "--blobs", str(home.blobs)), "blobs")
+    assert len(blobs.users()) == 1
+    blobs.note_user("another")
+    ((level, what),) = told(doctor(call, home, "--blobs", str(home.blobs)), "blobs")
+    assert (level, "another store keeps its blobs" in what) == ("warning", True)
 
 
 # Who works there

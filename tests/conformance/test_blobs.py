@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 HOUR_S = 3_600.0
 
 
-async def left_after_a_collection(factory: Factory) -> set[str]:
+async def left_after_a_collection(factory: Factory, *others: str) -> set[str]:
     """Return which blobs are there after one: four were a day and an hour old, and one an hour less than a day."""
     async with opened(factory.make(keep_completed_s=HOUR_S)) as store:
         await factory.hold_upkeep(store)
@@ -46,6 +46,8 @@ async def left_after_a_collection(factory: Factory) -> set[str]:
         factory.clock.advance(23 * HOUR_S)
         await factory.prune(store)
         assert set(factory.states()) == {waiting.id}  # what is kept of the other ones is not in their rows
+        for other in others:
+            store.blobs.note_user(other)
         store._caretaker._ticks = caretaker._COLLECT_TICKS
         await store._caretaker._keep()
         return {digests[digest] for digest, _ in store.blobs.digests()}
@@ -54,6 +56,11 @@ async def left_after_a_collection(factory: Factory) -> set[str]:
 async def test_only_old_blobs_that_nothing_refers_to_go(factory: Factory) -> None:
     """A payload, a name or a kept result keeps its blob; so does youth: whose task is being stored is not known."""
     assert await left_after_a_collection(factory) == {"payload", "named", "kept", "young"}
+
+
+async def test_all_stay_beside_those_of_another_store(factory: Factory) -> None:
+    """Two stores of one name, on two servers, keep theirs in the folder of that name: neither knows what is needed."""
+    assert await left_after_a_collection(factory, "another") == {"payload", "named", "kept", "unused", "young"}
 
 
 def in_use(without: str) -> AbstractContextManager[Any]:

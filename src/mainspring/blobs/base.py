@@ -46,3 +46,9 @@ class BlobStore(Protocol):
 
     def digests(self) -> Iterator[tuple[str, float]]:
         """Yield digest and age in seconds since the last `put` of every blob, in no order."""
+
+    def note_user(self, store: str) -> None:
+        """Note that a store keeps blobs here, by what tells it from all others; durable on return."""
+
+    def users(self) -> frozenset[str]:
+        """Return the stores that were noted: where there are others, no one can say what nobody refers to."""

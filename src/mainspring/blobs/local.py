@@ -38,6 +38,7 @@ class LocalBlobStore:
         self.folder = Path(folder).absolute()
         self._env = env
         self._temporary = self.folder / "tmp"
+        self._users = self.folder / "stores"
         self._shards: set[str] = set()  # those whose own entry in the folder is known to be durable
         self._whole: dict[str, tuple[int, int]] = {}  # which file of a blob was found whole, and its last change
         if make:
@@ -172,6 +173,25 @@ class LocalBlobStore:
                     yield shard.name + path.name, self._age_s(path)
                 except FileNotFoundError:  # deleted meanwhile
                     continue
+
+    def note_user(self, store: str) -> None:
+        """Note that a store keeps blobs here, by what tells it from all others; durable on return.
+
+        Raises: StoreUnavailable.
+        """
+        note = self._users / store
+        try:
+            if not note.exists():
+                self._users.mkdir(mode=0o700, exist_ok=True)
+                note.touch(mode=0o600)
+                _sync(self._users)
+                _sync(self.folder)
+        except OSError as exc:
+            raise self._unavailable(exc) from exc
+
+    def users(self) -> frozenset[str]:
+        """Return the stores that were noted: where there are others, no one can say what nobody refers to."""
+        return frozenset(item.name for item in self._users.iterdir()) if self._users.is_dir() else frozenset()
 
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):

@@ -77,7 +77,7 @@ def examine_server(address: str, folder: Path | None, *, is_thorough: bool) -> R
 
 
 def _on_server(session: Session, server: Server, blobs: LocalBlobStore, *, is_thorough: bool) -> Report:
-    from mainspring.cli.doctor.server import elsewhere, findings, no_folder
+    from mainspring.cli.doctor.server import elsewhere, findings, no_folder, shared_folder
     from mainspring.store.postgres.inspection import inspect, is_led_elsewhere, marks
     from mainspring.store.postgres.wanted import wanted_of
 
@@ -88,6 +88,7 @@ def _on_server(session: Session, server: Server, blobs: LocalBlobStore, *, is_th
         facts = inspect(session, server, grace_s=GRACE_S, turn_s=TURN_S)
         versions["postgres"] = facts.server.version
         found += list(moves(marks(session))) or findings(facts, server, wanted_of(facts.server.schema, server_schema()))
+        found += shared_folder(blobs.folder, len(blobs.users() - {facts.server.identity}))
         if is_thorough:
             with session.snapshot() as moment:
                 found += broken(check_history(moment, blobs=blobs if has_blobs else None))

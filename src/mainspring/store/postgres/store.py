@@ -144,6 +144,8 @@ class PostgresStore(InboxStore):
         try:
             with our_errors(self.server):
                 await self.line.open(self._writer.number)
+            self.identity = await self.view(lambda view: str(view.one("identity")[0]))
+            await self.env.to_thread(self.blobs.note_user, self.identity)  # before anybody collects
             await self._pulse.start()
             await self._caretaker.start()
         except (Exception, asyncio.CancelledError):

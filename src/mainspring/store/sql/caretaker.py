@@ -172,8 +172,14 @@ class Caretaker(ABC):
                 return
 
     async def _collect_blobs(self) -> None:
-        """Remove blobs that nothing refers to. A young one may belong to a task that is being submitted: it stays."""
+        """Remove blobs that nothing refers to. A young one may belong to a task that is being submitted: it stays.
+
+        So do all where another store keeps its own beside them: what that refers to is not known here.
+        """
         store = self._store
+        if others := await store.env.to_thread(store.blobs.users) - {store.identity}:
+            logger.warning("blobs are not collected: %d other stores keep theirs in the same folder", len(others))
+            return
         old = await store.env.to_thread(_old_blobs, store.blobs)
         for at in range(0, len(old), upkeep.STEP):
             some = old[at : at + upkeep.STEP]
