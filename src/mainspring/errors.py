@@ -79,7 +79,7 @@ def shown(value: object) -> str:
     """Return a value as messages show it."""
     try:
         text = repr(value)
-    except Exception as exc:  # noqa: BLE001 - a value's own code runs in there; too deep ones fail too
+    except BaseException as exc:  # noqa: BLE001 - a value's own code runs in there; too deep ones fail too
         text = f"<{type(value).__name__} without repr: {type(exc).__name__}>"
     return text if len(text) <= 120 else text[:117] + "..."
 

@@ -331,6 +331,39 @@ async def test_an_exception_that_ends_programs(world: World, lane: str) -> None:
 
 
 @pytest.mark.parametrize("lane", ALL)
+async def test_an_exit_in_a_task_of_its_own(world: World, lane: str) -> None:
+    """asyncio itself ends a loop for SystemExit in any of its tasks: a worker ends like any program, and what
+    it ran goes back uncharged, to the next worker.
+    """
+    if lane == "async":
+        before = len(world.deaths)
+        handle = await world.submit("in_loop", way="exits_within", mark=str(world.folder / "within"))
+        await until(lambda: len(world.deaths) >= before + 2)
+        await handle.cancel()
+        with pytest.raises(TaskCancelled):
+            await value(handle)
+        assert set(world.deaths[before:]) == {1}
+        assert world.crashes(handle) == 0
+        await world.all_lanes_work()
+    else:
+        async with world.beside_a_neighbour(lane, "exits_within") as cell:
+            with pytest.raises(ProcessingFailed, match="SystemExit: out"):
+                await value(cell.handle)
+            assert await cell.outcomes() == ["failed"]
+
+
+@pytest.mark.parametrize("lane", ALL)
+async def test_what_ends_programs_when_it_is_looked_at(world: World, lane: str) -> None:
+    """A result or an exception whose own code raises SystemExit fails its attempt like any other."""
+    async with world.beside_a_neighbour(lane, "traps", "returned") as cell:
+        with pytest.raises(InvalidInput, match="can't be stored"):
+            await value(cell.handle)
+    async with world.beside_a_neighbour(lane, "traps", "raised") as cell:
+        with pytest.raises(ProcessingFailed, match="Snare: in a snare"):
+            await value(cell.handle)
+
+
+@pytest.mark.parametrize("lane", ALL)
 async def test_a_flood_of_output(world: World, lane: str) -> None:
     """Megabytes go to where the worker's output goes, from a child too, and nobody waits for them."""
     before = world.output.stat().st_size

@@ -181,6 +181,44 @@ def raises(mark: str) -> None:
     raise {"exit": SystemExit, "interrupt": KeyboardInterrupt, "odd": Odd}[mark.rpartition("-")[2]]("out")
 
 
+async def exits_within_async(mark: str) -> None:
+    """Ends the program from an asyncio task of its own, as whoever awaits several things at once may do."""
+    began(mark)
+
+    async def leaves() -> None:
+        sys.exit("out")
+
+    await asyncio.gather(leaves(), asyncio.sleep(60))
+
+
+def exits_within(mark: str) -> None:
+    asyncio.run(exits_within_async(mark))
+
+
+class Trap:
+    """Raises, whatever it is asked."""
+
+    @property
+    def __class__(self) -> Any:
+        sys.exit("out")
+
+    __repr__ = __str__ = __class__.fget  # type: ignore[assignment, attr-defined]
+
+
+class Snare(Exception):
+    """Raises while it is told."""
+
+    __cause__ = property(lambda self: sys.exit("out"))  # type: ignore[assignment]
+
+
+def traps(mark: str) -> Any:
+    """Returns or raises what ends the program when it is looked at."""
+    began(mark)
+    if mark.endswith("raised"):
+        raise Snare("in a snare")
+    return [Trap()]
+
+
 def floods(mark: str) -> None:
     """Prints and logs megabytes."""
     began(mark)
@@ -239,10 +277,15 @@ WAYS: dict[str, Callable[[str], Any]] = {
     way.__name__: way
     for way in (
         segfault, leave, killed, closes_all, deaf, blocks, leaks, forks, hides, escapes, escapes_late, asks, garbage,
-        raises, floods, closes_output, exhausts, says,
+        raises, exits_within, traps, floods, closes_output, exhausts, says,
     )
 }  # fmt: skip
-_ASYNC = {"deaf": deaf_async, "escapes_late": escapes_late_async, "exhausts": exhausts_async}
+_ASYNC = {
+    "deaf": deaf_async,
+    "escapes_late": escapes_late_async,
+    "exits_within": exits_within_async,
+    "exhausts": exhausts_async,
+}
 
 
 async def in_loop(way: str, mark: str) -> Any:

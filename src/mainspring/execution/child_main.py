@@ -393,7 +393,7 @@ def _without_effects(report: Report) -> tuple[Report, bytes | None]:
         return report, None
     try:
         return msgspec.structs.replace(report, effects=()), codec.encode(report.effects)[0]
-    except Exception as exc:  # noqa: BLE001 - values' own methods run when a child task is encoded
+    except BaseException as exc:  # noqa: BLE001 - values' own methods run when a child task is encoded
         return failed(failure(exc), report.usage), None
 
 

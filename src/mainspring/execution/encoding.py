@@ -6,7 +6,7 @@ import typing
 
 from mainspring.errors import InternalError, InvalidInput, invalid
 from mainspring.execution.base import Report
-from mainspring.processors.base import failure
+from mainspring.processors.base import failure, text_of
 from mainspring.tasks import Done, Failed, Outcome, TaskOutput, Usage
 from mainspring.tasks.codec import encode
 
@@ -21,7 +21,7 @@ def report(outcome: Outcome, usage: Usage) -> Report:
     if type(outcome) is Done:
         try:
             output, refs = _encoded(outcome.output)
-        except Exception as exc:  # noqa: BLE001 - a value's own methods run in there and may raise anything
+        except BaseException as exc:  # noqa: BLE001 - a value's own methods run in there and may raise anything
             return failed(failure(_unstorable(exc)), usage)
         return Report(output, refs, effects=outcome.effects, usage=usage)
     if type(outcome) is Failed:
@@ -41,11 +41,11 @@ def _encoded(output: TaskOutput) -> tuple[bytes, tuple[bytes, ...]]:
     return data, tuple([ref.bytes for ref in refs]) if refs else ()
 
 
-def _unstorable(cause: Exception) -> InvalidInput:
+def _unstorable(cause: BaseException) -> InvalidInput:
     if isinstance(cause, InvalidInput):
         return InvalidInput(f"the result can't be stored: {cause}", field="output")
     return InvalidInput(
-        f"the result can't be stored ({type(cause).__name__}: {cause}); "
+        f"the result can't be stored ({type(cause).__name__}: {text_of(cause)}); "
         "return JSON-like values, bytes, numpy arrays, dataclasses or msgspec structs",
         field="output",
     )

@@ -64,7 +64,15 @@ def failure(exc: BaseException, traceback_chars: int = 4_000) -> Failed:
     """Return the stored form of an exception: its type, message, the traceback's tail, and whether to try again.
 
     Unknown exceptions are worth a retry; ours say it themselves. A text that is too long or no Unicode is made to fit.
+    Never raises: of an exception whose own code does, its type and text are left.
     """
+    try:
+        return _failure(exc, traceback_chars)
+    except BaseException:  # noqa: BLE001 - an exception's own attributes are read in there, which may be properties
+        return Failed(ErrorInfo(type=type(exc).__name__, message=_storable(text_of(exc)[:_MESSAGE_CHARS])))
+
+
+def _failure(exc: BaseException, traceback_chars: int) -> Failed:
     retry_after: float | None = None
     if isinstance(exc, RetryAfter):
         try:
