@@ -198,17 +198,17 @@ def exits_within(mark: str) -> None:
 class Trap:
     """Raises, whatever it is asked."""
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         sys.exit("out")
 
-    __repr__ = __str__ = __class__.fget  # type: ignore[assignment, attr-defined]
+    __repr__ = __str__ = __class__.fget  # type: ignore[attr-defined]
 
 
 class Snare(Exception):
     """Raises while it is told."""
 
-    __cause__ = property(lambda self: sys.exit("out"))  # type: ignore[assignment]
+    __cause__ = property(lambda self: sys.exit("out"))
 
 
 def traps(mark: str) -> Any:
