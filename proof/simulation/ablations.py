@@ -39,7 +39,7 @@ from mainspring.store.sql import (
     limits,
     line,
     outcomes,
-    reads,
+    standing,
     upkeep,
 )
 from mainspring.store.sql.caretaker import Caretaker
@@ -399,7 +399,12 @@ SAFEGUARDS: Final = (
     Safeguard(
         "reasons",
         "what is said of a task that waits is so",
-        (Edit(reads, "standing", "_why(bool(covering),", "_why(False,"),),
+        (Edit(standing._Kept, "__init__", "if self.pauses:", "if False:"),),
+    ),
+    Safeguard(
+        "roots",
+        "what is waited for is said to be kept by what keeps it",
+        (Edit(standing, "_other", "if not to_root or", "if True or"),),
     ),
     Safeguard(
         "figures of turns",

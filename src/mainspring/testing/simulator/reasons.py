@@ -10,7 +10,7 @@ import apsw
 
 from mainspring.engine import Engine
 from mainspring.tasks import Rate, TaskId
-from mainspring.tasks.lifecycle import STORED_REASONS
+from mainspring.tasks.lifecycle import STATUS_OF, STORED_REASONS
 from mainspring.testing.simulator.witness import Witness
 
 SIGNS: Final = {
@@ -28,6 +28,15 @@ SIGNS: Final = {
     "ready": "It is ready(, and worker .* runs alone| and)",
 }
 """By what a sentence is known to name a cause."""
+_STATES: Final = {
+    "paused": "paused",
+    "no_worker": "served by no living worker",
+    "limit": "at a limit of group ",
+    "retry": "waits for another try",
+    "parents": "waits for ",
+    "same_work": "waits for ",
+}
+"""How others are said to stand that are waited for; those that are not named here by their reason or status."""
 _ASKED: Final = 4
 _WAITING: Final = "SELECT id FROM task WHERE status = 0 ORDER BY seq LIMIT ?"
 _NEXT: Final = "SELECT id FROM task WHERE reason = 0 ORDER BY seq DESC LIMIT 2"
@@ -70,6 +79,7 @@ class Truth(NamedTuple):
     cause: str
     attempt: int
     others: tuple[bytes, ...]  # that it waits for
+    first: str  # how the first of these stands
     rest: tuple[Any, ...]
     line: tuple[int, int, int]  # how many of its own share go first, other shares that wait, how many of theirs
 
@@ -103,6 +113,8 @@ def _untrue(said: str, named: str, truth: Truth) -> str:
         TaskId(id) for id in re.findall(r"[0-9a-f]{8}(?:-\w+){4}", said)
     }:
         return "waits for others than is said"
+    if truth.others and f"{TaskId(truth.others[0])} ({truth.first}" not in said:
+        return f"waits for one that is {truth.first}"
     if named == "parents" and f"for {len(truth.others)} of" not in said:
         return "waits for another number of parents"
     if named == "ready" and " runs alone;" not in said and _line(said) != truth.line:
@@ -124,23 +136,37 @@ def _truth(rows: apsw.Connection, id: TaskId, now_ms: int) -> Truth | None:
     row: Any = rows.execute(_TASK, (id.bytes,)).fetchone()
     if row is None:
         return None
-    seq, status, reason, attempt, namespace, kind, group = row
+    cause, beside = _cause(rows, row, now_ms)
     others: tuple[bytes, ...] = ()
-    cause = "running" if status == 1 else "ended"
-    if status == 0:
-        cause = STORED_REASONS[reason]
     if cause in ("parents", "same_work"):
-        others = tuple(other for (other,) in rows.execute(_PARENTS if cause == "parents" else _LEADER, (seq,)))
+        others = tuple(other for (other,) in rows.execute(_PARENTS if cause == "parents" else _LEADER, row[:1]))
+    first = _state(rows, others[0], now_ms) if others else ""
+    line = (0, 0, 0)
+    if cause == "ready":
+        line, beside = _true_line(rows, row[0], now_ms), (*beside, tuple(rows.execute(_BESIDE)))
+    return Truth(cause, row[3], others, first, beside, line)
+
+
+def _state(rows: apsw.Connection, id: bytes, now_ms: int) -> str:
+    """Return how a task is said to stand that is waited for."""
+    row: Any = rows.execute(_TASK, (id,)).fetchone()
+    cause, _ = _cause(rows, row, now_ms)
+    return _STATES.get(cause, STATUS_OF[row[1]].value if cause == "ended" else cause)
+
+
+def _cause(rows: apsw.Connection, row: Any, now_ms: int) -> tuple[str, tuple[Any, ...]]:
+    """Return why a task does not run, and the rows beside its own that this rests on."""
+    _, status, reason, _, namespace, kind, group = row
+    if status:
+        return "running" if status == 1 else "ended", ()
     pauses = tuple(rows.execute(_PAUSE, (namespace, kind, group)))
     served = tuple(rows.execute(_SERVES, (kind,)))
     limits: list[Any] = rows.execute(_LIMITS, (namespace, group)).fetchall()
     full = tuple(limit for limit in limits if _is_full(limit, now_ms))
+    cause = STORED_REASONS[reason]
     if cause == "ready":
         cause = "paused" if pauses else "no_worker" if not served else "limit" if full else "ready"
-    line, beside = (0, 0, 0), ()
-    if cause == "ready":
-        line, beside = _true_line(rows, seq, now_ms), tuple(rows.execute(_BESIDE))
-    return Truth(cause, attempt, others, (pauses, served, full, beside), line)
+    return cause, (pauses, served, full)
 
 
 def _true_line(rows: apsw.Connection, seq: int, now_ms: int) -> tuple[int, int, int]:
