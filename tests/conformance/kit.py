@@ -120,7 +120,7 @@ class Port:
         self.missed: list[Finish] = []
         self.asked: list[bytes] = []
         self.urgent: list[tuple[bytes, int]] = []  # of what is held here or elsewhere, with their ranks
-        self.shares: list[Callable[[tuple[str, str, str]], bool]] = []  # what others would run, at each time they asked
+        self.shares: list[Callable[[Claimed], bool]] = []  # what others would run, at each time they asked
         self.ends: list[Ended] = []
         self.overdrawn: list[str] = []  # lanes that were handed more than they had room for
         self.given_up: TaskError | None = None
@@ -154,7 +154,7 @@ class Port:
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
         """Nothing waits here: claims are held until the test finishes them."""
 
-    def asked_to_share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> None:
+    def asked_to_share(self, is_wanted: Callable[[Claimed], bool]) -> None:
         self.shares.append(is_wanted)
         self._news.set()
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from tests.conformance.kit import OTHER, WORK, Factory, Port, new, opened, state, submit
 
-from mainspring.store.base import MAX_RELEASES, RELEASED, Finish
+from mainspring.store.base import MAX_RELEASES, RELEASED, RESERVES, Finish, Spec
 from mainspring.store.ready import ANYWHERE
 from mainspring.store.sql import outcomes
+from mainspring.tasks import Resources
+from mainspring.tasks.needs import Passes
 
 pytestmark = pytest.mark.anyio
-
-OURS = ("default", WORK, "")
 
 
 @pytest.fixture
@@ -50,12 +52,30 @@ async def hears_no_more(port: Port, idle: Port) -> None:
 async def test_the_holder_is_asked_for_what_the_idle_one_runs(store: Any, port: Port, idle: Port) -> None:
     """It hears which classes are wanted: those that the idle one serves and that it holds."""
     await submit(store, new(), new(type=OTHER), new(group="a"))
-    assert len(await port.room(3)) == 3
+    claims = await port.room(3)
+    assert len(claims) == 3
     await asks(idle)
     await port.until(lambda: port.shares)
     (is_wanted,) = port.shares
-    assert [is_wanted(key) for key in (OURS, ("default", WORK, "a"), ("default", OTHER, ""))] == [True, True, False]
+    assert [is_wanted(claim) for claim in claims] == [True, False, True]
     assert not idle.shares
+
+
+def asked(port: Port, times: int) -> bool:
+    return len(port.shares) == times
+
+
+async def test_nobody_gives_what_can_not_run_there(store: Any, port: Port, idle: Port) -> None:
+    """What the idle one passes over is of no use to it, whether the task says itself what it needs or its handler."""
+    five, two = (Spec(resources=Resources(cpu=0, custom={"seat": seats})) for seats in (5, 2))
+    specs: list[Any] = [{"spec": msgspec.msgpack.encode(spec), "flags": RESERVES} for spec in (five, two)]
+    await submit(store, new(**specs[0]), new(**specs[1]), new())
+    claims = await port.room(3)
+    for n, (declared, given) in enumerate((({}, [False, True, True]), ({"seat": 3.0}, [False, True, False])), 1):
+        idle.lanes["async"].passing.passes = Passes({"seat": 2.0}, {WORK: declared})
+        await asks(idle)
+        await port.until(partial(asked, port, n))
+        assert [port.shares[-1](claim) for claim in claims] == given
 
 
 async def test_nobody_is_asked_for_what_can_not_be_shared(store: Any, port: Port, idle: Port) -> None:

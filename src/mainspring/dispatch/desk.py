@@ -121,7 +121,7 @@ class Desk(ABC):
         """Take out what will not start soon after all."""
 
     @abstractmethod
-    def share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> list[Claimed]:
+    def share(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
         """Take out half of what waits for a slot here, the last in the order, for a process with nothing to do."""
 
     @abstractmethod

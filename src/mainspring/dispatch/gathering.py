@@ -285,7 +285,7 @@ class Gathering(Desk):
             self._kinds.keep(group, members[:-n])
         return taken
 
-    def share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> list[Claimed]:
+    def share(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
         """See `Desk.share`. What waits for a slot goes by the call; the first of them and what still gathers stay."""
         if self._lane.has_idle():
             return []
@@ -295,7 +295,7 @@ class Gathering(Desk):
         taken: list[Claimed] = []
         for group in ready[max(1, len(ready) // 2) :]:
             claims = [member.claim for member in group.members]
-            if all(is_wanted(claim.class_key) for claim in claims):
+            if all(is_wanted(claim) for claim in claims):
                 taken += claims
                 self._kinds.keep(group, [])
         if taken:

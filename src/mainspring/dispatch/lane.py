@@ -17,6 +17,7 @@ from mainspring.execution.base import AheadRunner, Runner
 from mainspring.processors.base import Lane as LaneName
 from mainspring.store.base import Claimed, Store
 from mainspring.store.lane import Lane
+from mainspring.tasks.needs import NOTHING, Passes
 
 _RATE_WINDOW_S = 0.05
 _SLICE_S = 0.005
@@ -42,6 +43,12 @@ class Ports:
     @property
     def types(self) -> frozenset[str]:
         return frozenset().union(*(port.types for port in self._desk.ports if port.room() > 0))
+
+    @property
+    def passes(self) -> Passes:
+        told = [port.passes for port in self._desk.ports if port.passes.types]
+        types = {kind: need for passes in told for kind, need in passes.types.items()}
+        return Passes(told[0].has, types) if told else NOTHING
 
 
 class LaneDesk(Desk):
@@ -177,7 +184,7 @@ class LaneDesk(Desk):
 
     # Between processes
 
-    def share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> list[Claimed]:
+    def share(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
         """See `Desk.share`.
 
         What its runner has taken ahead is taken back first; of that, what is given away is released as it comes back.
@@ -186,7 +193,7 @@ class LaneDesk(Desk):
             return []
         runner = cast(AheadRunner, self.runner()) if self.ahead and self.running else None
         ahead = [] if runner is None else [work for work in runner.ahead() if isinstance(work, Claimed)]
-        waiting = sorted((claim for claim in (*ahead, *self._queue) if is_wanted(claim.class_key)), key=place)
+        waiting = sorted((claim for claim in (*ahead, *self._queue) if is_wanted(claim)), key=place)
         given = waiting[len(waiting) // 2 :]
         if not given:
             return []

@@ -317,7 +317,7 @@ class TaskManager(Answers):
         for desk in self._desks.values():
             desk.hasten(dict(tasks))
 
-    def asked_to_share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> None:
+    def asked_to_share(self, is_wanted: Callable[[Claimed], bool]) -> None:
         if self._draining:
             return
         for desk in self._desks.values():

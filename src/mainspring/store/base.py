@@ -277,8 +277,8 @@ class WorkerPort(Protocol):
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
         """What may start has changed; tells for a class (namespace, type, group) whether it may not."""
 
-    def asked_to_share(self, is_wanted: Callable[[tuple[str, str, str]], bool]) -> None:
-        """Another process has nothing to do and runs these classes: release half of your claims that have not begun."""
+    def asked_to_share(self, is_wanted: Callable[[Claimed], bool]) -> None:
+        """Another process has nothing to do and can run these: release half of such claims that have not begun."""
 
 
 class CrashEvidence(NamedTuple):

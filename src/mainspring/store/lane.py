@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mainspring.store.passing import Passing
 from mainspring.store.ready import Shared
+from mainspring.tasks.needs import Passes
 
 
 class Lane:
@@ -20,6 +21,10 @@ class Lane:
         self.withheld: frozenset[str] = frozenset()  # types of those that are not taken now; set by the worker
         self.passing = Passing()  # tasks that can never run here
         self.ready = Shared()  # classes that may have ready tasks; kept by the store
+
+    @property
+    def passes(self) -> Passes:
+        return self.passing.passes
 
     def room(self) -> int:
         return self.limit + self.released - self.taken

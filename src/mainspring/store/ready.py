@@ -6,6 +6,8 @@ from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sized
 from heapq import heapify, heappop, heappush
 from typing import Final, Protocol
 
+from mainspring.tasks.needs import Passes
+
 Place = tuple[int, int]
 """Where a task stands in the one order: rank and sequence."""
 ANYWHERE: Final[Place] = (-(1 << 63), 0)
@@ -24,6 +26,10 @@ class Asker(Protocol):
 
     @property
     def types(self) -> frozenset[str]: ...
+
+    @property
+    def passes(self) -> Passes:
+        """Which of their tasks can't run there."""
 
     @property
     def ready(self) -> Sized:

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from mainspring.store.base import RESERVES, Claimed
 from mainspring.store.ready import Asker
 from mainspring.store.sql.transaction import ClassKey, Memory
+from mainspring.store.sql.weighing import said
+from mainspring.tasks.needs import Passes
 
 _MOST = 500
 """Pairs of holder and class in one message."""
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(list[tuple[int, int]])
+_decoder = msgspec.msgpack.Decoder(tuple[list[tuple[int, int]], Passes])
 _MOST_HASTENED = 100
 """Tasks in one message."""
 _haste_decoder = msgspec.msgpack.Decoder(list[tuple[bytes, int]])
@@ -23,14 +26,22 @@ def request(memory: Memory, lane: Asker, held: Sequence[tuple[int, int, ClassKey
     wanted = [
         (holder, class_id) for holder, class_id, key in held if key[1] in lane.types and not memory.is_paused(key)
     ]
-    return _encoder.encode(wanted[:_MOST]) if wanted else None
+    return _encoder.encode((wanted[:_MOST], lane.passes)) if wanted else None
 
 
-def requested(memory: Memory, message: bytes) -> Callable[[ClassKey], bool] | None:
-    """Return what tells the classes that a message asks of this process; None: it asks others."""
+def requested(memory: Memory, message: bytes) -> Callable[[Claimed], bool] | None:
+    """Return what tells the claims that a message asks of this process; None: it asks others."""
     known = memory.class_keys
-    keys = {known.get(class_id) for holder, class_id in _decoder.decode(message) if holder == memory.owner} - {None}
-    return keys.__contains__ if keys else None
+    pairs, passes = _decoder.decode(message)
+    keys = {known.get(class_id) for holder, class_id in pairs if holder == memory.owner} - {None}
+
+    def is_wanted(claim: Claimed) -> bool:
+        kind = claim.task_type
+        if claim.class_key not in keys or kind not in passes.types:
+            return claim.class_key in keys
+        return passes.short(kind, said(claim.spec if claim.flags & RESERVES else None)) is None
+
+    return is_wanted if keys else None
 
 
 def hastenings(tasks: Sequence[tuple[bytes, int]]) -> Iterator[bytes]:

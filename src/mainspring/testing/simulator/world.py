@@ -129,7 +129,7 @@ class Node:
 
     def _share(self, desk: LaneDesk, share: Callable[[Any], list[Claimed]], is_wanted: Any) -> list[Claimed]:
         """Whoever is asked gives half of what waits for a slot, unless a slot waits for it."""
-        waiting = 0 if desk.has_idle() else sum(is_wanted(claim.class_key) for claim in desk._queue)
+        waiting = 0 if desk.has_idle() else sum(is_wanted(claim) for claim in desk._queue)
         given = share(is_wanted)
         if waiting:
             self.world.note(
