@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 from tests.cli.conftest import Answer, Worker, finished, started
@@ -25,8 +26,8 @@ from mainspring.cli import overview, top
 from mainspring.cli.lookup import when
 from mainspring.cli.overview import Overview, Queue
 from mainspring.resources import ResourceMonitor
-from mainspring.store.base import CRASHED, FAILED, RELEASED, TIMEOUT, HandlerRecord
-from mainspring.tasks import TaskId, Usage
+from mainspring.store.base import CRASHED, FAILED, RELEASED, RESERVES, TIMEOUT, HandlerRecord, Spec
+from mainspring.tasks import Resources, TaskId, Usage
 
 Run = Callable[..., Answer]
 
@@ -139,7 +140,7 @@ def test_numbers_are_never_cut(width: int) -> None:
     """What there is no room for goes as a whole, its header too; long text is cut so that the line fits."""
     queue = Queue(
         type="custom:a_rather_long_name_of_a_handler", lane="process", unfinished=1_234_567, running=128,
-        waiting={"ready": 1_234_000, "claimed": 439}, more=(), is_served=True, paused="", ended_per_s=12_345.0,
+        waiting={"ready": 1_234_000, "claimed": 439}, more=(), never=0, is_served=True, paused="", ended_per_s=12_345.0,
         failed_per_s=77.0, calls_per_s=1_000.0, mean_s=0.0123,
     )  # fmt: skip
     seen = Overview(at=when(0), tasks={}, queues=(queue,), lanes=(), workers=(), hosts=(), pauses=(), rates_of_s=10.0)
@@ -230,6 +231,31 @@ async def test_what_limits_and_resources_keep_is_told(store: Any) -> None:
     assert queue_of(await look(store), WORK).waiting == {"claimed": 1, "limit": 3, "ready": 1, "resources": 1}
     await told(store, {"withheld": {WORK: 16}})
     assert queue_of(await look(store), WORK).waiting == {"claimed": 2, "limit": 3, "resources": 1}
+
+
+@pytest.mark.anyio
+async def test_what_fits_nowhere_is_told_apart(factory: Factory, store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it is looked at; a worker that has enough, or has met none of them yet, may take them."""
+    await served(store)
+    five = msgspec.msgpack.encode(Spec(resources=Resources(cpu=0, custom={"seat": 5})))
+    await submit(
+        store, *(new(spec=five, flags=RESERVES, group=group) for group in ("", "", "a")), new(), new(type=OTHER)
+    )
+    queue = queue_of(await look(store), WORK)
+    assert (queue.waiting, queue.never) == ({"ready": 4}, 0)
+    await told(store, {"passes": {"has": {"seat": 2.0}, "types": {WORK: {}}}})
+    seen = await look(store)
+    queue = queue_of(seen, WORK)
+    assert (queue.waiting, queue.never, queue.more) == ({"ready": 1, "resources": 3}, 3, ())
+    assert "3 never fit here" in top._notes(queue)
+    assert queue_of(seen, OTHER).never == 0
+    monkeypatch.setattr(overview, "_WEIGHED", 2)
+    queue = queue_of(await look(store), WORK)
+    assert (queue.never, queue.more) == (3, ("never",))
+    assert ">3 never fit here" in top._notes(queue)
+    async with opened(factory.make()) as beside:
+        await served(beside)
+        assert queue_of(await look(store), WORK).never == 0
 
 
 async def told(store: Any, offer: dict[str, Any]) -> None:

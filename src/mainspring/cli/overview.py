@@ -13,10 +13,11 @@ from mainspring.cli.lookup import PauseRow, when
 from mainspring.resources.monitor import ResourceUsage
 from mainspring.scheduling.hosts import SILENT_MS, places
 from mainspring.store.base import CRASHED, FAILED, TIMEOUT
+from mainspring.store.ready import ANYWHERE
 from mainspring.store.sql import limited, reads
 from mainspring.store.sql.line import lanes_of
 from mainspring.store.sql.obstacles import BUILT_IN_LANE
-from mainspring.store.sql.shortages import offers_of
+from mainspring.store.sql.shortages import Offer, offers_of, too_little
 from mainspring.tasks import TaskId
 from mainspring.tasks.lifecycle import RUNNING, STORED_REASONS
 
@@ -30,6 +31,8 @@ LATELY_MS: Final = 10_000
 """Rates are of the attempts that ended within this time."""
 _NEWEST: Final = 5_000
 """So many of these are looked at, which is enough for a rate."""
+_WEIGHED: Final = 2_000
+"""So many ready tasks of a class are looked at for what they need, where some of its type fit nowhere."""
 _REST: Final = "ready"
 _FAILURES: Final = frozenset({FAILED, TIMEOUT, CRASHED})
 _figures = msgspec.json.Decoder(ResourceUsage)
@@ -44,7 +47,8 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     unfinished: int
     running: int
     waiting: dict[str, int]  # by reason; where one was counted up to the limit, in `more`
-    more: tuple[str, ...]  # reasons of which there are more than is said
+    more: tuple[str, ...]  # reasons of which there are more than is said; `never` where more of those may be
+    never: int  # of those that wait for resources: they need more than any living worker has in all
     is_served: bool  # a living worker takes them
     paused: str  # what is paused of it; empty where nothing is
     ended_per_s: float  # attempts
@@ -217,6 +221,9 @@ def _queue(
     _move(waiting, _REST, "limit", kept)
     _move(waiting, "claimed", "resources", short.claimed[kind])
     _move(waiting, _REST, "resources", waiting[_REST] if kind in short.types else 0)
+    never, is_more = short.never.get(kind, (0, False))
+    _move(waiting, _REST, "resources", never)
+    more |= {"never"} if is_more else set()
     return Queue(
         type=kind,
         lane=lanes.get(kind, BUILT_IN_LANE),
@@ -224,6 +231,7 @@ def _queue(
         running=counts.get("running", (0, False))[0],
         waiting={reason: n for reason, n in sorted(waiting.items()) if n},
         more=tuple(sorted(more)),
+        never=never,
         is_served=is_served,
         paused="; ".join(str(pause) for pause in pauses if pause.type in (None, kind)),
         ended_per_s=ends.attempts / span_s,
@@ -262,6 +270,7 @@ class _Short(msgspec.Struct):
 
     claimed: Counter[str]  # tasks that wait for some at a worker, by type
     types: set[str]  # that no worker takes more of for that
+    never: dict[str, tuple[int, bool]]  # ready tasks that fit nowhere, by type, and whether there may be more
 
 
 def _short_of_resources(view: View, serving: Sequence[Any]) -> _Short:
@@ -272,7 +281,28 @@ def _short_of_resources(view: View, serving: Sequence[Any]) -> _Short:
         for kind in {kind for offer in offers.values() for kind in offer.withheld}
         if all(row[0] in offers and kind in offers[row[0]].withheld for row in serving if kind in row[4].split())
     }
-    return _Short(Counter(kind for id in waits for (kind,) in view.rows("type_of_claimed", id)), types)
+    claimed = Counter(kind for id in waits for (kind,) in view.rows("type_of_claimed", id))
+    return _Short(claimed, types, _fit_nowhere(view, serving, offers))
+
+
+def _fit_nowhere(view: View, serving: Sequence[Any], offers: Mapping[str, Offer]) -> dict[str, tuple[int, bool]]:
+    workers: dict[str, list[str]] = {}
+    for row in serving:
+        for kind in row[4].split():
+            workers.setdefault(kind, []).append(row[0])
+    passing = {
+        kind: {name: offers[name] for name in names}
+        for kind, names in workers.items()
+        if all(name in offers and kind in offers[name].passes.types for name in names)
+    }
+    found: dict[str, tuple[int, bool]] = {}
+    for namespace, kind, group, n in view.rows("line", 1 << 62, 0, 1) if passing else ():
+        if n and kind in passing:
+            specs = view.rows("heads_to_weigh", view.one("find_class", namespace, kind, group)[0], _WEIGHED, *ANYWHERE)
+            never = sum(len(too_little(kind, spec, passing[kind])) == len(passing[kind]) for *_, spec in specs)
+            before, is_more = found.get(kind, (0, False))
+            found[kind] = before + never, is_more or len(specs) == _WEIGHED
+    return found
 
 
 def _span_s(ended: Sequence[Any], now_ms: int) -> float:

@@ -134,6 +134,8 @@ def _queue(queue: Queue) -> tuple[str, ...]:
 def _notes(queue: Queue) -> Iterator[str]:
     if queue.unfinished and not queue.is_served:
         yield "no worker"
+    if queue.never:
+        yield f"{'>' if 'never' in queue.more else ''}{queue.never:,} never fit here"
     if queue.paused:
         yield f"paused ({queue.paused})"
 
