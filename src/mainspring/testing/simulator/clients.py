@@ -163,10 +163,14 @@ class Client:
             tasks.append(self._short_task(_SHORT_S, options))
         await self._submit(tasks)
         await asyncio.sleep(_SHORT_S * (1 + 2 * self._rng.random()))
-        if self._rng.random() < 0.3:
+        pauses = self._rng.random() < 0.6
+        if pauses:
             await self._pause_kind({"type": "custom:work"})
         for task in self._rng.sample(tasks, 3):
             self.node.process.spawn(self._give_up(self._engine.handle(task.id)), "give up")
+        if pauses and self._rng.random() < 0.5:
+            await asyncio.sleep(_SHORT_S * 4)
+            await self._resume()
 
     async def flood(self, group: str) -> None:
         """More for a group than its limit may take at once."""

@@ -126,6 +126,11 @@ def _follow_at_once(plan: dict[str, Any], inputs: list[Any], ctx: Context) -> An
 
 async def _act(process: Process, plan: dict[str, Any], inputs: list[Any], ctx: Context, code: str | None) -> Any:
     name, *rest = action_of(plan, ctx.attempt)
+    if plan.get("how") == "now":  # whatever comes of it, they are there, and the next attempt has the same
+        now = _submit_kids(plan, ctx)
+        if plan["n"] % 2:  # one may wait until they are stored, or leave that to the engine
+            for kid in now:
+                await kid
     if name == "sleep":
         await asyncio.sleep(rest[0])
     elif name == "hop":
@@ -136,11 +141,7 @@ async def _act(process: Process, plan: dict[str, Any], inputs: list[Any], ctx: C
     elif name == "die":
         process.witness.kill(process)
         await asyncio.get_running_loop().create_future()  # nothing of this process goes on
-    value, kids = _ending(plan, inputs, ctx, code)
-    if plan.get("how") == "now" and plan["n"] % 2:  # one may wait until they are stored, or leave that to the engine
-        for kid in kids:
-            await kid
-    return value
+    return _ending(plan, inputs, ctx, code)
 
 
 def _act_at_once(process: Process, plan: dict[str, Any], inputs: list[Any], ctx: Context) -> Any:
@@ -149,22 +150,22 @@ def _act_at_once(process: Process, plan: dict[str, Any], inputs: list[Any], ctx:
         raise Died
     if plan.get("how") == "now":  # would block a thread, and there is none
         plan = {**plan, "how": "outcome"}
-    return _ending(plan, inputs, ctx)[0]
+    return _ending(plan, inputs, ctx)
 
 
-def _ending(plan: dict[str, Any], inputs: list[Any], ctx: Context, code: str | None = None) -> tuple[Any, list[Child]]:
-    """Raise or return what the plan says, with the children that were submitted."""
+def _ending(plan: dict[str, Any], inputs: list[Any], ctx: Context, code: str | None = None) -> Any:
+    """Raise or return what the plan says, and submit the children that come with it."""
     name, *_ = action = action_of(plan, ctx.attempt)
     if (exc := failure_of(action)) is not None:
         raise exc
     if name == "progress":
         ctx.progress(1, 2)
-    kids = _submit_kids(plan, ctx) if "kids" in plan else []
+    kids = _submit_kids(plan, ctx) if plan.get("how", "now") != "now" else []
     if name == "garbage":
-        return ..., kids  # nothing that can be stored, and the same in every process
+        return ...  # nothing that can be stored, and the same in every process
     if plan.get("how") == "returned":
-        return {"n": plan["n"], "kids": kids}, kids
-    return value_of(plan, inputs, ctx, code), kids
+        return {"n": plan["n"], "kids": kids}
+    return value_of(plan, inputs, ctx, code)
 
 
 def _submit_kids(plan: dict[str, Any], ctx: Context) -> list[Child]:
