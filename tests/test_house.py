@@ -30,6 +30,21 @@ HEAVY = set(
 FOR_THE_EDGES = set(
     "asyncpg click httpx litestar opentelemetry prometheus_client pydantic pytest rich starlette typer uvicorn".split()
 )
+NOT_AT_START = set(
+    "csv dataclasses email importlib.metadata importlib.resources mainspring.cli mainspring.execution.processes "
+    "mainspring.server mainspring.store.postgres mainspring.telemetry mainspring.testing zipfile".split()
+)
+A_START = """
+import asyncio
+from mainspring import Engine
+engine = Engine(":memory:")
+@engine.task
+async def noop() -> None: ...
+async def main():
+    async with engine:
+        await (await engine.submit(noop)).result()
+asyncio.run(main())
+"""
 ADDRESSES = ["pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "deb.debian" + ".org"]
 
 
@@ -42,7 +57,12 @@ def python(code: str) -> str:
 
 def loaded_by(code: str) -> set[str]:
     """The top-level modules in memory after code has run in a fresh interpreter."""
-    return set(python(f"{code}\nimport sys; print(*{{name.partition('.')[0] for name in sys.modules}})").split())
+    return {name.partition(".")[0] for name in modules_after(code)}
+
+
+def modules_after(code: str) -> set[str]:
+    """All modules in memory after that."""
+    return set(python(f"{code}\nimport sys; print(*sys.modules)").split())
 
 
 def tracked_files() -> list[Path]:
@@ -76,6 +96,12 @@ def test_no_room_loads_a_heavy_library_when_imported() -> None:
     names = [".".join(path.relative_to(SRC.parent).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
     imports = "\n".join(f"import {name}" for name in names if not name.endswith("__main__"))
     assert not loaded_by(imports) & HEAVY
+
+
+def test_a_plain_start_loads_no_more_than_it_needs() -> None:
+    """An engine on a file that runs a first task leaves out what is slow to load and what others use of us."""
+    ours = modules_after(A_START) - modules_after("import asyncio, msgspec")
+    assert not ours & NOT_AT_START
 
 
 def test_public_names_are_pinned() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -111,6 +110,8 @@ def _retry_after(header: str | None) -> float | None:
         return max(0.0, float(header))
     except ValueError:
         pass
+    from email.utils import parsedate_to_datetime  # slow to load, and hardly ever wanted
+
     try:
         return max(0.0, parsedate_to_datetime(header).timestamp() - SYSTEM.wall_ms() / 1000)
     except ValueError:

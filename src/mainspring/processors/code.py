@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import linecache
 import sys
 from collections.abc import Callable, Iterator
 from types import CodeType
@@ -63,8 +64,12 @@ def _constant(value: Any) -> Any:
 
 
 def _source(function: Any) -> str:
-    """Return what is written there, for annotations; the signature where it was typed into an interpreter."""
-    try:
-        return inspect.getsource(function.__code__)
-    except OSError:
-        return str(inspect.signature(function, follow_wrapped=False))
+    """Return what is written there, for annotations; the signature where it was typed into an interpreter.
+
+    What is written is looked for by the function's own globals: `inspect` asks every module that is loaded, as long as
+    it takes, whether it is of that file.
+    """
+    code: CodeType = function.__code__
+    linecache.checkcache(code.co_filename)
+    lines = linecache.getlines(code.co_filename, getattr(function, "__globals__", None))[code.co_firstlineno - 1 :]
+    return "".join(inspect.getblock(lines)) if lines else str(inspect.signature(function, follow_wrapped=False))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cache
-from importlib import metadata
 from typing import Any
 
 import msgspec
@@ -119,4 +118,6 @@ def _in_one_order(data: bytes) -> bytes:
 
 @cache
 def _version() -> str:
+    from importlib import metadata  # slow to load, and wanted by kept results alone
+
     return metadata.version("mainspring")

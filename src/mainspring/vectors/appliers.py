@@ -6,7 +6,7 @@ The caller owns the transaction and rolls back when something is raised. There i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import apsw
@@ -16,7 +16,7 @@ from mainspring.vectors import labels
 from mainspring.vectors.checks import check_ids, check_name, does_not_fit
 from mainspring.vectors.unit import unit_rows
 
-SCHEMA: Final = resources.files("mainspring.vectors").joinpath("schema.sql").read_text("utf-8")
+SCHEMA: Final = Path(__file__).with_name("schema.sql").read_text("utf-8")
 """Made by whoever opens the file for writing; safe to run again."""
 
 _FIND = "SELECT id, name, dim, model_id, version, floor, records, updated_ms FROM vector_collection WHERE name = ?"

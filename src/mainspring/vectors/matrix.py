@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -28,8 +27,7 @@ class Nearest(msgspec.Struct, frozen=True):
     scores: list[float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Matrix:
+class Matrix(msgspec.Struct, frozen=True, kw_only=True):
     """Vectors in slots, in the order of their rows. Never changes: newer versions share its buffers and only append.
 
     A deleted record's slot stays, named in `dead`, until a newer version moves to buffers of its own.
@@ -86,7 +84,7 @@ class Matrix:
         """Return a version in which these rows are dead."""
         import numpy as np
 
-        return replace(self, dead=np.union1d(self.dead, self.slots_of(rows)))
+        return msgspec.structs.replace(self, dead=np.union1d(self.dead, self.slots_of(rows)))
 
     def with_room(self, more: int) -> Matrix:
         """Return a version that can take so many more records, moved to larger buffers where it must.
@@ -103,7 +101,7 @@ class Matrix:
         np.take(self.vectors, slots, axis=0, out=larger.vectors[:alive], mode="clip")  # other modes copy twice
         larger.rows[:alive] = self.rows[slots]
         larger.ids.extend([self.ids[slot] for slot in slots.tolist()])
-        return replace(larger, version=self.version, count=alive)
+        return msgspec.structs.replace(larger, version=self.version, count=alive)
 
     def with_records(self, records: Iterable[tuple[int, str, bytes]], version: int) -> Matrix:
         """Return the given version: with these (row, id, vector) appended. Call it on the newest version alone."""
@@ -119,7 +117,7 @@ class Matrix:
             self.vectors[count:end] = np.frombuffer(b"".join(vectors), "<f4").reshape(-1, self.dim)
             self.ids.extend(ids)
             count = end
-        return replace(self, count=count, version=version)
+        return msgspec.structs.replace(self, count=count, version=version)
 
     def search(
         self,

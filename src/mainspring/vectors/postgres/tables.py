@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from importlib import resources
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 import asyncpg
@@ -12,7 +12,7 @@ import asyncpg
 from mainspring.errors import StoreRefused
 from mainspring.vectors.checks import unknown
 
-_FILES = resources.files("mainspring.vectors.postgres")
+_FILES = Path(__file__).parent
 SCHEMA: Final = _FILES.joinpath("schema.sql").read_text("utf-8")
 """Made once, with the tables of the tasks; the table of records comes with the first collection."""
 _RECORDS: Final = _FILES.joinpath("records.sql").read_text("utf-8")
