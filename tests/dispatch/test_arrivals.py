@@ -32,18 +32,17 @@ def test_what_came_long_ago_is_not_waited_for() -> None:
 
 
 def test_who_comes_again_came_lately() -> None:
-    """Also where others came in between."""
+    """Also where others came in between, and no more: they neither hide it nor are taken for it."""
+    assert came("a", "b", "a", at=(0.0, 0.5, 0.9)).are_all(1.75, [])
     arrivals = Arrivals(1.0)
-    arrivals.came(claim("", is_last=False), 0.0)
-    arrivals.came(claim("a"), 0.5)
-    arrivals.came(claim("", is_last=False), 0.9)
-    assert not arrivals.are_all(1.75, [])
-    assert not arrivals.are_all(1.8, [])
+    for now, group in enumerate(("", "a", "b", "")):
+        arrivals.came(claim(group, is_last=group != ""), now / 4)
+    assert not arrivals.are_all(1.4, [])
 
 
 def test_what_ends_leaves_a_place() -> None:
     """Until another has taken it; that is no arrival, and its group is waited for no longer than before."""
-    arrivals = came("a", "b", at=(0.0, 5.0))
+    arrivals = came("a", "b", "d", at=(0.0, 5.0, 5.25))
     arrivals.ended([claim("a"), claim("c")])
     assert arrivals.are_all(5.5, [])
     arrivals.ended([claim("b")])
