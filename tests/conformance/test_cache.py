@@ -442,6 +442,27 @@ async def test_a_claim_takes_a_kept_result(store: Any, port: Port) -> None:
     assert (await port.take()).id == child
 
 
+async def test_a_claim_takes_what_is_young_enough_for_it(factory: Factory, store: Any, port: Port) -> None:
+    """As at submit: what is too old for the one who asks is computed anew, and stays for those who ask for less."""
+    await put(store, port)
+    factory.clock.advance(60)
+    ids = await submit(store, later(), later())
+    strict, easy = await port.room(2)
+    assert await store.join(does(strict), 30_000) == "leads"
+    assert await store.join(does(easy), 61_000) == "over"
+    assert await statuses(store, ids) == ["pending", "completed"]
+
+
+async def test_who_leads_is_not_compared_again(store: Any, port: Port) -> None:
+    """A claim of the next try tells that it leads."""
+    await submit(store, later())
+    claim = await port.take()
+    assert not claim.flags & LEADS
+    assert await store.join(does(claim), HOUR) == "leads"
+    await port.finish(claim, RETRY, error=error(), delay_ms=0)
+    assert (await port.take()).flags & LEADS
+
+
 async def test_a_claim_follows_and_leads(store: Any, port: Port) -> None:
     """The first to be compared leads, a second one waits for it and is held by nobody."""
     ids = await submit(store, later(), later(priority=3))

@@ -76,8 +76,8 @@ def use(tx: Transaction, work: bytes, found: Found) -> None:
         tx.run("use_kept", tx.now_ms, work)
 
 
-def is_fresh(tx: Transaction, found: Found | None, keep_ms: int) -> bool:
-    return found is not None and found.made_ms > tx.now_ms - keep_ms
+def is_fresh(tx: Transaction, found: Found, keep_ms: int) -> bool:
+    return found.made_ms > tx.now_ms - keep_ms
 
 
 def is_whole(tx: Transaction, work: bytes, found: Found) -> bool:
