@@ -66,6 +66,19 @@ async def test_an_equal_call_takes_what_is_kept(engine: Engine) -> None:
     assert len(RUNS) == 2
 
 
+async def test_keys_of_several_kinds_have_no_order(engine: Engine) -> None:
+    """Such arguments are equal where they were written alike."""
+
+    @engine.task(cache="1h")
+    def weigh(words: dict[Any, int]) -> int:
+        RUNS.append(words)
+        return sum(words.values())
+
+    for words in ({1: 1, "b": 2}, {1: 1, "b": 2}, {1: 1, "c": 2}):
+        assert await (await engine.submit(weigh, words)).result() == 3
+    assert RUNS == [{1: 1, "b": 2}, {1: 1, "c": 2}]
+
+
 async def test_it_is_kept_over_a_restart(tmp_path: Path) -> None:
     """The next process finds it, in the same file."""
     RUNS.clear()
@@ -431,6 +444,14 @@ def test_the_key_is_of_all_that_counts() -> None:
     assert len(names) == 5
     one_order, other_order = ({"a": 1, "b": 2}, {"b": 2, "a": 1})
     assert made.name(*base[:3], one_order, b"\xa1a") == made.name(*base[:3], other_order, b"\xa1a")
+
+
+def test_what_a_model_is_that_is_not_here_yet_is_not_known() -> None:
+    """Tasks for it are compared once it is: never do two such models, or two revisions, have one name."""
+    engine = Engine()
+    engine.models.register("model", "hf:org/name")
+    made = cache.ResultCache(engine.executor, None)  # type: ignore[arg-type]  # no store is asked
+    assert made.name(TaskType.EMBEDDING_GENERATION, "default", "model", None, b"\xa1a") is None
 
 
 @pytest.mark.parametrize("kind", [TaskType.TEXT_PROCESSING, TaskType.EMBEDDING_GENERATION, TaskType.MODEL_INFERENCE])
