@@ -163,7 +163,7 @@ def _look(view: View, now_ms: int, own: ResourceUsage) -> Overview:
 def _ready(view: View) -> Mapping[str, tuple[int, bool]]:
     """Return how many tasks are ready by type, and whether that is not all. Only where the rest can't tell."""
     found: dict[str, tuple[int, bool]] = {}
-    for _, kind, _, n in view.rows("line", 1 << 62, 0, COUNTED):
+    for _, _, kind, _, n in view.rows("line", 1 << 62, 0, COUNTED):
         before, is_more = found.get(kind, (0, False))
         found[kind] = (before + n, is_more or n == COUNTED)
     return found
@@ -255,7 +255,7 @@ def _at_limits(view: View, pauses: Sequence[PauseRow], now_ms: int) -> Counter[s
     for limit in limited.limits(view, now_ms):
         if not limited.is_full(limit):
             continue
-        for namespace, kind, n in view.rows("line_of_group", limit.group, 1 << 62, 0, COUNTED):
+        for _, namespace, kind, n in view.rows("line_of_group", limit.group, 1 << 62, 0, COUNTED):
             is_paused = any(pause.covers(namespace, kind, limit.group) for pause in pauses)
             if limit.namespace in (None, namespace) and not is_paused:
                 found[namespace, kind, limit.group] = n
