@@ -95,6 +95,19 @@ async def test_an_urgent_task_is_not_kept_out_by_batches_that_wait(engine: Any, 
     assert await hurried.result(timeout=31) == -2
 
 
+async def test_a_far_deadline_prolongs_no_wait(engine: Any) -> None:
+    """It is waited for as long as was said, or less."""
+
+    @engine.task(batch=Batch(max_size=8, max_wait="1s"))
+    async def joined(items: list[int]) -> list[int]:
+        return items
+
+    far = await engine.submit(joined, 1, deadline=3600.0)
+    assert await far.result(timeout=1.5) == 1
+    near = await engine.submit(joined, 2, deadline=1.0)
+    assert await near.result(timeout=0.75) == 2
+
+
 async def wait_in_batches(engine: Any) -> tuple[Any, Any]:
     """Return two tasks that wait for others for an hour, and the handler that they are of."""
 

@@ -105,8 +105,8 @@ class Gathering(Desk):
 
     def put(self, claims: list[Claimed]) -> None:
         for claim in claims:
-            if is_suspect(claim):  # it runs alone, and what it needs is done then
-                self._add(claim, (claim.id,), 1.0)
+            if is_suspect(claim):  # what it needs is done when it runs
+                self._gather(claim)
                 continue
             try:
                 preparing = self._prepare(self, claim)
@@ -123,10 +123,7 @@ class Gathering(Desk):
 
     def put_again(self, claims: list[Claimed]) -> None:
         for claim in claims:  # what they came without is in its place
-            if is_suspect(claim):
-                self._add(claim, (claim.id,), 1.0)
-            else:
-                self._gather(claim)
+            self._gather(claim)
         self._lane.wake_one()
 
     async def _gather_later(self, claim: Claimed, preparing: Awaitable[bool]) -> None:
@@ -135,6 +132,9 @@ class Gathering(Desk):
             self._lane.wake_one()
 
     def _gather(self, claim: Claimed) -> None:
+        if is_suspect(claim):  # it runs alone
+            self._add(claim, (claim.id,), 1.0)
+            return
         try:
             key, cost = self._join(claim)
             self._add(claim, (key, claim.timeout_ms), 1.0 if self.policy.max_cost is None else cost)
@@ -164,7 +164,7 @@ class Gathering(Desk):
         """Return for how long it waits for others: half of the time that it has left at most, so that it is in time."""
         if claim.deadline_ms is None or not self._wait_s:
             return self._wait_s
-        return max(0.0, min(self._wait_s, (claim.deadline_ms - self.store.now_ms()) / 2_000))
+        return min(self._wait_s, (claim.deadline_ms - self.store.now_ms()) / 2_000)
 
     # ... wait ...
 
