@@ -524,7 +524,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "age",
         "no result is taken that is too old",
-        (Edit(flights, "is_fresh", "and found.made_ms > tx.now_ms - keep_ms", ""),),
+        (Edit(flights, "is_fresh", "found.made_ms > tx.now_ms - keep_ms", "True"),),
         {"kept": ("expires_ms > ?", "expires_ms > 0 * ?")},
     ),
     Safeguard(
