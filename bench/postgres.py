@@ -1,6 +1,6 @@
 """Durable no-op tasks a second on a Postgres server with its defaults, every commit synced.
 
-    python -m bench.postgres                        10,000 tasks, three runs each
+    python -m bench.postgres                        10,000 tasks, three runs each, and by hand
     python -m bench.postgres --n 2000 --runs 1      a quick look
     python -m bench.postgres --server URL           on a server that is there already
     python -m bench.postgres --beside               the same beside a transaction of somebody else that stays open
@@ -212,10 +212,18 @@ def main() -> None:
             report.finish()
             return
         for n in given.n:
+            by_hand = [
+                run(partial(plain_clients, url, f"bench_{n}_plain_{turn}", 1, n, pid), given.loop)
+                for turn in range(given.runs)
+            ]
+            elsewhere = {name: [spent[name] for _, spent in by_hand] for name in by_hand[0][1]}
+            plain = row_of("insert, claim, finish by hand", [sample for sample, _ in by_hand], elsewhere)
+            report.add(plain)
             for name, way in _WAYS.items():
                 schemas = [f"bench_{n}_{way.__name__}_{turn}" for turn in range(given.runs)]
                 samples = [run(partial(timed, url, schema, folder / "blobs", way, n), given.loop) for schema in schemas]
-                alone = row_of(f"{name}, one process", samples, {})
+                ratio = statistics.median(sample.rate for sample in samples) / plain.median
+                alone = row_of(f"{name}, one process", samples, {}, ratio=ratio, against="by hand")
                 report.add(alone)
                 if given.beside:
                     report.add(_beside(url, folder, given, name, way, alone))

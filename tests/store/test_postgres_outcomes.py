@@ -13,6 +13,7 @@ from mainspring.tasks import TaskStatus, Usage
 
 pytestmark = pytest.mark.anyio
 USAGE: dict[str, Any] = {"duration": 0.5, "cpu_time": 0.25, "memory_bytes": 7, "network_bytes": 8}
+LANES: dict[str, Any] = {"async": ["custom:work"], "thread": []}
 OPTIONS: dict[str, dict[str, Any]] = {
     "nothing": {},
     "output": {"output": b"another"},
@@ -66,8 +67,8 @@ async def held(store: Any, port: Port, attempt: int = 1) -> Claimed:
 
 
 def end(port: Port, claim: Claimed, *, attempt: int = 1, lane: str = "async", **fields: Any) -> None:
-    usual: dict[str, Any] = {"started_ms": 5, "usage": Usage(**USAGE)}
-    port.end(claim, lane=lane, **usual | fields)
+    chosen: dict[str, Any] = {"started_ms": 5, "usage": Usage(**USAGE), **fields}
+    port.end(claim, lane=lane, **chosen)
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -77,7 +78,7 @@ async def test_ends_of_a_commit_are_stored_as_each_by_itself(
     """Whether they differ or not: a commit of many says once what all of them have in common."""
     given = OPTIONS[option]
     async with opened(factory.make()) as store:
-        port = Port(store, 99, **{"async": ["custom:work"], "thread": []})
+        port = Port(store, 99, **LANES)
         await port.serve()
         for options in ([given], [given, given], [{}, given]):
             claims = [await held(store, port, each.get("attempt", 1)) for each in options]
@@ -99,7 +100,7 @@ async def test_ends_of_a_commit_are_stored_as_each_by_itself(
 async def test_a_lost_end_among_others_changes_nothing(factory: PostgresFactory, lane: str) -> None:
     """However they are written: the others are recorded, and it is reported as lost."""
     async with opened(factory.make()) as store:
-        port = Port(store, 99, **{"async": ["custom:work"], "thread": []})
+        port = Port(store, 99, **LANES)
         await port.serve()
         good, stale = await held(store, port), await held(store, port)
         assert await store.withdraw(stale)

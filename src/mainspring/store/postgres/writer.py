@@ -15,6 +15,7 @@ from mainspring.store.postgres import connection as server
 from mainspring.store.postgres.address import Server
 from mainspring.store.postgres.arrivals import take_in
 from mainspring.store.postgres.session import Session
+from mainspring.store.postgres.streams import Streams
 from mainspring.store.postgres.transaction import PostgresTransaction
 from mainspring.store.sql import claims, upkeep
 from mainspring.store.sql.operations import Command, Group, Operation
@@ -82,6 +83,7 @@ class PostgresWriter(Writer):
         self._connect = connect
         self._env = env
         self._rejoin = rejoin  # called in a transaction when others took this process for dead
+        self._streams = Streams(memory, env.monotonic, self.kick)
         self.session: Session | None = None
         self.number = 0  # of the schema, for locks
         self._alone = False
@@ -117,6 +119,18 @@ class PostgresWriter(Writer):
         return server.translated(self._server, exc) if is_refused else None
 
     # Transactions
+
+    @property
+    def has_more(self) -> bool:
+        return super().has_more or bool(self._streams)
+
+    def _gather(self) -> list[Operation]:
+        self._streams.begin()
+        operations = [op for op in super()._gather() if not self._enters_in_pieces(op)]
+        return operations + self._streams.pieces(all=self._leaving)
+
+    def _enters_in_pieces(self, op: Operation) -> bool:
+        return type(op) is Submission and not self._leaving and self._streams.takes(op)
 
     def _transact(self, group: Group, body: Callable[[Transaction, Group], None]) -> Transaction:
         self._alone = body == self._one_by_one or any(_needs_rest(op) for op in (*group.finishes, *group.calls))
@@ -156,7 +170,10 @@ class PostgresWriter(Writer):
             return
         inbox, late = self._inbox, []
         while inbox and (may_submit or type(inbox[0]) is not Submission) and not _needs_rest(inbox[0]):
-            late.append(inbox.popleft())
+            if not self._enters_in_pieces(op := inbox.popleft()):
+                late.append(op)
+        if may_submit:
+            late += self._streams.pieces(all=self._leaving)
         if late:
             group.add(late)
             self._new_tasks = _new_tasks(group)
@@ -256,7 +273,7 @@ class PostgresWriter(Writer):
     def _told(self, tx: Transaction, group: Group) -> None:
         super()._told(tx, group)
         assert isinstance(tx, PostgresTransaction)
-        self._more = self._more or tx.has_arrivals
+        self._more = self._more or tx.has_arrivals or self._streams.can_go_on
 
     def _report_in_order(self, tx: Transaction, group: Group, next_event_ms: int | None) -> None:
         """Report a commit; where more is there to be written, while the server works on that.

@@ -168,14 +168,19 @@ class Writer(ABC):
             if not self._more:
                 yield
             self._more = False
-            operations = []
-            while self._inbox:
-                operations.append(self._inbox.popleft())
+            operations = self._gather()
             if operations or not self._leaving:
                 self.commit(Group(operations))
-            if self._stopping and (not self._inbox or not self.is_open):
+            if self._stopping and (not self.has_more or not self.is_open):
                 break
         self.close()
+
+    def _gather(self) -> list[Operation]:
+        """Return what goes into the next commit."""
+        operations = []
+        while self._inbox:
+            operations.append(self._inbox.popleft())
+        return operations
 
     def commit(self, group: Group) -> None:
         """Run a group in one transaction; when one operation can't go with the others, each under its own savepoint."""
