@@ -155,7 +155,7 @@ SPOILT = [
     ("dependencies", "went on", "INSERT INTO edge (child, n, parent, policy) VALUES ({plain}, 0, {ready}, 0)"),
     ("dependencies", "depends on a task", "UPDATE edge SET parent = 999 WHERE child = {joins} AND n = 1"),
     ("dependencies", "depends on a task", "UPDATE edge SET parent = 999999 WHERE child = {needs it}"),
-    ("dependencies", "marked otherwise", "UPDATE task SET flags = flags - 4 WHERE seq = {made of it}"),
+    ("dependencies", "not marked so", "UPDATE task SET flags = flags - 4 WHERE seq = {made of it}"),
     ("dependencies", "lost a dependency", "DELETE FROM edge WHERE child = {held by three} AND n = 1"),
     ("dependencies", "depends on none", "UPDATE task SET flags = flags | 4 WHERE seq = {ready}"),
     ("dependencies", "does not depend on", "UPDATE edge SET parent = {plain} WHERE child = {made of it}"),
@@ -181,7 +181,7 @@ SPOILT = [
     ("stands_for", "for itself", "INSERT INTO stands_for (task, n, ref) VALUES ({part one}, 0, {splits})"),
     (
         "stands_for",
-        "marked otherwise",
+        "not marked so",
         "UPDATE task SET output = (SELECT output FROM task WHERE seq = {plain}) WHERE seq = {splits}",
     ),
     ("stands_for", "not noted", "DELETE FROM stands_for WHERE n = 1"),

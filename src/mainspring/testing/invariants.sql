@@ -70,9 +70,6 @@ SELECT id, 'is to be tried again before its last attempt ended, or many years af
 FROM task JOIN attempt ON attempt.task = seq AND number = task.attempt
 WHERE reason = 3 AND (due_ms < attempt.ended_ms - :slack_ms OR due_ms > attempt.ended_ms + 2 * :longest_ms)
 UNION ALL
-SELECT id, 'must start by a deadline that comes before it may start', seq, due_ms, not_before_ms, deadline_ms
-FROM task WHERE deadline_ms <= not_before_ms
-UNION ALL
 SELECT id, 'went on before its not_before', seq, ready_ms, not_before_ms, deadline_ms
 FROM task WHERE (status IN (1, 2) OR reason IN (0, 3, 4, 5)) AND not_before_ms > ready_ms + :slack_ms
 UNION ALL

@@ -98,8 +98,8 @@ def _refs(rows: Rows, tasks: str, others: str, invariant: str, what: str) -> Ite
                 refs = refs_in(raw)
             except msgspec.DecodeError:  # told as unreadable
                 continue
-            if bool(refs) is not bool(flag):
-                yield _violation(invariant, id, "names results of others, or none, and is marked otherwise", seq=seq)
+            if refs and not flag:
+                yield _violation(invariant, id, "names results of others, and is not marked so", seq=seq)
             if missing := [ref for ref in refs if (seq, ref.bytes) not in named]:
                 yield _violation(invariant, id, what, seq=seq, of=str(missing[0]), missing=len(missing))
 
