@@ -86,10 +86,10 @@ class World:
         task = Task(task_type=TaskType.custom(kind), input=Custom(arguments), max_retries=max_retries)
         return self.client.submit(task)
 
-    def crashes(self, handle: TaskHandle) -> int:
+    def counted(self, handle: TaskHandle, what: str) -> int:
         """What is charged to a task."""
         with closing(apsw.Connection(str(self.client.path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
-            rows: list[Any] = connection.execute("SELECT crashes FROM task WHERE id = ?", (handle.id.bytes,)).fetchall()
+            rows: list[Any] = connection.execute(f"SELECT {what} FROM task WHERE id = ?", (handle.id.bytes,)).fetchall()
             return int(rows[0][0])
 
     async def all_lanes_work(self) -> None:
@@ -113,7 +113,7 @@ class World:
         yield cell
         cell.path("neighbour.go").touch()
         pid, info = await value(neighbour), await neighbour.info()
-        assert (info.task.retry_count, self.crashes(neighbour)) == (0, 0)
+        assert (info.task.retry_count, self.counted(neighbour, "crashes")) == (0, 0)
         if way in CRASHES and lane in HERE:
             assert self.deaths[deaths:] == [CRASHES[way][0]]
             assert pid not in (worker, self.worker.pid)  # a suspect runs in a child
@@ -332,24 +332,37 @@ async def test_an_exception_that_ends_programs(world: World, lane: str) -> None:
 
 @pytest.mark.parametrize("lane", ALL)
 async def test_an_exit_in_a_task_of_its_own(world: World, lane: str) -> None:
-    """asyncio itself ends a loop for SystemExit in any of its tasks: a worker ends like any program, and what
-    it ran goes back uncharged, to the next worker.
+    """asyncio itself ends a loop for SystemExit in any of its tasks: a worker ends like any program, and the attempt
+    fails like any other.
     """
     if lane == "async":
         before = len(world.deaths)
         handle = await world.submit("in_loop", way="exits_within", mark=str(world.folder / "within"))
-        await until(lambda: len(world.deaths) >= before + 2)
-        await handle.cancel()
-        with pytest.raises(TaskCancelled):
+        with pytest.raises(ProcessingFailed, match="SystemExit: out"):
             await value(handle)
-        assert set(world.deaths[before:]) == {1}
-        assert world.crashes(handle) == 0
+        await until(lambda: len(world.deaths) > before)
         await world.all_lanes_work()
+        assert world.deaths[before:] == [1]
     else:
         async with world.beside_a_neighbour(lane, "exits_within") as cell:
             with pytest.raises(ProcessingFailed, match="SystemExit: out"):
                 await value(cell.handle)
             assert await cell.outcomes() == ["failed"]
+
+
+@pytest.mark.parametrize("lane", ["async"])
+async def test_an_exit_that_leaves_no_reason(world: World, lane: str) -> None:
+    """What is cancelled as the loop ends goes to the next worker, and that counts: none ends all workers for ever."""
+    before = len(world.deaths)
+    handle = await world.submit(LANES[lane][0].__name__, way="exits_alone", mark=str(world.folder / "alone"))
+    await until(lambda: len(world.deaths) >= before + 2)
+    await handle.cancel()
+    with pytest.raises(TaskCancelled):
+        await value(handle)
+    assert set(world.deaths[before:]) == {1}
+    assert world.counted(handle, "crashes") == 0
+    assert world.counted(handle, "releases") >= 2
+    await world.all_lanes_work()
 
 
 @pytest.mark.parametrize("lane", ALL)

@@ -185,10 +185,17 @@ async def exits_within_async(mark: str) -> None:
     """Ends the program from an asyncio task of its own, as whoever awaits several things at once may do."""
     began(mark)
 
-    async def leaves() -> None:
-        sys.exit("out")
+    await asyncio.gather(_leaves(), asyncio.sleep(60))
 
-    await asyncio.gather(leaves(), asyncio.sleep(60))
+
+async def exits_alone_async(mark: str) -> None:
+    """The same, awaiting nothing else: asyncio, which cancels all there is then, leaves nothing of the reason."""
+    began(mark)
+    await asyncio.gather(_leaves())
+
+
+async def _leaves() -> None:
+    sys.exit("out")
 
 
 def exits_within(mark: str) -> None:
@@ -284,6 +291,7 @@ _ASYNC = {
     "deaf": deaf_async,
     "escapes_late": escapes_late_async,
     "exits_within": exits_within_async,
+    "exits_alone": exits_alone_async,
     "exhausts": exhausts_async,
 }
 

@@ -292,8 +292,8 @@ class Course:
                 return False
             if desk.is_ending:
                 desk.freed()
+                self.recorder.released(attempt, self._so_far(attempt))
                 self._let_go(attempt)
-                self._end_span(attempt, RELEASED)
                 raise
             while attempt.task.uncancel():  # the handler cancelled the asyncio task that it runs in
                 pass
@@ -307,7 +307,7 @@ class Course:
         self._over(attempt)
         if desk.lane == "process" and report.usage.memory_bytes is not None:
             self.reservations.learn(attempt.claim, report.usage.memory_bytes)
-        if attempt.task.cancelling():
+        if attempt.task.cancelling() and not desk.is_ending:
             await desk.absorb(attempt.task)
         if self._is_bulky(report):
             await self.recorder.record_whole(attempt, report)
@@ -381,7 +381,7 @@ class Course:
             desk.end(claims)
             if len(claims) == len(call.claims) and done.calls == 1 and all(one.error is None for one in done.reports):
                 desk.took(call, self._env.monotonic() - began)
-            if task.cancelling():
+            if task.cancelling() and not desk.is_ending:
                 await desk.absorb(task)
             await self._record_together(desk, call, attempts, done)
             return True
@@ -399,8 +399,8 @@ class Course:
             if not attempts[0].abandoned and desk.is_ending:
                 desk.end([attempt.claim for attempt in attempts])
                 for attempt in attempts:
+                    self.recorder.released(attempt, self._so_far(attempt))
                     self._let_go(attempt)
-                    self._end_span(attempt, RELEASED)
                 raise
             while not attempts[0].abandoned and task.uncancel():  # the handler cancelled the task that it runs in
                 pass
@@ -420,7 +420,6 @@ class Course:
         for attempt, report in zip(attempts, done.reports, strict=True):
             if len(attempts) > 1 and attempt.cause == "timeout":
                 self.recorder.released(attempt, report.usage)
-                self._end_span(attempt, RELEASED)
                 self._let_go(attempt)
                 continue
             desk.forget(attempt.claim)
@@ -463,8 +462,7 @@ class Course:
             self._alone.leave()
 
     def _record_starts(self) -> None:
-        self._starts = None
-        waiting = False
+        self._starts, waiting = None, False
         for attempt in self.attempts():
             if attempt.recorded:
                 continue

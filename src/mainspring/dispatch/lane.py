@@ -301,6 +301,8 @@ class LaneDesk(Desk):
 
     def _rest(self, own: Gathering | None) -> asyncio.Future[None]:
         """Return what is done when there is a claim."""
+        if self.is_ending:  # and what was to end this slot has ended the handler in it, whose outcome came first
+            raise asyncio.CancelledError
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if own is not None:
             own.own_idle.append(waiting)

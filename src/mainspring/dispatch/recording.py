@@ -68,8 +68,10 @@ class Recorder:
         self._finish(Finish(claim, FAILED, self._store.now_ms(), error=_encoder.encode(error), lane=lane))
 
     def released(self, attempt: Attempt, usage: Usage) -> None:
-        """Record that an attempt is to run again, in another call, and what this one cost."""
+        """Record that an attempt is to run again, in another call or process, and what this one cost."""
         started, lane = attempt.started_ms, attempt.desk.lane
+        if self._spans is not None:
+            self._spans.end(attempt, RELEASED)
         self._finish(Finish(attempt.claim, RELEASED, self._store.now_ms(), started, lane=lane, usage=usage))
 
     def _finish(self, finish: Finish, *, is_pressing: bool = True) -> None:
