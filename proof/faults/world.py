@@ -14,7 +14,7 @@ from typing import Any
 import apsw
 import msgspec
 import numpy as np
-from tests.conformance.kit import AGEING_MS, NOBODY, OTHER, WORK, Clock, Note, Port, SqliteFactory, new
+from tests.conformance.kit import AGEING_MS, NOBODY, OTHER, WORK, Clock, Note, Port, SqliteFactory, error, new
 
 from mainspring.blobs import keys
 from mainspring.blobs.local import LocalBlobStore
@@ -171,6 +171,8 @@ class World(Port):
     def end(self, claim: Claimed, outcome: int = COMPLETED, **fields: Any) -> Finish:
         if outcome in (COMPLETED, FAILED, TIMEOUT):
             self.owed.add(claim.id)
+        if outcome in (TIMEOUT, RETRY, CRASHED):  # with a failure the kit does so
+            fields.setdefault("error", error())
         return super().end(claim, outcome, **fields)
 
     def start(self, most: int) -> None:

@@ -242,7 +242,8 @@ async def test_equal_work_runs_once(store: Any, port: Port) -> None:
     """Those that follow wait for the first, in whatever call they come, and have its result."""
     ids = [*await submit(store, same(), same()), *await submit(store, same())]
     assert [(await state(store, id)).reason for id in ids] == ["ready", "same_work", "same_work"]
-    assert (await store.standing(ids[1])).leader == (ids[0], "ready")
+    leader = (await store.standing(ids[1])).leader
+    assert (leader.id, leader.state) == (ids[0], "ready")
     (claim,) = await port.room(3)
     await port.finish(does(claim), output=ANOTHER)
     results = [await store.result(id) for id in ids]

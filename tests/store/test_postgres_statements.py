@@ -49,6 +49,8 @@ SORTED = {
     "best_follower": "who waits for one piece of work, when its leader is lost",
     "ended_by_type": "so many of the newest attempts, to be added up",
     "newest_handler": "the versions of one type",
+    "specs_before": "as many ready tasks as are counted at most, when a person asks why one waits",
+    "root_of": "what one task waits for, one after the other, when a person asks why",
     "first_of_class": "as many ready tasks as a look may take, when metrics are asked for",
 }
 """What finds all rows of a key and keeps the first ones, and why they are few."""

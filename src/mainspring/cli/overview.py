@@ -296,9 +296,9 @@ def _fit_nowhere(view: View, serving: Sequence[Any], offers: Mapping[str, Offer]
         if all(name in offers and kind in offers[name].passes.types for name in names)
     }
     found: dict[str, tuple[int, bool]] = {}
-    for namespace, kind, group, n in view.rows("line", 1 << 62, 0, 1) if passing else ():
+    for class_id, _, kind, _, n in view.rows("line", 1 << 62, 0, 1) if passing else ():
         if n and kind in passing:
-            specs = view.rows("heads_to_weigh", view.one("find_class", namespace, kind, group)[0], _WEIGHED, *ANYWHERE)
+            specs = view.rows("heads_to_weigh", class_id, _WEIGHED, *ANYWHERE)
             never = sum(len(too_little(kind, spec, passing[kind])) == len(passing[kind]) for *_, spec in specs)
             before, is_more = found.get(kind, (0, False))
             found[kind] = before + never, is_more or len(specs) == _WEIGHED

@@ -18,7 +18,7 @@ from mainspring.errors import InvalidInput
 from mainspring.processors.context import current
 from mainspring.testing.simulator.loop import Deadlock, SimLoop
 
-_UPKEEP: Final = frozenset({"caretaker", "heartbeat", "pacer"})
+_UPKEEP: Final = frozenset({"caretaker", "heartbeat", "offers", "pacer"})
 """The tasks of an engine that look around at intervals."""
 _SHORT_S = 0.01
 """What is due so soon is a thread or a message on its way."""
