@@ -253,7 +253,6 @@ SPOILT = [
     ("times", "before it was submitted", "UPDATE task SET submitted_ms = ended_ms + 2000 WHERE seq = {plain}"),
     ("times", "became ready", "UPDATE task SET ready_ms = 0 WHERE seq = {ready}"),
     ("times", "became ready", "UPDATE task SET submitted_ms = 0 WHERE seq = {delayed}"),
-    ("times", "became ready", "UPDATE task SET ready_ms = ended_ms + 2000 WHERE seq = {plain}"),
     ("times", "timeout", "UPDATE task SET timeout_ms = 1 WHERE seq = {plain}"),
     ("vectors", "counts other", "UPDATE vector_collection SET records = 9"),
     ("vectors", "no collection", "UPDATE vector_record SET collection = 9 WHERE id = 'a'"),

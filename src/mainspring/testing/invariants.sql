@@ -342,9 +342,8 @@ UNION ALL
 SELECT id, 'ended before it was submitted', seq, attempt, ended_ms, submitted_ms, NULL
 FROM task WHERE ended_ms < submitted_ms - :slack_ms
 UNION ALL
-SELECT id, 'became ready before it was submitted, or after it ended', seq, attempt, ready_ms, submitted_ms, ended_ms
-FROM task WHERE ready_ms < submitted_ms - :slack_ms OR ready_ms > ended_ms + :slack_ms
-    OR (reason IN (1, 2) AND ready_ms <> submitted_ms);
+SELECT id, 'became ready before it was submitted', seq, attempt, ready_ms, submitted_ms, ended_ms
+FROM task WHERE ready_ms < submitted_ms - :slack_ms OR (reason IN (1, 2) AND ready_ms <> submitted_ms);
 
 -- name: ranks
 -- A task's place in the order is no later than it came, or than it may start: what is behind that might starve. Nor is it
