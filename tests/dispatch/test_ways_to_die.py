@@ -351,7 +351,7 @@ async def test_an_exit_in_a_task_of_its_own(world: World, lane: str) -> None:
 
 
 @pytest.mark.parametrize("lane", ["async"])
-async def test_an_exit_that_leaves_no_reason(world: World, lane: str) -> None:
+async def test_an_exit_that_leaves_no_reason(world: World, lane: Lane) -> None:
     """What is cancelled as the loop ends goes to the next worker, and that counts: none ends all workers for ever."""
     before = len(world.deaths)
     handle = await world.submit(LANES[lane][0].__name__, way="exits_alone", mark=str(world.folder / "alone"))
