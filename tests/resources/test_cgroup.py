@@ -156,9 +156,12 @@ def test_version_1_counts_no_cpu_time(tmp_path: Path) -> None:
 
 def test_version_1_counts_cpu_time_under_another_path(tmp_path: Path) -> None:
     """Each hierarchy has groups of its own; a limit further out counts what its own group uses."""
-    files = QUOTA | {"cpuacct/work/cpuacct.usage": 4_000_000_000, "cpuacct/cpuacct.usage": 9_000_000_000}
-    assert tree(tmp_path, "2:cpuacct:/work\n1:cpu:/job\n", files).cpu() == CpuQuota(1.5, 4.0)
-    assert tree(tmp_path, "2:cpuacct:/work\n1:cpu:/job/leaf\n", files | {"cpu/job/leaf/tasks": 1}).cpu() == (1.5, None)
+    files = QUOTA | {"cpuacct/billing/cpuacct.usage": 4_000_000_000, "cpuacct/cpuacct.usage": 9_000_000_000}
+    assert tree(tmp_path, "2:cpuacct:/billing\n1:cpu:/job\n", files).cpu() == CpuQuota(1.5, 4.0)
+    assert tree(tmp_path, "2:cpuacct:/billing\n1:cpu:/job/leaf\n", files | {"cpu/job/leaf/tasks": 1}).cpu() == (
+        1.5,
+        None,
+    )
 
 
 def test_version_1_mounted_together_under_either_name(tmp_path: Path) -> None:
