@@ -33,9 +33,9 @@ async def line_of(store: Any, id: bytes) -> Line:
     return line
 
 
-async def end(port: Port, n: int, lane: str = "async") -> None:
-    """So many attempts end now; the lane is what is noted of them."""
-    now = port.store.now_ms()
+async def end(port: Port, n: int, lane: str = "async", ahead_ms: int = 0) -> None:
+    """So many attempts end now, or a moment after now; the lane is what is noted of them."""
+    now = port.store.now_ms() + ahead_ms
     for claim in await port.room(n):
         del port.held[claim.id]
         port.store.finish(Finish(claim, COMPLETED, now, now, OUTPUT, lane, Usage(0.01)))
@@ -153,6 +153,19 @@ async def test_a_new_task_goes_by_what_ended_just_before(factory: Factory, store
     factory.clock.advance(3600)
     (id,) = await submit(store, new(priority=0))
     assert (await line_of(store, id)).per_s is None
+
+
+async def test_ends_of_this_very_moment_give_no_rate(factory: Factory, store: Any, port: Port) -> None:
+    """What ended since the question was asked, or by a clock that is ahead, was no time ago or less."""
+    await register(store, handler(WORK, "async"))
+    await submit(store, *(new() for _ in range(20)))
+    await end(port, 1)
+    await end(port, 2, ahead_ms=3)
+    (id,) = await submit(store, new(priority=0))
+    assert (await line_of(store, id)).per_s is None
+    factory.clock.advance(2)
+    await end(port, 3, ahead_ms=5_000)
+    assert (await line_of(store, id)).per_s == 3.0, "and what is told too early counts as of now"
 
 
 async def test_the_rate_is_the_present_one(factory: Factory, store: Any, port: Port) -> None:

@@ -26,7 +26,8 @@ class StoreClock:
         self._is_moved = False
 
     def set(self, wall_ms: int, newest_ms: int) -> None:
-        """Begin to count, at what a wall clock shows, and behind nothing that the store has seen."""
+        """Begin to count, at what a wall clock shows, and not behind `newest_ms`: when a task came last, or a worker
+        came or went. Where the wall clock was set back, an end may bear a time before its task became ready."""
         self._began = self._env.since_boot()
         self._wall_ms = max(wall_ms, newest_ms)
         self._sleeps = [(float("-inf"), max(self._behind_s() for _ in range(_LOOKS)))]

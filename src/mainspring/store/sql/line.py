@@ -102,10 +102,11 @@ def _rate(n: int, ms: int, later: int, later_ms: int, *, is_new: bool) -> float 
     """Return how many end in a second.
 
     Args:
-        n: that many ended in `ms`, and of these `later` after the first ones, which were `later_ms` ago.
+        n: that many ended in `ms`, and of these `later` after the first ones, which were `later_ms` ago. Neither time
+            is above 0 where all ended in this very millisecond, or by a clock that is ahead.
         is_new: before the first ones nothing may have been there to run.
     """
-    recent = later / later_ms * 1_000 if later > 1 else None
+    recent = later / later_ms * 1_000 if later > 1 and later_ms > 0 else None
     if is_new or (recent is not None and ms - later_ms > _GAPS * 1_000 / recent):
         return recent
-    return n / ms * 1_000 if ms else None
+    return n / ms * 1_000 if ms > 0 else None
