@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from mainspring.engine import Engine
+from mainspring.store.sql.store import SqlStore
 from mainspring.tasks import Rate, TaskId
 from mainspring.tasks.lifecycle import STATUS_OF, STORED_REASONS
 from mainspring.testing.simulator.witness import Witness
@@ -48,7 +49,7 @@ _LEADER: Final = """SELECT task.id FROM flight AS mine JOIN flight AS leads ON l
     JOIN task ON task.seq = leads.task WHERE mine.task = ?"""
 _PAUSE: Final = """SELECT namespace, type, grp, since_ms FROM pause
     WHERE namespace IN ('', ?) AND type IN ('', ?) AND grp IN ('', ?) ORDER BY since_ms"""
-_SERVES: Final = """SELECT worker.id FROM serves JOIN worker ON worker.id = serves.worker
+_SERVES: Final = """SELECT worker.name FROM serves JOIN worker ON worker.id = serves.worker
     LEFT JOIN offer ON offer.worker = worker.id
     WHERE serves.type = ? AND worker.ended_ms IS NULL
     AND coalesce(json_extract(CAST(offer.state AS TEXT), '$.stops'), 0) = 0 ORDER BY worker.id"""
@@ -86,12 +87,14 @@ class Truth(NamedTuple):
 
 async def ask(engine: Engine, witness: Witness, task: TaskId) -> None:
     """Have a task and some of those that wait explained, and accuse what is not so."""
+    store = engine.manager.store
     assert witness.rows is not None
+    assert isinstance(store, SqlStore)
     waiting = [*witness.rows.execute(_NEXT), *witness.rows.execute(_WAITING, (_ASKED,))]
     for id in dict.fromkeys((task, *(TaskId(id) for (id,) in waiting))):
-        before = _truth(witness.rows, id, engine.manager.store.now_ms())
+        before = _truth(witness.rows, id, store)
         said = await engine.scheduler.explain(id)
-        after = _truth(witness.rows, id, engine.manager.store.now_ms())
+        after = _truth(witness.rows, id, store)
         named = [cause for cause, sign in SIGNS.items() if re.search(sign, _outer(said))]
         if len(named) != 1:
             witness.accuse("explain", str(id), "is not told by one cause", said=said, named=named)
@@ -132,35 +135,37 @@ def _line(said: str) -> tuple[int, int, int]:
     return int(own), 1 if shares == "another one" else int(shares), int(theirs)
 
 
-def _truth(rows: apsw.Connection, id: TaskId, now_ms: int) -> Truth | None:
+def _truth(rows: apsw.Connection, id: TaskId, store: SqlStore) -> Truth | None:
     row: Any = rows.execute(_TASK, (id.bytes,)).fetchone()
     if row is None:
         return None
-    cause, beside = _cause(rows, row, now_ms)
+    now_ms, told = store.now_ms(), store.told()
+    leaving = told[0] if told is not None and told[1].stops else ""  # known where it stops before that is recorded
+    cause, beside = _cause(rows, row, now_ms, leaving)
     others: tuple[bytes, ...] = ()
     if cause in ("parents", "same_work"):
         others = tuple(other for (other,) in rows.execute(_PARENTS if cause == "parents" else _LEADER, row[:1]))
-    first = _state(rows, others[0], now_ms) if others else ""
+    first = _state(rows, others[0], now_ms, leaving) if others else ""
     line = (0, 0, 0)
     if cause == "ready":
         line, beside = _true_line(rows, row[0], now_ms), (*beside, tuple(rows.execute(_BESIDE)))
     return Truth(cause, row[3], others, first, beside, line)
 
 
-def _state(rows: apsw.Connection, id: bytes, now_ms: int) -> str:
+def _state(rows: apsw.Connection, id: bytes, now_ms: int, leaving: str) -> str:
     """Return how a task is said to stand that is waited for."""
     row: Any = rows.execute(_TASK, (id,)).fetchone()
-    cause, _ = _cause(rows, row, now_ms)
+    cause, _ = _cause(rows, row, now_ms, leaving)
     return _STATES.get(cause, STATUS_OF[row[1]].value if cause == "ended" else cause)
 
 
-def _cause(rows: apsw.Connection, row: Any, now_ms: int) -> tuple[str, tuple[Any, ...]]:
+def _cause(rows: apsw.Connection, row: Any, now_ms: int, leaving: str) -> tuple[str, tuple[Any, ...]]:
     """Return why a task does not run, and the rows beside its own that this rests on."""
     _, status, reason, _, namespace, kind, group = row
     if status:
         return "running" if status == 1 else "ended", ()
     pauses = tuple(rows.execute(_PAUSE, (namespace, kind, group)))
-    served = tuple(rows.execute(_SERVES, (kind,)))
+    served = tuple(worker for (worker,) in rows.execute(_SERVES, (kind,)) if worker != leaving)
     limits: list[Any] = rows.execute(_LIMITS, (namespace, group)).fetchall()
     full = tuple(limit for limit in limits if _is_full(limit, now_ms))
     cause = STORED_REASONS[reason]
