@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,6 +168,44 @@ async def test_a_guard_that_is_killed(spawner: Spawner) -> None:
     await until(lambda: not any(map(is_running, talk.pids[:2])))
     for pid in filter(is_running, talk.pids):
         os.kill(pid, signal.SIGKILL)
+
+
+UNSEEN = ("unshare", "--mount", "--map-root-user", "sh", "-c", 'mount -t tmpfs none /proc && exec "$@"', "sh")
+SMALL = """
+import sys
+from mainspring.children.guard import stand
+stand(*sys.argv[-2:])
+import os
+from mainspring.children.frames import BlockingPipe
+from mainspring.children.parent import take_pipe
+BlockingPipe(take_pipe()).send(b"here")
+os._exit(3)
+"""
+PARENT = f"""
+import asyncio, sys
+from mainspring.children.child import Spawner
+async def main():
+    heard, ended = asyncio.Queue(), asyncio.Queue()
+    command = (sys.executable, "-c", {SMALL!r})
+    told = {{"on_frame": heard.put_nowait, "on_exit": ended.put_nowait}}
+    await Spawner().spawn(command, **told, keep_output=1000, guarded=True)
+    print((await heard.get()).decode(), (await ended.get()).code)
+asyncio.run(main())
+"""
+
+
+def test_where_no_process_can_be_seen() -> None:
+    """Without /proc a child lives and ends as it does elsewhere."""
+    if (
+        shutil.which(UNSEEN[0]) is None
+        or subprocess.run([*UNSEEN, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("this user can't take /proc away: unshare(1) is missing or not permitted")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [*UNSEEN, sys.executable, "-c", PARENT], capture_output=True, check=False, env=environment, timeout=60
+    )
+    assert done.stdout == b"here 3\n", done.stderr
 
 
 async def test_an_orphan_is_reaped(spawner: Spawner) -> None:

@@ -101,10 +101,8 @@ def _watch(child: int, descriptor: int) -> NoReturn:
     """See a child to its end, and all that it has started."""
     try:
         if child > 0:
-            for fd in map(int, os.listdir("/proc/self/fd")):
-                if fd != descriptor:
-                    with contextlib.suppress(OSError):  # that of the listing itself
-                        os.close(fd)
+            os.closerange(0, descriptor)
+            os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
             end = _end_of(child)
             with contextlib.suppress(OSError):  # the parent is dead
                 os.write(descriptor, _end.pack(*end))
@@ -154,9 +152,13 @@ def _killed(pid: int) -> bool:
 
 
 def _own() -> Iterator[int]:
-    """Yield the numbers of this process's own children, from all that run here: not every kernel lists them."""
+    """Yield the numbers of this process's own children, from all that run here: not every kernel lists them. Where
+    nothing is told of processes what the child has started lives on."""
     own = str(os.getpid()).encode()
-    for name in os.listdir("/proc"):
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = os.listdir("/proc")
+    for name in names:
         if name.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
                 if file.read().rpartition(b")")[2].split(None, 2)[1] == own:
