@@ -193,6 +193,30 @@ async def test_searches_wait_for_searches(factory: Factory, store: Any, port: Po
     assert (await line_of(store, id)).per_s is None
 
 
+async def test_what_lacks_resources_holds_slots_of_no_other_lane(store: Any, port: Port) -> None:
+    """A claim that is parked has no slot; it leaves none of another lane free, and neither does one that is gone."""
+    await store.register([WORK, OTHER], [handler(WORK, "async"), handler(OTHER, "thread")], {"async": 2, "thread": 2})
+    ids = await submit(store, *(new(type=OTHER) for _ in range(3)), *(new() for _ in range(2)))
+    await port.room(5)
+    offer(store, waits={str(TaskId(id)): "needs 9 seat" for id in (*ids[:3], TaskId().bytes)})
+    (work,), (other,) = await submit(store, new()), await submit(store, new(type=OTHER))
+    assert not (await line_of(store, work)).has_slot
+    assert (await line_of(store, other)).has_slot
+
+
+async def test_a_lowered_limit_takes_nothing_from_what_goes_first(store: Any, port: Port) -> None:
+    """Where more of a namespace run than it may have now, those of others go first all the same."""
+    await store.limit("g", concurrency=10)
+    await submit(store, *(new(group="g", namespace="n") for _ in range(5)))
+    await port.room(5)
+    await store.limit("g", namespace="n", concurrency=1)
+    await submit(store, *(new(group="g") for _ in range(6)), *(new(group="g", namespace="n") for _ in range(20)))
+    (id,) = await submit(store, new(group="g"))
+    soon = (await line_of(store, id)).soon
+    assert soon is not None
+    assert (soon.places, soon.ahead) == (5, 6)
+
+
 async def test_the_root_of_what_is_waited_for(store: Any, port: Port) -> None:
     """Parents that are ready tell what keeps them; those that wait themselves name the one that all waits for."""
     await store.limit("g", concurrency=1)

@@ -91,7 +91,7 @@ def _with_places(obstacles: Obstacles, rows: Sequence[Row]) -> Iterator[tuple[Gr
     """Yield those of these limits that let a number of tasks begin now, whatever they cost."""
     for row in rows:
         limit = _limit(obstacles, row)
-        places = [] if limit.concurrency is None else [limit.concurrency - limit.held]
+        places = [] if limit.concurrency is None else [max(0, limit.concurrency - limit.held)]
         places += [] if limit.left is None else [limit.left]
         if places:
             yield limit, min(places)

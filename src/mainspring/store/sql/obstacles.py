@@ -13,6 +13,7 @@ import msgspec
 from mainspring.store.sql.shortages import Offer, offers_of
 from mainspring.store.sql.weighing import said
 from mainspring.store.standing import Pause
+from mainspring.tasks import TaskId
 
 if TYPE_CHECKING:
     from mainspring.store.sql.reads import View
@@ -117,13 +118,19 @@ class Obstacles:
         if worker not in self._slots:
             return False
         id, slots = self._slots[worker]
-        lane, parked = self.lane_of(kind), 0 if worker not in self.offers else len(self.offers[worker].waits)
+        lane = self.lane_of(kind)
         types: list[tuple[str, int]] = self.view.rows("held_types", id)
         held = {other: n for other, n in types if self.lane_of(other) == lane}
         own = sum(n for other, n in held.items() if other in OWN_SLOT)
         if kind in OWN_SLOT and own <= is_held:
             return True
-        return sum(held.values()) - min(own, 1) - parked < slots.get(lane, 0) + is_held
+        return sum(held.values()) - min(own, 1) - self._parked(worker, lane) < slots.get(lane, 0) + is_held
+
+    def _parked(self, worker: str, lane: str) -> int:
+        """Return how many tasks of a lane a worker holds without a slot, as they lack resources."""
+        waits = self.offers[worker].waits if worker in self.offers else ()
+        rows = [self.view.one("whole_task", TaskId(id).bytes) for id in waits]
+        return sum(row is not None and row[29] == worker and self.lane_of(row[27]) == lane for row in rows)
 
     def count(self, class_id: int, kind: str, workers: Sequence[str], rank: int, seq: int, n: int) -> int:
         """Return how many of the `n` ready tasks of a class that go before a place can run on one of these workers."""
