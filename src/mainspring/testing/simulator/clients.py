@@ -47,7 +47,11 @@ _KEYS = 4
 _SHORT_S = 0.02
 _CROWDED_S = 0.2
 _FLOOD = 4
+_WATCHES = 4
+_MOST = 16
 _HANDLERS: Final = {"work": 45, "steady": 8, "timed": 16, "crunch": 20, "pack": 6, "press": 5}
+_DEADLY: Final = {**_HANDLERS, "timed": 40}
+"""Where processes are killed: handlers that are given up run beside others then."""
 _TOGETHER: Final = ("pack", "press")
 _EQUAL: Final = ("recall", "recall", "recall", "work", "timed", "crunch", *_TOGETHER)
 
@@ -65,8 +69,12 @@ class Known:
         self.keep_s: dict[TaskId, float] = {}  # how old the result of equal work may be
         self.equal: list[tuple[str, dict[str, Any]]] = []  # what is submitted again and again: handler and plan
         for n in range(2):
-            name = "recall" if rolls_out and n == 0 else rng.choice(_EQUAL)
-            plan = draw_plan(rng, -1_000 - n, is_deadly=is_deadly, is_called=name in _TOGETHER, has_kids=0.4)
+            shared = rolls_out and n == 0  # long enough for others to wait for it, and given to them
+            name = "recall" if shared else rng.choice(_EQUAL)
+            has_kids = 0.1 if shared else 0.4
+            plan = draw_plan(rng, -1_000 - n, is_deadly=is_deadly, is_called=name in _TOGETHER, has_kids=has_kids)
+            if shared and rng.random() < 0.6:
+                plan["do"][:0] = [["sleep", round(0.1 + 0.4 * rng.random(), 3)]]
             self.equal.append((name, plan))
 
     def number(self) -> int:
@@ -93,8 +101,7 @@ class Client:
     async def live(self) -> None:
         """Do one thing after the other, as long as there is something to do."""
         acts: dict[str, Callable[[], Awaitable[None]]] = {name: getattr(self, f"_{name}") for name in _DO}
-        if self._rng.random() < 0.6:
-            self._wait_for_what_runs()
+        self._wait_for_what_runs(8 if self._world.shape.strikes_rarely else 4)
         while self._known.left > 0 and self._world.is_troubled:
             (name,) = self._rng.choices(list(_DO), list(_DO.values()))
             try:
@@ -105,6 +112,12 @@ class Client:
                     raise
                 if not self.node.is_up:
                     return
+
+    async def watch(self) -> None:
+        """Wait for what others do, and do nothing else."""
+        for _ in range(_WATCHES):
+            self._wait_for_what_runs(_MOST)
+            await asyncio.sleep(_SHORT_S + _CROWDED_S * self._rng.random())
 
     def _say(self, what: str, **details: Any) -> None:
         self._world.note(self.node.name, what, **details)
@@ -212,7 +225,8 @@ class Client:
 
     def _new_task(self, parents: list[TaskId] | None = None, *, name: str | None = None) -> Task:
         rng = self._rng
-        name = name or rng.choices(list(_HANDLERS), list(_HANDLERS.values()))[0]
+        weights = _DEADLY if self._is_deadly else _HANDLERS
+        name = name or rng.choices(list(weights), list(weights.values()))[0]
         plan = draw_plan(rng, self._known.number(), is_deadly=self._is_deadly, is_called=name in _TOGETHER)
         if name == "timed" and rng.random() < 0.6:  # it will be given up while it runs on
             plan["do"][:0] = [["stubborn", round(0.6 + 2.4 * rng.random(), 3)] for _ in range(rng.choice((1, 1, 2, 3)))]
@@ -307,9 +321,9 @@ class Client:
         else:
             await self._await(handle, self._rng.random())
 
-    def _wait_for_what_runs(self) -> None:
+    def _wait_for_what_runs(self, most: int) -> None:
         """For what others do just now, who may not know of this process yet."""
-        for id in self._world.first_unfinished(8 if self._world.shape.strikes_rarely else 4):
+        for id in self._world.first_unfinished(most):
             if id in self._known.ids:
                 self._wait_for(self._engine.handle(id))
 

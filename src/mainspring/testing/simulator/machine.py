@@ -54,6 +54,11 @@ class Machine:
             return self.rng.random() * 3.0
         return self.lag() if self._is_calm or self.rng.random() < 0.6 else self.rng.random() * 4 * self.longest_lag_s
 
+    def greeting_lag(self) -> float | None:
+        """A newcomer is often known late: what it was not told until then shows."""
+        lag = self.message_lag()
+        return lag if lag is None or self.rng.random() < 0.5 else lag + self.rng.random() * 0.3
+
     def adopt(self, connection: apsw.Connection) -> None:
         """Call it for each new connection: it belongs to the process that opened it."""
         process = HERE.get()

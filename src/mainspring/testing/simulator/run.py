@@ -104,10 +104,10 @@ async def _live(world: World, known: Known) -> None:
     troubles, governor = Troubles(world), Governor(world, clients)
 
     def arrived(node: Node) -> None:
-        for number in range(world.shape.clients):
+        for number in range(world.shape.clients if node.works else 1):
             client = Client(world, node, known, number, is_deadly="kill" in world.shape.faults)
             clients.append(client)
-            living.append(node.process.spawn(client.live(), "client"))
+            living.append(node.process.spawn(client.live() if node.works else client.watch(), "client"))
 
     world.arrived = arrived
     world.begin()

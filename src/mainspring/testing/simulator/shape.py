@@ -43,6 +43,8 @@ _AGES: Final = 0.15
 _UNAGED: Final = {"clock"}
 """How old anything is would be a matter of opinion there. What strikes in the long ones shows only where nothing else
 tells of it later, as a sleep does."""
+_NEVER_S: Final = 3_600.0
+"""Between safety looks: longer than any world without sleeps lasts."""
 _SLEEPS: Final = (600.0, 3_000.0, 10_000.0, 100_000.0)
 _KEEP: Final = (2.0, 1_000.0, 5_000.0, 50_000.0)
 
@@ -65,6 +67,11 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def has_groups(self) -> bool:
         return bool(self.limits or self.rates or self.shares or self.change_every_s)
+
+    @property
+    def waits_for_word(self) -> bool:
+        """Whether no safety look comes while it lasts."""
+        return self.config.manager.processing_interval == _NEVER_S
 
     @property
     def strikes_rarely(self) -> bool:
@@ -133,7 +140,7 @@ def _draw(rng: Random, rationing: Random) -> Shape:
                 queue_size=rng.choice((None, None, None, 8)),
                 batch_size=rng.choice((1, 3, 512)),
                 # Without the safety look every wake-up that is lost shows as a standstill. Some faults may lose them.
-                processing_interval=rng.choice((1.0, 0.25) if _LOSES & {*faults} else (1.0, 3600.0, 3600.0)),
+                processing_interval=rng.choice((1.0, 0.25) if _LOSES & {*faults} else (1.0, _NEVER_S, _NEVER_S)),
                 async_slots=rng.choice((1, 2, 3, 6)),
                 thread_slots=rng.choice((1, 2)),
                 process_slots=1,

@@ -7,6 +7,8 @@ from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING
 
+from mainspring.store.bell import HELLO
+
 if TYPE_CHECKING:
     from mainspring.testing.simulator.machine import Process
 
@@ -50,7 +52,7 @@ class SimSocket:
             if not os.path.exists(path):
                 raise FileNotFoundError(path)
             raise ConnectionRefusedError(path)
-        lag = machine.message_lag()
+        lag = machine.greeting_lag() if data[:1] == HELLO else machine.message_lag()
         if lag is not None:
             target._inbox.append(data)
             machine.loop.call_later(lag, target._noticed, context=target._process.context)

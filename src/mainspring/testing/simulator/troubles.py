@@ -54,14 +54,17 @@ class Troubles:
         return self._rng.choice(nodes) if nodes else None
 
     async def _kill(self) -> None:
-        """Often where a handler does not stop that was asked to: it may be given up, and others run beside it."""
+        """Often just when a handler that does not stop was given up, and another one runs beside it."""
         if self._lives and (node := self._some_node()) is not None:
             self._lives -= 1
-            stubborn = [one for one in self._world.up if self._world.witness.has_stubborn(one.process)]
-            if stubborn and self._rng.random() < 0.7:
-                node = self._rng.choice(stubborn)
-                await asyncio.sleep(self._rng.random())
+            if self._rng.random() < 0.5:
+                await self._world.until(lambda: bool(self._with_given_up()), _PATIENCE_S * self._rng.random())
+                node = next(iter(self._with_given_up()), node)
             node.fall()
+
+    def _with_given_up(self) -> list[Node]:
+        witness = self._world.witness
+        return [node for node in self._world.up if witness.has_one_beside_given_up(node.process)]
 
     async def _silence(self) -> None:
         """Kill one just when it has committed something that it has told nobody yet."""

@@ -42,11 +42,16 @@ LONGEST_STALL_S = 8.0
 
 
 class Node:
-    """One life of an engine process."""
+    """One life of an engine process.
 
-    def __init__(self, world: World, slot: int, life: int) -> None:
+    Args:
+        works: whether it runs tasks; else it only waits for what others run.
+    """
+
+    def __init__(self, world: World, slot: int, life: int, *, works: bool = True) -> None:
         self.world = world
         self.slot = slot
+        self.works = works
         self.name = f"p{slot}.{life}"
         self.process = Process(world.machine, self.name)
         self.process.died = self.fall
@@ -72,7 +77,7 @@ class Node:
         """What the process's main program does."""
         world = self.world
         began_in_trouble = world.is_troubled
-        engine = self.engine = Roomy(world.path, world.shape.config, env=self.process)
+        engine = self.engine = Roomy(world.path, world.shape.config, env=self.process, worker=self.works)
         for handler in handlers(self.code).values():
             engine.executor.register(handler)
         try:
@@ -255,17 +260,30 @@ class World:
         self._start(0)
         for slot in range(1, self.shape.processes):  # with the first, or while it is at work
             self.loop.call_later(
-                self.rng.choice((0.0, 0.0, 0.02)) * self.rng.random(), self._start, slot, context=Context()
+                self.rng.choice((0.0, 0.02, 0.3)) * self.rng.random(), self._start, slot, context=Context()
             )
+
+        visiting = Random(f"{self.seed}:visitor")
+        if self.shape.waits_for_word and visiting.random() < 0.4:
+            self.loop.call_later(0.05 + 0.5 * visiting.random(), self._visit, context=Context())
 
     def _start(self, slot: int) -> None:
         self._lives += 1
         node = self.nodes[slot] = Node(self, slot, self._lives)
         node.start()
 
+    def _visit(self) -> None:
+        """One that only waits comes in nobody's place: what it is not told then it never learns."""
+        self._lives += 1
+        visitor = Node(self, len(self.nodes), self._lives, works=False)
+        self.nodes.append(visitor)
+        visitor.start()
+
     def gone(self, node: Node) -> None:
         """A process is over: another one takes its place a little later, unless others can do without."""
-        if not self._is_closing and (self.rng.random() < 0.7 or all(one is None or one.is_over for one in self.nodes)):
+        if not node.works or self._is_closing:
+            return
+        if self.rng.random() < 0.7 or not any(one is not None and one.works and not one.is_over for one in self.nodes):
             delay = self.rng.choice((0.0, 0.1, 1.0)) * self.rng.random()
             self.loop.call_later(delay, self._start, node.slot, context=Context())  # not in that of the dead
 
