@@ -10,7 +10,7 @@ from tests.dispatch import batched
 from tests.dispatch.test_batches import Gate, one_slot, values
 from tests.engine.support import LIMIT_S, engine_on, shows, until
 
-from mainspring import Batch, Engine, TaskPriority, TaskStatus
+from mainspring import Batch, Engine, Resources, TaskPriority, TaskStatus, TaskTimeout
 from mainspring.dispatch.gathering import Call, Gathering
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +54,29 @@ async def test_a_call_that_costs_all_that_is_allowed() -> None:
     assert calls == [["aaaaa", "bbbbb"], ["aaaa", "bbbb"]]
 
 
+async def test_calls_that_wait_for_resources_count_once() -> None:
+    """However often they are put together: when they begin. Those in which nobody is left in time never do."""
+    go = asyncio.Event()
+    async with engine_on(async_slots=2, custom_capacity={"seat": 1}) as engine:
+
+        @engine.task(batch=Batch(max_size=2, max_cost=9, cost=len), resources=Resources(cpu=0, custom={"seat": 1}))
+        async def sit(names: list[str]) -> list[int]:
+            await go.wait()
+            return [len(name) for name in names]
+
+        handles = await engine.map(sit, ["a", "aaa"] * 4)
+        await until(lambda: bool(engine.manager._gatherings["custom:sit"].parked))
+        late = await engine.map(sit, ["late", "late"], deadline=0.05)
+        for handle in late:
+            with pytest.raises(TaskTimeout):
+                await handle.result(timeout=LIMIT_S)
+        go.set()
+        assert await values(handles) == [1, 3] * 4
+        batches = told(engine, "custom:sit")
+    assert (batches["closed"], batches["calls"], batches["items"]) == ({"full": 4}, 4, 8)
+    assert batches["padding"] == pytest.approx(1 - 4 / 6)
+
+
 async def test_batches_that_are_given_back() -> None:
     """Each that waits when a drain begins counts once, however many tasks it has; none of them is a call."""
     engine = one_slot()
@@ -90,7 +113,7 @@ async def test_what_was_learned_of_a_kind_is_kept_while_it_is_used() -> None:
         gathering = engine.manager._gatherings["custom:joined"]
 
         def call(kind: str, cost: float, seconds: float) -> None:
-            gathering.took(Call([], kind, cost), seconds)
+            gathering.took(Call([], kind, cost, cost, "full"), seconds)
 
         for cost, seconds in [(64, 1.0)] * 8 + [(32, 0.1)] * 8:
             call("mine", cost, seconds)

@@ -366,7 +366,7 @@ class Course:
         members = Members(desk.runner(), claims)
         marks = desk.marks.take(len(claims))
         attempts = [Attempt(claim, desk, mark, task, members) for claim, mark in zip(claims, marks, strict=True)]
-        desk.begin(len(claims))
+        desk.begin(call, len(claims))
         for attempt in attempts:
             attempt.together = attempts
             self._enter(attempt)

@@ -33,6 +33,8 @@ class Call(NamedTuple):
     claims: list[Claimed]
     key: Hashable  # what they have in common
     cost: float
+    padded: float  # the same if each item cost as much as the largest beside it
+    why: str  # it begins
 
 
 class Forming(NamedTuple):
@@ -76,7 +78,7 @@ class Gathering(Desk):
         self.calls = 0  # that have ended
         self.items = 0  # in those
         self._cost = 0.0  # of all calls
-        self._padded = 0.0  # the same if each item cost as much as the largest beside it
+        self._padded = 0.0  # the same; see `Call`
         self._allowed = float(self.policy.max_size) if self.policy.max_cost is None else self.policy.max_cost
         self._budgets: dict[Hashable, Budget] = {}  # the latest used last
         self._wait_s = self.policy.wait_s
@@ -323,13 +325,13 @@ class Gathering(Desk):
             largest = max(largest, member.cost)
         formed = [member.claim for member in group.members[:n]]
         self._kinds.keep(group, group.members[n:])
-        self.closed[why] += 1
-        self._cost += cost
-        self._padded += n * largest
-        return Call(formed, group.key.kind, cost)
+        return Call(formed, group.key.kind, cost, n * largest, why)
 
-    def begin(self, n: int) -> None:
-        """A call with so many claims begins."""
+    def begin(self, call: Call, n: int) -> None:
+        """A call begins, with so many of its claims."""
+        self.closed[call.why] += 1
+        self._cost += call.cost
+        self._padded += call.padded
         self._begun += n
         self.pace()
 
