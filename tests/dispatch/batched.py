@@ -6,9 +6,13 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pydantic
+
+from mainspring import Context, RetryAfter
 
 
 def lengths(texts: list[str]) -> list[int]:
@@ -57,3 +61,43 @@ def burn(seconds: list[float]) -> list[float]:
     while (used := time.thread_time() - began) < seconds[0]:
         pass
     return [used] * len(seconds)
+
+
+def note(folder: str, items: list[int], contexts: list[Context]) -> None:
+    """Leave word of a call: its items, and which attempt of theirs it is."""
+    Path(folder, f"{''.join(map(str, items))}.{contexts[0].attempt}").touch()
+
+
+def noted(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def part_waits(items: list[int], how: str, folder: str, contexts: list[Context]) -> list[int]:
+    """All four together raise. Those with the first wait until they are asked to stop, which they do as said by `how`;
+    with "dies" all four die, and those with the last wait."""
+    note(folder, items, contexts)
+    if len(items) == 4:
+        if how.startswith("dies"):
+            os._exit(3)
+        raise ValueError("not all at once")
+    if (3 if how.startswith("dies") else 0) in items:
+        while how == "dies, deaf" or not contexts[0].cancelled:
+            time.sleep(0.001)
+        if how == "raises":
+            raise ValueError("asked to stop")
+    return items
+
+
+def part_pauses(items: list[int], how: str, folder: str, contexts: list[Context]) -> list[Any]:
+    """In the first attempt all four together raise, or die and half of them too; then a part with the first asks for
+    a pause, for all or in its place."""
+    note(folder, items, contexts)
+    if contexts[0].attempt > 1:
+        return items
+    if how.startswith("dies") and len(items) > (1 if "twice" in how else 2):
+        os._exit(3)
+    if len(items) == 4:
+        raise ValueError("not all at once")
+    if 0 in items and "place" not in how:
+        raise RetryAfter(0.05)
+    return [RetryAfter(0.05) if item == 0 else item for item in items]

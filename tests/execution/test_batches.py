@@ -15,10 +15,14 @@ from mainspring.tasks.codec import decode_output, encode_input
 Call = Callable[[Sequence[int]], Sequence[str]]
 
 
-def through(n: int, call: Call) -> tuple[Joint[str], list[int]]:
-    """Bring n items through; returns what came of it, and the size of each call."""
-    steps = halving(range(n), lambda exc, together: f"{type(exc).__name__} in {together}")
-    sizes = []
+def through(n: int, call: Call, most: int = 1_000) -> tuple[Joint[str], list[int]]:
+    """Bring n items through; returns what came of it, and the size of each call. After the most nobody wants them."""
+    sizes: list[int] = []
+    steps = halving(
+        range(n),
+        lambda exc, together: f"{type(exc).__name__} in {together}",
+        lambda: "unwanted" if len(sizes) >= most else None,
+    )
     try:
         some = next(steps)
         while True:
@@ -81,6 +85,43 @@ def test_what_is_true_for_all_is_not_searched_for(error: type[BaseException]) ->
 
     joint, sizes = through(64, call)
     assert (set(joint.outcomes), sizes) == ({f"{error.__name__} in 64"}, [64])
+
+
+def test_a_pause_that_part_of_a_call_asks_for() -> None:
+    """Those behind it are not called any more, as they would ask again; what was done before is done."""
+
+    def call(items: Sequence[int]) -> list[str]:
+        if len(items) > 2:
+            raise ValueError("too many")
+        if 2 in items:
+            raise RetryAfter(1.0)
+        return names(items)
+
+    joint, sizes = through(8, call)
+    pause = "RetryAfter in 2"
+    assert (joint, sizes) == (Joint(["0", "1", *[pause] * 6], 4, None, pause), [8, 4, 2, 2])
+
+
+def test_what_nobody_wants_any_more() -> None:
+    """It ends as it is told, also where the last call raised; what was done before is done."""
+    call = without(3)
+    for most, done in ((1, list[str]()), (2, []), (3, ["0", "1"]), (4, ["0", "1"]), (5, ["0", "1", "2"])):
+        joint, sizes = through(8, call, most)
+        assert (joint.outcomes, joint.rest) == ([*done, *["unwanted"] * (8 - len(done))], "unwanted")
+        assert sizes == [8, 4, 2, 2, 1][:most]
+    assert through(8, call, 7)[0] == through(8, call)[0]
+
+
+def test_memory_that_ran_out_before_a_pause() -> None:
+    """Where nothing went through yet, calls become as small as the one that would have been next."""
+
+    def call(items: Sequence[int]) -> list[str]:
+        if len(items) > 16:
+            raise MemoryError
+        raise RetryAfter(1.0)
+
+    assert through(64, call)[0].fits == 16
+    assert through(64, without(*range(64), error=MemoryError), most=2)[0].fits == 16
 
 
 def test_memory_that_runs_out_halves_until_it_fits() -> None:

@@ -45,6 +45,10 @@ class Gathered:
     def is_cancelled(self) -> bool:
         return any(item.context.cancelled for item in self.items)
 
+    def rest(self) -> Outcome | None:
+        """See `halving`: once it was asked to stop nothing of it begins any more."""
+        return failure(TaskCancelled("stopped while it ran")) if self.is_cancelled else None
+
     def report(
         self, joint: Joint[Outcome], duration: float, cpu_time: float | None, peak_bytes: int | None = None
     ) -> BatchReport:
@@ -65,11 +69,14 @@ class Joint(NamedTuple, Generic[R]):
     outcomes: list[R]
     calls: int
     fits: int | None  # the most items that went through together where memory ran out for more; see `_fits`
+    rest: R | None = None  # what was true for all that had no outcome by then; None: nothing was
 
 
-def in_halves(items: Sequence[Item], call: Callable[[Sequence[Item]], Sequence[Outcome]]) -> Joint[Outcome]:
+def in_halves(
+    items: Sequence[Item], call: Callable[[Sequence[Item]], Sequence[Outcome]], rest: Callable[[], Outcome | None]
+) -> Joint[Outcome]:
     """Bring all items through `call`; see `halving`. Never raises what a call raises."""
-    steps = halving(items, failed_of)
+    steps = halving(items, failed_of, rest)
     try:
         some = next(steps)
         while True:
@@ -86,13 +93,17 @@ def failed_of(exc: BaseException, _: int) -> Outcome:
     return failure(exc)
 
 
-def halving(items: Sequence[T], fail: Callable[[BaseException, int], R]) -> Generator[Sequence[T], Answer[R], Joint[R]]:
+def halving(
+    items: Sequence[T], fail: Callable[[BaseException, int], R], rest: Callable[[], R | None]
+) -> Generator[Sequence[T], Answer[R], Joint[R]]:
     """Yield what goes into each call and take what came of it: outcomes, or what was raised.
 
     A call that raises is made again with each half, down to single items. That is bounded: a few bad items are found,
     but where most are bad the rest fails with what was raised last. Where memory ran out halving goes on until it fits.
-    Whatever asks for a pause or says that nobody wants the work is true for all. `fail` makes an outcome of what was
-    raised, and of how many items were in that call.
+    `fail` makes an outcome of what was raised, and of how many items were in that call.
+
+    A `RetryAfter` is true for all that have no outcome yet: none of them is called again. Nor are they once `rest`
+    says what they end with, as nobody wants them any more.
     """
     if not items:
         return Joint([], 0, None)
@@ -100,34 +111,45 @@ def halving(items: Sequence[T], fail: Callable[[BaseException, int], R]) -> Gene
     spare = 2 * _SEARCHES * max(1, (len(items) - 1).bit_length())
     calls, largest, short = 0, 0, list[tuple[int, int]]()
     left = [(0, len(items))]
-    while left:
+    last: R | None = None
+    while left and last is None:
         start, end = left.pop()
         answer = yield items[start:end]
         calls += 1
         if not isinstance(answer, BaseException):
             outcomes[start:end] = answer
             largest = max(largest, end - start)
-            continue
-        is_memory = is_out_of_memory(answer)
-        if is_memory:
-            short.append((start, end))
-        if end - start == 1 or isinstance(answer, (RetryAfter, TaskCancelled)) or not (is_memory or spare >= 2):
-            outcomes[start:end] = [fail(answer, end - start)] * (end - start)
-            continue
-        if not is_memory:
-            spare -= 2
-        middle = (start + end) // 2
-        left += [(middle, end), (start, middle)]
-    return Joint([outcome for outcome in outcomes if outcome is not None], calls, _fits(short, largest))
+        else:
+            is_memory = is_out_of_memory(answer)
+            if is_memory:
+                short.append((start, end))
+            if end - start == 1 or isinstance(answer, (RetryAfter, TaskCancelled)) or not (is_memory or spare >= 2):
+                outcomes[start:end] = [fail(answer, end - start)] * (end - start)
+            else:
+                if not is_memory:
+                    spare -= 2
+                middle = (start + end) // 2
+                left += [(middle, end), (start, middle)]
+        if isinstance(answer, RetryAfter):
+            last = outcomes[start]
+        elif left:
+            last = rest()
+    for start, end in left:
+        outcomes[start:end] = [last] * (end - start)
+    fits = _fits(short, largest, is_whole=not left)
+    return Joint([outcome for outcome in outcomes if outcome is not None], calls, fits, last)
 
 
-def _fits(short: Sequence[tuple[int, int]], largest: int) -> int | None:
+def _fits(short: Sequence[tuple[int, int]], largest: int, *, is_whole: bool) -> int | None:
     """Return how many items fit, from the calls for which memory ran out; None: that says nothing about those to come.
 
     An item for which it ran out also alone explains why the calls did that it was in, unless none went well.
+    Where none went well because no more were made, that is what the next one would have had.
     """
     alone = [start for start, end in short if end - start == 1]
     together = [(start, end) for start, end in short if end - start > 1]
+    if together and not largest and not is_whole:
+        return min(end - start for start, end in together) // 2
     explained = largest and all(any(start <= one < end for one in alone) for start, end in together)
     return None if explained or not together else largest
 

@@ -341,7 +341,7 @@ class Desk:
         self._meter.start()
         start = SYSTEM.monotonic()
         with self._traced(first.trace):
-            joint = in_halves(batch.items, partial(_outcomes, processor))
+            joint = in_halves(batch.items, partial(_outcomes, processor), batch.rest)
         duration = SYSTEM.monotonic() - start
         sample = self._meter.stop()
         if self._link.is_copy:  # a fork that the handler let escape: only the original reports

@@ -111,11 +111,11 @@ class LoopRunner(Original):
         for channel in channels:
             channel.send(_STARTED)
         began, cpu_s = env.monotonic(), 0.0
-        steps = halving(batch.items, failed_of)
+        steps = halving(batch.items, failed_of, batch.rest)
         try:
             some = next(steps)
             while True:
-                answer, spent_s = await self._call(works[0], some)
+                answer, spent_s = await self._call(works[0], batch, some)
                 cpu_s += spent_s
                 some = steps.send(answer)
         except StopIteration as stop:
@@ -125,8 +125,8 @@ class LoopRunner(Original):
             await item.context.close()
         return batch.report(joint, env.monotonic() - began, cpu_s)
 
-    async def _call(self, work: Work, items: Sequence[Item]) -> tuple[Answer[Outcome], float]:
-        """Return what came of one call for several items, and the CPU time that it took."""
+    async def _call(self, work: Work, batch: Gathered, items: Sequence[Item]) -> tuple[Answer[Outcome], float]:
+        """Return what came of one call for some items of a batch, and the CPU time that it took. A stop is for all."""
         inner = contextvars.copy_context()
         inner.run(current.set, items[0].context)
         if self._tracing is not None and work.trace is not None:
@@ -142,7 +142,7 @@ class LoopRunner(Original):
             waits_for = inner.run(steps.send, None)
             cpu_s = clock.spent(base_ns, clock.monotonic() - began)
             drive = self._running[key] = _Drive(
-                self, [item.context for item in items], inner, steps, waits_for, cpu_s, clock
+                self, [item.context for item in batch.items], inner, steps, waits_for, cpu_s, clock
             )
             answer = await drive.through()
         except StopIteration as stop:

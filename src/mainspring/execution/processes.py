@@ -119,7 +119,7 @@ class ProcessRunner:
     async def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
         """Run attempts in one call in a child. Where that dies, halves go on in others: the guilty one dies alone."""
         members = list(zip(works, channels, strict=True))
-        steps = halving(members, blameless)
+        steps = halving(members, blameless, lambda: None)
         calls, fits = 0, None
         try:
             some = next(steps)

@@ -148,7 +148,7 @@ class ThreadRunner(Original):
         began, cpu = env.monotonic(), env.thread_cpu_ns()
         processed = partial(self._processed, works[0])
         try:
-            joint = contextvars.copy_context().run(in_halves, batch.items, processed)
+            joint = contextvars.copy_context().run(in_halves, batch.items, processed, batch.rest)
         finally:
             if self.is_copy:
                 leave()

@@ -1,0 +1,110 @@
+"""Calls for several tasks that are stopped, or ask for a pause: no part of them begins any more."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.dispatch import batched
+from tests.dispatch.batched import noted
+from tests.engine.support import LIMIT_S, engine_on, shows, until, value
+
+from mainspring import Batch, Context, Engine, Retry, TaskHandle, TaskStatus, TaskTimeout
+
+pytestmark = pytest.mark.anyio
+LANES = ["async", "thread", "process"]
+
+
+async def part_waits(items: list[int], how: str, folder: str, contexts: list[Context]) -> list[int]:
+    """As that of the other lanes."""
+    batched.note(folder, items, contexts)
+    if len(items) == 4:
+        raise ValueError("not all at once")
+    if 0 in items:
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            if how == "raises":
+                raise ValueError("asked to stop") from None
+    return items
+
+
+async def part_pauses(items: list[int], how: str, folder: str, contexts: list[Context]) -> list[Any]:
+    return batched.part_pauses(items, how, folder, contexts)
+
+
+async def four(engine: Engine, function: Any, lane: Any, how: str, folder: Path, **options: Any) -> list[TaskHandle]:
+    """Submit four tasks that run in one call."""
+    options = {"retry": 0, "batch": Batch(max_size=4, max_wait=LIMIT_S), **options}
+    function = engine.task(name="four", lane=lane, **options)(function)
+    return await engine.map(function, range(4), how=how, folder=str(folder))
+
+
+async def cancel(handles: list[TaskHandle]) -> None:
+    for handle in handles:
+        assert await handle.cancel() == "requested"
+    for handle in handles:
+        await shows(handle, status=TaskStatus.CANCELLED)
+
+
+@pytest.mark.parametrize("how", ["returns", "raises"])
+@pytest.mark.parametrize("lane", LANES)
+async def test_no_part_begins_that_nobody_wants(tmp_path: Path, lane: str, how: str) -> None:
+    """Where a call raised and half of it was asked to stop, the other half never runs, whatever the first came to."""
+    async with engine_on(grace_s=LIMIT_S) as engine:
+        function = part_waits if lane == "async" else batched.part_waits
+        handles = await four(engine, function, lane, how, tmp_path)
+        await until((tmp_path / "01.1").exists)
+        await cancel(handles)
+    assert noted(tmp_path) == ["01.1", "0123.1"]
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_no_part_begins_whose_time_is_over(tmp_path: Path, lane: str) -> None:
+    """Its tasks come again in smaller calls, uncharged, and not beside what is left of the first one."""
+    async with engine_on(grace_s=LIMIT_S) as engine:
+        function = part_waits if lane == "async" else batched.part_waits
+        first, *others = await four(engine, function, lane, "returns", tmp_path, timeout=0.5)
+        assert [await value(handle) for handle in others] == [1, 2, 3]
+        with pytest.raises(TaskTimeout):
+            await value(first)
+    assert not {"23.1", "2.1", "3.1"} & set(noted(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("lane", "how", "calls"),
+    [
+        ("async", "raises", ["01.1", "0123.1", "0123.2"]),
+        ("thread", "raises", ["01.1", "0123.1", "0123.2"]),
+        ("process", "raises", ["01.1", "0123.1", "0123.2"]),
+    ],
+)
+async def test_nobody_asks_again_before_the_pause_is_over(tmp_path: Path, lane: str, how: str, calls: Any) -> None:
+    """Where part of a call asks for one, all that are not done come again after it; that is one retry of each."""
+    async with engine_on() as engine:
+        function = part_pauses if lane == "async" else batched.part_pauses
+        handles = await four(engine, function, lane, how, tmp_path, retry=Retry(max_retries=1))
+        assert [await value(handle) for handle in handles] == [0, 1, 2, 3]
+        assert {(await handle.info()).task.retry_count for handle in handles} == {1}
+    assert noted(tmp_path) == calls
+
+
+@pytest.mark.parametrize(
+    ("lane", "how", "calls"),
+    [
+        ("async", "in its place", ["0.2", "01.1", "0123.1", "23.1"]),
+        ("thread", "in its place", ["0.2", "01.1", "0123.1", "23.1"]),
+        ("process", "in its place", ["0.2", "01.1", "0123.1", "23.1"]),
+    ],
+)
+async def test_a_pause_in_the_place_of_one_is_its_own(tmp_path: Path, lane: str, how: str, calls: Any) -> None:
+    """The other halves of its call go on, uncharged."""
+    async with engine_on() as engine:
+        function = part_pauses if lane == "async" else batched.part_pauses
+        policy = Batch(max_size=4, max_wait=0.5)
+        handles = await four(engine, function, lane, how, tmp_path, retry=Retry(max_retries=1), batch=policy)
+        assert [await value(handle) for handle in handles] == [0, 1, 2, 3]
+        assert [(await handle.info()).task.retry_count for handle in handles] == [1, 0, 0, 0]
+    assert noted(tmp_path) == calls
