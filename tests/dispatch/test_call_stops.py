@@ -73,12 +73,35 @@ async def test_no_part_begins_whose_time_is_over(tmp_path: Path, lane: str) -> N
     assert not {"23.1", "2.1", "3.1"} & set(noted(tmp_path))
 
 
+@pytest.mark.parametrize(("how", "grace_s"), [("dies, listens", LIMIT_S), ("dies, deaf", 0.1)])
+async def test_parts_in_other_children_are_cancelled(tmp_path: Path, how: str, grace_s: float) -> None:
+    """The child of a call died, and the first half is done: the last one is asked to stop, then killed."""
+    async with engine_on(process_slots=1, grace_s=grace_s) as engine:
+        handles = await four(engine, batched.part_waits, "process", how, tmp_path)
+        await until((tmp_path / "23.1").exists)
+        await cancel(handles)
+        engine.task(lane="process", batch=Batch())(batched.lengths)
+        assert await value(await engine.submit(batched.lengths, "abc")) == 3  # the slot is free
+    assert noted(tmp_path) == ["01.1", "0123.1", "23.1"]
+
+
+async def test_parts_in_other_children_run_out_of_time(tmp_path: Path) -> None:
+    """They are killed, and their tasks come again in smaller calls until the guilty one is alone."""
+    async with engine_on(process_slots=1) as engine:
+        *others, last = await four(engine, batched.part_waits, "process", "dies, deaf", tmp_path, timeout=1)
+        assert [await value(handle) for handle in others] == [0, 1, 2]
+        with pytest.raises(TaskTimeout):
+            await value(last)
+
+
 @pytest.mark.parametrize(
     ("lane", "how", "calls"),
     [
         ("async", "raises", ["01.1", "0123.1", "0123.2"]),
         ("thread", "raises", ["01.1", "0123.1", "0123.2"]),
         ("process", "raises", ["01.1", "0123.1", "0123.2"]),
+        ("process", "dies", ["01.1", "0123.1", "0123.2"]),
+        ("process", "dies twice", ["0.1", "01.1", "0123.1", "0123.2"]),
     ],
 )
 async def test_nobody_asks_again_before_the_pause_is_over(tmp_path: Path, lane: str, how: str, calls: Any) -> None:
@@ -97,6 +120,8 @@ async def test_nobody_asks_again_before_the_pause_is_over(tmp_path: Path, lane: 
         ("async", "in its place", ["0.2", "01.1", "0123.1", "23.1"]),
         ("thread", "in its place", ["0.2", "01.1", "0123.1", "23.1"]),
         ("process", "in its place", ["0.2", "01.1", "0123.1", "23.1"]),
+        ("process", "dies, in its place", ["0.2", "01.1", "0123.1", "23.1"]),
+        ("process", "dies twice, in its place", ["0.1", "0.2", "01.1", "0123.1", "1.1", "2.1", "23.1", "3.1"]),
     ],
 )
 async def test_a_pause_in_the_place_of_one_is_its_own(tmp_path: Path, lane: str, how: str, calls: Any) -> None:

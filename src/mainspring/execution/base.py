@@ -42,7 +42,7 @@ class Runner(Protocol):
     def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> Awaitable[BatchReport]:
         """Run attempts of one type that may be done in one call, under the same conditions as `run`.
 
-        `stop` with the first of them stops all.
+        `stop` with the first of them stops all; halves of a call that raised do not begin after it.
         """
 
     def stop(self, work: Work, *, hard: bool) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
+import msgspec
+
 from mainspring.errors import RetryAfter, TaskCancelled
 from mainspring.execution.base import BatchReport, Channel, Report, Work
 from mainspring.execution.encoding import failed, report
@@ -56,10 +58,14 @@ class Gathered:
         share of the CPU time."""
         together = max(1, len(self.items))
         share = None if cpu_time is None else cpu_time / together
-        ended = iter(
-            report(outcome, Usage(duration, share, peak_bytes, of.context.network_bytes, together, of.context.cost))
-            for outcome, of in zip(joint.outcomes, self.items, strict=True)
-        )
+
+        def of(item: Item, outcome: Outcome) -> Report:
+            context = item.context
+            usage = Usage(duration, share, peak_bytes, context.network_bytes, together, context.cost)
+            made = report(outcome, usage)
+            return msgspec.structs.replace(made, for_all=True) if outcome is joint.rest else made
+
+        ended = (of(item, outcome) for item, outcome in zip(self.items, joint.outcomes, strict=True))
         return BatchReport([known or next(ended) for known in self._reports], joint.calls, joint.fits)
 
 

@@ -24,7 +24,7 @@ from mainspring.children.measure import Meter, Sample
 from mainspring.children.parent import die_before_parent, kill_own_group, take_pipe
 from mainspring.children.tickets import Holder
 from mainspring.environment import SYSTEM, Original
-from mainspring.errors import TaskCancelled, from_info
+from mainspring.errors import RetryAfter, TaskCancelled, from_info
 from mainspring.execution import places
 from mainspring.execution.base import BatchReport, Report
 from mainspring.execution.batches import Gathered, in_halves
@@ -369,17 +369,20 @@ class Desk:
         self._link.started((context.id.bytes, context.attempt))
         self._meter.start()
         start = SYSTEM.monotonic()
+        for_all = False
         try:
             with self._traced(trace):
                 outcome = _outcomes(processor, (item,))[0]
         except BaseException as exc:  # noqa: BLE001 - SystemExit and its like end the attempt, not the child
             outcome = failure(exc, self._traceback_chars)
+            for_all = isinstance(exc, RetryAfter)
         duration = SYSTEM.monotonic() - start
         sample = self._meter.stop()
         if self._link.is_copy:  # a fork that the handler let escape: only the original reports
             os._exit(0)
         usage = Usage(duration, sample.cpu_s, sample.peak_bytes, context.network_bytes, 1, context.cost)
-        return with_limit(report(outcome, usage)), sample
+        result = with_limit(report(outcome, usage))
+        return (msgspec.structs.replace(result, for_all=True) if for_all else result), sample
 
 
 def _after(sample: Sample | None) -> tuple[float, int | None]:

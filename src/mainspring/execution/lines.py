@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from signal import SIGKILL
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import msgspec
 
@@ -15,6 +15,7 @@ from mainspring.children.tickets import Issuer
 from mainspring.environment import Environment
 from mainspring.errors import InvalidInput, TaskCancelled, TaskError, TaskTimeout
 from mainspring.execution.base import BatchReport, Channel, Report, Work
+from mainspring.execution.batches import Joint, halving
 from mainspring.execution.child_frames import Finished, FinishedBatch, Key, Run, RunBatch, ToChild, encode
 from mainspring.execution.encoding import failed
 from mainspring.execution.places import Place
@@ -23,6 +24,46 @@ from mainspring.processors.base import failure
 from mainspring.tasks import Effect, ErrorInfo, Failed, Started, Usage, codec
 
 _STARTED = Started()
+ASKED = "asked to stop before it began"
+
+
+class Call(msgspec.Struct, eq=False):
+    """Works that are done together: in one child, and where that dies in halves, one after the other, in others."""
+
+    key: Key  # of its first work: so it is stopped
+    rest: Report | None = None  # what those end with that have not begun; None: they may begin
+
+    def stop(self) -> None:
+        """Have nothing of it begin any more."""
+        self.rest = unstarted(ASKED)
+
+    async def run(
+        self, works: Sequence[Work], channels: Sequence[Channel], in_child: Callable[..., Awaitable[End]]
+    ) -> BatchReport:
+        """Bring all to their end, some at a time, by `in_child`: who is guilty of a death dies alone."""
+        steps = halving(list(zip(works, channels, strict=True)), blameless, lambda: self.rest)
+        calls, fits = 0, None
+        try:
+            some = next(steps)
+            while True:
+                end = await in_child(*zip(*some, strict=True), call=self)
+                if isinstance(end, Died):
+                    some = steps.send(end)
+                    continue
+                if isinstance(end, BatchReport):
+                    calls, fits = calls + end.calls, end.fits or fits
+                reports = end.reports if isinstance(end, BatchReport) else [cast(Report, end)] * len(some)
+                self._hear(reports)
+                some = steps.send(reports)
+        except StopIteration as stop:
+            joint: Joint[Report] = stop.value
+        return BatchReport(joint.outcomes, max(calls, joint.calls), joint.fits or fits)
+
+    def _hear(self, reports: Sequence[Report]) -> None:
+        """Where one of these is true for all, those end with it that have not begun."""
+        for_all = next((report for report in reports if report.for_all), None)
+        if for_all is not None and self.rest is None:
+            self.rest = msgspec.structs.replace(for_all, usage=Usage())
 
 
 class Attempt(msgspec.Struct, eq=False):
@@ -43,10 +84,16 @@ class Attempt(msgspec.Struct, eq=False):
     started_s: float | None = None
     killed: bool = False  # by us
     indexes: dict[Key, int] | None = None  # of its works, made when another than the first is named
+    call: Call | None = None  # that it is for, or for a half of
 
     @property
     def key(self) -> Key:
         return (self.works[0].id, self.works[0].attempt)
+
+    @property
+    def name(self) -> Key:
+        """By this it is stopped."""
+        return self.key if self.call is None else self.call.key
 
     @property
     def frame(self) -> Run | RunBatch:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -22,7 +22,6 @@ from mainspring.config import MIB, ExecutorConfig
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import InternalError, InvalidInput, UnsupportedTaskType
 from mainspring.execution.base import BatchReport, Channel, Report, Work
-from mainspring.execution.batches import Joint, halving
 from mainspring.execution.child_frames import (
     Finished,
     FinishedBatch,
@@ -37,7 +36,7 @@ from mainspring.execution.child_frames import (
     Stored,
     decode_to_parent,
 )
-from mainspring.execution.lines import Attempt, Desk, Died, End, blameless, death, end_of, refused, unstarted
+from mainspring.execution.lines import ASKED, Attempt, Call, Desk, End, death, end_of, refused, unstarted
 from mainspring.execution.places import Place, place_of
 from mainspring.execution.shortage import Kills
 from mainspring.processors.base import failure
@@ -57,7 +56,6 @@ _LONG_S = 0.02
 """Behind an attempt that takes longer nothing waits that was sent ahead."""
 _LARGE_BYTES = 128 * MIB
 """A child that rests with less than this is not worth ending for its memory."""
-_ASKED = "asked to stop before it began"
 
 
 class ProcessRunner:
@@ -84,7 +82,8 @@ class ProcessRunner:
         self._environment = environment
         self._places: dict[str, Place] = {}
         self._proven: dict[Place, None] = {}  # imported without harm before
-        self._attempts: dict[Key, Attempt] = {}
+        self._attempts: dict[Key, Attempt] = {}  # by name
+        self._calls: dict[Key, Call] = {}  # of which halves may go on; the same
         self._waiting: deque[Attempt] = deque()
         self._assigning = False  # within this turn
         self._desks: set[Desk] = set()
@@ -117,40 +116,35 @@ class ProcessRunner:
         return await self._through((work,), (channel,), soon=True, until_s=until_s)  # type: ignore[return-value]
 
     async def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
-        """Run attempts in one call in a child. Where that dies, halves go on in others: the guilty one dies alone."""
-        members = list(zip(works, channels, strict=True))
-        steps = halving(members, blameless, lambda: None)
-        calls, fits = 0, None
+        """Run attempts in one call in a child. Where that dies, halves go on in others: the guilty one dies alone.
+
+        None begins any more once the call was asked to stop, or asks for a pause.
+        """
+        call = Call((works[0].id, works[0].attempt))
+        self._calls[call.key] = call
         try:
-            some = next(steps)
-            while True:
-                end = await self._through(*zip(*some, strict=True))
-                if isinstance(end, BatchReport):
-                    calls, fits = calls + end.calls, end.fits or fits
-                    some = steps.send(end.reports)
-                else:
-                    some = steps.send(end if isinstance(end, Died) else [cast(Report, end)] * len(some))
-        except StopIteration as stop:
-            joint: Joint[Report] = stop.value
-        return BatchReport(joint.outcomes, max(calls, joint.calls), joint.fits or fits)
+            return await call.run(works, channels, self._through)
+        finally:
+            del self._calls[call.key]
 
     async def _through(
-        self, works: Sequence[Work], channels: Sequence[Channel], *, soon: bool = False, until_s: float | None = None
-    ) -> End:
+        self, works: Sequence[Work], channels: Sequence[Channel], *, soon: bool = False, until_s: float | None = None,
+        call: Call | None = None,
+    ) -> End:  # fmt: skip
         place = self._places.get(works[0].task_type)
         if place is None:
             return refused(UnsupportedTaskType(f"no handler for {works[0].task_type} in the process lane"))
         if self._closing:
             return unstarted("the process lane is closed")
-        attempt = Attempt(works, channels, place, asyncio.get_running_loop().create_future(), soon, until_s)
-        self._attempts[attempt.key] = attempt
+        attempt = Attempt(works, channels, place, asyncio.get_running_loop().create_future(), soon, until_s, call=call)
+        self._attempts[attempt.name] = attempt
         self._waiting.append(attempt)
         self._assign()
         try:
             return await attempt.ended
         finally:
             if attempt.ended.cancelled():
-                self.stop(works[0], hard=True)
+                self._stop(attempt.name, hard=True)
 
     def ahead(self) -> list[Work]:
         """Return what waits behind another in a child, and what no child is free for."""
@@ -170,18 +164,23 @@ class ProcessRunner:
 
     def stop(self, work: Work, *, hard: bool) -> bool:
         """Set the handler's `ctx.cancelled`; `hard` kills its child and all that it started."""
-        attempt = self._attempts.get((work.id, work.attempt))
+        return self._stop((work.id, work.attempt), hard=hard)
+
+    def _stop(self, name: Key, *, hard: bool) -> bool:
+        if (call := self._calls.get(name)) is not None:
+            call.stop()
+        attempt = self._attempts.get(name)
         if attempt is None:
             return True
         desk = attempt.desk
         if desk is None:
             self._waiting.remove(attempt)
-            self._settle(attempt, unstarted(_ASKED))
+            self._settle(attempt, unstarted(ASKED))
             return True
         attempt.asked = True
         self._take_back(desk)
         self._assign()
-        if attempt.key not in self._attempts:
+        if name not in self._attempts:
             return True
         if hard and desk.child is not None:
             attempt.killed = True
@@ -195,7 +194,7 @@ class ProcessRunner:
         return [
             desk.child.pid
             for desk in self._desks
-            if desk.child is not None and (not desk.attempts or desk.attempts[0].works[0].id in reserved)
+            if desk.child is not None and (not desk.attempts or desk.attempts[0].name[0] in reserved)
         ]
 
     def relieve(self) -> None:
@@ -208,8 +207,8 @@ class ProcessRunner:
         self._closing = True
         if self._look is not None:
             self._look.cancel()
-        for attempt in list(self._attempts.values()):
-            self.stop(attempt.works[0], hard=True)
+        for name in list(self._attempts):
+            self._stop(name, hard=True)
         for desk in list(self._desks):
             self._retire(desk)
         while self._background:
@@ -313,7 +312,7 @@ class ProcessRunner:
         for attempt in taken:
             attempt.desk = None
             if attempt.asked:
-                self._settle(attempt, unstarted(_ASKED))
+                self._settle(attempt, unstarted(ASKED))
         return [attempt for attempt in taken if not attempt.asked]
 
     def _takes_long(self, attempt: Attempt) -> bool:
@@ -346,7 +345,7 @@ class ProcessRunner:
     def _settle(self, attempt: Attempt, report: End) -> None:
         if attempt.patience is not None:
             attempt.patience.cancel()
-        del self._attempts[attempt.key]  # before anybody can ask to stop it: its child may have other work by then
+        del self._attempts[attempt.name]  # before anybody can ask to stop it: its child may have other work by then
         if not attempt.ended.done():
             attempt.ended.set_result(report)
 

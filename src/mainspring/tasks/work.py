@@ -71,3 +71,4 @@ class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
     unstarted: bool = False  # it never began and is charged nothing
     short_of_memory: bool = False  # it was ended for want of memory, or could get no more
     other_code: bool = False  # where it ran, its handler's code is another than here: the file was changed
+    for_all: bool = False  # it is true for all of its call that have no outcome yet: nobody calls again for them now
