@@ -101,3 +101,9 @@ def part_pauses(items: list[int], how: str, folder: str, contexts: list[Context]
     if 0 in items and "place" not in how:
         raise RetryAfter(0.05)
     return [RetryAfter(0.05) if item == 0 else item for item in items]
+
+
+def until_asked(items: list[int], contexts: list[Context]) -> list[int]:
+    while not contexts[0].cancelled:
+        time.sleep(0.001)
+    return items

@@ -133,3 +133,16 @@ async def test_a_pause_in_the_place_of_one_is_its_own(tmp_path: Path, lane: str,
         assert [await value(handle) for handle in handles] == [0, 1, 2, 3]
         assert [(await handle.info()).task.retry_count for handle in handles] == [1, 0, 0, 0]
     assert noted(tmp_path) == calls
+
+
+async def test_some_are_cancelled_and_the_time_of_the_others_is_over() -> None:
+    """Nobody wants their call any more: it is asked to stop at once, not when the grace of the first is over."""
+    async with engine_on(process_slots=1, grace_s=LIMIT_S) as engine:
+        batch = Batch(max_size=2, max_wait=LIMIT_S)
+        function = engine.task(lane="process", batch=batch, timeout=1, retry=0)(batched.until_asked)
+        unwanted, late = await engine.map(function, range(2))
+        await shows(unwanted, status=TaskStatus.RUNNING)
+        assert await unwanted.cancel() == "requested"
+        await asyncio.wait_for(shows(unwanted, status=TaskStatus.CANCELLED), LIMIT_S / 2)
+        with pytest.raises(TaskTimeout):
+            await value(late)

@@ -14,16 +14,23 @@ class Members:
     def __init__(self, runner: Runner, works: Sequence[Work]) -> None:
         self._runner = runner
         self._works = works
-        self._unasked = {hard: {work.id for work in works} for hard in (False, True)}
+        self._unasked = {work.id for work in works}
+        self._in_grace = {work.id for work in works}  # or not asked yet
 
     def run(self, channels: Sequence[Channel]) -> Awaitable[BatchReport]:
         return self._runner.run_batch(self._works, channels)
 
     def stop(self, work: Work, *, hard: bool) -> bool:
         """See `Runner.stop`. Where others still want the call, what it gives for this one is dropped when it ends."""
-        unasked = self._unasked[hard]
-        unasked.discard(work.id)
-        return bool(unasked) or self._runner.stop(self._works[0], hard=hard)
+        was_wanted = bool(self._unasked)
+        self._unasked.discard(work.id)
+        if hard:
+            self._in_grace.discard(work.id)
+        if not self._in_grace:
+            return self._runner.stop(self._works[0], hard=True)
+        if was_wanted and not self._unasked:
+            return self._runner.stop(self._works[0], hard=False) or hard  # the others' grace will be over
+        return True
 
 
 class Marks:
