@@ -83,6 +83,40 @@ def test_attempts_fail_as_asked(run: Run) -> None:
     ).assert_outcomes(passed=15)
 
 
+def test_who_runs_beside_one_that_fails_is_stopped(run: Run) -> None:
+    """In a call for several, of which the first fails as asked: the others are cancelled, or their time is over."""
+    run(
+        """
+        stopped = []
+
+        async def held(items: list[int]) -> list[int]:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                stopped.append(items)
+                raise
+            return items
+
+        @pytest.mark.parametrize("lane", ["async", "process"])
+        @pytest.mark.parametrize("timeout", [None, 5])
+        def test_it(mainspring_engine, lane, timeout):
+            engine = mainspring_engine
+            batch = Batch(max_size=3, max_wait=60)
+            engine.task(lane=lane, batch=batch, retry=Retry(max_retries=0), timeout=timeout)(held)
+            engine.fail_next(held, Permanent("no"))
+            handles = engine.sync.map(held, range(3))
+            engine.sync.advance(1)
+            if timeout is None:
+                for handle in handles:
+                    handle.cancel()
+            engine.sync.advance(4.5)
+            assert stopped.pop(0) == [1, 2]
+            engine.sync.run_until_idle()
+            stopped.clear()
+    """,
+    ).assert_outcomes(passed=4)
+
+
 def test_the_process_dies_as_asked(run: Run) -> None:
     """A crash takes the worker, and another one comes; in the process lane it takes the child alone."""
     run(

@@ -84,6 +84,7 @@ class PlayedLane:
         self._plans = plans
         self._crash = crash  # None: the process dies, and nobody will be told
         self._give_up = give_up  # told which attempt may go on, unheard
+        self._calls: dict[tuple[bytes, int], Sequence[Work]] = {}  # what runs of one, by its first, which may not
 
     def run(self, work: Work, channel: Channel) -> Report | Awaitable[Report]:
         error = self._plans.take(work.task_type)
@@ -108,15 +109,22 @@ class PlayedLane:
         left = [n for n, error in enumerate(errors) if error is None]
         done = BatchReport([])
         if left:
-            done = await self._inner.run_batch([works[n] for n in left], [channels[n] for n in left])
+            name = (works[0].id, works[0].attempt)
+            running = self._calls[name] = [works[n] for n in left]
+            try:
+                done = await self._inner.run_batch(running, [channels[n] for n in left])
+            finally:
+                del self._calls[name]
         ended = iter(done.reports)
         reports = [next(ended) if error is None else report(failure(error), Usage()) for error in errors]
         return done._replace(reports=reports)
 
     def stop(self, work: Work, *, hard: bool) -> bool:
+        running = self._calls.get((work.id, work.attempt), (work,))
         if hard:
-            self._give_up((work.id, work.attempt))
-        return self._inner.stop(work, hard=hard)
+            for one in running:
+                self._give_up((one.id, one.attempt))
+        return self._inner.stop(running[0], hard=hard)
 
     def add(self, handler: Any) -> None:
         """In a child process it would be imported now."""
