@@ -15,6 +15,7 @@ from typing import Any
 import apsw
 import pytest
 from tests.models.conftest import text_model
+from tests.models.test_http import Server
 
 from mainspring import (
     Batch,
@@ -381,6 +382,22 @@ async def test_built_in_types(engine: Engine) -> None:
     texts = [await engine.submit(engine.text, "Some  text", cache="1h") for _ in range(2)]
     assert [await text.result() for text in texts] == ["Some text"] * 2
     assert await is_hit(engine, texts[1])
+
+
+@pytest.mark.parametrize("biases", [{1: 5, "a": 2}, {1: 5, 2: 7}])
+async def test_params_whose_keys_have_no_order(engine: Engine, biases: dict[Any, int]) -> None:
+    """They are equal where they were written alike, at submit and when the input comes from a parent."""
+    with Server() as server:
+        engine.models.register("chat", HttpEndpoint(base_url=server.url, model="m"))
+        parent = await engine.submit(engine.text, "hello")
+        for text in ("hello", "hello", parent):
+            options = {"logit_bias": dict(biases)}
+            handle = await engine.submit(engine.infer, "chat", text, options=options, cache="1h")
+            assert (await handle.result())["text"] == "HELLO"
+        assert await is_hit(engine, handle)
+        other = await engine.submit(engine.infer, "chat", "hello", options={"logit_bias": {**biases, 1: 6}}, cache="1h")
+        await other.result()
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from mainspring.store.base import Claimed, Kept, Store, WorkName
 _KEY_BYTES = 20
 _decoder = msgspec.msgpack.Decoder()
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
+_encoder_as_written = msgspec.msgpack.Encoder()
 
 
 class ResultCache:
@@ -77,8 +78,8 @@ class ResultCache:
         whole = hashlib.blake2b(digest_size=_KEY_BYTES)
         for part in (namespace, kind, exact):
             whole.update(part.encode() + b"\0")
-        whole.update(_encoder.encode(params) if params else b"")
-        whole.update(b"\0" + _in_one_order(input))
+        whole.update(_in_one_order(params) if params else b"")
+        whole.update(b"\0" + _in_one_order(_decoder.decode(input)))
         return WorkName(whole.digest(), version)
 
     def name_of(self, claim: Claimed) -> WorkName | None:
@@ -108,12 +109,12 @@ class ResultCache:
         return None if model is None else (_version(), f"{_version()}\0{model}")
 
 
-def _in_one_order(data: bytes) -> bytes:
-    """Return stored bytes with every mapping in order, so that equal arguments have equal bytes."""
+def _in_one_order(value: Any) -> bytes:
+    """Return a value's bytes with every mapping in order, so that equal ones have equal bytes."""
     try:
-        return _encoder.encode(_decoder.decode(data))
+        return _encoder.encode(value)
     except TypeError:  # keys that are no texts have no order; what was written alike is equal all the same
-        return data
+        return _encoder_as_written.encode(value)
 
 
 @cache
