@@ -11,6 +11,9 @@ import asyncpg
 import pytest
 from tests import postgres
 from tests.conformance.kit import WORK, Port, PostgresFactory, new, opened, submit
+from tests.conformance.test_cache import same
+
+from mainspring.store.base import WorkName
 
 pytestmark = pytest.mark.anyio
 
@@ -92,6 +95,33 @@ async def test_what_users_have_committed_does_not_hold_up_the_rest(factory: Post
             assert claimed(port) == ids[1:]
         await port.settle()
         assert claimed(port) == [*ids[1:], ids[0]]
+
+
+async def test_kept_results_that_others_take_hold_up_nobody(factory: PostgresFactory) -> None:
+    """The use of a result is noted by whoever comes first, so that two who take the same ones wait for each other in no
+    order."""
+    async with opened(factory.make()) as store:
+        port = Port(store)
+        await port.serve()
+        keys = [bytes([n]) * 20 for n in range(2)]
+        for key in keys:
+            await submit(store, same(key))
+            claim = await port.take()
+            claim.work = WorkName(key, "1")
+            await port.finish(claim)
+        factory.clock.advance(100)
+        other = await asyncpg.connect(postgres.url(), server_settings={"search_path": factory.schema})
+        try:
+            await other.execute("BEGIN")
+            await other.execute("UPDATE cache SET used_ms = used_ms + 1 WHERE key = $1", keys[0])
+            async with asyncio.timeout(60):
+                taken = await submit(store, *(same(key) for key in keys))
+            assert [(await store.result(id)).metrics.cache_hit for id in taken] == [True, True]
+            await other.execute("COMMIT")
+            used = await other.fetch("SELECT used_ms FROM cache ORDER BY key")
+            assert [row[0] == store.now_ms() for row in used] == [False, True]
+        finally:
+            await other.close()
 
 
 async def queue(factory: PostgresFactory, n: int) -> None:

@@ -79,7 +79,7 @@ _REFUSED_SETTINGS: Final = (
 )
 CONFLICTS: Final = (
     asyncpg.IntegrityConstraintViolationError,
-    asyncpg.exceptions.TransactionRollbackError,  # a deadlock with somebody who writes without us
+    asyncpg.exceptions.TransactionRollbackError,  # a deadlock: who writes without us, or the same keys in another order
     asyncpg.exceptions.DataError,
 )
 

@@ -846,7 +846,8 @@ SELECT key, output, flags, made_ms, used_ms FROM cache
 WHERE key = ANY ($1::bytea[]) AND expires_ms > $2;
 
 -- name: use_kept
-UPDATE cache SET used_ms = $1 WHERE key = $2;
+-- What another process notes just now is left to it: nobody waits here, in whatever order two take the same results.
+UPDATE cache SET used_ms = $1 WHERE key = (SELECT key FROM cache WHERE key = $2 FOR UPDATE SKIP LOCKED);
 
 -- name: keep
 INSERT INTO cache (key, namespace, type, version, output, flags, digest, bytes, made_ms, expires_ms, used_ms)
