@@ -275,11 +275,40 @@ def test_an_index_that_was_left_half_built_is_built_anew(store: PostgresVectorSt
         state = known(session, "docs")
         session.command(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{hnsw.name(state)}'::regclass")
         assert not store.has_index("docs")
-        session.execute("SELECT pg_advisory_lock($1, $2)", (hnsw._BUILDING, state.id))
+        session.execute(f"SELECT pg_advisory_lock({hnsw._LOCK})")
         with pytest.raises(StoreUnavailable, match="another process"):
             store.add_index("docs")
     store.add_index("docs")
     assert store.has_index("docs")
+
+
+def test_builders_of_one_store_come_one_after_the_other_and_those_of_others_at_once(
+    home: PostgresHome, store: PostgresVectorStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Collections have the same numbers in each store of a database; two builders in one table would wait for each
+    other."""
+    elsewhere = PostgresHome(tmp_path / "elsewhere")
+    try:
+        beside, other, build = home.open(), elsewhere.open(), hnsw._build
+        for one in (store, other):
+            upsert(one, *(record(f"r{n}", vector) for n, vector in enumerate(vectors(60))))
+        upsert(store, record("a", [1, 0]), collection="notes")
+
+        def meanwhile(*args: Any) -> None:
+            monkeypatch.setattr(hnsw, "_build", build)
+            for collection in ("docs", "notes"):
+                with pytest.raises(StoreUnavailable, match="another process"):
+                    beside.add_index(collection)
+            other.add_index("docs")
+            build(*args)
+
+        monkeypatch.setattr(hnsw, "_build", meanwhile)
+        store.add_index("docs")
+        assert store.has_index("docs")
+        assert other.has_index("docs")
+        beside.add_index("notes")
+    finally:
+        elsewhere.drop()
 
 
 def test_what_an_index_can_t_have_is_refused(store: PostgresVectorStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,8 @@ _WIDTH, _MOST_WIDTH = 100, 1_000
 """How many candidates a search keeps, at least and at most: the more, the better it finds."""
 _PATIENCE_S = 86_400.0
 _BUILDING: Final = 0x4D535049
-"""Advisory lock "MSPI": who builds the index of a collection."""
+"""Advisory lock "MSPI": who builds an index in a store. Postgres lets two builders in one table wait for each other."""
+_LOCK: Final = f"{_BUILDING}, 'vector_record'::regclass::oid::integer"
 
 _ANY = "SELECT count(*) FROM (SELECT 1 FROM vector_record WHERE collection = $1 {matching} LIMIT {most}) AS few"
 
@@ -66,13 +67,13 @@ def build(cursor: Cursor, state: State, memory_mb: int) -> None:
             f"the server has pgvector {state.version}, and an index needs 0.8; install it there, then let an admin run "
             "ALTER EXTENSION vector UPDATE"
         )
-    if not cursor.execute("SELECT pg_try_advisory_lock($1, $2)", (_BUILDING, state.id))[0][0]:
-        raise StoreUnavailable(f"the index of collection {state.name!r} is being built by another process; wait for it")
+    if not cursor.execute(f"SELECT pg_try_advisory_lock({_LOCK})")[0][0]:
+        raise StoreUnavailable("an index of this store is being built by another process; wait for it")
     try:
         if not state.has_index:
             _build(cursor, state, memory_mb)
     finally:
-        cursor.execute("SELECT pg_advisory_unlock($1, $2)", (_BUILDING, state.id))
+        cursor.execute(f"SELECT pg_advisory_unlock({_LOCK})")
 
 
 def _build(cursor: Cursor, state: State, memory_mb: int) -> None:

@@ -96,7 +96,7 @@ class PostgresVectorStore(RowStore[Cursor]):
         Args:
             memory_mb: what the server may use for it; above this it is several times slower.
         Raises: InvalidInput: unknown collection, or too many dimensions. StoreRefused: pgvector is older than 0.8.
-            StoreUnavailable: somebody else is building it.
+            StoreUnavailable: somebody is building one in this store.
         """
         self._in_session(collection, lambda cursor, state: hnsw.build(cursor, state, memory_mb))
 
