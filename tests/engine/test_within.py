@@ -714,6 +714,25 @@ async def test_a_pool_and_an_engine_are_no_connections(engine: Engine) -> None:
         await engine.submit(double(engine), 1, connection=other)
 
 
+async def test_a_transaction_of_two_phases_is_refused(engine: Engine) -> None:
+    """SQLAlchemy's, before anything is in it: it could not be prepared, and all that it did would be lost."""
+    with sqlalchemy_engine() as alchemy, alchemy.connect() as connection:
+        with connection.begin_twophase(), pytest.raises(InvalidInput, match="two-phase"):
+            await engine.submit(double(engine), 1, connection=connection)
+        with (
+            sqlalchemy.orm.Session(alchemy, twophase=True) as session,
+            pytest.raises(InvalidInput, match="two-phase") as caught,
+        ):
+            await engine.submit(double(engine), 1, connection=session)
+        assert caught.value.field == "connection"
+    for driver in ("asyncpg", "psycopg"):
+        several = sa_async.create_async_engine(sqlalchemy_url(driver))
+        async with sa_async.AsyncSession(several, twophase=True) as asked:
+            with pytest.raises(InvalidInput, match="two-phase"):
+                await engine.submit(double(engine), 1, connection=asked)
+        await several.dispose()
+
+
 @pytest.mark.parametrize("now", [False, True])
 @pytest.mark.parametrize("name", ["connection", "wait_for_room"])
 async def test_a_child_takes_no_connection(engine: Engine, name: str, now: bool) -> None:

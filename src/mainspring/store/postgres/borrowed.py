@@ -88,10 +88,15 @@ async def _psycopg_async(connection: Any, sql: str, values: tuple[Any, ...]) -> 
 
 
 def _text(connection: Any, sql: str, values: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+    sqlalchemy = sys.modules["sqlalchemy"]
     if (name := connection.dialect.name) != "postgresql":
         raise invalid("connection", f"a connection to {name}", "does not lead to the store", "use one to its database")
+    transaction = getattr(connection, "sync_connection", connection).get_transaction()
+    if isinstance(transaction, sqlalchemy.TwoPhaseTransaction):
+        why = "can't be prepared with tasks in it, as its commit carries a NOTIFY"
+        raise invalid("connection", "a two-phase transaction", why, "submit in one that commits in a single phase")
     statement, named = _named(sql, r":v\1", values)
-    return sys.modules["sqlalchemy"].text(statement), named
+    return sqlalchemy.text(statement), named
 
 
 def _sqlalchemy(connection: Any, sql: str, values: tuple[Any, ...]) -> Any:
