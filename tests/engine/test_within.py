@@ -40,6 +40,7 @@ from mainspring import (
 )
 from mainspring.errors import StoreReadOnly
 from mainspring.store.base import NewTask
+from mainspring.store.postgres import inbox
 from mainspring.store.postgres.arrivals import STEP
 from mainspring.store.postgres.store import PostgresStore
 from mainspring.store.sql.store import SqlStore
@@ -329,6 +330,29 @@ async def test_without_a_transaction_it_is_there_when_the_call_returns(engine: E
         second = await engine.submit(double(engine), 4, connection=other)
         assert (await second.info()).task.id == second.id
     assert [await value(handle), await value(second)] == [6, 8]
+
+
+async def test_what_is_too_large_for_one_statement_comes_with_the_commit_all_the_same(
+    engine: Engine, mine: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is put in by several, in order."""
+    monkeypatch.setattr(inbox, "_STATEMENT_BYTES", 1_000)
+    async with mine.transaction():
+        handles = await engine.map(double(engine), range(100), connection=mine)
+        assert await mine.fetchval(f"SELECT count(*) FROM {store_of(engine).server.schema}.inbox") == 100
+    assert [await value(handle) for handle in handles] == [2 * n for n in range(100)]
+
+
+async def test_calls_of_one_key_wait_for_the_commit(engine: Engine, mine: asyncpg.Connection) -> None:
+    """All of them are one task, also where one call has brought it several times: its result is awaited by each."""
+    await mine.execute("BEGIN")
+    handles = await engine.map(double(engine), [4, 4], connection=mine, idempotency_key="k")
+    waiting = [asyncio.ensure_future(value(handle)) for handle in handles]
+    done, _ = await asyncio.wait(waiting, timeout=0.1)
+    assert not done
+    await mine.execute("COMMIT")
+    assert [await one for one in waiting] == [8, 8]
+    assert ran(engine) == [4]
 
 
 async def test_a_web_process_submits_and_a_worker_runs(place: str, mine: asyncpg.Connection) -> None:
@@ -653,6 +677,66 @@ async def test_time_passes_while_the_transaction_is_open(engine: Engine, mine: a
 
 
 # What is refused
+
+
+def typed(n: int, id: TaskId) -> Task:
+    """A call of `double` as a ready task."""
+    return Task(task_type=TaskType.custom("double"), input=Custom({"n": n}), id=id)
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_a_call_that_is_refused_leaves_nothing_behind(
+    place: str, engine: Engine, mine: asyncpg.Connection, is_open: bool
+) -> None:
+    """However late in it stands what can't be, within a transaction and on a connection that commits each statement."""
+    doubles, id = double(engine), TaskId()
+    if is_open:
+        await mine.execute("BEGIN")
+    with pytest.raises(InvalidInput):
+        await engine.map(doubles, [*range(1_500), "text"], connection=mine)
+    with pytest.raises(Conflict):
+        await engine.map(doubles, [*[1] * 1_500, 2], connection=mine, idempotency_key="k")
+    with pytest.raises(Conflict):
+        await engine.submit_all([typed(0, TaskId()), typed(1, id), typed(2, id)], connection=mine)
+    store_of(engine)._memory.queue_size = 1_200
+    with pytest.raises(QueueFull):
+        await engine.map(doubles, range(1_500), connection=mine)
+    schema = place.rpartition("=")[2]
+    stored = f"SELECT (SELECT count(*) FROM {schema}.inbox) + (SELECT count(*) FROM {schema}.task)"
+    assert await mine.fetchval(stored) == 0
+
+
+async def test_a_call_that_repeats_an_id_wrongly_leaves_what_was_there(
+    place: str, engine: Engine, mine: asyncpg.Connection
+) -> None:
+    """The task that the same transaction has under that id stays alone; repeated rightly it is that one."""
+    id = TaskId()
+    async with mine.transaction():
+        await engine.submit_all([typed(5, id)], connection=mine)
+        with pytest.raises(Conflict):
+            await engine.submit_all([typed(0, TaskId()), typed(6, id)], connection=mine)
+        again, fresh = await engine.submit_all([typed(5, id), typed(7, TaskId())], connection=mine)
+    assert [await value(handle) for handle in (again, fresh)] == [10, 14]
+    assert again.id == id
+    assert count(place, "task") == 2
+
+
+async def test_a_map_that_is_cancelled_before_its_last_item_leaves_nothing_behind(
+    place: str, engine: Engine, mine: asyncpg.Connection
+) -> None:
+    """Its items go in together."""
+
+    def items() -> Iterator[int]:
+        yield from range(1_000)
+        mapping.cancel()
+        yield from range(1_000)
+
+    async with mine.transaction():
+        mapping = asyncio.ensure_future(engine.map(double(engine), items(), connection=mine))
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await mapping
+        assert await mine.fetchval(f"SELECT count(*) FROM {place.rpartition('=')[2]}.inbox") == 0
+    assert caught.value.accepted == []  # type: ignore[attr-defined]
 
 
 async def test_what_is_checked_before_the_commit(engine: Engine, mine: asyncpg.Connection) -> None:

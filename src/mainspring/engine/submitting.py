@@ -101,7 +101,8 @@ class Submitting:
         self, tasks: Sequence[Task | NewTask], connection: Any, wait_for_room: float | str | None
     ) -> list[TaskHandle]:
         if connection is not None:
-            return await self._pledge(tasks, connection)
+            borrowed = self._parts.store.borrow(connection)
+            return await self._pledge(await self._ready(tasks), borrowed)
         if wait_for_room == 0:
             return await self._hand_over(await self._ready(tasks))
         until = self._until(wait_for_room)
@@ -111,14 +112,12 @@ class Submitting:
     def _until(self, wait_for_room: float | str | None) -> float:
         return self._env.monotonic() + patience(wait_for_room)
 
-    async def _pledge(self, tasks: Sequence[Task | NewTask], connection: Any) -> list[TaskHandle]:
+    async def _pledge(self, ready: list[NewTask], borrowed: Any) -> list[TaskHandle]:
         """Hand tasks to a user's transaction."""
-        store, promise = self._parts.store, self.manager.waiters.promise
-        borrowed = store.borrow(connection)
         self.scheduler.refuse_without_storage()
-        ready = await self._ready(tasks)
+        promise = self.manager.waiters.promise
         try:
-            pledged = await store.submit_within(ready, borrowed)
+            pledged = await self._parts.store.submit_within(ready, borrowed)
         except TaskNotFound as exc:
             raise unordered(ready) or exc from None
         return [promise(task.id, task.origin) for task in pledged]  # type: ignore[misc]  # `make` of our waiters
@@ -163,10 +162,10 @@ class Submitting:
 
         Stored in parts of up to 1,000, in order. Where the store has no room it takes the items as room appears: by
         default as long as that takes, else `wait_for_room` is how long it waits at most each time. With a connection
-        (see `submit`) all of them come with its commit, and nothing is waited for.
+        (see `submit`) they go in together when the last one is made, come with its commit, and nothing is waited for.
 
         Where it is cancelled, `accepted` of the CancelledError are the handles of what was stored by then; after
-        `asyncio.timeout` that is the `__cause__` of the TimeoutError.
+        `asyncio.timeout` that is the `__cause__` of the TimeoutError. With a connection there are none.
 
         Raises: PartlySubmitted: it stopped after some were stored, and tells which; before that the error itself.
         """
@@ -187,6 +186,8 @@ class Submitting:
     ) -> list[TaskHandle]:
         until = partial(self._until, wait_for_room)
         until()  # what can't be a duration is refused at once
+        borrowed = None if connection is None else self._parts.store.borrow(connection)
+        together: list[NewTask] = []  # what goes into a user's transaction, or nothing of it
         bulk = Bulk(self._hand_over, self.manager.room, until)
         try:
             new = self._maker(function, options)
@@ -194,19 +195,21 @@ class Submitting:
                 raise invalid("items", items, "can't be iterated", "pass a list, or whatever yields the items")
             rest = iter(items)
             while chunk := [new(item) for item in islice(rest, _MAP_CHUNK)]:
-                if connection is not None:
-                    bulk.handles += await self._pledge(chunk, connection)
+                ready = await self._ready(chunk)
+                if borrowed is None:
+                    await bulk.add(ready)
                 else:
-                    await bulk.add(await self._ready(chunk))
-            return await bulk.all_in()
+                    together += ready
+                    await asyncio.sleep(0)
+            return await (self._pledge(together, borrowed) if together else bulk.all_in())
         except asyncio.CancelledError as exc:  # it stays one: whoever cancels waits for that
-            stored = [] if connection is not None else await bulk.stop()
+            stored = await bulk.stop()
             exc.accepted = stored  # type: ignore[attr-defined]
             exc.add_note(f"map had stored {len(stored)} tasks by then; `accepted` are their handles")
             raise
         except Exception as exc:
             stored = await bulk.stop()
-            if connection is not None or not stored:
+            if not stored:
                 raise
             raise _stopped(stored, exc) from exc
 

@@ -6,13 +6,14 @@ the row is written: by what is committed, and by what the transaction itself has
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 import msgspec
 
+from mainspring.config import MIB
 from mainspring.errors import StoreReadOnly, TaskNotFound, invalid
 from mainspring.store.base import Accepted, Line, NewTask, Pledged
 from mainspring.store.postgres.address import Server
@@ -36,6 +37,8 @@ from mainspring.tasks import TaskId, TaskInfo, TaskResult
 
 T = TypeVar("T")
 _HERE, _COMING, _PRUNED = range(3)
+_STATEMENT_BYTES = 64 * MIB
+"""What one statement puts in at most: the server holds it in memory several times, and takes none above 1 GiB."""
 _encode = msgspec.msgpack.Encoder(enc_hook=str.__str__).encode  # a task type is more than a str
 
 
@@ -65,10 +68,13 @@ class InboxStore(SqlStore):
             refuse_too_many(unfinished, self._memory.queue_size, self._memory.seconds_for)
         pledged = {**found.pledged, **await _under_own_keys(borrowed, within, tasks, found)}
         fresh = [task for task in tasks if task.id not in pledged]
-        await _refuse_unknown_parents(borrowed, within, fresh, found.places)
-        if fresh:
-            pledged.update(await self._put(borrowed, within, fresh, found.identity))
-        return [pledged[task.id] for task in tasks]
+        pledged.update(await _under_own_ids(borrowed, within, fresh, found.places))
+        for part in _parts(
+            task for task in fresh if task.id not in pledged
+        ):  # nothing is in there before all is checked
+            pledged.update(await self._put(borrowed, within, part, found.identity))
+        mine = (pledged[task.id] for task in tasks)
+        return [pledged.get(pledge.id, pledge) for pledge in mine]  # one of a key is that of the first of the call
 
     def _refuse_elsewhere(self, database: str, is_read_only: bool, is_there: bool, may: bool | None) -> None:
         schema = self.server.schema
@@ -88,15 +94,16 @@ class InboxStore(SqlStore):
             )
 
     async def _put(
-        self, borrowed: Borrowed, within: dict[str, str], tasks: Sequence[NewTask], identity: str
+        self, borrowed: Borrowed, within: dict[str, str], part: Sequence[tuple[NewTask, bytes]], identity: str
     ) -> dict[bytes, Pledged]:
+        tasks = [task for task, _ in part]
         rows = await borrowed.fetch(
             within["put"],
             identity,
             [task.id for task in tasks],
             [None if task.key is None else task.class_key[0] for task in tasks],
             [task.key for task in tasks],
-            [_encode(task) for task in tasks],
+            [raw for _, raw in part],
             channel_of(self.server.schema),
             POSTED,
         )
@@ -104,12 +111,11 @@ class InboxStore(SqlStore):
             why = f"leads to another store in a schema {self.server.schema}"
             raise invalid("connection", "a connection", why, f"connect to the engine's database, {self.server.shown}")
         n, origin, _ = rows[0]
+        pledged = {task.id: Pledged(task.id, origin) for task in tasks}
         if n < len(tasks):  # some ids are there already: the transaction repeats itself
             ours = {task.id: task for task in tasks}
-            for id, raw, _ in await borrowed.fetch(within["of_ids"], list(ours)):
-                if not _is_same(decode(raw), ours[bytes(id)]):
-                    raise id_conflict(ours[bytes(id)])
-        return {task.id: Pledged(task.id, origin) for task in tasks}
+            pledged.update(_same_ids(ours, await _of_ids(borrowed, within, ours)))
+        return pledged
 
     async def has_come(self, id: bytes, origin: str) -> bool:
         status, place = await self.view(lambda view: _fate(view, id, origin))
@@ -237,20 +243,55 @@ async def _under_own_keys(
     return pledged
 
 
-async def _refuse_unknown_parents(
+async def _under_own_ids(
     borrowed: Borrowed, within: dict[str, str], tasks: Sequence[NewTask], places: dict[bytes, int]
-) -> None:
-    """Raises TaskNotFound for a parent that is neither committed nor submitted before in this transaction."""
+) -> dict[bytes, Pledged]:
+    """Return what tasks of this transaction have ids of this call.
+
+    Raises: Conflict. TaskNotFound: a parent is neither committed nor submitted before in this transaction.
+    """
+    ours: dict[bytes, NewTask] = {}
     unknown: set[bytes] = set()
-    earlier: set[bytes] = set()
     for task in tasks:
-        unknown.update(id for id in task.after if id not in earlier and places.get(id) not in (_HERE, _COMING))
-        earlier.add(task.id)
-    if not unknown:
-        return
-    unknown -= {bytes(row[0]) for row in await borrowed.fetch(within["of_ids"], list(unknown))}
-    for id in unknown:
+        unknown.update(id for id in task.after if id not in ours and places.get(id) not in (_HERE, _COMING))
+        if not _is_same(ours.setdefault(task.id, task), task):
+            raise id_conflict(task)
+    asked = {*unknown, *ours} if len(ours) > 1 else unknown  # one alone leaves nothing behind where it is refused later
+    found = await _of_ids(borrowed, within, asked) if asked else {}
+    for id in unknown - found.keys():
         raise no_parent(id, is_pruned=places.get(id) == _PRUNED)
+    return _same_ids(ours, found)
+
+
+async def _of_ids(borrowed: Borrowed, within: dict[str, str], ids: Iterable[bytes]) -> dict[bytes, tuple[bytes, str]]:
+    """Return what waits to be taken in under these ids, also of this transaction: encoded, and where it is from."""
+    return {bytes(id): (raw, origin) for id, raw, origin in await borrowed.fetch(within["of_ids"], list(ids))}
+
+
+def _same_ids(ours: dict[bytes, NewTask], found: dict[bytes, tuple[bytes, str]]) -> dict[bytes, Pledged]:
+    """Raises Conflict: a task that was found is another than ours of its id."""
+    pledged: dict[bytes, Pledged] = {}
+    for id in ours.keys() & found.keys():
+        raw, origin = found[id]
+        if not _is_same(decode(raw), ours[id]):
+            raise id_conflict(ours[id])
+        pledged[id] = Pledged(id, origin)
+    return pledged
+
+
+def _parts(tasks: Iterable[NewTask]) -> Iterator[list[tuple[NewTask, bytes]]]:
+    """Split tasks into what one statement takes, each with its encoding."""
+    part: list[tuple[NewTask, bytes]] = []
+    size = 0
+    for task in tasks:
+        raw = _encode(task)
+        if part and size + len(raw) > _STATEMENT_BYTES:
+            yield part
+            part, size = [], 0
+        part.append((task, raw))
+        size += len(raw)
+    if part:
+        yield part
 
 
 def _fate(view: View, id: bytes, origin: str) -> tuple[str | None, int | None]:
