@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 from unittest import mock
@@ -10,7 +11,9 @@ import msgspec
 import pytest
 from tests.conformance.kit import AGEING_MS, OTHER, WORK, Factory, Port, new, opened, submit
 
-from mainspring.store.base import COMPLETED, RELEASED, RESERVES, RETRY, Claimed, NewTask, Spec
+from mainspring.store.base import COMPLETED, RELEASED, RESERVES, RETRY, Accepted, Claimed, NewTask, Spec
+from mainspring.store.sql import weighing
+from mainspring.store.sql.queueing import Submission
 from mainspring.tasks import Resources
 from mainspring.tasks.needs import Passes
 
@@ -190,6 +193,36 @@ async def test_looks_at_the_same_ones_take_a_part_of_the_time(factory: Factory, 
         before = len(port.order)
         await port.until(lambda: len(port.order) == before + 49)  # a timer of the store's own has it look
     assert looks.call_count < 2 * 2_600
+
+
+@pytest.mark.parametrize(("n", "rest_s"), [(12, 0.0), (60, 0.01)])
+async def test_what_comes_during_a_look_of_several_transactions(
+    factory: Factory, store: Any, monkeypatch: pytest.MonkeyPatch, n: int, rest_s: float
+) -> None:
+    """An urgent one that comes while those of a rank are looked at once more begins after that, or after the time that
+    such a look rests."""
+    await store._caretaker.stop()  # it would have it look as well
+    port = await passing(store)
+    at = AGEING_MS // 2
+    await submit(store, small(store, at), *(big(store, at) for _ in range(n)))
+    (first,) = await looked(port, n + 1)
+    monkeypatch.setattr(weighing, "_MOST", 4)
+    found: asyncio.Future[list[Accepted]] = asyncio.get_running_loop().create_future()
+    urgent, real = [Submission([small(store, at + 1)], found)], Passes.short
+
+    def short(*needs: Any) -> Any:
+        if urgent:
+            store._writer.put(urgent.pop())  # from its own thread: it is there before the next transaction begins
+        return real(*needs)
+
+    with mock.patch.object(Passes, "short", short):
+        await port.finish(first, RELEASED)
+        await port.room(2)
+        for _ in range(n):
+            await port.settle()
+        factory.clock.advance(rest_s)
+        await port.settle()
+    assert [claim.id for claim in port.order[1:]] == [first.id, (await found)[0].id]
 
 
 async def test_more_that_fit_than_are_remembered(factory: Factory, store: Any) -> None:

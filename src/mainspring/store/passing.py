@@ -69,6 +69,10 @@ class Seen:
         if len(self._fits) > 2 * _KNOWN:
             self._forget_most()
 
+    def first(self) -> Place:
+        """Return a place that nothing goes before of what is still to be looked at again; there is something."""
+        return min((*self.again.values(), *self._came.items()))
+
     def fits(self, place: Place) -> None:
         """It can run here."""
         rank, seq = place

@@ -57,21 +57,27 @@ class _Look:
         self.left = _MOST
 
     def again(self) -> None:
-        """Look at what came in front of where earlier looks ended."""
+        """Look at what came in front of where earlier looks ended, and then at what came there during that."""
+        again = self._seen.again
+        while self._begins():
+            dull = 0
+            for end in list(again):
+                step = _FIRST_STEP
+                while again[end] < end and self.left > 0:
+                    dull += self._step(again, end, step)
+                    step = _STEP
+                if again[end] >= end:
+                    del again[end]
+            self._seen.looked_again(self._tx.now_ms, dull)
+            if again:
+                return  # the next transaction goes on
+
+    def _begins(self) -> bool:
+        """Whether something is to be looked at again now; what has to wait is looked at in its time."""
         later_ms = self._seen.looks_again(self._tx.now_ms)
         if later_ms is not None:
             self._lane.passing.later[self._class_id] = later_ms
-        again, dull = self._seen.again, 0
-        if not again:
-            return
-        for end in list(again):
-            step = _FIRST_STEP
-            while again[end] < end and self.left > 0:
-                dull += self._step(again, end, step)
-                step = _STEP
-            if again[end] >= end:
-                del again[end]
-        self._seen.looked_again(self._tx.now_ms, dull)
+        return bool(self._seen.again)
 
     def _step(self, again: dict[Place, Place], end: Place, most: int) -> int:
         """Look at some more up to there; returns how many of them are passed over."""
@@ -124,7 +130,7 @@ class _Look:
         if again or (self.left <= 0 and not is_over):
             self._tx.looks_on = True
         if again:
-            return min(again.values())
+            return self._seen.first()
         if is_over:
             return None
         return (found[-1][0], found[-1][1] + 1) if found else self._seen.end
