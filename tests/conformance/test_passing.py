@@ -225,12 +225,14 @@ async def test_what_comes_during_a_look_of_several_transactions(
     assert [claim.id for claim in port.order[1:]] == [first.id, (await found)[0].id]
 
 
-async def test_more_that_fit_than_are_remembered(factory: Factory, store: Any) -> None:
-    """All are handed over, in their order."""
+@pytest.mark.parametrize("n", [2_500, 4_500])
+async def test_more_that_fit_than_are_remembered(factory: Factory, store: Any, n: int) -> None:
+    """All are handed over, in their order, as many at a time as there is room for; also where a look at all of them
+    takes several transactions."""
     port = await passing(store)
     await crowd(store, port, 2_000)
-    sent = await submit(store, *(small(store, 2 * at + 1) for at in range(2_500)))
+    sent = await submit(store, *(small(store, 2 * at + 1) for at in range(n)))
     order = [claim.id for claim in await port.room(1)]
-    for _ in range(5):
+    for _ in range(n // 500):
         order += [claim.id for claim in await port.room(500)]
     assert order == sent[::-1]

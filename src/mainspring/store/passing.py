@@ -63,11 +63,11 @@ class Seen:
     def looked_again(self, now_ms: int, dull: int) -> None:
         """So much of it was passed over once more."""
         self._dull += dull
+        if len(self._fits) > 2 * _KNOWN:
+            self._forget_most()
         if not self.again:
             self._rests_until_ms = now_ms + self._dull // _PART
             self._dull = 0
-        if len(self._fits) > 2 * _KNOWN:
-            self._forget_most()
 
     def first(self) -> Place:
         """Return a place that nothing goes before of what is still to be looked at again; there is something."""
@@ -96,6 +96,10 @@ class Seen:
         self._fits = {seq: rank for rank, seq in best}
         self._order = best
         heapify(self._order)
+        for end in [end for end in self.again if end > self.end]:
+            place = self.again.pop(end)
+            if place < self.end:
+                self.again[self.end] = min(place, self.again.get(self.end, place))
 
 
 class Passing:

@@ -61,7 +61,7 @@ class _Look:
         again = self._seen.again
         while self._begins():
             dull = 0
-            for end in list(again):
+            for end in sorted(again):
                 step = _FIRST_STEP
                 while again[end] < end and self.left > 0:
                     dull += self._step(again, end, step)
