@@ -15,7 +15,7 @@ from mainspring.store.base import COMPLETED, RELEASED, RESERVES, RETRY, Accepted
 from mainspring.store.sql import weighing
 from mainspring.store.sql.queueing import Submission
 from mainspring.tasks import Resources
-from mainspring.tasks.needs import Passes
+from mainspring.tasks.needs import NOTHING, Passes
 
 pytestmark = pytest.mark.anyio
 BIG = msgspec.msgpack.encode(Spec(resources=Resources(cpu=0, custom={"seat": 5})))
@@ -236,3 +236,24 @@ async def test_more_that_fit_than_are_remembered(factory: Factory, store: Any, n
     for _ in range(n // 500):
         order += [claim.id for claim in await port.room(500)]
     assert order == sent[::-1]
+
+
+async def test_a_worker_that_passes_nothing_over_any_more(
+    factory: Factory, store: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says so while its store claims: that claim ends as it began, the next one takes all."""
+    port = await passing(store)
+    (fits,) = await submit(store, small(store, 1))
+    (large,) = await submit(store, big(store, 2))
+    real = weighing.heads
+
+    def heads(tx: Any, lane: Any, *looks: Any) -> Any:
+        lane.passing.passes = NOTHING
+        return real(tx, lane, *looks)
+
+    with mock.patch.object(weighing, "heads", heads):
+        assert [claim.id for claim in await port.room(2)] == [fits]
+    store.look_anew()
+    await port.settle()
+    assert [claim.id for claim in port.order] == [fits, large]
+    assert not caplog.records

@@ -11,6 +11,7 @@ from mainspring.store.ready import FREED, Place, Ready
 from mainspring.store.sql import costs, limits, weighing
 from mainspring.store.sql.transaction import Row, Transaction
 from mainspring.tasks import CostRate, Rate
+from mainspring.tasks.needs import Passes
 
 
 def look_everywhere(tx: Transaction) -> None:
@@ -27,7 +28,7 @@ def note(tx: Transaction, class_id: int, bound: Place = FREED) -> None:
     """Remember that a class may have ready tasks, and what came. One that is left out for its group's limit stays so,
     unless what it got goes before the one that its group saves up for."""
     lane, left_out = tx.lane_for(class_id), tx.memory.limits
-    if lane is not None and lane.passing.passes.types and _has_to_weigh(tx, lane, class_id):
+    if lane is not None and lane.passing.passes.types and _has_to_weigh(tx, lane.passing.passes, class_id):
         seen = lane.passing.seen(class_id)
         for place in (bound, *tx.ready.ranks(class_id)):
             seen.came(place)
@@ -156,9 +157,10 @@ def _claim_of_share(tx: Transaction, lane: Lane, ready: Ready, room: int) -> int
     if len(ready) > 1:
         return _claim_one_by_one(tx, lane, ready, room)
     (class_id,) = ready
+    passes = lane.passing.passes
     may_run = tx.lane_for(class_id) is lane
     limited = tx.memory.limits.of(tx.class_key(class_id)) if may_run else ()
-    if (may_run and _has_to_weigh(tx, lane, class_id)) or (limited and costs.are_counted(limited)):
+    if (may_run and _has_to_weigh(tx, passes, class_id)) or (limited and costs.are_counted(limited)):
         return _claim_one_by_one(tx, lane, ready, room)
     if limited and not (room := limits.places(tx, class_id, limited, room)):
         ready.discard(class_id)
@@ -172,7 +174,7 @@ def _claim_of_share(tx: Transaction, lane: Lane, ready: Ready, room: int) -> int
         limits.take(tx, limited, taken)
         _go_last(tx, lane)
     if taken < room and not (may_run and _is_contested(tx, class_id, head)):
-        _nothing_left(tx, lane, ready, class_id)
+        _nothing_left(tx, passes, ready, class_id)
     return taken
 
 
@@ -208,6 +210,7 @@ class _Merge:
     def __init__(self, tx: Transaction, lane: Lane, ready: Ready, room: int) -> None:
         self._tx = tx
         self._lane = lane
+        self._passes = lane.passing.passes  # once: the worker may set others meanwhile
         self._ready = ready
         self._room = room
         self._best: list[int] = []
@@ -267,12 +270,12 @@ class _Merge:
             elif on is not None:
                 self._aside.append((on, class_id))
             else:
-                _nothing_left(self._tx, self._lane, ready, class_id)
+                _nothing_left(self._tx, self._passes, ready, class_id)
 
     def _best_of(self, class_id: int, most: int, bound: Place) -> tuple[list[Row], Place | None]:
         """Return the best tasks of a class that can run here, and where to look on; None: there are no more."""
-        if _has_to_weigh(self._tx, self._lane, class_id):
-            return weighing.heads(self._tx, self._lane, class_id, most, bound)
+        if _has_to_weigh(self._tx, self._passes, class_id):
+            return weighing.heads(self._tx, self._lane, self._passes, class_id, most, bound)
         rows = self._tx.heads(class_id, most, bound)
         return rows, rows[-1] if len(rows) == most else None
 
@@ -316,7 +319,7 @@ class _Merge:
         if class_id in self._has_more:  # until they are taken they would be found again
             self._aside.append((place, class_id))
         else:
-            _nothing_left(self._tx, self._lane, ready, class_id)
+            _nothing_left(self._tx, self._passes, ready, class_id)
 
 
 def _take(tx: Transaction, lane: Lane, rows: Sequence[Row]) -> int:
@@ -352,10 +355,9 @@ def _add_heirs(tx: Transaction, children: dict[int, Claimed]) -> None:
                 claim.parents.setdefault(id, ParentResult(*result))
 
 
-def _has_to_weigh(tx: Transaction, lane: Lane, class_id: int) -> bool:
+def _has_to_weigh(tx: Transaction, passes: Passes, class_id: int) -> bool:
     """Whether tasks of a class that need more than there is here have to be passed over."""
-    types = lane.passing.passes.types
-    return bool(types) and tx.class_key(class_id)[1] in types
+    return bool(passes.types) and tx.class_key(class_id)[1] in passes.types
 
 
 def _is_contested(tx: Transaction, class_id: int, bound: Place) -> bool:
@@ -363,10 +365,10 @@ def _is_contested(tx: Transaction, class_id: int, bound: Place) -> bool:
     return not tx.is_alone and bool(tx.heads(class_id, 1, bound))
 
 
-def _nothing_left(tx: Transaction, lane: Lane, ready: Ready, class_id: int) -> None:
+def _nothing_left(tx: Transaction, passes: Passes, ready: Ready, class_id: int) -> None:
     """Forget a class that has no ready tasks any more, so that the next claim does not look at it."""
     ready.discard(class_id)
-    if not _has_to_weigh(tx, lane, class_id):  # else some may be left, for others
+    if not _has_to_weigh(tx, passes, class_id):  # else some may be left, for others
         tx.ready.discard(class_id)
 
 

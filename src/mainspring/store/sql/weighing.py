@@ -10,6 +10,7 @@ from mainspring.store.lane import Lane
 from mainspring.store.ready import Place
 from mainspring.store.sql.transaction import Transaction
 from mainspring.tasks import Resources
+from mainspring.tasks.needs import Passes
 
 _FIRST_STEP = 4
 """Of one rank there are few most of the time."""
@@ -34,10 +35,12 @@ def said(spec: bytes | None) -> Resources | None:
     return None if spec is None else _decoder.decode(spec).resources
 
 
-def heads(tx: Transaction, lane: Lane, class_id: int, most: int, bound: Place) -> tuple[list[Place], Place | None]:
+def heads(
+    tx: Transaction, lane: Lane, passes: Passes, class_id: int, most: int, bound: Place
+) -> tuple[list[Place], Place | None]:
     """Return the best ready tasks of a class that can run here, of which none goes before `bound`; and where to look on
     after these. None: there is nothing more."""
-    look = _Look(tx, lane, class_id)
+    look = _Look(tx, lane, passes, class_id)
     look.again()
     found = look.known(most, bound)
     is_over = False
@@ -47,12 +50,12 @@ def heads(tx: Transaction, lane: Lane, class_id: int, most: int, bound: Place) -
 
 
 class _Look:
-    def __init__(self, tx: Transaction, lane: Lane, class_id: int) -> None:
+    def __init__(self, tx: Transaction, lane: Lane, passes: Passes, class_id: int) -> None:
         self._tx = tx
         self._lane = lane
         self._class_id = class_id
         self._kind = tx.class_key(class_id)[1]
-        self._passes = lane.passing.passes
+        self._passes = passes
         self._seen = lane.passing.seen(class_id)
         self.left = _MOST
 
