@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,32 @@ async def test_a_store_that_closes_stores_what_waits(factory: PostgresFactory) -
     await port.until(lambda: len(port.order) == ROOM)
     await store.close()
     assert await of(call) == [task.id for task in tasks] == stored(factory)
+
+
+async def test_a_store_that_closes_stores_the_parts_of_a_call_in_order(factory: PostgresFactory) -> None:
+    """What comes as it closes does not go by what waits of the same call."""
+    store = factory.make()
+    await store.open()
+    port = await serving(store)
+    line, busy, closes = Line(), threading.Event(), threading.Event()
+    first, call = handed_in(store, MANY, line)
+    await port.until(lambda: len(port.order) == ROOM)
+
+    def hold(tx: Any) -> None:
+        busy.set()
+        closes.wait(LIMIT_S)
+
+    held = asyncio.ensure_future(store.write(hold))
+    assert await asyncio.to_thread(busy.wait, LIMIT_S)
+    last, end = handed_in(store, 5, line)
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(store.close())
+    while not store._writer._leaving:  # noqa: ASYNC110 - nobody is told
+        await asyncio.sleep(0)
+    closes.set()
+    await asyncio.wait_for(closing, LIMIT_S)
+    await held
+    assert await of(call) + await of(end) == [task.id for task in (*first, *last)] == stored(factory)
 
 
 async def test_where_room_ends_the_first_ones_are_stored(factory: PostgresFactory) -> None:

@@ -130,7 +130,7 @@ class PostgresWriter(Writer):
         return operations + self._streams.pieces(all=self._leaving)
 
     def _enters_in_pieces(self, op: Operation) -> bool:
-        return type(op) is Submission and not self._leaving and self._streams.takes(op)
+        return type(op) is Submission and self._streams.takes(op)
 
     def _transact(self, group: Group, body: Callable[[Transaction, Group], None]) -> Transaction:
         self._alone = body == self._one_by_one or any(_needs_rest(op) for op in (*group.finishes, *group.calls))
