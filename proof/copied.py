@@ -10,7 +10,7 @@ from mainspring.store.postgres.address import parse
 from mainspring.store.sqlite.statements import SCHEMA
 from mainspring.vectors.appliers import SCHEMA as VECTOR_SCHEMA
 
-_OF_ONE_OF_THEM = {"news", "sqlite_sequence", "kept_size"}
+_OF_ONE_OF_THEM = {"news", "sqlite_sequence", "kept_size", "store"}
 """They are made otherwise and say nothing of tasks, or are counted by what comes in."""
 _TALLY = "SELECT class, status, sum(n)::bigint FROM tally GROUP BY class, status HAVING sum(n) <> 0"
 

@@ -16,6 +16,8 @@ import pytest
 from tests.cli.conftest import SHOP, Worker, finished, started
 from tests.store.fixtures.make import make, unpack
 
+from mainspring import Engine, EngineConfig, StoreConfig
+from mainspring.blobs import LocalBlobStore
 from mainspring.store.sqlite.connection import SCHEMA_VERSION
 
 BLOCKING = Path(__file__).with_name("blocking.py")
@@ -99,6 +101,22 @@ def test_a_renamed_file(call, store: Path) -> None:
     named = call("doctor", "--check", "--store", str(renamed), "--blobs", folder, "--json")
     assert not whats(named, "blobs")
     assert named.code == 1
+
+
+def test_a_folder_of_two_stores(call, store: Path) -> None:
+    """A file that is told where to keep its blobs notes itself there; a second store is told."""
+    blobs = LocalBlobStore(store.with_name("named"))
+
+    async def opened() -> None:
+        async with Engine(store, EngineConfig(store=StoreConfig(blobs=blobs.folder)), worker=False):
+            pass
+
+    asyncio.run(opened())
+    assert len(blobs.users()) == 1
+    assert whats(call("doctor", "--json", "--store", str(store), "--blobs", str(blobs.folder)), "blobs") == []
+    blobs.note_user("another")
+    (what,) = whats(call("doctor", "--json", "--store", str(store), "--blobs", str(blobs.folder)), "blobs")
+    assert "another store keeps its blobs" in what
 
 
 def test_a_healthy_store(call, worker: Worker) -> None:

@@ -394,7 +394,9 @@ class SqliteFactory(_SqlFactory):
         return SqliteStore(
             self.path,
             StoreConfig(ageing_s=AGEING_MS / 1000, **config),
-            blobs=lambda file: LocalBlobStore(file.with_name(file.name + "-blobs"), env=self.clock),
+            blobs=lambda file: LocalBlobStore(
+                config.get("blobs") or file.with_name(file.name + "-blobs"), env=self.clock
+            ),
             env=self.clock,
             queue_size=queue_size,
             extra_schema="CREATE TABLE IF NOT EXISTS note (text TEXT NOT NULL) STRICT;" + keys.SCHEMA,
@@ -489,7 +491,7 @@ class PostgresFactory(_SqlFactory):
             postgres.store_url(),
             StoreConfig(ageing_s=AGEING_MS / 1000, **config),
             schema=self.schema,
-            blobs=LocalBlobStore(self.folder / "blobs", env=self.clock),
+            blobs=LocalBlobStore(config.get("blobs") or self.folder / "blobs", env=self.clock),
             env=self.clock,
             queue_size=queue_size,
             extra_schema="CREATE TABLE note (n bigserial PRIMARY KEY, text text NOT NULL);" + server_keys.SCHEMA,
@@ -531,7 +533,8 @@ class PostgresFactory(_SqlFactory):
     def copied(self, without: Sequence[str] = ()) -> Iterator[apsw.Connection]:
         """Give a file in memory with all that is in the store, as of one moment."""
         with closing(apsw.Connection(":memory:")) as connection:
-            self._copy(connection, {"news", "sqlite_sequence", "kept_size", *without})  # that one is counted by itself
+            made_with_it = {"news", "sqlite_sequence", "kept_size", "store"}  # or counted by itself
+            self._copy(connection, {*made_with_it, *without})
             yield connection
 
     def _copy(self, connection: apsw.Connection, without: set[str]) -> None:

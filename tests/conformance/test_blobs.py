@@ -21,9 +21,9 @@ pytestmark = pytest.mark.anyio
 HOUR_S = 3_600.0
 
 
-async def left_after_a_collection(factory: Factory, *others: str) -> set[str]:
+async def left_after_a_collection(factory: Factory, *others: str, **config: Any) -> set[str]:
     """Return which blobs are there after one: four were a day and an hour old, and one an hour less than a day."""
-    async with opened(factory.make(keep_completed_s=HOUR_S)) as store:
+    async with opened(factory.make(keep_completed_s=HOUR_S, **config)) as store:
         await factory.hold_upkeep(store)
         port = Port(store)
         await port.serve()
@@ -56,6 +56,27 @@ async def left_after_a_collection(factory: Factory, *others: str) -> set[str]:
 async def test_only_old_blobs_that_nothing_refers_to_go(factory: Factory) -> None:
     """A payload, a name or a kept result keeps its blob; so does youth: whose task is being stored is not known."""
     assert await left_after_a_collection(factory) == {"payload", "named", "kept", "young"}
+
+
+async def test_in_a_folder_that_is_named_as_well(factory: Factory, tmp_path: Path) -> None:
+    """A store that keeps its blobs in a folder of its own, wherever that is, collects them."""
+    assert await left_after_a_collection(factory, blobs=tmp_path / "named") == {"payload", "named", "kept", "young"}
+
+
+async def test_stores_that_name_one_folder(factory: Factory, tmp_path: Path) -> None:
+    """A file and another store, a file or on a server: neither takes what only the other one needs."""
+    (tmp_path / "beside").mkdir()
+    file, blobs = SqliteFactory(tmp_path / "beside"), tmp_path / "shared"
+    async with opened(factory.make(blobs=blobs)) as store, opened(file.make(blobs=blobs)) as beside:
+        for n, one in enumerate((store, beside)):
+            task = new(type="custom:unserved")
+            task.input, task.flags = one.blobs.put(b"%d" % n * 5_000).digest.encode(), BLOB_INPUT
+            await one.submit([task])
+        factory.clock.advance(25 * HOUR_S)
+        file.clock.advance(25 * HOUR_S)
+        for one in (store, beside):
+            await one._caretaker._collect_blobs()
+        assert len(list(store.blobs.digests())) == 2
 
 
 async def test_all_stay_beside_those_of_another_store(factory: Factory) -> None:

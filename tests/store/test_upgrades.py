@@ -77,7 +77,7 @@ async def test_work_goes_on(version: int, tmp_path: Path) -> None:
     for kind in (WORK, OTHER, PAUSED):
 
         @engine.task(name=kind.removeprefix("custom:"))
-        async def work(text: Any) -> Any:
+        async def work(text: Any, what: Any = None) -> Any:
             return text
 
     async with engine:

@@ -26,7 +26,8 @@ _REMEMBERED = 10_000
 class LocalBlobStore:
     """A BlobStore in `folder`, which is made if need be; for any number of threads and processes at once.
 
-    With `make=False` nothing is made or tidied before `make` is called, and a folder that is missing has no blobs.
+    With `make=False` nothing is made or tidied before `make` or `note_user` is called, and a folder that is missing has
+    no blobs.
 
     Files are readable by their owner alone. The folder must lie on a file system that keeps `rename`, `fsync` and
     `flock` (network file systems are not promised).
@@ -182,6 +183,7 @@ class LocalBlobStore:
         note = self._users / store
         try:
             if not note.exists():
+                self.make()
                 self._users.mkdir(mode=0o700, exist_ok=True)
                 note.touch(mode=0o600)
                 _sync(self._users)

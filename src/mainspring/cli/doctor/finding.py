@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from mainspring.blobs.local import LocalBlobStore
 from mainspring.cli import exits
 from mainspring.store.moving.marks import Mark, arriving, moved_away
 from mainspring.store.sql.inspection import Facts
@@ -90,4 +91,18 @@ def moves(marks: Sequence[Mark]) -> Iterator[Finding]:
             about="move",
             what=f"it is being filled from {coming.other} and is not whole yet",
             remedy="let `mainspring migrate` come to its end, or run it again",
+        )
+
+
+def shared_folder(blobs: LocalBlobStore, identity: str) -> Iterator[Finding]:
+    """Where stores can't tell whose blobs nobody needs any more."""
+    if others := len(blobs.users() - {identity}):
+        who = "another store keeps its blobs" if others == 1 else f"{others} other stores keep their blobs"
+        yield Finding(
+            level="warning",
+            about="blobs",
+            what=f"{who} in {blobs.folder} too: none are lost, and none are collected",
+            remedy="give each a folder of its own (StoreConfig.blobs), with a copy of this one; for a store that is no "
+            "more remove the file of its identity in the folder's `stores`",
+            figures={"others": others},
         )

@@ -13,7 +13,7 @@ import apsw
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.cli.app import version
 from mainspring.cli.doctor import file
-from mainspring.cli.doctor.finding import Finding, Report, broken, in_order, moves
+from mainspring.cli.doctor.finding import Finding, Report, broken, in_order, moves, shared_folder
 from mainspring.cli.doctor.work import GRACE_S, TURN_S
 from mainspring.cli.opening import existing, server_of
 from mainspring.dispatch.parts import FILE_SCHEMA, blob_folder, server_schema
@@ -47,6 +47,7 @@ def _file(connection: apsw.Connection, path: Path, blobs: LocalBlobStore, *, is_
     if not damage and not any(item.kind == "lost" for item in made_otherwise):
         facts = inspect(connection, path, grace_s=GRACE_S, turn_s=TURN_S)
         found += list(_moves(connection)) or file.findings(facts, versions)
+        found += shared_folder(blobs, _identity(connection))
         if is_thorough:
             found += broken(check_history(connection, blobs=blobs if has_blobs else None))
             found += [] if has_blobs else file.no_folder(blobs.folder, referred(FileRows(connection)))
@@ -60,6 +61,12 @@ def _file(connection: apsw.Connection, path: Path, blobs: LocalBlobStore, *, is_
         blob_bytes=n_bytes,
         findings=in_order(found),
     )
+
+
+def _identity(connection: apsw.Connection) -> str:
+    """Return what tells a file's store from all others; a file of an older version has nothing."""
+    has_one = connection.execute("SELECT 1 FROM pragma_table_info('store') WHERE name = 'identity'").get
+    return str(connection.execute("SELECT identity FROM store").get) if has_one else ""
 
 
 def _moves(connection: apsw.Connection) -> Iterator[Finding]:
@@ -77,7 +84,7 @@ def examine_server(address: str, folder: Path | None, *, is_thorough: bool) -> R
 
 
 def _on_server(session: Session, server: Server, blobs: LocalBlobStore, *, is_thorough: bool) -> Report:
-    from mainspring.cli.doctor.server import elsewhere, findings, no_folder, shared_folder
+    from mainspring.cli.doctor.server import elsewhere, findings, no_folder
     from mainspring.store.postgres.inspection import inspect, is_led_elsewhere, marks
     from mainspring.store.postgres.wanted import wanted_of
 
@@ -88,7 +95,7 @@ def _on_server(session: Session, server: Server, blobs: LocalBlobStore, *, is_th
         facts = inspect(session, server, grace_s=GRACE_S, turn_s=TURN_S)
         versions["postgres"] = facts.server.version
         found += list(moves(marks(session))) or findings(facts, server, wanted_of(facts.server.schema, server_schema()))
-        found += shared_folder(blobs.folder, len(blobs.users() - {facts.server.identity}))
+        found += shared_folder(blobs, facts.server.identity)
         if is_thorough:
             with session.snapshot() as moment:
                 found += broken(check_history(moment, blobs=blobs if has_blobs else None))

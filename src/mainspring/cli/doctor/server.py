@@ -51,20 +51,6 @@ def no_folder(folder: Path, referred: int) -> Iterator[Finding]:
         )
 
 
-def shared_folder(folder: Path, others: int) -> Iterator[Finding]:
-    """Where stores can't tell whose blobs nobody needs any more."""
-    if others:
-        who = "another store keeps its blobs" if others == 1 else f"{others} other stores keep their blobs"
-        yield Finding(
-            level="warning",
-            about="blobs",
-            what=f"{who} in {folder} too: none are lost, and none are collected",
-            remedy="give each a folder of its own (StoreConfig.blobs), with a copy of this one; for a store that is no "
-            "more remove the file of its identity in the folder's `stores`",
-            figures={"others": others},
-        )
-
-
 def findings(facts: ServerFacts, server: Server, wanted: Wanted) -> Iterator[Finding]:
     """Yield all that the facts give reason to say."""
     yield from _access(facts, server)
@@ -331,4 +317,4 @@ def _inbox(facts: ServerFacts) -> Iterator[Finding]:
     )
 
 
-__all__ = ["elsewhere", "findings", "no_folder", "shared_folder"]
+__all__ = ["elsewhere", "findings", "no_folder"]

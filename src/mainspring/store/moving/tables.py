@@ -45,7 +45,7 @@ OTHERWISE: Final = {
     "news": "is for processes that are alive now",
     "usage": "is of processes that are alive now",
     "inbox": "is taken in before: a move begins when it is empty",
-    "store": "is about this schema",
+    "store": "is about this one alone",
     "kept_size": "is counted anew as the kept results come in",
 }
 """Tables that don't, and what becomes of what they hold."""

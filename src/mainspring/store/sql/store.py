@@ -66,7 +66,7 @@ class SqlStore(Looking):
     """See `store.base.Store` for the contract. A store brings the connections, and how processes see one another."""
 
     blobs: BlobStore
-    identity = ""  # tells a store on a server from all others; a file has none
+    identity: str  # tells a store from all others; known when it is open
     _writer: Writer
     _bell: Bell
     _life: Life | None = None

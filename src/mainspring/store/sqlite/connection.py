@@ -28,7 +28,7 @@ from mainspring.store.liveness import living_names
 from mainspring.store.sqlite.statements import MIGRATIONS, SCHEMA, schema_of
 
 APPLICATION_ID = 0x4D53_5052  # "MSPR"
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "9p", "ceph"})
 INCREMENTAL = 2
 _CACHE_KIB, _READER_CACHE_KIB = 32 * 1024, 16 * 1024

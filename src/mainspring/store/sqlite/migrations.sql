@@ -91,3 +91,9 @@ ALTER TABLE group_limit ADD COLUMN cost_at_ms INTEGER NOT NULL DEFAULT 0;
 
 -- name: to_7
 ALTER TABLE news ADD COLUMN rank INTEGER NOT NULL DEFAULT -9223372036854775808;
+
+-- name: to_8
+CREATE TABLE store (
+    identity TEXT NOT NULL
+) STRICT;
+INSERT INTO store (identity) VALUES (lower(hex(randomblob(16))));

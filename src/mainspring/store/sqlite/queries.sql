@@ -853,3 +853,6 @@ SELECT namespace, grp, weight FROM group_limit WHERE weight IS NOT NULL;
 -- name: limits_of
 SELECT namespace, grp, concurrency, rate, rate_ms, full_us, weight, cost_rate, cost_ms, cost_used, cost_at_ms FROM group_limit
 WHERE grp = ? AND namespace IN ('', ?) AND (concurrency IS NOT NULL OR rate IS NOT NULL OR cost_rate IS NOT NULL);
+
+-- name: identity
+SELECT identity FROM store;

@@ -1,5 +1,10 @@
--- Version 6. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
+-- Version 8. Codes of status and reason stand in tasks/lifecycle.py; flags in store/base.py. Times are milliseconds
 -- since 1970 by the store's clock.
+
+CREATE TABLE store (
+    identity TEXT NOT NULL       -- tells it from every other store
+) STRICT;
+INSERT INTO store (identity) VALUES (lower(hex(randomblob(16))));
 
 -- What tasks of one kind have in common, interned: it leads the ready index, so that a class that may not run now costs
 -- nothing to pass over.

@@ -120,6 +120,8 @@ class SqliteStore(SqlStore):
         self._reader.start(self._loop)
         try:
             self._bell.open(self._loop)
+            if self.config.blobs is not None and self._private is None:  # the folder beside a file is its own
+                await self.env.to_thread(self.blobs.note_user, self.identity)  # before anybody collects
             await self._caretaker.start()
         except (Exception, asyncio.CancelledError):
             await self.close()  # its locks, kept by nobody, would stop every later store of this process from leading
@@ -158,6 +160,7 @@ class SqliteStore(SqlStore):
         tx = SqliteTransaction(cursor, self._memory, self.now_ms())
         row = tx.one("add_worker", self.worker_id, self.env.pid(), self.env.host(), tx.now_ms)
         self._memory.owner = int(row[0])
+        self.identity = str(tx.one("identity")[0])
         cursor.execute("COMMIT")
 
     async def close(self) -> None:
