@@ -211,6 +211,25 @@ async def test_what_is_said_of_tasks_that_fit_nowhere(factory: Factory, store: A
         await says(beside, big, [], {"passes": Passes(has={"seat": 5.0}, types={WORK: {}})})
 
 
+async def test_what_could_not_be_said_is_said_again(
+    store: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever kept it from being written, a bad moment of the system too: nobody says it a second time."""
+    real, failures = store._caretaker._note_offer, [OSError("no descriptor left")]
+
+    async def note() -> None:
+        if failures:
+            raise failures.pop()
+        await real()
+
+    monkeypatch.setattr(store._caretaker, "_note_offer", note)
+    store.offer(b'{"closed": "it is full"}')
+    async with asyncio.timeout(LIMIT_S):
+        while not await store.view(lambda view: view.rows("offers")):  # noqa: ASYNC110 - nobody tells when
+            await asyncio.sleep(0.01)
+    assert [record.message for record in caplog.records] == ["upkeep failed; it is tried again"]
+
+
 async def test_who_was_short_of_memory_is_known_by_it(store: Any, port: Port) -> None:
     """The flag comes with the next claim, in whatever worker."""
     await submit(store, new())

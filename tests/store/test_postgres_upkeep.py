@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 from tests import postgres
 from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
+from tests.engine.support import LIMIT_S
 
 pytestmark = pytest.mark.anyio
 
@@ -175,3 +176,24 @@ async def test_what_died_under_an_old_transaction_is_not_looked_at_again(factory
         assert tuples_read(factory, "task_ready") < 8 * rounds * each
     finally:
         await holder.close()
+
+
+async def test_who_was_taken_for_dead_says_again_what_it_said(factory: PostgresFactory) -> None:
+    """It goes on as another row; that says the same of the tasks that it does not start, also where that stays so."""
+    full = '{"closed": "it is full"}'
+
+    async def said(store: Any) -> list[Any]:
+        return [tuple(row) for row in await store.view(lambda view: view.rows("offers"))]
+
+    async with opened(factory.make()) as store, opened(factory.make()) as other:
+        await factory.hold_upkeep(other)
+        store.offer(full.encode())
+        async with asyncio.timeout(LIMIT_S):
+            while await said(other) != [(store.worker_id, full)]:  # noqa: ASYNC110 - nobody tells when
+                await asyncio.sleep(0.005)
+        await factory.hold_upkeep(store)
+        factory._ask("UPDATE worker SET is_lost = true WHERE name = $1", store.worker_id)
+        await factory.rescue(other)
+        assert await said(other) == []
+        await store.write(lambda tx: None)
+        assert await said(other) == [(store.worker_id, full)]

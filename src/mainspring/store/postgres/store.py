@@ -36,6 +36,7 @@ from mainspring.store.postgres.pulse import HelperPulse, Pulse
 from mainspring.store.postgres.session import PooledSession, Session
 from mainspring.store.postgres.writer import PostgresWriter
 from mainspring.store.sql import reads
+from mainspring.store.sql.caretaker import write_offer
 from mainspring.store.sql.commands import note_slots
 from mainspring.store.sql.futures import fail, resolve
 from mainspring.store.sql.reader import Reader
@@ -193,6 +194,7 @@ class PostgresStore(InboxStore):
         self._join(tx)
         note_slots(tx)
         tx.run_many("add_serves", [(self.owner, kind) for kind in self._memory.lane_of_type])
+        write_offer(tx, self.offered)
         tx.held = (self.life.revoked, frozenset())
 
     async def close(self) -> None:

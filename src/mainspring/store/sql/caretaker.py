@@ -87,15 +87,16 @@ class Caretaker(ABC):
                 self._store.outage.back(_PART)
 
     async def _is_done(self, duty: Callable[[], Awaitable[None]]) -> bool:
-        """Do what is to be done; false where the store can't be reached."""
+        """Do what is to be done; false where that failed."""
         try:
             await duty()
         except (StoreUnavailable, StoreRefused) as exc:
             self._store.outage.lost(_PART, exc)
-            return False
         except Exception:  # the boundary: one duty that fails must not end the others; it is logged
             logger.exception("upkeep failed; it is tried again")
-        return True
+        else:
+            return True
+        return False
 
     async def _tell(self, offered: asyncio.Event) -> None:
         """Write what the worker says of tasks that it does not start: at once, then no more often than each tick."""
@@ -129,7 +130,7 @@ class Caretaker(ABC):
 
     async def _note_offer(self) -> None:
         offer = self._store.offered
-        await self._store.write(lambda tx: _write_offer(tx, offer), is_light=True)
+        await self._store.write(lambda tx: write_offer(tx, offer), is_light=True)
 
     async def _keep(self) -> None:
         """What needs no look at who lives."""
@@ -220,7 +221,8 @@ def _write_progress(tx: Transaction, progress: Sequence[tuple[Claimed, float, fl
         tx.run("put_progress", done, total, tx.now_ms, claim.seq, claim.attempt, claim.owner)
 
 
-def _write_offer(tx: Transaction, offer: bytes) -> None:
+def write_offer(tx: Transaction, offer: bytes) -> None:
+    """Keep what the worker says of tasks that it does not start."""
     if offer:
         tx.run("put_offer", tx.memory.owner, tx.now_ms, offer.decode())
     else:
