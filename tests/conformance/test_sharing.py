@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -63,6 +64,24 @@ async def test_the_holder_is_asked_for_what_the_idle_one_runs(store: Any, port: 
 
 def asked(port: Port, times: int) -> bool:
     return len(port.shares) == times
+
+
+async def test_a_process_of_an_earlier_version(
+    store: Any, port: Port, idle: Port, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It asks by a kind of message of its own, in another form, and knows none of ours: neither is an error."""
+    other: Any = idle.store
+    await submit(store, new())
+    await port.room(1)
+    with mock.patch.object(other._bell, "ring", wraps=other._bell.ring) as rung:
+        await asks(idle)
+        await port.until(lambda: port.shares)
+    theirs = b"a"
+    assert theirs not in [call.args[0] for call in rung.call_args_list]
+    other._bell.ring(theirs, msgspec.msgpack.encode([(store._memory.owner, 1)]))
+    await hears_no_more(port, idle)
+    assert len(port.shares) == 1
+    assert not caplog.records
 
 
 async def test_nobody_gives_what_can_not_run_there(store: Any, port: Port, idle: Port) -> None:

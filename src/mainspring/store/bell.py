@@ -1,4 +1,8 @@
-"""Wake-ups between processes on one store: a hint, never the truth; whoever misses one looks again."""
+"""Wake-ups between processes on one store: a hint, never the truth; whoever misses one looks again.
+
+Processes of several versions may hear each other: what follows a kind never changes its form, and a kind that is not
+known is left alone.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,9 @@ HELLO = b"h"
 """Followed by the name of a process that has come."""
 WELCOME = b"w"
 """To one that has come: from now on it is told; what was before, it looks up."""
-SHARE = b"a"
-"""Followed by who holds what: a process has nothing to do and would run it, and asks for half of what has not begun."""
+SHARE = b"p"
+"""Followed by who holds what, and what the asker passes over: a process has nothing to do and would run the rest, and
+asks for half of what has not begun. (`a` was the same without what is passed over: no kind gets a letter twice.)"""
 GONE = b"g"
 """A process died, perhaps between a commit and telling of it: what it would have told, all look up."""
 
