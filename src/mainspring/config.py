@@ -187,7 +187,7 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
     )
     prefetch_max: int = 2048  # and never more than this, a lane; nor of the kinds that a batch handler's calls are of
     cpu_capacity: float | None = None  # cores that attempts here may reserve; None: all this container may use
-    memory_capacity: int | None = None  # bytes; None: what may be in use on the machine, less what others use
+    memory_capacity: int | None = None  # bytes, max_memory_bytes at most; None: that. What others use is taken off
     gpu_capacity: float = 0.0  # devices
     custom_capacity: dict[str, float] = {}  # of users' own kinds
     grace_s: float = 2.0  # between asking a handler to stop and giving its slot up

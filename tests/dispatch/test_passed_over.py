@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.dispatch.test_highwater import GB, Gauge
 from tests.engine.support import LIMIT_S, engine_on, shows, value
 
 from mainspring import Batch, Engine, Resources, TaskHandle, TaskPriority
@@ -173,3 +174,29 @@ async def test_it_is_said_also_of_one_whose_group_is_at_its_limit(tmp_path: Path
         await shows(fits, reason="limit")
         await says(await engine.submit(task, 4, group="red", resources=FIVE), "it needs 5 seat")
         await shows(fits, reason="limit")
+
+
+async def test_a_capacity_above_what_may_be_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One setting for unequal machines: what the smaller one can never hold is passed over there, and a larger one
+    runs it."""
+
+    def made(mark: int) -> Engine:
+        engine, gauge = engine_on(tmp_path / "work.db", memory_capacity=6 * GB), Gauge()
+        gauge.show(max_memory_bytes=mark)
+        monkeypatch.setattr(engine.manager.reservations, "_monitor", gauge)
+
+        @engine.task
+        async def work(n: int) -> int:
+            return n
+
+        return engine
+
+    async with made(3 * GB) as small:
+        task = small.executor.handlers["custom:work"].function
+        handle = await small.submit(task, 7, resources=Resources(cpu=0, memory=4 * GB))
+        await says(handle, "it needs 4.0 GB, more than the 3.0 GB that there is; start one that has it.")
+        assert small.manager.reservations.stats()["memory"] == {"reserved": 0, "capacity": 3 * GB}
+        async with made(9 * GB) as larger:
+            assert await value(handle) == 7
+            assert (await handle.info()).attempts[-1].worker == larger.manager.store.worker_id
+            assert larger.manager.reservations.stats()["memory"]["capacity"] == 6 * GB

@@ -220,7 +220,8 @@ class Reservations:
         """Return what there is for attempts of this process."""
         config = self._config
         if kind == "memory":
-            return config.memory_capacity or self.memory_mark()
+            mark = self.memory_mark()
+            return mark if config.memory_capacity is None else min(config.memory_capacity, mark)
         if kind == "cpu":
             return config.cpu_capacity or self._monitor.sample().cpu_limit
         if kind == "gpu":
