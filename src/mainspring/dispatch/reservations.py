@@ -96,6 +96,7 @@ class Reservations:
         self._at_rest: int | None = None  # resident bytes of this process when nothing was reserved within it
         self._sampled: ResourceUsage | None = None
         self._others = 0.0  # bytes, as of that sample
+        self._comes_back = 0.0  # of those, what attempts use beyond what they have reserved of it: it goes with them
         self._alone: list[_Alone] = []  # that must be; the first one is or waits for it
         self._stops = False
         self._told = b""
@@ -165,7 +166,7 @@ class Reservations:
         short = [one for one in tries if one.error is not None and one.error.type in (KILLED, REFUSED)]
         before = (need or {}).get("memory", 0.0)
         used = max((one.memory_bytes or 0 for one in short), default=0)
-        most = min(self.capacity("memory"), self.memory_mark() - self._memory_of_others()) * _ALL_BUT_SLACK
+        most = self._most("memory") * _ALL_BUT_SLACK
         more = {**(need or {}), "memory": max(before, min(most, max(before * 2 ** len(short), used * 1.5)))}
         if lane == "process":
             more[CHILD] = 1.0
@@ -236,30 +237,45 @@ class Reservations:
 
     def free(self, kind: str) -> float:
         """Return what is left of a kind: of memory no more than what others on this host have left."""
-        free = self.capacity(kind) - self._used.get(kind, 0.0)
+        there_is = self.capacity(kind)
         if kind == "memory":
-            free = min(free, self.memory_mark() - self._memory_of_others() - self._used.get(kind, 0.0))
-        return free
+            there_is = min(there_is, self.memory_mark() - self._memory_of_others())
+        return there_is - self._used.get(kind, 0.0)
+
+    def _most(self, kind: str) -> float:
+        """Return what will be free of a kind when nothing runs here that has reserved any: what strangers have taken
+        may stay for ever."""
+        there_is = self.capacity(kind)
+        if kind == "memory":
+            there_is = min(there_is, self.memory_mark() - self._memory_of_others() + self._comes_back)
+        return there_is
 
     def _memory_of_others(self) -> float:
         """Return the bytes in use that are not part of a reservation: those of strangers, and of this process itself.
 
-        A child that rests is no user: the next attempt that needs memory uses it, or has it ended.
+        A child that rests is no user: the next attempt that needs memory uses it, or has it ended. Of one that runs no
+        more than it has reserved is its own.
         """
         usage = self._monitor.sample()
         if usage is self._sampled:
             return self._others
-        children = resident_bytes(self._executor.child_pids(self._held))
-        resident = resident_bytes((self._env.pid(),))
-        if children is None or resident is None:  # before the first look none of it is known to be own
+        children, own_pid = self._executor.children(), self._env.pid()
+        held = resident_bytes((own_pid, *children))
+        if held is None:  # before the first look none of it is known to be own
             return usage.memory_bytes if self._sampled is None else self._others
         self._sampled = usage
-        own: float = children
-        reserved = sum(self._held[id].get("memory", 0.0) for id in self._inside)
+        own = beyond = 0.0
+        for pid, id in children.items():
+            reserved = held[pid] if id is None else self._held.get(id, {}).get("memory", 0.0)
+            own += min(reserved, held[pid])
+            if reserved:  # whoever comes after it waits for what is set aside
+                beyond += max(0.0, held[pid] - reserved)
+        inside = sum(self._held[id].get("memory", 0.0) for id in self._inside)
         if not self._inside or self._at_rest is None:
-            self._at_rest = resident
-        own += min(reserved, max(0, resident - self._at_rest))
+            self._at_rest = held[own_pid]
+        own += min(inside, max(0, held[own_pid] - self._at_rest))
         self._others = max(0.0, usage.memory_bytes - own)
+        self._comes_back = min(beyond, self._others)
         return self._others
 
     def _short(self, need: Need, at: tuple[int, int], id: bytes) -> list[Short]:
@@ -292,7 +308,7 @@ class Reservations:
 
     def _is_enough_at_rest(self, need: Need) -> bool:
         """Whether there will be enough when nothing runs here."""
-        return all(much <= self.free(kind) + self._used.get(kind, 0.0) + CLOSE for kind, much in need.items())
+        return all(much <= self._most(kind) + CLOSE for kind, much in need.items())
 
     # ... and waited for
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -189,10 +189,10 @@ class TaskExecutor:
         runner.add(self._handlers[task_type])  # type: ignore[attr-defined]
         return runner
 
-    def child_pids(self, reserved: Container[bytes]) -> Sequence[int]:
-        """Return the children of the process lane that rest, or run one of these tasks."""
+    def children(self) -> Mapping[int, bytes | None]:
+        """Return which task each child of the process lane runs, by its pid; None: it rests."""
         runner = self._runners.get("process")
-        return () if runner is None else runner.pids(reserved)  # type: ignore[attr-defined]
+        return {} if runner is None else runner.children()  # type: ignore[attr-defined]
 
     def relieve(self) -> None:
         """Have children that rest give back their memory."""

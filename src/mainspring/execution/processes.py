@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -189,13 +189,13 @@ class ProcessRunner:
         desk.send(Stop(*attempt.key))
         return False
 
-    def pids(self, reserved: Container[bytes]) -> list[int]:
-        """Return the children that rest, or run one of these tasks."""
-        return [
-            desk.child.pid
+    def children(self) -> dict[int, bytes | None]:
+        """Return which task each child runs, by its pid; None: it rests."""
+        return {
+            desk.child.pid: desk.attempts[0].name[0] if desk.attempts else None
             for desk in self._desks
-            if desk.child is not None and (not desk.attempts or desk.attempts[0].name[0] in reserved)
-        ]
+            if desk.child is not None
+        }
 
     def relieve(self) -> None:
         """End the children that rest and hold much memory: others come when they are needed."""

@@ -197,18 +197,18 @@ def _share(part: float, whole: float) -> float:
     return min(1.0, max(0.0, part / whole))
 
 
-def resident_bytes(pids: Iterable[int]) -> int | None:
-    """Return the memory that processes hold now, None where that can't be seen; one that has ended holds none."""
+def resident_bytes(pids: Iterable[int]) -> dict[int, int] | None:
+    """Return the memory that each process holds now, None where that can't be seen; one that has ended holds none."""
     import psutil
 
-    total = 0
+    held = dict.fromkeys(pids, 0)
     try:
-        for pid in pids:
+        for pid in held:
             with contextlib.suppress(psutil.Error):
-                total += psutil.Process(pid).memory_info().rss
+                held[pid] = psutil.Process(pid).memory_info().rss
     except OSError:
         return None
-    return total
+    return held
 
 
 @cache

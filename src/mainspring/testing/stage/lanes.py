@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Container, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -129,9 +129,9 @@ class PlayedLane:
     def add(self, handler: Any) -> None:
         """In a child process it would be imported now."""
 
-    def pids(self, reserved: Container[bytes]) -> list[int]:
-        """There are no child processes."""
-        return []
+    def children(self) -> dict[int, bytes | None]:
+        """There are none."""
+        return {}
 
     def relieve(self) -> None:
         """Nobody rests with memory."""
