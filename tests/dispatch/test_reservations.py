@@ -114,7 +114,7 @@ async def test_a_call_says_more_than_its_handler() -> None:
 
 
 def test_a_large_one_gets_its_turn(stage: Stage, tmp_path: Path) -> None:
-    """Small ones that go on coming overtake it only for a while: then what it lacks is set aside for it."""
+    """Small ones that go on coming overtake it only for a while: then what it needs is set aside for it."""
     inside: list[float] = []
     config = EngineConfig(manager=quick(custom_capacity={"seat": 4}).manager)
     engine = SimulatedEngine(stage, tmp_path / "work.db", config)

@@ -2,8 +2,8 @@
 
 Each worker process counts what its own attempts have reserved, against what its host or container has. What does not
 fit waits at its desk, outside the slots, so that whatever fits goes on. The rule by which it gets its turn: those that
-stand behind it in the one order may overtake it for `PATIENCE_S`; then what it lacks is set aside for it, and they get
-what is left beside that.
+stand behind it in the one order may overtake it for `PATIENCE_S`; then all that it needs is set aside for it, and they
+get what is left beside that.
 """
 
 from __future__ import annotations
@@ -284,7 +284,7 @@ class Reservations:
         best = self._first_in_patience(at, id)
         for kind, much in need.items():
             free, kept_for, set_aside = self.free(kind), "", 0.0
-            if best is not None and best.need.get(kind, 0.0) > free + CLOSE:  # it lacks that: others get none
+            if best is not None and kind in best.need:
                 first, set_aside = best.claims[0], best.need[kind]
                 kept_for = f"task {TaskId(first.id)} ({first.task_type}), which needs {amount(kind, set_aside)}"
             if much > free - set_aside + CLOSE:
@@ -292,8 +292,8 @@ class Reservations:
         return short
 
     def _first_in_patience(self, at: tuple[int, int], id: bytes) -> _Waiting | None:
-        """Return the best one that has been overtaken for long enough, where that goes first: what it lacks is set
-        aside for it.
+        """Return the best one that has been overtaken for long enough, where that goes first: what it needs is set
+        aside for it, also what is free while it lacks another kind: else it would never find all of them free at once.
 
         Only where it can begin once what runs here has ended: what strangers have taken may stay for ever.
         """
