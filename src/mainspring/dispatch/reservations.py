@@ -48,6 +48,10 @@ class _Waiting(NamedTuple):
     need: Need
     since: float  # monotonic seconds
 
+    def parked(self) -> list[Claimed]:
+        """Return those that still wait at the desk: others may have been taken back, and have come again since."""
+        return [claim for claim in self.claims if self.desk.parked.get(claim.id) is claim]
+
 
 class _Alone(NamedTuple):
     """Who has to run alone."""
@@ -178,9 +182,11 @@ class Reservations:
         """Reserve it for a call under the id of its first claim. Where it does not fit, the claims wait at their desk
         and come again, or are handed back; then they are not to run now."""
         first = claims[0]
+        for claim in claims:
+            if (before := self._waiting.pop(claim.id, None)) is not None:
+                self._come(before.desk, before.parked())  # what was to come with it
         short = self._short(need, place(first), first.id)
         if not short:
-            self._waiting.pop(first.id, None)
             self._since.pop(first.id, None)
             self._reserve(first.id, need, desk.lane)
             return True
@@ -326,7 +332,7 @@ class Reservations:
         coming: dict[str, float] = {}
         seen = {}
         for id, waiting in sorted(self._waiting.items(), key=lambda item: place(item[1].claims[0])):
-            claims = [claim for claim in waiting.claims if claim.id in waiting.desk.parked]
+            claims = waiting.parked()
             if not claims or id != claims[0].id:  # they were taken back, or another one of the call goes first now
                 del self._waiting[id]
                 self._come(waiting.desk, claims)
