@@ -32,7 +32,7 @@ def no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
 
     It goes on to look whether there is anybody to ask: on a server others may be heard of only after the first time.
     """
-    monkeypatch.setattr(LaneDesk, "take_surplus", lambda self: [])
+    monkeypatch.setattr(LaneDesk, "take_surplus", lambda self, called: [])
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Literal, TypeAlias
 
 from mainspring.dispatch.attempt import Attempt
@@ -63,6 +63,10 @@ class Desk(ABC):
         del self._waiting[claim.id]
         return True
 
+    def has(self, claim: Claimed) -> bool:
+        """Whether it waits for a slot here."""
+        return self._waiting.get(claim.id) is claim or self._is_queued(claim)
+
     def park(self, claim: Claimed) -> None:
         """It has to wait for resources: others are claimed meanwhile."""
         self.parked[claim.id] = claim
@@ -117,8 +121,8 @@ class Desk(ABC):
         """How many have not begun."""
 
     @abstractmethod
-    def take_surplus(self) -> list[Claimed]:
-        """Take out what will not start soon after all."""
+    def take_surplus(self, called: Container[bytes]) -> list[Claimed]:
+        """Take out what will not start soon after all, but for these: what they need is kept for them here."""
 
     @abstractmethod
     def share(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
@@ -135,6 +139,10 @@ class Desk(ABC):
     @abstractmethod
     async def close(self) -> None:
         """End what waits and runs here."""
+
+    @abstractmethod
+    def _is_queued(self, claim: Claimed) -> bool:
+        """Whether it is in the queue."""
 
     @abstractmethod
     def _take_queued(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:

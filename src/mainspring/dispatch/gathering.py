@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Container, Hashable
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -257,6 +257,9 @@ class Gathering(Desk):
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(due - now, self._lane.wake_one)
 
+    def _is_queued(self, claim: Claimed) -> bool:
+        return any(member.claim is claim for group in self._kinds for member in group.members)
+
     def _take_queued(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
         taken: list[Claimed] = []
         for group in self._kinds:
@@ -266,8 +269,8 @@ class Gathering(Desk):
                 self._kinds.keep(group, [member for member in group.members if not is_wanted(member.claim)])
         return taken
 
-    def take_surplus(self) -> list[Claimed]:
-        """Take out what has no slot to begin in any more: the last calls in the order.
+    def take_surplus(self, called: Container[bytes]) -> list[Claimed]:
+        """See `Desk.take_surplus`. What has no slot to begin in any more are the last calls in the order.
 
         Where no slot has asked for long, the call that was claimed ahead is given back until one does. Calls of several
         kinds are not: they would come again in pieces.
@@ -278,13 +281,15 @@ class Gathering(Desk):
         surplus = self.queued - max(0, self.port.limit - self._begun)
         taken: list[Claimed] = []
         for group in sorted(self._kinds, key=lambda group: group.place, reverse=True):
-            members, n = group.members, surplus - len(taken)
+            members, n = group.members, surplus
             if n < len(members):  # no call is taken apart
                 n = min(n, len(members) - group.key.size)
             if n <= 0:
                 break
-            taken += [member.claim for member in members[-n:]]
-            self._kinds.keep(group, members[:-n])
+            last = members[-n:]
+            surplus -= len(last)
+            taken += [member.claim for member in last if member.claim.id not in called]
+            self._kinds.keep(group, members[:-n] + [member for member in last if member.claim.id in called])
         return taken
 
     def share(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from bisect import insort
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
+from itertools import islice
 from typing import Any, cast
 
 from mainspring.config import TaskManagerConfig, seconds
@@ -166,6 +167,9 @@ class LaneDesk(Desk):
             self.port.limit = self.slots
             self._ended = 0
 
+    def _is_queued(self, claim: Claimed) -> bool:
+        return any(one is claim for one in self._queue)
+
     def _take_queued(self, is_wanted: Callable[[Claimed], bool]) -> list[Claimed]:
         taken = [claim for claim in self._queue if is_wanted(claim)]
         if taken:
@@ -174,13 +178,14 @@ class LaneDesk(Desk):
             self._queue.extend(kept)
         return taken
 
-    def take_surplus(self) -> list[Claimed]:
-        """Take out what will not start soon after all: the tasks at hand are slower than those before them."""
+    def take_surplus(self, called: Container[bytes]) -> list[Claimed]:
+        """See `Desk.take_surplus`: the tasks at hand are slower than those before them."""
         passed = self.env.monotonic() - self._window_at
         if passed >= _RATE_WINDOW_S:
             self._pace(passed)
         startable = max(0, self.slots - len(self.running)) + 2 * max(0, self.port.limit - self.slots)
-        return [self._queue.pop() for _ in range(self.queued - startable)]
+        surplus = {claim.id for claim in islice(self._queue, startable, None) if claim.id not in called}
+        return self._take_queued(lambda claim: claim.id in surplus)
 
     # Between processes
 

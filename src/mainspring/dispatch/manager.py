@@ -273,7 +273,7 @@ class TaskManager(Answers):
                 self.reservations.look()
                 for desk in self._desks.values():
                     if desk.queued and not self._draining:
-                        self._hand_back(desk, desk.take_surplus())
+                        self._hand_back(desk, desk.take_surplus(self.reservations.waiting()))
                     if isinstance(desk, LaneDesk) and not self._draining:
                         desk.asking.look_up()
         except asyncio.CancelledError:

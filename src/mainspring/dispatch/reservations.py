@@ -2,8 +2,8 @@
 
 Each worker process counts what its own attempts have reserved, against what its host or container has. What does not
 fit waits at its desk, outside the slots, so that whatever fits goes on. The rule by which it gets its turn: those that
-stand behind it in the one order may overtake it for `PATIENCE_S`; then all that it needs is set aside for it, and they
-get what is left beside that.
+stand behind it in the one order may overtake it for `PATIENCE_S`; then all that it needs is set aside for it until it
+begins, and they get what is left beside that.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ _spec_decoder = msgspec.msgpack.Decoder(Spec)
 
 
 class _Waiting(NamedTuple):
+    """A call whose need is not free, until it has that: also while it has been called and waits for a slot."""
+
     desk: Desk
-    claims: Sequence[Claimed]  # of one call
+    claims: Sequence[Claimed]
     need: Need
     since: float  # monotonic seconds
 
     def parked(self) -> list[Claimed]:
-        """Return those that still wait at the desk: others may have been taken back, and have come again since."""
+        """Return those that were neither called nor taken back; these may have come again since, as other claims."""
         return [claim for claim in self.claims if self.desk.parked.get(claim.id) is claim]
 
 
@@ -93,7 +95,6 @@ class Reservations:
         self._inside: set[bytes] = set()  # of those, what runs within this process
         self._used: dict[str, float] = {}
         self._waiting: dict[bytes, _Waiting] = {}  # by the first claim
-        self._since: dict[bytes, float] = {}  # also of those that are looked at again
         self._withheld: dict[Desk, set[str]] = {}  # types
         self._passing: list[Desk] = []  # they pass over tasks that need more
         self._has: dict[str, float] = {}  # than there was in all when this was last judged
@@ -182,12 +183,13 @@ class Reservations:
         """Reserve it for a call under the id of its first claim. Where it does not fit, the claims wait at their desk
         and come again, or are handed back; then they are not to run now."""
         first = claims[0]
+        since = self._env.monotonic()
         for claim in claims:
             if (before := self._waiting.pop(claim.id, None)) is not None:
+                since = min(since, before.since)
                 self._come(before.desk, before.parked())  # what was to come with it
         short = self._short(need, place(first), first.id)
         if not short:
-            self._since.pop(first.id, None)
             self._reserve(first.id, need, desk.lane)
             return True
         if any(one.is_for_ever for one in short):
@@ -197,7 +199,6 @@ class Reservations:
             self._withhold(desk, first.task_type)
             self._hand_back(desk, list(claims))
         else:
-            since = self._since.setdefault(first.id, self._env.monotonic())
             self._waiting[first.id] = _Waiting(desk, claims, need, since)
             for claim in claims:
                 desk.park(claim)
@@ -326,27 +327,29 @@ class Reservations:
         if self._waiting or self._withheld:
             self._look_at_waiting()
 
+    def waiting(self) -> set[bytes]:
+        """Return the tasks that wait for what they need, or have been called and wait for a slot."""
+        return {claim.id for waiting in self._waiting.values() for claim in waiting.claims}
+
     def _look_at_waiting(self) -> None:
         """Have those come again that fit now, in the one order."""
         now_ms = self._store.now_ms()
         coming: dict[str, float] = {}
-        seen = {}
         for id, waiting in sorted(self._waiting.items(), key=lambda item: place(item[1].claims[0])):
-            claims = waiting.parked()
-            if not claims or id != claims[0].id:  # they were taken back, or another one of the call goes first now
+            claims, first = waiting.parked(), waiting.claims[0]
+            if not claims and waiting.desk.has(first):  # it was called
+                continue
+            if not claims or claims[0] is not first:  # they were taken back, or another one of the call goes first now
                 del self._waiting[id]
                 self._come(waiting.desk, claims)
                 continue
-            seen[id] = waiting.since
             short = self._short({k: v + coming.get(k, 0.0) for k, v in waiting.need.items()}, place(claims[0]), id)
             is_late = any(claim.deadline_ms is not None and claim.deadline_ms < now_ms for claim in claims)
             if short and not is_late and (self._held or coming):  # else what was learned is looked at anew
                 continue
             for kind, much in waiting.need.items():
                 coming[kind] = coming.get(kind, 0.0) + much
-            del self._waiting[id]
             self._come(waiting.desk, claims)
-        self._since = seen
         self._lift()
 
     def _come(self, desk: Desk, claims: Sequence[Claimed]) -> None:
@@ -447,10 +450,10 @@ class Reservations:
     def _state(self) -> bytes:
         waits = {}
         for waiting in self._waiting.values():
-            first = waiting.claims[0]
-            if short := self._short(waiting.need, place(first), first.id):
+            first, parked = waiting.claims[0], waiting.parked()
+            if parked and (short := self._short(waiting.need, place(first), first.id)):
                 why = "; ".join(map(str, short))
-                waits.update({str(TaskId(claim.id)): why for claim in waiting.claims})
+                waits.update({str(TaskId(claim.id)): why for claim in parked})
         withheld = {kind: len(desk.parked) for desk, types in self._withheld.items() for kind in types}
         passed = {kind: need for desk in self._passing for kind, need in desk.port.passing.passes.types.items()}
         state: dict[str, Any] = {
