@@ -49,6 +49,7 @@ from mainspring.store.sqlite.store import SqliteStore
 from mainspring.tasks import BlobRef, ErrorInfo, TaskId, TaskStatus, Text, TextOutput
 from mainspring.tasks.codec import encode
 from mainspring.tasks.lifecycle import STATUS_OF, STORED_REASONS, State
+from mainspring.tasks.needs import Need
 from mainspring.testing import Violation, check_history
 
 WORK, OTHER = "custom:work", "custom:other"
@@ -107,12 +108,18 @@ def error(message: str = "no", type: str = "ValueError") -> bytes:
     return msgspec.msgpack.encode(ErrorInfo(type=type, message=message))
 
 
+class PortLane(Lane):
+    """A lane that says by itself what is free beside it."""
+
+    spare: Need = {"seat": 2.0}
+
+
 class Port:
     """A worker and a listener: holds what it is handed until the test ends it by hand."""
 
     def __init__(self, store: Store, room: int = 0, *types: str, **lanes: Sequence[str]) -> None:
         self.store = store
-        self.lanes: Mapping[str, Lane] = {name: Lane(name, room) for name in (lanes or {"async": ()})}
+        self.lanes: Mapping[str, Lane] = {name: PortLane(name, room) for name in (lanes or {"async": ()})}
         for name, kinds in (lanes or {"async": types or (WORK, OTHER)}).items():
             self.lanes[name].types = frozenset(kinds)
         self.held: dict[bytes, Claimed] = {}
@@ -121,6 +128,7 @@ class Port:
         self.asked: list[bytes] = []
         self.urgent: list[tuple[bytes, int]] = []  # of what is held here or elsewhere, with their ranks
         self.shares: list[Callable[[Claimed], bool]] = []  # what others would run, at each time they asked
+        self.spare: Need = {}  # what is free where they asked last
         self.ends: list[Ended] = []
         self.overdrawn: list[str] = []  # lanes that were handed more than they had room for
         self.given_up: TaskError | None = None
@@ -154,8 +162,9 @@ class Port:
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
         """Nothing waits here: claims are held until the test finishes them."""
 
-    def asked_to_share(self, is_wanted: Callable[[Claimed], bool]) -> None:
+    def asked_to_share(self, is_wanted: Callable[[Claimed], bool], spare: Need) -> None:
         self.shares.append(is_wanted)
+        self.spare = spare
         self._news.set()
 
     def ended(self, tasks: list[Ended]) -> None:
@@ -192,6 +201,12 @@ class Port:
             while not done():
                 self._news.clear()
                 await self._news.wait()
+
+    def ask(self) -> None:
+        """Ask the other processes for work."""
+        lane = self.lanes["async"]
+        assert isinstance(lane, PortLane)
+        self.store.ask(lane)
 
     async def room(self, n: int, lane: str = "async") -> list[Claimed]:
         """Have room for n more; returns what is handed over for it."""

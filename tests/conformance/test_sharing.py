@@ -10,7 +10,7 @@ from unittest import mock
 
 import msgspec
 import pytest
-from tests.conformance.kit import OTHER, WORK, Factory, Port, new, opened, state, submit
+from tests.conformance.kit import OTHER, WORK, Factory, Port, PortLane, new, opened, state, submit
 
 from mainspring.store.base import MAX_RELEASES, RELEASED, RESERVES, Finish, Spec
 from mainspring.store.ready import ANYWHERE
@@ -35,7 +35,7 @@ async def idle(factory: Factory, store: Any, port: Port) -> AsyncIterator[Port]:
 async def asks(idle: Port) -> None:
     """It has room for one that it does not get, and has asked, if it asks at all: its look at the others is over."""
     assert await idle.room(1) == []
-    idle.store.ask(idle.lanes["async"])
+    idle.ask()
     store: Any = idle.store
     await store.view(lambda view: None)
     idle.lanes["async"].limit -= 1
@@ -59,6 +59,7 @@ async def test_the_holder_is_asked_for_what_the_idle_one_runs(store: Any, port: 
     await port.until(lambda: port.shares)
     (is_wanted,) = port.shares
     assert [is_wanted(claim) for claim in claims] == [True, False, True]
+    assert port.spare == PortLane.spare
     assert not idle.shares
 
 
@@ -126,7 +127,7 @@ async def test_what_is_ready_is_taken_and_not_asked_for(store: Any, port: Port, 
     await port.room(1)
     idle.lanes["async"].limit = 1
     idle.lanes["async"].ready.lower(1, ANYWHERE)
-    idle.store.ask(idle.lanes["async"])
+    idle.ask()
     await idle.until(lambda: idle.held)
     await hears_no_more(port, idle)
     assert not port.shares

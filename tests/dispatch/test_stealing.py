@@ -16,10 +16,11 @@ from tests import postgres
 from tests.engine import process_work
 from tests.engine.support import engine_on, shows, until, value
 
-from mainspring import Batch, Engine, TaskHandle, TaskStatus
+from mainspring import Batch, Engine, Resources, TaskHandle, TaskStatus
 from mainspring.dispatch import lane
 from mainspring.dispatch.gathering import Gathering
 from mainspring.dispatch.lane import LaneDesk
+from mainspring.dispatch.manager import TaskManager
 from mainspring.execution import processes
 from mainspring.store.base import Claimed
 
@@ -47,14 +48,16 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 class Site:
     """An engine with one slot, whose handler runs until a gate opens, and says where."""
 
-    def __init__(self, place: str, name: str, *, is_open: bool = False) -> None:
-        self.engine = engine_on(place, async_slots=1, prefetch_s="10s")
+    def __init__(
+        self, place: str, name: str, *, is_open: bool = False, resources: Resources | None = None, **settings: Any
+    ) -> None:  # fmt: skip
+        self.engine = engine_on(place, **{"async_slots": 1, "prefetch_s": "10s", **settings})
         self.gate = asyncio.Event()
         self.began: list[int] = []
         if is_open:
             self.gate.set()
 
-        @self.engine.task(name="work")
+        @self.engine.task(name="work", resources=resources)
         async def work(n: int) -> str:
             self.began.append(n)
             await self.gate.wait()
@@ -116,12 +119,80 @@ async def test_an_idle_process_gets_half_and_half_again(place: str, monkeypatch:
     assert shares == sorted(shares, reverse=True), "the last ones in the order go first"
 
 
+def asked(site: Site) -> list[float]:
+    """Return a list that gets the seats that were free with whoever asks this one."""
+    heard: list[float] = []
+    asked_to_share = site.engine.manager.asked_to_share
+
+    def hears(is_wanted: Any, spare: Any) -> None:
+        asked_to_share(is_wanted, spare)
+        heard.append(spare["seat"])
+
+    site.engine.manager.asked_to_share = hears  # type: ignore[method-assign]
+    return heard
+
+
+def seated(place: str, name: str, *, is_open: bool = False) -> Site:
+    """One that has a seat, which its tasks need, and slots enough for all."""
+    one = Resources(cpu=0, custom={"seat": 1})
+    return Site(place, name, is_open=is_open, resources=one, async_slots=20, custom_capacity={"seat": 1})
+
+
+async def test_what_waits_for_resources_is_given_too(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has what it needs free gets half and half again, uncharged, the last half first; slots were never
+    what it waited for."""
+    given: list[int] = []
+    hand_back = TaskManager._hand_back
+
+    def seen(manager: TaskManager, desk: Any, claims: list[Claimed]) -> None:
+        hand_back(manager, desk, claims)
+        given.extend(claim.seq for claim in claims)
+
+    monkeypatch.setattr(TaskManager, "_hand_back", seen)
+    busy, idle = seated(place, "busy"), seated(place, "idle", is_open=True)
+    async with busy.engine:
+        first, *others = await busy.engine.map(busy.work, range(8))
+        await until(lambda: busy.began == [0] and len(busy.desk.parked) == 7)
+        async with idle.engine:
+            assert [await value(handle) for handle in others] == ["idle"] * 7
+            assert busy.began == [0]
+            busy.gate.set()
+            assert await value(first) == "busy"
+        infos = [await handle.info() for handle in (first, *others)]
+        assert (await busy.engine.manager.stats())["lanes"]["async"]["given"] == 7
+        assert (busy.desk.port.taken, busy.desk.parked) == (busy.desk.port.released, {})
+    assert [(info.task.retry_count, len(info.attempts)) for info in infos] == [(0, 1)] * 8
+    assert len(given) == 7
+    assert min(given[:4]) > max(given[4:])
+
+
+async def test_nobody_gets_what_has_to_wait_there_too(place: str) -> None:
+    """What is free where somebody asks is taken: nothing goes to and fro between processes that lack the same."""
+    busy, idle = seated(place, "busy"), seated(place, "idle")
+    async with busy.engine:
+        handles = await busy.engine.map(busy.work, range(5))
+        await until(lambda: busy.began == [0] and len(busy.desk.parked) == 4)
+        async with idle.engine:
+            of_busy, of_idle = asked(busy), asked(idle)
+            await until(lambda: len(idle.began) == 1 and len(busy.desk.parked) + len(idle.desk.parked) == 3)
+            await until(lambda: not busy.desk.parked or of_busy[-1:] == [0])  # those before that were heard in order
+            held, before = set(idle.desk.parked), len(of_busy) + len(of_idle)
+            assert held
+            await until(lambda: len(of_busy) + len(of_idle) > before + 3)
+            assert set(idle.desk.parked) == held
+            assert of_idle == [0] * len(of_idle)
+            busy.gate.set()
+            idle.gate.set()
+            for handle in handles:
+                await value(handle)
+
+
 async def test_a_lane_without_work_gives_none(place: str) -> None:
     """What has begun stays, whoever asks; and so does what comes while a slot is free."""
     async with sites(place) as (busy, _):
         (slow,) = await busy.line_up(0)
         await shows(slow, status=TaskStatus.RUNNING)
-        busy.engine.manager.asked_to_share(lambda key: True)
+        busy.engine.manager.asked_to_share(lambda key: True, {})
         busy.gate.set()
         assert await value(slow) == "busy"
         assert (await slow.info()).attempts[0].number == 1
@@ -157,7 +228,7 @@ async def test_what_was_given_is_not_claimed_back(place: str, monkeypatch: pytes
     monkeypatch.setattr(lane, "_STEP_BACK_S", 3600.0)
     async with sites(place) as (busy, _):
         slow, *others = await busy.line_up(8)
-        busy.engine.manager.asked_to_share(lambda key: True)
+        busy.engine.manager.asked_to_share(lambda key: True, {})
         for handle in others[4:]:
             await shows(handle, reason="ready")
         for _ in range(3):  # each of them is a commit in which it could take what it has room for
@@ -189,7 +260,7 @@ async def test_a_lane_whose_slots_are_in_calls_steps_back_too(place: str, monkey
         busy.desk.port.limit = 2
         waiting = await busy.engine.map(busy.work, range(2))
         await until(lambda: busy.desk.queued == 2)
-        busy.engine.manager.asked_to_share(lambda key: True)
+        busy.engine.manager.asked_to_share(lambda key: True, {})
         await shows(waiting[1], reason="ready")
         await busy.engine.manager.pause(type="custom:nothing")
         assert [(await handle.info()).reason for handle in waiting] == ["claimed", "ready"]
@@ -219,8 +290,8 @@ async def test_what_gathers_for_a_call_stays_together(place: str) -> None:
         await until(lambda: gathering.queued == 3)
         asked_to_share = busy.manager.asked_to_share
 
-        def heard(is_wanted: Any) -> None:
-            asked_to_share(is_wanted)
+        def heard(is_wanted: Any, spare: Any) -> None:
+            asked_to_share(is_wanted, spare)
             asked.set()
 
         busy.manager.asked_to_share = heard  # type: ignore[method-assign]
@@ -302,7 +373,7 @@ async def test_a_batch_that_may_wait_still_does_after_others_were_given(tmp_path
         handles = await engine.map(pairs, [0, 1, 2, 8, 9])
         gathering = engine.manager._gatherings["custom:pairs"]
         await until(lambda: gathering.queued == 5)
-        engine.manager.asked_to_share(lambda key: True)
+        engine.manager.asked_to_share(lambda key: True, {})
         assert gathering.queued == 3
         gate.set()
         for handle in (first, *handles[:2], *handles[3:]):

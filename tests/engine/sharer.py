@@ -72,8 +72,8 @@ def die(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def gives(it: TaskManager, is_wanted: Any, share: Any = TaskManager.asked_to_share) -> None:
-    share(it, is_wanted)
+def gives(it: TaskManager, is_wanted: Any, spare: Any, share: Any = TaskManager.asked_to_share) -> None:
+    share(it, is_wanted, spare)
     if any(isinstance(desk, LaneDesk) and desk.given for desk in it._desks.values()):
         die()
 

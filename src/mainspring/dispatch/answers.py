@@ -155,7 +155,7 @@ class Answers:
                 "claimed": sum(
                     one.queued + len(one.parked) + len(one.running) - one.begun for one in (desk, *desk.gatherings)
                 ),
-                "given": desk.given,
+                "given": sum(one.given for one in (desk, *desk.gatherings)),
             }
             for desk in self._desks.values()
             if isinstance(desk, LaneDesk)

@@ -31,6 +31,7 @@ class Desk(ABC):
         self.ahead = 0  # claims that its runner takes for each slot before it can run them
         self.running: dict[bytes, Attempt] = {}
         self.over: Claimed | None = None  # the last one whose handler ended
+        self.given = 0  # claims, to processes that asked for some
         self.parked: dict[bytes, Claimed] = {}  # what they need is not free; they take no part of the lane's room
         self._waiting: dict[bytes, Claimed] = {}  # on their way into a slot, where their turn has not come
 

@@ -306,7 +306,7 @@ class Gathering(Desk):
                 taken += claims
                 self._kinds.keep(group, [])
         if taken:
-            self._lane.given += len(taken)
+            self.given += len(taken)
             self._steps_back = True
             self.pace()
         return taken

@@ -18,7 +18,7 @@ from mainspring.execution.base import AheadRunner, Runner
 from mainspring.processors.base import Lane as LaneName
 from mainspring.store.base import Claimed, Store
 from mainspring.store.lane import Lane
-from mainspring.tasks.needs import NOTHING, Passes
+from mainspring.tasks.needs import NOTHING, Need, Passes
 
 _RATE_WINDOW_S = 0.05
 _SLICE_S = 0.005
@@ -43,13 +43,17 @@ class Ports:
 
     @property
     def types(self) -> frozenset[str]:
-        return frozenset().union(*(port.types for port in self._desk.ports if port.room() > 0))
+        return frozenset().union(*(port.types - port.withheld for port in self._desk.ports if port.room() > 0))
 
     @property
     def passes(self) -> Passes:
         told = [port.passes for port in self._desk.ports if port.passes.types]
         types = {kind: need for passes in told for kind, need in passes.types.items()}
         return Passes(told[0].has, types) if told else NOTHING
+
+    @property
+    def spare(self) -> Need:
+        return self._desk.spare()
 
 
 class LaneDesk(Desk):
@@ -72,11 +76,13 @@ class LaneDesk(Desk):
         broken: Callable[[Desk, Claimed, Exception], None],
         loop_ends: Callable[[], bool],
         first_mark: int,
+        spare: Callable[[], Need],
         ahead: int = 0,
     ) -> None:
         super().__init__(name, name, runner, store, env)
         self.slots = slots
         self.ahead = ahead
+        self.spare = spare
         self.gatherings: list[Gathering] = []
         self._config = config
         self._prefetch_s = seconds(config.prefetch_s, "prefetch_s")
@@ -94,7 +100,6 @@ class LaneDesk(Desk):
         self._at_rest = 0.0  # seconds of this window in which nothing ran
         self._rests_since: float | None = None
         self._now = 0.0  # as of the last end
-        self.given = 0  # claims, to processes that asked for some
         self._steps_back: asyncio.TimerHandle | None = None
         self.asking = Asking(Ports(self), store, self.has_idle, self._can_take)
 

@@ -150,7 +150,7 @@ class TaskManager(Answers):
             desk = self._desks[name] = LaneDesk(
                 name, n, partial(self.executor.runner, name), self.store, self.config, self._env,
                 self._course.serve, self._course.broken, self._loop_ends, number * _MARKS_A_LANE,
-                self.executor.config.child_prefetch if name == "process" else 0,
+                self.reservations.spare, self.executor.config.child_prefetch if name == "process" else 0,
             )  # fmt: skip
             desk.open()
         if await self._high_water.look():  # before the first claim: what begins now would make it worse
@@ -317,11 +317,11 @@ class TaskManager(Answers):
         for desk in self._desks.values():
             desk.hasten(dict(tasks))
 
-    def asked_to_share(self, is_wanted: Callable[[Claimed], bool]) -> None:
-        if self._draining:
-            return
-        for desk in self._desks.values():
-            self._hand_back(desk, desk.share(is_wanted))
+    def asked_to_share(self, is_wanted: Callable[[Claimed], bool], spare: Mapping[str, float]) -> None:
+        if not self._draining:
+            for desk in self._desks.values():
+                self._hand_back(desk, desk.share(is_wanted))
+            self.reservations.share(is_wanted, spare)
 
     async def _until_quiet(self, limit_s: float) -> None:
         try:

@@ -35,9 +35,12 @@ _MOST_PARKED = 16
 """Claims that a desk looks past; then it takes no more tasks of their types until some of these have begun."""
 _INSIDE = ("async", "thread")
 """Lanes that run within this process."""
+_STEP_BACK_S = 0.05
+"""For how long at least no more of a type is taken after some were given away: whoever asked is on its way."""
 _MOST_SHORT = 3
 """So many attempts may be short of memory; nothing runs beside the last one."""
 _ALL_BUT_SLACK = 0.9  # what others use goes up and down a little
+_LAST = (1 << 63, 0)  # a place behind all others
 
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
 
@@ -96,6 +99,7 @@ class Reservations:
         self._used: dict[str, float] = {}
         self._waiting: dict[bytes, _Waiting] = {}  # by the first claim
         self._withheld: dict[Desk, set[str]] = {}  # types
+        self._steps_back: dict[Desk, float] = {}  # gave some away: withheld until then, monotonic seconds
         self._passing: list[Desk] = []  # they pass over tasks that need more
         self._has: dict[str, float] = {}  # than there was in all when this was last judged
         self._at_rest: int | None = None  # resident bytes of this process when nothing was reserved within it
@@ -365,12 +369,40 @@ class Reservations:
 
     def _lift(self) -> None:
         """Take tasks of withheld types again where there is room for them at the desk."""
-        roomy = [desk for desk in self._withheld if len(desk.parked) <= _MOST_PARKED // 2]
+        now = self._env.monotonic()
+        roomy = [desk for desk in self._withheld if _has_room(desk) and self._steps_back.get(desk, now) <= now]
         for desk in roomy:
             desk.port.withheld = frozenset()
             del self._withheld[desk]
+            self._steps_back.pop(desk, None)
         if roomy:
             self._store.look_anew()
+
+    # Between processes
+
+    def spare(self) -> Need:
+        """Return what is free beside all that the one needs for which is set aside."""
+        best = self._first_in_patience(_LAST, b"")
+        kept = {} if best is None else best.need
+        return {kind: max(0.0, self.free(kind) - kept.get(kind, 0.0)) for kind in self._there_is()}
+
+    def share(self, is_wanted: Callable[[Claimed], bool], spare: Need) -> None:
+        """Hand back half of the calls that would fit into what is free where somebody asks, the last in the order."""
+        calls = [(one.desk, one.parked()) for one in self._waiting.values() if _fits(one.need, spare)]
+        calls = [(desk, call) for desk, call in calls if call and all(map(is_wanted, call))]
+        calls.sort(key=lambda one: place(one[1][0]))
+        for desk, call in calls[len(calls) // 2 :]:
+            self._withhold(desk, call[0].task_type)  # first: the commit that releases them looks for room
+            self._steps_back[desk] = self._env.monotonic() + _STEP_BACK_S
+            desk.given += len(call)
+            self._withdraw(desk, call)
+
+    def _withdraw(self, desk: Desk, call: list[Claimed]) -> None:
+        """Hand back a call that waits at its desk."""
+        self._waiting.pop(call[0].id, None)
+        for claim in call:
+            desk.unpark(claim)
+        self._hand_back(desk, call)
 
     # ... or never there
 
@@ -454,7 +486,8 @@ class Reservations:
             if parked and (short := self._short(waiting.need, place(first), first.id)):
                 why = "; ".join(map(str, short))
                 waits.update({str(TaskId(claim.id)): why for claim in parked})
-        withheld = {kind: len(desk.parked) for desk, types in self._withheld.items() for kind in types}
+        full = [desk for desk in self._withheld if not _has_room(desk)]
+        withheld = {kind: len(desk.parked) for desk in full for kind in self._withheld[desk]}
         passed = {kind: need for desk in self._passing for kind, need in desk.port.passing.passes.types.items()}
         state: dict[str, Any] = {
             "closed": self._high_water.why,
@@ -472,6 +505,15 @@ class Reservations:
             return None
         one = next((alone for alone in self._alone if not alone.inside), self._alone[0])
         return {"task": str(TaskId(one.claim.id)), "why": one.why, "lanes": _INSIDE if one.inside else ()}
+
+
+def _fits(need: Need, there_is: Need) -> bool:
+    return all(much <= there_is.get(kind, 0.0) + CLOSE for kind, much in need.items())
+
+
+def _has_room(desk: Desk) -> bool:
+    """Whether tasks of withheld types may be taken again."""
+    return len(desk.parked) <= _MOST_PARKED // 2
 
 
 def _input_bytes(claim: Claimed) -> int:

@@ -36,6 +36,7 @@ from mainspring.tasks import (
     Usage,
     Work,
 )
+from mainspring.tasks.needs import Need
 
 CANCEL_ASKED: Final = 1
 """Flag: somebody asked the running attempt to stop."""
@@ -277,8 +278,9 @@ class WorkerPort(Protocol):
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
         """What may start has changed; tells for a class (namespace, type, group) whether it may not."""
 
-    def asked_to_share(self, is_wanted: Callable[[Claimed], bool]) -> None:
-        """Another process has nothing to do and can run these: release half of such claims that have not begun."""
+    def asked_to_share(self, is_wanted: Callable[[Claimed], bool], spare: Need) -> None:
+        """Another process has nothing to do and can run these: release half of such claims that have not begun. Of
+        what waits for resources that is half of what would fit into what is free there."""
 
 
 class CrashEvidence(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sized
 from heapq import heapify, heappop, heappush
 from typing import Final, Protocol
 
-from mainspring.tasks.needs import Passes
+from mainspring.tasks.needs import Need, Passes
 
 Place = tuple[int, int]
 """Where a task stands in the one order: rank and sequence."""
@@ -30,6 +30,10 @@ class Asker(Protocol):
     @property
     def passes(self) -> Passes:
         """Which of their tasks can't run there."""
+
+    @property
+    def spare(self) -> Need:
+        """What is free there of each kind of resource."""
 
     @property
     def ready(self) -> Sized:

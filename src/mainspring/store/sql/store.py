@@ -443,8 +443,8 @@ class SqlStore(Looking):
         elif kind == HASTE and self._port is not None:
             self._port.hastened(sharing.hastened(payload))
         elif kind == SHARE and self._port is not None:
-            if (is_wanted := sharing.requested(self._memory, payload)) is not None:
-                self._port.asked_to_share(is_wanted)
+            if (asked := sharing.requested(self._memory, payload)) is not None:
+                self._port.asked_to_share(*asked)
         elif kind == ENDED:
             ids = split_ids(payload)
             self._ends(len(ids))
