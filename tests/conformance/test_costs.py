@@ -331,6 +331,25 @@ async def test_a_clock_that_is_ahead_parks_nothing(factory: Factory) -> None:
             assert ids(port.order) == sent[1:]
 
 
+async def test_a_limit_that_came_later_settles_nothing(store: Any, port: Port) -> None:
+    """What was claimed before has reserved nothing of it: its end gives nothing back and takes nothing, whatever it
+    says. What was claimed since is settled, and none of it is remembered for longer."""
+    await submit(store, *(costing(3_000) for _ in range(3)))
+    early = await port.room(3)
+    await store.limit("a", cost_rate=RATE)
+    await submit(store, costing(6_000))
+    (late,) = await port.room(1)
+    assert await left(store) == 0
+    for claim, cost in zip(early, (0, 5_000), strict=False):
+        await end(port, claim, cost)
+        assert await left(store) == 0
+    assert await store.withdraw(early[2])
+    assert await left(store) == 0
+    await end(port, late, 1_000)
+    assert await left(store) == 5_000
+    assert store._memory.limits.reserved == {}
+
+
 async def test_what_comes_back_never_makes_more_than_all(factory: Factory, store: Any, port: Port) -> None:
     """What is given back and what begins for it in one transaction are counted one after the other."""
     await store.limit("a", cost_rate=RATE)

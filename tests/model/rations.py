@@ -101,25 +101,27 @@ class Rations(EqualWork):
         """These were claimed: they count for the rates of their groups, and what they are to cost is reserved."""
         for task in tasks:
             task.took = {}
-            for name, limit in self.limits_of(task.kind).items():
+            limits = self.limits_of(task.kind)
+            task.reserved = frozenset(name for name, limit in limits.items() if limit.cost_rate is not None)
+            for name, limit in limits.items():
                 self.limits[name] = begun = limit.begun(1, now).spent(task.cost, now)
                 if begun.rate is not None:
                     task.took[name] = Took(begun.rate, begun.full_us)
 
     def give_back(self, task: Task, now: int, by: str | None = None) -> None:
-        """A claim that never began is held no more. What it took of rates only whoever claimed it knows."""
+        """A claim that never began is held no more. What it took, and reserved, only whoever claimed it knows."""
         for name, limit in self.limits_of(task.kind).items():
             took = task.took.get(name) if by in (None, task.holder) else None
             self.limits[name] = limit.given_back(took, now)
-        self._owe(task, -task.cost)
+        self._owe(task, -task.cost, by)
 
-    def pay(self, task: Task, cost: float | None) -> None:
+    def pay(self, task: Task, cost: float | None, by: str | None = None) -> None:
         """One has ended: the difference to what was reserved is taken or given back. What says nothing keeps it."""
         if cost is not None:
-            self._owe(task, cost - task.cost)
+            self._owe(task, cost - task.cost, by)
 
-    def _owe(self, task: Task, cost: float) -> None:
-        for name in self.limits_of(task.kind):
+    def _owe(self, task: Task, cost: float, by: str | None) -> None:
+        for name in task.reserved if by in (None, task.holder) else ():
             self.owed[name] = self.owed.get(name, 0.0) + cost
 
     def settle_up(self, now: int) -> None:

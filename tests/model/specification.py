@@ -181,7 +181,7 @@ class Model(Rations):
             return False
         how, error = outcome.how, outcome.error
         if outcome.started or how not in ("released", "timeout", "cancelled"):
-            self.pay(task, outcome.cost)
+            self.pay(task, outcome.cost, by)
         else:
             self.give_back(task, now, by)
         if task.is_asked:  # whatever the attempt says: somebody was told that it ends so

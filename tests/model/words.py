@@ -40,6 +40,7 @@ class Task:
     is_asked: bool = False  # to stop
     is_suspect: bool = False
     took: dict[tuple[str, str], Took] = field(default_factory=dict)  # of rates, by limit
+    reserved: frozenset[tuple[str, str]] = frozenset()  # by which limits its cost is, for the attempt that is held
     retries: int = 0
     crashes: int = 0
     releases: int = 0

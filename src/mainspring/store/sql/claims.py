@@ -329,9 +329,10 @@ def _take(tx: Transaction, lane: Lane, rows: Sequence[Row]) -> int:
     if tx.memory.limits:
         for claim in taken:
             if limited := tx.memory.limits.of(claim.class_key):
-                limits.spend(tx, limited, (claim.seq, claim.attempt))
+                number = (claim.seq, claim.attempt)
+                limits.spend(tx, limited, number)
                 if costs.are_counted(limited):
-                    costs.spend(tx, limited, costs.estimate(claim))
+                    costs.spend(tx, limited, number, costs.estimate(claim))
     tx.claims += taken
     children = {claim.seq: claim for claim in taken if claim.flags & HAS_REFS}
     if children:

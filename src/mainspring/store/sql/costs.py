@@ -2,8 +2,8 @@
 
 How much of a cost rate is used stands in the limit's own row, which the transaction holds that claims or settles. A
 task that can't be afforded yet lets nobody of its group go by: what comes in is saved up for it, so that small ones
-don't keep a large one waiting for ever. What a task is to cost stands in its spec, flagged so, and never changes: so it
-is known how much an attempt has reserved, whoever lets go of it.
+don't keep a large one waiting for ever. What a task is to cost stands in its spec, flagged so, and never changes. Which
+limits have that reserved for a claim whoever claimed it remembers: those that came later settle nothing with it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from mainspring.errors import InvalidInput
-from mainspring.store.base import COSTS, NewTask
+from mainspring.store.base import COSTS, Claimed, NewTask
 from mainspring.store.ready import ANYWHERE, Place
 from mainspring.tasks import CostRate
 
 if TYPE_CHECKING:
-    from mainspring.store.sql.limits import Limit
+    from mainspring.store.sql.limits import Claim, Limit
     from mainspring.store.sql.transaction import Transaction
 
 UNSAID: Final = 1.0
@@ -120,27 +120,36 @@ def next_ms(tx: Transaction, limit: Limit) -> int | None:
     return tx.now_ms + wait_ms if wait_ms else None
 
 
-def spend(tx: Transaction, limits: Sequence[Limit], cost: float) -> None:
+def spend(tx: Transaction, limits: Sequence[Limit], claim: Claim, cost: float) -> None:
     """Count what a claim is to cost."""
-    _count(tx.costs, limits, cost)
+    tx.reserved[claim] = tuple(limit.id for limit in limits if limit.cost_rate is not None)
+    for limit_id in tx.reserved[claim]:
+        tx.costs[limit_id] = tx.costs.get(limit_id, 0.0) + cost
 
 
-def _count(costs: dict[int, float], limits: Sequence[Limit], cost: float) -> None:
-    for limit in limits:
-        if limit.cost_rate is not None:
-            costs[limit.id] = costs.get(limit.id, 0.0) + cost
-
-
-def settle(tx: Transaction, limits: Sequence[Limit], task: Costly, cost: float | None) -> None:
-    """An attempt has ended that cost so much: the difference to its estimate is taken, or given back."""
+def settle(tx: Transaction, limits: Sequence[Limit], task: Claimed, cost: float | None) -> None:
+    """An attempt has ended that cost so much: the difference to its estimate is taken, or given back. None: what was
+    reserved stays taken."""
+    claim = (task.seq, task.attempt)
     if cost is not None:
-        _count(tx.settled, limits, cost - estimate(task))
+        _correct(tx, limits, claim, cost - estimate(task))
+    tx.reserved[claim] = ()
 
 
-def give_back(tx: Transaction, limits: Sequence[Limit], seq: int) -> None:
+def give_back(tx: Transaction, limits: Sequence[Limit], claim: Claim) -> None:
     """An attempt that never began is held no more."""
     if are_counted(limits):
-        _count(tx.settled, limits, -estimates(tx, [seq]).get(seq, UNSAID))
+        seq, _ = claim
+        _correct(tx, limits, claim, -estimates(tx, [seq]).get(seq, UNSAID))
+    tx.reserved[claim] = ()
+
+
+def _correct(tx: Transaction, limits: Sequence[Limit], claim: Claim, cost: float) -> None:
+    """Count what more, or less, a claim costs than was reserved: for limits that have reserved something."""
+    reserved = tx.memory.limits.reserved.get(claim, ())
+    for limit in limits:
+        if limit.cost_rate is not None and limit.id in reserved:
+            tx.settled[limit.id] = tx.settled.get(limit.id, 0.0) + cost
 
 
 def write(tx: Transaction) -> None:

@@ -284,7 +284,7 @@ class _Entry:
             if door.limited:
                 limits.spend(tx, door.limited, (self._seq, 1))
                 if door.counts_cost:
-                    costs.spend(tx, door.limited, costs.estimate(task))
+                    costs.spend(tx, door.limited, (self._seq, 1), costs.estimate(task))
             tx.claims.append(claim_of(task, self._seq, rank, owner, now))
             self._row(task, door, rank, CLAIMED, None, attempt=1, owner=owner)
         else:

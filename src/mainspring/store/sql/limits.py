@@ -13,7 +13,7 @@ when it lets the next one. So it is with what tasks cost (`costs.py`).
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -62,6 +62,7 @@ class Limits:
         self._rates: dict[int, Rate] = {}  # by limit
         self._took: dict[int, dict[Claim, tuple[Rate, int]]] = {}  # the same: which, and when full, by claim of ours
         self.cost_rates: dict[int, CostRate] = {}  # the same
+        self.reserved: dict[Claim, tuple[int, ...]] = {}  # the limits that have reserved costs, by claim of ours
         self.saved_for: dict[int, tuple[float, Place]] = {}  # how much is to be there for which task, by limit
         self.weights: dict[int, float] = {}  # of shares, which have the number of their limit,
         self._shares: dict[tuple[str, str], int] = {}  # and that by namespace and group
@@ -99,6 +100,21 @@ class Limits:
         """Return how much is not filled up yet of what a claim took: nothing where it was of another rate."""
         rate, full_us = self._took.get(limit.id, {}).get(claim, (None, 0))
         return 0 if rate is None or rate != limit.rate else rate.rest_us(full_us, now_us)
+
+    def take_over(
+        self, reserved: Mapping[Claim, tuple[int, ...]], lost: Iterable[Claim], held: Container[Claim] | None
+    ) -> None:  # fmt: skip
+        """Remember for which claims costs are reserved now. Of those from before only the ones `held` are ours, where
+        that is known, and not those that were lost."""
+        if held is not None:
+            self.reserved = {claim: by for claim, by in self.reserved.items() if claim in held}
+        for claim in lost:
+            self.reserved.pop(claim, None)
+        for claim, by in reserved.items():
+            if by:
+                self.reserved[claim] = by
+            else:
+                self.reserved.pop(claim, None)
 
     def goes_by(self, limit_id: int, place: Place) -> bool:
         """Whether a task there need not wait until there is enough for the one that is saved up for."""

@@ -84,7 +84,7 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
         tx.let_go(class_id)
         tx.count(class_id, 0, -n)
         tx.count(class_id, completed, n)
-    if tx.memory.limits.cost_rates:
+    if tx.memory.limits.reserved:
         for f in plain:
             tx.settle(f.claim, f.usage.cost)
     tx.ended += [Ended(f.claim.id, completed, f.output, f.flags, None) for f in plain]

@@ -99,6 +99,7 @@ class Transaction(ABC):
         "places",
         "put_off",
         "ready",
+        "reserved",
         "sets_limits",
         "settled",
         "spent",
@@ -130,6 +131,7 @@ class Transaction(ABC):
         self.budgets: dict[int, float] = {}  # what is left of cost rates, by limit, less what it takes
         self.costs: dict[int, float] = {}  # what was spent of these,
         self.settled: dict[int, float] = {}  # and before that settled or given back
+        self.reserved: dict[Claim, tuple[int, ...]] = {}  # by which limits for which claims; none: what was is settled
         self.put_off: set[int] = set()  # classes that another process claims for now
         self.sets_limits = False
         self.ready = Woken()  # classes in which it makes tasks ready, or better ones
@@ -177,6 +179,7 @@ class Transaction(ABC):
         self.budgets = part.budgets
         self.costs = part.costs
         self.settled = part.settled
+        self.reserved |= part.reserved
         self.put_off |= part.put_off
         self.sets_limits = self.sets_limits or part.sets_limits
         self.ready = part.ready
@@ -294,12 +297,13 @@ class Transaction(ABC):
 
     def let_go(self, class_id: int, unbegun: Claim | None = None) -> None:
         """Note that a task of the class is held no more. A claim that has not begun counts for no rate."""
-        if self.memory.limits:
+        known = self.memory.limits
+        if known:
             self.freed.add(class_id)
-            if unbegun is not None:
-                limited = self.memory.limits.of(self.class_key(class_id))
-                limits.give_back(self, limited, unbegun)
-                costs.give_back(self, limited, unbegun[0])
+        if unbegun is not None and (known or known.reserved):
+            limited = known.of(self.class_key(class_id))
+            limits.give_back(self, limited, unbegun)
+            costs.give_back(self, limited, unbegun)
 
     def fall_out(self, class_id: int) -> None:
         """Note that a waiting task of the class has ended: what its group saves up may have been for this one."""
@@ -308,7 +312,7 @@ class Transaction(ABC):
 
     def settle(self, claim: Claimed, cost: float | None) -> None:
         """Note what an attempt has cost its group; None: what was reserved for it stays taken."""
-        if cost is not None and self.memory.limits.cost_rates:
+        if self.memory.limits.reserved:
             costs.settle(self, self.memory.limits.of(claim.class_key), claim, cost)
 
     def forget_places(self, limit_id: int) -> None:
@@ -347,6 +351,9 @@ class Transaction(ABC):
             memory.class_keys[class_id] = key
         for took in self.took:
             memory.limits.took(*took, self.now_ms * 1_000)
+        if self.reserved or memory.limits.reserved:
+            lost = [(finish.claim.seq, finish.claim.attempt) for finish in self.lost]
+            memory.limits.take_over(self.reserved, lost, None if self.held is None else self.held[1])
         for name, n in self.taken.items():
             lane = memory.lanes.get(name)
             if lane is not None:  # serving may have stopped meanwhile
