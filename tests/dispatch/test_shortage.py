@@ -13,7 +13,9 @@ from tests.engine.support import SOON, engine_on, until, value
 
 from mainspring import Engine, ProcessingFailed, ResourceLimitExceeded, Resources, TaskHandle, TaskStatus
 from mainspring.children.measure import own_peak_bytes
+from mainspring.environment import Environment
 from mainspring.execution.shortage import Kills
+from mainspring.resources.cgroup import Cgroup
 
 pytestmark = pytest.mark.anyio
 MIB = 1 << 20
@@ -26,8 +28,24 @@ class Counted(Kills):
         super().__init__()
         self.killed = killed
 
-    def has_one(self) -> bool:
+    def has_one(self, before: int | None) -> bool:
         return self.killed
+
+
+class Group(Cgroup):
+    """Counts what the test says that the kernel has killed."""
+
+    killed = 0
+
+    def oom_kills(self) -> int:
+        return self.killed
+
+
+class Later(Environment):
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 def starving(engine: Engine, killed: bool = True, **options: Any) -> Callable[..., Any]:
@@ -154,6 +172,43 @@ async def test_a_kill_by_anybody_else(tmp_path: Path) -> None:
         assert error.type == "ProcessingFailed"
         assert "was killed by SIGKILL; its peak memory was" in error.message
         assert reserved(engine, handle) == 0
+
+
+async def test_a_kill_of_the_system_before_it_began(tmp_path: Path) -> None:
+    """The system may have killed others for memory since the worker began: who is killed by somebody later was not."""
+    folder = tmp_path / "tries"
+    folder.mkdir()
+    let_go(folder)
+    group, later = Group(), Later()
+    async with engine_on(tmp_path / "work.db") as engine:
+        starve = starving(engine)
+        runner: Any = engine.executor.runner("process")
+        runner._kills = kills = Kills(group, env=later)
+        assert kills.so_far() == 0
+        group.killed += 1
+        later.now += 2
+        handle = await engine.submit(starve, str(folder), 1, more())
+        assert await value(handle) == 1
+        error = (await handle.info()).attempts[0].error
+        assert error is not None
+        assert error.type == "ProcessingFailed"
+
+
+def test_each_kill_of_the_system_is_told_once() -> None:
+    """To one that had begun before, whoever is heard of first."""
+    group, later = Group(), Later()
+    kills = Kills(group, env=later)
+    group.killed = 5
+    long, early = kills.so_far(), kills.so_far()
+    group.killed = 6
+    assert kills.so_far() == 5, "nobody reads it for each"
+    later.now += 1
+    late = kills.so_far()
+    assert (early, late) == (5, 6)
+    group.killed = 7
+    assert [kills.has_one(before) for before in (late, early, long, late)] == [True, True, False, False]
+    group.killed = 8
+    assert [kills.has_one(before) for before in (8, None, long, late)] == [False, False, True, False]
 
 
 async def test_a_limit_of_the_child_itself(tmp_path: Path) -> None:

@@ -82,6 +82,7 @@ class Attempt(msgspec.Struct, eq=False):
     patience: asyncio.TimerHandle | None = None  # how long that may take
     too_slow: bool = False  # it took longer
     started_s: float | None = None
+    oom_kills: int | None = None  # that there had been when it was sent
     killed: bool = False  # by us
     indexes: dict[Key, int] | None = None  # of its works, made when another than the first is named
     call: Call | None = None  # that it is for, or for a half of
@@ -134,9 +135,12 @@ End: TypeAlias = Report | BatchReport | Died | None
 class Desk:
     """A child, and what it has to do."""
 
-    __slots__ = ("attempts", "child", "cpu_s", "leaves", "patience", "ready", "resident_bytes", "tasks", "tickets")
+    __slots__ = (
+        "attempts", "child", "cpu_s", "leaves", "oom_kills", "patience", "ready", "resident_bytes", "tasks", "tickets",
+    )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, oom_kills: int | None = None) -> None:
+        self.oom_kills = oom_kills  # that there had been when it was made, or got its last attempt
         self.child: Child | None = None  # None until it is spawned
         self.tickets = Issuer()
         self.ready = False
@@ -151,6 +155,11 @@ class Desk:
     def is_killed(self) -> bool:
         """Whether we have killed it, for the attempt that it runs."""
         return bool(self.attempts) and (self.attempts[0].killed or self.attempts[0].too_slow)
+
+    @property
+    def oom_kills_before(self) -> int | None:
+        """How many there had been before what it does now."""
+        return self.attempts[0].oom_kills if self.attempts else self.oom_kills
 
     def send(self, frame: ToChild) -> None:
         if self.child is not None:

@@ -92,7 +92,7 @@ class ProcessRunner:
         self._look: asyncio.TimerHandle | None = None  # for attempts that take long, while something waits behind one
         self._wanted = 0  # children, the spare one included
         self._spawner = Spawner()
-        self._kills = Kills()
+        self._kills = Kills(env=environment)
         self._closing = False
         for handler in handlers.values():
             self.add(handler)
@@ -236,7 +236,7 @@ class ProcessRunner:
         self._wanted = max(self._wanted, demand + 1)  # and never fewer again: what was needed once is soon needed again
         while len(self._desks) < self._wanted and not self._closing:
             try:
-                desk = Desk()
+                desk = Desk(self._kills.so_far())
             except OSError as exc:  # no descriptor is left
                 self._start_failed(f"could not be started: {exc}")
                 return
@@ -266,6 +266,7 @@ class ProcessRunner:
     def _give(self, attempt: Attempt, desk: Desk) -> bool:
         """Send it to its child; returns whether that could be: else it is over."""
         attempt.ticket = desk.tickets.issue()  # before its frame: what comes without one was taken back
+        attempt.oom_kills = desk.oom_kills = self._kills.so_far()
         attempt.desk = desk
         desk.attempts.append(attempt)
         desk.tasks += 1
@@ -486,7 +487,7 @@ class ProcessRunner:
         if desk.patience is not None:
             desk.patience.cancel()
         desk.tickets.close()
-        shortage = None if desk.is_killed else self._kills.after(exit.signal)
+        shortage = None if desk.is_killed else self._kills.after(exit.signal, desk.oom_kills_before)
         if desk.attempts:
             attempt, limit_s = desk.attempts.popleft(), self._config.child_start_timeout_s
             self._settle(attempt, death(desk, attempt, exit, limit_s, self._environment, shortage))

@@ -8,6 +8,7 @@ from signal import SIGKILL
 
 import msgspec
 
+from mainspring.environment import SYSTEM, Environment
 from mainspring.execution.base import Report
 from mainspring.resources.cgroup import Cgroup
 from mainspring.resources.monitor import machine
@@ -16,6 +17,8 @@ KILLED = "ResourceLimitExceeded"
 """The type of the error of an attempt whose child the system killed for memory."""
 REFUSED = "MemoryError"
 """The same of one that got no more memory, and lived to say so."""
+_FRESH_S = 1.0
+"""So old may be what is known of the count when an attempt begins: files are not read for each."""
 _LIMITS = {"RLIMIT_AS": resource.RLIMIT_AS, "RLIMIT_DATA": resource.RLIMIT_DATA}
 
 
@@ -23,26 +26,44 @@ class Kills:
     """The kernel's count of processes that it has killed for memory, in this control group or else on this machine.
 
     One that the kernel kills says nothing, and SIGKILL may come from anybody: only this count tells. It counts others
-    of the same group too; hence it is looked at only when a child was killed, and not by us.
+    of the same group too; hence it is looked at only when a child was killed, and not by us, and only what was counted
+    since that one began is meant.
     """
 
-    def __init__(self, cgroup: Cgroup | None = None, vmstat: Path = Path("/proc/vmstat")) -> None:
+    def __init__(
+        self, cgroup: Cgroup | None = None, vmstat: Path = Path("/proc/vmstat"), env: Environment = SYSTEM
+    ) -> None:
         self._cgroup = cgroup or Cgroup()
         self._vmstat = vmstat
-        self._seen = self._count()
+        self._env = env
+        self._told: set[int] = set()  # which of them
+        self._known: int | None = None  # how many there were,
+        self._looked_at = float("-inf")  # then
 
-    def after(self, signal: int | None) -> str | None:
-        """Return what there was to be had, where a child that has ended by this signal ended for want of it."""
-        return self.limit() if signal == SIGKILL and self.has_one() else None
+    def so_far(self) -> int | None:
+        """Return how many there have been, for who begins now: as of a moment ago. None where that can't be seen."""
+        now = self._env.monotonic()
+        if now - self._looked_at >= _FRESH_S:
+            self._known, self._looked_at = self._count(), now
+        return self._known
 
-    def has_one(self) -> bool:
-        """Whether there is one that was not told of before; it is told of now."""
+    def after(self, signal: int | None, before: int | None) -> str | None:
+        """Return what there was to be had, where a child that has ended by this signal ended for want of it.
+
+        Args:
+            before: how many there had been when it began.
+        """
+        return self.limit() if signal == SIGKILL and self.has_one(before) else None
+
+    def has_one(self, before: int | None) -> bool:
+        """Whether there is one more that was not told of yet; it is told of now."""
         count = self._count()
-        if self._seen is None:
-            self._seen = count
-        if count is None or self._seen is None or count <= self._seen:
+        if count is None or before is None:
             return False
-        self._seen += 1
+        one = next((n for n in range(before, count) if n not in self._told), None)
+        if one is None:
+            return False
+        self._told.add(one)
         return True
 
     def limit(self) -> str:
