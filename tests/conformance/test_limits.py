@@ -591,6 +591,16 @@ async def test_who_had_nothing_to_do_has_no_credit(store: Any, port: Port) -> No
     assert Counter(groups(await one_by_one(port, 20))) == {"a": 10, "b": 10}
 
 
+async def test_a_new_weight_holds_from_the_next_turn_on(store: Any, port: Port) -> None:
+    """A share that had a tiny weight at its last turn waits for one turn of its new one, not of that."""
+    await store.share(group="a", weight=0.001)
+    await store.share(group="b", weight=1.0)
+    await submit(store, *(new(group=group) for _ in range(30) for group in "ab"))
+    assert "a" in groups(await one_by_one(port, 2))
+    await store.share(group="a", weight=1.0)
+    assert groups(await one_by_one(port, 20)).count("a") in (9, 10, 11)
+
+
 async def test_a_share_is_taken_away(factory: Factory, store: Any, port: Port) -> None:
     """Then all is one order again; limits of the group stay as they are."""
     await store.limit("a", concurrency=5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, ItemsView, Iterable, Iterator, Mapping, Sized
 from heapq import heapify, heappop, heappush
 from typing import Final, Protocol
 
@@ -197,11 +197,13 @@ class Shared:
     def part(self, share: int) -> Ready:
         return self._parts[share]
 
-    def turns(self) -> list[tuple[float, int]]:
-        """Return the shares that have something ready, each with its time, as a heap."""
+    def turns(self, weight_of: Callable[[int], float]) -> list[tuple[float, int]]:
+        """Return the shares that have something ready, each with its time, as a heap. By its weight as it is now nobody
+        waits for more than a turn of its own."""
         for share in [share for share, part in self._parts.items() if not part]:
             del self._parts[share]
-        turns = [(max(self._times.get(share, 0.0), self._now), share) for share in self._parts]
+        now, times = self._now, self._times
+        turns = [(min(max(times.get(share, 0.0), now), now + 1 / weight_of(share)), share) for share in self._parts]
         heapify(turns)
         return turns
 
@@ -212,5 +214,5 @@ class Shared:
         """
         at, share = turn
         self._now = at + max(0, n - 1) / weight
-        self._times[share] = at + n / weight
+        self._times[share] = self._now + min(n, 1) / weight
         return self._times[share], share

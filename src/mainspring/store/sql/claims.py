@@ -112,7 +112,7 @@ def next_ms(tx: Transaction) -> int | None:
 
 
 def _claim_for(tx: Transaction, lane: Lane, room: int) -> None:
-    turns = lane.ready.turns()
+    turns = lane.ready.turns(tx.memory.limits.weight_of)
     if len(turns) > 1:
         _claim_by_turns(tx, lane, turns, room)
     else:
