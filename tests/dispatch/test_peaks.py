@@ -10,6 +10,7 @@ from tests.engine import process_work
 from tests.engine.support import engine_on, until
 
 from mainspring.dispatch.peaks import Peaks
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, Claimed
 
 pytestmark = pytest.mark.anyio
 MIB = 1 << 20
@@ -31,6 +32,43 @@ def test_what_is_expected() -> None:
         peaks.add("a", 100, 10, large=100)
     assert peaks.of("a", 100) == 0
     assert peaks.types == {"a"}
+    peaks.add("a", 1_000, 10, large=100)
+    assert [peaks.of("a", size) for size in (1_000, 5_000, 10_000)] == [0, 0, 900], "also where smaller ones are large"
+    for _ in range(100):
+        peaks.add("a", 10_000, 10, large=100)
+    assert (peaks.types, peaks._peaks) == (set(), {})
+
+
+def test_small_ones_of_a_large_type_are_not_touched() -> None:
+    """Once a size was seen to be small nothing is expected of it, though smaller inputs need much; unknown sizes are
+    known by themselves."""
+    peaks = Peaks()
+    peaks.add("a", 0, 3_000, large=1_000)
+    assert [peaks.of("a", size) for size in (0, 500, None)] == [3_000, 3_000, 0]
+    peaks.add("a", 500, 10, large=1_000)
+    assert [peaks.of("a", size) for size in (0, 500, 50_000, None)] == [3_000, 0, 0, 0]
+    peaks.add("a", None, 2_000, large=1_000)
+    assert [peaks.of("a", size) for size in (0, 500, None)] == [3_000, 0, 2_000]
+    peaks.add("a", 500, 5_000, large=1_000)
+    assert [peaks.of("a", size) for size in (0, 500, None)] == [3_000, 5_000, 2_000]
+
+
+@pytest.mark.parametrize("flag", [BLOB_INPUT, HAS_REFS])
+async def test_an_input_that_is_not_there_yet_says_nothing_of_small_ones(flag: int) -> None:
+    """What one in a blob, or with other tasks' results, needs is expected of its like alone."""
+    async with engine_on(memory_capacity=600 * MIB) as engine:
+        engine.task(lane="process")(process_work.fill)
+        reservations = engine.manager.reservations
+
+        def claim(flags: int, size: int) -> Claimed:
+            return Claimed(bytes(16), 1, "custom:fill", bytes(size), flags=flags)
+
+        reservations.serve()
+        reservations.learn(claim(flag, 64), 500 * MIB)
+        assert [reservations.need(claim(0, size), "process") for size in (0, 64, 60_000)] == [None] * 3
+        need = reservations.need(claim(flag, 64), "process")
+        assert need is not None
+        assert need["memory"] > 0
 
 
 def test_few_are_kept() -> None:

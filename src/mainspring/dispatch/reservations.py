@@ -40,6 +40,7 @@ _STEP_BACK_S = 0.05
 _MOST_SHORT = 3
 """So many attempts may be short of memory; nothing runs beside the last one."""
 _ALL_BUT_SLACK = 0.9  # what others use goes up and down a little
+_IN_BLOB = 1 << 62  # bytes, more than any that are not
 _LAST = (1 << 63, 0)  # a place behind all others
 
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
@@ -516,6 +517,9 @@ def _has_room(desk: Desk) -> bool:
     return len(desk.parked) <= _MOST_PARKED // 2
 
 
-def _input_bytes(claim: Claimed) -> int:
-    """Return the size of an input, where it is known before that is in its place."""
-    return 0 if claim.flags & (BLOB_INPUT | HAS_REFS) else len(claim.input)
+def _input_bytes(claim: Claimed) -> int | None:
+    """Return the size of an input as far as it is known before that is in its place: not that of parents' results, and
+    of what is in a blob that it is larger than all that is not."""
+    if claim.flags & BLOB_INPUT:
+        return _IN_BLOB
+    return None if claim.flags & HAS_REFS else len(claim.input)
