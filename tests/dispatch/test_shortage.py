@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from tests.engine.support import SOON, engine_on, until, value
 
 from mainspring import Engine, ProcessingFailed, ResourceLimitExceeded, Resources, TaskHandle, TaskStatus
 from mainspring.children.measure import own_peak_bytes
+from mainspring.dispatch import course
 from mainspring.environment import Environment
 from mainspring.execution.shortage import Kills
 from mainspring.resources.cgroup import Cgroup
+from mainspring.store.base import RESERVES
 
 pytestmark = pytest.mark.anyio
 MIB = 1 << 20
@@ -143,6 +146,44 @@ async def test_then_it_runs_alone_also_in_another_life(tmp_path: Path) -> None:
         await engine.gather(beside)
         assert ran == [1]
         assert (await outcomes(engine.handle(handle.id)))[-3:] == ["crashed", "crashed", "completed"]
+
+
+async def test_who_waits_to_run_alone_too_is_no_company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that may have killed its process, and waits for quiet within this one, lets the last try go before it, though
+    both hear of the quiet at once."""
+    monkeypatch.setattr(course, "is_suspect", lambda claim: claim.task_type == "custom:suspect")
+    monkeypatch.setattr(course, "SHORT", RESERVES)  # whatever says with the task what it needs
+    began: list[str] = []
+    free = asyncio.Event()
+    async with engine_on(tmp_path / "work.db") as engine:
+        reservations = engine.manager.reservations
+        monkeypatch.setattr(reservations, "raised", lambda need, tries, lane: (need, True))
+        line = engine.task(lane="process")(process_work.line)
+
+        @engine.task
+        async def before() -> None:
+            began.append("before")
+            await free.wait()
+
+        @engine.task(resources=Resources(cpu=0, memory=1))
+        async def suspect() -> None:
+            began.append("suspect")
+
+        running = await engine.submit(before)
+        await until(lambda: began == ["before"])
+        desks = engine.manager._desks
+        waiting = await engine.submit(suspect)
+        await until(lambda: bool(desks["async"]._waiting))
+        last = await engine.submit(line, str(tmp_path / "long"), resources=Resources(cpu=0, memory=1))
+        await until(lambda: bool(desks["process"]._waiting))
+        free.set()
+        await value(running)
+        await until((tmp_path / "order").exists)
+        assert began == ["before"]
+        (tmp_path / "go").touch()
+        await value(last)
+        await value(waiting)
+        assert began == ["before", "suspect"]
 
 
 async def test_then_it_fails_and_says_so(tmp_path: Path) -> None:

@@ -242,6 +242,8 @@ class Course:
             return await self._ran(attempt, self._executor.child_runner(attempt.claim.task_type))
         with self.reservations.alone(attempt.claim, "was running when its process died", inside=True):
             async with self._alone:
+                if not attempt.is_last:  # else it is this one that must have no company
+                    await self._any.wait()
                 return await self._ran(attempt, attempt.desk.runner())
 
     async def _ran(self, attempt: Attempt, runner: Runner) -> bool:
