@@ -10,6 +10,7 @@ import pytest
 from tests.conformance.kit import OTHER, WORK, Factory, Port, error, new, opened, submit
 
 from mainspring.store.base import RELEASED, RESERVES, RETRY, SHORT, NewTask, Spec
+from mainspring.store.ready import ANYWHERE
 from mainspring.store.sql import caretaker, weighing
 from mainspring.tasks import Resources, TaskId
 from mainspring.tasks.needs import NOTHING, Passes
@@ -52,13 +53,43 @@ async def test_withheld_types_are_not_claimed(store: Any, port: Port) -> None:
     """Neither those that are stored already nor new ones; others are, whatever stands before them."""
     (first,) = await submit(store, new())
     lane = port.lanes["async"]
-    lane.withheld = frozenset({WORK})
+    lane.withheld = {WORK: ANYWHERE}
     (second,) = await submit(store, new(type=OTHER))
     assert [claim.id for claim in await port.room(10)] == [second]
     (third,) = await submit(store, new())
-    lane.withheld = frozenset()
+    lane.withheld = {}
     store.look_anew()
     await port.until(lambda: {first, third} <= port.held.keys())
+
+
+@pytest.mark.parametrize("is_weighed", [False, True])
+async def test_of_withheld_types_what_goes_first_is_claimed(
+    factory: Factory, store: Any, port: Port, is_weighed: bool
+) -> None:
+    """All that goes before the place that is set for the type, and nothing behind it; that is left for others."""
+    lane = port.lanes["async"]
+    if is_weighed:
+        pass_over(store, port, TWO)
+    held = await submit(store, new(priority=2), new(priority=1))
+    claims = await port.room(2)
+    assert [claim.id for claim in claims] == held
+    last = claims[1]
+    lane.withheld = {WORK: (last.rank, last.seq)}
+    first = await submit(store, *(new(priority=2) for _ in range(3)))
+    behind = await submit(store, *(new(priority=1) for _ in range(3)), *(new(priority=0) for _ in range(3)))
+    best = await submit(store, new(priority=3), new(priority=0, type=OTHER))
+    assert [claim.id for claim in await port.room(2)] == [best[0], first[0]]
+    assert [claim.id for claim in await port.room(20)] == [*first[1:], best[1]]
+    async with opened(factory.make()) as other:
+        third = Port(other, 0, WORK)
+        await third.serve()
+        assert [claim.id for claim in await third.room(7)] == behind
+        low, high = await submit(store, new(priority=0), new(priority=3))
+        await port.until(lambda: high in port.held)
+        await third.until(lambda: low in third.held)  # it is told of what is left
+    lane.withheld = {}
+    store.look_anew()
+    await port.until(lambda: {*behind, low} <= port.held.keys())
 
 
 @pytest.mark.parametrize("priority", [1, 2])

@@ -169,6 +169,39 @@ async def test_a_flood_of_what_does_not_fit(tmp_path: Path) -> None:
         assert (hall.entered, hall.most, len(parked)) == (301, 1, 0)
 
 
+def test_who_goes_first_is_looked_at_also_where_many_wait(stage: Stage, tmp_path: Path) -> None:
+    """As many wait at the desk as it looks past: whoever is urgent comes after them and begins before them, in the one
+    order, and so do many of them."""
+    ran: list[str] = []
+    config = EngineConfig(manager=quick(custom_capacity={"seat": 1}).manager)
+    engine = SimulatedEngine(stage, tmp_path / "work.db", config)
+
+    @engine.task(resources=ONE)
+    async def visit(who: str) -> None:
+        ran.append(who)
+        await asyncio.sleep(1)
+
+    async def play() -> None:
+        await engine.start()
+        low = [await engine.submit(visit, "low", priority=TaskPriority.LOW) for _ in range(40)]
+        await asyncio.sleep(0.5)
+        parked = engine.manager._desks["async"].parked
+        assert (ran, len(parked)) == (["low"], 16)
+        urgent = [await engine.submit(visit, f"{n}", priority=TaskPriority.CRITICAL) for n in range(20)]
+        await asyncio.sleep(0.1)
+        assert len(parked) == 16
+        assert "It waits for resources: it needs 1 seat and 0 seat is free" in await urgent[0].explain()
+        for behind in (urgent[-1], low[1]):
+            assert "takes no more of its type: 16 tasks that go first wait there" in await behind.explain()
+        await engine.run_until_idle()
+        assert ran == ["low", *map(str, range(20)), *["low"] * 39]
+        for handle in (*low, *urgent):
+            info = await handle.info()
+            assert (info.status, info.task.retry_count, len(info.attempts)) == (TaskStatus.COMPLETED, 0, 1)
+
+    stage.run(play())
+
+
 async def test_what_waits_can_be_taken_back(tmp_path: Path) -> None:
     """A cancel, a deadline, a pause and a drain reach it; nothing stays reserved."""
     hall = Hall()

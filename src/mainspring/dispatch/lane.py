@@ -43,7 +43,7 @@ class Ports:
 
     @property
     def types(self) -> frozenset[str]:
-        return frozenset().union(*(port.types - port.withheld for port in self._desk.ports if port.room() > 0))
+        return frozenset().union(*(port.types - port.withheld.keys() for port in self._desk.ports if port.room() > 0))
 
     @property
     def passes(self) -> Passes:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from mainspring.store.base import BLOB_INPUT, HAS_REFS, Claimed
+
 _MOST_KEPT = 1_000
+_IN_BLOB = 1 << 62  # bytes, more than any that are not
 _FALLS_BY = 8
 """A smaller peak lowers what is expected by this part of the difference; a larger one raises it at once."""
 
@@ -49,6 +52,14 @@ class Peaks:
     @property
     def types(self) -> set[str]:
         return {kind for (kind, _), much in self._peaks.items() if much}
+
+
+def input_bytes(claim: Claimed) -> int | None:
+    """Return the size of an input as far as it is known before that is in its place: not that of parents' results, and
+    of what is in a blob that it is larger than all that is not."""
+    if claim.flags & BLOB_INPUT:
+        return _IN_BLOB
+    return None if claim.flags & HAS_REFS else len(claim.input)
 
 
 def _size(input_bytes: int | None) -> int | None:

@@ -19,28 +19,24 @@ from mainspring.config import RESOURCE_KINDS, TaskManagerConfig
 from mainspring.dispatch.desk import Desk, place
 from mainspring.dispatch.highwater import HighWater
 from mainspring.dispatch.parts import Reach
-from mainspring.dispatch.peaks import Peaks
+from mainspring.dispatch.peaks import Peaks, input_bytes
+from mainspring.dispatch.withholding import Withholding
 from mainspring.environment import Environment
 from mainspring.execution.executor import TaskExecutor
 from mainspring.execution.shortage import KILLED, REFUSED
 from mainspring.processors.base import Lane as LaneName
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage, machine, resident_bytes
-from mainspring.store.base import BLOB_INPUT, HAS_REFS, RESERVES, Claimed, Spec, Store
+from mainspring.store.base import RESERVES, Claimed, Spec, Store
 from mainspring.tasks import Attempt, Resources, TaskId
 from mainspring.tasks.needs import CHILD, CLOSE, NOTHING, Need, Passes, Short, amount, at_most, need_of, too_much
 
 PATIENCE_S = 5.0
 _TELL_S = 0.25
-_MOST_PARKED = 16
-"""Claims that a desk looks past; then it takes no more tasks of their types until some of these have begun."""
 _INSIDE = ("async", "thread")
 """Lanes that run within this process."""
-_STEP_BACK_S = 0.05
-"""For how long at least no more of a type is taken after some were given away: whoever asked is on its way."""
 _MOST_SHORT = 3
 """So many attempts may be short of memory; nothing runs beside the last one."""
 _ALL_BUT_SLACK = 0.9  # what others use goes up and down a little
-_IN_BLOB = 1 << 62  # bytes, more than any that are not
 _LAST = (1 << 63, 0)  # a place behind all others
 
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
@@ -99,8 +95,7 @@ class Reservations:
         self._inside: set[bytes] = set()  # of those, what runs within this process
         self._used: dict[str, float] = {}
         self._waiting: dict[bytes, _Waiting] = {}  # by the first claim
-        self._withheld: dict[Desk, set[str]] = {}  # types
-        self._steps_back: dict[Desk, float] = {}  # gave some away: withheld until then, monotonic seconds
+        self._withheld = Withholding(store, env)
         self._passing: list[Desk] = []  # they pass over tasks that need more
         self._has: dict[str, float] = {}  # than there was in all when this was last judged
         self._at_rest: int | None = None  # resident bytes of this process when nothing was reserved within it
@@ -148,7 +143,7 @@ class Reservations:
             need = at_most(need, self.capacity("cpu"))
         if lane != "process" or claim.task_type not in self._learned or (need is not None and "memory" in need):
             return need
-        expected = self._peaks.of(claim.task_type, _input_bytes(claim))
+        expected = self._peaks.of(claim.task_type, input_bytes(claim))
         # Where nothing else is reserved it goes with what there is: it was not asked to wait for strangers.
         most = self.capacity("memory") if self._held else max(0.0, self.free("memory"))
         return {**(need or {}), "memory": min(expected, most), CHILD: 1.0} if expected else need
@@ -156,7 +151,7 @@ class Reservations:
     def learn(self, claim: Claimed, used: int) -> None:
         """Note the peak of an attempt in a child: the next ones of its like reserve as much where nothing is said."""
         if used >= self._large or claim.task_type in self._learned:
-            self._peaks.add(claim.task_type, _input_bytes(claim), used, self._large)
+            self._peaks.add(claim.task_type, input_bytes(claim), used, self._large)
             self._learned = self._peaks.types
             self.types = self._declared | self._learned
 
@@ -200,10 +195,7 @@ class Reservations:
         if any(one.is_for_ever for one in short):
             self._pass_over(desk, first.task_type)
             self._hand_back(desk, list(claims))
-        elif len(desk.parked) + len(claims) > max(_MOST_PARKED, len(claims)):
-            self._withhold(desk, first.task_type)
-            self._hand_back(desk, list(claims))
-        else:
+        elif self._has_place(desk, claims):
             self._waiting[first.id] = _Waiting(desk, claims, need, since)
             for claim in claims:
                 desk.park(claim)
@@ -355,29 +347,24 @@ class Reservations:
             for kind, much in waiting.need.items():
                 coming[kind] = coming.get(kind, 0.0) + much
             self._come(waiting.desk, claims)
-        self._lift()
+        self._withheld.lift()
+
+    def _has_place(self, desk: Desk, claims: Sequence[Claimed]) -> bool:
+        """Whether a call may wait at its desk: where many do, others are handed back for that which stand behind it."""
+        parked = [one.parked() for one in self._waiting.values() if one.desk is desk]
+        goes = self._withheld.make_room(desk, claims, filter(None, parked))
+        for call in goes:
+            if call is claims:
+                self._hand_back(desk, list(call))
+            else:
+                self._withdraw(desk, list(call))
+        return all(call is not claims for call in goes)
 
     def _come(self, desk: Desk, claims: Sequence[Claimed]) -> None:
         if claims:
             for claim in claims:
                 desk.unpark(claim)
             desk.put_again(list(claims))
-
-    def _withhold(self, desk: Desk, kind: str) -> None:
-        types = self._withheld.setdefault(desk, set())
-        types.add(kind)
-        desk.port.withheld = frozenset(types)
-
-    def _lift(self) -> None:
-        """Take tasks of withheld types again where there is room for them at the desk."""
-        now = self._env.monotonic()
-        roomy = [desk for desk in self._withheld if _has_room(desk) and self._steps_back.get(desk, now) <= now]
-        for desk in roomy:
-            desk.port.withheld = frozenset()
-            del self._withheld[desk]
-            self._steps_back.pop(desk, None)
-        if roomy:
-            self._store.look_anew()
 
     # Between processes
 
@@ -393,8 +380,7 @@ class Reservations:
         calls = [(desk, call) for desk, call in calls if call and all(map(is_wanted, call))]
         calls.sort(key=lambda one: place(one[1][0]))
         for desk, call in calls[len(calls) // 2 :]:
-            self._withhold(desk, call[0].task_type)  # first: the commit that releases them looks for room
-            self._steps_back[desk] = self._env.monotonic() + _STEP_BACK_S
+            self._withheld.step_back(desk, call[0].task_type)  # first: the commit that releases them looks for room
             desk.given += len(call)
             self._withdraw(desk, call)
 
@@ -487,15 +473,13 @@ class Reservations:
             if parked and (short := self._short(waiting.need, place(first), first.id)):
                 why = "; ".join(map(str, short))
                 waits.update({str(TaskId(claim.id)): why for claim in parked})
-        full = [desk for desk in self._withheld if not _has_room(desk)]
-        withheld = {kind: len(desk.parked) for desk in full for kind in self._withheld[desk]}
         passed = {kind: need for desk in self._passing for kind, need in desk.port.passing.passes.types.items()}
         state: dict[str, Any] = {
             "closed": self._high_water.why,
             "alone": self._who_is_alone(),
             "stops": self._stops,
             "waits": waits,
-            "withheld": withheld,
+            "withheld": self._withheld.told(),
         }
         if passed:
             state["passes"] = Passes(self._has, passed)
@@ -510,16 +494,3 @@ class Reservations:
 
 def _fits(need: Need, there_is: Need) -> bool:
     return all(much <= there_is.get(kind, 0.0) + CLOSE for kind, much in need.items())
-
-
-def _has_room(desk: Desk) -> bool:
-    """Whether tasks of withheld types may be taken again."""
-    return len(desk.parked) <= _MOST_PARKED // 2
-
-
-def _input_bytes(claim: Claimed) -> int | None:
-    """Return the size of an input as far as it is known before that is in its place: not that of parents' results, and
-    of what is in a blob that it is larger than all that is not."""
-    if claim.flags & BLOB_INPUT:
-        return _IN_BLOB
-    return None if claim.flags & HAS_REFS else len(claim.input)

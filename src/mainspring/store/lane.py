@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mainspring.store.passing import Passing
-from mainspring.store.ready import Shared
+from mainspring.store.ready import Place, Shared
 from mainspring.tasks.needs import Passes
 
 
@@ -18,7 +20,7 @@ class Lane:
         self.released = 0  # claims that don't count any more; counted by the worker
         self.taken = 0  # claims handed over; counted by the store
         self.types: frozenset[str] = frozenset()
-        self.withheld: frozenset[str] = frozenset()  # types of those that are not taken now; set by the worker
+        self.withheld: Mapping[str, Place] = {}  # what goes before these places alone is taken, by type; by the worker
         self.passing = Passing()  # tasks that can never run here
         self.ready = Shared()  # classes that may have ready tasks; kept by the store
 

@@ -27,7 +27,7 @@ def look_everywhere(tx: Transaction) -> None:
 def note(tx: Transaction, class_id: int, bound: Place = FREED) -> None:
     """Remember that a class may have ready tasks, and what came. One that is left out for its group's limit stays so,
     unless what it got goes before the one that its group saves up for."""
-    lane, left_out = tx.lane_for(class_id), tx.memory.limits
+    lane, left_out = tx.lane_for(class_id, bound), tx.memory.limits
     if lane is not None and lane.passing.passes.types and _has_to_weigh(tx, lane.passing.passes, class_id):
         seen = lane.passing.seen(class_id)
         for place in (bound, *tx.ready.ranks(class_id)):
@@ -158,9 +158,9 @@ def _claim_of_share(tx: Transaction, lane: Lane, ready: Ready, room: int) -> int
         return _claim_one_by_one(tx, lane, ready, room)
     (class_id,) = ready
     passes = lane.passing.passes
-    may_run = tx.lane_for(class_id) is lane
+    may_run = tx.lane_for(class_id, ready.bound(class_id)) is lane
     limited = tx.memory.limits.of(tx.class_key(class_id)) if may_run else ()
-    if (may_run and _has_to_weigh(tx, passes, class_id)) or (limited and costs.are_counted(limited)):
+    if (may_run and _may_leave_some(tx, lane, passes, class_id)) or (limited and costs.are_counted(limited)):
         return _claim_one_by_one(tx, lane, ready, room)
     if limited and not (room := limits.places(tx, class_id, limited, room)):
         ready.discard(class_id)
@@ -174,7 +174,7 @@ def _claim_of_share(tx: Transaction, lane: Lane, ready: Ready, room: int) -> int
         limits.take(tx, limited, taken)
         _go_last(tx, lane)
     if taken < room and not (may_run and _is_contested(tx, class_id, head)):
-        _nothing_left(tx, passes, ready, class_id)
+        _nothing_left(tx, lane, passes, ready, class_id)
     return taken
 
 
@@ -270,19 +270,25 @@ class _Merge:
             elif on is not None:
                 self._aside.append((on, class_id))
             else:
-                _nothing_left(self._tx, self._passes, ready, class_id)
+                _nothing_left(self._tx, self._lane, self._passes, ready, class_id)
 
     def _best_of(self, class_id: int, most: int, bound: Place) -> tuple[list[Row], Place | None]:
         """Return the best tasks of a class that can run here, and where to look on; None: there are no more."""
         if _has_to_weigh(self._tx, self._passes, class_id):
-            return weighing.heads(self._tx, self._lane, self._passes, class_id, most, bound)
-        rows = self._tx.heads(class_id, most, bound)
-        return rows, rows[-1] if len(rows) == most else None
+            rows, on = weighing.heads(self._tx, self._lane, self._passes, class_id, most, bound)
+        else:
+            rows = self._tx.heads(class_id, most, bound)
+            on = rows[-1] if len(rows) == most else None
+        end = self._lane.withheld.get(self._tx.class_key(class_id)[1])
+        if end is None:
+            return rows, on
+        taken = [row for row in rows if row < end]
+        return taken, on if len(taken) == len(rows) and on is not None and on < end else None
 
     def _most(self, class_id: int, bound: Place) -> int:
         """Return how many tasks of a class may be taken: none where it is paused, served no more, or at its limit."""
         tx = self._tx
-        if tx.lane_for(class_id) is not self._lane:
+        if tx.lane_for(class_id, bound) is not self._lane:
             return 0
         most = self._room - len(self._best)
         if limited := tx.memory.limits.of(tx.class_key(class_id)):
@@ -319,7 +325,7 @@ class _Merge:
         if class_id in self._has_more:  # until they are taken they would be found again
             self._aside.append((place, class_id))
         else:
-            _nothing_left(self._tx, self._passes, ready, class_id)
+            _nothing_left(self._tx, self._lane, self._passes, ready, class_id)
 
 
 def _take(tx: Transaction, lane: Lane, rows: Sequence[Row]) -> int:
@@ -361,15 +367,20 @@ def _has_to_weigh(tx: Transaction, passes: Passes, class_id: int) -> bool:
     return bool(passes.types) and tx.class_key(class_id)[1] in passes.types
 
 
+def _may_leave_some(tx: Transaction, lane: Lane, passes: Passes, class_id: int) -> bool:
+    """Whether ready tasks of a class may be left that are not for this lane, or not now."""
+    return tx.class_key(class_id)[1] in lane.withheld or _has_to_weigh(tx, passes, class_id)
+
+
 def _is_contested(tx: Transaction, class_id: int, bound: Place) -> bool:
     """Whether ready tasks are left that another process is taking now: should that come to nothing, they stay."""
     return not tx.is_alone and bool(tx.heads(class_id, 1, bound))
 
 
-def _nothing_left(tx: Transaction, passes: Passes, ready: Ready, class_id: int) -> None:
+def _nothing_left(tx: Transaction, lane: Lane, passes: Passes, ready: Ready, class_id: int) -> None:
     """Forget a class that has no ready tasks any more, so that the next claim does not look at it."""
     ready.discard(class_id)
-    if not _has_to_weigh(tx, passes, class_id):  # else some may be left, for others
+    if not _may_leave_some(tx, lane, passes, class_id):  # else they are for others
         tx.ready.discard(class_id)
 
 

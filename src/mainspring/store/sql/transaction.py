@@ -287,13 +287,16 @@ class Transaction(ABC):
             self.new_classes[key] = class_id
         return key
 
-    def lane_for(self, class_id: int) -> Lane | None:
+    def lane_for(self, class_id: int, bound: Place | None = None) -> Lane | None:
+        """Return the lane that takes tasks of a class now; with `bound`: some of those that don't go before that."""
         memory = self.memory
         key = self.class_key(class_id)
         if memory.pauses and memory.is_paused(key):
             return None
         lane = memory.lane_of_type.get(key[1])
-        return None if lane is not None and key[1] in lane.withheld else lane
+        if lane is None or (end := lane.withheld.get(key[1])) is None:
+            return lane
+        return lane if bound is not None and bound < end else None
 
     def let_go(self, class_id: int, unbegun: Claim | None = None) -> None:
         """Note that a task of the class is held no more. A claim that has not begun counts for no rate."""
