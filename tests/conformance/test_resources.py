@@ -236,6 +236,7 @@ async def test_what_is_said_of_tasks_that_fit_nowhere(factory: Factory, store: A
         more = "needs 5 seat, more than the 4 seat that there is"
         wanted = [("never", more), ("never", "needs 5 seat, more than the 2 seat that there is")]
         await says(beside, big, wanted, {"passes": Passes(has={"seat": 4.0}, types={WORK: {}})})
+        await read(store, big, wanted)
         standing = await store.standing(big)
         assert [one.worker for one in standing.shortages] == [beside.worker_id, store.worker_id]
         assert (standing.reason, (await store.standing(fits)).reason) == ("resources", "ready")
@@ -279,6 +280,11 @@ def str_of(id: bytes) -> str:
 async def says(store: Any, id: bytes, wanted: list[tuple[str, str]], text: Any) -> None:
     """Leave word, and wait until it is read so."""
     store.offer(b"" if text is None else msgspec.json.encode(text))
+    await read(store, id, wanted)
+
+
+async def read(store: Any, id: bytes, wanted: list[tuple[str, str]]) -> None:
+    """Wait until this is what a store has heard: others hear of it a little later than who says it."""
     async with asyncio.timeout(LIMIT_S):
         while [(one.how, one.why) for one in (await store.standing(id)).shortages] != wanted:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
