@@ -207,7 +207,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "places that fall free",
         "what waits for its group's limit goes on when a member ends",
-        (Edit(Transaction, "let_go", "if self.memory.limits:", "if False:"),),
+        (Edit(Transaction, "let_go", "if known:", "if False:"),),
     ),
     Safeguard(
         "places that others let go of",
@@ -494,7 +494,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "inputs in the key",
         "a result of other arguments is not taken",
-        (Edit(ResultCache, "name", "_in_one_order(input)", 'b""'),),
+        (Edit(ResultCache, "name", "_in_one_order(_decoder.decode(input))", 'b""'),),
     ),
     Safeguard(
         "single flight",

@@ -175,7 +175,7 @@ async def test_who_waits_to_run_alone_too_is_no_company(tmp_path: Path, monkeypa
         waiting = await engine.submit(suspect)
         await until(lambda: bool(desks["async"]._waiting))
         last = await engine.submit(line, str(tmp_path / "long"), resources=Resources(cpu=0, memory=1))
-        await until(lambda: bool(desks["process"]._waiting))
+        await until(lambda: engine.manager._course._any.is_taken)
         free.set()
         await value(running)
         await until((tmp_path / "order").exists)
