@@ -48,6 +48,19 @@ def test_a_moment_before_a_sleep_stays_where_it_was(machine: Clock, clock: Store
     assert clock.ms_at(began) == began_ms
 
 
+def test_what_comes_right_after_a_sleep_is_told_as_of_then(machine: Clock, clock: StoreClock) -> None:
+    """Also where nobody has looked at the clock since: what ends first is as late as what is looked at first."""
+    clock.now_ms()
+    machine.advance(1)
+    machine.sleep_through(600)
+    machine.advance(1)
+    ended = machine.monotonic()
+    assert clock.ms_at(ended) == machine.wall_ms()
+    machine.advance(1)
+    assert clock.ms_at(ended) == machine.wall_ms() - 1_000
+    assert clock.now_ms() == machine.wall_ms()
+
+
 def test_naps_add_up(machine: Clock, clock: StoreClock) -> None:
     """Many short ones are never forgotten: a moment of the monotonic clock is told half a second wrong at most."""
     for _ in range(100):

@@ -12,6 +12,8 @@ _MOVED_MS = 60_000
 _NAP_S = 0.5
 """What the two clocks may have come apart without a sleep: shorter ones are added up until they come to more."""
 _LOOKS = 3
+_FRESH_S = 0.005
+"""For so long after a look at both clocks the machine is taken not to have slept."""
 
 
 class StoreClock:
@@ -22,6 +24,7 @@ class StoreClock:
         self._wall_ms = 0
         self._began = 0.0
         self._sleeps = [(float("-inf"), 0.0)]  # since when, by the monotonic clock, how far that stays behind
+        self._looked_at = float("-inf")  # by the same; the last sleep that is known was before
         self._apart_ms = 0  # the wall clock at opening, from this one
         self._is_moved = False
 
@@ -31,6 +34,7 @@ class StoreClock:
         self._began = self._env.since_boot()
         self._wall_ms = max(wall_ms, newest_ms)
         self._sleeps = [(float("-inf"), max(self._behind_s() for _ in range(_LOOKS)))]
+        self._looked_at = self._env.monotonic()
         self._apart_ms = self._env.wall_ms() - self.now_ms()
         self._is_moved = False
         if newest_ms - wall_ms > _MOVED_MS:
@@ -48,15 +52,18 @@ class StoreClock:
 
     def now_ms(self) -> int:
         now, awake = self._env.since_boot(), self._env.monotonic()
-        if now - awake > self._sleeps[-1][1] + _NAP_S:
-            self._sleeps.append((awake, max(self._behind_s() for _ in range(_LOOKS))))
+        if now - awake > self._sleeps[-1][1] + _NAP_S:  # what came since the last look is taken for later than the sleep
+            self._sleeps.append((self._looked_at, max(self._behind_s() for _ in range(_LOOKS))))
+        self._looked_at = awake
         return self._wall_ms + int((now - self._began) * 1000)
 
     def ms_at(self, monotonic: float) -> int:
         """Return what it showed at a moment of the monotonic clock."""
+        if monotonic > self._looked_at + _FRESH_S:
+            self.now_ms()
         since, behind_s = self._sleeps[-1]
-        if monotonic < since:
-            behind_s = next(behind_s for since, behind_s in reversed(self._sleeps) if since <= monotonic)
+        if monotonic <= since:
+            behind_s = next(behind_s for since, behind_s in reversed(self._sleeps) if since < monotonic)
         return self._wall_ms + int((monotonic + behind_s - self._began) * 1000)
 
     def look(self) -> None:
