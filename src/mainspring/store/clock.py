@@ -52,7 +52,7 @@ class StoreClock:
 
     def now_ms(self) -> int:
         now, awake = self._env.since_boot(), self._env.monotonic()
-        if now - awake > self._sleeps[-1][1] + _NAP_S:  # what came since the last look is taken for later than the sleep
+        if now - awake > self._sleeps[-1][1] + _NAP_S:  # what came since the last look counts as later
             self._sleeps.append((self._looked_at, max(self._behind_s() for _ in range(_LOOKS))))
         self._looked_at = awake
         return self._wall_ms + int((now - self._began) * 1000)

@@ -70,8 +70,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def waits_for_word(self) -> bool:
-        """Whether no safety look comes while it lasts."""
-        return self.config.manager.processing_interval == _NEVER_S
+        """Whether no safety look comes while it lasts, and processes have one clock."""
+        return self.config.manager.processing_interval == _NEVER_S and "clock" not in self.faults
 
     @property
     def strikes_rarely(self) -> bool:

@@ -170,13 +170,16 @@ class Witness:
         self._resumed += 1
         self._resuming -= 1
 
-    def claimed(self, process: Process, claims: list[Claimed], tx: Transaction, code: str) -> None:
+    def handed_over(self, claims: Sequence[Claimed], code: str) -> None:
+        """A process of that code gets claims, be it long after the commit that made them."""
+        for claim in claims:
+            self.codes.setdefault(str(TaskId(claim.id)), set()).add(code)
+
+    def claimed(self, process: Process, claims: list[Claimed], tx: Transaction) -> None:
         """A commit handed over claims: no better task that was ready before may have been passed over.
 
         New tasks may have gone by what became ready later in the same transaction.
         """
-        for claim in claims:
-            self.codes.setdefault(str(TaskId(claim.id)), set()).add(code)
         lane_of, before = tx.memory.lane_of_type, tx.now_ms - _TICK_MS
         worst: dict[tuple[str, Any, bool], tuple[int, int]] = {}
         rations = self.rations

@@ -106,8 +106,9 @@ class Node:
                 aged.look(tx.now_ms)
             if tx.sets_limits and self.world.witness.rations is not None:
                 self.world.witness.rations.look(tx)
+            self.world.witness.handed_over(tx.claims, self.code)
             if claims := [claim for claim in tx.claims if claim not in late]:
-                self.world.witness.claimed(self.process, claims, tx, self.code)
+                self.world.witness.claimed(self.process, claims, tx)
             lanes = tx.memory.lane_of_type
             if any(claim.flags & CARE and lanes[claim.task_type].name.startswith("async") for claim in claims):
                 self._care.set()
