@@ -101,7 +101,8 @@ class Client:
     async def live(self) -> None:
         """Do one thing after the other, as long as there is something to do."""
         acts: dict[str, Callable[[], Awaitable[None]]] = {name: getattr(self, f"_{name}") for name in _DO}
-        self._wait_for_what_runs(8 if self._world.shape.strikes_rarely else 4)
+        if self._rng.random() < 0.6:
+            self._wait_for_what_runs(8 if self._world.shape.strikes_rarely else 4)
         while self._known.left > 0 and self._world.is_troubled:
             (name,) = self._rng.choices(list(_DO), list(_DO.values()))
             try:
@@ -163,17 +164,18 @@ class Client:
 
     async def _submit_burst(self) -> None:
         """Short work of one length, so that lanes claim ahead; some is given up while it waits there, or is too late
-        then, or its kind is paused.
+        then, or its kind is paused. Where groups have rates some is given up once it has begun.
         """
         tasks = []
         group = self._rng.choice((None, "a", "b")) if self._world.shape.has_rations else None
+        seconds = self._rng.choice((_SHORT_S, _CROWDED_S)) if group in self._world.shape.rates else _SHORT_S
         for _ in range(self._rng.randint(4, 8)):
             options: dict[str, Any] = {"priority": TaskPriority.NORMAL}
             if group is not None:
                 options["group"] = group
             if self._rng.random() < 0.4:
                 options["deadline"] = _SHORT_S * (1 + 3 * self._rng.random())
-            tasks.append(self._short_task(_SHORT_S, options))
+            tasks.append(self._short_task(seconds, options))
         await self._submit(tasks)
         await asyncio.sleep(_SHORT_S * (1 + 2 * self._rng.random()))
         pauses = self._rng.random() < 0.6
@@ -186,8 +188,13 @@ class Client:
             await self._resume()
 
     async def flood(self, group: str) -> None:
-        """More for a group than its limit may take at once."""
-        await self._submit_beside([self._short_task(_SHORT_S, {"group": group}) for _ in range(_FLOOD)])
+        """More for a group than its limit may take at once; at times what goes first is given up when it has begun."""
+        gives_up = self._rng.random() < 0.5
+        tasks = [self._short_task(_CROWDED_S if gives_up else _SHORT_S, {"group": group}) for _ in range(_FLOOD)]
+        await self._submit_beside(tasks)
+        if gives_up:
+            await asyncio.sleep(2 * _SHORT_S)
+            await self._give_up(self._engine.handle(tasks[0].id))
 
     async def _crowd(self) -> None:
         """More of each share than slots may take at once, so that some of each waits for its turn."""

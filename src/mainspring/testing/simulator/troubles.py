@@ -50,21 +50,19 @@ class Troubles:
         world.is_troubled = False
 
     def _some_node(self) -> Node | None:
-        nodes = [node for node in self._world.nodes if node is not None and not node.is_over]
+        nodes = [node for node in self._world.nodes if node is not None and node.works and not node.is_over]
         return self._rng.choice(nodes) if nodes else None
 
     async def _kill(self) -> None:
-        """Often just when a handler that does not stop was given up, and another one runs beside it."""
+        """Often where a handler does not stop that was asked to, once it was given up and one other runs beside it."""
         if self._lives and (node := self._some_node()) is not None:
             self._lives -= 1
-            if self._rng.random() < 0.5:
-                await self._world.until(lambda: bool(self._with_given_up()), _PATIENCE_S * self._rng.random())
-                node = next(iter(self._with_given_up()), node)
+            witness = self._world.witness
+            stubborn = [one for one in self._world.up if witness.has_stubborn(one.process)]
+            if stubborn and self._rng.random() < 0.7:
+                chosen = node = self._rng.choice(stubborn)
+                await self._world.until(lambda: witness.has_one_beside_given_up(chosen.process), self._rng.random())
             node.fall()
-
-    def _with_given_up(self) -> list[Node]:
-        witness = self._world.witness
-        return [node for node in self._world.up if witness.has_one_beside_given_up(node.process)]
 
     async def _silence(self) -> None:
         """Kill one just when it has committed something that it has told nobody yet."""
@@ -73,13 +71,13 @@ class Troubles:
             node.disk.arm(UNTOLD, self._rng.choice((0, 0, 1, 2)))
 
     async def _restart(self) -> None:
-        if not self._lives or not (up := self._world.up):
+        if not self._lives or not (up := [node for node in self._world.up if node.works]):
             return
         self._lives -= 1
         node = self._rng.choice(up)
-        if self._rng.random() < 0.7:  # just when a slot of it has to wait for something, if that comes
+        if self._rng.random() < 0.9:  # just when a slot of it has to wait for something, if that comes
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(2.0 * self._rng.random()):
+                async with asyncio.timeout(_PATIENCE_S):
                     await node.has_care()
         if node.is_up:
             if "untold" in self._world.shape.faults and self._rng.random() < 0.5:

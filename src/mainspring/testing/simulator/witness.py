@@ -148,6 +148,10 @@ class Witness:
     def has_begun(self, task: str, attempt: int) -> bool:
         return self._newest.get(task) == attempt
 
+    def has_stubborn(self, process: Process) -> bool:
+        """Whether a handler runs there that does not stop when it is asked to."""
+        return any(one.is_stubborn and one.process is process for one in self._running)
+
     def has_one_beside_given_up(self, process: Process) -> bool:
         """Whether just one handler runs there beside some whose slots were given up: it would not die alone."""
         here = [one for one in self._running if one.process is process]

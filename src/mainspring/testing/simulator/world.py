@@ -261,7 +261,7 @@ class World:
         self._start(0)
         for slot in range(1, self.shape.processes):  # with the first, or while it is at work
             self.loop.call_later(
-                self.rng.choice((0.0, 0.02, 0.3)) * self.rng.random(), self._start, slot, context=Context()
+                self.rng.choice((0.0, 0.0, 0.02)) * self.rng.random(), self._start, slot, context=Context()
             )
 
         visiting = Random(f"{self.seed}:visitor")
