@@ -66,6 +66,7 @@ class Rations:
         self._sees_all = sees_all  # else commits fail: nobody sees what those in doubt claim, and turns stay taken
         self._has_one_clock = has_one_clock  # else buckets fill by another one after a restart
         self._changes: dict[int, int] = {}  # by rule: the newest that was seen
+        self._newest = 0  # of these, when rules were looked at last
         self._took: dict[int, list[Took]] = {}  # by rule
         self._turns: dict[tuple[Any, str], _Turns] = {}  # by process and lane
         self._weights: dict[Share, float] = {}
@@ -78,10 +79,13 @@ class Rations:
         if weights != self._weights:
             self._weights = weights
             self._turns.clear()
+        before, self._newest = self._newest, max((rule.changed for rule in self.rules), default=0)
+        # Of several changes in one commit the last is seen: by another one before it the bucket may have been full.
+        sees_each = tx.sets_limits and self._newest <= before + 1
         for rule in self.rules:
             if rule.rate is not None and rule.changed != self._changes.get(rule.id):
                 each_us = -(-rule.rate.ms * 1_000 // rule.rate.n)
-                cap_us = rule.rate.n * each_us if tx.sets_limits else 0
+                cap_us = rule.rate.n * each_us if sees_each else 0
                 took = Took(tx.now_ms * 1_000, None, each_us, cap_us, self._passed_us)
                 self._took.setdefault(rule.id, []).append(took)
 
