@@ -178,7 +178,8 @@ stand(*sys.argv[-2:])
 import os
 from mainspring.children.frames import BlockingPipe
 from mainspring.children.parent import take_pipe
-BlockingPipe(take_pipe()).send(b"here")
+pipe = BlockingPipe(take_pipe())  # who closes it is killed
+pipe.send(b"here")
 os._exit(3)
 """
 PARENT = f"""
@@ -188,8 +189,10 @@ async def main():
     heard, ended = asyncio.Queue(), asyncio.Queue()
     command = (sys.executable, "-c", {SMALL!r})
     told = {{"on_frame": heard.put_nowait, "on_exit": ended.put_nowait}}
-    await Spawner().spawn(command, **told, keep_output=1000, guarded=True)
+    spawner = Spawner()  # its thread is to outlive the child
+    await spawner.spawn(command, **told, keep_output=1000, guarded=True)
     print((await heard.get()).decode(), (await ended.get()).code)
+    spawner.close()
 asyncio.run(main())
 """
 
