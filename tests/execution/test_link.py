@@ -23,7 +23,8 @@ from mainspring.tasks import ChildTasks, Started
 
 ONE, OTHER = (b"1" * 16, 1), (b"2" * 16, 3)
 DONE = Report(output=b"done")
-LIMIT = 1_000
+LIMIT = 20_000
+"""Bytes of a frame here: far above an error with its traceback, as long as the paths of the checkout make that."""
 
 
 @pytest.fixture
