@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 from datetime import timedelta
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
@@ -312,10 +313,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     tracing: bool = False  # make spans for OpenTelemetry; needs the extra `otel`, and a provider set up by the program
 
     def __post_init__(self) -> None:
-        for field in msgspec.structs.fields(type(self)):
-            value = getattr(self, field.name)
-            wanted: Any = field.type
-            _check(isinstance(value, wanted), field.name, value, f"is no {wanted.__name__}", "pass one")
+        for name, wanted in _types_of(type(self)).items():
+            value = getattr(self, name)
+            _check(isinstance(value, wanted), name, value, f"is no {wanted.__name__}", "pass one")
+
+
+@cache
+def _types_of(config: type[EngineConfig]) -> dict[str, Any]:
+    """Return what its fields may hold. Kept: annotations are compiled each time that they are asked for."""
+    return {field.name: field.type for field in msgspec.structs.fields(config)}
 
 
 __all__ = [

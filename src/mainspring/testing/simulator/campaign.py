@@ -20,7 +20,7 @@ from mainspring.testing.simulator.run import simulate
 
 _CHUNK = 20
 """Seeds that a child is given at once."""
-_LIFE = 600
+_LIFE = 1_000
 """Seeds after which a child is replaced: what dies in a simulation is never tidied up, and some of it stays."""
 _GRACE_S = 5.0
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from mainspring.testing.simulator.campaign import serve; serve()"
