@@ -248,15 +248,33 @@ async def test_two_processes_that_end_the_parents_of_one_child_release_it(factor
             assert await one.cancel(child.id) == "cancelled"
 
 
-async def test_one_key_from_two_processes_is_one_task(factory: PostgresFactory) -> None:
-    """Submits under the same keys from two processes at once, in whatever order, give one task each."""
+@pytest.mark.parametrize("n", [40, 400])
+async def test_one_key_from_two_processes_is_one_task(
+    factory: PostgresFactory, monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
+    """Submits under the same keys from two processes at once, in whatever order, give one task each; and neither waits
+    for keys that the other one holds while that waits for its own, which costs the server's deadlock_timeout."""
+    failures: list[Exception] = []
+    transact = PostgresWriter._transact
+
+    def watched(*args: Any) -> Any:
+        try:
+            return transact(*args)
+        except Exception as exc:
+            failures.append(exc)
+            raise
+
+    monkeypatch.setattr(PostgresWriter, "_transact", watched)
     async with opened(factory.make()) as one, opened(factory.make()) as other:
-        keys = [f"k{n}" for n in range(40)]
+        for store in (one, other):  # whoever makes a class first keeps others waiting until its commit
+            await store.submit([new("a")])
+        keys = [f"k{number}" for number in range(n)]
         answers = await asyncio.gather(
             *(one.submit([new("a", key=key)]) for key in keys),
             *(other.submit([new("a", key=key)]) for key in reversed(keys)),
         )
         ids = [answer[0].id for answer in answers]
-        assert ids[:40] == ids[40:][::-1]
-        assert sum(not answer[0].existed for answer in answers) == 40
-        assert len(factory.states()) == 40
+        assert ids[:n] == ids[n:][::-1]
+        assert sum(not answer[0].existed for answer in answers) == n
+        assert len(factory.states()) == n + 2
+    assert [exc for exc in failures if isinstance(exc, asyncpg.DeadlockDetectedError)] == []

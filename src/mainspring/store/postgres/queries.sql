@@ -59,8 +59,14 @@ SELECT namespace, type, grp FROM class WHERE id = $1;
 SELECT seq, status, class, input, flags, spec, id FROM task
 WHERE seq = (SELECT task FROM idempotency WHERE namespace = $1 AND key = $2);
 
+-- name: tasks_by_keys
+-- The same for many, behind their keys. Each is looked up by itself, whatever a plan supposes of how many there are.
+SELECT wanted.namespace, wanted.key, found.* FROM unnest($1::text[], $2::text[]) AS wanted (namespace, key)
+CROSS JOIN LATERAL (SELECT seq, status, class, input, flags, spec, id FROM task
+    WHERE seq = (SELECT task FROM idempotency WHERE namespace = wanted.namespace AND key = wanted.key)) AS found;
+
 -- name: add_key
-INSERT INTO idempotency (namespace, key, task) VALUES ($1, $2, $3);
+INSERT INTO idempotency (namespace, key, task) SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[]);
 
 -- name: unfinished
 SELECT coalesce(sum(n), 0)::bigint FROM tally WHERE class = 0 AND status IN (0, 1);

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
 from mainspring.store.postgres.session import Found, Session
 from mainspring.store.postgres.statements import BESIDE_OTHERS, WIDE
 from mainspring.store.ready import Place
-from mainspring.store.sql.transaction import Crowded, Memory, Row, Transaction
+from mainspring.store.sql.transaction import Crowded, IdempotencyKey, Memory, Row, Transaction
 
 _ADD = "ON CONFLICT (class, status, worker) DO UPDATE SET n = old.n + excluded.n"
 _DUE, _DEADLINE = 13, 14
@@ -84,6 +84,10 @@ class PostgresTransaction(Transaction):
     def claim_of_class(self, class_id: int, most: int, bound: Place) -> tuple[list[Row], Place]:
         rows = self.run("claim_of_class", self.memory.owner, class_id, most, *bound)
         return [row[:-2] for row in rows], rows[0][-2:] if rows else bound
+
+    def tasks_by_key(self, keys: Collection[IdempotencyKey]) -> Iterator[tuple[IdempotencyKey, Row]]:
+        for row in self.run("tasks_by_keys", *zip(*keys, strict=True)) if keys else ():
+            yield (row[0], row[1]), row[2:]
 
     def write_tally(self) -> None:
         """It goes with the commit."""

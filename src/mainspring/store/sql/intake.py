@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -26,7 +26,7 @@ from mainspring.store.ready import Place
 from mainspring.store.sql import costs, limits
 from mainspring.store.sql.flights import Entrance, Found, Leader
 from mainspring.store.sql.graph import Edge, fail_child, first_unfinished, hasten, is_urgent, link, raise_parents
-from mainspring.store.sql.transaction import ClassKey, Transaction
+from mainspring.store.sql.transaction import ClassKey, IdempotencyKey, Row, Transaction
 from mainspring.tasks import TaskId
 from mainspring.tasks.codec import with_refs
 from mainspring.tasks.lifecycle import CLAIMED, COMPLETED, DELAYED, PARENTS, PENDING, READY, SAME_WORK
@@ -53,13 +53,13 @@ def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True
     """
     accepted: list[Accepted] = []
     entry = _Entry(tx, tasks)
+    holders = _holders(tx, tasks)
     may_cost_too_much = is_limited and tx.memory.limits.cost_rates
     old = max(0, tx.now_ms - tx.memory.fresh_ms).to_bytes(6, "big")  # ids begin with the time they were made at
     for task in tasks:
         found = None
         if task.key is not None:
-            entry.write()  # an earlier one of the call may have the key
-            found = _existing_key(tx, task)
+            found = _found_by_key(holders, task)
         if found is None and task.id < old:
             refuse_no_id(task.id)
             if tx.one("tombstone_by_id", task.id) is not None:
@@ -68,6 +68,8 @@ def submit(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool = True
             if may_cost_too_much:
                 costs.refuse_too_much(tx, task)
             entry.add(task)
+            if task.key is not None:
+                holders[task.class_key[0], task.key] = _Holder(task.class_key[1], task.input, task.spec, task.id)
         accepted.append(found or Accepted(task.id, False))
     entry.write()
     return accepted
@@ -77,7 +79,7 @@ def submit_again(tx: Transaction, tasks: Sequence[NewTask], *, is_limited: bool 
     """Like `submit`, for tasks of which some may be stored already under the same id."""
     accepted = []
     for task in tasks:
-        known = (None if task.key is None else _existing_key(tx, task)) or _existing_id(tx, task)
+        known = (None if task.key is None else _found_by_key(_holders(tx, [task]), task)) or _existing_id(tx, task)
         accepted.append(known or submit(tx, [task], is_limited=is_limited)[0])
     if is_limited and not all(one.existed for one in accepted):
         _refuse_overflow(tx)
@@ -162,8 +164,33 @@ def is_same_work(kind: str, input: bytes, spec: bytes | None, task: NewTask) -> 
     return same_input and (spec == task.spec or _work_of(spec) == _work_of(task.spec))
 
 
-def _same_payload(tx: Transaction, row: Any, task: NewTask) -> bool:
-    return is_same_work(tx.class_key(row[2])[1], row[3], row[5], task)
+class _Holder(NamedTuple):
+    """The task that has an idempotency key."""
+
+    kind: str
+    input: bytes
+    spec: bytes | None
+    id: bytes
+
+
+def _holders(tx: Transaction, tasks: Sequence[NewTask]) -> dict[IdempotencyKey, _Holder]:
+    """Return who has those keys of the call that somebody has."""
+    keys = {(task.class_key[0], task.key) for task in tasks if task.key is not None}
+    return {key: _holder(tx, row) for key, row in tx.tasks_by_key(keys)}
+
+
+def _holder(tx: Transaction, row: Row) -> _Holder:
+    return _Holder(tx.class_key(row[2])[1], row[3], row[5], row[6])
+
+
+def _found_by_key(holders: Mapping[IdempotencyKey, _Holder], task: NewTask) -> Accepted | None:
+    assert task.key is not None
+    holder = holders.get((task.class_key[0], task.key))
+    if holder is None:
+        return None
+    if not is_same_work(holder.kind, holder.input, holder.spec, task):
+        raise key_conflict(task, holder.id)
+    return Accepted(holder.id, True)
 
 
 def key_conflict(task: NewTask, id: bytes) -> Conflict:
@@ -182,22 +209,11 @@ def _work_of(raw: bytes | None) -> tuple[str | None, dict[str, Any]]:
     return spec.model_id, spec.params
 
 
-def _existing_key(tx: Transaction, task: NewTask) -> Accepted | None:
-    assert task.key is not None
-    namespace = task.class_key[0]
-    stored = tx.one("task_by_key", namespace, task.key)
-    if stored is None:
-        return None
-    if not _same_payload(tx, stored, task):
-        raise key_conflict(task, stored[6])
-    return Accepted(stored[6], True)
-
-
 def _existing_id(tx: Transaction, task: NewTask) -> Accepted | None:
     row = tx.one("task_by_id", task.id)
     if row is None:
         return None
-    if not _same_payload(tx, row, task):
+    if not is_same_work(tx.class_key(row[2])[1], row[3], row[5], task):
         raise id_conflict(task)
     return Accepted(task.id, True)
 
@@ -215,7 +231,8 @@ class _Entry:
         self._rows: list[tuple[Any, ...]] = []
         self._edges: list[tuple[int, int, int, int]] = []
         self._doors: dict[ClassKey, _Door] = {}
-        self._noted: list[tuple[NewTask, int]] = []
+        self._keys: list[tuple[str, str, int]] = []
+        self._blobs: list[tuple[str, int]] = []
         self._here: dict[bytes, tuple[int, int]] = {}  # (seq, rank) of those whose rows are not written yet
         self._entrance: Entrance | None = None  # for those whose result may be that of equal work
         self._done: list[tuple[Any, ...]] = []  # rows of those that end as they enter,
@@ -251,8 +268,10 @@ class _Entry:
             self._add_linked(task, door, rank)
         else:
             self._add_free(task, door, rank)
-        if task.key is not None or task.flags & BLOB_INPUT:
-            self._noted.append((task, self._seq))
+        if task.key is not None:
+            self._keys.append((task.class_key[0], task.key, self._seq))
+        if task.flags & BLOB_INPUT:
+            self._blobs.append((task.input.decode(), self._seq))
 
     def _row(
         self, task: NewTask, door: _Door, rank: int, reason: int, due: int | None,
@@ -407,17 +426,12 @@ class _Entry:
         for door in self._doors.values():
             tx.count(door.class_id, 0, door.entered)
             door.entered = 0
-        for task, seq in self._noted:
-            _note(tx, task, seq)
-        self._rows, self._edges, self._noted, self._here = [], [], [], {}
+        if self._keys:  # in order: of two writers with the same keys none then waits for what the other one holds
+            tx.run_many("add_key", sorted(self._keys))
+        if self._blobs:
+            tx.run_many("add_payload_blob", self._blobs)
+        self._rows, self._edges, self._keys, self._blobs, self._here = [], [], [], [], {}
         self._flights, self._done, self._done_ids = [], [], set()
-
-
-def _note(tx: Transaction, task: NewTask, seq: int) -> None:
-    if task.key is not None:
-        tx.run("add_key", task.class_key[0], task.key, seq)
-    if task.flags & BLOB_INPUT:
-        tx.run("add_payload_blob", task.input.decode(), seq)
 
 
 class _Door:

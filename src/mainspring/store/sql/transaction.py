@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, Self, TypeAlias
 
 from mainspring.config import StoreConfig
@@ -17,6 +17,8 @@ from mainspring.store.sql.limits import Claim, Limits
 from mainspring.tasks import Rate
 
 ClassKey = tuple[str, str, str]
+IdempotencyKey = tuple[str, str]
+"""A namespace and a key that is one task's there."""
 Applier = Callable[[Any, Any, str, int], Any]
 """Writes an effect: (the store's own cursor, effect, namespace, now in ms)."""
 
@@ -247,6 +249,12 @@ class Transaction(ABC):
         if done == len(ends):
             self.run_wide("insert_attempt", attempts)
         return done
+
+    def tasks_by_key(self, keys: Collection[IdempotencyKey]) -> Iterator[tuple[IdempotencyKey, Row]]:
+        """Yield those of these keys that have a task, each with its row of `task_by_key`."""
+        for key in keys:
+            if (row := self.one("task_by_key", *key)) is not None:
+                yield key, row
 
     def one(self, name: str, *values: Any) -> Any:
         """Return the first row, or None."""
