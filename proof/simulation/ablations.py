@@ -535,7 +535,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "other code",
         "who waits gets the result of the code that it asked for",
-        (Edit(flights, "leave", "and end.work.key == key", ""),),
+        (Edit(flights, "_go_on", "and end.work.key == key", ""),),
     ),
     Safeguard(
         "more than a value",

@@ -79,12 +79,12 @@ def _of_any_code(self: Any, kind: str, model_id: str | None) -> tuple[str, str]:
     return "1", ""
 
 
-_leave = flights.leave
+_go_on = flights._go_on
 
 
-def _as_was_asked(tx: Any, seq: int, end: Any) -> Any:
+def _as_was_asked(tx: Any, key: bytes, end: Any) -> Any:
     asked = WorkName(of_stores.KEY, "1")
-    return _leave(tx, seq, end._replace(work=asked) if isinstance(end, flights.Result) else end)
+    return _go_on(tx, key, end._replace(work=asked) if isinstance(end, flights.Result) else end)
 
 
 async def with_children(store: Any, port: Port) -> None:
@@ -130,7 +130,7 @@ ABLATIONS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], Test]] = {
         on_a_store(of_stores.test_a_final_timeout_is_shared_and_a_deadline_is_not),
     ),
     "other code answers": (
-        lambda: replaced(flights, "leave", _as_was_asked),
+        lambda: replaced(flights, "_go_on", _as_was_asked),
         on_a_store(of_stores.test_other_code_does_not_answer_for_who_waits),
     ),
     "other code fails for those that wait": (

@@ -170,13 +170,12 @@ def _with_whatever_came(real: Any) -> Any:
 def _as_if_asked_for(real: Any) -> Any:
     """Give what other code made to those that wait."""
 
-    def leave(tx: Transaction, seq: int, end: Any) -> Any:
-        found = tx.cursor.execute("SELECT key FROM flight WHERE task = ?", (seq,)).fetchone()
-        if found is not None and end is not None and end.work is not None:
-            end = end._replace(work=end.work._replace(key=bytes(found[0])))
-        return real(tx, seq, end)
+    def go_on(tx: Transaction, key: bytes, end: Any) -> Any:
+        if end is not None and end.work is not None:
+            end = end._replace(work=end.work._replace(key=key))
+        return real(tx, key, end)
 
-    return leave
+    return go_on
 
 
 def _failures_are_kept(real: Any) -> Any:
@@ -307,13 +306,13 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "kept results don't expire": lambda: sql("expires_ms > ?", "expires_ms > 0 * ?", "kept"),
     "a result is kept for another time than was said": lambda: flipped(
-        flights, "_keep", lambda real: lambda tx, result, keep_ms: real(tx, result, 60_000)
+        flights, "_keep", lambda real: lambda tx, results: real(tx, [(result, 60_000) for result, _ in results])
     ),
     "failures are kept": lambda: flipped(outcomes, "_failure", _failures_are_kept),
     "failures are nobody else's": lambda: flipped(flights, "_share_failure", lambda _: lambda tx, key, failure: []),
     "whatever ends a task ends equal work": lambda: flipped(outcomes, "_failure", _answered_in_any_case),
     "results with children and effects are for all": lambda: flipped(outcomes, "_shareable", _with_whatever_came),
-    "other code answers for those that wait": lambda: flipped(flights, "leave", _as_if_asked_for),
+    "other code answers for those that wait": lambda: flipped(flights, "_go_on", _as_if_asked_for),
     "nobody goes on for who led equal work": lambda: flipped(flights, "_elect", _nothing),
     "any one goes on for who led equal work": lambda: sql(
         "ORDER BY task.rank, task.seq", "ORDER BY task.seq DESC", "best_follower"

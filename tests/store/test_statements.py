@@ -44,7 +44,7 @@ HOT = (
     "prune_retried blob_in_use whole_task attempts_of parents_ids retry_links depends_on next_cascade add_news "
     "span_of_news news_after drop_news another_worker status_and_id class_and_id retried_as edges_of known_id "
     "asked_to_stop timeouts_of note_cancel to_renew copy_payload_blobs insert_done kept use_kept keep kept_bytes "
-    "drop_expired leaders leaders_of leader_of join_flight leave_flight leave_flights held_in_group newest_limit "
+    "drop_expired leaders leaders_of leader_of join_flight leave_flights awaited_work held_in_group newest_limit "
     "limits_after rate_used use_rate costs_of cost_used use_cost lead_flight followers follow take_lead add_flags "
     "urgent_follower share share_failure heads_to_weigh still_ready"
 ).split()

@@ -228,12 +228,8 @@ class Finish(msgspec.Struct, gc=False):
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing but the task itself changes with it."""
-        return (
-            self.outcome == COMPLETED
-            and not (self.refs or self.effects or self.children or self.blobs)
-            and not self.claim.flags & WANTS_KEPT
-        )
+        """Whether it completes, and nothing comes with the result."""
+        return self.outcome == COMPLETED and not (self.refs or self.effects or self.children or self.blobs)
 
 
 class HostUsage(NamedTuple):

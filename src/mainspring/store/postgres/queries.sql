@@ -857,7 +857,8 @@ UPDATE cache SET used_ms = $1 WHERE key = (SELECT key FROM cache WHERE key = $2 
 
 -- name: keep
 INSERT INTO cache (key, namespace, type, version, output, flags, digest, bytes, made_ms, expires_ms, used_ms)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::integer[], $7::text[],
+    $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])
 ON CONFLICT (key) DO UPDATE SET output = excluded.output, flags = excluded.flags, digest = excluded.digest,
     bytes = excluded.bytes, made_ms = excluded.made_ms, expires_ms = excluded.expires_ms, used_ms = excluded.used_ms;
 
@@ -914,13 +915,15 @@ WITH RECURSIVE above (seq, n) AS (
 SELECT task.id, task.status, task.reason FROM above JOIN task ON task.seq = above.seq WHERE n > 0 ORDER BY n DESC LIMIT 1;
 
 -- name: join_flight
-INSERT INTO flight (task, key, leads, keep_ms) VALUES ($1, $2, $3, $4);
-
--- name: leave_flight
-DELETE FROM flight WHERE task = $1 RETURNING key, leads, keep_ms;
+INSERT INTO flight (task, key, leads, keep_ms)
+SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::smallint[], $4::bigint[]);
 
 -- name: leave_flights
-DELETE FROM flight WHERE task = ANY ($1::bigint[]);
+DELETE FROM flight WHERE task = ANY ($1::bigint[]) RETURNING task, key, leads, keep_ms;
+
+-- name: awaited_work
+-- What of this somebody waits for who does not lead it.
+SELECT DISTINCT key FROM flight WHERE leads = 0 AND key = ANY ($1::bytea[]);
 
 -- name: lead_flight
 UPDATE flight SET leads = 1 WHERE task = $1;

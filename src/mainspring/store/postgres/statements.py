@@ -12,10 +12,11 @@ WITHIN: Final = named(__package__, "inbox.sql")
 """What runs in users' transactions."""
 MIGRATIONS: Final = named(__package__, "migrations.sql")
 WIDE: Final = frozenset(
-    "insert_task insert_done insert_edge add_key complete_and_note hand_back insert_attempt add_tombstone".split()
+    "insert_task insert_done insert_edge add_key complete_and_note hand_back insert_attempt add_tombstone join_flight "
+    "keep".split()
 )
 """They take a list for each of their columns."""
-BESIDE_OTHERS: Final = WIDE - {"insert_edge", "add_tombstone"} | frozenset(
+BESIDE_OTHERS: Final = WIDE - {"insert_edge", "add_tombstone", "join_flight", "keep"} | frozenset(
     "insert_alike complete_alike numbers find_class class_by_id add_class task_by_key tasks_by_keys task_by_id "
     "tombstone_by_id add_payload_blob unfinished heads heads_to_weigh still_ready ready_classes catch_up claim "
     "claim_of_class start complete held end again again_after_crash add_flags give_back attempt_is_there "

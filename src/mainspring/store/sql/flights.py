@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 from mainspring.store.base import BLOB_OUTPUT, LEADS, SHARED, URGENT, Claimed, Ended, NewTask, WorkName
@@ -127,33 +127,50 @@ class Entrance:
         self._leaders[work] = leader
 
 
-def leave(tx: Transaction, seq: int, end: Result | Failure | None) -> list[End]:
-    """A task has ended: where it leads equal work, that ends with it or goes on without it; returns what ended."""
-    row = tx.one("leave_flight", seq)
-    if row is None:
+def leave(tx: Transaction, ends: Sequence[tuple[int, Result | Failure | None]]) -> list[End]:
+    """Tasks have ended, (seq, what equal work may have of it): where one leads equal work, that ends with it or goes on
+    without it; returns what ended."""
+    left = _leave(tx, [seq for seq, _ in ends])
+    if not left:
         return []
-    key, leads, keep_ms = bytes(row[0]), row[1], row[2]
+    flown = [(end, *left[seq]) for seq, end in ends if seq in left]
+    _keep(tx, [(end, keep_ms) for end, _, _, keep_ms in flown if keep_ms and isinstance(end, Result)])
+    led = {key: end for end, key, leads, _ in flown if leads}
+    awaited = [bytes(row[0]) for row in tx.run("awaited_work", tx.listed_keys(list(led)))] if led else []
+    return list(chain.from_iterable([_go_on(tx, key, led[key]) for key in awaited]))
+
+
+def _leave(tx: Transaction, seqs: Sequence[int]) -> dict[int, tuple[bytes, int, int]]:
+    """Take these tasks out of what is under way; returns (key, whether it leads, for how long it is to be kept)."""
+    rows = tx.run("leave_flights", tx.listed(seqs)).fetchall()
+    return {row[0]: (bytes(row[1]), row[2], row[3]) for row in rows}
+
+
+def _go_on(tx: Transaction, key: bytes, end: Result | Failure | None) -> list[End]:
+    """Nobody leads this work any more, and some wait for it: they have what the task that led it came to, unless other
+    code did that than they have asked for."""
     ends: list[End] = []
-    if isinstance(end, Result):
-        if keep_ms:
-            _keep(tx, end, keep_ms)
-        if leads and end.work.key == key:  # else other code has done it than those who wait have asked for
-            ends = share(tx, key, end.output, end.flags)
-    elif end is not None and leads and (end.work is None or end.work.key == key):
+    if isinstance(end, Result) and end.work.key == key:
+        ends = share(tx, key, end.output, end.flags)
+    elif isinstance(end, Failure) and (end.work is None or end.work.key == key):
         ends = _share_failure(tx, key, end)
-    if leads:
-        _elect(tx, key, has_result=len(ends) == SHARE)  # a failure leaves nobody
+    _elect(tx, key, has_result=len(ends) == SHARE)  # a failure leaves nobody
     return ends
 
 
-def _keep(tx: Transaction, result: Result, keep_ms: int) -> None:
-    if result.bytes <= tx.memory.cache_bytes:
-        now, work = tx.now_ms, result.work
-        digest = result.output.decode() if result.flags else None
-        tx.run(
-            "keep", work.key, result.namespace, result.type, work.version, result.output, result.flags, digest,
-            result.bytes, now, now + keep_ms, now,
-        )  # fmt: skip
+def _keep(tx: Transaction, results: Sequence[tuple[Result, int]]) -> None:
+    """Keep results, each for so many ms."""
+    now = tx.now_ms
+    rows = {
+        result.work.key: (
+            result.work.key, result.namespace, result.type, result.work.version, result.output, result.flags,
+            result.output.decode() if result.flags else None, result.bytes, now, now + keep_ms, now,
+        )
+        for result, keep_ms in results
+        if result.bytes <= tx.memory.cache_bytes
+    }  # fmt: skip
+    if rows:
+        tx.run_wide("keep", list(rows.values()))
 
 
 def share(tx: Transaction, key: bytes, output: bytes, flags: int) -> list[End]:
@@ -164,7 +181,7 @@ def share(tx: Transaction, key: bytes, output: bytes, flags: int) -> list[End]:
     seqs = tx.listed([row[0] for row in waiting])
     flags |= SHARED
     tx.must_change_all("share", len(waiting), tx.now_ms, output, flags, seqs)
-    tx.run("leave_flights", seqs)
+    _leave(tx, [row[0] for row in waiting])
     if flags & BLOB_OUTPUT:
         tx.run_many("add_payload_blob", ((output.decode(), row[0]) for row in waiting))
     return _told(tx, waiting, COMPLETED, output, flags, None)
@@ -175,7 +192,7 @@ def _share_failure(tx: Transaction, key: bytes, failure: Failure) -> list[End]:
     while waiting := tx.run("followers", key, SHARE).fetchall():
         seqs = tx.listed([row[0] for row in waiting])
         tx.must_change_all("share_failure", len(waiting), failure.status, tx.now_ms, failure.error, SHARED, seqs)
-        tx.run("leave_flights", seqs)
+        _leave(tx, [row[0] for row in waiting])
         ends += _told(tx, waiting, failure.status, None, 0, failure.error)
     return ends
 
@@ -214,7 +231,7 @@ def join(tx: Transaction, claim: Claimed, keep_ms: int) -> tuple[str, Leader | N
         if bytes(listed) == key:
             leader = Leader(seq, rank)
         else:  # other code has it now than those have asked for that it was to go on for
-            tx.run("leave_flight", seq)
+            _leave(tx, [seq])
             _elect(tx, bytes(listed), has_result=True)
     found = kept(tx, [key]).get(key)
     if found is not None and is_fresh(tx, found, keep_ms) and is_whole(tx, key, found):
@@ -240,8 +257,8 @@ def _take_result(tx: Transaction, claim: Claimed, found: Found) -> list[End]:
         tx.run("add_payload_blob", found.output.decode(), claim.seq)
     class_id = first(tx.run("class_and_id", claim.seq))[0]
     ends = _told(tx, [(claim.seq, claim.id, class_id)], COMPLETED, found.output, flags, None)
-    row = tx.one("leave_flight", claim.seq)
-    if row is not None:  # it leads those that were too many to end with the task before
-        ends += share(tx, bytes(row[0]), found.output, found.flags)
-        _elect(tx, bytes(row[0]), has_result=True)
+    if left := _leave(tx, [claim.seq]):  # it leads those that were too many to end with the task before
+        key = left[claim.seq][0]
+        ends += share(tx, key, found.output, found.flags)
+        _elect(tx, key, has_result=True)
     return ends

@@ -241,7 +241,7 @@ def end(tx: Transaction, seq: int, class_id: int, id: bytes, status: int, error:
     """Give a task without a result its final status, and tell those that wait for it."""
     end_task(tx, seq, class_id, id, status, error)
     failure = Failure(status, msgspec.msgpack.encode(error), None) if status == FAILED else None
-    ended(tx, [(seq, status, id), *flights.leave(tx, seq, failure)])
+    ended(tx, [(seq, status, id), *flights.leave(tx, [(seq, failure)])])
 
 
 def end_task(tx: Transaction, seq: int, class_id: int, id: bytes, status: int, error: ErrorInfo | None) -> None:

@@ -418,7 +418,7 @@ class _Entry:
         if self._edges:
             tx.run_wide("insert_edge", self._edges)
         if self._flights:
-            tx.run_many("join_flight", self._flights)
+            tx.run_wide("join_flight", self._flights)
         if self._done:
             tx.run_wide("insert_done", self._done)
             kept_blobs = [(row[-1].decode(), row[0]) for row in self._done if row[4] & BLOB_OUTPUT]

@@ -88,7 +88,9 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
         for f in plain:
             tx.settle(f.claim, f.usage.cost)
     tx.ended += [Ended(f.claim.id, completed, f.output, f.flags, None) for f in plain]
-    graph.ended(tx, [(f.claim.seq, completed, f.claim.id) for f in plain])
+    kept = [(f.claim.seq, _shareable(f, f.output)) for f in plain if f.claim.flags & WANTS_KEPT]
+    shared = flights.leave(tx, kept) if kept else []
+    graph.ended(tx, [*((f.claim.seq, completed, f.claim.id) for f in plain), *shared])
 
 
 def _hand_back(tx: Transaction, unbegun: Sequence[Finish]) -> None:
@@ -201,7 +203,7 @@ def _end(
         tx.must_change("complete", finish.ended_ms, output, flags, claim.seq, claim.attempt, claim.owner)
         tx.ended.append(Ended(claim.id, status, output, flags, None))
         if wants_kept:
-            shared = flights.leave(tx, claim.seq, _shareable(finish, output))
+            shared = flights.leave(tx, [(claim.seq, _shareable(finish, output))])
         if refs:
             graph.stand_for(tx, claim.seq, refs)
     else:
@@ -210,7 +212,7 @@ def _end(
         tx.must_change("end", status, finish.ended_ms, error, claim.seq)
         tx.ended.append(Ended(claim.id, status, None, 0, error))
         if wants_kept:
-            shared = flights.leave(tx, claim.seq, _failure(finish, outcome, error))
+            shared = flights.leave(tx, [(claim.seq, _failure(finish, outcome, error))])
     tx.count(class_id, 0, -1)
     tx.count(class_id, status)
     graph.ended(tx, [(claim.seq, status, claim.id), *shared])

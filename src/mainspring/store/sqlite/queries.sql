@@ -748,11 +748,12 @@ SELECT task.id, task.status, task.reason FROM above JOIN task ON task.seq = abov
 -- name: join_flight
 INSERT INTO flight (task, key, leads, keep_ms) VALUES (?, ?, ?, ?);
 
--- name: leave_flight
-DELETE FROM flight WHERE task = ? RETURNING key, leads, keep_ms;
-
 -- name: leave_flights
-DELETE FROM flight WHERE task IN (SELECT value FROM json_each(?));
+DELETE FROM flight WHERE task IN (SELECT value FROM json_each(?)) RETURNING task, key, leads, keep_ms;
+
+-- name: awaited_work
+-- What of this somebody waits for who does not lead it.
+SELECT DISTINCT key FROM flight WHERE leads = 0 AND key IN (SELECT unhex(value) FROM json_each(?));
 
 -- name: lead_flight
 UPDATE flight SET leads = 1 WHERE task = ?;

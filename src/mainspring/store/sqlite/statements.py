@@ -46,5 +46,7 @@ WIDE = {
         "add_tally",
         "add_news",
         "add_tombstone",
+        "join_flight",
+        "keep",
     )
 }
