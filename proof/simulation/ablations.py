@@ -603,7 +603,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "idempotency",
         "one key is one task",
-        (Edit(intake, "_existing_key", "if stored is None:", "if True:"),),
+        (Edit(intake, "_found_by_key", "if holder is None:", "if True:"),),
         {"add_key": ("INSERT INTO", "INSERT OR REPLACE INTO")},
     ),
     Safeguard(

@@ -33,7 +33,7 @@ _DO: Final = {
     "map_some": 4,
     "submit_equal": 24,
     "submit_calls": 8,
-    "submit_burst": 8,
+    "submit_burst": 16,
     "cancel": 16,
     "wait": 14,
     "pause": 3,
@@ -178,7 +178,7 @@ class Client:
             tasks.append(self._short_task(seconds, options))
         await self._submit(tasks)
         await asyncio.sleep(_SHORT_S * (1 + 2 * self._rng.random()))
-        pauses = self._rng.random() < 0.6
+        pauses = self._rng.random() < 0.4
         if pauses:
             await self._pause_kind({"type": "custom:work"})
         for task in self._rng.sample(tasks, 3):
@@ -365,7 +365,9 @@ class Client:
         self._world.witness.see(CancelAnswered, str(handle.id), answer)
 
     async def _pause(self) -> None:
+        """Pause something, and look whether what waits is said to wait for that."""
         await self._pause_kind(self._rng.choice(({}, {"type": "custom:work"}, {"group": "a"})))
+        await self._look()
 
     async def _pause_kind(self, what: dict[str, str]) -> None:
         self._say("pauses", kind=what)

@@ -20,7 +20,7 @@ _HAS_SLOW: Final = "SELECT grp FROM group_limit WHERE rate_ms = 7200000"
 _LOOK_S = 0.1
 _PATIENCE_S = 60.0
 _HEARD_S = 2.0
-_SQUEEZES: Final = 0.4
+_SQUEEZES: Final = 0.7
 """In so many worlds whose limits change one is lowered just before others have much to do for its group."""
 _SLOWS: Final = 0.5
 """In so many a slow rate is used up, and then changed for the last time."""

@@ -41,6 +41,8 @@ _STATES: Final = {
 _ASKED: Final = 4
 _WAITING: Final = "SELECT id FROM task WHERE status = 0 ORDER BY seq LIMIT ?"
 _NEXT: Final = "SELECT id FROM task WHERE reason = 0 ORDER BY seq DESC LIMIT 2"
+_BEHIND: Final = """SELECT id FROM task WHERE reason = 1 AND waits_for IN (SELECT seq FROM task WHERE reason = 0)
+    ORDER BY seq LIMIT 2"""
 _TASK: Final = """SELECT task.seq, status, reason, attempt, namespace, type, grp
     FROM task JOIN class ON class.id = task.class WHERE task.id = ?"""
 _PARENTS: Final = """SELECT task.id FROM edge JOIN task ON task.seq = edge.parent
@@ -90,7 +92,7 @@ async def ask(engine: Engine, witness: Witness, task: TaskId) -> None:
     store = engine.manager.store
     assert witness.rows is not None
     assert isinstance(store, SqlStore)
-    waiting = [*witness.rows.execute(_NEXT), *witness.rows.execute(_WAITING, (_ASKED,))]
+    waiting = [*witness.rows.execute(_NEXT), *witness.rows.execute(_BEHIND), *witness.rows.execute(_WAITING, (_ASKED,))]
     for id in dict.fromkeys((task, *(TaskId(id) for (id,) in waiting))):
         before = _truth(witness.rows, id, store)
         said = await engine.scheduler.explain(id)
