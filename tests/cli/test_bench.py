@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import psutil
 import pytest
+from tests.cli.conftest import finished, started
 
 MEMORY = Path("/dev/shm")
 
@@ -20,6 +22,18 @@ def test_bench_measures_and_leaves_nothing(run, tmp_path: Path) -> None:
     assert figures["no-op tasks by map"]["cpu_us"] > 0
     assert list(tmp_path.iterdir()) == []
     assert "child processes" in run("bench", "--n", "64", folder=tmp_path).out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_bench_that_is_stopped_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C and SIGTERM end it in the middle of its first way, and its store goes."""
+    bench = started("bench", "--n", "1000000", folder=tmp_path)
+    assert bench.stderr is not None
+    assert "by map" in bench.stderr.readline()
+    bench.send_signal(number)
+    answer = finished(bench)
+    assert answer.code == 130, answer.err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("folder", ["nowhere", pytest.param(str(MEMORY), marks=pytest.mark.skipif(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import signal
 import statistics
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -75,6 +76,7 @@ def bench(
         raise invalid("folder", str(folder), "is no folder", "name one on the disk that you mean")
     if (kind := _filesystem(folder)) in _IN_MEMORY:
         raise invalid("folder", str(folder), f"is in memory ({kind}), where nothing is durable", "name one on a disk")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: by itself it would leave the stores behind
     with tempfile.TemporaryDirectory(prefix="mainspring-bench-", dir=folder) as scratch:
         figures = [_syncs(Path(scratch)), *run(_all(Path(scratch), n, screen))]
     if as_json:

@@ -38,7 +38,7 @@ from mainspring.store.postgres.writer import PostgresWriter
 from mainspring.store.sql import reads
 from mainspring.store.sql.caretaker import write_offer
 from mainspring.store.sql.commands import note_slots
-from mainspring.store.sql.futures import fail, resolve
+from mainspring.store.sql.futures import fail, outlasted, resolve
 from mainspring.store.sql.reader import Reader
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.transaction import Applier, Crowded, Transaction
@@ -137,12 +137,14 @@ class PostgresStore(InboxStore):
         opened: asyncio.Future[None] = self._loop.create_future()
         self._strand = self.env.start_strand("mainspring-writer", self._write(opened), self._writer.signal)
         try:
-            await opened
+            is_cancelled = await outlasted(opened)
         except BaseException:
             self._drop_life()
             raise
         self._reader.start(self._loop)
         try:
+            if is_cancelled:
+                raise asyncio.CancelledError
             with our_errors(self.server):
                 await self.line.open(self._writer.number)
             self.identity = await self.view(lambda view: str(view.one("identity")[0]))

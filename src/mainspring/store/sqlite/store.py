@@ -22,7 +22,7 @@ from mainspring.store.liveness import LifeFile
 from mainspring.store.moving import marks
 from mainspring.store.moving.marks import Mark, refuse_moved
 from mainspring.store.sql import reads
-from mainspring.store.sql.futures import fail, resolve
+from mainspring.store.sql.futures import fail, outlasted, resolve
 from mainspring.store.sql.reader import Reader
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.store import SqlStore
@@ -113,12 +113,14 @@ class SqliteStore(SqlStore):
         opened: asyncio.Future[None] = self._loop.create_future()
         self._strand = self.env.start_strand("mainspring-writer", self._write(opened), self._writer.signal)
         try:
-            await opened
+            is_cancelled = await outlasted(opened)
         except BaseException:
             self._remove_private()
             raise
         self._reader.start(self._loop)
         try:
+            if is_cancelled:
+                raise asyncio.CancelledError
             self._bell.open(self._loop)
             if self.config.blobs is not None and self._private is None:  # the folder beside a file is its own
                 await self.env.to_thread(self.blobs.note_user, self.identity)  # before anybody collects
