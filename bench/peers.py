@@ -26,11 +26,13 @@ from bench.postgres import timed as timed_on_server
 from bench.report import Report, Row, row_of
 from bench.servers import postgres, postgres_folder, redis, redis_program
 from bench.subject import SUBMITTERS, by_map, by_submitters
-from bench.throughput import one_process
+from bench.throughput import one_process, two_processes
 
 _HERE = Path(__file__).resolve().parent
 _SERVER_FLOOR = 3.0
-_WAYS = {"map": (by_map, 8.0, 15.0), f"{SUBMITTERS} submitters": (by_submitters, 5.0, 10.0)}
+_WAYS = {"map": by_map, f"{SUBMITTERS} submitters": by_submitters}
+_LIMITS = {"map": (8.0, 15.0), f"{SUBMITTERS} submitters": (5.0, 10.0)}
+_TWO_PROCESSES = (3.0, 5.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +179,7 @@ def _measure(report: Report, folder: Path, venvs: Path, n: int, runs: int, loop:
             report.remarks.append(f"{peer.label} is left out: {lack}.")
     theirs: dict[str, list[tuple[Sample, float, float]]] = {peer.label: [] for peer in peers}
     ours: dict[str, list[Sample]] = {name: [] for name in _WAYS}
+    apart: dict[str, list[tuple[Sample, float]]] = {name: [] for name in _WAYS}
     on_server: dict[str, list[Sample]] = {}
     for turn in range(runs):  # all take turns, so that a loaded minute hits everyone
         for peer in peers:
@@ -186,15 +189,16 @@ def _measure(report: Report, folder: Path, venvs: Path, n: int, runs: int, loop:
             with _running(peer, venvs, place) as timed:
                 timed(n)  # not counted: their workers come fresh from a start, and take long to reach their speed
                 theirs[peer.label].append(timed(n))
-        for name, (way, _, _) in _WAYS.items():
+        for name, way in _WAYS.items():
             ours[name].append(run(partial(one_process, folder / f"{name}-{turn}.db", way, n), loop))
+            apart[name].append(run(partial(two_processes, folder / f"{name}-apart-{turn}.db", way, n, loop), loop))
         if any(peer in peers for peer in _ON_POSTGRES):
             with _served(folder / f"ours-{turn}") as address:
-                for name, (way, _, _) in _WAYS.items():
+                for name, way in _WAYS.items():
                     blobs = folder / f"ours-{turn}" / "blobs"
                     work = partial(timed_on_server, address, way.__name__, blobs, way, n)
                     on_server.setdefault(name, []).append(run(work, loop))
-    _report(report, peers, theirs, ours, runs)
+    _report(report, peers, theirs, ours, apart)
     _report_servers(report, theirs, on_server)
 
 
@@ -223,7 +227,7 @@ def _report(
     peers: list[Peer],
     theirs: dict[str, list[tuple[Sample, float, float]]],
     ours: dict[str, list[Sample]],
-    runs: int,
+    apart: dict[str, list[tuple[Sample, float]]],
 ) -> None:
     for peer in peers:
         found = theirs[peer.label]
@@ -231,15 +235,22 @@ def _report(
         report.add(row_of(peer.label, [one[0] for one in found], spent, note=peer.note))
     best = [
         max((theirs[peer.label][turn][0].rate for peer in peers if not peer.tuned), default=PEER_RATE)
-        for turn in range(runs)
+        for turn in range(len(ours["map"]))
     ]
     against = "the best peer of the same turn"
     if not peers:
         against = f"the recorded {PEER_RATE:,.0f} tasks/s of the best durable peers"
         report.remarks.append("No peer ran: the ratio is against a figure from another day, good for orientation only.")
-    for name, (_, floor, goal) in _WAYS.items():
-        ratio = statistics.median(sample.rate / rate for sample, rate in zip(ours[name], best, strict=True))
-        report.add(row_of(f"ours, {name}", ours[name], ratio=ratio, against=against, floor=floor, goal=goal))
+
+    def beside(what: str, samples: list[Sample], spent: dict[str, list[float]], limits: tuple[float, float]) -> None:
+        ratio = statistics.median(sample.rate / rate for sample, rate in zip(samples, best, strict=True))
+        report.add(row_of(what, samples, spent, ratio=ratio, against=against, floor=limits[0], goal=limits[1]))
+
+    for name, samples in ours.items():
+        beside(f"ours, {name}", samples, {}, _LIMITS[name])
+    for name, pairs in apart.items():
+        worker = {"worker": [spent for _, spent in pairs]}
+        beside(f"ours, {name}, two processes", [sample for sample, _ in pairs], worker, _TWO_PROCESSES)
     report.add(Row(what="fdatasync of 4 KiB, p50", n=len(report.syncs), values=[report.sync_ms], unit="ms"))
 
 
