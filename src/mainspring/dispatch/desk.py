@@ -108,6 +108,14 @@ class Desk(ABC):
         self.over = claim
         self.port.released += 1
 
+    def receive(self, claims: list[Claimed], broken: Callable[[Desk, Claimed, Exception], None]) -> None:
+        """Claims have come. Where that fails it costs these: what came with them still goes to its desks."""
+        try:
+            self.put(claims)
+        except Exception as exc:  # noqa: BLE001 - the boundary: a bug may cost tasks of one desk, never those beside them
+            for claim in claims:
+                broken(self, claim, exc)
+
     @abstractmethod
     def put(self, claims: list[Claimed]) -> None:
         """Claims have come."""

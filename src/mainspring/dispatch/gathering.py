@@ -61,7 +61,7 @@ class Gathering(Desk):
         lane: LaneDesk,
         prepare: Callable[[Gathering, Claimed], Awaitable[bool] | None],
         serve: Callable[[Gathering, Call, int, asyncio.Task[Any]], Awaitable[bool]],
-        refuse: Callable[[Claimed, Exception, str], None],
+        refuse: Callable[[Claimed, BaseException, str], None],
         marks: Marks,
         ageing_ms: int,
         most: int,
@@ -140,10 +140,10 @@ class Gathering(Desk):
         try:
             key, cost = self._join(claim)
             self._add(claim, (key, claim.timeout_ms), 1.0 if self.policy.max_cost is None else cost)
-        except Exception as exc:  # noqa: BLE001 - users' functions of an item run in there: that attempt's failure
+        except BaseException as exc:  # noqa: BLE001 - users' functions of an item run in there: that attempt's failure
             self._give_up(claim, exc)
 
-    def _give_up(self, claim: Claimed, exc: Exception) -> None:
+    def _give_up(self, claim: Claimed, exc: BaseException) -> None:
         self.freed()
         self._refuse(claim, exc, self.lane)
 

@@ -446,7 +446,7 @@ class TaskManager(Answers):
         for kind, some in by_type.items():
             desk = self._gatherings.get(kind) or self._desks[self.executor.lane_of(kind)]
             if self._high_water.why is None:
-                desk.put(some)
+                desk.receive(some, self._course.broken)
             else:  # they were on their way
                 self._hand_back(desk, some)
 

@@ -62,7 +62,7 @@ class Recorder:
         """Record that the deadline passed before the start."""
         self._finish(Finish(claim, TIMEOUT, now_ms, error=_TOO_LATE))
 
-    def refuse(self, claim: Claimed, exc: Exception, lane: str) -> None:
+    def refuse(self, claim: Claimed, exc: BaseException, lane: str) -> None:
         """Record that an attempt could not begin."""
         error = msgspec.structs.replace(failure(exc).error, traceback=None, attempts=claim.retry_count + 1)
         self._finish(Finish(claim, FAILED, self._store.now_ms(), error=_encoder.encode(error), lane=lane))

@@ -108,7 +108,7 @@ def _asked(function: Callable[[Any], Any], field: str, item: Any, name: str) -> 
     """Return what a user's function says of an item. Raises InvalidInput where it raises anything."""
     try:
         return function(item)
-    except Exception as exc:
+    except BaseException as exc:  # a panic in a tokenizer's native code is no Exception, nor is SystemExit
         why = f"{field} of {name} raised {type(exc).__name__} for {shown(item)}: {text_of(exc)}"
         raise InvalidInput(f"{why}; let it answer for every item", field=field, value=item) from exc
 
@@ -121,7 +121,7 @@ class Batching(Protocol):
     def join(self, work: Work) -> tuple[Hashable, float]:
         """Return what works must have in common to run in one call, and what this one costs.
 
-        Called on the event loop. Raises what the user's functions of an item raise, InvalidInput.
+        Called on the event loop. Raises InvalidInput, also for what the user's functions of an item raise.
         """
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from mainspring.config import RESOURCE_KINDS, seconds
-from mainspring.errors import InvalidInput, invalid
+from mainspring.errors import InvalidInput, TaskError, invalid, shown
 from mainspring.processors.annotations import is_async, resolved
-from mainspring.processors.base import Item, Lane, failure
+from mainspring.processors.base import Item, Lane, failure, text_of
 from mainspring.processors.batch import Batch, Call, are_contexts, items_parameter
 from mainspring.processors.code import code_hash
 from mainspring.processors.context import Context, check_cost
@@ -299,8 +299,17 @@ class Handler:
             self.batch.cost_of(self.item_of(decode(encode(bound)[0])), self.name)
 
     def item_of(self, stored: dict[str, Any]) -> Any:
-        """Return the item of stored arguments as the function gets it. Raises InvalidInput."""
-        return (self.typed(stored) if self.convert_input else stored)[self.items]
+        """Return the item of stored arguments as the function gets it.
+
+        Raises: InvalidInput, also for whatever its type raises.
+        """
+        try:
+            return (self.typed(stored) if self.convert_input else stored)[self.items]
+        except TaskError:
+            raise
+        except BaseException as exc:  # as in `Batch.cost_of`: types have code of their own
+            why = f"its type raised {type(exc).__name__} for {shown(stored.get(self.items))}: {text_of(exc)}"
+            raise invalid(f"arguments of {self.name}", stored, why, "pass a value that validates") from exc
 
     def _as_called(self, bound: dict[str, Any]) -> dict[str, Any]:
         try:
