@@ -112,11 +112,12 @@ async def test_what_was_learned_of_a_kind_is_kept_while_it_is_used() -> None:
         await values(await engine.map(joined, [1]))
         gathering = engine.manager._gatherings["custom:joined"]
 
-        def call(kind: str, cost: float, seconds: float) -> None:
-            gathering.took(Call([], kind, cost, cost, "full"), seconds)
+        def call(kind: str, size: int, seconds: float) -> None:
+            claims: list[Any] = [None] * size
+            gathering.took(Call(claims, kind, size, size, "full", halvings=size == 32), seconds)
 
-        for cost, seconds in [(64, 1.0)] * 8 + [(32, 0.1)] * 8:
-            call("mine", cost, seconds)
+        for size, seconds in [(64, 1.0)] * 2 + [(32, 0.1)] * 2:
+            call("mine", size, seconds)
         assert _learned(gathering) == [32]
         for group in "ab":
             for other in range(200):

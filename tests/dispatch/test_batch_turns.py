@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from statistics import median_low
 from typing import Any
 
 import pytest
@@ -195,3 +196,31 @@ async def test_the_size_of_calls_is_learned(engine: Any, unit_s: Callable[[int],
     assert sorted(sizes[-200:])[100] == learned
     batches = (await engine.manager.stats())["batches"]["custom:joined"]
     assert batches["learned"] == ([] if learned == 64 else [learned])
+
+
+FILLED = [
+    pytest.param(Batch(max_size=64, max_cost=16_384, cost=lambda n: 60), 64, 4, id="by count, where costs are counted"),
+    pytest.param(Batch(max_size=10_000, max_cost=64, cost=lambda n: 1), 64, 4, id="by cost"),
+    pytest.param(Batch(max_size=10_000, max_cost=1.0, cost=lambda n: 1 / 64), 64, 4, id="by cost, in fractions"),
+    pytest.param(Batch(max_size=64, max_cost=16_384, cost=lambda n: 3_000), 5, 1, id="by cost, dear"),
+]
+
+
+@pytest.mark.parametrize(("policy", "most", "best"), FILLED)
+async def test_whatever_fills_calls_is_learned(engine: Any, policy: Batch, most: int, best: int) -> None:
+    """Calls get as small as pays, whether count or cost fills them, and large again when that pays."""
+    sizes: list[int] = []
+    pays = best
+
+    @engine.task(batch=policy)
+    async def joined(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        await asyncio.sleep(0.1 * max(len(items) / pays, pays / len(items)) * len(items))
+        return items
+
+    await engine.gather(await engine.map(joined, range(600)))
+    assert max(sizes) == most
+    assert median_low(sizes[-20:]) == best
+    pays = most
+    await engine.gather(await engine.map(joined, range(2_000 + 50 * most)))
+    assert median_low(sizes[-20:]) == most

@@ -35,6 +35,7 @@ class Call(NamedTuple):
     cost: float
     padded: float  # the same if each item cost as much as the largest beside it
     why: str  # it begins
+    halvings: int  # of what is allowed: see `Budget`
 
 
 class Forming(NamedTuple):
@@ -79,7 +80,7 @@ class Gathering(Desk):
         self.items = 0  # in those
         self._cost = 0.0  # of all calls
         self._padded = 0.0  # the same; see `Call`
-        self._allowed = float(self.policy.max_size) if self.policy.max_cost is None else self.policy.max_cost
+        self._whole = self._new_budget()
         self._budgets: dict[Hashable, Budget] = {}  # the latest used last
         self._wait_s = self.policy.wait_s
         self._arrivals = Arrivals(self._wait_s)
@@ -227,7 +228,7 @@ class Gathering(Desk):
         """Return why a call of this group may begin now, if it may; `are_all`: nobody comes that could join any."""
         if len(group.members) >= self._size(group.key):
             return "full"
-        if group.cost >= self._limit(group.key):
+        if group.cost >= self._budget(group.key).cost:
             return "cost"
         if group.urgent:
             return "urgent"
@@ -245,12 +246,14 @@ class Gathering(Desk):
     def _size(self, key: Key) -> int:
         """Return how many may go into one call."""
         fit = self._fits.get(key.kind)
-        most = key.size if fit is None else min(key.size, fit.size)
-        return most if self.policy.max_cost is not None else min(most, int(self._limit(key)))
+        return min(key.size, self._budget(key).size, key.size if fit is None else fit.size)
 
-    def _limit(self, key: Key) -> float:
-        budget = self._budgets.get(key.kind)
-        return self._allowed if budget is None else budget.limit
+    def _budget(self, key: Key) -> Budget:
+        return self._budgets.get(key.kind, self._whole)
+
+    def _new_budget(self) -> Budget:
+        most = self.policy.max_cost
+        return Budget(self.policy.max_size, math.inf if most is None else most)
 
     def _wake_at(self, due: float, now: float) -> None:
         if self._timer is not None:
@@ -317,12 +320,12 @@ class Gathering(Desk):
         """Take out what goes into the next call; `first` has just told that there is one."""
         group = self._next
         assert group is not None
-        size, limit = self._size(group.key), self._limit(group.key)
+        size, budget = self._size(group.key), self._budget(group.key)
         now = self.env.monotonic()
         why = self._why(group, now, are_all=self._are_all_here(now)) or "room"
         n, cost, largest = 0, 0.0, 0.0
         for member in group.members[:size]:
-            if n and cost + member.cost > limit:
+            if n and cost + member.cost > budget.cost:
                 why = "cost"
                 break
             n += 1
@@ -330,7 +333,7 @@ class Gathering(Desk):
             largest = max(largest, member.cost)
         formed = [member.claim for member in group.members[:n]]
         self._kinds.keep(group, group.members[n:])
-        return Call(formed, group.key.kind, cost, n * largest, why)
+        return Call(formed, group.key.kind, cost, n * largest, why, budget.halvings)
 
     def begin(self, call: Call, n: int) -> None:
         """A call begins, with so many of its claims."""
@@ -352,10 +355,11 @@ class Gathering(Desk):
         self.pace(freeing=1)
 
     def took(self, call: Call, seconds: float) -> None:
-        """A whole call went well, in so long."""
-        budget = self._budgets.get(call.key) or Budget(self._allowed)
+        """A whole call had outcomes of its own for its items, in so long."""
+        budget = self._budgets.get(call.key) or self._new_budget()
         self._learned(self._budgets, call.key, budget)
-        budget.learn(call.cost, seconds)
+        if call.why in ("full", "cost"):
+            budget.learn(call.halvings, len(call.claims), call.cost, seconds)
         fit = self._fits.get(call.key)
         if fit is not None:
             self._learned(self._fits, call.key, fit)
@@ -441,7 +445,7 @@ class Gathering(Desk):
 
         `fill` is the share of `max_size` that was used. `padding` is the share of a call that would be computed for
         nothing if all its items were brought to the cost of the largest; None where costs are not counted. `learned`
-        has what goes into calls of those kinds that are quicker below what is allowed, least first.
+        has what goes into calls of those kinds that are quicker below what is allowed, least first: see `Budget`.
         """
         n = self.calls * self.policy.max_size
         is_padding_known = self.policy.max_cost is not None and self._padded > 0
@@ -450,6 +454,6 @@ class Gathering(Desk):
             "items": self.items,
             "fill": self.items / n if n else None,
             "padding": 1 - self._cost / self._padded if is_padding_known else None,
-            "learned": sorted({budget.learned for budget in self._budgets.values()} - {self._allowed}),
+            "learned": sorted({budget.learned for budget in self._budgets.values()} - {self._whole.learned}),
             "closed": dict(self.closed),
         }
