@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mainspring import Batch, Engine, EngineConfig, TaskManagerConfig
+from mainspring.tasks.lifecycle import FAILED
 
 
 @pytest.fixture
@@ -224,3 +225,39 @@ async def test_whatever_fills_calls_is_learned(engine: Any, policy: Batch, most:
     pays = most
     await engine.gather(await engine.map(joined, range(2_000 + 50 * most)))
     assert median_low(sizes[-20:]) == most
+
+
+@pytest.mark.parametrize("bad", [20, 2])
+async def test_the_size_of_calls_is_learned_where_items_fail(engine: Any, bad: int) -> None:
+    """A call that has an outcome for each of its items speaks for its size, whatever some of these outcomes are."""
+    sizes: list[int] = []
+
+    @engine.task(batch=Batch(max_size=64), retry=0)
+    async def joined(items: list[int]) -> list[int | Exception]:
+        sizes.append(len(items))
+        await asyncio.sleep(len(items) ** 2 / 500)
+        return [ValueError("bad") if n % bad == 0 else n for n in items]
+
+    handles = await engine.map(joined, range(1_500))
+    ended = [handle.ended.status async for handle in engine.as_completed(handles)]
+    assert ended.count(FAILED) == 1_500 // bad
+    assert median_low(sizes[-20:]) == 1
+
+
+@pytest.mark.parametrize("bad", [20, 2])
+async def test_calls_grow_again_after_memory_ran_out_where_items_fail(engine: Any, bad: int) -> None:
+    """Also where one of two items fails."""
+    sizes: list[int] = []
+
+    @engine.task(batch=Batch(max_size=64), retry=0)
+    async def joined(items: list[int]) -> list[int | Exception]:
+        sizes.append(len(items))
+        if len(sizes) < 7:
+            raise MemoryError
+        await asyncio.sleep(1)
+        return [ValueError("bad") if n % bad == 0 else n for n in items]
+
+    handles = await engine.map(joined, range(1_500))
+    async for _ in engine.as_completed(handles):
+        pass
+    assert max(sizes[-10:]) == 64

@@ -381,7 +381,7 @@ class Course:
             for attempt in attempts:
                 attempt.ended = True
             desk.end(claims)
-            if len(claims) == len(call.claims) and done.calls == 1 and all(one.error is None for one in done.reports):
+            if len(claims) == len(call.claims) and done.calls == 1 and any(one.error is None for one in done.reports):
                 desk.took(call, self._env.monotonic() - began)
             if task.cancelling() and not desk.is_ending:
                 await desk.absorb(task)
