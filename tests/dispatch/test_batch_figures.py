@@ -54,6 +54,22 @@ async def test_a_call_that_costs_all_that_is_allowed() -> None:
     assert calls == [["aaaaa", "bbbbb"], ["aaaa", "bbbb"]]
 
 
+@pytest.mark.parametrize(("most", "n"), [(1.0, 10), (0.3, 3), (0.7, 7), (100.1, 1_001)])
+async def test_rounding_keeps_no_call_waiting(most: float, n: int) -> None:
+    """Tenths that come to all that is allowed are one call at once, though their sum as floats is a little off."""
+    calls: list[int] = []
+    async with engine_on() as engine:
+
+        @engine.task(batch=Batch(max_size=10_000, max_cost=most, cost=lambda item: 0.1, max_wait=3600))
+        async def same(items: list[int]) -> list[int]:
+            calls.append(len(items))
+            return items
+
+        assert await values(await engine.map(same, range(n))) == list(range(n))
+        assert told(engine, "custom:same")["closed"] == {"cost": 1}
+    assert calls == [n]
+
+
 async def test_calls_that_wait_for_resources_count_once() -> None:
     """However often they are put together: when they begin. Those in which nobody is left in time never do."""
     go = asyncio.Event()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _REMEMBERED = 10_000  # tasks that ran out of time
 _KINDS = 256  # of calls of which is kept what was learned
+_ROUNDED = 1e-9  # sums of costs are off by a smaller share: ten times 0.1 is just below 1
 
 
 class Call(NamedTuple):
@@ -228,7 +229,7 @@ class Gathering(Desk):
         """Return why a call of this group may begin now, if it may; `are_all`: nobody comes that could join any."""
         if len(group.members) >= self._size(group.key):
             return "full"
-        if group.cost >= self._budget(group.key).cost:
+        if group.cost >= self._budget(group.key).cost * (1 - _ROUNDED):
             return "cost"
         if group.urgent:
             return "urgent"
@@ -321,11 +322,12 @@ class Gathering(Desk):
         group = self._next
         assert group is not None
         size, budget = self._size(group.key), self._budget(group.key)
+        limit = budget.cost * (1 + _ROUNDED)
         now = self.env.monotonic()
         why = self._why(group, now, are_all=self._are_all_here(now)) or "room"
         n, cost, largest = 0, 0.0, 0.0
         for member in group.members[:size]:
-            if n and cost + member.cost > budget.cost:
+            if n and cost + member.cost > limit:
                 why = "cost"
                 break
             n += 1
