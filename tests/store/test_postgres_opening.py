@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import asyncpg
 import psutil
@@ -33,6 +33,7 @@ from mainspring.store.postgres.connection import MIGRATING, SCHEMA_VERSION, prep
 
 pytestmark = pytest.mark.anyio
 SECRET = "s3cr et/%"
+VERSION_1 = (Path(__file__).parent / "fixtures" / "server_1.sql").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,26 @@ async def test_the_rights_on_the_schema_suffice_once_it_is_there(role: str, tmp_
     async with engine:
         assert await value(await engine.submit(same, 3)) == 3
     postgres.drop(schema)
+
+
+@pytest.mark.parametrize("tables", ["", VERSION_1])
+async def test_a_schema_that_is_there_takes_no_right_on_the_database(tmp_path: Path, tables: str) -> None:
+    """Neither the first start in one that an admin has made, nor an upgrade of an older one."""
+    with postgres.own_database(tmp_path, "t_tenant") as address:
+        admin = await asyncpg.connect(address.replace("t_tenant:guest@", f"{urlsplit(postgres.url()).username}@"))
+        await admin.execute("CREATE SCHEMA mainspring AUTHORIZATION t_tenant")
+        if tables:
+            await admin.execute(f"SET ROLE t_tenant; SET search_path = mainspring; {tables}")
+            await admin.execute("INSERT INTO store (version) VALUES (1); RESET ROLE")
+        name = postgres.schema_of(tmp_path)
+        await admin.execute(
+            f"ALTER DATABASE {name} OWNER TO CURRENT_USER; REVOKE CREATE ON DATABASE {name} FROM PUBLIC"
+        )
+        assert not await admin.fetchval(f"SELECT has_database_privilege('t_tenant', '{name}', 'CREATE')")
+        await prepare(parse(address), StoreConfig(), "")
+        assert await admin.fetchval("SELECT version FROM mainspring.store") == SCHEMA_VERSION
+        await admin.execute(f"ALTER DATABASE {name} OWNER TO t_tenant; DROP SCHEMA mainspring CASCADE")
+        await admin.close()
 
 
 async def test_a_server_that_only_reads(role: str) -> None:

@@ -317,7 +317,10 @@ async def _make(server: Server, connection: asyncpg.Connection, extra_schema: st
     """One process at a time, in one transaction."""
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1, hashtext($2))", MIGRATING, server.schema)
-        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {server.schema}")
+        if (
+            await _find(connection, server.schema) is None
+        ):  # to make one takes a right on the database, also where it is
+            await connection.execute(f"CREATE SCHEMA {server.schema}")
         version = await _version(server, connection)
         if version == 0:
             await connection.execute(SCHEMA + extra_schema)
