@@ -173,13 +173,20 @@ def drop(schema: str) -> None:
 
 
 @contextmanager
-def own_database(folder: Path, role: str | None = None, encoding: str = "UTF8") -> Iterator[str]:
-    """Give the address of an empty database, for what belongs to a whole one; it is `role`'s, who is made for it."""
+def own_database(
+    folder: Path, role: str | None = None, encoding: str = "UTF8", template: str | None = None
+) -> Iterator[str]:
+    """Give the address of a database, for what belongs to a whole one; it is `role`'s, who is made for it.
+
+    It is empty, or as that of the name `template` is.
+    """
     name = schema_of(folder)
     if role is not None:
         command(f"CREATE ROLE {role} LOGIN PASSWORD 'guest'")
     options = f" OWNER {role}" if role else ""
-    if encoding != "UTF8":
+    if template is not None:
+        options += f" TEMPLATE {template}"
+    elif encoding != "UTF8":
         options += f" ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
     command(f"CREATE DATABASE {name}{options}")
     parts = urlsplit(url())

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -854,30 +855,75 @@ async def test_a_file_takes_no_connection(mine: asyncpg.Connection) -> None:
         assert caught.value.field == "connection"
 
 
-async def test_another_database(engine: Engine) -> None:
-    """A connection that leads elsewhere is refused, with the remedy, and its transaction goes on."""
-    name = "other_" + TaskId().bytes.hex()
-    postgres.command(f"CREATE DATABASE {name}")
-    elsewhere = postgres.url().partition("?")
-    parts = elsewhere[0].rpartition("/")
-    connection = await asyncpg.connect(parts[0] + "/" + name + elsewhere[1] + elsewhere[2])
-    try:
+async def test_another_database(engine: Engine, tmp_path: Path) -> None:
+    """A connection that leads elsewhere is refused, with the remedy, and its transaction goes on: where there is nothing,
+    and where tables of the same names are another program's."""
+    schema = store_of(engine).server.schema
+    with postgres.own_database(tmp_path) as url:
+        connection = await asyncpg.connect(url)
         async with connection.transaction():
-            with pytest.raises(InvalidInput, match=f"database {name}.*connect to the engine's database") as caught:
+            name = urlsplit(url).path[1:]
+            with pytest.raises(
+                InvalidInput, match=f"database {name}'.*no store.*connect to the engine's database"
+            ) as caught:
                 await engine.submit(double(engine), 1, connection=connection)
             assert caught.value.field == "connection"
-            schema = store_of(engine).server.schema
             await connection.execute(
-                f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.store (identity uuid); "
-                f"INSERT INTO {schema}.store VALUES (gen_random_uuid()); "
+                f"CREATE SCHEMA {schema}; CREATE TABLE {schema}.store (name text); "
                 f"CREATE TABLE {schema}.inbox (id bytea PRIMARY KEY, namespace text, key text, task bytea)"
             )
-            with pytest.raises(InvalidInput, match="another store"):
-                await engine.submit(double(engine), 1, connection=connection)
+            for options in ({}, {"idempotency_key": "k"}):
+                with pytest.raises(InvalidInput, match=f"database {name}'.*another store"):
+                    await engine.submit(double(engine), 1, connection=connection, **options)
             assert await connection.fetchval(f"SELECT count(*) FROM {schema}.inbox") == 0
-    finally:
         await connection.close()
-        postgres.command(f"DROP DATABASE {name}")
+
+
+async def test_a_copy_of_the_database(tmp_path: Path) -> None:
+    """One that was made with the database as its template holds the same identity, and is another all the same."""
+    with postgres.own_database(tmp_path) as first:
+        async with with_handlers(engine_on(first, worker=False)):
+            pass
+        with postgres.own_database(tmp_path / "copy", template=urlsplit(first).path[1:]) as second:
+            connection = await asyncpg.connect(second)
+            async with with_handlers(engine_on(first)) as engine, connection.transaction():
+                with pytest.raises(InvalidInput, match="another store"):
+                    await engine.submit(double(engine), 1, connection=connection)
+                assert await connection.fetchval("SELECT count(*) FROM mainspring.inbox") == 0
+            await connection.close()
+
+
+async def test_a_key_in_the_store_of_another_database(tmp_path: Path) -> None:
+    """Its tasks are not looked at: a key that one of them has in the same transaction is no task of this store."""
+    with postgres.own_database(tmp_path) as first, postgres.own_database(tmp_path / "other") as second:
+        async with with_handlers(engine_on(first)) as mine, with_handlers(engine_on(second)) as theirs:
+            connection = await asyncpg.connect(second)
+            async with connection.transaction():
+                kept = await theirs.submit(double(theirs), 7, idempotency_key="order", connection=connection)
+                for n in (7, 8):
+                    with pytest.raises(InvalidInput, match="another store"):
+                        await mine.submit(double(mine), n, idempotency_key="order", connection=connection)
+            assert await value(kept) == 14
+            await connection.close()
+
+
+@pytest.mark.parametrize("name", ["put", "of_ids", "of_keys"])
+async def test_a_store_that_differs_in_its_identity_alone(engine: Engine, mine: asyncpg.Connection, name: str) -> None:
+    """As on two servers that were set up alike: no statement that reads or writes there takes it for this one."""
+    store = store_of(engine)
+    identity, *rest = await store.view(lambda view: view.one("identity"))
+    inside = inbox._Inbox(store.borrow(mine), store.server, inbox._Home(str(TaskId()), *rest))
+    values: dict[str, list[Any]] = {
+        "put": [[TaskId().bytes], [None], [None], [b""], "channel", "word"],
+        "of_ids": [[TaskId().bytes]],
+        "of_keys": [["default"], ["k"]],
+    }
+    await inside.look()
+    async with mine.transaction():
+        with pytest.raises(InvalidInput, match="another store"):
+            await inside.ask(name, *values[name])
+        assert await mine.fetchval(f"SELECT count(*) FROM {store.server.schema}.inbox") == 0
+    assert identity == store.identity
 
 
 async def test_who_may_not_write(engine: Engine, mine: asyncpg.Connection) -> None:

@@ -68,11 +68,12 @@ ENDS_OF_INDEXES = {
 """They take the first entries of these, whatever the key."""
 
 _ID = f"'{'5'.zfill(32)}'"
+_STORE = "00000000-0000-0000-0000-000000000001"
 IN_USERS_SESSIONS = {
     "look": "",
-    "put": f"('a', ARRAY[decode({_ID}, 'hex')], ARRAY['a'], ARRAY['5'], ARRAY[''::bytea], 'channel', 'word')",
-    "of_ids": f"(ARRAY[decode({_ID}, 'hex')])",
-    "of_keys": "(ARRAY['a'], ARRAY['5'])",
+    "put": f"('{_STORE}', ARRAY[decode({_ID}, 'hex')], ARRAY['a'], ARRAY['5'], ARRAY[''::bytea], 'channel', 'word')",
+    "of_ids": f"('{_STORE}', ARRAY[decode({_ID}, 'hex')])",
+    "of_keys": f"('{_STORE}', ARRAY['a'], ARRAY['5'])",
 }
 """Values for what runs there."""
 
@@ -257,6 +258,7 @@ async def test_a_plan_of_a_users_session_for_an_empty_inbox_does_for_a_full_one(
         await user.execute("SET plan_cache_mode = force_generic_plan")
         filling = await asyncpg.connect(postgres.url())
         await filling.execute(f"ALTER TABLE {schema}.inbox SET (autovacuum_enabled = false)")  # it would plan anew
+        await filling.execute(f"INSERT INTO {schema}.store (version, identity) VALUES (1, '{_STORE}')")
         await filling.execute(f"VACUUM ANALYZE {schema}.inbox")
         await user.execute(f"PREPARE kept AS {WITHIN[name].replace('STORE', schema)}")
         values = IN_USERS_SESSIONS[name]

@@ -14,7 +14,7 @@ import asyncpg
 import msgspec
 
 from mainspring.config import MIB
-from mainspring.errors import StoreReadOnly, TaskNotFound, invalid
+from mainspring.errors import InvalidInput, StoreReadOnly, TaskNotFound, invalid
 from mainspring.store.base import Accepted, Line, NewTask, Pledged
 from mainspring.store.postgres.address import Server
 from mainspring.store.postgres.arrivals import decode
@@ -32,6 +32,7 @@ from mainspring.store.sql.intake import (
 )
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.store import SqlStore
+from mainspring.store.sql.transaction import Row
 from mainspring.store.standing import Standing
 from mainspring.tasks import TaskId, TaskInfo, TaskResult
 
@@ -45,10 +46,58 @@ _encode = msgspec.msgpack.Encoder(enc_hook=str.__str__).encode  # a task type is
 class _Found(NamedTuple):
     """What is committed."""
 
-    identity: str
     unfinished: int
     places: dict[bytes, int]  # of tasks and parents, by id
     pledged: dict[bytes, Pledged]  # for tasks that there are already, by the id that was submitted
+
+
+class _Home(NamedTuple):
+    """Which store the engine has."""
+
+    identity: str
+    database: str
+    table: int  # number of `store` in the catalog
+
+
+class _Inbox:
+    """The inbox of a store, as a user's transaction sees it."""
+
+    def __init__(self, borrowed: Borrowed, server: Server, home: _Home) -> None:
+        self._borrowed = borrowed
+        self._server = server
+        self._home = home
+
+    async def look(self) -> None:
+        """Raises InvalidInput: the connection leads elsewhere. StoreReadOnly: nothing may be put in there."""
+        database, table, is_read_only, may = (await self._fetch("look"))[0]
+        schema = self._server.schema
+        if (database, table) != self._home[1:]:
+            raise self._elsewhere(database, "no store" if table is None else "another store")
+        if is_read_only:
+            raise StoreReadOnly("the transaction of this connection is read-only; submit in one that may write")
+        if not may:
+            raise StoreReadOnly(
+                f"the user of this connection lacks rights; GRANT USAGE ON SCHEMA {schema}, GRANT SELECT, INSERT ON "
+                f"{schema}.inbox, and GRANT SELECT ON {schema}.store"
+            )
+
+    async def ask(self, name: str, *values: Any) -> list[Row]:
+        """Raises InvalidInput: the connection leads to the store of another server."""
+        rows = await self._fetch(name, self._home.identity, *values)
+        if not rows:
+            raise self._elsewhere(self._home.database, "another store")
+        return rows
+
+    async def _fetch(self, name: str, *values: Any) -> list[Row]:
+        return await self._borrowed.fetch(WITHIN[name].replace("STORE", self._server.schema), *values)
+
+    def _elsewhere(self, database: str, where: str) -> InvalidInput:
+        return invalid(
+            "connection",
+            f"a connection to database {database}",
+            f"leads to {where} in schema {self._server.schema}",
+            f"connect to the engine's database, {self._server.shown}",
+        )
 
 
 class InboxStore(SqlStore):
@@ -60,46 +109,27 @@ class InboxStore(SqlStore):
         return borrow(connection, self.env)
 
     async def submit_within(self, tasks: Sequence[NewTask], borrowed: Borrowed) -> list[Pledged]:
-        within = {name: sql.replace("STORE", self.server.schema) for name, sql in WITHIN.items()}
-        self._refuse_elsewhere(*(await borrowed.fetch(within["look"]))[0])
+        home = _Home(*await self.view(lambda view: view.one("identity")))
+        inbox = _Inbox(borrowed, self.server, home)
+        await inbox.look()
         found = await self.view(lambda view: _look(view, tasks))
         if self._memory.queue_size is not None:
             unfinished = found.unfinished + len(tasks) - len(found.pledged)
             refuse_too_many(unfinished, self._memory.queue_size, self._memory.seconds_for)
-        pledged = {**found.pledged, **await _under_own_keys(borrowed, within, tasks, found)}
+        pledged = {**found.pledged, **await _under_own_keys(inbox, tasks, found)}
         fresh = [task for task in tasks if task.id not in pledged]
-        pledged.update(await _under_own_ids(borrowed, within, fresh, found.places))
+        pledged.update(await _under_own_ids(inbox, fresh, found.places))
         for part in _parts(
             task for task in fresh if task.id not in pledged
         ):  # nothing is in there before all is checked
-            pledged.update(await self._put(borrowed, within, part, found.identity))
+            pledged.update(await self._put(inbox, part))
         mine = (pledged[task.id] for task in tasks)
         return [pledged.get(pledge.id, pledge) for pledge in mine]  # one of a key is that of the first of the call
 
-    def _refuse_elsewhere(self, database: str, is_read_only: bool, is_there: bool, may: bool | None) -> None:
-        schema = self.server.schema
-        if not is_there:
-            raise invalid(
-                "connection",
-                f"a connection to database {database}",
-                f"leads to no store in schema {schema}",
-                f"connect to the engine's database, {self.server.shown}",
-            )
-        if is_read_only:
-            raise StoreReadOnly("the transaction of this connection is read-only; submit in one that may write")
-        if not may:
-            raise StoreReadOnly(
-                f"the user of this connection lacks rights; GRANT USAGE ON SCHEMA {schema}, GRANT SELECT, INSERT ON "
-                f"{schema}.inbox, and GRANT SELECT ON {schema}.store"
-            )
-
-    async def _put(
-        self, borrowed: Borrowed, within: dict[str, str], part: Sequence[tuple[NewTask, bytes]], identity: str
-    ) -> dict[bytes, Pledged]:
+    async def _put(self, inbox: _Inbox, part: Sequence[tuple[NewTask, bytes]]) -> dict[bytes, Pledged]:
         tasks = [task for task, _ in part]
-        rows = await borrowed.fetch(
-            within["put"],
-            identity,
+        ((n, origin, _),) = await inbox.ask(
+            "put",
             [task.id for task in tasks],
             [None if task.key is None else task.class_key[0] for task in tasks],
             [task.key for task in tasks],
@@ -107,14 +137,10 @@ class InboxStore(SqlStore):
             channel_of(self.server.schema),
             POSTED,
         )
-        if not rows:
-            why = f"leads to another store in a schema {self.server.schema}"
-            raise invalid("connection", "a connection", why, f"connect to the engine's database, {self.server.shown}")
-        n, origin, _ = rows[0]
         pledged = {task.id: Pledged(task.id, origin) for task in tasks}
         if n < len(tasks):  # some ids are there already: the transaction repeats itself
             ours = {task.id: task for task in tasks}
-            pledged.update(_same_ids(ours, await _of_ids(borrowed, within, ours)))
+            pledged.update(_same_ids(ours, await _of_ids(inbox, ours)))
         return pledged
 
     async def has_come(self, id: bytes, origin: str) -> bool:
@@ -189,7 +215,7 @@ def _look(view: View, tasks: Sequence[NewTask]) -> _Found:
         found = _by_id(view, task, places.get(task.id)) or (None if task.key is None else _by_key(view, task))
         if found is not None:
             pledged[task.id] = found
-    return _Found(view.one("identity")[0], view.one("unfinished")[0], places, pledged)
+    return _Found(view.one("unfinished")[0], places, pledged)
 
 
 def _by_id(view: View, task: NewTask, place: int | None) -> Pledged | None:
@@ -224,17 +250,16 @@ def _is_same(first: NewTask, task: NewTask) -> bool:
     return is_same_work(first.class_key[1], first.input, first.spec, task)
 
 
-async def _under_own_keys(
-    borrowed: Borrowed, within: dict[str, str], tasks: Sequence[NewTask], found: _Found
-) -> dict[bytes, Pledged]:
+async def _under_own_keys(inbox: _Inbox, tasks: Sequence[NewTask], found: _Found) -> dict[bytes, Pledged]:
     """Return what tasks of this call and of this transaction have keys of this call. Raises Conflict."""
     keyed = [task for task in tasks if task.key is not None and task.id not in found.pledged]
     if not keyed:
         return {}
-    rows = await borrowed.fetch(within["of_keys"], [task.class_key[0] for task in keyed], [task.key for task in keyed])
+    rows = await inbox.ask("of_keys", [task.class_key[0] for task in keyed], [task.key for task in keyed])
     firsts: dict[tuple[str, str | None], tuple[NewTask, str | None]] = {}
     for namespace, key, raw, origin in rows:
-        firsts.setdefault((namespace, key), (decode(raw), origin))
+        if raw is not None:
+            firsts.setdefault((namespace, key), (decode(raw), origin))
     pledged: dict[bytes, Pledged] = {}
     for task in keyed:
         first, origin = firsts.setdefault((task.class_key[0], task.key), (task, None))
@@ -243,9 +268,7 @@ async def _under_own_keys(
     return pledged
 
 
-async def _under_own_ids(
-    borrowed: Borrowed, within: dict[str, str], tasks: Sequence[NewTask], places: dict[bytes, int]
-) -> dict[bytes, Pledged]:
+async def _under_own_ids(inbox: _Inbox, tasks: Sequence[NewTask], places: dict[bytes, int]) -> dict[bytes, Pledged]:
     """Return what tasks of this transaction have ids of this call.
 
     Raises: Conflict. TaskNotFound: a parent is neither committed nor submitted before in this transaction.
@@ -257,15 +280,16 @@ async def _under_own_ids(
         if not _is_same(ours.setdefault(task.id, task), task):
             raise id_conflict(task)
     asked = {*unknown, *ours} if len(ours) > 1 else unknown  # one alone leaves nothing behind where it is refused later
-    found = await _of_ids(borrowed, within, asked) if asked else {}
+    found = await _of_ids(inbox, asked) if asked else {}
     for id in unknown - found.keys():
         raise no_parent(id, is_pruned=places.get(id) == _PRUNED)
     return _same_ids(ours, found)
 
 
-async def _of_ids(borrowed: Borrowed, within: dict[str, str], ids: Iterable[bytes]) -> dict[bytes, tuple[bytes, str]]:
+async def _of_ids(inbox: _Inbox, ids: Iterable[bytes]) -> dict[bytes, tuple[bytes, str]]:
     """Return what waits to be taken in under these ids, also of this transaction: encoded, and where it is from."""
-    return {bytes(id): (raw, origin) for id, raw, origin in await borrowed.fetch(within["of_ids"], list(ids))}
+    rows = await inbox.ask("of_ids", list(ids))
+    return {bytes(id): (raw, origin) for id, raw, origin in rows if raw is not None}
 
 
 def _same_ids(ours: dict[bytes, NewTask], found: dict[bytes, tuple[bytes, str]]) -> dict[bytes, Pledged]:

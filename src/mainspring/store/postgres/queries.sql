@@ -135,7 +135,8 @@ SELECT task, xid::text FROM inbox WHERE id = $1;
 SELECT task, xid::text FROM inbox WHERE namespace = $1 AND key = $2 ORDER BY n LIMIT 1;
 
 -- name: identity
-SELECT identity::text FROM store;
+-- Which store this is, and where: a copy has the same identity.
+SELECT identity::text, current_database()::text, tableoid::bigint FROM store;
 
 -- name: fate
 -- How a transaction stands: in progress, committed or aborted; unknown when it was long ago.
