@@ -78,7 +78,8 @@ class _Inbox:
         if not may:
             raise StoreReadOnly(
                 f"the user of this connection lacks rights; GRANT USAGE ON SCHEMA {schema}, GRANT SELECT, INSERT ON "
-                f"{schema}.inbox, and GRANT SELECT ON {schema}.store"
+                f"{schema}.inbox, GRANT SELECT ON {schema}.store, and GRANT EXECUTE ON FUNCTION {schema}.inbox_of_ids, "
+                f"{schema}.inbox_of_keys"
             )
 
     async def ask(self, name: str, *values: Any) -> list[Row]:

@@ -7,6 +7,8 @@
 SELECT current_database(), CAST(store.oid AS bigint), current_setting('transaction_read_only') = 'on',
     has_schema_privilege(space.oid, 'USAGE') AND has_table_privilege(inbox.oid, 'SELECT')
     AND has_table_privilege(inbox.oid, 'INSERT') AND has_table_privilege(store.oid, 'SELECT')
+    AND (SELECT bool_and(has_function_privilege(ours.oid, 'EXECUTE')) FROM pg_catalog.pg_proc AS ours
+        WHERE ours.pronamespace = space.oid AND ours.proname IN ('inbox_of_ids', 'inbox_of_keys'))
 FROM (VALUES (1)) AS one
 LEFT JOIN pg_catalog.pg_namespace AS space ON space.nspname = 'STORE'
 LEFT JOIN pg_catalog.pg_class AS inbox ON inbox.relnamespace = space.oid AND inbox.relname = 'inbox'
