@@ -800,6 +800,21 @@ async def test_a_pool_and_an_engine_are_no_connections(engine: Engine) -> None:
         await engine.submit(double(engine), 1, connection=other)
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "UTF8"])
+async def test_the_encoding_of_a_connection(engine: Engine, encoding: str) -> None:
+    """One that gives bytes for texts is refused, and its transaction goes on; all others do."""
+    async with await psycopg.AsyncConnection.connect(postgres.url(), client_encoding=encoding) as connection:
+        if encoding == "SQL_ASCII":
+            with pytest.raises(InvalidInput, match="SET client_encoding TO UTF8") as caught:
+                await engine.submit(double(engine), 1, idempotency_key="ü", connection=connection)
+            assert caught.value.field == "connection"
+            await connection.execute("SET client_encoding TO UTF8")
+        first = await engine.submit(double(engine), 1, idempotency_key="ü", connection=connection)
+        again = await engine.submit(double(engine), 1, idempotency_key="ü", connection=connection)
+        await connection.commit()
+        assert (again.id, await value(first)) == (first.id, 2)
+
+
 async def test_a_transaction_of_two_phases_is_refused(engine: Engine) -> None:
     """SQLAlchemy's, before anything is in it: it could not be prepared, and all that it did would be lost."""
     with sqlalchemy_engine() as alchemy, alchemy.connect() as connection:

@@ -68,9 +68,12 @@ class _Inbox:
         self._home = home
 
     async def look(self) -> None:
-        """Raises InvalidInput: the connection leads elsewhere. StoreReadOnly: nothing may be put in there."""
+        """Raises InvalidInput: it leads elsewhere, or gives no texts. StoreReadOnly: nothing may be put in there."""
         database, table, is_read_only, may = (await self._fetch("look"))[0]
         schema = self._server.schema
+        if not isinstance(database, str):
+            why = "gives texts as bytes, as psycopg does with the encoding SQL_ASCII"
+            raise invalid("connection", "a connection", why, "SET client_encoding TO UTF8")
         if (database, table) != self._home[1:]:
             raise self._elsewhere(database, "no store" if table is None else "another store")
         if is_read_only:

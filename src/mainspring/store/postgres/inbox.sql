@@ -4,7 +4,7 @@
 -- name: look
 -- Where this connection leads, and what it may do there. It reads catalogs alone, so that it fails nowhere: an error would
 -- undo what the user has done so far.
-SELECT current_database(), CAST(store.oid AS bigint), current_setting('transaction_read_only') = 'on',
+SELECT CAST(current_database() AS text), CAST(store.oid AS bigint), current_setting('transaction_read_only') = 'on',
     has_schema_privilege(space.oid, 'USAGE') AND has_table_privilege(inbox.oid, 'SELECT')
     AND has_table_privilege(inbox.oid, 'INSERT') AND has_table_privilege(store.oid, 'SELECT')
     AND (SELECT bool_and(has_function_privilege(ours.oid, 'EXECUTE')) FROM pg_catalog.pg_proc AS ours
