@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
 import asyncpg
@@ -39,11 +39,11 @@ def server() -> Iterator[OwnServer]:
 class Work:
     """An engine with one handler, which counts its starts and ends when it is let go."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, *, worker: bool = True) -> None:
         self.starts: Counter[int] = Counter()
         self.goes = asyncio.Event()
         store = StoreConfig(schema=postgres.schema_of(folder), blobs=folder / "blobs", inline_bytes=MIB)
-        self.engine = Engine(url, quick(store))
+        self.engine = Engine(url, quick(store), worker=worker)
 
         @self.engine.task
         async def waits(n: int, text: str = "") -> int:
@@ -201,6 +201,59 @@ async def test_rights_that_are_taken_away(server: OwnServer, tmp_path: Path) -> 
         with pytest.raises(StoreReadOnly, match=f"GRANT .* schema {schema}"):
             await Work(url, tmp_path).engine.start()
         await asyncio.to_thread(server.ask, f"GRANT {right} ON ALL TABLES IN SCHEMA {schema} TO {role}")
+
+
+RIGHTS = ["INSERT ON {}.tally", "UPDATE ON {}.tally", "INSERT ON {}.news", "USAGE ON SCHEMA {}"]
+"""Needed when all else is done, by the statements that go with a commit; and to see any table at all."""
+
+
+@pytest.fixture
+def submitter(server: OwnServer, tmp_path: Path) -> Iterator[str]:
+    """A user who owns a schema and has no right on the database."""
+    schema, role = postgres.schema_of(tmp_path), "t_submitter"
+    server.ask(f"CREATE ROLE {role} LOGIN")
+    server.ask(f"CREATE SCHEMA {schema} AUTHORIZATION {role}")
+    yield role
+    server.ask(f"DROP SCHEMA {schema} CASCADE")
+    server.ask(f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize("right", RIGHTS)
+async def test_a_right_that_is_taken_away_from_a_submitter(
+    server: OwnServer, submitter: str, tmp_path: Path, right: str
+) -> None:
+    """Each call is refused with what to grant, and nothing of it is stored; with the grant calls go on."""
+    schema = postgres.schema_of(tmp_path)
+    right = right.format(schema)
+    worker = Work(server.url, tmp_path)
+    web = Work(server.url.replace("postgres@", f"{submitter}@"), tmp_path, worker=False)
+    async with web.engine as engine, worker.engine:
+        later = await engine.submit(web.waits, 0, delay=600)
+        answers = {1: await web.submit(1)}
+        await asyncio.to_thread(server.ask, f"REVOKE {right} FROM {submitter}")
+        answers[2] = await web.submit(2)
+        refused = [answers[2]]
+        if "news" not in right:  # nothing becomes ready by these
+            refused.append(await _refusal(later.cancel()))
+        if "SCHEMA" in right:
+            refused.append(await _refusal(engine.manager.stats()))
+        for error in refused:
+            assert isinstance(error, StoreReadOnly)
+            assert f"all rights on schema {schema}" in str(error)
+        await asyncio.to_thread(server.ask, f"GRANT {right} TO {submitter}")
+        answers[3] = await web.submit(3)
+        assert isinstance(answers[3], TaskHandle)
+        assert await later.cancel() == "cancelled"
+        worker.goes.set()
+        assert [await value(engine.handle(_id(n))) for n in (1, 3)] == [1, 3]
+        with pytest.raises(TaskNotFound):
+            await engine.handle(_id(2)).info()
+
+
+async def _refusal(call: Awaitable[object]) -> TaskError:
+    with pytest.raises(TaskError) as caught:
+        await call
+    return caught.value
 
 
 @pytest.fixture

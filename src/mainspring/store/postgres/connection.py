@@ -166,6 +166,14 @@ SELECT current_setting('synchronous_commit'), set_config('default_transaction_is
 there."""
 
 
+def seen(server: Server) -> str:
+    """Return what a statement asks so that it is refused to whoever may not use the schema.
+
+    Names of tables would not be found there, as if the tables were gone.
+    """
+    return f"to_regclass('{server.schema}.store')"
+
+
 async def connect(
     server: Server,
     name: str,
@@ -187,7 +195,7 @@ async def connect(
     }
     connection = await _reach(server, server.url, server_settings=chosen, command_timeout=patience_s)
     try:
-        commits = await connection.fetchval(_AT_FIRST)
+        commits = await connection.fetchval(f"{_AT_FIRST}, {seen(server)}")
         wanted = "off" if config.durability == "relaxed" else "on"
         if "off" in (wanted, commits):
             await connection.execute(f"SET synchronous_commit = {wanted}")
@@ -232,7 +240,7 @@ def for_a_transaction(server: Server, config: StoreConfig, settings: Mapping[str
     is_relaxed = config.durability == "relaxed"
     values["synchronous_commit"] = "'off'" if is_relaxed else f"CASE {now} WHEN 'off' THEN 'on' ELSE {now} END"
     made = [f"set_config('{name}', {value}, true)" for name, value in values.items()]
-    return "SELECT " + ", ".join([*made, *(_unlimited(name, is_local=True) for name in _LIMITS[:2])])
+    return "SELECT " + ", ".join([*made, *(_unlimited(name, is_local=True) for name in _LIMITS[:2]), seen(server)])
 
 
 async def prepare(server: Server, config: StoreConfig, extra_schema: str) -> int:
@@ -337,7 +345,8 @@ async def _make(server: Server, connection: asyncpg.Connection, extra_schema: st
 
 
 def is_lost(exc: BaseException) -> bool:
-    return isinstance(exc, LOST)
+    """Whether a new connection may do, or is told why it may not: the right to see tables can be taken away."""
+    return isinstance(exc, (*LOST, asyncpg.UndefinedTableError))
 
 
 __all__ = [
@@ -353,5 +362,6 @@ __all__ = [
     "is_there",
     "our_errors",
     "prepare",
+    "seen",
     "translated",
 ]

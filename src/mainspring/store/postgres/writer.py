@@ -9,7 +9,7 @@ from typing import NamedTuple
 import asyncpg
 
 from mainspring.environment import Environment
-from mainspring.errors import StoreMoved, StoreRefused, StoreUnavailable, TaskError
+from mainspring.errors import StoreMoved, StoreReadOnly, StoreRefused, StoreUnavailable, TaskError
 from mainspring.store.base import WANTS_KEPT, Finish
 from mainspring.store.postgres import connection as server
 from mainspring.store.postgres.address import Server
@@ -62,6 +62,7 @@ class PostgresWriter(Writer):
     OUTAGES = (*server.OUTAGES, StoreUnavailable, _Unopened)
     CONFLICTS = server.CONFLICTS
     DOUBTS = (asyncpg.PostgresError, *server.LOST)
+    REFUSALS = (asyncpg.InsufficientPrivilegeError,)  # of what is written with it, in front of it
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class PostgresWriter(Writer):
 
     def _mend(self, exc: BaseException) -> TaskError | None:
         """The server does. Rights that are missing somebody has to grant; a store that was moved does not come back."""
-        if isinstance(exc, StoreMoved):
+        if isinstance(exc, (StoreMoved, StoreReadOnly)):
             return exc
         is_refused = isinstance(exc, asyncpg.InsufficientPrivilegeError)
         return server.translated(self._server, exc) if is_refused else None
@@ -148,7 +149,7 @@ class PostgresWriter(Writer):
         assert self.session is not None
         if self._untold is not None:
             self.session.later(_TOLD_S, self._tell_untold)
-        locks = _lock(server.WRITING, self.number, shared=not alone)
+        locks = f"SELECT {server.seen(self._server)};" + _lock(server.WRITING, self.number, shared=not alone)
         if self._new_tasks and not alone and self._memory.queue_size is not None:
             locks += _lock(server.QUEUEING, self.number, shared=not self._is_filling)
         self.session.begin(then=locks)

@@ -40,6 +40,8 @@ class Writer(ABC):
     """What it raises when the rows refuse a write."""
     DOUBTS: ClassVar[tuple[type[BaseException], ...]]
     """What a commit raises that may have gone through."""
+    REFUSALS: ClassVar[tuple[type[BaseException], ...]] = ()
+    """What it raises of these when it surely has not."""
 
     def __init__(
         self,
@@ -256,6 +258,8 @@ class Writer(ABC):
             raise
         try:
             self._commit(tx)
+        except self.REFUSALS:
+            raise
         except self.DOUBTS as exc:
             raise CommitFailed(tx) from exc
         return tx
@@ -368,7 +372,7 @@ class Writer(ABC):
         self._memory.limits.forget()
         self._outage_log.lost(_PART, why)
         self.close()
-        final = self._mend(exc)
+        final = self._mend(cause if isinstance(exc, CommitFailed) else exc)
         if isinstance(exc, CommitFailed) and self._resolve(exc.tx, group):
             self._told(exc.tx, group)
             return

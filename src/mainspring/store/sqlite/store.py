@@ -27,7 +27,6 @@ from mainspring.store.sql.reader import Reader
 from mainspring.store.sql.reads import View
 from mainspring.store.sql.store import SqlStore
 from mainspring.store.sql.transaction import Applier
-from mainspring.store.sql.writer import CommitFailed
 from mainspring.store.sqlite.bell import FileBell
 from mainspring.store.sqlite.caretaker import SqliteCaretaker
 from mainspring.store.sqlite.connection import (
@@ -224,14 +223,13 @@ class SqliteStore(SqlStore):
 
     def _damage_of(self, exc: BaseException) -> StoreDamaged | None:
         """Return what an error says of damage, if it does; whoever waits for results is told: none may ever come."""
-        cause = exc.__cause__ if isinstance(exc, CommitFailed) else exc
-        if isinstance(cause, DAMAGES):
-            cause = damaged(self.path, cause)
-        if not isinstance(cause, StoreDamaged):
+        if isinstance(exc, DAMAGES):
+            exc = damaged(self.path, exc)
+        if not isinstance(exc, StoreDamaged):
             return None
         if self._listener is not None:
-            self._loop.call_soon_threadsafe(self._listener.give_up, cause)
-        return cause
+            self._loop.call_soon_threadsafe(self._listener.give_up, exc)
+        return exc
 
 
 def _memory_folder() -> str | None:
