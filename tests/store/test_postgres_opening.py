@@ -185,11 +185,40 @@ async def test_a_newer_schema_is_left_alone(factory: PostgresFactory) -> None:
     assert postgres.ask(f"SELECT version FROM {factory.schema}.store") == [(SCHEMA_VERSION + 1,)]
 
 
-async def test_another_programs_schema_is_left_alone(factory: PostgresFactory) -> None:
-    postgres.command(f"CREATE SCHEMA {factory.schema}; CREATE TABLE {factory.schema}.theirs (n int)")
-    with pytest.raises(StoreForeign, match="another schema"):
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        "TABLE theirs (n int)",
+        "TABLE store (id int, name text)",
+        "TABLE store (version text, identity uuid)",
+        "TABLE store (version int, identity uuid)",
+        "TABLE store AS SELECT 2 AS version",
+        "TABLE store AS SELECT 'v1.2'::text AS version",
+        "VIEW task AS SELECT 1",
+        "VIEW store AS SELECT 1 AS version, gen_random_uuid() AS identity",
+        "SEQUENCE task_seq",
+        "TYPE task AS ENUM ('one')",
+        "FUNCTION inbox_of_ids(ids bytea[]) RETURNS integer LANGUAGE sql AS 'SELECT 1'",
+    ],
+)
+async def test_another_programs_schema_is_left_alone(factory: PostgresFactory, theirs: str) -> None:
+    """Whatever of it has the name of something of ours."""
+    postgres.command(f"CREATE SCHEMA {factory.schema}; SET search_path = {factory.schema}; CREATE {theirs}")
+    postgres.command("RESET search_path")
+    before = _names(factory.schema)
+    with pytest.raises(StoreForeign, match="left as it is: name another schema"):
         await factory.make().open()
-    assert postgres.ask("SELECT tablename::text FROM pg_tables WHERE schemaname = $1", factory.schema) == [("theirs",)]
+    assert _names(factory.schema) == before
+
+
+def _names(schema: str) -> list[Any]:
+    """Return what there is in a schema."""
+    return postgres.ask(
+        """SELECT relname::text FROM pg_class WHERE relnamespace = $1::text::regnamespace
+        UNION ALL SELECT typname::text FROM pg_type WHERE typnamespace = $1::text::regnamespace
+        UNION ALL SELECT proname::text FROM pg_proc WHERE pronamespace = $1::text::regnamespace ORDER BY 1""",
+        schema,
+    )
 
 
 @pytest.mark.parametrize("is_in_address", [True, False])

@@ -83,6 +83,19 @@ CONFLICTS: Final = (
     asyncpg.exceptions.DataError,
 )
 
+_TAKEN: Final = (
+    asyncpg.exceptions.DuplicateTableError,
+    asyncpg.exceptions.DuplicateObjectError,
+    asyncpg.exceptions.DuplicateFunctionError,
+)
+_TABLES: Final = """
+SELECT relname::text, ARRAY(SELECT attname || ' ' || format_type(atttypid, NULL) FROM pg_attribute
+    WHERE attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped)
+FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1)
+"""
+_COLUMNS: Final = frozenset(("version integer", "identity uuid"))
+"""By these `store` is known as ours: it has had them since its first version."""
+
 
 @contextmanager
 def our_errors(server: Server) -> Iterator[None]:
@@ -304,34 +317,41 @@ async def _find(connection: asyncpg.Connection, schema: str) -> int | None:
 
 async def _version(server: Server, connection: asyncpg.Connection) -> int:
     """Return the version of the tables; 0 where there are none. Raises: StoreForeign, StoreNewer."""
-    tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = $1", server.schema)
+    tables = dict(await connection.fetch(_TABLES, server.schema))
     if not tables:
         return 0
-    if ("store",) not in {tuple(row) for row in tables}:
-        raise StoreForeign(
-            f"schema {server.schema} of {server.shown} holds other tables; it was left as it is: name another schema "
-            "with ?schema="
-        )
-    version = int(await connection.fetchval(f"SELECT version FROM {server.schema}.store"))  # noqa: S608 - checked
+    if not _COLUMNS.issubset(tables.get("store", ())):
+        raise _foreign(server)
+    version = await connection.fetchval(f"SELECT version FROM {server.schema}.store")  # noqa: S608 - checked
+    if version is None:
+        raise _foreign(server)
     if version > SCHEMA_VERSION:
         raise StoreNewer(
             f"schema {server.schema} of {server.shown} has version {version}, this version knows {SCHEMA_VERSION}; it "
             "was left as it is: update mainspring"
         )
-    return version
+    return int(version)
+
+
+def _foreign(server: Server) -> StoreForeign:
+    return StoreForeign(
+        f"schema {server.schema} of {server.shown} holds what is another program's; it was left as it is: name another "
+        "schema with ?schema="
+    )
 
 
 async def _make(server: Server, connection: asyncpg.Connection, extra_schema: str) -> None:
     """One process at a time, in one transaction."""
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1, hashtext($2))", MIGRATING, server.schema)
-        if (
-            await _find(connection, server.schema) is None
-        ):  # to make one takes a right on the database, also where it is
+        if await _find(connection, server.schema) is None:  # IF NOT EXISTS takes the right on the database all the same
             await connection.execute(f"CREATE SCHEMA {server.schema}")
         version = await _version(server, connection)
         if version == 0:
-            await connection.execute(SCHEMA + extra_schema)
+            try:
+                await connection.execute(SCHEMA + extra_schema)
+            except _TAKEN as exc:  # a view, a sequence, a type or a function
+                raise _foreign(server) from exc
             await connection.execute("INSERT INTO store (version) VALUES ($1)", SCHEMA_VERSION)
             return
         if version == SCHEMA_VERSION:  # another process was first
