@@ -17,8 +17,9 @@ from tests.pooler import Pooler, pooling
 from tests.store.test_postgres_outages import Work
 
 from mainspring import Engine, InvalidInput, TaskCancelled, TaskHandle, TaskStatus
-from mainspring.errors import StoreUnavailable
+from mainspring.errors import StoreReadOnly, StoreUnavailable
 from mainspring.store.postgres.address import parse
+from mainspring.store.postgres.session import Session
 
 pytestmark = pytest.mark.anyio
 SESSIONS = 3
@@ -85,6 +86,36 @@ async def test_processes_work_together_through_it(server: OwnServer, address: st
             await value(held)
         assert await value(await submitter.submit(fails_first)) == 3
         assert 0 < len(server.ask(LENT)) <= SESSIONS
+
+
+async def test_a_right_that_is_taken_away(server: OwnServer, tmp_path: Path) -> None:
+    """Calls are refused with what to grant, and go on when it is granted again: what fails at the beginning of a
+    transaction leaves none open."""
+    schema, role = postgres.schema_of(tmp_path), "t_pooled"
+    server.ask(f"CREATE ROLE {role} LOGIN")
+    server.ask(f"CREATE SCHEMA {schema} AUTHORIZATION {role}")
+    with pooling(server.url.replace("postgres@", f"{role}@"), SESSIONS) as pooler:
+        async with engine_on(f"{pooler.address}&schema={schema}", worker=False) as engine:
+            store: Any = engine.manager.store
+            looks = (
+                engine.manager.stats,
+                lambda: store.write(_isolation),
+                lambda: asyncio.to_thread(store.look_aside, _snapshot),
+            )
+            for look in looks:
+                await look()
+            await asyncio.to_thread(server.ask, f"REVOKE USAGE ON SCHEMA {schema} FROM {role}")
+            for look in looks:
+                with pytest.raises(StoreReadOnly, match=f"all rights on schema {schema}"):
+                    await look()
+            await asyncio.to_thread(server.ask, f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+            for look in looks:
+                await look()
+
+
+def _snapshot(session: Session) -> None:
+    with session.snapshot():
+        session.one("unfinished")
 
 
 async def test_another_default_of_isolation_changes_nothing(server: OwnServer, address: str) -> None:

@@ -172,7 +172,15 @@ class PooledSession(Session):
         self._patience_s = patience_s
 
     def begin(self, how: str = _PRESENT, then: str = "") -> None:
-        self.command(f"BEGIN {how}; {self._first}; {then}", self._patience_s)
+        self._wait(self._begin(f"{how}; {self._first}; {then}"))
+
+    async def _begin(self, how: str) -> None:
+        try:
+            await self._connection.execute(f"BEGIN {how}", timeout=self._patience_s)
+        except asyncpg.PostgresError:  # what comes next would run into this transaction
+            with contextlib.suppress(*LOST):  # what broke it is being raised
+                await self._connection.execute("ROLLBACK")
+            raise
 
     @contextmanager
     def own(self) -> Iterator[Session]:
@@ -184,7 +192,7 @@ class PooledSession(Session):
         if self._connection.is_in_transaction():
             yield
             return
-        await self._connection.execute(f"BEGIN {_PRESENT}; {self._first}", timeout=self._patience_s)
+        await self._begin(f"{_PRESENT}; {self._first}")
         try:
             yield
         except BaseException:
