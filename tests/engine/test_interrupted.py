@@ -8,12 +8,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.engine.support import engine_on
+from tests.engine.support import LIMIT_S, engine_on, until
 
 from mainspring import Engine
 from mainspring.engine.sync import SyncEngine
+from mainspring.store.sql.operations import Group
 
 ROOM = 5
 
@@ -50,6 +52,41 @@ async def test_a_timeout_around_it(tmp_path: Path) -> None:
         accepted = late.value.__cause__.accepted  # type: ignore[union-attr]
         assert [(await handle.info()).task.input.value["n"] for handle in accepted] == list(range(ROOM))
         assert late.value.__cause__.__notes__ == [f"map had stored {ROOM} tasks by then; `accepted` are their handles"]  # type: ignore[union-attr]
+
+
+@pytest.mark.anyio
+async def test_while_the_store_writes(tmp_path: Path) -> None:
+    """What got room and is being written in the moment of the cancel is stored: it is told too."""
+    async with full_engine(tmp_path) as engine:
+        f = engine.executor.handlers["custom:f"].function
+        first, *_ = await engine.map(f, range(ROOM - 1))
+        going = asyncio.ensure_future(engine.map(f, range(200)))
+        await until(lambda: bool(engine.manager.room._waiting))
+        writing, go_on = hold_submissions(engine)
+        await first.cancel()
+        await until(writing.is_set)
+        going.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await going
+        accepted = cancelled.value.accepted  # type: ignore[attr-defined]
+        assert [(await handle.info()).task.input.value["n"] for handle in accepted] == [0, 1]
+        assert (await engine.manager.stats())["pending"] == ROOM
+
+
+def hold_submissions(engine: Engine) -> tuple[threading.Event, threading.Event]:
+    """Have the writer stop at the next tasks that it is handed: the first event tells that, the second lets it go on."""
+    writer: Any = engine.manager.store._writer  # type: ignore[attr-defined]
+    commit, writing, go_on = writer.commit, threading.Event(), threading.Event()
+
+    def held(group: Group) -> None:
+        if group.submissions:
+            writing.set()
+            go_on.wait(LIMIT_S)
+        commit(group)
+
+    writer.commit = held
+    return writing, go_on
 
 
 async def calls() -> int:

@@ -34,9 +34,7 @@ class Bulk:
         self._under_way: deque[tuple[list[NewTask], asyncio.Future[list[TaskHandle]]]] = deque()
 
     async def add(self, tasks: list[NewTask]) -> None:
-        handing = asyncio.ensure_future(self._hand_over(tasks, self._line))
-        handing.add_done_callback(_seen)
-        self._under_way.append((tasks, handing))
+        self._under_way.append((tasks, self._handing(tasks, self._line)))
         await self._settle(_AHEAD)
         await asyncio.sleep(0)
 
@@ -75,8 +73,17 @@ class Bulk:
             self.handles += stored
             tasks = tasks[len(stored) :]
 
-    def _alone(self, tasks: list[NewTask]) -> Awaitable[list[TaskHandle]]:
-        return self._hand_over(tasks, Line())
+    async def _alone(self, tasks: list[NewTask]) -> list[TaskHandle]:
+        handing = self._handing(tasks, Line())
+        self._under_way.appendleft((tasks, handing))
+        await asyncio.wait((handing,))  # where this is cancelled the store writes it all the same, and `stop` asks
+        self._under_way.popleft()
+        return handing.result()
+
+    def _handing(self, tasks: list[NewTask], line: Line) -> asyncio.Future[list[TaskHandle]]:
+        handing = asyncio.ensure_future(self._hand_over(tasks, line))
+        handing.add_done_callback(_seen)
+        return handing
 
 
 def _seen(handing: asyncio.Future[list[TaskHandle]]) -> None:
