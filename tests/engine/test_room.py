@@ -175,6 +175,19 @@ async def test_a_full_disk_is_waited_for(engine: Engine, monkeypatch: pytest.Mon
         await engine.map(step(engine), range(5), wait_for_room=0)
 
 
+async def test_a_disk_with_news_at_once() -> None:
+    """Where new figures are due in the very moment of the refusal, it is looked at again, and not slept for ever."""
+    room = Room(Ends(), SYSTEM)  # type: ignore[arg-type]
+    refusals = [InsufficientResources("storage", retry_after=0.0)]
+
+    async def submit() -> str:
+        if refusals:
+            raise refusals.pop()
+        return "in"
+
+    assert await asyncio.wait_for(room.enter(submit, 1, SYSTEM.monotonic() + NEVER), LIMIT_S) == "in"
+
+
 async def test_a_long_wait_is_told(
     engine: Engine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,7 +75,8 @@ class Room:
                     if left_s <= 0:
                         raise
                     telling = telling or _tell_later(full)
-                    await asyncio.sleep(min(left_s, full.retry_after or left_s))
+                    again_s = left_s if full.retry_after is None else full.retry_after
+                    await asyncio.sleep(min(left_s, again_s))
         finally:
             if telling is not None:
                 telling.cancel()
