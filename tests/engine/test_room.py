@@ -175,6 +175,22 @@ async def test_a_full_disk_is_waited_for(engine: Engine, monkeypatch: pytest.Mon
         await engine.map(step(engine), range(5), wait_for_room=0)
 
 
+async def test_a_disk_that_fills_up_in_a_map(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of patience it tells what it has stored, as for a full queue."""
+    calls = iter(range(9))
+
+    def refuse() -> None:
+        if next(calls):
+            raise InsufficientResources("storage", retry_after=60)
+
+    await engine.manager.pause()
+    monkeypatch.setattr(engine.scheduler, "refuse_without_storage", refuse)
+    with pytest.raises(PartlySubmitted, match=r"go on with items\[10:\] in 60 s") as caught:
+        await engine.map(step(engine), range(1_500), wait_for_room=0.01)
+    assert isinstance(caught.value.__cause__, InsufficientResources)
+    assert len(caught.value.accepted) == 10
+
+
 async def test_a_disk_with_news_at_once() -> None:
     """Where new figures are due in the very moment of the refusal, it is looked at again, and not slept for ever."""
     room = Room(Ends(), SYSTEM)  # type: ignore[arg-type]

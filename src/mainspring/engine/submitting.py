@@ -160,14 +160,15 @@ class Submitting:
     ) -> list[TaskHandle]:
         """Store one task for each item, which becomes the function's first argument; returns their handles in order.
 
-        Stored in parts of up to 1,000, in order. Where the store has no room it takes the items as room appears: by
+        Stored in parts of up to 1,000, in order. Where queue or disk has no room it takes the items as room appears: by
         default as long as that takes, else `wait_for_room` is how long it waits at most each time. With a connection
         (see `submit`) they go in together when the last one is made, come with its commit, and nothing is waited for.
 
         Where it is cancelled, `accepted` of the CancelledError are the handles of what was stored by then; after
         `asyncio.timeout` that is the `__cause__` of the TimeoutError. With a connection there are none.
 
-        Raises: PartlySubmitted: it stopped after some were stored, and tells which; before that the error itself.
+        Raises: PartlySubmitted: it stopped after some were stored, and tells which; before that the error itself, as
+            QueueFull or InsufficientResources where there was no room for a single one in time.
         """
         work = self._mapped(function, items, connection, wait_for_room, options)
         if self.manager.spans is None:
