@@ -6,6 +6,7 @@ import errno
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -155,6 +156,36 @@ def test_the_limits_in_force(tmp_path: Path) -> None:
     limits = SchedulerConfig(max_cpu_usage=0.5, max_memory_bytes=7, max_storage_bytes=8)
     usage = ResourceMonitor(tmp_path, limits=limits, cgroup=group).sample()
     assert (usage.max_cpu_usage, usage.max_memory_bytes, usage.max_storage_bytes) == (0.5, 7, 8)
+
+
+def test_the_network_only_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes over an interface stays counted when that is gone; one that comes, or comes anew, counts from zero."""
+    counts: dict[str, int] | None = {"lo": 7, "eth0": 1_000, "veth1": 50_000}
+
+    def look(**_: object) -> dict[str, SimpleNamespace]:
+        if counts is None:
+            raise OSError(errno.EACCES, "not now")
+        return {name: SimpleNamespace(bytes_sent=n, bytes_recv=1) for name, n in counts.items()}
+
+    monkeypatch.setattr(psutil, "net_io_counters", look)
+    clock = Clock()
+    monitor = ResourceMonitor(tmp_path, 1, env=clock)
+
+    def total() -> int | None:
+        clock.now += 2
+        return monitor.sample().network_bytes
+
+    assert total() == 0
+    counts = {"lo": 900, "eth0": 1_010, "veth1": 50_500}
+    assert total() == 510
+    counts = {"lo": 900, "eth0": 1_020}
+    assert total() == 520
+    counts = None
+    assert total() is None
+    counts = {"lo": 900, "eth0": 1_030, "veth2": 39}
+    assert total() == 570
+    counts = {"lo": 900, "eth0": 99, "veth2": 39}
+    assert total() == 670
 
 
 class Slow(Clock):

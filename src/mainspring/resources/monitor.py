@@ -58,6 +58,23 @@ class _Cpu(NamedTuple):
     of_group: bool  # a control group's, else the machine's
 
 
+class _Network:
+    """What went over interfaces since it was made. Those of containers come and go: what they counted stays."""
+
+    def __init__(self) -> None:
+        self._sum = 0
+        self._seen = _by_interface()
+
+    def bytes(self) -> int | None:
+        now, before = _by_interface(), self._seen
+        if now is None:
+            return None
+        if before is not None:
+            self._sum += sum(_grown(before.get(name, 0), n) for name, n in now.items())
+        self._seen = now
+        return self._sum
+
+
 class ResourceMonitor:
     """Tells usage as it was at most `sample_interval` ago; between two samples asking is free. On a machine where a
     sample takes long (thousands of processes) they come less often, so that they never take more than 0.2 % of a core.
@@ -95,7 +112,7 @@ class ResourceMonitor:
         self._own = OwnProcesses()
         self._env = env
         self._lock = Lock()
-        self._network_before = _network_bytes()
+        self._network = _Network()
         machine()  # from now on it is known
         self._taken_s = self._due_s = env.monotonic()
         self._cpu_before = self._cpu(self._taken_s, self._own.look())
@@ -150,7 +167,7 @@ class ResourceMonitor:
         cpu, usage, own_usage = self._cpu(now_s, own), None, None
         memory, memory_limit = self._memory()
         disk = shutil.disk_usage(self._folder)
-        network, limits = _network_bytes(), self.limits
+        limits = self.limits
         before = self._cpu_before
         if cpu[3:] != before[3:]:  # the limit was changed: begin again
             self._cpu_before = cpu
@@ -165,7 +182,7 @@ class ResourceMonitor:
             memory_bytes=memory,
             own_memory_bytes=min(memory, own.memory_bytes),
             storage_bytes=disk.total - disk.free,
-            network_bytes=None if network is None or self._network_before is None else network - self._network_before,
+            network_bytes=self._network.bytes(),
             cpu_limit=cpu.limit,
             memory_limit_bytes=memory_limit,
             storage_limit_bytes=disk.total,
@@ -234,13 +251,18 @@ def _host_cpu() -> tuple[float, float]:
     return used, total
 
 
-def _network_bytes() -> int | None:
-    """Return the bytes of all interfaces but loopback; None where the system does not tell."""
+def _grown(before: int, now: int) -> int:
+    """Return what was counted since; a counter that is smaller has begun anew."""
+    return now - before if now >= before else now
+
+
+def _by_interface() -> dict[str, int] | None:
+    """Return the bytes of each interface but loopback; None where the system does not tell."""
     import psutil
 
     try:
         counters = psutil.net_io_counters(pernic=True, nowrap=True)
     except OSError:
         return None
-    outward = [counted for name, counted in counters.items() if name not in ("lo", "lo0")]
-    return sum(counted.bytes_sent + counted.bytes_recv for counted in outward)
+    outward = {name: counted for name, counted in counters.items() if name not in ("lo", "lo0")}
+    return {name: counted.bytes_sent + counted.bytes_recv for name, counted in outward.items()}
