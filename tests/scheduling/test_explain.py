@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -142,6 +143,15 @@ async def test_paused(here: Held) -> None:
     assert await here.engine.manager.resume(namespace="default")
     assert await here.engine.manager.resume(type="custom:idle", group="blue")
     await said(handle, r"It is ready and .*|Worker \w+ has claimed it .*")
+
+
+async def test_a_pause_of_any_name(here: Held) -> None:
+    """The command can be pasted into a shell, whatever is paused is called."""
+    for n, group in enumerate(("tenant a", "a; rm -rf b", "it's")):
+        await here.engine.manager.pause(group=group)
+        handle = await here.engine.submit(here.idle, n, group=group)
+        _, command, _ = (await handle.explain()).split("`")
+        assert shlex.split(command) == ["mainspring", "resume", "--group", group]
 
 
 async def test_no_worker(place: str, tmp_path: Any) -> None:

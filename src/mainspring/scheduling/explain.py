@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from math import ceil, floor
+from shlex import quote
 from typing import Final
 
 from mainspring.dispatch.desk import Stage
@@ -219,7 +220,7 @@ def _pause(pause: Pause) -> tuple[str, str]:
     kind = (("namespace", pause.namespace), ("type", pause.type), ("group", pause.group))
     named = [(name, value) for name, value in kind if value]
     what = ", ".join(f"{name} {value}" for name, value in named) or "everything"
-    resume = "".join(["mainspring resume", *(f" --{name} {value}" for name, value in named)])
+    resume = "".join(["mainspring resume", *(f" --{name} {quote(value)}" for name, value in named)])
     return f"({what}) since {_moment(pause.since)}{f' by {pause.who}' if pause.who else ''}", f"`{resume}`"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -37,9 +38,9 @@ def demo(
         screen.document(report)
     else:
         show(report, screen)
-    again = f"mainspring demo --store {store}"
+    again = f"mainspring demo --store {quote(str(store))}"
     if report.quality is None:
         screen.note(f"stopped; `{again}{' --full' if full else ''}` goes on from here")
         return INTERRUPTED
-    screen.note(f'ask your own: mainspring search "how do I ..." --store {report.store}')
+    screen.note(f'ask your own: mainspring search "how do I ..." --store {quote(report.store)}')
     return NOT_COMPLETED if report.index.failed else OK
