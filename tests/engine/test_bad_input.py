@@ -571,6 +571,16 @@ def test_capacities_of_users_own_kinds(bad: Any) -> None:
     assert caught.value.value is bad
 
 
+async def test_memory_is_a_whole_number_of_bytes(engine: Engine, echo: Any) -> None:
+    """In a declaration as in a call, by its name."""
+    half: Any = Resources(memory=2e9)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="is no whole number of bytes") as declared:
+        engine.task(name="half", resources=half)(lambda n: n)
+    with pytest.raises(InvalidInput, match="is no whole number of bytes") as called:
+        await engine.submit(echo, 1, resources=half)
+    assert (declared.value.field, called.value.field) == ("resources.memory", "resources.memory")
+
+
 async def test_what_the_face_is_given(engine: Engine, echo: Any) -> None:
     """Its methods refuse what is of another kind altogether."""
     for store in (5, None, "", b"work.db"):
@@ -582,6 +592,9 @@ async def test_what_the_face_is_given(engine: Engine, echo: Any) -> None:
         await engine.map(echo, 5)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="key"):
         await engine.retrieve(5)  # type: ignore[arg-type]
+    for by in (None, 5, "hour", ["type", "hour"], [["type"]]):
+        with pytest.raises(InvalidInput, match="by"):
+            await engine.ledger(by)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="model_id"):
         engine.models.register(5, object())  # type: ignore[arg-type]
 

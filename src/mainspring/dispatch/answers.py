@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -175,7 +175,7 @@ class Answers:
 
         Raises: InvalidInput, StoreUnavailable.
         """
-        keys = (by,) if isinstance(by, str) else tuple(by)
+        keys = tuple(by) if isinstance(by, Iterable) and not isinstance(by, str) else (by,)
         for key in keys:
             if key not in LEDGER_KEYS:
                 raise invalid("by", key, "is nothing to sum up by", f"use {', '.join(LEDGER_KEYS)}")

@@ -73,6 +73,8 @@ def check_resources(resources: Any) -> None:
         _check_amount(f"resources.custom[{kind!r}]", much)
     for name in _AMOUNTS:
         _check_amount(f"resources.{name}", getattr(resources, name))
+    if not isinstance(resources.memory, int):
+        raise invalid("resources.memory", resources.memory, "is no whole number of bytes", "use an int, as int(2e9)")
 
 
 def _check_amount(field: str, much: Any) -> None:
