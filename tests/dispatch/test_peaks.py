@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,10 @@ async def test_the_next_ones_reserve_what_the_first_one_used(tmp_path: Path) -> 
         handles = await engine.map(fill, [str(folder / f"{n}") for n in range(5)])
         await until(lambda: len(list(folder.iterdir())) == 3)
         for handle in handles[2:]:
-            await says(handle, "It waits for resources: it needs 0.2 GB and 0.2 GB is free, of 0.6 GB")
+            await says(handle, "It waits for resources: it needs ")
+            figures = re.search(r"needs ([\d.]+) MB and ([\d.]+) MB is free, of 629.1 MB", await handle.explain())
+            assert figures is not None
+            assert float(figures[1]) > float(figures[2])
         assert await engine.gather(await engine.map(double, range(20))) == [2 * n for n in range(20)]
         assert len(list(folder.iterdir())) == 3
         go.touch()

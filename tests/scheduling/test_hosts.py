@@ -132,7 +132,7 @@ async def test_the_host_that_works_decides(client: Engine, workers: Workers) -> 
     workers.fill("first", 1000)
     wrong = await refusal(client)
     assert "no host has room: first: memory in use by others is" in str(wrong)
-    assert "above max_memory_bytes = 0.73 GB" in str(wrong)
+    assert "above max_memory_bytes = 734.0 MB" in str(wrong)
     before = await stored(client)
     accepted = await client.submit(call("step", n=1))
     workers.fill("first", 100)

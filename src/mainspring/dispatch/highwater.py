@@ -8,6 +8,7 @@ from mainspring.environment import Environment
 from mainspring.errors import StoreUnavailable
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
 from mainspring.store.base import Store
+from mainspring.tasks.needs import amounts, shares
 
 EASE = 0.95
 """It is over when no more is in use than this share of the mark: else it would come and go with each task."""
@@ -36,10 +37,9 @@ class HighWater:
         low = mark * EASE
         if usage.memory_bytes <= (mark if self.why is None else low):
             return None
-        return (
-            f"memory in use is {usage.memory_bytes / 1e9:.1f} GB, above max_memory_bytes = {mark / 1e9:.1f} GB; "
-            f"it goes on at {low / 1e9:.1f} GB"
-        )
+        is_above = usage.memory_bytes > mark
+        used, most, eased = amounts("memory", usage.memory_bytes, mark, low)
+        return f"memory in use is {used}, {_above(is_above)} max_memory_bytes = {most}; it goes on at {eased}"
 
     async def _cpu(self, usage: ResourceUsage) -> str | None:
         mark = usage.max_cpu_usage
@@ -51,9 +51,11 @@ class HighWater:
             others -= await self._own_elsewhere()
         if others <= limit:
             return None
+        is_above = others > mark
+        used, most, eased = shares(others, mark, mark * EASE)
         return (
-            f"others use {others:.0%} of {usage.cpu_limit:g} cores, above max_cpu_usage = {mark:.0%}; it goes on at "
-            f"{mark * EASE:.0%}"
+            f"others use {used} of {usage.cpu_limit:g} cores, {_above(is_above)} max_cpu_usage = {most}; "
+            f"it goes on at {eased}"
         )
 
     async def _own_elsewhere(self) -> float:
@@ -65,3 +67,7 @@ class HighWater:
         host, worker = self._env.host(), self._store.worker_id
         beside = [_decoder.decode(one.figures) for one in told if one.host == host and one.worker != worker]
         return sum(usage.own_cpu_usage or 0.0 for usage in beside)
+
+
+def _above(is_above: bool) -> str:
+    return "above" if is_above else "after it was above"

@@ -12,6 +12,7 @@ from mainspring.config import SchedulerConfig
 from mainspring.errors import InsufficientResources
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
 from mainspring.store.base import HostUsage, Store
+from mainspring.tasks.needs import amounts, shares
 
 READ_MS = 500
 """How old what others have told may be here before it is read again."""
@@ -124,10 +125,8 @@ class Hosts:
             others = cpu - (usage.own_cpu_usage or 0.0)
             for limit in (self._limits.max_cpu_usage, usage.max_cpu_usage):
                 if limit is not None and others > limit:
-                    return (
-                        f"CPU in use by others is {others:.0%} of {usage.cpu_limit:g} cores, "
-                        f"above max_cpu_usage = {limit:.0%}"
-                    )
+                    used, most = shares(others, limit)
+                    return f"CPU in use by others is {used} of {usage.cpu_limit:g} cores, above max_cpu_usage = {most}"
         memory = (self._limits.max_memory_bytes, usage.max_memory_bytes)
         storage = (self._limits.max_storage_bytes, usage.max_storage_bytes)
         others = usage.memory_bytes - usage.own_memory_bytes
@@ -161,7 +160,8 @@ def _together(usages: Sequence[ResourceUsage]) -> ResourceUsage:
 def _above(name: str, used: int, limits: Iterable[int | None]) -> str | None:
     for limit in limits:
         if limit is not None and used > limit:
-            return f"{name} is {used / 1e9:.2f} GB, above max_{name.split(maxsplit=1)[0]}_bytes = {limit / 1e9:.2f} GB"
+            much, most = amounts("memory", used, limit)
+            return f"{name} is {much}, above max_{name.split(maxsplit=1)[0]}_bytes = {most}"
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -16,6 +16,11 @@ CHILD: Final = "children"
 ONE_CORE: Final = Resources().cpu
 CLOSE: Final = 1e-9
 """Sums of fractions are not exact."""
+_MOST_DIGITS: Final = 12
+_GB: Final = (1e9, "GB")
+_MB: Final = (1e6, "MB")
+_FROM_GB: Final = 999.95e6
+"""What would be written as 1000.0 MB."""
 
 
 class Short(NamedTuple):
@@ -32,13 +37,14 @@ class Short(NamedTuple):
         return self.needs > self.capacity + CLOSE
 
     def __str__(self) -> str:
-        needs = f"needs {amount(self.kind, self.needs)}"
         if self.is_for_ever:
-            return f"{needs}, more than the {amount(self.kind, self.capacity)} that there is"
-        free = f"{amount(self.kind, max(0.0, self.free))} is free, of {amount(self.kind, self.capacity)}"
+            needs, all_of_it = amounts(self.kind, self.needs, self.capacity)
+            return f"needs {needs}, more than the {all_of_it} that there is"
+        needs, free = amounts(self.kind, self.needs, max(0.0, self.free))
+        free = f"{free} is free, of {amount(self.kind, self.capacity)}"
         if self.kept_for and self.needs <= self.free + CLOSE:
-            return f"{needs}; {free}, and kept for {self.kept_for}"
-        return f"{needs} and {free}"
+            return f"needs {needs}; {free}, and kept for {self.kept_for}"
+        return f"needs {needs} and {free}"
 
 
 class Passes(msgspec.Struct, frozen=True):
@@ -83,8 +89,33 @@ def too_much(need: Need, has: Need) -> Short | None:
 
 def amount(kind: str, much: float) -> str:
     """Return it as people read it."""
+    return amounts(kind, much)[0]
+
+
+def amounts(kind: str, *much: float) -> list[str]:
+    """Return them as people read them, those that differ with as many digits as show that."""
     if kind == "memory":
-        return f"{much / 1e9:.1f} GB" if much >= 1e8 else f"{much / 1e6:.1f} MB"
+        units = [_GB if one >= _FROM_GB else _MB for one in much]
+        numbers = apart("f", 1, [one / size for one, (size, _) in zip(much, units, strict=True)])
+        return [f"{number} {unit}" for number, (_, unit) in zip(numbers, units, strict=True)]
+    numbers = apart("g", 6, much)
     if kind == CHILD:
-        return f"{much:g} child process{'' if much == 1 else 'es'}"
-    return f"{much:g} {'core' if much == 1 else 'cores'}" if kind == "cpu" else f"{much:g} {kind}"
+        return [f"{number} child process{'' if number == '1' else 'es'}" for number in numbers]
+    if kind == "cpu":
+        return [f"{number} core{'' if number == '1' else 's'}" for number in numbers]
+    return [f"{number} {kind}" for number in numbers]
+
+
+def shares(*much: float) -> list[str]:
+    """Return parts of a whole as people read them, as `amounts` does."""
+    return apart("%", 0, much)
+
+
+def apart(form: str, digits: int, numbers: Sequence[float]) -> list[str]:
+    """Write numbers with so many digits, or as many more as show which of them differ."""
+    differ = len({f"{number:.{_MOST_DIGITS}g}" for number in numbers})
+    while True:
+        texts = [f"{number:.{digits}{form}}" for number in numbers]
+        if len(set(texts)) >= differ or digits == _MOST_DIGITS:
+            return texts
+        digits += 1
