@@ -11,7 +11,7 @@ from typing import Final
 from mainspring.dispatch.desk import Stage
 from mainspring.dispatch.gathering import Forming
 from mainspring.dispatch.manager import TaskManager
-from mainspring.store.standing import Line, Other, Pause, Standing, Turns
+from mainspring.store.standing import Line, Other, Pause, Silent, Standing, Turns
 from mainspring.tasks import GroupLimit, Reason, TaskId, TaskStatus
 from mainspring.tasks.limits import model_of_group
 
@@ -104,6 +104,8 @@ def _claimed(standing: Standing, now_ms: int) -> str:
         return f"Worker {standing.worker} has claimed it and was asked to cancel it."
     if standing.shortages:
         return _resources(standing, now_ms)
+    if standing.silent:
+        return f"Worker {standing.worker} has claimed it, and {_unheard(standing.silent[0])}."
     if standing.may_gather:
         step = "starts it, with others that have joined it, when its batch closes and a slot is free"
         return f"Worker {standing.worker} has claimed it and {step}."
@@ -237,7 +239,10 @@ def _ready(standing: Standing, now_ms: int) -> str:
         return _resources(standing, now_ms)
     line = standing.line
     assert line is not None
-    return f"It is ready and {_first(line) if line.turns is None else _in_turns(line, line.turns)}; {_then(line)}."
+    then = _then(line)
+    if standing.silent:
+        then, line = _none_heard(standing.silent), line._replace(per_s=None)
+    return f"It is ready and {_first(line) if line.turns is None else _in_turns(line, line.turns)}; {then}."
 
 
 def _first(line: Line) -> str:
@@ -261,6 +266,18 @@ def _then(line: Line) -> str:
     if line.has_own_slot:
         return f"it starts when a slot of the {line.lane} lane falls free, or the one of its type"
     return "it starts when a slot falls free"
+
+
+def _none_heard(silent: tuple[Silent, ...]) -> str:
+    longest, more = max(silent, key=lambda one: one.seconds), len(silent) - 1
+    others = f", nor {'does another worker' if more == 1 else f'do {more} other workers'} speak" if more else ""
+    return f"worker {longest.worker} {_unheard(longest)}{others}"
+
+
+def _unheard(silent: Silent) -> str:
+    """Say why nothing is to be expected of a worker."""
+    why = "its event loop is blocked or its process stopped; see its log, and `mainspring doctor`"
+    return f"has not been heard of for {_span(silent.seconds)}: {why}"
 
 
 def _in_turns(line: Line, turns: Turns) -> str:

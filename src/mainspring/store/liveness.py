@@ -2,8 +2,8 @@
 
 A silent process is not a dead one: a handler that keeps the interpreter busy stops every heartbeat, but no lock. The
 file also says which handlers run, in shared memory that outlives a killed process: whoever rescues its tasks reads
-there which of them can have caused the death. Beside that it counts the turns of the process's writer, and how often
-others took back what the process held while that count stood still.
+there which of them can have caused the death. Beside that it counts the turns of the process's writer, tells when the
+last one was, and how often others took back what the process held while that count stood still.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MARK = struct.Struct("<qq")  # seq, attempt; seq 0 is an empty slot
 _SIZE = (SLOTS + 2) * _MARK.size
 _PAGE = 16 * 1024
 _EMPTY = bytes(_PAGE)
-_TURNS, _REVOKED, _HEARD = SLOTS * 2, SLOTS * 2 + 1, SLOTS * 2 + 2  # numbers behind the marks
+_TURNS, _REVOKED, _HEARD, _TURNED = range(SLOTS * 2, SLOTS * 2 + 4)  # numbers behind the marks
 _HELD: WeakSet[LifeFile | LeaderLock] = WeakSet()
 """The locks of this process, which a forked child lets go of."""
 
@@ -67,6 +67,7 @@ class LifeFile:
     def turn(self) -> None:
         """The writer has looked after all that was asked of it."""
         self._marks[_TURNS] += 1
+        self._marks[_TURNED] = int(self._env.monotonic() * 1e9)
 
     @property
     def revoked(self) -> int:
@@ -144,6 +145,14 @@ def turns_of(path: Path) -> int | None:
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         return _number(file.fileno(), _TURNS)
     return None
+
+
+def turned_s(path: Path) -> float:
+    """Return when the writer of a living process took its last turn, by the machine's monotonic clock; 0.0 where that
+    is not told: it has just begun, has signed off or is of an older version."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        return _number(file.fileno(), _TURNED) / 1e9
+    return 0.0
 
 
 def running_in(path: Path) -> frozenset[tuple[int, int]]:

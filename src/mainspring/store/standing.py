@@ -18,6 +18,13 @@ class Shortage(NamedTuple):
     why: str  # completes "it ..."; of withheld how many wait, of closed and alone a sentence
 
 
+class Silent(NamedTuple):
+    """A worker that lives as far as is known, and has not been heard of."""
+
+    worker: str
+    seconds: float
+
+
 class Pause(NamedTuple):
     """What may not start now; '' stands for any."""
 
@@ -101,3 +108,4 @@ class Standing(NamedTuple):
     has_slot: bool = False  # its worker has no more claims in its lane than slots
     may_gather: bool = False  # it may wait there for others to join it, as far as is known
     shortages: tuple[Shortage, ...] = ()  # where it lacks resources, or must not start beside another one
+    silent: tuple[Silent, ...] = ()  # all workers that take it when its turn comes, where none of them is heard of

@@ -45,6 +45,8 @@ from mainspring.store.sql.transaction import Applier, Crowded, Transaction
 
 logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
+_SILENT_S = 30.0
+"""Three times what workers repeat themselves within that have nothing new to tell."""
 _LENT_WITHIN_S = 5.0
 """How long a pooler may take to lend a session."""
 
@@ -250,6 +252,12 @@ class PostgresStore(InboxStore):
         self._refuse_closed()
         with our_errors(self.server):
             return await self._reader.run(run)
+
+    def silent_s(self, view: View, worker: str) -> float:
+        """By the server's clock, which all go by: a worker repeats what it tells of its machine."""
+        told = {one.worker: one.at_ms for one in reads.usages(view) if one.worker != self.worker_id}
+        silent_s = (self.now_ms() - told[worker]) / 1000 if worker in told else 0.0
+        return silent_s if silent_s >= _SILENT_S else 0.0
 
     async def survey(self, run: Callable[[View], T]) -> T:
         return await self.env.to_thread(self.look_aside, run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from mainspring.blobs.base import BlobStore
@@ -39,12 +40,18 @@ class Looking(ABC):
     async def survey(self, run: Callable[[View], T]) -> T:
         """The same for what may take long: on a connection of its own, so that no other look waits for it."""
 
+    @abstractmethod
+    def silent_s(self, view: View, worker: str) -> float:
+        """Return for how long another worker has not been heard of, where one that is well would have been; else 0."""
+
     async def info(self, id: bytes) -> TaskInfo:
         return await self.view(lambda view: reads.info(view, self.blobs, id))
 
     async def standing(self, id: bytes, *, in_line: bool = False) -> Standing:
         now_ms, told = self.now_ms(), self.told()
-        return await self.view(lambda view: standing(view, id, now_ms, in_line=in_line, told=told))
+        return await self.view(
+            lambda view: standing(view, id, now_ms, in_line=in_line, told=told, silent_s=partial(self.silent_s, view))
+        )
 
     async def stats(self) -> dict[str, Any]:
         return await self.view(reads.stats)

@@ -3,7 +3,7 @@ workers take."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -47,11 +47,19 @@ class Obstacles:
     Args:
         told: this process's worker with what it says of tasks that it does not start, which may be newer than what is
             stored.
+        silent_s: for how long a worker has not been heard of, where that is too long.
     """
 
-    def __init__(self, view: View, now_ms: int, told: tuple[str, Offer] | None = None) -> None:
+    def __init__(
+        self,
+        view: View,
+        now_ms: int,
+        told: tuple[str, Offer] | None = None,
+        silent_s: Callable[[str], float] = lambda worker: 0.0,
+    ) -> None:
         self.view = view
         self.now_ms = now_ms
+        self.silent_s = silent_s
         self._told = told
         self._serving: dict[str, Sequence[str]] = {}
 
@@ -115,7 +123,7 @@ class Obstacles:
 
     def has_slot(self, worker: str, kind: str, *, is_held: bool = False) -> bool:
         """Whether a worker has a slot for one more task of a type; or for this one too, which it has claimed."""
-        if worker not in self._slots:
+        if worker not in self._slots or self.silent_s(worker):
             return False
         id, slots = self._slots[worker]
         lane = self.lane_of(kind)

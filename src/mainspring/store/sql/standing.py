@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -13,7 +13,7 @@ from mainspring.store.sql.line import line_of
 from mainspring.store.sql.obstacles import COUNT_LIMIT, Obstacles, Place
 from mainspring.store.sql.reads import View, error_of, not_found, when
 from mainspring.store.sql.shortages import Offer, shortages
-from mainspring.store.standing import Other, Shortage, Standing
+from mainspring.store.standing import Other, Shortage, Silent, Standing
 from mainspring.tasks import GroupLimit, Reason
 from mainspring.tasks.lifecycle import RUNNING, STATUS_OF, STORED_REASONS
 
@@ -72,17 +72,24 @@ def _stops(obstacles: Obstacles, worker: str) -> bool:
 
 
 def standing(
-    view: View, id: bytes, now_ms: int, *, in_line: bool = False, told: tuple[str, Offer] | None = None
+    view: View,
+    id: bytes,
+    now_ms: int,
+    *,
+    in_line: bool = False,
+    told: tuple[str, Offer] | None = None,
+    silent_s: Callable[[str], float] = lambda worker: 0.0,
 ) -> Standing:
     """Return where a task stands, with the reasons that only a look at everything tells.
 
-    With `in_line` also what goes before a ready task, and the root of what others wait for. `told`: see Obstacles.
+    With `in_line` also what goes before a ready task, and the root of what others wait for. `told` and `silent_s`: see
+    Obstacles.
     """
     with view.snapshot():
         row = view.one("whole_task", id)
         if row is None:
             raise not_found(view, id)
-        return _standing(Obstacles(view, now_ms, told), row, in_line=in_line)
+        return _standing(Obstacles(view, now_ms, told, silent_s), row, in_line=in_line)
 
 
 def _standing(obstacles: Obstacles, row: Any, *, in_line: bool) -> Standing:
@@ -92,6 +99,7 @@ def _standing(obstacles: Obstacles, row: Any, *, in_line: bool) -> Standing:
     waited = [parent for parent in parents if parent[1] <= RUNNING]
     leader = view.one("leader_of", seq) if reason == "same_work" else None
     ahead, line, in_group, kept = 0, None, (0, False), None
+    silent: tuple[Silent, ...] = ()
     if reason in ("ready", "claimed"):
         kept = _Kept(obstacles, row, reason)
         place = Place(rank, seq, kind, row[15], namespace, group)
@@ -101,6 +109,8 @@ def _standing(obstacles: Obstacles, row: Any, *, in_line: bool) -> Standing:
             line = line_of(obstacles, place, kept.workers)._replace(soon=limited.soon(obstacles, place))
         elif kept.reason == "limit" and in_line:
             in_group = limited.go_first(obstacles, kept.limits, place)
+        if kept.reason in ("ready", "claimed") and not kept.shortages and in_line:
+            silent = _silent(obstacles, kept.workers)
         reason = kept.reason
     return Standing(
         status=STATUS_OF[row[4]],
@@ -128,7 +138,14 @@ def _standing(obstacles: Obstacles, row: Any, *, in_line: bool) -> Standing:
         has_slot=reason == "claimed" and in_line and obstacles.has_slot(row[29], kind, is_held=True),
         may_gather=reason == "claimed" and in_line and _may_gather(view, kind),
         shortages=kept.shortages if kept else (),
+        silent=silent,
     )
+
+
+def _silent(obstacles: Obstacles, workers: Sequence[str]) -> tuple[Silent, ...]:
+    """Return since when nothing is heard of these workers; nothing as long as one of them is heard of."""
+    silences = [Silent(worker, obstacles.silent_s(worker)) for worker in workers]
+    return tuple(silences) if all(silence.seconds for silence in silences) else ()
 
 
 def _may_gather(view: View, kind: str) -> bool:

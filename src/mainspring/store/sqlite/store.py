@@ -18,10 +18,12 @@ from mainspring.blobs.base import BlobStore
 from mainspring.config import StoreConfig
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import StoreDamaged, StoreUnavailable
+from mainspring.store import liveness
 from mainspring.store.liveness import LifeFile
 from mainspring.store.moving import marks
 from mainspring.store.moving.marks import Mark, refuse_moved
 from mainspring.store.sql import reads
+from mainspring.store.sql.caretaker import SURELY_S
 from mainspring.store.sql.futures import fail, outlasted, resolve
 from mainspring.store.sql.reader import Reader
 from mainspring.store.sql.reads import View
@@ -200,6 +202,12 @@ class SqliteStore(SqlStore):
 
     async def view(self, run: Callable[[View], T]) -> T:
         return await self.read(lambda connection: run(FileView(connection)))
+
+    def silent_s(self, view: View, worker: str) -> float:
+        """By the machine's clock: that of a process depends on how the wall clock was set when it began."""
+        turned_s = 0.0 if worker == self.worker_id else liveness.turned_s(self.folder / f"{worker}.life")
+        silent_s = self.env.monotonic() - turned_s if turned_s else 0.0
+        return silent_s if silent_s >= SURELY_S else 0.0
 
     async def survey(self, run: Callable[[View], T]) -> T:
         self._refuse_closed()

@@ -9,7 +9,9 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from mainspring.engine import Engine
-from mainspring.store.sql.store import SqlStore
+from mainspring.store.liveness import turned_s
+from mainspring.store.sql.caretaker import SURELY_S
+from mainspring.store.sqlite.store import SqliteStore
 from mainspring.tasks import Rate, TaskId
 from mainspring.tasks.lifecycle import STATUS_OF, STORED_REASONS
 from mainspring.testing.simulator.witness import Witness
@@ -76,6 +78,10 @@ _FIRST: Final = re.compile(
 )
 
 
+_UNHEARD: Final = re.compile(r"orker (\w+) (?:has claimed it, and )?has not been heard of")
+_OPEN: Final = "SELECT name FROM worker WHERE ended_ms IS NULL"
+
+
 class Truth(NamedTuple):
     """All that a sentence may rest on."""
 
@@ -85,13 +91,15 @@ class Truth(NamedTuple):
     first: str  # how the first of these stands
     rest: tuple[Any, ...]
     line: tuple[int, int, int]  # how many of its own share go first, other shares that wait, how many of theirs
+    serving: frozenset[str]  # workers that take it
+    silent: frozenset[str]  # workers that nobody has heard of
 
 
 async def ask(engine: Engine, witness: Witness, task: TaskId) -> None:
     """Have a task and some of those that wait explained, and accuse what is not so."""
     store = engine.manager.store
     assert witness.rows is not None
-    assert isinstance(store, SqlStore)
+    assert isinstance(store, SqliteStore)
     waiting = [*witness.rows.execute(_NEXT), *witness.rows.execute(_BEHIND), *witness.rows.execute(_WAITING, (_ASKED,))]
     for id in dict.fromkeys((task, *(TaskId(id) for (id,) in waiting))):
         before = _truth(witness.rows, id, store)
@@ -124,6 +132,11 @@ def _untrue(said: str, named: str, truth: Truth) -> str:
         return "waits for another number of parents"
     if named == "ready" and " runs alone;" not in said and _line(said) != truth.line:
         return f"is told of others that go first than {truth.line}"
+    unheard = set(_UNHEARD.findall(said))
+    if not unheard <= truth.silent:
+        return f"is told that others are not heard of than {sorted(truth.silent)}"
+    if named == "ready" and " runs alone;" not in said and not unheard and truth.serving <= truth.silent:
+        return "is not told that nobody who takes it is heard of"
     return ""
 
 
@@ -137,7 +150,7 @@ def _line(said: str) -> tuple[int, int, int]:
     return int(own), 1 if shares == "another one" else int(shares), int(theirs)
 
 
-def _truth(rows: apsw.Connection, id: TaskId, store: SqlStore) -> Truth | None:
+def _truth(rows: apsw.Connection, id: TaskId, store: SqliteStore) -> Truth | None:
     row: Any = rows.execute(_TASK, (id.bytes,)).fetchone()
     if row is None:
         return None
@@ -151,7 +164,15 @@ def _truth(rows: apsw.Connection, id: TaskId, store: SqlStore) -> Truth | None:
     line = (0, 0, 0)
     if cause == "ready":
         line, beside = _true_line(rows, row[0], now_ms), (*beside, tuple(rows.execute(_BESIDE)))
-    return Truth(cause, row[3], others, first, beside, line)
+    serving = frozenset(beside[1]) if cause == "ready" else frozenset()
+    return Truth(cause, row[3], others, first, beside, line, serving, _silent(rows, store))
+
+
+def _silent(rows: apsw.Connection, store: SqliteStore) -> frozenset[str]:
+    """Return the workers whose writer has taken no turn for so long that they can't be well."""
+    since_s = store.env.monotonic() - SURELY_S
+    names = [name for (name,) in rows.execute(_OPEN) if name != store.worker_id]
+    return frozenset(name for name in names if 0 < turned_s(store.folder / f"{name}.life") <= since_s)
 
 
 def _state(rows: apsw.Connection, id: bytes, now_ms: int, leaving: str) -> str:
