@@ -42,7 +42,7 @@ from mainspring import (
 )
 from mainspring.errors import StoreReadOnly
 from mainspring.store.base import NewTask
-from mainspring.store.postgres import inbox
+from mainspring.store.postgres import parts
 from mainspring.store.postgres.arrivals import STEP
 from mainspring.store.postgres.store import PostgresStore
 from mainspring.store.sql.store import SqlStore
@@ -338,7 +338,7 @@ async def test_what_is_too_large_for_one_statement_comes_with_the_commit_all_the
     engine: Engine, mine: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is put in by several, in order."""
-    monkeypatch.setattr(inbox, "_STATEMENT_BYTES", 1_000)
+    monkeypatch.setattr(parts, "STATEMENT_BYTES", 1_000)
     async with mine.transaction():
         handles = await engine.map(double(engine), range(100), connection=mine)
         assert await mine.fetchval(f"SELECT count(*) FROM {store_of(engine).server.schema}.inbox") == 100

@@ -6,20 +6,20 @@ the row is written: by what is committed, and by what the transaction itself has
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 import msgspec
 
-from mainspring.config import MIB
 from mainspring.errors import InvalidInput, StoreReadOnly, TaskNotFound, invalid
 from mainspring.store.base import Accepted, Line, NewTask, Pledged
 from mainspring.store.postgres.address import Server
 from mainspring.store.postgres.arrivals import decode
 from mainspring.store.postgres.borrowed import Borrowed, borrow
 from mainspring.store.postgres.line import POSTED, channel_of
+from mainspring.store.postgres.parts import ROW_BYTES, parts
 from mainspring.store.postgres.statements import WITHIN
 from mainspring.store.sql import reads
 from mainspring.store.sql.intake import (
@@ -38,8 +38,6 @@ from mainspring.tasks import TaskId, TaskInfo, TaskResult
 
 T = TypeVar("T")
 _HERE, _COMING, _PRUNED = range(3)
-_STATEMENT_BYTES = 64 * MIB
-"""What one statement puts in at most: the server holds it in memory several times, and takes none above 1 GiB."""
 _encode = msgspec.msgpack.Encoder(enc_hook=str.__str__).encode  # a task type is more than a str
 
 
@@ -123,21 +121,19 @@ class InboxStore(SqlStore):
         pledged = {**found.pledged, **await _under_own_keys(inbox, tasks, found)}
         fresh = [task for task in tasks if task.id not in pledged]
         pledged.update(await _under_own_ids(inbox, fresh, found.places))
-        for part in _parts(
-            task for task in fresh if task.id not in pledged
-        ):  # nothing is in there before all is checked
-            pledged.update(await self._put(inbox, part))
+        new = [task for task in fresh if task.id not in pledged]
+        for part in parts(map(_size, new)):  # nothing is in there before all is checked
+            pledged.update(await self._put(inbox, new[part]))
         mine = (pledged[task.id] for task in tasks)
         return [pledged.get(pledge.id, pledge) for pledge in mine]  # one of a key is that of the first of the call
 
-    async def _put(self, inbox: _Inbox, part: Sequence[tuple[NewTask, bytes]]) -> dict[bytes, Pledged]:
-        tasks = [task for task, _ in part]
+    async def _put(self, inbox: _Inbox, tasks: Sequence[NewTask]) -> dict[bytes, Pledged]:
         ((n, origin, _),) = await inbox.ask(
             "put",
             [task.id for task in tasks],
             [None if task.key is None else task.class_key[0] for task in tasks],
             [task.key for task in tasks],
-            [raw for _, raw in part],
+            [_encode(task) for task in tasks],
             channel_of(self.server.schema),
             POSTED,
         )
@@ -307,19 +303,9 @@ def _same_ids(ours: dict[bytes, NewTask], found: dict[bytes, tuple[bytes, str]])
     return pledged
 
 
-def _parts(tasks: Iterable[NewTask]) -> Iterator[list[tuple[NewTask, bytes]]]:
-    """Split tasks into what one statement takes, each with its encoding."""
-    part: list[tuple[NewTask, bytes]] = []
-    size = 0
-    for task in tasks:
-        raw = _encode(task)
-        if part and size + len(raw) > _STATEMENT_BYTES:
-            yield part
-            part, size = [], 0
-        part.append((task, raw))
-        size += len(raw)
-    if part:
-        yield part
+def _size(task: NewTask) -> int:
+    """Return how many bytes a row has, as near as it matters."""
+    return ROW_BYTES + len(task.input) + len(task.spec or b"") + 18 * len(task.after)
 
 
 def _fate(view: View, id: bytes, origin: str) -> tuple[str | None, int | None]:

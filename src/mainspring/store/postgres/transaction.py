@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
+from mainspring.store.postgres.parts import Columns, parts_of
 from mainspring.store.postgres.session import Found, Session
 from mainspring.store.postgres.statements import BESIDE_OTHERS, WIDE
 from mainspring.store.ready import Place
@@ -20,6 +22,11 @@ _own = itemgetter(0, 1, 3, 18)
 _shared = itemgetter(2, *range(4, 18), 19)
 """All others, which most tasks of a call have in common."""
 _FIRST = itemgetter(0)
+_PAYLOADS: Final = MappingProxyType(
+    {"insert_task": (18, 19), "insert_done": (13, 14, 15), "insert_attempt": (13,), "keep": (4,)}
+)
+"""Where statements have columns whose values may be large."""
+_OUTPUTS: Final = (1,)
 _MOVING = frozenset(("again", "again_after_crash", "delay_children", "give_back", "hand_back", "promote", "overdue"))
 """Statements after which something else may be the next to fall due."""
 
@@ -63,17 +70,19 @@ class PostgresTransaction(Transaction):
         return super().one(name, *values)
 
     def complete(self, ends: Sequence[Row], attempts: Sequence[Row]) -> int:
-        ended, outputs, flags, *_ = zip(*ends, strict=True)
-        seqs, numbers, _, owners, started, _, duration, cpu, memory, network, batches, wait, lanes, _ = zip(
-            *attempts, strict=True
-        )
+        columns = (*zip(*ends, strict=True), *zip(*attempts, strict=True))
+        return sum(self._complete(part) for part in parts_of(columns, _OUTPUTS))
+
+    def _complete(self, columns: Columns) -> int:
+        ended, outputs, flags, _, _, _, *attempt = columns
+        seqs, numbers, _, owners, started, _, duration, cpu, memory, network, batches, wait, lanes, _ = attempt
         own = (seqs, outputs, ended, started, duration, cpu, wait)
         shared = (numbers, owners, flags, batches, lanes, memory, network)
         if _are_alike(shared):
-            name, columns = "complete_alike", (*own, *map(_FIRST, shared))
+            name, values = "complete_alike", (*own, *map(_FIRST, shared))
         else:
-            name, columns = "complete_and_note", (*own, *shared)
-        ((done, self.is_anybody_waiting),) = self.cursor.run(name, columns)
+            name, values = "complete_and_note", (*own, *shared)
+        ((done, self.is_anybody_waiting),) = self.cursor.run(name, values)
         return int(done)
 
     # What has died in front of a bound stays in the index while anybody's old transaction is open
@@ -135,9 +144,12 @@ class PostgresTransaction(Transaction):
             return 0
         self._refuse_crowd(name)
         columns = tuple(zip(*rows, strict=True))
+        return sum(self._put(name, part) for part in parts_of(columns, _PAYLOADS.get(name, ())))
+
+    def _put(self, name: str, columns: Columns) -> int:
         if name == "insert_task":
             self.moves_times = self.moves_times or any(columns[_DUE]) or any(columns[_DEADLINE])
-            if len(rows) > 1 and _are_alike(_shared(columns)):
+            if len(columns[0]) > 1 and _are_alike(_shared(columns)):
                 name = "insert_alike"
                 columns = (*_own(columns), *map(_FIRST, _shared(columns)))
         return self.cursor.changed(name, columns)
