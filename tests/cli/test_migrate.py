@@ -30,7 +30,7 @@ from tests.cli.moved import (
 from tests.conformance.kit import OTHER, WORK
 from tests.store.fixtures.make import PAUSED
 
-from mainspring import TaskId, TaskStatus
+from mainspring import TaskId, TaskStatus, VectorRecord
 from mainspring.blobs.local import LocalBlobStore
 from mainspring.cli import moving
 from mainspring.environment import SYSTEM
@@ -233,6 +233,21 @@ def test_nothing_is_pruned_on_the_way(homes: Any, kind: str, monkeypatch: pytest
 
     monkeypatch.setattr(moving, f"_settle_{kind}", settle_for_long)
     assert moved(source, target).tasks == {"completed": 20}
+
+
+def test_an_emptied_collection_comes_along(homes: Any) -> None:
+    """Also where it is the only one, and no record was ever written on that server."""
+    source, target = homes("file"), homes("server")
+
+    async def empty() -> None:
+        async with source.engine() as engine:
+            await asyncio.to_thread(engine.vectors.upsert, "docs", [VectorRecord("a", [1.0, 2.0])])
+            await asyncio.to_thread(engine.vectors.delete, "docs", ["a"])
+
+    asyncio.run(empty())
+    there = source.vectors()
+    assert moved(source, target).records == 0
+    assert target.vectors() == there
 
 
 def spoil_a_row(target: Home) -> None:

@@ -16,6 +16,7 @@ from mainspring.store.postgres.connection import CONFLICTS, LOST, WRITING, conne
 from mainspring.store.postgres.lookers import PLANS
 from mainspring.store.postgres.session import Session
 from mainspring.vectors.postgres import PostgresVectorStore
+from mainspring.vectors.postgres.tables import provide
 
 _SEQUENCES: Final = {"task": "task_seq", "worker": "worker_id_seq", "class": "class_id_seq", "audit": "audit_n_seq"}
 _SETTINGS: Final = {**PLANS, "idle_in_transaction_session_timeout": "0", "tcp_user_timeout": "0"}
@@ -88,6 +89,11 @@ class ServerEnd(End):
                 self._session.copy_in(table.name, columns, rows)
             except CONFLICTS as exc:
                 raise untaken(table, self.shown, exc) from exc
+
+    def set_collection(self, collection: Row) -> None:
+        with self.transaction():
+            provide(self._session)  # whoever looks into a collection reads that table, also where it has no records yet
+        super().set_collection(collection)
 
     def numbers(self) -> dict[str, int]:
         return {
