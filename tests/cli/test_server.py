@@ -99,6 +99,26 @@ def test_what_collections_can_t_do(store: str, call: Run, arguments: tuple[str, 
     assert words in answer.err
 
 
+@pytest.mark.parametrize("kind", ["file", "server"])
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["ps", "--namespace", "a\udcff"], r"namespace = 'a\udcff': is no valid Unicode; use"),
+        (["ps", "--type", "a\udcff"], r"type = 'a\udcff': is no valid Unicode; use"),
+        (["cache", "purge", "--namespace", "a\udcff"], r"namespace = 'a\udcff': is no valid Unicode; use"),
+        (["submit", "data_retrieval", "a\udcff"], r"input = 'a\udcff': "),
+    ],
+)
+def test_what_a_shell_gives_may_be_no_unicode(store: str, call: Run, kind: str, words: list[str], says: str) -> None:
+    """It is told in one line, on every store."""
+    name = "work.db" if kind == "file" else store
+    assert call("submit", "text_processing", "--text", "a", "--store", name).code == 0
+    answer = call(*words, "--store", name)
+    assert (answer.code, answer.out) == (2, "")
+    assert says in answer.err
+    assert len(answer.err.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [

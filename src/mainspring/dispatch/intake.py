@@ -23,6 +23,7 @@ from mainspring.results.values import Values
 from mainspring.store.base import BLOB_INPUT, COSTS, HAS_REFS, POLICY_CODE, RESERVES, WANTS_KEPT, NewTask, Spec, Store
 from mainspring.tasks import Custom, Resources, Task, TaskId, TaskPriority, TaskType
 from mainspring.tasks.codec import encode, encode_input
+from mainspring.tasks.texts import check_text
 from mainspring.tracing import Trace, Tracing
 
 _spec_encoder = msgspec.msgpack.Encoder()
@@ -403,12 +404,9 @@ def _check_names(task: Task) -> None:
 
 def check_name(field: str, value: Any, most: int = _MAX_NAME) -> None:
     """Raises InvalidInput for what no group, namespace or key may be called."""
-    if not isinstance(value, str) or not 0 < len(value) <= most or "\0" in value:
+    if not isinstance(value, str) or not 0 < len(value) <= most:
         raise invalid(field, value, f"is no text of 1 to {most} characters", "use a shorter one, or a hash")
-    try:
-        value.encode()
-    except UnicodeEncodeError as exc:
-        raise invalid(field, value, "is no valid Unicode", "use other characters") from exc
+    check_text(field, value)
 
 
 def check_kind(type: Any, namespace: Any, group: Any) -> None:

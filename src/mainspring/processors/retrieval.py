@@ -29,6 +29,7 @@ from mainspring.tasks import (
     TextOutput,
 )
 from mainspring.tasks.codec import convert, from_json
+from mainspring.tasks.texts import check_text
 from mainspring.vectors.base import VectorStore
 
 Offset = Annotated[int, msgspec.Meta(ge=0)]
@@ -157,6 +158,7 @@ def _request(input: TaskInput) -> Request:
         key = input.as_text()
         if isinstance(key, list):
             raise invalid("input.text", key, "is a list", "retrieve one key a task")
+        check_text("input.text", key)
         return ByKey(key)
     if not isinstance(input, Custom) or not isinstance(input.value, dict):
         raise invalid("input", type(input).__name__, "says not what to retrieve", "pass Text(key) or Custom({...})")
@@ -165,9 +167,17 @@ def _request(input: TaskInput) -> Request:
         remedy = f"pass one of {', '.join(_REQUESTS)}"
         raise invalid("input", sorted(input.value), "does not say what to retrieve", remedy)
     request: Request = convert(input.value, kinds[0], "input")
+    _check_texts(request)
     if isinstance(request, (ByKey, ByUrl)) and request.end is not None and request.end < request.start:
         raise invalid("input.end", request.end, f"lies before start {request.start}", "use 0 <= start <= end")
     return request
+
+
+def _check_texts(request: Request) -> None:
+    """Refuse what not every store can look for. An id may be any text that could be stored."""
+    if not isinstance(request, ByUrl):
+        for name in ("key", "prefix", "after", "collection"):
+            check_text(f"input.{name}", getattr(request, name, ""))
 
 
 def _known(input: TaskInput) -> bool:

@@ -252,7 +252,7 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
 def from_json(text: str | bytes, wanted: type[T] | Any = Any, field: str = "input") -> T:
     try:
         return msgspec.json.decode(text, type=wanted, dec_hook=_from_plain)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeError) as exc:
         raise invalid(field, text, str(exc), "pass valid JSON") from exc
 
 

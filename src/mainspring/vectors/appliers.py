@@ -13,7 +13,7 @@ import apsw
 
 from mainspring.tasks import VectorDelete, VectorRecord, VectorUpsert
 from mainspring.vectors import labels
-from mainspring.vectors.checks import check_ids, check_name, does_not_fit
+from mainspring.vectors.checks import check_ids, check_name, check_upsert, does_not_fit
 from mainspring.vectors.unit import unit_rows
 
 SCHEMA: Final = Path(__file__).with_name("schema.sql").read_text("utf-8")
@@ -68,7 +68,7 @@ def apply_upsert(cursor: apsw.Cursor, effect: VectorUpsert, now_ms: int) -> int:
     Raises: InvalidInput: another dimension or model than the collection's; a vector that is not finite or zero; an id
         that is empty or there twice; metadata that is not JSON-like.
     """
-    check_name(effect.collection)
+    check_upsert(effect)
     state = find(cursor, effect.collection)
     if state is not None and effect.replace is not None:
         _remove(cursor, state, labels.matching_rows(cursor, state.id, effect.replace), now_ms)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from mainspring.errors import InvalidInput, invalid
 from mainspring.tasks import SearchQuery, VectorRecord, VectorUpsert
+from mainspring.tasks.texts import check_text
 from mainspring.vectors.base import MAX_TOP_K
 from mainspring.vectors.unit import wrong_dimension
 
@@ -23,8 +24,15 @@ class Kept(Protocol):
 
 
 def check_name(name: str) -> None:
-    if not isinstance(name, str) or not name or len(name) > 200 or "\0" in name:
-        raise invalid("collection", name, "is no name", "use a text of 1 to 200 characters without the character 0")
+    check_text("collection", name)
+    if not 0 < len(name) <= 200:
+        raise invalid("collection", name, "is no name", "use a text of 1 to 200 characters")
+
+
+def check_upsert(effect: VectorUpsert) -> None:
+    check_name(effect.collection)
+    if effect.model_id is not None:
+        check_text("model_id", effect.model_id)
 
 
 def check_ids(records: tuple[VectorRecord, ...]) -> list[str]:

@@ -17,7 +17,7 @@ from mainspring.tasks import SearchHit, SearchQuery, SearchResults, VectorDelete
 from mainspring.vectors import labels
 from mainspring.vectors.appliers import SCHEMA, State, apply_delete, apply_upsert, find
 from mainspring.vectors.base import Collection
-from mainspring.vectors.checks import unknown
+from mainspring.vectors.checks import check_name, unknown
 from mainspring.vectors.matrix import Matrix, Nearest
 from mainspring.vectors.rows import RowStore, units_of
 
@@ -85,6 +85,7 @@ class SqliteVectorStore(RowStore[apsw.Cursor]):
         return [found[id] for id in ids if id in found]
 
     def page(self, collection: str, *, after: str = "", limit: int = 500) -> list[VectorRecord]:
+        labels.to_json("after", after)
         with self._reading() as cursor:
             return _records(cursor.execute(_PAGE, (_known(cursor, collection).id, after, limit)))
 
@@ -264,6 +265,7 @@ def _our_errors(path: str) -> Iterator[None]:
 
 
 def _known(cursor: apsw.Cursor, name: str) -> State:
+    check_name(name)
     state = find(cursor, name)
     if state is None:
         raise unknown(name, [State(*row).name for row in cursor.execute(_COLLECTIONS)])

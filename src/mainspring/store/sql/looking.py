@@ -16,6 +16,7 @@ from mainspring.store.sql.shortages import Offer
 from mainspring.store.sql.standing import standing
 from mainspring.store.standing import Standing
 from mainspring.tasks import Ledger, LedgerKey, TaskId, TaskInfo, TaskResult, TaskStatus
+from mainspring.tasks.texts import check_text
 
 T = TypeVar("T")
 
@@ -83,6 +84,9 @@ class Looking(ABC):
         limit: int = 50,
         before: TaskId | None = None,
     ) -> list[TaskInfo]:
+        for field, name in (("type", type), ("namespace", namespace)):
+            if name is not None:
+                check_text(field, name)
         return await self.view(
             lambda view: reads.page(
                 view, self.blobs, status=status, type=type, namespace=namespace, limit=limit, before=before

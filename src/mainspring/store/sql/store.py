@@ -39,6 +39,7 @@ from mainspring.store.sql.shortages import Offer, offer_of
 from mainspring.store.sql.transaction import Applier, ClassKey, Memory, Transaction
 from mainspring.store.sql.writer import Writer
 from mainspring.tasks import CostRate, GroupLimit, Rate, TaskId
+from mainspring.tasks.texts import check_text
 
 logger = logging.getLogger("mainspring.store")
 T = TypeVar("T")
@@ -227,6 +228,8 @@ class SqlStore(Looking):
         return await self.view(reads.kept)
 
     async def purge(self, *, namespace: str = "", type: str = "", version: str = "") -> int:
+        for field, name in (("namespace", namespace), ("type", type), ("version", version)):
+            check_text(field, name)
         await self.write(lambda tx: commands.audit(tx, "purge", namespace=namespace, type=type, version=version))
         total, n = 0, upkeep.STEP
         while n == upkeep.STEP:

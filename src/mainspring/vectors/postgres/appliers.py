@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mainspring.errors import invalid
 from mainspring.tasks import VectorDelete, VectorRecord, VectorUpsert
 from mainspring.vectors import labels
-from mainspring.vectors.checks import check_ids, check_name, does_not_fit
+from mainspring.vectors.checks import check_ids, check_name, check_upsert, does_not_fit
 from mainspring.vectors.postgres.tables import Cursor, State, find, provide
 from mainspring.vectors.unit import unit_rows
 
@@ -48,7 +48,7 @@ def apply_upsert(cursor: Cursor, effect: VectorUpsert, now_ms: int) -> int:
 
     Raises: InvalidInput. StoreRefused: there is no extension, and it can't be made.
     """
-    check_name(effect.collection)
+    check_upsert(effect)
     state = find(cursor, effect.collection, hold=True)
     if state is not None and effect.replace is not None:
         _count(cursor, state, -_delete_matching(cursor, state, effect.replace), now_ms)

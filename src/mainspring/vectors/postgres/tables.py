@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import asyncpg
 
 from mainspring.errors import StoreRefused
-from mainspring.vectors.checks import unknown
+from mainspring.vectors.checks import check_name, unknown
 
 _FILES = Path(__file__).parent
 SCHEMA: Final = _FILES.joinpath("schema.sql").read_text("utf-8")
@@ -74,6 +74,7 @@ def find(cursor: Cursor, name: str, *, hold: bool = False) -> State | None:
 
 def known(cursor: Cursor, name: str) -> State:
     """Raises: InvalidInput: no such collection. StoreRefused."""
+    check_name(name)
     state = find(cursor, name)
     if state is None:
         raise unknown(name, [row[0] for row in cursor.execute(ALL)])
