@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tests.cli.moved import (
     stop,
 )
 
+from mainspring import Engine, VectorRecord
 from mainspring.cli.moving import Place, move
 from mainspring.cli.stages import Stages
 from mainspring.errors import (
@@ -41,8 +42,12 @@ from mainspring.errors import (
 from mainspring.store.moving import marks
 from mainspring.store.moving.file import FileEnd
 from mainspring.store.moving.server import ServerEnd
+from mainspring.store.moving.tables import plan
+from mainspring.tasks import texts
+from mainspring.vectors import checks
 
 pytestmark = pytest.mark.anyio
+LONG = "".join(chr(0x4E00 + n * 7_919 % 20_000) for n in range(1_000))
 ID = "decode('00112233445566778899aabbccddeeff', 'hex')"
 
 
@@ -227,9 +232,73 @@ def test_a_row_that_a_server_cannot_take(homes: Any) -> None:
     source, target = homes("file"), homes("server")
     asyncio.run(make_some(source))
     statement(source, "INSERT INTO idempotency (namespace, key, task) VALUES ('a', 'b' || char(0), 1)")
-    with pytest.raises(StoreRefused, match="can't take a row of table idempotency"):
+    with pytest.raises(StoreRefused, match=r"can't take a row of table idempotency, namespace 'a', key 'b\\x00' \("):
         moved(source, target)
     opening(source)
+
+
+@pytest.mark.parametrize("kind", ["file", "server"])
+@pytest.mark.parametrize("at", [1, 36, 99])
+def test_the_row_that_an_end_cannot_take_is_named(homes: Any, kind: str, at: int) -> None:
+    """Of a page: here one that is there twice, wherever the first of the two stands."""
+    rows: list[tuple[Any, ...]] = [("custom:a", n) for n in range(100)]
+    rows.insert(at, ("custom:a", at // 2))
+    with contextlib.closing(homes(kind).place.open()) as end:
+        columns = end.columns()
+        (table,) = [table for table in plan(columns, columns) if table.name == "serves"]
+        again = rf"table serves, worker {at // 2}, type 'custom:a' \("
+        with pytest.raises(StoreRefused, match=again), end.transaction():
+            end.put(table, rows)
+        assert end.count("serves") == 0
+
+
+async def _with_a_long_key(engine: Engine) -> None:
+    for n in range(5):
+        await engine.store(b"x", key=f"\u9fff{n}", namespace="others")  # after it in the page
+    await engine.store(b"x", key=LONG)
+
+
+async def _with_a_long_id(engine: Engine) -> None:
+    records = [VectorRecord(id, [1.0, 2.0]) for id in ("a", LONG, "b")]
+    await asyncio.to_thread(engine.vectors.upsert, "docs", records)
+
+
+async def _with_a_long_vector(engine: Engine) -> None:
+    await asyncio.to_thread(engine.vectors.upsert, "docs", [VectorRecord("a", [1.0] * 16_001)])
+
+
+async def _without_large_ones(engine: Engine) -> None:
+    await engine.delete(LONG)
+    await asyncio.to_thread(engine.vectors.delete, "docs", [LONG, "a"])
+
+
+@pytest.mark.parametrize(
+    ("fill", "row"),
+    [
+        (_with_a_long_key, f"table blob_key, namespace 'default', key '{LONG[:20]}"),
+        (_with_a_long_id, f"record '{LONG[:20]}"),
+        (_with_a_long_vector, "record 'a' of collection 'docs'"),
+    ],
+    ids=["key", "id", "vector"],
+)
+def test_a_row_that_is_larger_than_a_server_takes(
+    homes: Any, monkeypatch: pytest.MonkeyPatch, fill: Callable[[Engine], Awaitable[None]], row: str
+) -> None:
+    """A file that was written before there were limits: the row is named, and without it the move goes on."""
+    source, target = homes("file"), homes("server")
+
+    async def on_source(run: Callable[[Engine], Awaitable[None]]) -> None:
+        async with source.engine(worker=True) as engine:
+            await run(engine)
+
+    with monkeypatch.context() as without:
+        without.setattr(texts, "MAX_KEY_BYTES", 1 << 20)
+        without.setattr(checks, "MAX_DIMENSIONS", 1 << 20)
+        asyncio.run(on_source(fill))
+    with pytest.raises(StoreRefused, match=re.escape(row)):
+        moved(source, target)
+    asyncio.run(on_source(_without_large_ones))
+    moved(source, target)
 
 
 class Late(Place):

@@ -1,4 +1,4 @@
-"""What one kind of store can't hold, none takes: texts that are no text there."""
+"""What one kind of store can't hold, none takes: long keys and ids, long vectors, and texts that are no text there."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 import pytest
-from tests.engine.support import engine_on
+from tests.engine.support import engine_on, value
 from tests.engine.test_bad_input import stored
 
 from mainspring import Custom, Engine, InvalidInput, Task, TaskType, VectorRecord
+from mainspring.tasks.texts import MAX_KEY_BYTES
+from mainspring.vectors.base import MAX_DIMENSIONS
 
 pytestmark = pytest.mark.anyio
+LONG = "".join(chr(0x4E00 + n * 7_919 % 20_000) for n in range(1_000))
+"""A thousand characters that nothing can be made shorter of, with three bytes each."""
+LONGEST = LONG[: MAX_KEY_BYTES // 3] + "ab"
+NAMESPACE = "".join(chr(0x20000 + n * 7_919 % 40_000) for n in range(128))
 NO_TEXTS = ["a\0", "a\udcff"]
 
 
@@ -20,6 +27,10 @@ NO_TEXTS = ["a\0", "a\udcff"]
 async def engine(anyio_backend: str, place: str) -> AsyncIterator[Engine]:
     async with engine_on(place) as engine:
         yield engine
+
+
+def vectors(n: int, dim: int) -> Any:
+    return np.ones((n, dim), np.float32)
 
 
 async def refused(engine: Engine, call: Any, field: str, *words: str) -> None:
@@ -32,12 +43,67 @@ async def refused(engine: Engine, call: Any, field: str, *words: str) -> None:
     assert await stored(engine) == before
 
 
+async def test_the_longest_keys_and_ids(engine: Engine) -> None:
+    """They fit into every store, also with the longest namespace beside them."""
+    assert len(LONGEST.encode()) == MAX_KEY_BYTES
+    assert (await engine.store(b"x", key=LONGEST, namespace=NAMESPACE)).key == LONGEST
+    assert await engine.retrieve(LONGEST, namespace=NAMESPACE) == b"x"
+    assert (await engine.upsert("longest", vectors(1, 3), ids=[LONGEST])).count == 1
+    assert [record.id for record in await asyncio.to_thread(engine.vectors.get, "longest", [LONGEST])] == [LONGEST]
+
+
+async def test_longer_keys_and_ids(engine: Engine) -> None:
+    """They are refused before anything is stored, by what they have in bytes and may have."""
+    words = "3,000 bytes", "2,048"
+    await refused(engine, engine.store(b"x", key=LONG), "params.key", *words)
+    await refused(engine, engine.upsert("c", vectors(1, 3), ids=[LONG]), "input.ids", *words)
+    await refused(engine, engine.upsert("c", vectors(1, 3), id_prefix=LONG), "input.id_prefix", *words)
+    writes = asyncio.to_thread(engine.vectors.upsert, "c", [VectorRecord(LONG, np.ones(3, np.float32))])
+    await refused(engine, writes, "id", *words)
+    handle = await engine.submit(engine.upsert, "c", vectors(12, 3), id_prefix=LONGEST)
+    with pytest.raises(InvalidInput, match="bytes as UTF-8"):  # which ids they become is known when it runs
+        await value(handle)
+
+
+async def test_what_has_a_long_key_can_be_taken_away(engine: Engine) -> None:
+    """Files of long ago may hold some."""
+    await engine.delete(LONG)
+    await engine.upsert("deleted", vectors(1, 3), ids=["a"])
+    await engine.delete(collection="deleted", ids=[LONG])
+    with pytest.raises(InvalidInput, match="names nothing"):
+        await engine.retrieve(LONG)
+
+
+async def test_vectors_that_are_too_long(engine: Engine) -> None:
+    """So is a vector of more dimensions than any store takes; the longest goes in."""
+    words = "16,001 dimensions", "16,000"
+    long = vectors(1, MAX_DIMENSIONS + 1)
+    for given in (long, long[0], long.tolist(), long[0].tolist(), [long[0]]):
+        await refused(engine, engine.upsert("long", given, ids=["a"]), "input.vectors", *words)
+    writes = asyncio.to_thread(engine.vectors.upsert, "long", [VectorRecord("a", long[0])])
+    await refused(engine, writes, "vectors", *words)
+    assert (await engine.upsert("long", vectors(1, MAX_DIMENSIONS), ids=["a"])).count == 1
+
+
+async def test_many_vectors_are_no_long_one(engine: Engine) -> None:
+    """Also where each is a result that is not known yet."""
+
+    @engine.task
+    async def vector() -> list[float]:
+        return [1.0, 2.0]
+
+    given = await engine.submit(vector)
+    ids = [f"r{n}" for n in range(MAX_DIMENSIONS + 1)]
+    assert (await engine.upsert("many", [given] * len(ids), ids=ids)).count == len(ids)
+
+
 @pytest.mark.parametrize("bad", NO_TEXTS, ids=ascii)
 async def test_versions(engine: Engine, bad: str) -> None:
     """A handler's version is refused where it is declared, not when the engine starts."""
-    with pytest.raises(InvalidInput, match=r"version = .*; use") as caught:
-        engine.task(version=bad, name="odd")(lambda: None)
-    assert caught.value.field == "version"
+    for version in (bad, LONG):
+        with pytest.raises(InvalidInput, match=r"version = .*; use") as caught:
+            engine.task(version=version, name="odd")(lambda: None)
+        assert caught.value.field == "version"
 
 
 async def test_keys_to_retrieve(engine: Engine) -> None:

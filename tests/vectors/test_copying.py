@@ -10,9 +10,9 @@ import pytest
 from tests.vectors.builders import record, search, upsert, vectors
 from tests.vectors.homes import HOMES
 
-from mainspring.errors import InvalidInput
-from mainspring.tasks import VectorDelete
-from mainspring.vectors import Copied, VectorStore, copy_collection
+from mainspring.errors import InvalidInput, StoreRefused
+from mainspring.tasks import VectorDelete, texts
+from mainspring.vectors import Copied, VectorStore, checks, copy_collection
 
 N = 230
 Pair = tuple[VectorStore, VectorStore]
@@ -44,6 +44,20 @@ def test_a_copy_is_equal(pair: Pair) -> None:
     assert (kept.name, kept.dim, kept.count, kept.model_id) == (copied.name, copied.dim, N, copied.model_id)
     (query,) = vectors(1, seed=1, dim=384)
     assert search(source, query, filter={"n": list(range(50))}) == search(target, query, filter={"n": list(range(50))})
+
+
+def test_a_record_that_is_larger_than_stores_take(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of before there were limits is named; without it the rest is copied."""
+    source, target = pair
+    upsert(source, record("s" * 11, vectors(1, dim=384)[0]), model_id="mini")
+    monkeypatch.setattr(texts, "MAX_KEY_BYTES", 10)
+    with pytest.raises(StoreRefused, match=r"record 's{11}' of collection 'docs' can't be copied .*11 bytes"):
+        copy_collection(source, target, "docs")
+    source.write(VectorDelete("docs", ids=("s" * 11,)))
+    assert copy_collection(source, target, "docs").records == N
+    monkeypatch.setattr(checks, "MAX_DIMENSIONS", 383)
+    with pytest.raises(StoreRefused, match=r"record 'r0' of collection 'docs' .*384 dimensions"):
+        copy_collection(source, target, "docs", into="others")
 
 
 class Stopped(Exception):

@@ -78,7 +78,7 @@ class Operations:
 
     @_submits(operations.store_task)
     async def store(self, data: Any, key: str | None = None, *, if_absent: bool = False, **options: Any) -> StoredRef:
-        """Store bytes, a text or a JSON-like value under a key (default: its content hash)."""
+        """Store bytes, a text or a JSON-like value under a key (default: its content hash) of up to 2,048 bytes."""
         ref: StoredRef = await self._value(self.store, data, key, if_absent=if_absent, **options)
         return ref
 

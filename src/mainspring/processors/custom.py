@@ -32,7 +32,7 @@ from mainspring.tasks import (
     Work,
 )
 from mainspring.tasks.codec import BYTES, convert, decode, decode_input, encode, json_schema
-from mainspring.tasks.texts import check_text
+from mainspring.tasks.texts import check_key, check_text
 
 LANES: tuple[Lane, ...] = ("async", "thread", "process")
 
@@ -148,6 +148,7 @@ class Handler:
         if not isinstance(version, str) or not version:
             raise invalid("version", version, "is no text", 'use one such as "2"')
         check_text("version", version)
+        check_key("version", version)
         self.lane = lane or ("async" if self.is_async else "thread")
         self.retry = _retry_of(retry)
         self.timeout = None if timeout is None else seconds(timeout, "timeout")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -28,9 +29,11 @@ from mainspring.tasks import (
     VectorUpsert,
 )
 from mainspring.tasks.codec import convert, to_json
+from mainspring.tasks.texts import check_key
+from mainspring.vectors.checks import check_dimensions
 
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")]
-"""Names are rows, never paths: any characters but control characters."""
+"""Names are rows, never paths: any characters but control characters. New ones are short enough for every store."""
 
 
 class Upsert(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,6 +89,8 @@ class StorageProcessor:
             raise invalid("input", type(input).__name__, f"does not fit op {options.op}", "pass Custom({...})")
         elif not isinstance(input.value, Ref):
             _check_fields(input, Upsert if options.op == "upsert" else DeleteVectors)
+            if options.op == "upsert":
+                _check_sizes(input.value)
 
     def load(self) -> None:
         """Nothing: the blob store is there."""
@@ -127,6 +132,8 @@ class StorageProcessor:
             raise invalid("params.if_absent", True, f"has no meaning for op {options.op}", "leave it out")
         if options.op not in ("put", "delete") and options.key is not None:
             raise invalid("params.key", options.key, f"has no meaning for op {options.op}", "leave it out")
+        if options.op == "put" and options.key is not None:
+            check_key("params.key", options.key)
         return options
 
 
@@ -160,6 +167,26 @@ def _check_fields(input: Custom, wanted: type[Upsert | DeleteVectors]) -> None:
             raise invalid(f"input.{name}", value.get(name), why, "name it as the others")
         if not has_ref(value[name]):
             convert(value[name], fields[name].type, f"input.{name}")
+
+
+def _check_sizes(given: Any) -> None:
+    """Refuse ids and vectors that no store takes, as far as they are known."""
+    ids, prefix = given.get("ids"), given.get("id_prefix")
+    for id in ids if isinstance(ids, (list, tuple)) else ():
+        if isinstance(id, str):
+            check_key("input.ids", id)
+    if isinstance(prefix, str):
+        check_key("input.id_prefix", prefix)
+    check_dimensions("input.vectors", _dimensions(given["vectors"]))
+
+
+def _dimensions(vectors: Any) -> int:
+    """Return how many numbers a vector has, by the first one; 0 where that does not show."""
+    if shape := getattr(vectors, "shape", ()):
+        return int(shape[-1])
+    if not isinstance(vectors, (list, tuple)) or not vectors:
+        return 0
+    return len(vectors) if isinstance(vectors[0], Real) else _dimensions(vectors[0])
 
 
 def _upsert(given: Upsert) -> Done:

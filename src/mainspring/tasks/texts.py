@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from mainspring.errors import invalid
+
+MAX_KEY_BYTES: Final = 2_048
+"""Of a key or an id. With the longest namespace beside it, it still fits into an entry of an index of Postgres."""
 
 
 def check_text(field: str, value: Any) -> None:
@@ -17,3 +20,11 @@ def check_text(field: str, value: Any) -> None:
         value.encode()
     except UnicodeEncodeError as exc:
         raise invalid(field, value, "is no valid Unicode", "use other characters") from exc
+
+
+def check_key(field: str, value: str) -> None:
+    """Raises InvalidInput: it is too long to be looked up by."""
+    size = len(value.encode("utf-8", "surrogatepass"))
+    if size > MAX_KEY_BYTES:
+        why = f"has {size:,} bytes as UTF-8, and {MAX_KEY_BYTES:,} are the most"
+        raise invalid(field, value, why, "use a shorter one, or a hash")

@@ -13,7 +13,7 @@ import apsw
 
 from mainspring.tasks import VectorDelete, VectorRecord, VectorUpsert
 from mainspring.vectors import labels
-from mainspring.vectors.checks import check_ids, check_name, check_upsert, does_not_fit
+from mainspring.vectors.checks import check_dimensions, check_ids, check_name, check_upsert, does_not_fit
 from mainspring.vectors.unit import unit_rows
 
 SCHEMA: Final = Path(__file__).with_name("schema.sql").read_text("utf-8")
@@ -65,8 +65,8 @@ def apply_upsert(cursor: apsw.Cursor, effect: VectorUpsert, now_ms: int) -> int:
     The first upsert creates the collection and fixes dimension and model; a collection without records may change both.
 
     Returns: how many records were written.
-    Raises: InvalidInput: another dimension or model than the collection's; a vector that is not finite or zero; an id
-        that is empty or there twice; metadata that is not JSON-like.
+    Raises: InvalidInput: another dimension or model than the collection's; a vector that is not finite, zero or
+        longer than any store takes; an id that is empty, too long or there twice; metadata that is not JSON-like.
     """
     check_upsert(effect)
     state = find(cursor, effect.collection)
@@ -76,6 +76,7 @@ def apply_upsert(cursor: apsw.Cursor, effect: VectorUpsert, now_ms: int) -> int:
         return 0
     ids = check_ids(effect.records)
     units = unit_rows([(f"vector of {record.id!r}", record.vector) for record in effect.records])
+    check_dimensions("vectors", units.shape[1])
     state = _fit(cursor, effect, units.shape[1], now_ms)
     _remove(cursor, state, _rows_of(cursor, state, ids), now_ms)
     _insert(cursor, state, effect.records, units, now_ms)

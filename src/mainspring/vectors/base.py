@@ -11,6 +11,8 @@ from mainspring.tasks import SearchQuery, SearchResults, VectorDelete, VectorRec
 
 MAX_TOP_K = 1000
 """More nearest records than this one query can't ask for."""
+MAX_DIMENSIONS = 16_000
+"""Of a vector: as pgvector has it, so that a collection in a file can be moved to a server."""
 
 
 class Collection(msgspec.Struct, frozen=True):
@@ -75,7 +77,8 @@ class VectorStore(Protocol):
     def write(self, effect: VectorUpsert | VectorDelete) -> int:
         """Apply at once in a transaction of its own; returns how many records were written or deleted.
 
-        Raises: InvalidInput: another dimension or model than the collection's, or a record that can't be stored.
+        Raises: InvalidInput: another dimension or model than the collection's, or a record that can't be stored: also
+            one with more than `MAX_DIMENSIONS`, or an id of more than 2,048 bytes as UTF-8.
         """
 
     def close(self) -> None: ...

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from mainspring.errors import InvalidInput, invalid
 from mainspring.tasks import SearchQuery, VectorRecord, VectorUpsert
-from mainspring.tasks.texts import check_text
-from mainspring.vectors.base import MAX_TOP_K
+from mainspring.tasks.texts import check_key, check_text
+from mainspring.vectors.base import MAX_DIMENSIONS, MAX_TOP_K
 from mainspring.vectors.unit import wrong_dimension
 
 
@@ -35,11 +35,24 @@ def check_upsert(effect: VectorUpsert) -> None:
         check_text("model_id", effect.model_id)
 
 
+def check_dimensions(field: str, dim: int) -> None:
+    if dim > MAX_DIMENSIONS:
+        why = f"are more than the {MAX_DIMENSIONS:,} that every store takes"
+        raise invalid(field, f"{dim:,} dimensions", why, "use a model with fewer, or fewer of its dimensions")
+
+
+def check_record(record: VectorRecord) -> None:
+    """Raises InvalidInput: it is larger than stores take, whatever else it is."""
+    check_key("id", record.id)
+    check_dimensions("vector", len(record.vector))
+
+
 def check_ids(records: tuple[VectorRecord, ...]) -> list[str]:
     ids = [record.id for record in records]
     for id in ids:
         if not isinstance(id, str) or not id:
             raise invalid("id", id, "is no id of a record", "use a text that is not empty")
+        check_key("id", id)
     if len(set(ids)) < len(ids):
         twice = next(id for id in ids if ids.count(id) > 1)
         raise invalid("id", twice, "is there twice in one upsert", "write each record once")

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from mainspring.errors import InvalidInput, StoreRefused, shown
 from mainspring.tasks import VectorRecord
 from mainspring.vectors.base import VectorStore
-from mainspring.vectors.checks import unknown
+from mainspring.vectors.checks import check_record, unknown
 
 BATCH = 500
 
@@ -38,6 +39,7 @@ def copy_collection(
     Not promised: one moment. A record that is written into the source meanwhile is copied or not.
 
     Raises: InvalidInput: no such collection, or the target's holds records of another model or dimension.
+        StoreRefused: a record in a file of long ago is larger than stores take.
     """
     known = {collection.name: collection for collection in source.collections()}
     if name not in known:
@@ -45,11 +47,23 @@ def copy_collection(
     there, done = into or name, Copied()
     for page in _pages(source, name, batch):
         missing = _differing(page, _found(target, there, page))
+        for record in missing:
+            _refuse_large(name, record)
         if missing:
             target.upsert(there, missing, model_id=known[name].model_id)
         done = Copied(done.records + len(page), done.written + len(missing))
         progress(done)
     return done
+
+
+def _refuse_large(name: str, record: VectorRecord) -> None:
+    try:
+        check_record(record)
+    except InvalidInput as exc:
+        raise StoreRefused(
+            f"record {shown(record.id)} of collection {name!r} can't be copied ({exc}); in the source write it anew or "
+            "delete it"
+        ) from exc
 
 
 def _pages(source: VectorStore, name: str, batch: int) -> Iterator[list[VectorRecord]]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from mainspring.errors import StoreRefused, StoreUnavailable, invalid
+from mainspring.errors import StoreRefused, StoreUnavailable, invalid, shown
 from mainspring.store.moving import marks
 from mainspring.store.moving.marks import Mark, Place
 from mainspring.store.moving.tables import INCIDENTAL, KEYS, Columns, Table
@@ -205,10 +205,11 @@ class End(ABC):
         """Return what the vectors of this kind of store write through."""
 
 
-def untaken(table: Table, shown: str, exc: Exception) -> StoreRefused:
+def untaken(table: Table, row: Row, where: str, exc: Exception) -> StoreRefused:
+    key = ", ".join(f"{table.columns[at]} {shown(row[at])}" for at in table.key)
     return StoreRefused(
-        f"{shown} can't take a row of table {table.name} ({exc}); nothing of this page was written: `mainspring doctor "
-        "--check` may say what is wrong with it"
+        f"{where} can't take a row of table {table.name}, {key} ({exc}); nothing of this page was written: change that "
+        "row in the source or take it away; `mainspring doctor --check` may say what is wrong with it"
     )
 
 

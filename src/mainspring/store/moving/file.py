@@ -54,11 +54,13 @@ class FileEnd(End):
         columns = self._columns(table)
         values = ", ".join("?" * len(columns))
         sql = f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({values})"  # noqa: S608 - of ours
+        rest = iter(rows)
         with our_errors(self._path):
             try:
-                self._connection.executemany(sql, rows)
+                self._connection.executemany(sql, rest)
             except (apsw.ConstraintError, apsw.MismatchError) as exc:
-                raise untaken(table, self.shown, exc) from exc
+                row = rows[len(rows) - len(list(rest)) - 1]  # the last one that was taken from them
+                raise untaken(table, row, self.shown, exc) from exc
 
     def numbers(self) -> dict[str, int]:
         given: dict[str, int] = dict(self.ask("SELECT name, seq FROM sqlite_sequence"))

@@ -81,6 +81,7 @@ CONFLICTS: Final = (
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.exceptions.TransactionRollbackError,  # a deadlock: who writes without us, or the same keys in another order
     asyncpg.exceptions.DataError,
+    asyncpg.exceptions.ProgramLimitExceededError,  # a value is larger than an index or a type takes
 )
 
 _TAKEN: Final = (

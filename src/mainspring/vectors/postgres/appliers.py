@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mainspring.errors import invalid
 from mainspring.tasks import VectorDelete, VectorRecord, VectorUpsert
 from mainspring.vectors import labels
-from mainspring.vectors.checks import check_ids, check_name, check_upsert, does_not_fit
+from mainspring.vectors.checks import check_dimensions, check_ids, check_name, check_upsert, does_not_fit
 from mainspring.vectors.postgres.tables import Cursor, State, find, provide
 from mainspring.vectors.unit import unit_rows
 
@@ -56,6 +56,7 @@ def apply_upsert(cursor: Cursor, effect: VectorUpsert, now_ms: int) -> int:
         return 0
     ids = check_ids(effect.records)
     units = unit_rows([(f"vector of {record.id!r}", record.vector) for record in effect.records])
+    check_dimensions("vectors", units.shape[1])
     state = _fit(cursor, effect, units.shape[1], now_ms)
     gone = _delete_ids(cursor, state, ids)
     for start in range(0, len(ids), _TOGETHER):
