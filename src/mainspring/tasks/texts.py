@@ -16,6 +16,11 @@ def check_text(field: str, value: Any) -> None:
         raise invalid(field, value, "is no text", "pass a str")
     if "\0" in value:
         raise invalid(field, value, "holds the character 0", "use other characters")
+    check_unicode(field, value)
+
+
+def check_unicode(field: str, value: str) -> None:
+    """Raises InvalidInput: it can't be written as UTF-8."""
     try:
         value.encode()
     except UnicodeEncodeError as exc:

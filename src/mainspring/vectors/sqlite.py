@@ -14,6 +14,7 @@ from mainspring.environment import SYSTEM, Environment, Lock
 from mainspring.errors import StoreUnavailable
 from mainspring.resources.memory import Held, Memory
 from mainspring.tasks import SearchHit, SearchQuery, SearchResults, VectorDelete, VectorRecord, VectorUpsert
+from mainspring.tasks.texts import check_unicode
 from mainspring.vectors import labels
 from mainspring.vectors.appliers import SCHEMA, State, apply_delete, apply_upsert, find
 from mainspring.vectors.base import Collection
@@ -85,7 +86,7 @@ class SqliteVectorStore(RowStore[apsw.Cursor]):
         return [found[id] for id in ids if id in found]
 
     def page(self, collection: str, *, after: str = "", limit: int = 500) -> list[VectorRecord]:
-        labels.to_json("after", after)
+        check_unicode("after", after)
         with self._reading() as cursor:
             return _records(cursor.execute(_PAGE, (_known(cursor, collection).id, after, limit)))
 

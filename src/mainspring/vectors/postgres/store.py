@@ -10,6 +10,7 @@ import msgspec
 
 from mainspring.environment import SYSTEM, Environment
 from mainspring.tasks import SearchHit, SearchQuery, SearchResults, VectorDelete, VectorRecord, VectorUpsert
+from mainspring.tasks.texts import check_unicode
 from mainspring.vectors.base import Collection
 from mainspring.vectors.postgres import hnsw, tables
 from mainspring.vectors.postgres.appliers import apply_delete, apply_upsert, as_text, conditions, encoded
@@ -66,8 +67,9 @@ class PostgresVectorStore(RowStore[Cursor]):
     def page(self, collection: str, *, after: str = "", limit: int = 500) -> list[VectorRecord]:
         def look(cursor: Cursor, state: State) -> list[VectorRecord]:
             sql = _PAGE.format(record=_RECORD).format(vector=state.schema)
-            return _records(cursor.execute(sql, (state.id, *encoded([after]), limit)))
+            return _records(cursor.execute(sql, (state.id, after.encode(), limit)))
 
+        check_unicode("after", after)
         return self._in_snapshot(collection, look)
 
     def metadata(self, collection: str, filter: dict[str, Any] | None = None) -> list[tuple[str, dict[str, Any]]]:
