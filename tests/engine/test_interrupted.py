@@ -76,7 +76,7 @@ async def test_while_the_store_writes(tmp_path: Path) -> None:
 
 def hold_submissions(engine: Engine) -> tuple[threading.Event, threading.Event]:
     """Have the writer stop at the next tasks it is handed: the first event tells that, the second lets it go on."""
-    writer: Any = engine.manager.store._writer  # type: ignore[attr-defined]
+    writer: Any = engine.manager.store._writer
     commit, writing, go_on = writer.commit, threading.Event(), threading.Event()
 
     def held(group: Group) -> None:

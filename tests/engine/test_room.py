@@ -186,7 +186,7 @@ async def test_a_disk_that_fills_up_in_a_map(engine: Engine, monkeypatch: pytest
     await engine.manager.pause()
     monkeypatch.setattr(engine.scheduler, "refuse_without_storage", refuse)
     with pytest.raises(PartlySubmitted, match=r"go on with items\[10:\] in 60 s") as caught:
-        await engine.map(step(engine), range(1_500), wait_for_room=0.01)
+        await engine.map(step(engine), range(20), wait_for_room=0.01)
     assert isinstance(caught.value.__cause__, InsufficientResources)
     assert len(caught.value.accepted) == 10
 

@@ -9,6 +9,7 @@ import shlex
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from tests.engine.support import LIMIT_S, engine_on, shows, value
 
 from mainspring import Engine, Retry, TaskCancelled, TaskHandle, TaskStatus
 from mainspring.config import is_server
+from mainspring.scheduling.explain import sentence
 from mainspring.store.sql.obstacles import OWN_SLOT
+from mainspring.store.standing import Pause
 
 pytestmark = pytest.mark.anyio
 MOMENT = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC"
@@ -147,10 +150,11 @@ async def test_paused(here: Held) -> None:
 
 async def test_a_pause_of_any_name(here: Held) -> None:
     """The command can be pasted into a shell, whatever is paused is called."""
-    for n, group in enumerate(("tenant a", "a; rm -rf b", "it's")):
-        await here.engine.manager.pause(group=group)
-        handle = await here.engine.submit(here.idle, n, group=group)
-        _, command, _ = (await handle.explain()).split("`")
+    handle = await here.engine.submit(here.idle)
+    standing = await here.engine.manager.standing(handle.id.bytes)
+    for group in ("tenant a", "a; rm -rf b", "it's"):
+        pause = Pause("", "", group, datetime.now(UTC), "")
+        _, command, _ = sentence(standing._replace(reason="paused", pauses=(pause,)), 0).split("`")
         assert shlex.split(command) == ["mainspring", "resume", "--group", group]
 
 
