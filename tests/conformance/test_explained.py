@@ -204,6 +204,25 @@ async def test_what_lacks_resources_holds_slots_of_no_other_lane(store: Any, por
     assert (await line_of(store, other)).has_slot
 
 
+async def test_slots_of_workers_that_nobody_hears_of_are_not_free(
+    factory: Factory, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are waited for, as long as there are any."""
+    async with opened(factory.make()) as other:
+        for one, slots in ((store, 0), (other, 1)):
+            await Port(one, 0, WORK).serve()
+            await one.register([WORK], [handler(WORK, "async")], {"async": slots})
+        (id,) = await submit(store, new())
+        assert (await line_of(store, id)).has_slot
+        silent = {other.worker_id: 17.0}
+        monkeypatch.setattr(store, "silent_s", lambda view, worker: silent.get(worker, 0.0))
+        assert await explained(store, id) == (
+            "It is ready and the next one in the async lane; it starts when a slot falls free."
+        )
+        silent[store.worker_id] = 12.0
+        assert f"worker {other.worker_id} has not been heard of for 17 s: " in await explained(store, id)
+
+
 async def test_a_lowered_limit_takes_nothing_from_what_goes_first(store: Any, port: Port) -> None:
     """Where more of a namespace run than it may have now, those of others go first all the same."""
     await store.limit("g", concurrency=10)
