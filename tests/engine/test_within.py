@@ -42,7 +42,7 @@ from mainspring import (
 )
 from mainspring.errors import StoreReadOnly
 from mainspring.store.base import NewTask
-from mainspring.store.postgres import parts
+from mainspring.store.postgres import inbox, parts
 from mainspring.store.postgres.arrivals import STEP
 from mainspring.store.postgres.store import PostgresStore
 from mainspring.store.sql.store import SqlStore

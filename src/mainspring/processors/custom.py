@@ -304,10 +304,7 @@ class Handler:
             self.batch.cost_of(self.item_of(decode(encode(bound)[0])), self.name)
 
     def item_of(self, stored: dict[str, Any]) -> Any:
-        """Return the item of stored arguments as the function gets it.
-
-        Raises: InvalidInput, also for whatever its type raises.
-        """
+        """Return the item of stored arguments as the function gets it. Raises InvalidInput where its type raises."""
         try:
             return (self.typed(stored) if self.convert_input else stored)[self.items]
         except TaskError:
