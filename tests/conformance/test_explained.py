@@ -215,7 +215,7 @@ async def test_slots_of_workers_that_nobody_hears_of_are_not_free(
         (id,) = await submit(store, new())
         assert (await line_of(store, id)).has_slot
         silent = {other.worker_id: 17.0}
-        monkeypatch.setattr(store, "silent_s", lambda view, worker: silent.get(worker, 0.0))
+        monkeypatch.setattr(store, "silences", lambda view, workers: silent)
         assert await explained(store, id) == (
             "It is ready and the next one in the async lane; it starts when a slot falls free."
         )

@@ -150,7 +150,7 @@ async def test_paused(here: Held) -> None:
 
 async def test_a_pause_of_any_name(here: Held) -> None:
     """The command can be pasted into a shell, whatever is paused is called."""
-    handle = await here.engine.submit(here.idle)
+    handle = await here.engine.submit(here.idle, 4711, delay=3600)
     standing = await here.engine.manager.standing(handle.id.bytes)
     for group in ("tenant a", "a; rm -rf b", "it's"):
         pause = Pause("", "", group, datetime.now(UTC), "")

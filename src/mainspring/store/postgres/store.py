@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -253,11 +253,11 @@ class PostgresStore(InboxStore):
         with our_errors(self.server):
             return await self._reader.run(run)
 
-    def silent_s(self, view: View, worker: str) -> float:
+    def silences(self, view: View, workers: Collection[str]) -> dict[str, float]:
         """By the server's clock, which all go by: a worker repeats what it tells of its machine."""
-        told = {one.worker: one.at_ms for one in reads.usages(view) if one.worker != self.worker_id}
-        silent_s = (self.now_ms() - told[worker]) / 1000 if worker in told else 0.0
-        return silent_s if silent_s >= _SILENT_S else 0.0
+        now_s, others = self.now_ms() / 1000, {*workers} - {self.worker_id}
+        told = {one.worker: one.at_ms / 1000 for one in reads.usages(view) if one.worker in others}
+        return {name: now_s - told_s for name, told_s in told.items() if told_s <= now_s - _SILENT_S}
 
     async def survey(self, run: Callable[[View], T]) -> T:
         return await self.env.to_thread(self.look_aside, run)

@@ -42,16 +42,18 @@ class Looking(ABC):
         """The same for what may take long: on a connection of its own, so that no other look waits for it."""
 
     @abstractmethod
-    def silent_s(self, view: View, worker: str) -> float:
-        """Return for how long another worker has not been heard of, where one that is well would have been; else 0."""
+    def silences(self, view: View, workers: Collection[str]) -> dict[str, float]:
+        """Return the others of these that have not been heard of, where one that is well would have been, each with for
+        how many seconds."""
 
     async def info(self, id: bytes) -> TaskInfo:
         return await self.view(lambda view: reads.info(view, self.blobs, id))
 
     async def standing(self, id: bytes, *, in_line: bool = False) -> Standing:
         now_ms, told = self.now_ms(), self.told()
+        silences = self.silences
         return await self.view(
-            lambda view: standing(view, id, now_ms, in_line=in_line, told=told, silent_s=partial(self.silent_s, view))
+            lambda view: standing(view, id, now_ms, in_line=in_line, told=told, silences=partial(silences, view))
         )
 
     async def stats(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@ workers take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -30,6 +30,9 @@ _FIRST: Final = 1_000
 """Among so many of a class that one is looked for which goes first and can run."""
 
 
+Silences = Callable[[Collection[str]], Mapping[str, float]]
+
+
 class Place(NamedTuple):
     """Where a ready task stands."""
 
@@ -47,7 +50,7 @@ class Obstacles:
     Args:
         told: this process's worker with what it says of tasks that it does not start, which may be newer than what is
             stored.
-        silent_s: for how long a worker has not been heard of, where that is too long.
+        silences: see `Looking.silences`.
     """
 
     def __init__(
@@ -55,11 +58,11 @@ class Obstacles:
         view: View,
         now_ms: int,
         told: tuple[str, Offer] | None = None,
-        silent_s: Callable[[str], float] = lambda worker: 0.0,
+        silences: Silences = lambda workers: {},
     ) -> None:
         self.view = view
         self.now_ms = now_ms
-        self.silent_s = silent_s
+        self._silences = silences
         self._told = told
         self._serving: dict[str, Sequence[str]] = {}
 
@@ -121,9 +124,14 @@ class Obstacles:
         rows = self.view.rows("serving_workers")
         return {name: (id, _slots.decode(slots or "{}")) for name, *_, slots, id in rows}
 
+    @cached_property
+    def silent(self) -> Mapping[str, float]:
+        """For how many seconds living workers have not been heard of; those of which that is not so are left out."""
+        return self._silences(self._slots)
+
     def has_slot(self, worker: str, kind: str, *, is_held: bool = False) -> bool:
         """Whether a worker has a slot for one more task of a type; or for this one too, which it has claimed."""
-        if worker not in self._slots or self.silent_s(worker):
+        if worker not in self._slots or worker in self.silent:
             return False
         id, slots = self._slots[worker]
         lane = self.lane_of(kind)

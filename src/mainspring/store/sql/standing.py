@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -10,7 +10,7 @@ import msgspec
 from mainspring.store.base import CANCEL_ASKED
 from mainspring.store.sql import limited
 from mainspring.store.sql.line import line_of
-from mainspring.store.sql.obstacles import COUNT_LIMIT, Obstacles, Place
+from mainspring.store.sql.obstacles import COUNT_LIMIT, Obstacles, Place, Silences
 from mainspring.store.sql.reads import View, error_of, not_found, when
 from mainspring.store.sql.shortages import Offer, shortages
 from mainspring.store.standing import Other, Shortage, Silent, Standing
@@ -78,18 +78,18 @@ def standing(
     *,
     in_line: bool = False,
     told: tuple[str, Offer] | None = None,
-    silent_s: Callable[[str], float] = lambda worker: 0.0,
+    silences: Silences = lambda workers: {},
 ) -> Standing:
     """Return where a task stands, with the reasons that only a look at everything tells.
 
-    With `in_line` also what goes before a ready task, and the root of what others wait for. `told` and `silent_s`: see
+    With `in_line` also what goes before a ready task, and the root of what others wait for. `told` and `silences`: see
     Obstacles.
     """
     with view.snapshot():
         row = view.one("whole_task", id)
         if row is None:
             raise not_found(view, id)
-        return _standing(Obstacles(view, now_ms, told, silent_s), row, in_line=in_line)
+        return _standing(Obstacles(view, now_ms, told, silences), row, in_line=in_line)
 
 
 def _standing(obstacles: Obstacles, row: Any, *, in_line: bool) -> Standing:
@@ -144,8 +144,8 @@ def _standing(obstacles: Obstacles, row: Any, *, in_line: bool) -> Standing:
 
 def _silent(obstacles: Obstacles, workers: Sequence[str]) -> tuple[Silent, ...]:
     """Return since when nothing is heard of these workers; nothing as long as one of them is heard of."""
-    silences = [Silent(worker, obstacles.silent_s(worker)) for worker in workers]
-    return tuple(silences) if all(silence.seconds for silence in silences) else ()
+    silent = obstacles.silent
+    return tuple(Silent(name, silent[name]) for name in workers) if silent.keys() >= {*workers} else ()
 
 
 def _may_gather(view: View, kind: str) -> bool:

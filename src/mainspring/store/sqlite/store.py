@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -203,11 +203,11 @@ class SqliteStore(SqlStore):
     async def view(self, run: Callable[[View], T]) -> T:
         return await self.read(lambda connection: run(FileView(connection)))
 
-    def silent_s(self, view: View, worker: str) -> float:
+    def silences(self, view: View, workers: Collection[str]) -> dict[str, float]:
         """By the machine's clock: that of a process depends on how the wall clock was set when it began."""
-        turned_s = 0.0 if worker == self.worker_id else liveness.turned_s(self.folder / f"{worker}.life")
-        silent_s = self.env.monotonic() - turned_s if turned_s else 0.0
-        return silent_s if silent_s >= SURELY_S else 0.0
+        now_s = self.env.monotonic()
+        turned = {name: liveness.turned_s(self.folder / f"{name}.life") for name in workers if name != self.worker_id}
+        return {name: now_s - turned_s for name, turned_s in turned.items() if 0 < turned_s <= now_s - SURELY_S}
 
     async def survey(self, run: Callable[[View], T]) -> T:
         self._refuse_closed()
