@@ -85,27 +85,24 @@ class ServerEnd(End):
         if table.name == "tally":  # counted by nobody who lives
             columns, rows = [*columns, "worker"], [(*row, 0) for row in rows]
         with our_errors(self._server):
-            why = self._conflict(table, columns, rows)
-            if why is not None:
-                raise untaken(table, self._untaken(table, columns, rows), self.shown, why) from why
+            try:
+                self._session.copy_in(table.name, columns, rows)
+            except CONFLICTS as exc:
+                raise untaken(table, self._untaken(table.name, columns, rows), self.shown, exc) from exc
 
-    def _conflict(self, table: Table, columns: list[str], rows: Sequence[Row]) -> Exception | None:
-        """Add rows, or return why they can't be, with nothing of them added."""
-        self._session.command("SAVEPOINT page")
-        try:
-            self._session.copy_in(table.name, columns, rows)
-        except CONFLICTS as exc:
-            self._session.command("ROLLBACK TO page")
-            why: Exception = exc
-            return why
-        return None
-
-    def _untaken(self, table: Table, columns: list[str], rows: Sequence[Row]) -> Row:
-        """Return the first of these rows that can't be added: a copy of many does not tell which it was."""
+    def _untaken(self, table: str, columns: list[str], rows: Sequence[Row]) -> Row:
+        """Return the first of a page's rows that can't be added: a copy of many does not tell which it was."""
+        self._session.command("ROLLBACK; BEGIN")  # nothing of the page is to stay
         while len(rows) > 1:
             half = len(rows) // 2
-            is_beyond = self._conflict(table, columns, rows[:half]) is None
-            rows = rows[half:] if is_beyond else rows[:half]
+            self._session.command("SAVEPOINT half")
+            try:
+                self._session.copy_in(table, columns, rows[:half])
+            except CONFLICTS:
+                self._session.command("ROLLBACK TO half")
+                rows = rows[:half]
+            else:
+                rows = rows[half:]
         return rows[0]
 
     def set_collection(self, collection: Row) -> None:
