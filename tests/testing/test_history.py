@@ -492,7 +492,9 @@ def test_an_unfit_schema(tmp_path: Path) -> None:
     try:
         with pytest.raises(StoreForeign, match=schema):
             check_history(postgres.address_of(tmp_path))
-        postgres.command(f"CREATE TABLE {schema}.store (version integer); INSERT INTO {schema}.store VALUES (99)")
+        postgres.command(
+            f"CREATE TABLE {schema}.store (version integer, identity uuid); INSERT INTO {schema}.store VALUES (99)"
+        )
         with pytest.raises(StoreNewer, match="99"):
             check_history(postgres.address_of(tmp_path))
     finally:
