@@ -569,7 +569,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "size of a call",
         "no call is larger than its handler takes",
-        (Edit(Gathering, "form", "self._size(group.key), self._limit(group.key)", "99, 99.0"),),
+        (Edit(Gathering, "form", "self._size(group.key), self._budget(group.key)", "99, Budget(99)"),),
     ),
     # Sharing between processes
     Safeguard(
