@@ -116,7 +116,7 @@ DRAFTS = st.builds(
     policy=st.integers(0, 2),
     twin=rarely(NUMBERS, 10),
     is_stray=st.sampled_from([False] * 19 + [True]),
-    keep=st.sampled_from([None, None, None, 60_000, 1_000, 0]),
+    keep=st.sampled_from([None, None, 60_000, 1_000, 1_000, 0]),
     is_named=st.sampled_from([True, True, False]),
     cost=COSTS,
 )
