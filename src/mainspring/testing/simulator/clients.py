@@ -146,7 +146,7 @@ class Client:
     async def _submit_equal(self) -> None:
         """What others submit too, to be computed once; some ask again when it has grown old."""
         which = self._rng.choice(self._known.equal)
-        tasks = [self._equal_task(*which) for _ in range(self._rng.choice((1, 1, 1, 2, 4)))]
+        tasks = [self._equal_task(*which) for _ in range(self._rng.choice((1, 2, 2, 2, 4)))]
         await self._submit(tasks)
         if self._rng.random() < 0.25:  # others may wait for what comes of it
             await self._give_up(self._engine.handle(tasks[0].id))
