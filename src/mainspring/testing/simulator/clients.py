@@ -99,10 +99,15 @@ class Client:
         return not self.node.is_over
 
     async def live(self) -> None:
-        """Do one thing after the other, as long as there is something to do."""
+        """Do one thing after the other, as long as there is something to do.
+
+        Where strikes are rare a group has much to do from the beginning: whoever leaves then leaves places behind.
+        """
         acts: dict[str, Callable[[], Awaitable[None]]] = {name: getattr(self, f"_{name}") for name in _DO}
         if self._rng.random() < 0.6:
             self._wait_for_what_runs(8 if self._world.shape.strikes_rarely else 4)
+        if self._world.shape.strikes_rarely and self._world.shape.limits:
+            await self.flood(self._rng.choice(sorted(self._world.shape.limits)))
         while self._known.left > 0 and self._world.is_troubled:
             (name,) = self._rng.choices(list(_DO), list(_DO.values()))
             try:
