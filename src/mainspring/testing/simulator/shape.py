@@ -121,7 +121,7 @@ def _draw(rng: Random, rationing: Random) -> Shape:
         # Processes that were opened before and after a jump of the wall clock have store clocks that differ by it.
         processes=1 if "clock" in faults else rng.choice((2, 2, 3) if faults in _LONG else (1, 1, 2, 2, 3)),
         clients=rng.choice((1, 2, 3)),
-        tasks=rng.choice((12, 20) if faults in _LONG else (4, 8, 12, 16, 20)),
+        tasks=rng.choice((12, 18) if faults in _LONG else (4, 8, 12, 14, 16)),
         span_s=rng.choice((1.0, 3.0, 10.0)),
         faults=faults,
         fault_every_s=rng.choice((0.02, 0.06, 0.2)),
