@@ -42,8 +42,8 @@ class Program(NamedTuple):
 PROGRAMS = (
     Program("disk", "power cuts and failing disks under the real store", 25, (), ("--stride", "40"), 1),
     Program("points", "a process killed at every statement and in every file operation", 4, (), ("--stride", "40"), 1),
-    Program("model", "random calls against the specification of the store", 15, (), ("--examples", "100"), 1),
-    Program("model", "the same with safeguards of the store taken out, which must be found", 10, ("--ablations",)),
+    Program("model", "random calls against the specification of the store", 20, (), ("--examples", "100"), 1),
+    Program("model", "the same with safeguards of the store taken out, which must be found", 20, ("--ablations",)),
     Program(
         "simulation", "whole engines in simulated worlds, 10,000 of them", 3, (), ("--seeds", "1000", "--jobs", "1"), 1
     ),
