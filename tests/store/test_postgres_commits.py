@@ -13,7 +13,7 @@ from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
 
 from mainspring.environment import SYSTEM
 from mainspring.errors import StoreUnavailable
-from mainspring.store.base import Accepted, NewTask
+from mainspring.store.base import WANTS_KEPT, Accepted, NewTask, WorkName
 from mainspring.store.postgres.connection import QUEUEING, WRITING
 from mainspring.store.postgres.store import PostgresStore
 from mainspring.store.sql.queueing import Submission
@@ -190,6 +190,36 @@ async def test_a_commit_costs_the_same_however_much_it_holds(factory: PostgresFa
             assert await cost(0, n, 0) == 4
             assert await cost(n, n, 0) == 5
             assert await cost(0, n, n) == 5
+
+
+@pytest.mark.parametrize("kind", ["key", "kept"])
+async def test_keys_and_kept_results_cost_the_same_however_many(factory: PostgresFactory, kind: str) -> None:
+    """They are looked up and noted at once, and what completes with one ends together with the rest."""
+    factory.clock = SYSTEM  # type: ignore[assignment]  # as above
+    async with opened(factory.make()) as store:
+        await factory.hold_upkeep(store)
+        port = Port(store)
+        await port.serve()
+        trips, costs = _Trips(store), []
+        for n in (1, 2, 50):  # with the first their class is made
+            names = [f"{n} {number}" for number in range(n)]
+            if kind == "key":
+                tasks = [new(key=name) for name in names]
+            else:
+                tasks = [new(work=name.encode().ljust(20), keep_ms=60_000, flags=WANTS_KEPT) for name in names]
+            works = {task.id: task.work for task in tasks}
+            await store.submit(tasks)
+            entered = trips.of_the_last
+            await port.room(n)
+            async with factory.together(store, n):
+                for claim in list(port.held.values()):
+                    work = works[claim.id]
+                    claim.work = None if work is None else WorkName(work, "1")
+                    port.end(claim)
+                port.lanes["async"].limit -= n
+            await port.until(lambda: not port.held and len(port.ends) >= len(factory.states()))
+            costs.append((entered, trips.of_the_last))
+        assert costs[1] == costs[2]
 
 
 async def _submit(store: PostgresStore, n: int) -> None:
