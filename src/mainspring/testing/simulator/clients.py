@@ -183,7 +183,7 @@ class Client:
             tasks.append(self._short_task(seconds, options))
         await self._submit(tasks)
         await asyncio.sleep(_SHORT_S * (1 + 2 * self._rng.random()))
-        pauses = self._rng.random() < 0.4
+        pauses = self._rng.random() < 0.6
         if pauses:
             await self._pause_kind({"type": "custom:work"})
         for task in self._rng.sample(tasks, 3):

@@ -45,8 +45,6 @@ _BOUND_S = 400.0
 _TOLD_S = 10.0
 _STORES = 64
 """So many files without tasks are kept, by what they say of groups."""
-_LOOKS = 3
-"""So often the rows are looked at while things go on."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,10 +127,9 @@ async def _live(world: World, known: Known) -> None:
 
 
 async def _look(world: World) -> None:
-    rng = Random(f"{world.seed}:looks")
-    for _ in range(_LOOKS):
-        await asyncio.sleep(rng.expovariate(1 / 0.1))
-        world.witness.look(world.latest_start_ms)
+    """Look at the rows once while things go on: what is broken for a moment alone is found by many worlds together."""
+    await asyncio.sleep(Random(f"{world.seed}:looks").expovariate(1 / 0.2))
+    world.witness.look(world.latest_start_ms)
 
 
 async def _come_to_rest(

@@ -38,7 +38,7 @@ _SHARES: Final[tuple[dict[tuple[str, str], float], ...]] = (
     {("", "a"): 0.5, ("", "b"): 3.0, ("n", ""): 1.0},
 )
 _LOSES: Final = {"bells", "disk", "outage"}
-_AGES: Final = 0.15
+_AGES: Final = 0.2
 """So many worlds last for hours or days, but for some:"""
 _UNAGED: Final = {"clock"}
 """How old anything is would be a matter of opinion there. What strikes in the long ones shows only where nothing else
@@ -116,12 +116,12 @@ def draw(rng: Random, rationing: Random, ageing: Random) -> Shape:
 
 def _draw(rng: Random, rationing: Random) -> Shape:
     faults = rng.choice(_PROFILES)
-    has_more = faults not in _LONG and rationing.random() < 0.4
+    has_more = faults not in _LONG and rationing.random() < 0.5
     return Shape(
         # Processes that were opened before and after a jump of the wall clock have store clocks that differ by it.
-        processes=1 if "clock" in faults else rng.choice((2, 2, 3) if faults in _LONG else (1, 1, 2, 2, 3)),
+        processes=1 if "clock" in faults else rng.choice((2, 2, 2, 3) if faults in _LONG else (1, 1, 2, 2, 2, 3)),
         clients=rng.choice((1, 2, 3)),
-        tasks=rng.choice((12, 18) if faults in _LONG else (4, 8, 12, 14, 16)),
+        tasks=rng.choice((10, 14) if faults in _LONG else (4, 8, 12)),
         span_s=rng.choice((1.0, 3.0, 10.0)),
         faults=faults,
         fault_every_s=rng.choice((0.02, 0.06, 0.2)),
