@@ -30,16 +30,19 @@ async def waits(text: str) -> str:
 
 @contextlib.asynccontextmanager
 async def opened(
-    path: Path | str, *, worker: bool = True, blobs: Path | None = None, slots: int | None = None
-) -> AsyncIterator[Engine]:
+    path: Path | str, *, worker: bool = True, blobs: Path | None = None, slots: int | None = None,
+    children: int | None = None,
+) -> AsyncIterator[Engine]:  # fmt: skip
     """Give an open engine as users have it: full durability, every default, but no limit to the queue.
 
     `noop` is registered with a timeout, so that the watch over running tasks is part of what is measured. With `slots`
-    the async lane has so many, and `waits` is registered too.
+    the async lane has so many, and `waits` is registered too; with `children` the process lane has so many.
     """
     manager = TaskManagerConfig(queue_size=None)
     if slots is not None:
         manager = msgspec.structs.replace(manager, async_slots=slots)
+    if children is not None:
+        manager = msgspec.structs.replace(manager, process_slots=children)
     engine = Engine(path, EngineConfig(manager=manager, store=StoreConfig(blobs=blobs)), worker=worker)
     engine.task(timeout=30)(noop)
     if slots is not None:
