@@ -13,8 +13,10 @@ import argparse
 import contextlib
 import json
 import os
+import select
 import statistics
 import subprocess
+import time
 import venv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -29,6 +31,11 @@ from bench.subject import SUBMITTERS, by_map, by_submitters
 from bench.throughput import one_process, two_processes
 
 _HERE = Path(__file__).resolve().parent
+_PINS = _HERE / "peers.txt"
+_ANSWERS_WITHIN_S = 60.0  # and for each task,
+_LEAST_RATE = 50.0  # tasks a second
+_LOOK_EVERY_S = 1.0
+_LAST_CHARS = 4_000
 _SERVER_FLOOR = 3.0
 _WAYS = {"map": by_map, f"{SUBMITTERS} submitters": by_submitters}
 _LIMITS = {"map": (8.0, 15.0), f"{SUBMITTERS} submitters": (5.0, 10.0)}
@@ -109,18 +116,23 @@ def install(folder: Path) -> None:
             continue  # it is there already
         print(f"installing {', '.join(peer.packages)} into {folder / peer.name}", flush=True)
         venv.create(folder / peer.name, clear=True, with_pip=True)
-        subprocess.run([peer.python(folder), "-m", "pip", "install", "-q", *peer.packages], check=True)
+        pip = [str(peer.python(folder)), "-m", "pip", "install", "-q", "-c", str(_PINS)]
+        subprocess.run([*pip, *peer.packages], check=True)
 
 
 @contextlib.contextmanager
-def _running(peer: Peer, venvs: Path, folder: Path) -> Iterator[Callable[[int], tuple[Sample, float, float]]]:
-    """Start server, workers and submitter; give what times n tasks: a sample, CPU µs of the workers, of the server."""
+def running(peer: Peer, venvs: Path, folder: Path) -> Iterator[Callable[[int], tuple[Sample, float, float]]]:
+    """Start server, workers and submitter; give what times n tasks: a sample, CPU µs of the workers, of the server.
+
+    Raises: RuntimeError: one of them ended, or nothing comes of what they were asked for.
+    """
     bin = peer.python(venvs).parent
     with peer.server(folder) as (address, server), contextlib.ExitStack() as stack:
         environment = os.environ | {"BENCH_SERVER": address, "PYTHONPATH": str(_HERE)}
         if peer.prepare is not None:
             subprocess.run(peer.prepare(bin, address), check=True, stdout=subprocess.DEVNULL, env=environment)
-        log = stack.enter_context((folder / "workers.log").open("wb"))
+        said = folder / "workers.log"
+        log = stack.enter_context(said.open("wb"))
         workers = [
             stack.enter_context(_stopped(subprocess.Popen(command, env=environment, stdout=log, stderr=log)))
             for command in peer.workers(bin)
@@ -137,7 +149,7 @@ def _running(peer: Peer, venvs: Path, folder: Path) -> Iterator[Callable[[int], 
             pids = [worker.pid for worker in workers]
             before = cpu_of(pids), cpu_of([server])
             with Stopwatch() as watch:
-                answer = _ask(submitter, n)
+                answer = _ask(peer, submitter, n, workers, said)
             spent = cpu_of(pids) - before[0], cpu_of([server]) - before[1]
             others = watch.sample(n, ours_elsewhere_s=answer["cpu_s"] + sum(spent)).others
             sample = Sample(n=n, wall_s=answer["wall_s"], cpu_s=answer["cpu_s"], others=others)
@@ -146,14 +158,24 @@ def _running(peer: Peer, venvs: Path, folder: Path) -> Iterator[Callable[[int], 
         yield timed
 
 
-def _ask(submitter: subprocess.Popen[bytes], n: int) -> dict[str, float]:
+def _ask(
+    peer: Peer, submitter: subprocess.Popen[bytes], n: int, workers: list[subprocess.Popen[bytes]], said: Path
+) -> dict[str, float]:
     assert submitter.stdin is not None
     assert submitter.stdout is not None
-    submitter.stdin.write(b"%d\n" % n)
-    submitter.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # then it has nothing to answer either
+        submitter.stdin.write(b"%d\n" % n)
+        submitter.stdin.flush()
+    give_up = time.monotonic() + _ANSWERS_WITHIN_S + n / _LEAST_RATE
+    while not select.select([submitter.stdout], [], [], _LOOK_EVERY_S)[0]:
+        ended = [worker.returncode for worker in workers if worker.poll() is not None]
+        if ended or time.monotonic() > give_up:
+            what = f"a worker ended with {ended[0]}" if ended else f"{n} tasks are not done in time"
+            last = said.read_text(encoding="utf-8", errors="replace")[-_LAST_CHARS:]
+            raise RuntimeError(f"{peer.label}: {what}. Its workers said:\n{last}")
     answer = submitter.stdout.readline()
     if not answer:
-        raise RuntimeError("the submitter ended; its error stands above")
+        raise RuntimeError(f"{peer.label}: {peer.program.name} ended; its error stands above")
     return dict(json.loads(answer))
 
 
@@ -168,6 +190,10 @@ def _stopped(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[byte
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):  # what it was to read
+                    pipe.close()
 
 
 def _measure(report: Report, folder: Path, venvs: Path, n: int, runs: int, loop: str) -> None:
@@ -186,7 +212,7 @@ def _measure(report: Report, folder: Path, venvs: Path, n: int, runs: int, loop:
             place = folder / f"{PEERS.index(peer)}-{turn}"
             place.mkdir()
             place.chmod(0o755)
-            with _running(peer, venvs, place) as timed:
+            with running(peer, venvs, place) as timed:
                 timed(n)  # not counted: their workers come fresh from a start, and take long to reach their speed
                 theirs[peer.label].append(timed(n))
         for name, way in _WAYS.items():
