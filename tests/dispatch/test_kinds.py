@@ -41,7 +41,7 @@ def test_it_is_what_a_look_at_each_would_find(data: st.DataObject) -> None:
     kinds = Kinds(lambda group: len(group.members) >= full[group.key.kind])
     now, places = 0.0, data.draw(st.permutations(range(20)))
     while places:
-        match data.draw(st.sampled_from(["add", "add", "keep", "learn", "look"])):
+        match data.draw(st.sampled_from(["add", "add", "keep", "take", "learn", "look"])):
             case "add":
                 until, priority = data.draw(st.sampled_from([0, 1, 2, 5])), data.draw(st.sampled_from([NORMAL, HIGH]))
                 one = member(places.pop(), now + until, priority, data.draw(st.sampled_from([1.0, 2.0])))
@@ -51,6 +51,13 @@ def test_it_is_what_a_look_at_each_would_find(data: st.DataObject) -> None:
             case "keep" if len(kinds):
                 group = data.draw(st.sampled_from(list(kinds)))
                 kinds.keep(group, [one for one in group.members if data.draw(st.booleans())])
+            case "take" if len(kinds):
+                group = data.draw(st.sampled_from(list(kinds)))
+                before = group.members
+                n = data.draw(st.integers(1, len(before)))
+                taken = kinds.take(group, n)
+                assert taken == before[:n]
+                assert [one for now_in in kinds if now_in is group for one in now_in.members] == before[n:]
             case "learn":
                 kind = data.draw(st.sampled_from(KEYS)).kind
                 full[kind] = data.draw(st.integers(1, 4))

@@ -333,8 +333,7 @@ class Gathering(Desk):
             n += 1
             cost += member.cost
             largest = max(largest, member.cost)
-        formed = [member.claim for member in group.members[:n]]
-        self._kinds.keep(group, group.members[n:])
+        formed = [member.claim for member in self._kinds.take(group, n)]
         return Call(formed, group.key.kind, cost, n * largest, why, budget.halvings)
 
     def begin(self, call: Call, n: int) -> None:

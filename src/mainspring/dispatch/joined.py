@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections.abc import Hashable
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Final, NamedTuple
 
 from mainspring.store.base import URGENT, Claimed
 from mainspring.store.ready import Place
@@ -21,6 +22,10 @@ class Member(NamedTuple):
     @property
     def is_urgent(self) -> bool:
         return self.claim.priority > TaskPriority.NORMAL or bool(self.claim.flags & URGENT)
+
+
+_cost: Final = attrgetter("cost")
+_until: Final = attrgetter("until")
 
 
 class Key(NamedTuple):
@@ -56,8 +61,18 @@ class Group:
         self.urgent += member.is_urgent
 
     def keep(self, members: list[Member]) -> None:
+        self.urgent = sum(member.is_urgent for member in members)
+        self._hold(members)
+
+    def take(self, n: int) -> list[Member]:
+        """Take out the first n; some stay. However many do, they are gone through by the interpreter's own loops."""
+        taken = self.members[:n]
+        self.urgent -= sum(member.is_urgent for member in taken)
+        self._hold(self.members[n:])
+        return taken
+
+    def _hold(self, members: list[Member]) -> None:
         self.members = members
         self.place = members[0].place
-        self.cost = sum(member.cost for member in members)
-        self.urgent = sum(member.is_urgent for member in members)
-        self.until = min(member.until for member in members)
+        self.cost = sum(map(_cost, members))
+        self.until = min(map(_until, members))

@@ -58,6 +58,15 @@ class Kinds:
         if not self._sizes[kind]:
             del self._sizes[kind]
 
+    def take(self, group: Group, n: int) -> list[Member]:
+        """Take out its first n."""
+        if n == len(members := group.members):
+            self.keep(group, [])
+            return members
+        self.queued -= n
+        self._changed.add(group)
+        return group.take(n)
+
     def look_again(self, kind: Hashable) -> None:
         """What goes into a call of this kind is another now."""
         self._changed.update(self._groups[Key(kind, size)] for size in self._sizes.get(kind, ()))
