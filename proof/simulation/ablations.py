@@ -305,7 +305,7 @@ SAFEGUARDS: Final = (
     Safeguard(
         "completions counted",
         "of many completions at once, one that did not go through is noticed",
-        (Edit(outcomes, "finish_all", "raise Replay", "pass"),),
+        (Edit(outcomes, "_complete", "raise Replay", "pass"),),
     ),
     # Blame
     Safeguard(

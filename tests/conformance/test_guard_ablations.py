@@ -47,6 +47,23 @@ def unguarded_completion() -> AbstractContextManager[Any]:
     return mock.patch.dict(SQL, texts)
 
 
+def unflagged(name: str, guard: str) -> AbstractContextManager[Any]:
+    """A statement that doesn't see whether somebody asked for a cancel."""
+    assert guard in SQL[name]
+    return mock.patch.dict(SQL, {name: SQL[name].replace(guard, "true")})
+
+
+def after_a_cancel(outcome: int) -> Test:
+    async def run(factory: PostgresFactory, store: Any, port: Port) -> None:
+        (id,) = await submit(store, new())
+        claim = await port.take()
+        await store.cancel(id)
+        await port.finish(claim, outcome, error=error(), delay_ms=100)
+        assert str((await store.info(id)).status) == str(TaskStatus.CANCELLED)
+
+    return run
+
+
 def stale(what: str, outcome: int) -> Test:
     async def run(factory: PostgresFactory, store: Any, port: Port) -> None:
         await of_outcomes.test_a_lost_claim_changes_nothing(factory, store, port, what, outcome)
@@ -132,6 +149,22 @@ ABLATIONS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], Test]] = {
     "another outcome is not fenced by the attempt": (
         lambda: unguarded("held", "attempt = $2", "coalesce(owner, 0) = $3"),
         stale("next attempt", FAILED),
+    ),
+    "a failure is not fenced by the attempt": (
+        lambda: unguarded("end_many", "task.attempt = v.attempt", "coalesce(task.owner, 0) = v.owner"),
+        stale("withdrawn", FAILED),
+    ),
+    "a retry is not fenced by the attempt": (
+        lambda: unguarded("again_many", "task.attempt = v.attempt", "coalesce(task.owner, 0) = v.owner"),
+        stale("released", RETRY),
+    ),
+    "a cancel does not keep from another try": (
+        lambda: unflagged("again_many", "task.flags & 1 = 0"),
+        after_a_cancel(RETRY),
+    ),
+    "a cancel does not keep from a failure": (
+        lambda: unflagged("end_many", "task.flags & 1 = 0"),
+        after_a_cancel(FAILED),
     ),
     "an outcome is taken after the end": (
         lambda: unguarded("held", "attempt = $2", "coalesce(owner, 0) = $3"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.conformance.kit import Factory, Note, Port, error, new, opened, state, status, submit
+from tests.conformance.kit import Factory, Note, Port, error, new, opened, state, status, statuses, submit
 
 from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.results.waiters import Waiters
@@ -20,9 +20,11 @@ from mainspring.store.base import (
     MAX_RELEASES,
     RELEASED,
     RETRY,
+    SHORT,
     SUSPECT,
     TIMEOUT,
 )
+from mainspring.store.sql import outcomes
 from mainspring.tasks import ErrorInfo, TaskStatus, Usage
 
 pytestmark = pytest.mark.anyio
@@ -73,6 +75,49 @@ async def test_ends_without_a_result(store: Any, port: Port, outcome: int, ends:
     assert "why" in result.error.message
     assert await port.room(3) == []
     assert [(ended.id, ended.output) for ended in port.ends] == [(id, None)]
+
+
+async def test_ends_without_a_result_are_written_together(
+    factory: Factory, store: Any, port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are in a commit, and whatever they mean for their tasks, nobody looks at each of them."""
+    due = store.now_ms() + 1_000
+    ids = await submit(store, *(new(deadline_ms=deadline_ms) for deadline_ms in (None, None, None, None, due)))
+    await port.room(5)
+    looked_at: list[Any] = []
+    monkeypatch.setattr(outcomes, "finish_one", lambda tx, finish: looked_at.append(finish))
+    port.lanes["async"].limit -= 5
+    for id, outcome in zip(ids, (FAILED, TIMEOUT, CANCELLED, RETRY, RETRY), strict=True):
+        port.end(port.held[id], outcome, error=error("why"), delay_ms=2_000, flags=SHORT if outcome == RETRY else 0)
+    await port.settle()
+    assert looked_at == []
+    assert await statuses(store, ids) == ["failed", "timeout", "cancelled", "pending", "timeout"]
+    infos = [await store.info(id) for id in ids]
+    assert [[attempt.outcome for attempt in info.attempts] for info in infos] == [
+        ["failed"], ["timeout"], [], ["retry"], ["timeout"]
+    ]  # fmt: skip
+    assert [info.task.retry_count for info in infos] == [0, 0, 0, 1, 0]
+    assert "deadline would pass" in infos[-1].error.message
+    assert port.ended_as() == {ids[0]: 3, ids[1]: 5, ids[2]: 4, ids[4]: 5}
+    assert (await store.stats())["pending"] == 1
+    factory.clock.advance(2)
+    assert (await port.take()).flags & SHORT
+
+
+@pytest.mark.parametrize(("outcome", "ends"), [(FAILED, "failed"), (TIMEOUT, "timeout"), (RETRY, "pending")])
+async def test_a_cancel_among_ends_without_a_result(store: Any, port: Port, outcome: int, ends: str) -> None:
+    """What somebody has asked to cancel ends so, what was lost meanwhile is told, and the others end as they would."""
+    ids = await submit(store, *(new() for _ in range(4)))
+    first, second, third, fourth = await port.room(4)
+    await store.cancel(second.id)
+    await store.withdraw(third)
+    port.lanes["async"].limit = 0
+    for claim in (first, second, third, fourth):
+        port.end(claim, outcome, error=error("its own"), delay_ms=1_000)
+    await port.settle()
+    assert await statuses(store, ids) == [ends, "cancelled", "cancelled", ends]
+    assert [finish.claim.id for finish in port.missed] == [third.id]
+    assert [len((await store.info(id)).attempts) for id in ids] == [1, 0, 0, 1]
 
 
 async def test_retry_waits_for_its_backoff(factory: Factory, store: Any, port: Port) -> None:

@@ -132,7 +132,8 @@ def _cancel_is_forgotten() -> Iterator[None]:
     with (
         flipped(outcomes, "CANCEL_ASKED", lambda flag: flag & ~CANCEL_ASKED),
         sql(" AND flags & 1 = 0", "", "complete"),
-        sql(" AND task.flags & 1 = 0", "", "complete_many"),
+        sql(" AND task.flags & 1 = 0", "", "complete_many", "again_many"),
+        sql("task.flags & 1 = 0 OR", "task.flags & 1 >= 0 OR", "end_many"),
     ):
         yield
 
@@ -249,7 +250,9 @@ ABLATIONS: dict[str, Ablation] = {
     "a start is not fenced": lambda: sql(
         "attempt = ? AND owner = ? AND reason = 4", "? >= 0 AND ? >= 0 AND reason = 4", "start"
     ),
-    "a retry is not charged": lambda: sql("retry_count = retry_count + 1", "retry_count = retry_count", "again"),
+    "a retry is not charged": lambda: sql(
+        "retry_count = retry_count + 1", "retry_count = retry_count", "again", "again_many"
+    ),
     "a crash is not charged": lambda: sql("crashes = crashes + 1", "crashes = crashes", "again_after_crash"),
     "releases are not counted": lambda: sql("releases = releases + ?", "releases = releases + 0 * ?", "give_back"),
     "a task may be handed back for ever": lambda: flipped(outcomes, "MAX_RELEASES", lambda _: 10**6),
@@ -276,7 +279,7 @@ ABLATIONS: dict[str, Ablation] = {
     "deadlines are not looked at": lambda: flipped(upkeep, "expire", _nothing),
     "delays end a second early": lambda: sql("due_ms <= ?", "due_ms <= ? + 1000", "promote"),
     "a retry comes after its deadline": lambda: flipped(
-        outcomes, "_again", lambda real: lambda tx, f, outcome: real(tx, _without_deadline(f), outcome)
+        outcomes, "_after_all", lambda real: lambda tx, f, outcome: real(tx, _without_deadline(f), outcome)
     ),
     "nothing bounds what priority and deadline are worth": lambda: flipped(intake, "rank_of", _unbounded_rank),
     "new tasks overtake waiting ones": lambda: flipped(intake, "_door", _door_always_open),

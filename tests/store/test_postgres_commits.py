@@ -9,11 +9,11 @@ from typing import Any
 import asyncpg
 import pytest
 from tests import postgres
-from tests.conformance.kit import Port, PostgresFactory, new, opened, submit
+from tests.conformance.kit import Port, PostgresFactory, error, new, opened, submit
 
 from mainspring.environment import SYSTEM
 from mainspring.errors import StoreUnavailable
-from mainspring.store.base import WANTS_KEPT, Accepted, NewTask, WorkName
+from mainspring.store.base import FAILED, RETRY, WANTS_KEPT, Accepted, NewTask, WorkName
 from mainspring.store.postgres.connection import QUEUEING, WRITING
 from mainspring.store.postgres.store import PostgresStore
 from mainspring.store.sql.queueing import Submission
@@ -190,6 +190,28 @@ async def test_a_commit_costs_the_same_however_much_it_holds(factory: PostgresFa
             assert await cost(0, n, 0) == 4
             assert await cost(n, n, 0) == 5
             assert await cost(0, n, n) == 5
+
+
+async def test_failures_and_retries_cost_the_same_however_many(factory: PostgresFactory) -> None:
+    """They are written together: three round trips more than what a commit takes anyway, and one for what is due."""
+    factory.clock = SYSTEM  # type: ignore[assignment]  # as above
+    async with opened(factory.make()) as store:
+        await factory.hold_upkeep(store)
+        port = Port(store)
+        await port.serve()
+        trips, costs = _Trips(store), []
+        for n in (1, 50):
+            await store.submit([new() for _ in range(2 * n)])
+            claims = await port.room(2 * n)
+            async with factory.together(store, 2 * n):
+                port.lanes["async"].limit -= 2 * n
+                for claim in claims[:n]:
+                    port.end(claim, FAILED)
+                for claim in claims[n:]:
+                    port.end(claim, RETRY, error=error(), delay_ms=3_600_000)
+            await port.settle()
+            costs.append(trips.of_the_last)
+        assert costs[0] == costs[1]
 
 
 @pytest.mark.parametrize("kind", ["key", "kept"])

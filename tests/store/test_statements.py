@@ -35,11 +35,11 @@ from mainspring.tasks.lifecycle import (
 
 HOT = (
     "insert_task last_seq task_by_id insert_edge find_class task_by_key add_key add_tally unfinished heads "
-    "next_ready_class ready_class_after claim claim_of_class start complete complete_many held end again "
-    "again_after_crash give_back hand_back insert_attempt any_waiting waiting_on edge_of wait_on release_children "
-    "delay_children children_after fail_children awaited having_children all_children_of raise_ranks parents_of_all "
-    "hasten parents_of parent_results stood_for promote next_due overdue next_deadline heirs_results lacks_parent "
-    "state_by_id outcome_by_id held_by put_progress with_live_child stand_for_these prune_tasks prunable "
+    "next_ready_class ready_class_after claim claim_of_class start complete complete_many held end end_many again "
+    "again_many again_after_crash give_back hand_back insert_attempt any_waiting waiting_on edge_of wait_on "
+    "release_children delay_children children_after fail_children awaited having_children all_children_of raise_ranks "
+    "parents_of_all hasten parents_of parent_results stood_for promote next_due overdue next_deadline heirs_results "
+    "lacks_parent state_by_id outcome_by_id held_by put_progress with_live_child stand_for_these prune_tasks prunable "
     "old_tombstone prune_attempts prune_edges prune_keys prune_progress prune_stands_for prune_payload_blobs "
     "prune_retried blob_in_use whole_task attempts_of parents_ids retry_links depends_on next_cascade add_news "
     "span_of_news news_after drop_news another_worker status_and_id class_and_id retried_as edges_of known_id "
@@ -174,7 +174,9 @@ MOVES: dict[str, list[tuple[object, ...]]] = {
     "complete": [(9, b"x", 0, *CLAIM)],
     "complete_many": [(9, b"x", 0, *CLAIM)],
     "end": [(status, 9, b"x", 1) for status in range(6)],
+    "end_many": [(status, 9, b"x", *CLAIM) for status in range(6)],
     "again": [(5, b"x", 1)],
+    "again_many": [(5, b"x", 0, *CLAIM)],
     "again_after_crash": [(5, b"x", 0, 1)],
     "give_back": [(0, 0, 0, 1)],
     "hand_back": [CLAIM],

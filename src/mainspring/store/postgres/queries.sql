@@ -236,11 +236,27 @@ UPDATE task SET status = $1::smallint, reason = NULL, owner = NULL, due_ms = NUL
     ended_ms = $2, error = $3
 WHERE seq = $4 AND status < 2 AND ($1::smallint <> 3 OR owner IS NOT NULL OR reason = 1);
 
+-- name: end_many
+-- The same for many at once that are held. Where somebody asked for a cancel they may only become CANCELLED
+UPDATE task SET status = v.status, reason = NULL, owner = NULL, ended_ms = v.ended_ms, error = v.error
+FROM unnest($1::smallint[], $2::bigint[], $3::bytea[], $4::bigint[], $5::integer[], $6::integer[])
+    AS v (status, ended_ms, error, seq, attempt, owner)
+WHERE task.seq = v.seq AND task.attempt = v.attempt AND coalesce(task.owner, 0) = v.owner
+    AND (task.flags & 1 = 0 OR v.status = 4);
+
 -- name: again
 -- PENDING (claimed) or RUNNING -> PENDING (retry)
 UPDATE task SET status = 0, reason = 3, owner = NULL, due_ms = $1, retry_count = retry_count + 1, error = $2,
     flags = flags & ~2
 WHERE seq = $3 AND owner IS NOT NULL;
+
+-- name: again_many
+-- The same for many at once, unless somebody asked for a cancel
+UPDATE task SET status = 0, reason = 3, owner = NULL, due_ms = v.due_ms, retry_count = retry_count + 1,
+    error = v.error, flags = (task.flags | v.flags) & ~2
+FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::integer[], $6::integer[])
+    AS v (due_ms, error, flags, seq, attempt, owner)
+WHERE task.seq = v.seq AND task.attempt = v.attempt AND coalesce(task.owner, 0) = v.owner AND task.flags & 1 = 0;
 
 -- name: again_after_crash
 -- PENDING (claimed) or RUNNING -> PENDING (retry), charged as a crash; it runs where it harms nobody from then on

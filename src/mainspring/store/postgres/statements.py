@@ -12,8 +12,8 @@ WITHIN: Final = named(__package__, "inbox.sql")
 """What runs in users' transactions."""
 MIGRATIONS: Final = named(__package__, "migrations.sql")
 WIDE: Final = frozenset(
-    "insert_task insert_done insert_edge add_key complete_and_note hand_back insert_attempt add_tombstone join_flight "
-    "keep".split()
+    "insert_task insert_done insert_edge add_key complete_and_note again_many end_many hand_back insert_attempt "
+    "add_tombstone join_flight keep".split()
 )
 """They take a list for each of their columns."""
 BESIDE_OTHERS: Final = WIDE - {"insert_edge", "add_tombstone", "join_flight", "keep"} | frozenset(

@@ -23,11 +23,18 @@ _shared = itemgetter(2, *range(4, 18), 19)
 """All others, which most tasks of a call have in common."""
 _FIRST = itemgetter(0)
 _PAYLOADS: Final = MappingProxyType(
-    {"insert_task": (18, 19), "insert_done": (13, 14, 15), "insert_attempt": (13,), "keep": (4,)}
+    {
+        "insert_task": (18, 19),
+        "insert_done": (13, 14, 15),
+        "insert_attempt": (13,),
+        "again_many": (1,),
+        "end_many": (2,),
+        "keep": (4,),
+    }
 )
 """Where statements have columns whose values may be large."""
 _OUTPUTS: Final = (1,)
-_MOVING = frozenset(("again", "again_after_crash", "delay_children", "give_back", "hand_back", "promote", "overdue"))
+_MOVING = frozenset("again again_many again_after_crash delay_children give_back hand_back promote overdue".split())
 """Statements after which something else may be the next to fall due."""
 
 

@@ -46,6 +46,8 @@ _STATUS = {
 
 _UNSTARTED = (RELEASED, TIMEOUT, CANCELLED)
 """How attempts end that never began."""
+_IN_VAIN = (FAILED, TIMEOUT, CANCELLED, RETRY)
+"""How attempts end without a result, where nothing about their tasks has to be known for it."""
 
 
 class Replay(Exception):
@@ -60,18 +62,27 @@ def start(tx: Transaction, starts: Sequence[tuple[Claimed, int]]) -> None:
 def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
     """Record outcomes in one go. Raises Replay when one of them needs a look of its own."""
     plain: list[Finish] = []
+    vain: list[Finish] = []
     unbegun: list[Finish] = []
     for finish in finishes:
         if finish.is_plain:
             plain.append(finish)
+        elif finish.outcome in _IN_VAIN:
+            vain.append(finish)
         elif finish.outcome == RELEASED and finish.started_ms is None and not finish.is_counted:
             unbegun.append(finish)
         else:
             finish_one(tx, finish)
+    if vain:
+        _end_in_vain(tx, vain)
     if unbegun:
         _hand_back(tx, unbegun)
-    if not plain:
-        return
+    if plain:
+        _complete(tx, plain)
+
+
+def _complete(tx: Transaction, plain: Sequence[Finish]) -> None:
+    """Record results and nothing else."""
     done = tx.complete(
         [(f.ended_ms, f.output, f.flags, f.claim.seq, f.claim.attempt, f.claim.owner) for f in plain],
         [_attempt_row(f, COMPLETED) for f in plain],
@@ -91,6 +102,36 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
     kept = [(f.claim.seq, _shareable(f, f.output)) for f in plain if f.claim.flags & WANTS_KEPT]
     shared = flights.leave(tx, kept) if kept else []
     graph.ended(tx, [*((f.claim.seq, completed, f.claim.id) for f in plain), *shared])
+
+
+def _end_in_vain(tx: Transaction, finishes: Sequence[Finish]) -> None:
+    """Record attempts without a result: their tasks come again, or are over. A cancel changes what all but it mean."""
+    again: list[tuple[Any, ...]] = []
+    over: list[tuple[Any, ...]] = []
+    attempts: list[tuple[Any, ...]] = []
+    ends: list[tuple[int, int, bytes]] = []
+    kept: list[tuple[int, Failure | None]] = []
+    for f in finishes:
+        claim, class_id = f.claim, tx.class_id(f.claim.class_key)
+        _let_go(tx, f, class_id)
+        outcome, error = _after_all(tx, f, f.outcome)
+        if outcome == RETRY:
+            again.append((tx.now_ms + f.delay_ms, error, f.flags, claim.seq, claim.attempt, claim.owner))
+        else:
+            status = _STATUS[outcome]
+            over.append((status, f.ended_ms, error, claim.seq, claim.attempt, claim.owner))
+            tx.count(class_id, 0, -1)
+            tx.count(class_id, status)
+            tx.ended.append(Ended(claim.id, status, None, 0, error))
+            ends.append((claim.seq, status, claim.id))
+            if claim.flags & WANTS_KEPT:
+                kept.append((claim.seq, _failure(f, outcome, error)))
+        if _is_noted(f, outcome):
+            attempts.append(_attempt_row(f, outcome))
+    if tx.run_wide("again_many", again) + tx.run_wide("end_many", over) != len(finishes):
+        raise Replay
+    tx.run_wide("insert_attempt", attempts)
+    graph.ended(tx, [*ends, *(flights.leave(tx, kept) if kept else ())])
 
 
 def _hand_back(tx: Transaction, unbegun: Sequence[Finish]) -> None:
@@ -135,14 +176,14 @@ def finish_one(tx: Transaction, finish: Finish) -> None:
         outcome = CANCELLED
     elif outcome == CRASHED and crashes + 1 >= MAX_CRASHES:
         outcome = FAILED
-    error = finish.error
+    outcome, error = _after_all(tx, finish, outcome)
     if outcome in (RETRY, CRASHED):
-        outcome, error = _again(tx, finish, outcome)
+        _again(tx, finish, outcome)
     elif outcome == RELEASED:
         _release(tx, finish, class_id, row[7], row[10])
-    if outcome in _STATUS:
+    else:
         _end(tx, finish, class_id, outcome, error, wants_kept=bool(row[2] & WANTS_KEPT))
-    if finish.started_ms is not None or outcome not in (RELEASED, CANCELLED):
+    if _is_noted(finish, outcome):
         tx.run("insert_attempt", *_attempt_row(finish, outcome))
 
 
@@ -155,22 +196,32 @@ def _let_go(tx: Transaction, finish: Finish, class_id: int) -> None:
         tx.let_go(class_id, (claim.seq, claim.attempt))
 
 
-def _again(tx: Transaction, finish: Finish, outcome: int) -> tuple[int, bytes | None]:
-    """Put the task back for another try, unless its deadline would pass before.
+def _is_noted(finish: Finish, outcome: int) -> bool:
+    return finish.started_ms is not None or outcome not in (RELEASED, CANCELLED)
 
-    Returns: the outcome after all, and the task's error; that of the attempt stays what it was.
+
+def _after_all(tx: Transaction, finish: Finish, outcome: int) -> tuple[int, bytes | None]:
+    """Return the outcome after all, and the task's error: there is no other try when the deadline would pass before.
+
+    The error of the attempt stays what it was.
     """
-    claim = finish.claim
-    due = tx.now_ms + finish.delay_ms
-    if claim.deadline_ms is not None and due > claim.deadline_ms:
+    deadline_ms = finish.claim.deadline_ms
+    if outcome == CANCELLED:
+        return outcome, _cancelled(finish)
+    if outcome in (RETRY, CRASHED) and deadline_ms is not None and tx.now_ms + finish.delay_ms > deadline_ms:
         return TIMEOUT, _timed_out(finish.error, "deadline would pass before the next try")
+    return outcome, finish.error
+
+
+def _again(tx: Transaction, finish: Finish, outcome: int) -> None:
+    """Put the task back for another try."""
+    claim, due = finish.claim, tx.now_ms + finish.delay_ms
     if finish.flags:
         tx.must_change("add_flags", finish.flags, claim.seq)
     if outcome == CRASHED:
         tx.must_change("again_after_crash", due, finish.error, SUSPECT, claim.seq)
     else:
         tx.must_change("again", due, finish.error, claim.seq)
-    return outcome, finish.error
 
 
 def _timed_out(raw: bytes | None, why: str) -> bytes:
@@ -207,8 +258,6 @@ def _end(
         if refs:
             graph.stand_for(tx, claim.seq, refs)
     else:
-        if outcome == CANCELLED:
-            error = _cancelled(finish)
         tx.must_change("end", status, finish.ended_ms, error, claim.seq)
         tx.ended.append(Ended(claim.id, status, None, 0, error))
         if wants_kept:

@@ -122,11 +122,25 @@ UPDATE task SET status = ?1, reason = NULL, owner = NULL, due_ms = NULL, waits_f
     ended_ms = ?2, error = ?3
 WHERE seq = ?4 AND status < 2 AND (?1 <> 3 OR owner IS NOT NULL OR reason = 1);
 
+-- name: end_many
+-- The same for many at once that are held. Where somebody asked for a cancel they may only become CANCELLED
+UPDATE task SET status = v.column1, reason = NULL, owner = NULL, ended_ms = v.column2, error = v.column3
+FROM (VALUES (?, ?, ?, ?, ?, ?)) AS v
+WHERE task.seq = v.column4 AND task.attempt = v.column5 AND task.owner = v.column6
+    AND (task.flags & 1 = 0 OR v.column1 = 4);
+
 -- name: again
 -- PENDING (claimed) or RUNNING -> PENDING (retry)
 UPDATE task SET status = 0, reason = 3, owner = NULL, due_ms = ?, retry_count = retry_count + 1, error = ?,
     flags = flags & ~2
 WHERE seq = ? AND owner IS NOT NULL;
+
+-- name: again_many
+-- The same for many at once, unless somebody asked for a cancel
+UPDATE task SET status = 0, reason = 3, owner = NULL, due_ms = v.column1, retry_count = retry_count + 1,
+    error = v.column2, flags = (flags | v.column3) & ~2
+FROM (VALUES (?, ?, ?, ?, ?, ?)) AS v
+WHERE task.seq = v.column4 AND task.attempt = v.column5 AND task.owner = v.column6 AND task.flags & 1 = 0;
 
 -- name: again_after_crash
 -- PENDING (claimed) or RUNNING -> PENDING (retry), charged as a crash; it runs where it harms nobody from then on

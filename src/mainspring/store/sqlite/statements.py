@@ -40,6 +40,8 @@ WIDE = {
         "insert_task",
         "insert_done",
         "complete_many",
+        "again_many",
+        "end_many",
         "hand_back",
         "insert_attempt",
         "insert_edge",
