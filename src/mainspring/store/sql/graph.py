@@ -134,7 +134,7 @@ def ended(tx: Transaction, tasks: Sequence[tuple[int, int, bytes]]) -> None:
         if not _unheard(tx, ends):
             return
         raise Crowded
-    _travel(tx, ends)
+    _travel(tx, _without_childless(tx, ends))
 
 
 def _travel(tx: Transaction, ends: Sequence[End]) -> None:
@@ -159,6 +159,15 @@ def _unheard(tx: Transaction, ends: Sequence[End]) -> list[End]:
     if failed:
         heard.update(row[0] for row in tx.run("having_children", tx.listed(failed)))
     return [end for end in ends if end.seq in heard]
+
+
+def _without_childless(tx: Transaction, ends: Sequence[End]) -> list[End]:
+    """Of many that did not complete, mark those as heard that nobody depends on: they are looked for at once."""
+    failed = [end.seq for end in ends if end.status != COMPLETED]
+    if len(failed) < 2:
+        return list(ends)
+    parents = {row[0] for row in tx.run("having_children", tx.listed(failed))}
+    return [end if end.status == COMPLETED or end.seq in parents else end._replace(past=_ALL) for end in ends]
 
 
 def _break_children(tx: Transaction, end: End, broken: list[End]) -> End:
