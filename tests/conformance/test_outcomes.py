@@ -12,6 +12,7 @@ from tests.conformance.kit import Factory, Note, Port, error, new, opened, state
 from mainspring.errors import InvalidInput, TaskNotFound
 from mainspring.results.waiters import Waiters
 from mainspring.store.base import (
+    BLOB_OUTPUT,
     CANCELLED,
     COMPLETED,
     CRASHED,
@@ -502,6 +503,46 @@ async def test_children_of_a_repeated_parent_are_stored_once(factory: Factory, s
     await submit(store, new(), child)
     await port.finish(await port.take(), children=(child,))
     assert len(factory.states()) == 2
+
+
+async def test_what_comes_with_results_is_written_together(
+    factory: Factory, store: Any, port: Port, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Children, of whatever depends on what, and large values of many attempts need no look at each of them."""
+    ids = await submit(store, *(new() for _ in range(3)))
+    a, b, c = await port.room(3)
+    children = [new("a"), new("b", after=[ids[0]])]
+    looked_at: list[Any] = []
+    monkeypatch.setattr(outcomes, "finish_one", lambda tx, finish: looked_at.append(finish))
+    port.lanes["async"].limit = 0
+    port.end(a, children=(children[0],))
+    port.end(b, children=(children[1], new("c", after=[children[0].id])))
+    port.end(c, output=b"digest", flags=BLOB_OUTPUT, blobs=("digest",))
+    await port.settle()
+    assert looked_at == []
+    assert await statuses(store, ids) == ["completed"] * 3
+    assert [str(await state(store, child.id)) for child in children] == ["PENDING (ready)"] * 2
+    assert (await store.stats())["pending"] == 3
+    assert [claim.id for claim in await port.room(5)] == [child.id for child in children]
+
+
+@pytest.mark.parametrize("how", ["refused", "there already", "lost"])
+async def test_one_among_many_with_children(factory: Factory, store: Any, port: Port, how: str) -> None:
+    """One whose children can't go with those of the others ends as it would by itself, and so do the others."""
+    ids = await submit(store, *(new() for _ in range(3)), there := new("there"))
+    first, second, third = (await port.room(4))[:3]
+    if how == "lost":
+        await store.withdraw(second)
+    child = {"refused": new(after=[bytes(16)]), "there already": there, "lost": new()}[how]
+    others = [new(), new()]
+    port.lanes["async"].limit = 0
+    for claim, brought in ((first, others[0]), (second, child), (third, others[1])):
+        port.end(claim, children=(brought,))
+    await port.settle()
+    ends = {"refused": "failed", "there already": "completed", "lost": "cancelled"}[how]
+    assert await statuses(store, ids[:3]) == ["completed", ends, "completed"]
+    assert factory.states().keys() == {*ids, *(other.id for other in others)}
+    assert len(port.missed) == (how == "lost")
 
 
 # Listeners

@@ -214,6 +214,47 @@ async def test_failures_and_retries_cost_the_same_however_many(factory: Postgres
         assert costs[0] == costs[1]
 
 
+async def test_children_cost_the_same_however_many(factory: PostgresFactory) -> None:
+    """Those of all attempts that end in a commit are stored at once, and go on beside what others do."""
+    factory.clock = SYSTEM  # type: ignore[assignment]  # as above
+    async with opened(factory.make()) as store:
+        await factory.hold_upkeep(store)
+        port = Port(store)
+        await port.serve()
+        trips, costs = _Trips(store), []
+        for n in (1, 2, 50):  # with the first their class is made
+            await store.submit([new() for _ in range(n)])
+            claims = await port.room(n)
+            async with factory.together(store, n):
+                port.lanes["async"].limit -= n
+                for claim in claims:
+                    port.end(claim, children=(new(type="custom:unserved"),))
+            await port.settle()
+            costs.append(trips.of_the_last)
+        assert costs[1] == costs[2]
+
+
+async def test_failures_ask_once_whether_anybody_depends_on_them(factory: PostgresFactory) -> None:
+    """Also in a transaction that is alone, as another end travels in it."""
+    factory.clock = SYSTEM  # type: ignore[assignment]  # as above
+    async with opened(factory.make()) as store:
+        await factory.hold_upkeep(store)
+        port = Port(store)
+        await port.serve()
+        trips, costs = _Trips(store), []
+        for n in (2, 50):
+            parent, *_ = tasks = [new() for _ in range(n)]
+            await store.submit([*tasks, new(after=[parent.id])])
+            claims = await port.room(n)
+            async with factory.together(store, n):
+                port.lanes["async"].limit -= n
+                for claim in claims:
+                    port.end(claim, FAILED)
+            await port.settle()
+            costs.append(trips.of_the_last)
+        assert costs[0] == costs[1]
+
+
 @pytest.mark.parametrize("kind", ["key", "kept"])
 async def test_keys_and_kept_results_cost_the_same_however_many(factory: PostgresFactory, kind: str) -> None:
     """They are looked up and noted at once, and what completes with one ends together with the rest."""

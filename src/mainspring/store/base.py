@@ -228,8 +228,10 @@ class Finish(msgspec.Struct, gc=False):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it completes, and nothing comes with the result."""
-        return self.outcome == COMPLETED and not (self.refs or self.effects or self.children or self.blobs)
+        """Whether it completes, and nothing that comes with the result has to be looked at."""
+        if self.outcome != COMPLETED or self.refs or self.effects:
+            return False
+        return not self.children or all(child.key is None for child in self.children)
 
 
 class HostUsage(NamedTuple):

@@ -30,7 +30,7 @@ from mainspring.store.base import (
 )
 from mainspring.store.sql import flights, graph
 from mainspring.store.sql.flights import Failure, Result
-from mainspring.store.sql.intake import refuse_large_referrer, submit_children
+from mainspring.store.sql.intake import refuse_large_referrer, submit, submit_children
 from mainspring.store.sql.transaction import Transaction
 from mainspring.tasks import ErrorInfo, TaskStatus
 from mainspring.tasks.codec import with_refs
@@ -82,7 +82,17 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
 
 
 def _complete(tx: Transaction, plain: Sequence[Finish]) -> None:
-    """Record results and nothing else."""
+    """Record results, with new tasks and large values that come with them."""
+    classes = Counter([f.claim.class_key for f in plain])
+    for class_key in classes:
+        tx.let_go(tx.class_id(class_key))
+    if tx.memory.limits.reserved:
+        for f in plain:
+            tx.settle(f.claim, f.usage.cost)
+    if children := [child for f in plain for child in f.children]:
+        submit(tx, children, is_limited=False)
+    if blobs := [(digest, f.claim.seq) for f in plain for digest in f.blobs]:
+        tx.run_many("add_payload_blob", blobs)
     done = tx.complete(
         [(f.ended_ms, f.output, f.flags, f.claim.seq, f.claim.attempt, f.claim.owner) for f in plain],
         [_attempt_row(f, COMPLETED) for f in plain],
@@ -90,14 +100,10 @@ def _complete(tx: Transaction, plain: Sequence[Finish]) -> None:
     if done != len(plain):
         raise Replay
     completed = _STATUS[COMPLETED]
-    for class_key, n in Counter([f.claim.class_key for f in plain]).items():
+    for class_key, n in classes.items():
         class_id = tx.class_id(class_key)
-        tx.let_go(class_id)
         tx.count(class_id, 0, -n)
         tx.count(class_id, completed, n)
-    if tx.memory.limits.reserved:
-        for f in plain:
-            tx.settle(f.claim, f.usage.cost)
     tx.ended += [Ended(f.claim.id, completed, f.output, f.flags, None) for f in plain]
     kept = [(f.claim.seq, _shareable(f, f.output)) for f in plain if f.claim.flags & WANTS_KEPT]
     shared = flights.leave(tx, kept) if kept else []
@@ -105,7 +111,8 @@ def _complete(tx: Transaction, plain: Sequence[Finish]) -> None:
 
 
 def _end_in_vain(tx: Transaction, finishes: Sequence[Finish]) -> None:
-    """Record attempts without a result: their tasks come again, or are over. A cancel changes what all but it mean."""
+    """Record attempts without a result: their tasks come again, or are over. One that somebody asked to cancel may
+    only be cancelled: where it says anything else, it has to be looked at."""
     again: list[tuple[Any, ...]] = []
     over: list[tuple[Any, ...]] = []
     attempts: list[tuple[Any, ...]] = []
