@@ -19,6 +19,7 @@ from mainspring.config import RESOURCE_KINDS, TaskManagerConfig
 from mainspring.dispatch.desk import Desk, place
 from mainspring.dispatch.highwater import HighWater
 from mainspring.dispatch.parts import Reach
+from mainspring.dispatch.passed_over import PassedOver
 from mainspring.dispatch.peaks import Peaks, input_bytes
 from mainspring.dispatch.withholding import Withholding
 from mainspring.environment import Environment
@@ -28,7 +29,7 @@ from mainspring.processors.base import Lane as LaneName
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage, machine, resident_bytes
 from mainspring.store.base import RESERVES, Claimed, Spec, Store
 from mainspring.tasks import Attempt, Resources, TaskId
-from mainspring.tasks.needs import CHILD, CLOSE, NOTHING, Need, Passes, Short, amount, at_most, need_of, too_much
+from mainspring.tasks.needs import CHILD, CLOSE, Need, Short, amount, at_most, need_of, too_much
 
 PATIENCE_S = 5.0
 _TELL_S = 0.25
@@ -96,8 +97,7 @@ class Reservations:
         self._used: dict[str, float] = {}
         self._waiting: dict[bytes, _Waiting] = {}  # by the first claim
         self._withheld = Withholding(store, env)
-        self._passing: list[Desk] = []  # they pass over tasks that need more
-        self._has: dict[str, float] = {}  # than there was in all when this was last judged
+        self._passed_over = PassedOver(executor, store, self._there_is)
         self._at_rest: int | None = None  # resident bytes of this process when nothing was reserved within it
         self._sampled: ResourceUsage | None = None
         self._others = 0.0  # bytes, as of that sample
@@ -115,7 +115,7 @@ class Reservations:
                 self._declared.add(kind)
         self.types = self._declared | self._learned
         self._large = self.capacity("memory") / (4 * self._config.process_slots)
-        self._pass_nothing_over()
+        self._passed_over.forget()
 
     def impossible(self, declared: Resources) -> str | None:
         """Say why no worker on this store can ever run what needs that; None where one may."""
@@ -193,7 +193,7 @@ class Reservations:
             self._reserve(first.id, need, desk.lane)
             return True
         if any(one.is_for_ever for one in short):
-            self._pass_over(desk, first.task_type)
+            self._passed_over.add(desk, first.task_type)
             self._hand_back(desk, list(claims))
         elif self._has_place(desk, claims):
             self._waiting[first.id] = _Waiting(desk, claims, need, since)
@@ -318,8 +318,7 @@ class Reservations:
 
     def look(self) -> None:
         """Look at intervals whether strangers have left memory, and tell who waits for what, or why nothing starts."""
-        if self._passing and self._has != self._there_is():
-            self._pass_nothing_over()
+        self._passed_over.look()
         self.tell()
         if self._waiting or self._withheld:
             self._look_at_waiting()
@@ -391,33 +390,9 @@ class Reservations:
             desk.unpark(claim)
         self._hand_back(desk, call)
 
-    # ... or never there
-
     def _there_is(self) -> dict[str, float]:
         """Return what this process has in all."""
         return {kind: self.capacity(kind) for kind in (*RESOURCE_KINDS, *self._config.custom_capacity)}
-
-    def _pass_over(self, desk: Desk, kind: str) -> None:
-        """Claim no more tasks of a type that need more than there is here: they are for others."""
-        there_is = self._there_is()
-        if self._has != there_is:
-            self._pass_nothing_over()
-            self._has = there_is
-        handler = self._executor.handlers.get(kind)
-        declared = None if handler is None else handler.resources
-        need = None if declared is None else need_of(declared, desk.lane)
-        passing = desk.port.passing
-        passing.passes = Passes(there_is, {**passing.passes.types, kind: need or {}})
-        if desk not in self._passing:
-            self._passing.append(desk)
-
-    def _pass_nothing_over(self) -> None:
-        """What there is has changed, or what handlers say: judge all anew."""
-        for desk in self._passing:
-            desk.port.passing.passes = NOTHING
-        if self._passing:
-            self._passing.clear()
-            self._store.look_anew()
 
     # Telling
 
@@ -473,7 +448,6 @@ class Reservations:
             if parked and (short := self._short(waiting.need, place(first), first.id)):
                 why = "; ".join(map(str, short))
                 waits.update({str(TaskId(claim.id)): why for claim in parked})
-        passed = {kind: need for desk in self._passing for kind, need in desk.port.passing.passes.types.items()}
         state: dict[str, Any] = {
             "closed": self._high_water.why,
             "alone": self._who_is_alone(),
@@ -481,8 +455,8 @@ class Reservations:
             "waits": waits,
             "withheld": self._withheld.told(),
         }
-        if passed:
-            state["passes"] = Passes(self._has, passed)
+        if passes := self._passed_over.told():
+            state["passes"] = passes
         return msgspec.json.encode(state) if any(state.values()) else b""
 
     def _who_is_alone(self) -> dict[str, object] | None:
