@@ -64,7 +64,8 @@ async def test_of_a_group_what_is_passed_over_does_not_go_first(store: Any, port
     offer(store, passes=TWO)
     await submit(store, large(group="a"), large(group="a"))
     (id,) = await submit(store, new(group="a"))
-    said = "Group a is at its limit: 1/1 run; 0 of its tasks go first, and it starts when one of the group ends."
+    said = "Group a is at its limit: 1/1 are claimed or run; 0 of its tasks go first, "
+    said += "and it starts when one of the group ends."
     assert await explained(store, id) == said
 
 

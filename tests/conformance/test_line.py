@@ -263,7 +263,7 @@ async def test_a_limit_counts_all_that_wait_for_it(store: Any, port: Port) -> No
     await submit(store, new(group="g", type=ELSEWHERE), new(group="g", namespace="own"))
     (id,) = await submit(store, new(group="g", type=OTHER))
     await store.limit("g", namespace="own", rate=Rate(1, 3_600_000))
-    full = "Group g is at its limit: 1/1 run"
+    full = "Group g is at its limit: 1/1 are claimed or run"
     said = f"{full}; 5 of its tasks go first, and the next one starts when one of the group ends."
     assert await explained(store, id) == said, "nobody serves one of them; that of the other limit may begin"
     await store.pause(type=WORK, namespace="default")
@@ -285,13 +285,14 @@ async def test_all_limits_that_are_full_are_named(store: Any, port: Port) -> Non
     (behind,) = await submit(store, new(group="g"))
     said = re.sub(r"in [\d,.]+ s;", "in SOME s;", await explained(store, id))
     assert said == (
-        "Group g is at its limit: 2/2 run; and group g in namespace n is at its limit: 1/1 run; and group g in "
-        "namespace n: 1 task an hour is used up; the next starts in SOME s; 2 of its tasks go first, and the next one "
-        "starts when each of these has room."
+        "Group g is at its limit: 2/2 are claimed or run; and group g in namespace n is at its limit: 1/1 are claimed "
+        "or run; and group g in namespace n: 1 task an hour is used up; the next starts in SOME s; 2 of its tasks go "
+        "first, and the next one starts when each of these has room."
     )
     full = "Group g is at its limit: 2"
     ends = "and the next one starts when one of the group ends."
-    assert await explained(store, behind) == f"{full}/2 run; 1 of its tasks goes first, {ends}", "others wait for more"
+    said = f"{full}/2 are claimed or run; 1 of its tasks goes first, {ends}"
+    assert await explained(store, behind) == said, "others wait for more"
     await store.limit("g", concurrency=1)
     ends = "and it starts when 2 of the group have ended."
-    assert await explained(store, other) == f"{full}/1 run; 0 of its tasks go first, {ends}"
+    assert await explained(store, other) == f"{full}/1 are claimed or run; 0 of its tasks go first, {ends}"

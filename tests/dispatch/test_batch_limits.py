@@ -113,7 +113,10 @@ async def test_a_task_tells_why_its_batch_waits_for_no_more(tmp_path: Path) -> N
             await shows(handles[1], reason="batch")
             said = "It waits in batch 2/64, which begins when a slot falls free, as no more can come."
             assert await handles[0].explain() == said
-            assert "Group tenant-a is at its limit: 2/2 run; 0 of its tasks go first" in await handles[2].explain()
+            assert (
+                "Group tenant-a is at its limit: 2/2 are claimed or run; 0 of its tasks go first"
+                in await handles[2].explain()
+            )
         assert await handles[1].result(timeout=LIMIT_S) == 1
         await handles[2].cancel()
 

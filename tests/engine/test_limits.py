@@ -46,7 +46,7 @@ async def test_no_more_run_than_the_limit(is_fresh: bool) -> None:
         info = await calls[-1].info()
         assert (info.status, info.reason) == (TaskStatus.PENDING, "limit")
         assert (
-            "Group tenant-a is at its limit: 3/3 run; 16 of its tasks go first, and the next one starts"
+            "Group tenant-a is at its limit: 3/3 are claimed or run; 16 of its tasks go first, and the next one starts"
             in await calls[-1].explain()
         )
         assert await engine.limits() == [GroupLimit(group="tenant-a", concurrency=3, held=3)]

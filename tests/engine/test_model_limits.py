@@ -48,7 +48,7 @@ async def test_no_more_tasks_of_a_model_run_than_it_declares(place: str) -> None
         await until(lambda: gate.now == 2)
         assert (await handles[-1].info()).reason == "limit"
         said = await handles[-1].explain()
-        assert "Model gate is at its limit: 2/2 run; 3 of its tasks go first" in said
+        assert "Model gate is at its limit: 2/2 are claimed or run; 3 of its tasks go first" in said
         assert said.endswith("and the next one starts when one of the model's tasks ends.")
         assert await submitter.limits() == [GroupLimit(group="model:gate", concurrency=2, held=2)]
         gate.open.set()

@@ -135,10 +135,10 @@ def _resources(standing: Standing, _now_ms: int) -> str:
         return f"It is ready, and worker {first.worker} starts nothing new: {first.why}{others}."
     if first.how == "waits":
         return f"It waits for resources: it {first.why}, on worker {first.worker}{others}."
-    return (
-        f"It is ready, and worker {first.worker} takes no more of its type: {first.why} tasks that go first wait there "
-        f"for resources{others}."
-    )
+    no_more = f"It is ready, and worker {first.worker} takes no more of its type"
+    if first.how == "behind":
+        return f"{no_more} and group: task {first.why} goes first and waits for resources there{others}."
+    return f"{no_more}: {first.why} tasks that go first wait there for resources{others}."
 
 
 def _limit(standing: Standing, _now_ms: int) -> str:
@@ -164,7 +164,7 @@ def _holds(limit: GroupLimit) -> Iterator[str]:
     whose = _whose(limit.group, limit.namespace)
     whose = whose[0].upper() + whose[1:]
     if limit.concurrency is not None and limit.held >= limit.concurrency:
-        yield f"{whose} is at its limit: {limit.held}/{limit.concurrency} run"
+        yield f"{whose} is at its limit: {limit.held}/{limit.concurrency} are claimed or run"
     if limit.next_in is not None:
         yield f"{whose}: {_used_up(limit)}; the next starts in {ceil(limit.next_in * 10) / 10:,.1f} s"
 

@@ -26,7 +26,7 @@ SIGNS: Final = {
     "same_work": "qual work|the same work",
     "paused": "Its kind is paused",
     "no_worker": "No living worker (serves|takes)",
-    "limit": r"^Group .*(is at its limit: \d+/\d+ run;"
+    "limit": r"^Group .*(is at its limit: \d+/\d+ are claimed or run;"
     r"|((are|is) used up|are left and the next one needs [\d,.]+); the next starts in [\d,.]+ s;)",
     "ready": "It is ready(, and worker .* runs alone| and)",
 }
