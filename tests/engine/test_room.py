@@ -233,6 +233,25 @@ async def test_a_map_goes_on_as_room_appears(engine: Engine) -> None:
     assert ran(engine) == list(range(2_345))
 
 
+async def test_a_map_goes_behind_who_waits(engine: Engine) -> None:
+    """Also where there is room for some of it, which who asked first needs too."""
+    await engine.manager.pause()
+    first = await engine.map(step(engine), range(10))
+    tasks = [engine.build(step(engine), (n,), {}) for n in range(10, 15)]
+    waiting = asyncio.ensure_future(engine.submit_all(tasks, wait_for_room=None))
+    await in_line(engine, 1)
+    for handle in first[:4]:
+        await handle.cancel()
+    later = asyncio.ensure_future(engine.map(step(engine), range(20, 23)))
+    await in_line(engine, 2)
+    assert not later.done()
+    await first[4].cancel()
+    await asyncio.wait_for(waiting, LIMIT_S)
+    assert not later.done()
+    await engine.manager.resume()
+    assert await engine.gather(await asyncio.wait_for(later, LIMIT_S)) == [21, 22, 23]
+
+
 async def test_a_map_that_stops_tells_what_was_stored(engine: Engine) -> None:
     """PartlySubmitted with handles in order; whoever leaves out as many items goes on without a gap or a double."""
     await engine.manager.pause()

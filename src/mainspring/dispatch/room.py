@@ -35,6 +35,7 @@ class Room:
         self._env = env
         self._tickets = count()
         self._waiting: list[tuple[int, int, asyncio.Future[bool]]] = []  # ticket, how many tasks
+        self._line: set[int] = set()  # tickets of who waits, or was let in and looks
         self._looks = 0
         store.when_ended(self.free)
 
@@ -58,7 +59,7 @@ class Room:
         ticket = next(self._tickets)
         telling: asyncio.TimerHandle | None = None
         try:
-            if self._is_awaited() and self._left_s(until) > 0:
+            if self.is_awaited() and self._left_s(until) > 0:
                 await self._turn(ticket, n, until)
             while True:
                 looks = self._looks
@@ -80,21 +81,22 @@ class Room:
         finally:
             if telling is not None:
                 telling.cancel()
+            self._line.discard(ticket)
             self._let_in(1)  # there may be room for the next; if not, it looks and waits on
 
     def _left_s(self, until: float) -> float:
         return until - self._env.monotonic()
 
-    def _is_awaited(self) -> bool:
-        while self._waiting and self._waiting[0][2].done():
-            heappop(self._waiting)
-        return bool(self._waiting)
+    def is_awaited(self) -> bool:
+        """Whether somebody has waited for room and is not in yet."""
+        return bool(self._line)
 
     async def _turn(self, ticket: int, n: int, until: float) -> bool:
         """Wait to be let in; returns whether that came in time."""
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()
         heappush(self._waiting, (ticket, n, turn))
+        self._line.add(ticket)
         left_s = self._left_s(until)
         timer = None if left_s == math.inf else loop.call_later(left_s, _too_late, turn)
         try:

@@ -34,6 +34,10 @@ class Bulk:
         self._under_way: deque[tuple[list[NewTask], asyncio.Future[list[TaskHandle]]]] = deque()
 
     async def add(self, tasks: list[NewTask]) -> None:
+        if self._room.is_awaited():  # who asked before goes first
+            await self._settle(0)
+            await self._squeeze_in(tasks)
+            return
         self._under_way.append((tasks, self._handing(tasks, self._line)))
         await self._settle(_AHEAD)
         await asyncio.sleep(0)
