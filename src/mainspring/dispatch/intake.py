@@ -177,9 +177,15 @@ class Intake:
 
     def _cost(self, task: Task, *, has_refs: bool) -> float | None:
         """Return what a task is to cost its group, as far as that is said: what others will give is not known yet."""
-        if task.cost is not None or task.group is None:
+        if task.cost is not None:
             return task.cost
         handler = self._executor.handlers.get(task.task_type)
+        if handler is None and not has_refs:
+            expected = getattr(self._executor.types.get(task.task_type), "expected_cost", None)
+            if expected is not None and (cost := expected(task.input, task.model_id, task.params)) is not None:
+                return float(cost)  # a model's tasks have a group, also where they name none
+        if task.group is None:
+            return None
         if handler is None or not callable(handler.cost):
             declared: float | None = self._declared(task.task_type, "cost")
             return declared

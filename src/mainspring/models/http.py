@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ import msgspec
 
 from mainspring.environment import SYSTEM
 from mainspring.errors import InvalidInput, ProcessingFailed, ResourceLimitExceeded, TaskError, TaskTimeout, invalid
+from mainspring.models import spending
 from mainspring.models.base import BlockingModel, ModelInfo
 from mainspring.models.inputs import check_params, check_texts, field_of, has_ref
 from mainspring.models.python import no_tokens
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHAT_READS = frozenset(("temperature", "top_p", "max_tokens", "stop", "seed", "options"))
+_BYTES_A_TOKEN = 4
 _TRY_LATER = frozenset((408, 409, 425, 429))
 
 
@@ -83,15 +86,27 @@ class _Connection:
             raise TaskTimeout(f"{url} did not answer within {self.endpoint.timeout_s} s") from exc
         except httpx.HTTPError as exc:
             raise ResourceLimitExceeded(f"{url} can't be reached: {exc}") from exc
+        spent = spending.here()
+        spent.exchanged(response)
         if not response.is_success:
             raise _refusal(url, response, key)
         try:
-            return msgspec.json.decode(response.content)
+            answer = msgspec.json.decode(response.content)
         except msgspec.DecodeError as exc:
             raise ProcessingFailed(f"{url} answered with something else than JSON") from exc
+        if (tokens := _tokens(answer)) is not None:
+            spent.costs(tokens)
+        return answer
 
     def close(self) -> None:
         self._client.close()
+
+
+def _tokens(answer: Any) -> float | None:
+    """Return what an answer says that it has taken, where it does."""
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    tokens: Any = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return float(tokens) if type(tokens) in (int, float) and 0 <= tokens < math.inf else None
 
 
 def _refusal(url: str, response: httpx.Response, key: str | None) -> TaskError:
@@ -247,6 +262,12 @@ class HttpSource:
             return
         check_params(self._model_id, params, frozenset())
         check_texts(self._model_id, input)
+
+    def expected_cost(self, content: Any, params: dict[str, Any]) -> float:
+        """Return about how many tokens a request takes: those of its input, by its size, and what it may answer at
+        most, where that is said."""
+        most = params.get("max_tokens") or 0
+        return max(1.0, len(msgspec.json.encode(content, enc_hook=str)) // _BYTES_A_TOKEN + most)
 
     def prepare(self) -> None:
         """Nothing to bring."""

@@ -194,6 +194,14 @@ class ModelManager:
         """Refuse at submit what the model can't read. Loads nothing. Raises: InvalidInput."""
         self._slot(model_id).source.check(input, params)
 
+    def expected_cost(self, model_id: str, content: Any, params: dict[str, Any]) -> float | None:
+        """Return what its server will count for texts or messages, about; None where nothing is counted.
+
+        Raises: InvalidInput: unknown.
+        """
+        source = self._slot(model_id).source
+        return source.expected_cost(content, params) if isinstance(source, HttpSource) else None
+
     def info(self) -> list[ModelInfo]:
         """Return all known models, loaded or not, by id."""
         return [self._describe_any(model_id) for model_id in self.ids()]

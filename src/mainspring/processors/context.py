@@ -16,7 +16,7 @@ from mainspring.tasks import ChildTasks, Effect, Progress, Ref, Signal, Task, Ta
 if TYPE_CHECKING:
     import asyncio
 
-    from mainspring.processors.http import Traffic
+    from mainspring.models.spending import Traffic
 
 current: contextvars.ContextVar[Context | None] = contextvars.ContextVar("mainspring_context", default=None)
 """The context of the handler that runs here, if one does."""
@@ -144,6 +144,20 @@ class Context:
         """
         self.cost = check_cost(cost, "cost")
 
+    def used(self, cost: float | None, network_bytes: int | None) -> None:
+        """Add what a client of the engine's own has used for this attempt; None: nobody knows."""
+        if cost is not None:
+            self.cost = (self.cost or 0.0) + cost
+        if network_bytes is not None:
+            self._count().bytes += network_bytes
+
+    def _count(self) -> Traffic:
+        if self._traffic is None:
+            from mainspring.models.spending import Traffic
+
+            self._traffic = Traffic()
+        return self._traffic
+
     @property
     def log(self) -> TaskLog:
         """A logger whose records carry the task's id, attempt and type; see `docs/logs.md`."""
@@ -180,13 +194,13 @@ class Context:
 
             from mainspring.processors import http
 
-            self._traffic = self._traffic or http.Traffic()
+            traffic = self._count()
             try:
                 asyncio.get_running_loop()
             except RuntimeError:
-                self._http = http.blocking_client(self._traffic)
+                self._http = http.blocking_client(traffic)
             else:
-                self._http = http.async_client(self._traffic)
+                self._http = http.async_client(traffic)
         return self._http
 
     @property
@@ -196,7 +210,7 @@ class Context:
 
     @property
     def network_bytes(self) -> int | None:
-        """Bytes moved through `http`; None where it was not used."""
+        """Bytes moved through `http` or to a model behind HTTP; None where there was none of that."""
         return None if self._traffic is None else self._traffic.bytes
 
     async def close(self) -> None:

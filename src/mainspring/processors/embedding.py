@@ -12,6 +12,7 @@ from mainspring.models import ModelManager
 from mainspring.models.inputs import has_ref
 from mainspring.processors.base import Item, Lane, failure
 from mainspring.processors.batch import Batch
+from mainspring.processors.spending import charged
 from mainspring.tasks import Done, EmbeddingOutput, Failed, Outcome, TaskInput, TaskType, Text, Work
 from mainspring.tasks.codec import convert
 
@@ -46,6 +47,10 @@ class EmbeddingProcessor:
         if not has_ref(input.text):
             _texts(input)
 
+    def expected_cost(self, input: TaskInput, model_id: str | None, params: dict[str, Any]) -> float | None:
+        """Return what a task is to cost its group where it does not say so; None: nothing is known of that."""
+        return self._models.expected_cost(self.model_of(model_id), input.as_text(), params)
+
     def model_identity(self, model_id: str | None) -> str | None:
         """Return what beside code and input a result depends on; see `ModelManager.identity`."""
         return self._models.identity(self.model_of(model_id))
@@ -76,7 +81,9 @@ class EmbeddingProcessor:
             else:
                 groups.setdefault((self.model_of(item.model_id), params), []).append((index, item, texts))
         for (model_id, params), members in groups.items():
-            results = self._embed(model_id, params, [(item, texts) for _, item, texts in members])
+            sizes = [sum(map(len, texts)) for _, _, texts in members]
+            with charged([item for _, item, _ in members], sizes):
+                results = self._embed(model_id, params, [(item, texts) for _, item, texts in members])
             outcomes.update(zip((index for index, _, _ in members), results, strict=True))
         return [outcomes[index] for index in range(len(batch))]
 

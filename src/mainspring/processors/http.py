@@ -7,27 +7,7 @@ from typing import Any
 
 import httpx
 
-
-class Traffic:
-    """Bytes of heads and bodies in both directions, as on the wire before encryption.
-
-    Handshakes are not seen, nor what frames the chunks of a body whose length is not told.
-    """
-
-    __slots__ = ("bytes",)
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def asks(self, request: httpx.Request) -> None:
-        self.bytes += len(request.method) + len(request.url.raw_path) + len("  HTTP/1.1\r\n") + _head(request.headers)
-
-    def answers(self, response: httpx.Response) -> None:
-        self.bytes += len(f"HTTP/1.1 {response.status_code} {response.reason_phrase}\r\n") + _head(response.headers)
-
-
-def _head(headers: httpx.Headers) -> int:
-    return sum(len(name) + len(value) + 4 for name, value in headers.raw) + 2
+from mainspring.models.spending import Traffic
 
 
 class _Body(httpx.SyncByteStream, httpx.AsyncByteStream):

@@ -11,6 +11,7 @@ from mainspring.errors import InvalidInput, TaskError
 from mainspring.models import ModelManager
 from mainspring.processors.base import Item, Lane, failure
 from mainspring.processors.batch import Batch
+from mainspring.processors.spending import charged
 from mainspring.tasks import Done, ModelInput, ModelOutput, Outcome, TaskInput, TaskType, Work
 from mainspring.tasks.codec import convert
 
@@ -52,6 +53,12 @@ class InferenceProcessor:
         model = self.model_of(model_id)
         self._models.check(model, input.as_model_input(), options)
 
+    def expected_cost(self, input: TaskInput, model_id: str | None, params: dict[str, Any]) -> float | None:
+        """Return what a task is to cost its group where it does not say so; None: nothing is known of that."""
+        given = input.as_model_input()
+        content = given.text if given.messages is None else given.messages
+        return self._models.expected_cost(self.model_of(model_id), content, params)
+
     def model_identity(self, model_id: str | None) -> str | None:
         """Return what beside code and input a result depends on; see `ModelManager.identity`."""
         return self._models.identity(self.model_of(model_id))
@@ -74,17 +81,19 @@ class InferenceProcessor:
 
     def process(self, batch: Sequence[Item]) -> Sequence[Outcome]:
         outcomes: dict[int, Outcome] = {}
-        groups: dict[tuple[str, bytes], list[tuple[int, ModelInput]]] = {}
+        groups: dict[tuple[str, bytes], list[tuple[int, Item, ModelInput]]] = {}
         for index, item in enumerate(batch):
             try:
                 options = msgspec.msgpack.encode(self._options(item.params))
                 key = self.model_of(item.model_id), options
-                groups.setdefault(key, []).append((index, item.input.as_model_input()))
+                groups.setdefault(key, []).append((index, item, item.input.as_model_input()))
             except TaskError as exc:
                 outcomes[index] = failure(exc)
         for (model_id, options), members in groups.items():
-            results = self._infer(model_id, msgspec.msgpack.decode(options), [input for _, input in members])
-            outcomes.update(zip((index for index, _ in members), results, strict=True))
+            indices, items, inputs = zip(*members, strict=True)
+            with charged(items, [1] * len(items)):
+                results = self._infer(model_id, msgspec.msgpack.decode(options), list(inputs))
+            outcomes.update(zip(indices, results, strict=True))
         return [outcomes[index] for index in range(len(batch))]
 
     def _options(self, params: dict[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class TaskMetrics(msgspec.Struct, frozen=True, kw_only=True):
     duration: float | None = None  # seconds, wall time of the last attempt; None where none ran
     memory_bytes: int | None = None  # peak of the attempt, or of the call that it shared: process lane only
     cpu_usage: float | None = None  # cores kept busy: cpu_time / duration
-    network_bytes: int | None = None  # through `ctx.http` only
+    network_bytes: int | None = None  # through `ctx.http`, and to models behind HTTP
     retry_count: int = 0
     cpu_time: float | None = None  # seconds
     queue_wait: float | None = None  # seconds from ready to start, pauses, limits and resources included
@@ -113,7 +113,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     queue_wait: float | None = None  # seconds from ready to start, pauses, limits and resources included
     cpu_time: float | None = None  # seconds; of a batch its equal share
     memory_bytes: int | None = None  # peak; of a batch that of the whole call
-    network_bytes: int | None = None  # through `ctx.http`, which batches have not
+    network_bytes: int | None = None  # through `ctx.http`, which batches have not, and to models behind HTTP
     batch_size: int = 1  # attempts in the same call
     retry_count: int = 0  # retries charged before it
     lane: str | None = None
