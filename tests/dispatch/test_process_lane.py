@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -207,3 +210,22 @@ def test_the_lane_is_there_before_its_first_task() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.stdout == "False True\n", done.stderr
+
+
+async def test_a_module_that_takes_long_to_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as its child imports it, that is what a task is said to wait for."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    waits = f"import os\nif os.getpid() != {os.getpid()}:\n    open({str(gate)!r}).read()\n"
+    module = f"{waits}def work(n: int) -> int:\n    return n\n"
+    (tmp_path / "slow_to_import.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    work = importlib.import_module("slow_to_import").work
+    async with engine_on(tmp_path / "work.db", process_slots=1) as engine:
+        engine.task(lane="process")(work)
+        handle = await engine.submit(work, 1)
+        with await asyncio.to_thread(gate.open, "w"):  # once the child reads
+            said = await handle.explain()
+        words = "has given it to a child process, which begins it once it has started and imported the module."
+        assert said == f"Worker {engine.manager.store.worker_id} has claimed it and {words}"
+        assert await value(handle) == 1

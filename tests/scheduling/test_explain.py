@@ -257,3 +257,20 @@ async def test_running_and_ended(here: Held) -> None:
     with pytest.raises(TaskCancelled, match="cancel"):
         await handle.result(timeout=LIMIT_S)
     await said(handle, r"It ended as cancelled \(.*\)\.")
+
+
+async def test_an_error_is_told_in_short(tmp_path: Any) -> None:
+    """Its first line, cut, and nothing that moves the cursor of whoever reads it."""
+    async with engine_on(str(tmp_path / "work.db")) as engine:
+
+        @engine.task(retry=Retry(max_retries=3, delay=60))
+        async def fail(words: str) -> None:
+            raise ValueError(words)
+
+        for words, told in (("\n  one\x1b[2J line\n two", "one[2J line"), ("x" * 4_000, f"{'x' * 300} ...")):
+            handle = await engine.submit(fail, words)
+            await shows(handle, reason="retry")
+            assert f"failed ({told}); the next one" in await handle.explain()
+        ended = await engine.submit(fail, "a\nb\nc", max_retries=0)
+        await shows(ended, status=TaskStatus.FAILED)
+        assert await ended.explain() == "It ended as failed (a)."

@@ -13,8 +13,9 @@ from mainspring.processors.base import Lane as LaneName
 from mainspring.store.base import SUSPECT, URGENT, Claimed, Store
 from mainspring.store.lane import Lane
 
-Stage: TypeAlias = Literal["queued", "begins", "runs", "over"]
-"""How far a claim is: it waits for a slot, it is about to begin, it runs, or its end is being recorded."""
+Stage: TypeAlias = Literal["queued", "begins", "handed", "runs", "over"]
+"""How far a claim is: it waits for a slot, it is about to begin, a child process has it, it runs, or its end is being
+recorded."""
 
 
 class Desk(ABC):
@@ -47,7 +48,9 @@ class Desk(ABC):
         """Return how far the claim of a task is; None: it is not here."""
         if (attempt := self.running.get(id)) is not None:
             if attempt.started_at is None:
-                return "queued" if self.ahead and self.begun >= self.slots else "begins"
+                if self.ahead and self.begun >= self.slots:
+                    return "queued"
+                return "handed" if self.lane == "process" else "begins"
             return "over" if attempt.ended else "runs"
         return "begins" if id in self._waiting else None
 

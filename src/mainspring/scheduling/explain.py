@@ -12,11 +12,13 @@ from mainspring.dispatch.desk import Stage
 from mainspring.dispatch.gathering import Forming
 from mainspring.dispatch.manager import TaskManager
 from mainspring.store.standing import Line, Other, Pause, Silent, Standing, Turns
-from mainspring.tasks import GroupLimit, Reason, TaskId, TaskStatus
+from mainspring.tasks import ErrorInfo, GroupLimit, Reason, TaskId, TaskStatus
 from mainspring.tasks.limits import model_of_group
 
 _SHOWN = 3
+_LONGEST = 300  # characters of an error
 _DAY_S = 86_400
+_HANDED = "has given it to a child process, which begins it once it has started and imported the module"
 
 
 async def explain(manager: TaskManager, task_id: TaskId) -> str:
@@ -35,7 +37,7 @@ def _here(standing: Standing, stage: Stage | None) -> str:
         return f"It runs: attempt {standing.attempt}, on worker {standing.worker}."
     if stage == "over":
         return f"It has run on worker {standing.worker}; how attempt {standing.attempt} ended is about to be recorded."
-    steps = {"queued": "starts it when a slot falls free", "begins": "is about to start it"}
+    steps = {"queued": "starts it when a slot falls free", "begins": "is about to start it", "handed": _HANDED}
     step = steps.get(stage or "", "is about to start it, or to record its end")
     return f"Worker {standing.worker} has claimed it and {step}."
 
@@ -46,7 +48,7 @@ def sentence(standing: Standing, now_ms: int) -> str:
         asked = "; it was asked to stop" if standing.cancel_asked else ""
         return f"It runs: attempt {standing.attempt}, on worker {standing.worker}{asked}."
     if standing.status.is_final:
-        why = "" if standing.error is None else f" ({standing.error})"
+        why = "" if standing.error is None else f" ({_in_short(standing.error)})"
         return f"It ended as {standing.status.value}{why}."
     assert standing.reason is not None
     return _PENDING[standing.reason](standing, now_ms)
@@ -89,8 +91,15 @@ def _delayed(standing: Standing, now_ms: int) -> str:
 
 def _retry(standing: Standing, now_ms: int) -> str:
     charged = f", retry {standing.retry_count} of {standing.max_retries}," if standing.retry_count else ""
-    error = "" if standing.error is None else f" ({standing.error})"
+    error = "" if standing.error is None else f" ({_in_short(standing.error)})"
     return f"Attempt {standing.attempt} failed{error}; the next one{charged} comes at {_due(standing, now_ms)}."
+
+
+def _in_short(error: ErrorInfo) -> str:
+    """Return the first line of what an error says, for a sentence on a screen."""
+    first = next((line for line in error.message.splitlines() if line.strip()), "").strip()
+    shown = "".join(char for char in first[: _LONGEST + 1] if char.isprintable())
+    return shown if len(first) <= _LONGEST else f"{shown[:_LONGEST]} ..."
 
 
 def _due(standing: Standing, now_ms: int) -> str:
