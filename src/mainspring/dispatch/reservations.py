@@ -222,7 +222,8 @@ class Reservations:
 
     def _times(self, need: Need) -> int:
         """Return how often that is free now, and 1 at least: one may always be looked at."""
-        return max(1, int(min(self.free(kind) / much + CLOSE for kind, much in need.items())))
+        times = (self.free(kind) / much + CLOSE for kind, much in need.items() if much)
+        return int(max(1.0, min(times, default=1.0)))
 
     def _reserve(self, id: bytes, need: Need, lane: LaneName) -> None:
         self._held[id] = need
