@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.dispatch.test_highwater import GB, Gauge
 from tests.dispatch.test_reservations import says
 from tests.engine import process_work
 from tests.engine.support import SOON, engine_on, until, value
@@ -187,14 +188,16 @@ async def test_who_waits_to_run_alone_too_is_no_company(tmp_path: Path, monkeypa
 
 
 async def test_then_it_fails_and_says_so(tmp_path: Path) -> None:
-    """With what it used, what there was, and that nothing ran beside it."""
+    """With what it used, what there was, that nothing ran beside it, and what others used."""
     folder = tmp_path / "tries"
     folder.mkdir()
     async with engine_on(tmp_path / "work.db") as engine:
         handle = await engine.submit(starving(engine), str(folder), 9, more())
-        with pytest.raises(
-            ResourceLimitExceeded, match=r"out of memory: it used \d+ MiB, and its .* nothing ran beside it"
-        ):
+        gauge = Gauge()
+        gauge.show(memory_bytes=GB, own_memory_bytes=GB - 300 * MIB)
+        engine.manager._course.recorder._monitor = gauge
+        told = "nothing ran beside it on its worker, and others used 300 MiB: it needs"
+        with pytest.raises(ResourceLimitExceeded, match=rf"out of memory: it used \d+ MiB, and its .*; {told}"):
             await value(handle)
         assert await outcomes(handle) == ["crashed", "crashed", "failed"]
         assert (await handle.info()).status is TaskStatus.FAILED

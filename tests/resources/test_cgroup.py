@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from bench.memory import group
 
 from mainspring.resources import Cgroup, CpuQuota, MemoryLimit, ResourceMonitor
 
+MIB = 1 << 20
 GIB = 1 << 30
+FILL = """
+import sys
+with open(sys.argv[1] + "/cgroup.procs", "w") as file:
+    file.write("0")
+held = b"x" * (100 << 20)
+print("full", flush=True)
+sys.stdin.read()
+"""
 UNLIMITED_V1 = 9223372036854771712  # what the kernel shows where nothing was set; with pages of 64 KiB,
 UNLIMITED_64K = 9223372036854710272
 
@@ -88,6 +101,54 @@ def test_the_tightest_of_all_ancestors_is_in_force(tmp_path: Path, outer: bool) 
     cgroup = tree(tmp_path, "0::/outer/inner/leaf\n", files)
     assert cgroup.cpu() == CpuQuota(2.0, 2.0)
     assert cgroup.memory() == MemoryLimit(2 * GIB, 200)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_others_have_used_up_the_limit_of_an_ancestor(tmp_path: Path, version: int) -> None:
+    """What is gone from a wider limit, further out, is not there in the group; its own limit is that of the figures."""
+    at, limit, used = "memory/", "memory.limit_in_bytes", "memory.usage_in_bytes"
+    files: dict[str, object] = {}
+    if version == 2:
+        at, limit, used, files = "", "memory.max", "memory.current", {"cgroup.controllers": "memory"}
+    for path, much, gone in (("pod", 400, 284), ("pod/job", 380, 13)):
+        files |= {f"{at}{path}/{limit}": much, f"{at}{path}/{used}": gone}
+    cgroup = tree(tmp_path, "1:memory:/pod/job\n0::/pod/job\n", files)
+    assert cgroup.memory() == MemoryLimit(380, 380 - (400 - 284))
+    limiting = cgroup.limiting()
+    assert limiting is not None
+    assert limiting.folder.name == "job", "whoever has the same memory is who is in this group"
+    (tmp_path / "cgroup" / at / "pod" / used).write_text("20\n")
+    assert cgroup.memory() == MemoryLimit(380, 13)
+
+
+def test_a_sibling_fills_the_parent(tmp_path: Path) -> None:
+    """In real groups."""
+    with contextlib.ExitStack() as groups:
+        try:
+            parent = groups.enter_context(group(200 * MIB))
+            is_new = (parent / "memory.max").exists()
+            if is_new:
+                (parent / "cgroup.subtree_control").write_text("+memory")
+            own, sibling = parent / "own", parent / "sibling"
+            for folder in (own, sibling):
+                folder.mkdir()
+                groups.callback(folder.rmdir)
+            (own / ("memory.max" if is_new else "memory.limit_in_bytes")).write_text(str(150 * MIB))
+        except OSError as exc:
+            pytest.skip(f"no control groups with limits can be made here: {exc}")
+        (tmp_path / "self").write_text(f"4:memory:/{parent.name}/own\n0::/{parent.name}/own\n")
+        cgroup = Cgroup(membership=tmp_path / "self")
+        before = cgroup.memory()
+        assert before is not None
+        assert before.used_bytes < MIB
+        with subprocess.Popen((sys.executable, "-c", FILL, str(sibling)), stdin=-1, stdout=-1) as filling:
+            assert filling.stdout is not None
+            assert filling.stdout.readline() == b"full\n"
+            after = cgroup.memory()
+            filling.kill()
+        assert after is not None
+        assert after.limit_bytes == 150 * MIB
+        assert 50 * MIB <= after.used_bytes < 90 * MIB, "100 of the parent's 200 MiB are gone: less than 100 can be had"
 
 
 def test_no_limit(tmp_path: Path) -> None:

@@ -88,7 +88,9 @@ class TaskManager(Answers):
         tracing = self.parts.tracing
         self.intake = Intake(self.executor, self.store, self.values, self.cache, limits, env, tracing)
         self.spans = None if tracing is None else Spans(tracing, self.store.worker_id)
-        recorder = Recorder(self.store, self.executor, self.cache, self.values, self.intake, env, self.spans)
+        recorder = Recorder(
+            self.store, self.executor, self.cache, self.values, self.intake, env, self.spans, self.monitor
+        )
         self.counting = recorder.counting
         self._desks: dict[str, Desk] = {}  # of lanes, and of types whose tasks run together
         self._gatherings: dict[str, Gathering] = {}  # the latter, by type
@@ -105,9 +107,7 @@ class TaskManager(Answers):
         )  # fmt: skip
         self._model_limits = ModelLimits(self.parts.models, self.store)
         self._settling: set[asyncio.Task[Any]] = set()
-        self._running = False
-        self._draining = False
-        self._stopped = False
+        self._running = self._draining = self._stopped = False
         self._pacer: asyncio.Task[None] | None = None
         self.lanes: Mapping[str, Lane] = {}
 

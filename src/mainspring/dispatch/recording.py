@@ -18,6 +18,7 @@ from mainspring.environment import Environment
 from mainspring.execution.base import Report
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.base import failure
+from mainspring.resources import ResourceMonitor, ResourceUsage
 from mainspring.results.cache import ResultCache
 from mainspring.results.values import Values
 from mainspring.store.base import (
@@ -46,7 +47,7 @@ class Recorder:
 
     def __init__(
         self, store: Store, executor: TaskExecutor, cache: ResultCache, values: Values, intake: Intake,
-        env: Environment, spans: Spans | None = None,
+        env: Environment, spans: Spans | None, monitor: ResourceMonitor,
     ) -> None:  # fmt: skip
         self.counting = Counting()
         self._store = store
@@ -57,6 +58,7 @@ class Recorder:
         self._intake = intake
         self._env = env
         self._spans = spans
+        self._monitor = monitor
 
     def too_late(self, claim: Claimed, now_ms: int) -> None:
         """Record that the deadline passed before the start."""
@@ -85,7 +87,7 @@ class Recorder:
     ) -> None:  # fmt: skip
         """Record how an attempt ended; what it brings counts only when it completed."""
         if attempt.is_last and report.short_of_memory:
-            report = _in_vain(report)
+            report = _in_vain(report, self._monitor.sample())
         claim, usage = attempt.claim, report.usage
         lane = "process" if attempt.in_child else attempt.desk.lane
         started, kind = attempt.started_ms, None
@@ -164,9 +166,13 @@ def _say(claim: Claimed, outcome: str, error: str | None, duration: float) -> No
     )  # fmt: skip
 
 
-def _in_vain(report: Report) -> Report:
+def _in_vain(report: Report, usage: ResourceUsage) -> Report:
     """More memory than it had there is none: it is not tried again."""
     assert report.error is not None
-    message = f"{report.error.message}; nothing ran beside it: it needs a machine with more memory, or a smaller input"
+    others = max(0, usage.memory_bytes - usage.own_memory_bytes) >> 20
+    message = (
+        f"{report.error.message}; nothing ran beside it on its worker, and others used {others} MiB: it needs a "
+        "machine with more memory, or with less in use by others, or a smaller input"
+    )
     error = msgspec.structs.replace(report.error, message=message)
     return msgspec.structs.replace(report, error=error, crashed=False, retryable=False)

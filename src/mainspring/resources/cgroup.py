@@ -1,7 +1,8 @@
 """Linux control groups, version 1 and 2: the limits that hold here, and what is used of them.
 
-Limits hold for a group and all below it: the tightest of a group and its ancestors is in force. What cannot be read
-counts as no limit; where just now nothing can be opened, that is an OSError.
+Limits hold for a group and all below it: the tightest of a group and its ancestors is in force, and of memory there is
+no more than any of them has left. What cannot be read counts as no limit; where just now nothing can be opened, that is
+an OSError.
 
 Source: Linux kernel documentation, admin-guide/cgroup-v1 (memory, cpuacct, sched-bwc) and admin-guide/cgroup-v2.
 Which CPUs a cpuset leaves is in the affinity of each process (`cores`).
@@ -31,7 +32,7 @@ class CpuQuota(NamedTuple):
 
 class MemoryLimit(NamedTuple):
     limit_bytes: int
-    used_bytes: int  # of the limited group, without file pages, which can be dropped
+    used_bytes: int  # so much of it is not to be had: in use, without what can be dropped, or gone from one further out
 
 
 class Limiting(NamedTuple):
@@ -61,21 +62,32 @@ class Cgroup:
         return min(quotas, key=lambda quota: quota.cores, default=None)
 
     def memory(self) -> MemoryLimit | None:
-        """Return the tightest memory limit, which `memory.high` is too; None where there is none."""
-        group = self.limiting()
-        used = None if group is None else self._memory_used(group.folder)
-        return None if group is None or used is None else MemoryLimit(group.limit_bytes, used)
+        """Return the tightest memory limit, which `memory.high` is too, and what is not to be had of it; None where
+        there is none.
+
+        Others may have used up more of a wider limit, further out, than of this one: all are looked at, and that counts
+        which leaves least. The limit stays the same meanwhile, so that what fits into it is judged by one figure.
+        """
+        limits = self._memory_limits()
+        left = [one.limit_bytes - used for one in limits if (used := self._memory_used(one.folder)) is not None]
+        if not left:
+            return None
+        tightest = min(limits).limit_bytes
+        return MemoryLimit(tightest, max(0, tightest - min(left)))
 
     def limiting(self) -> Limiting | None:
         """Return the group whose memory limit is the tightest; None where there is none."""
+        return min(self._memory_limits(), default=None)
+
+    def _memory_limits(self) -> list[Limiting]:
+        """Return the limited groups, each with the tightest limit of its own."""
         read = _limits_2 if self._is_second("memory") else _limits_1
-        limits = (
-            Limiting(limit, folder)
-            for folder in self._groups("memory")
-            for limit in read(folder)
-            if limit is not None and limit < _UNLIMITED
-        )
-        return min(limits, default=None)
+        found = []
+        for folder in self._groups("memory"):
+            limits = [limit for limit in read(folder) if limit is not None and limit < _UNLIMITED]
+            if limits:
+                found.append(Limiting(min(limits), folder))
+        return found
 
     def oom_kills(self) -> int | None:
         """Return how many processes of this group were killed for want of memory; None where nobody counts."""
