@@ -151,6 +151,17 @@ def test_a_sibling_fills_the_parent(tmp_path: Path) -> None:
         assert 50 * MIB <= after.used_bytes < 90 * MIB, "100 of the parent's 200 MiB are gone: less than 100 can be had"
 
 
+def test_caches_of_the_kernel_are_room(tmp_path: Path) -> None:
+    """What it remembers of a million names that were looked up goes as soon as somebody needs the memory."""
+    files: dict[str, object] = {
+        "cgroup.controllers": "memory",
+        "job/memory.max": 400 * MIB,
+        "job/memory.current": 316 * MIB,
+        "job/memory.stat": f"active_file {2 * MIB}\nslab {292 * MIB}\nslab_reclaimable {290 * MIB}\nshmem 9",
+    }
+    assert tree(tmp_path, "0::/job\n", files).memory() == MemoryLimit(400 * MIB, 24 * MIB)
+
+
 def test_no_limit(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     second = tree(tmp_path / "two", "0::/job\n", {"cgroup.controllers": "", "job/cpu.max": "max 100000"})

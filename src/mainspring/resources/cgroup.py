@@ -17,6 +17,9 @@ from typing import NamedTuple
 
 _UNLIMITED = 1 << 60
 """Version 1 shows a number where nothing was set: the largest that is whole pages, of whatever size."""
+_DROPPED_2 = ("inactive_file", "active_file", "slab_reclaimable")
+"""What the kernel drops when it needs the room: pages of files, and its own caches, as of the names of files."""
+_DROPPED_1 = ("total_inactive_file", "total_active_file")  # what of its own could go, it does not tell
 _BLIND = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
@@ -123,9 +126,8 @@ class Cgroup:
         used = _number(folder / ("memory.current" if second else "memory.usage_in_bytes"))
         if used is None:
             return None
-        prefix = "" if second else "total_"
-        pages = [_field(folder / "memory.stat", f"{prefix}{kind}_file") or 0 for kind in ("inactive", "active")]
-        return max(0, used - sum(pages))
+        stat = _fields(folder / "memory.stat")
+        return max(0, used - sum(stat.get(kind, 0) for kind in (_DROPPED_2 if second else _DROPPED_1)))
 
     def _groups(self, controller: str) -> Iterator[Path]:
         """Yield this process's group and its ancestors, as far as they can be seen from here."""
@@ -188,8 +190,9 @@ def _number(path: Path) -> int | None:
 
 
 def _field(path: Path, name: str) -> int | None:
-    for line in (_text(path) or "").splitlines():
-        key, _, value = line.partition(" ")
-        if key == name and value.isdigit():
-            return int(value)
-    return None
+    return _fields(path).get(name)
+
+
+def _fields(path: Path) -> dict[str, int]:
+    lines = (line.partition(" ") for line in (_text(path) or "").splitlines())
+    return {name: int(value) for name, _, value in lines if value.isdigit()}

@@ -36,7 +36,7 @@ class ResourceUsage(msgspec.Struct, frozen=True, kw_only=True):
 
     cpu_usage: float | None  # 0..1 of cpu_limit, over the time since the sample before; None for the first one
     own_cpu_usage: float | None  # the part of it that is own
-    memory_bytes: int  # in use and not to be had by dropping cached files
+    memory_bytes: int  # in use and not to be had by dropping caches
     own_memory_bytes: int  # the part of it that is own
     storage_bytes: int  # of the disk that holds the folder, not available to this user
     network_bytes: int | None  # both ways over all interfaces but loopback, since the monitor was made
