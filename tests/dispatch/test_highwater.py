@@ -17,7 +17,11 @@ from tests.engine.support import engine_on, shows, until, value
 
 from mainspring import Batch, Engine, Resources, SchedulerConfig
 from mainspring.cli.overview import overview
+from mainspring.dispatch.highwater import HighWater
+from mainspring.dispatch.neighbours import SILENT_MS
+from mainspring.environment import SYSTEM
 from mainspring.resources import ResourceMonitor, ResourceUsage
+from mainspring.store.base import HostUsage
 
 pytestmark = pytest.mark.anyio
 GB = 1_000_000_000
@@ -149,6 +153,53 @@ async def test_strangers_on_the_cpu(tmp_path: Path) -> None:
             other.manager._high_water._monitor = beside
             beside.show(cpu_usage=0.88, own_cpu_usage=0.5)
             assert await value(handle) == "done"
+
+
+class Told:
+    """A store in which another worker on this host has told of its load, and the time there."""
+
+    worker_id = "me"
+    ms = 1_000_000
+
+    def __init__(self, **figures: float) -> None:
+        told = msgspec.json.encode(msgspec.structs.replace(CALM, **figures)).decode()
+        self.told = [HostUsage("other", SYSTEM.host(), -5_000_000, told)]  # its clock is another one
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    async def usages(self) -> list[HostUsage]:
+        return self.told
+
+
+def judges(store: Told) -> HighWater:
+    gauge = Gauge()
+    gauge.show(cpu_usage=1.0, own_cpu_usage=0.1)
+    return HighWater(gauge, store, SYSTEM)  # type: ignore[arg-type]
+
+
+async def test_workers_under_another_limit() -> None:
+    """All that is in use of a fifth of a core is not all that is in use of two."""
+    for limits in ({"cpu_limit": 0.2}, {"memory_limit_bytes": GB}):
+        high_water = judges(Told(own_cpu_usage=0.98, **limits))
+        assert await high_water.look()
+        assert high_water.why is not None
+        assert high_water.why.startswith("others use 90% of 2 cores")
+    assert not await judges(Told(own_cpu_usage=0.98)).look()
+
+
+async def test_a_worker_that_was_stopped() -> None:
+    """What it has told is its load for as long as it speaks: what strangers take then is theirs again."""
+    store = Told(own_cpu_usage=0.98)
+    high_water = judges(store)
+    for _ in range(SILENT_MS // 1000):
+        assert not await high_water.look()
+        store.ms += 1000
+    assert await high_water.look()
+    store.told = [store.told[0]._replace(at_ms=-4_000_000)]
+    store.ms += 1000
+    assert await high_water.look(), "it goes on"
+    assert high_water.why is None
 
 
 async def test_a_drain_while_the_machine_is_full(tmp_path: Path) -> None:

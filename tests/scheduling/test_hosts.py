@@ -19,8 +19,9 @@ from tests.engine.support import LIMIT_S, engine_on, until, value
 
 from mainspring import Engine, EngineConfig, InsufficientResources, ResourceUsage, SchedulerConfig, StoreConfig
 from mainspring.config import cores
+from mainspring.dispatch.neighbours import REPEAT_MS, SILENT_MS
 from mainspring.resources.monitor import ResourceMonitor
-from mainspring.scheduling.hosts import REPEAT_MS, SILENT_MS, TELL_MS, Hosts, Telling, places
+from mainspring.scheduling.hosts import TELL_MS, Hosts, Telling, places
 from mainspring.store.base import HostUsage
 
 pytestmark = pytest.mark.anyio

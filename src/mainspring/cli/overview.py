@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from mainspring.cli.lookup import PauseRow, when
+from mainspring.dispatch.neighbours import SILENT_MS
 from mainspring.resources.monitor import ResourceUsage
-from mainspring.scheduling.hosts import SILENT_MS, places
+from mainspring.scheduling.hosts import places
 from mainspring.store.base import CRASHED, FAILED, TIMEOUT
 from mainspring.store.ready import ANYWHERE
 from mainspring.store.sql import limited, reads

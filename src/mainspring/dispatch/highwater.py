@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import msgspec
-
+from mainspring.dispatch.neighbours import Neighbours, place_of
 from mainspring.environment import Environment
 from mainspring.errors import StoreUnavailable
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
@@ -12,17 +11,17 @@ from mainspring.tasks.needs import amounts, shares
 
 EASE = 0.95
 """It is over when no more is in use than this share of the mark: else it would come and go with each task."""
-_decoder = msgspec.json.Decoder(ResourceUsage)
 
 
 class HighWater:
-    """Judges memory by all that is in use, and CPU by what the engine's own processes on this host do not use."""
+    """Judges memory by all that is in use, and CPU by what the engine's own processes do not use that work here: on
+    this host, under the same limits."""
 
     def __init__(self, monitor: ResourceMonitor, store: Store, env: Environment) -> None:
         self.why: str | None = None  # nothing new starts: completes "worker ... starts nothing new: "
         self._monitor = monitor
-        self._store = store
-        self._env = env
+        self._neighbours = Neighbours(store)
+        self._host = env.host()
 
     async def look(self) -> bool:
         """Return whether it has come or gone."""
@@ -48,7 +47,7 @@ class HighWater:
         limit = mark if self.why is None else mark * EASE
         others = usage.cpu_usage - (usage.own_cpu_usage or 0.0)
         if others > limit:
-            others -= await self._own_elsewhere()
+            others -= await self._own_beside(usage)
         if others <= limit:
             return None
         is_above = others > mark
@@ -58,15 +57,15 @@ class HighWater:
             f"it goes on at {eased}"
         )
 
-    async def _own_elsewhere(self) -> float:
-        """Return the share that other workers on this host use: they are no strangers."""
+    async def _own_beside(self, usage: ResourceUsage) -> float:
+        """Return the share that other workers use which work here too: they are no strangers. What one has told that
+        works under another limit is a share of that: how much of it went here, nobody knows."""
         try:
-            told = await self._store.usages()
+            heard = await self._neighbours.heard()
         except StoreUnavailable:  # nothing can be claimed meanwhile either
             return 0.0
-        host, worker = self._env.host(), self._store.worker_id
-        beside = [_decoder.decode(one.figures) for one in told if one.host == host and one.worker != worker]
-        return sum(usage.own_cpu_usage or 0.0 for usage in beside)
+        here = place_of(self._host, usage)
+        return sum(one.own_cpu_usage or 0.0 for host, one in heard if place_of(host, one) == here)
 
 
 def _above(is_above: bool) -> str:

@@ -9,22 +9,16 @@ from typing import NamedTuple
 import msgspec
 
 from mainspring.config import SchedulerConfig
+from mainspring.dispatch.neighbours import REPEAT_MS, Neighbours, place_of
 from mainspring.errors import InsufficientResources
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
-from mainspring.store.base import HostUsage, Store
+from mainspring.store.base import Store
 from mainspring.tasks.needs import amounts, shares
 
-READ_MS = 500
-"""How old what others have told may be here before it is read again."""
 TELL_MS = 1_000
-"""A process tells what has changed this often at most,"""
-REPEAT_MS = 10_000
-"""and what has not changed this often, so that the others know that it is there."""
-SILENT_MS = 3 * REPEAT_MS
-"""What has not been repeated for so long, as seen from here, counts no more."""
+"""A process tells what has changed this often at most."""
 _CPU_STEPS, _STEPS = 20, 100
 """How many steps of the whole there are; a change by less is not worth telling."""
-_decoder = msgspec.json.Decoder(ResourceUsage)
 
 
 class Place(NamedTuple):
@@ -60,22 +54,17 @@ class Hosts:
     """What is known of the hosts that work, and whether one has room."""
 
     def __init__(self, store: Store, monitor: ResourceMonitor, limits: SchedulerConfig, host: str) -> None:
-        self._store = store
         self._monitor = monitor
         self._limits = limits
         self._host = host
-        self._told: list[HostUsage] = []
-        self._read_ms: int | None = None
-        self._first_seen: dict[str, tuple[int, int]] = {}  # by worker: of when its news are, and since when known here
+        self._neighbours = Neighbours(store)
 
     async def refuse_without_room(self, *, works: bool) -> None:
         """Judge by those who work, or where nobody does by this host. `works`: this process does.
 
         Raises: InsufficientResources.
         """
-        await self._read()
-        others = [one for one in self._told if one.worker != self._store.worker_id and self._is_heard(one)]
-        seen = [(one.host, _decoder.decode(one.figures)) for one in sorted(others, key=lambda one: one.at_ms)]
+        seen = await self._neighbours.heard()
         if works or not seen:
             seen.append((self._host, self._monitor.sample()))
         refusals = []
@@ -99,24 +88,9 @@ class Hosts:
                 retry_after=self._monitor.fresh_in_s(),
             )
 
-    async def _read(self) -> None:
-        now_ms = self._store.now_ms()
-        if self._read_ms is None or now_ms - self._read_ms >= READ_MS:
-            self._read_ms = now_ms
-            self._told = await self._store.usages()
-            before, self._first_seen = self._first_seen, {}
-            for one in self._told:
-                at_ms, since_ms = before.get(one.worker, (None, now_ms))
-                self._first_seen[one.worker] = (one.at_ms, since_ms if at_ms == one.at_ms else now_ms)
-
-    def _is_heard(self, one: HostUsage) -> bool:
-        """Whether it speaks, judged by the clock here: that of another machine may be wrong."""
-        return self._store.now_ms() - self._first_seen[one.worker][1] < SILENT_MS
-
     def _fresh_in_s(self) -> float:
         """Return when this process judges by new figures: until then the answer stays the same."""
-        assert self._read_ms is not None
-        return max(0.0, self._monitor.fresh_in_s(), (self._read_ms + READ_MS - self._store.now_ms()) / 1000)
+        return max(self._monitor.fresh_in_s(), self._neighbours.fresh_in_s())
 
     def _why_full(self, usage: ResourceUsage) -> str | None:
         """Return what is above a limit: that of the host, or that of whoever submits."""
@@ -136,13 +110,10 @@ class Hosts:
 
 
 def places(seen: Iterable[tuple[str, ResourceUsage]]) -> list[Place]:
-    """Put processes together that work in the same place: what each of them takes is load of the engine's own.
-
-    Those with the same host and the same limits share what these limits are of.
-    """
+    """Put processes together that work in the same place: what each of them takes is load of the engine's own."""
     found: dict[tuple[str, float, int], list[ResourceUsage]] = {}
     for host, usage in seen:
-        found.setdefault((host, usage.cpu_limit, usage.memory_limit_bytes), []).append(usage)
+        found.setdefault(place_of(host, usage), []).append(usage)
     return [Place(host, _together(usages)) for (host, _, _), usages in found.items()]
 
 

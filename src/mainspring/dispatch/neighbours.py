@@ -1,0 +1,54 @@
+"""Other processes that work: what they have told of their machines, as long as they speak."""
+
+from __future__ import annotations
+
+import msgspec
+
+from mainspring.resources.monitor import ResourceUsage
+from mainspring.store.base import HostUsage, Store
+
+READ_MS = 500
+"""How old what others have told may be here before it is read again."""
+REPEAT_MS = 10_000
+"""Whoever works repeats what has not changed this often, so that the others know that it is there."""
+SILENT_MS = 3 * REPEAT_MS
+"""What has not been repeated for so long, as seen from here, counts no more."""
+_decoder = msgspec.json.Decoder(ResourceUsage)
+
+
+class Neighbours:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._told: list[HostUsage] = []
+        self._read_ms: int | None = None
+        self._first_seen: dict[str, tuple[int, int]] = {}  # by worker: of when its news are, and since when known here
+
+    async def heard(self) -> list[tuple[str, ResourceUsage]]:
+        """Return host and usage of each that speaks, the newest last. Raises StoreUnavailable."""
+        await self._read()
+        others = [one for one in self._told if one.worker != self._store.worker_id and self._is_heard(one)]
+        return [(one.host, _decoder.decode(one.figures)) for one in sorted(others, key=lambda one: one.at_ms)]
+
+    def fresh_in_s(self) -> float:
+        """Return after how many seconds it will be read again."""
+        return 0.0 if self._read_ms is None else max(0, self._read_ms + READ_MS - self._store.now_ms()) / 1000
+
+    async def _read(self) -> None:
+        now_ms = self._store.now_ms()
+        if self._read_ms is not None and now_ms - self._read_ms < READ_MS:
+            return
+        self._told = await self._store.usages()
+        self._read_ms = now_ms
+        before, self._first_seen = self._first_seen, {}
+        for one in self._told:
+            at_ms, since_ms = before.get(one.worker, (None, now_ms))
+            self._first_seen[one.worker] = (one.at_ms, since_ms if at_ms == one.at_ms else now_ms)
+
+    def _is_heard(self, one: HostUsage) -> bool:
+        """Whether it speaks, judged by the clock here: that of another machine may be wrong."""
+        return self._store.now_ms() - self._first_seen[one.worker][1] < SILENT_MS
+
+
+def place_of(host: str, usage: ResourceUsage) -> tuple[str, float, int]:
+    """Return a name for where a process works: those with the same host and the same limits share what these are of."""
+    return host, usage.cpu_limit, usage.memory_limit_bytes
