@@ -17,6 +17,20 @@ from mainspring.resources.own import OwnLoad, OwnProcesses
 MIB = 1 << 20
 SPIN = "import sys\nwhile True: pass"
 HOLD = f"import sys; held = b'x' * {64 * MIB}; print('ready', flush=True); sys.stdin.read()"
+SHARE = f"""
+import mmap, os, sys
+shared = mmap.mmap(-1, {64 * MIB})
+def fill(): shared[:] = b"x" * {64 * MIB}
+fill()
+told, tell = os.pipe()
+if os.fork():
+    os.read(told, 1)
+    print("ready", flush=True)
+else:
+    fill()
+    os.write(tell, b".")
+sys.stdin.read()
+"""
 PARENT = (
     "import subprocess, sys\n"
     "child = subprocess.Popen([sys.executable, '-c', {code!r}], stdin=sys.stdin)\n"
@@ -108,6 +122,15 @@ def grows_soon(look: OwnProcesses) -> bool:
     before = look.look().cpu_s
     assert grows(spinning, 0.3)
     return look.look().cpu_s > before
+
+
+def test_shared_memory() -> None:
+    """It goes with those who have it, once for all of them."""
+    look = OwnProcesses()
+    before = look.look().memory_bytes
+    with started(SHARE) as child:
+        told(child)
+        assert 60 * MIB < look.look().memory_bytes - before < 110 * MIB
 
 
 def test_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:

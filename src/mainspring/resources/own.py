@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -10,17 +11,17 @@ from typing import NamedTuple
 from mainspring.resources.cgroup import is_blind
 
 _TICKS_S = 1.0 / os.sysconf("SC_CLK_TCK")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_HELD = re.compile(rb"(VmRSS|RssAnon|RssShmem):\s+(\d+) kB")
 _PARENT, _TIMES = 1, slice(11, 15)
 """Fields of /proc/PID/stat behind the name: user and system time, and those of children that were waited for.
 
-Source: proc_pid_stat(5), proc_pid_statm(5).
+Source: proc_pid_stat(5), proc_pid_status(5).
 """
 
 
 class OwnLoad(NamedTuple):
     cpu_s: float  # of those that live and those they have waited for; less than before where one was lost unseen
-    memory_bytes: int  # that goes with them: without the files they have mapped
+    memory_bytes: int  # that goes with them: without the files they have mapped; of shared memory what one of them has
 
 
 class OwnProcesses:
@@ -47,14 +48,15 @@ class OwnProcesses:
                 raise
             return _by_psutil(self._root)
         self._sort(root, living)
-        cpu = pages = 0
+        cpu = private = shared = 0
         for pid in self._own:
             with _ended():
                 cpu += sum(map(int, _stat(pid)[_TIMES]))
-                with open(f"/proc/{pid}/statm", "rb", buffering=0) as file:
-                    _, resident, shared, *_ = file.read().split()
-                pages += int(resident) - int(shared)
-        return OwnLoad(cpu * _TICKS_S, pages * _PAGE)
+                with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+                    held = {name: int(kib) << 10 for name, kib in _HELD.findall(file.read())}
+                private += held.get(b"RssAnon", held.get(b"VmRSS", 0))
+                shared = max(shared, held.get(b"RssShmem", 0))
+        return OwnLoad(cpu * _TICKS_S, private + shared)
 
     def _sort(self, root: int, living: set[int]) -> None:
         self._own &= living
