@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -93,6 +94,36 @@ def test_a_child_of_a_child_counts_also_when_its_parent_is_gone() -> None:
             assert grows(look, 0.2)
         finally:
             os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def in_background() -> Iterator[int]:
+    """A program that has gone to the background: who started it has ended already."""
+    command = shlex.join((sys.executable, "-c", f"import os; os.setpgid(0, 0)\n{SPIN}"))
+    script = f"{command} > /dev/null & echo $!"
+    pid = int(subprocess.run(["sh", "-c", script], stdout=-1, check=True).stdout)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_one_that_goes_to_the_background_unseen_counts() -> None:
+    """It is still in the session of those who are ours, also where it has a process group of its own."""
+    look = OwnProcesses()
+    look.look()
+    with in_background() as pid:
+        assert grows(look, 0.2)
+        assert pid in look._own
+
+
+def test_who_was_in_the_background_before_is_a_stranger() -> None:
+    """As another worker is that the same script has started: it is in the same session."""
+    with in_background() as pid:
+        look = OwnProcesses()
+        for _ in range(3):
+            look.look()
+        assert pid in look._others
 
 
 def test_one_that_is_over_was_ours_too() -> None:

@@ -12,7 +12,7 @@ from mainspring.resources.cgroup import is_blind
 
 _TICKS_S = 1.0 / os.sysconf("SC_CLK_TCK")
 _HELD = re.compile(rb"(VmRSS|RssAnon|RssShmem):\s+(\d+) kB")
-_PARENT, _TIMES = 1, slice(11, 15)
+_PARENT, _SESSION, _TIMES = 1, 3, slice(11, 15)
 """Fields of /proc/PID/stat behind the name: user and system time, and those of children that were waited for.
 
 Source: proc_pid_stat(5), proc_pid_status(5).
@@ -25,7 +25,8 @@ class OwnLoad(NamedTuple):
 
 
 class OwnProcesses:
-    """A process and its descendants, also those whose parents have died since they were seen.
+    """A process and its descendants, also those whose parents have died: since they were seen, or before, as those of a
+    program that goes to the background, where they stayed in the session of one that is own.
 
     A look costs a list of all processes, and a read for each that is new or own.
 
@@ -37,6 +38,7 @@ class OwnProcesses:
         self._root = root
         self._own: set[int] = set()
         self._others: set[int] = set()  # nobody becomes a descendant later
+        self._sessions: set[int] = set()  # of the own processes, at the last look; before the first one nobody is left
 
     def look(self) -> OwnLoad:
         """Raises OSError where nothing can be opened now."""
@@ -49,31 +51,47 @@ class OwnProcesses:
             return _by_psutil(self._root)
         self._sort(root, living)
         cpu = private = shared = 0
+        sessions = set()
         for pid in self._own:
             with _ended():
-                cpu += sum(map(int, _stat(pid)[_TIMES]))
+                stat = _stat(pid)
+                cpu += sum(map(int, stat[_TIMES]))
+                sessions.add(int(stat[_SESSION]))
                 with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
                     held = {name: int(kib) << 10 for name, kib in _HELD.findall(file.read())}
                 private += held.get(b"RssAnon", held.get(b"VmRSS", 0))
                 shared = max(shared, held.get(b"RssShmem", 0))
+        self._sessions = sessions - {0}  # so are all shown that are outside of this namespace of processes
         return OwnLoad(cpu * _TICKS_S, private + shared)
 
     def _sort(self, root: int, living: set[int]) -> None:
         self._own &= living
         self._own.add(root)
         self._others &= living
-        parents = dict(_parents(living - self._own - self._others))
-        for pid in parents:
+        found = {pid: (parent, session) for pid, parent, session in _origins(living - self._own - self._others)}
+        for pid in found:
             line = [pid]
-            while line[-1] in parents and parents[line[-1]] not in line:
-                line.append(parents[line[-1]])
-            (self._own if line[-1] in self._own else self._others).update(one for one in line if one in parents)
+            while line[-1] in found and found[line[-1]][0] not in line:
+                line.append(found[line[-1]][0])
+            new = [one for one in line if one in found]
+            is_own = line[-1] in self._own or (bool(new) and self._is_orphan(*found[new[-1]]))
+            (self._own if is_own else self._others).update(new)
+
+    def _is_orphan(self, parent: int, session: int) -> bool:
+        """Whether it is left of one that ended unseen: it has come since the last look into a session of own processes,
+        and now belongs to somebody outside, who adopts. In that session a shell may start strangers too, whose parent
+        it stays. (A process group would be narrower, and left by `timeout` and by job control.)"""
+        if session not in self._sessions:
+            return False
+        return parent == 1 or all(other not in self._sessions for _, _, other in _origins([parent]))
 
 
-def _parents(pids: Iterable[int]) -> Iterable[tuple[int, int]]:
+def _origins(pids: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield each with its parent and its session."""
     for pid in pids:
         with _ended():
-            yield pid, int(_stat(pid)[_PARENT])
+            stat = _stat(pid)
+            yield pid, int(stat[_PARENT]), int(stat[_SESSION])
 
 
 @contextmanager
