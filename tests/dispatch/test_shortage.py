@@ -255,6 +255,24 @@ def test_each_kill_of_the_system_is_told_once() -> None:
     assert [kills.has_one(before) for before in (8, None, long, late)] == [False, False, True, False]
 
 
+async def test_a_program_of_its_own_was_killed(tmp_path: Path) -> None:
+    """What the handler makes of that is named with its cause, and what follows is the same as after its own death."""
+    async with engine_on(tmp_path / "work.db") as engine:
+        starving(engine)
+        shells_out = engine.task(lane="process", retry=SOON)(process_work.shells_out)
+        handle = await engine.submit(shells_out, True)
+        told = r"RuntimeError: the converter is gone; meanwhile .* out of memory: .* used \d{3} MiB at most"
+        with pytest.raises(ResourceLimitExceeded, match=rf"{told}, and its .*; nothing ran beside it"):
+            await value(handle)
+        assert await outcomes(handle) == ["retry", "retry", "failed"]
+        used = (await handle.info()).attempts[0].memory_bytes
+        assert used is not None
+        assert used > 100 * MIB, "by this more is reserved for the next try"
+        without = await engine.submit(shells_out, False, max_retries=0)
+        with pytest.raises(ProcessingFailed, match=r"^RuntimeError: the converter is gone$"):
+            await value(without)
+
+
 async def test_a_limit_of_the_child_itself(tmp_path: Path) -> None:
     """A handler that gets no more memory: the error has its peak and the limit, and what follows is the same."""
     async with engine_on(tmp_path / "work.db") as engine:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -136,6 +137,13 @@ def hoard(mebibytes: int, limit: int) -> int:
     """Asks for memory under a limit of its own process."""
     resource.setrlimit(resource.RLIMIT_AS, (limit << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
     return len(bytearray(mebibytes << 20))
+
+
+def shells_out(with_program: bool) -> None:
+    """Fails, after a program of its own or not."""
+    if with_program:
+        subprocess.run([sys.executable, "-c", f"x = b'x' * {100 << 20}"], check=True)
+    raise RuntimeError("the converter is gone")
 
 
 def fill(path: str) -> int:

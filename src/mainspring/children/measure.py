@@ -18,6 +18,7 @@ class Sample(NamedTuple):
     total_cpu_s: float  # of its whole life so far
     peak_bytes: int | None  # highest resident memory since `start`; None where the system can't tell
     resident_bytes: int | None  # now
+    program_bytes: int  # at most, peak of the largest process that it started and waited for; 0: there was none
 
 
 class Meter:
@@ -25,7 +26,7 @@ class Meter:
 
     CPU is exact. The peak is the kernel's own high-water mark, reset at `start` (Linux; proc(5): writing 5 to
     clear_refs), so it includes what the interpreter and its modules hold; it may lag by some pages per core. Memory of
-    processes that the work starts is not in it.
+    processes that the work starts is not in it: of those the system keeps the largest peak since this process began.
 
     Reading that mark costs more than most quick work. Memory grows by page faults alone: where there was none since
     what is resident was last read, the peak is that.
@@ -33,6 +34,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._start_s = 0.0
+        self._waited_faults = 0  # at the start, of processes that were waited for
         self._faults = -1  # as of the last reading
         self._resident = 0
         self._clear = self._status = self._statm = -1
@@ -44,20 +46,22 @@ class Meter:
     def start(self) -> None:
         if self._clear >= 0:
             os.pwrite(self._clear, b"5", 0)
-        self._start_s = _used()[0]
+        self._start_s, _, self._waited_faults, _ = _used()
 
     def stop(self) -> Sample:
-        total_s, faults = _used()
+        total_s, faults, waited_faults, program = _used()
         cpu_s = total_s - self._start_s
+        if waited_faults == self._waited_faults:
+            program = 0
         if self._clear < 0:
-            return Sample(cpu_s, total_s, None, None)
+            return Sample(cpu_s, total_s, None, None, program)
         if faults != self._faults:
             self._faults = faults
             status = os.pread(self._status, 8192, 0)
             self._resident = _kib(status, b"VmRSS:")
-            return Sample(cpu_s, total_s, _kib(status, b"VmHWM:"), self._resident)
+            return Sample(cpu_s, total_s, _kib(status, b"VmHWM:"), self._resident, program)
         peak, self._resident = self._resident, int(os.pread(self._statm, 256, 0).split(None, 2)[1]) * _PAGE
-        return Sample(cpu_s, total_s, peak, self._resident)
+        return Sample(cpu_s, total_s, peak, self._resident, program)
 
     @staticmethod
     def cpu_s() -> float:
@@ -65,11 +69,13 @@ class Meter:
         return _used()[0]
 
 
-def _used() -> tuple[float, int]:
-    """Return the CPU time of this process so far, with the processes that it has waited for, and its page faults."""
+def _used() -> tuple[float, int, int, int]:
+    """Return the CPU time of this process so far, with the processes that it has waited for, and its page faults; then
+    those of these processes, and the largest peak of one of them in bytes."""
     own, waited = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = own.ru_utime + own.ru_stime + waited.ru_utime + waited.ru_stime
-    return cpu_s, own.ru_minflt + own.ru_majflt
+    faults = own.ru_minflt + own.ru_majflt
+    return cpu_s, faults, waited.ru_minflt + waited.ru_majflt, waited.ru_maxrss * MAXRSS_UNIT
 
 
 def own_peak_bytes() -> int:

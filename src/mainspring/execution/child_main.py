@@ -381,7 +381,7 @@ class Desk:
         if self._link.is_copy:  # a fork that the handler let escape: only the original reports
             os._exit(0)
         usage = Usage(duration, sample.cpu_s, sample.peak_bytes, context.network_bytes, 1, context.cost)
-        result = with_limit(report(outcome, usage))
+        result = with_limit(report(outcome, usage), sample.program_bytes)
         return (msgspec.structs.replace(result, for_all=True) if for_all else result), sample
 
 

@@ -442,7 +442,8 @@ class ProcessRunner:
             attempt.desk.child.kill()
 
     def _finished(self, desk: Desk, attempt: Attempt, frame: Finished | FinishedBatch) -> None:
-        self._settle(attempt, end_of(frame))
+        end = end_of(frame)
+        self._settle(attempt, self._kills.behind(end, attempt.oom_kills) if isinstance(end, Report) else end)
         desk.cpu_s = frame.cpu_s
         desk.resident_bytes = frame.resident_bytes or desk.resident_bytes
         desk.attempts.popleft()

@@ -26,8 +26,8 @@ class Kills:
     """The kernel's count of processes that it has killed for memory, in this control group or else on this machine.
 
     One that the kernel kills says nothing, and SIGKILL may come from anybody: only this count tells. It counts others
-    of the same group too; hence it is looked at only when a child was killed, and not by us, and only what was counted
-    since that one began is meant.
+    of the same group too; hence it is looked at only when a child was killed, and not by us, or when an attempt failed
+    that had started a program, and only what was counted since that one began is meant.
     """
 
     def __init__(
@@ -66,6 +66,27 @@ class Kills:
         self._told.add(one)
         return True
 
+    def behind(self, report: Report, before: int | None) -> Report:
+        """Return the report of an attempt whose child lives, as one that was short of memory where it failed and a
+        program of its own may be what was killed for want of it: what the handler makes of that may be any error.
+
+        Args:
+            before: how many there had been when it began.
+        """
+        error, used = report.error, report.program_bytes
+        if error is None or not used or not report.retryable or not self.has_one(before):
+            return report
+        message = (
+            f"{error.type}: {error.message}; meanwhile the system killed a process, out of memory: a program that it "
+            f"had started used {used >> 20} MiB at most, and {self.limit()}"
+        )
+        return msgspec.structs.replace(
+            report,
+            error=msgspec.structs.replace(error, type=KILLED, message=message),
+            usage=msgspec.structs.replace(report.usage, memory_bytes=max(used, report.usage.memory_bytes or 0)),
+            short_of_memory=True,
+        )
+
     def limit(self) -> str:
         """Return what there was to be had."""
         whole = machine()[1]
@@ -89,11 +110,14 @@ class Kills:
         return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def with_limit(report: Report) -> Report:
-    """Return a report whose error tells, where it is that of one who got no more memory, what it used and might use."""
+def with_limit(report: Report, program_bytes: int) -> Report:
+    """Return a report whose error tells, where it is that of one who got no more memory, what it used and might use;
+    with that of another one it says what a program used that it had started."""
     error = report.error
-    if error is None or error.type != REFUSED:
+    if error is None:
         return report
+    if error.type != REFUSED:
+        return msgspec.structs.replace(report, program_bytes=program_bytes) if program_bytes else report
     limits = {name: resource.getrlimit(number)[0] for name, number in _LIMITS.items()}
     told = [f"{name} lets its process have {much >> 20} MiB" for name, much in limits.items() if 0 <= much < 1 << 62]
     if report.usage.memory_bytes is not None:
