@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from tests.dispatch.test_highwater import GB, Gauge
@@ -38,6 +39,24 @@ async def test_it_is_there_for_nobody_else(declared: Resources, folder: Path) ->
         await until((folder / "one").exists)
         gauge.show(memory_bytes=4 * GB)
         assert engine.manager.reservations.free("memory") < 5 * GB + RESTING
+        folder.with_name("held.go").touch()
+        await value(handle)
+
+
+@pytest.mark.parametrize("lane", ["process", "thread"])
+async def test_a_program_of_its_own(lane: Literal["process", "thread"], folder: Path) -> None:
+    """What that holds is what the task has reserved: it counts once."""
+    gauge = Gauge()
+    async with engine_on(folder.with_name("work.db"), process_slots=1) as engine:
+        reservations = engine.manager.reservations
+        reservations._monitor = gauge
+        reserved = 500 * MIB
+        assert reservations.free("memory") <= 8 * GB
+        fill = engine.task(lane=lane, resources=Resources(cpu=0, memory=reserved))(process_work.fill_in_program)
+        handle = await engine.submit(fill, str(folder / "one"))
+        await until((folder / "one").exists)
+        gauge.show(memory_bytes=GB)
+        assert reservations.free("memory") > 8 * GB - reserved + 200 * MIB
         folder.with_name("held.go").touch()
         await value(handle)
 

@@ -146,6 +146,11 @@ def shells_out(with_program: bool) -> None:
     raise RuntimeError("the converter is gone")
 
 
+def fill_in_program(path: str) -> None:
+    """The same by a program of its own."""
+    subprocess.run([sys.executable, "-c", f"from {__name__} import fill; fill({path!r})"], check=True)
+
+
 def fill(path: str) -> int:
     """Hold 200 MiB until there is a file FOLDER.go; tell by a file in the folder that it does."""
     held = b"x" * (200 << 20)

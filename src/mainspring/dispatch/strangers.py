@@ -25,8 +25,8 @@ class Strangers:
     def memory(self, usage: ResourceUsage, reserved: Mapping[bytes, Need], inside: Collection[bytes]) -> float:
         """Return the bytes in use that are not part of a reservation: those of strangers, and of this process itself.
 
-        A child that rests is no user: the next attempt that needs memory uses it, or has it ended. Of one that runs no
-        more than it has reserved is its own.
+        A child that rests is no user: the next attempt that needs memory uses it, or has it ended. Of one that runs,
+        with the programs that it has started, no more than it has reserved is its own.
 
         Args:
             reserved: by the attempts that have reserved something.
@@ -35,7 +35,7 @@ class Strangers:
         if usage is self._sampled:
             return self._others
         children, own_pid = self._executor.children(), self._env.pid()
-        held = resident_bytes((own_pid, *children))
+        held = resident_bytes({own_pid: True, **{pid: id is not None for pid, id in children.items()}})
         if held is None:  # before the first look none of it is known to be own
             return usage.memory_bytes if self._sampled is None else self._others
         self._sampled = usage

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from mainspring.config import SchedulerConfig, cores, seconds
 from mainspring.environment import SYSTEM, Environment, Lock
 from mainspring.errors import invalid
 from mainspring.resources.cgroup import Cgroup
-from mainspring.resources.own import OwnLoad, OwnProcesses
+from mainspring.resources.own import OwnLoad, OwnProcesses, started_by
 
 logger = logging.getLogger("mainspring.resources")
 
@@ -214,18 +214,24 @@ def _share(part: float, whole: float) -> float:
     return min(1.0, max(0.0, part / whole))
 
 
-def resident_bytes(pids: Iterable[int]) -> dict[int, int] | None:
-    """Return the memory that each process holds now, None where that can't be seen; one that has ended holds none."""
-    import psutil
-
-    held = dict.fromkeys(pids, 0)
+def resident_bytes(pids: Mapping[int, bool]) -> dict[int, int] | None:
+    """Return the memory that each process holds now, where it says so with all that it has started but for others of
+    these; None where that can't be seen. One that has ended holds none."""
     try:
-        for pid in held:
-            with contextlib.suppress(psutil.Error):
-                held[pid] = psutil.Process(pid).memory_info().rss
+        return {
+            pid: sum(map(_resident, (pid, *started_by(pid, but=pids)) if with_started else (pid,)))
+            for pid, with_started in pids.items()
+        }
     except OSError:
         return None
-    return held
+
+
+def _resident(pid: int) -> int:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return int(psutil.Process(pid).memory_info().rss)
+    return 0
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -84,6 +84,19 @@ class OwnProcesses:
         if session not in self._sessions:
             return False
         return parent == 1 or all(other not in self._sessions for _, _, other in _origins([parent]))
+
+
+def started_by(pid: int, *, but: Container[int]) -> Iterator[int]:
+    """Yield the descendants of a process, without some of them and theirs; nobody where the system does not tell."""
+    found: list[bytes] = []
+    with _ended():
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with _ended(), open(f"/proc/{pid}/task/{thread}/children", "rb", buffering=0) as file:
+                found += file.read().split()
+    for child in map(int, found):
+        if child not in but:
+            yield child
+            yield from started_by(child, but=but)
 
 
 def _origins(pids: Iterable[int]) -> Iterator[tuple[int, int, int]]:
