@@ -4,7 +4,8 @@ in `docs/metrics.md`."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,6 +20,7 @@ CPU_S = 0.2
 CPU_ERROR = 0.05
 """Of CPU time, beside what a call costs by itself."""
 CALL_S = 0.02
+NEEDS_EAGER = pytest.mark.skipif(sys.version_info < (3, 12), reason="Python 3.11 begins no asyncio task at once")
 MIB = 1 << 20
 MEMORY_ERROR = 8 * MIB
 
@@ -147,6 +149,107 @@ async def test_a_batch_has_one_peak(engine: Engine, do: dict[str, Any], lane: st
     assert peak is not None
     assert before is not None
     assert abs(peak - before - 160 * MIB) <= MEMORY_ERROR
+
+
+async def spin_alone(cpu_s: float) -> None:
+    spending.spin(cpu_s)
+
+
+async def by_gather(shares: list[float]) -> None:
+    await asyncio.gather(*map(spin_alone, shares))
+
+
+async def by_group(shares: list[float]) -> None:
+    async with asyncio.TaskGroup() as group:
+        for share in shares:
+            group.create_task(spin_alone(share))
+
+
+async def by_tasks(shares: list[float]) -> None:
+    """One that makes the others, and waits in between."""
+
+    async def make() -> None:
+        for share in shares:
+            await asyncio.create_task(spending.spin_in_steps(share))
+
+    await asyncio.create_task(make())
+
+
+async def by_timeout(shares: list[float]) -> None:
+    await asyncio.wait_for(by_gather(shares), LIMIT_S)
+
+
+@pytest.mark.parametrize("way", [by_gather, by_group, by_tasks, by_timeout])
+async def test_asyncio_tasks_of_a_handler_are_its_own(way: Callable[[list[float]], Awaitable[None]]) -> None:
+    """What those take that a handler makes, and that these make in turn, is charged to it, also in a batch and beside
+    others; a handler that makes none is not charged with it."""
+    async with engine_on() as engine:
+
+        @engine.task
+        async def alone(shares: list[float]) -> None:
+            await way(shares)
+
+        @engine.task(batch=Batch(max_size=4, max_wait=60))
+        async def together(shares: list[float]) -> list[None]:
+            await way(shares)
+            return [None] * len(shares)
+
+        @engine.task
+        async def beside() -> None:
+            await asyncio.sleep(CPU_S)
+
+        waiting = await engine.submit(beside)
+        attempts = [await engine.submit(alone, [CPU_S / 2] * 2) for _ in range(2)]
+        for attempt in [await spent(handle) for handle in attempts]:
+            assert attempt.cpu_time is not None
+            assert CPU_S <= attempt.cpu_time <= CPU_S * (1 + CPU_ERROR) + CALL_S
+        shares = [(await spent(handle)).cpu_time or 0 for handle in await engine.map(together, [CPU_S / 4] * 4)]
+        assert CPU_S <= sum(shares) <= CPU_S * (1 + CPU_ERROR) + CALL_S
+        assert ((await spent(waiting)).cpu_time or 0) < CALL_S
+
+
+async def test_what_a_handler_left_running_is_not_its_cost() -> None:
+    """Its cost is what was used by its end."""
+    async with engine_on() as engine:
+        left: list[asyncio.Task[None]] = []
+
+        @engine.task
+        async def leave() -> None:
+            left.append(asyncio.create_task(spending.spin_in_steps(CPU_S)))
+            await asyncio.sleep(0)  # its first step of four
+
+        attempt = await spent(await engine.submit(leave))
+        await left[0]
+        assert attempt.cpu_time is not None
+        assert CPU_S / 4 <= attempt.cpu_time <= CPU_S / 2
+
+
+@pytest.mark.parametrize("is_eager", [False, pytest.param(True, marks=NEEDS_EAGER)])
+async def test_a_program_has_its_own_task_factory(is_eager: bool) -> None:
+    """One that is there when the engine begins makes the tasks and is there again at the end; two engines on a loop
+    count once. One that takes their place leaves CPU times unknown where handlers wait: never too small."""
+    loop, made = asyncio.get_running_loop(), list[asyncio.Task[Any]]()
+    eager: dict[str, Any] = {"eager_start": True} if is_eager else {}
+
+    def make(loop: asyncio.AbstractEventLoop, steps: Any, **options: Any) -> asyncio.Task[Any]:
+        made.append(asyncio.Task(steps, loop=loop, **options, **eager))
+        return made[-1]
+
+    loop.set_task_factory(make)
+    try:
+        async with engine_on() as first, engine_on() as second:
+            for engine in (first, second):
+                attempt = await spent(await engine.submit(engine.task(by_gather), [CPU_S / 2] * 2))
+                assert attempt.cpu_time is not None
+                assert CPU_S <= attempt.cpu_time <= CPU_S * (1 + CPU_ERROR) + CALL_S
+            ours = loop.get_task_factory()
+            loop.set_task_factory(make)
+            assert (await spent(await second.submit(by_gather, [0.0]))).cpu_time is None
+            loop.set_task_factory(ours)
+            assert "spin_alone" in {getattr(task.get_coro(), "__name__", "") for task in made}
+        assert loop.get_task_factory() is make
+    finally:
+        loop.set_task_factory(None)
 
 
 async def test_what_is_given_up_has_lasted() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import types
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 from mainspring.environment import Environment, Original
@@ -16,6 +16,7 @@ from mainspring.execution.blocked import LoopWatch
 from mainspring.execution.copies import leave
 from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
+from mainspring.execution.metering import Metering
 from mainspring.execution.steps import StepClock
 from mainspring.processors.base import Item, Processor, failure
 from mainspring.processors.context import Child, Context, current
@@ -45,12 +46,13 @@ class LoopRunner(Original):
         self._clock = StepClock(env)
         self._tracing = tracing
         self._watch: LoopWatch | None = None
+        self._metering: Metering | None = None
         self._running: dict[tuple[bytes, int], _Drive] = {}  # an attempt that was given up may outlive the next one
 
     def run(self, work: Work, channel: Channel) -> Report | Awaitable[Report]:
         clock = self._clock
         if self._watch is None:
-            self._watch = LoopWatch(self._env)
+            self._begin()
         try:
             item = item_of(work, channel, self._submit)
         except Exception as exc:  # noqa: BLE001 - a stored payload that does not decode is that attempt's failure
@@ -85,6 +87,16 @@ class LoopRunner(Original):
             return _wind_up(context, outcome, usage)
         return report(outcome, usage)
 
+    def _begin(self) -> None:
+        self._watch = LoopWatch(self._env)
+        self._metering = Metering.begin(self._env)
+
+    def _with_made(self, cpu_s: float, contexts: Iterable[Context]) -> float | None:
+        """Return what these have cost with the asyncio tasks that they made; None where those could not be seen."""
+        if self._metering is None or not self._metering.is_in_force:
+            return None
+        return cpu_s + sum(context.made_cpu_s for context in contexts)
+
     async def _go_on(self, work: Work, drive: _Drive, began: float) -> Report:
         """See an attempt that waits for something to its end."""
         key = (work.id, work.attempt)
@@ -100,13 +112,13 @@ class LoopRunner(Original):
             outcome = failure(exc)
         finally:
             del self._running[key]
-        usage = Usage(self._env.monotonic() - began, drive.cpu_s)
+        usage = Usage(self._env.monotonic() - began, self._with_made(drive.cpu_s, drive.contexts))
         return await _wind_up(drive.contexts[0], outcome, usage)
 
     async def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> BatchReport:
         env = self._env
         if self._watch is None:
-            self._watch = LoopWatch(env)
+            self._begin()
         batch = Gathered(works, channels, self._submit)
         for channel in channels:
             channel.send(_STARTED)
@@ -123,7 +135,8 @@ class LoopRunner(Original):
         for n, item in enumerate(batch.items):
             joint.outcomes[n] = await _children_stored(item.context, joint.outcomes[n])
             await item.context.close()
-        return batch.report(joint, env.monotonic() - began, cpu_s)
+        cpu_time = self._with_made(cpu_s, [item.context for item in batch.items])
+        return batch.report(joint, env.monotonic() - began, cpu_time)
 
     async def _call(self, work: Work, batch: Gathered, items: Sequence[Item]) -> tuple[Answer[Outcome], float]:
         """Return what came of one call for some items of a batch, and the CPU time that it took. A stop is for all."""
@@ -169,6 +182,9 @@ class LoopRunner(Original):
         if self._watch is not None:
             self._watch.close()
             self._watch = None
+        if self._metering is not None:
+            self._metering.end()
+            self._metering = None
 
 
 async def _wind_up(context: Context, outcome: Outcome, usage: Usage) -> Report:

@@ -88,6 +88,7 @@ class Context:
     calls = 0  # of submit
     storing: Sequence[Awaitable[Any]] = ()  # children on their way into the store: the attempt ends after them
     cost: float | None = None  # what the handler said that this attempt cost its group
+    made_cpu_s = 0.0  # CPU time of asyncio tasks that the handler has made
     _cancelled = False
     _http: Any = None
     _traffic: Traffic | None = None
