@@ -61,6 +61,7 @@ def test_one_look_for_programs(here: Run, shop: Worker, held: str) -> None:
     (worker,) = seen["workers"]
     assert (worker["name"], worker["pid"], worker["running"]) == (shop.ready["worker"], shop.ready["pid"], 1)
     assert {lane["name"] for lane in seen["lanes"]} >= {"async", "thread", "process"}
+    assert all(queue["batch"] in (None, 1.0) for queue in seen["queues"])
     assert all(lane["slots"] == worker["slots"][lane["name"]] > 0 for lane in seen["lanes"])
     assert seen["hosts"][0]["usage"]["memory_limit_bytes"] > 0
     here("cancel", later)
@@ -141,7 +142,7 @@ def test_numbers_are_never_cut(width: int) -> None:
     queue = Queue(
         type="custom:a_rather_long_name_of_a_handler", lane="process", unfinished=1_234_567, running=128,
         waiting={"ready": 1_234_000, "claimed": 439}, more=(), never=0, is_served=True, paused="", ended_per_s=12_345.0,
-        failed_per_s=77.0, calls_per_s=1_000.0, mean_s=0.0123,
+        failed_per_s=77.0, calls_per_s=1_000.0, mean_s=0.0123, batch=12.3,
     )  # fmt: skip
     seen = Overview(at=when(0), tasks={}, queues=(queue,), lanes=(), workers=(), hosts=(), pauses=(), rates_of_s=10.0)
     to = Console(file=io.StringIO(), width=width)
@@ -306,6 +307,35 @@ async def test_rates_are_those_of_the_last_seconds(factory: Factory, store: Any)
     assert (queue.batch, queue.mean_s) == (1.6, 2.8)
     (lane,) = seen.lanes
     assert (lane.busy, lane.ended_per_s) == (1.4, 0.8)
+
+
+@pytest.mark.anyio
+async def test_slots_are_taken_by_what_runs_and_by_what_ran_within_the_time(factory: Factory, store: Any) -> None:
+    """Of a long attempt only what lies within the last seconds counts, while it runs and when it has ended. More slots
+    than there are were never taken, however long what runs has been ready."""
+    port = await served(store)
+    await submit(store, *(new() for _ in range(8)))
+    began_ms, claims = store.now_ms(), await port.room(4)
+    for claim in claims:
+        store.started(claim, began_ms)
+    factory.clock.advance(4)
+    assert busy_of(await look(store)) == pytest.approx(1.6)
+    factory.clock.advance(26)
+    assert busy_of(await look(store)) == 4.0
+    for claim in claims:
+        await port.finish(claim, usage=Usage(30.0), started_ms=began_ms)
+    seen = await look(store)
+    assert (busy_of(seen), queue_of(seen, WORK).mean_s) == (4.0, 30.0)
+    factory.clock.advance(5)
+    assert busy_of(await look(store)) == pytest.approx(2.0)
+    for claim in await port.room(4):
+        store.started(claim, store.now_ms())
+    assert busy_of(await look(store)) == 4.0
+
+
+def busy_of(seen: overview.Overview) -> float:
+    (lane,) = seen.lanes
+    return lane.busy
 
 
 @pytest.mark.anyio

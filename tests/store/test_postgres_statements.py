@@ -32,6 +32,7 @@ LOOKS = {
     "attempts_since": "a person's ledger: all attempts since a moment",
     "unfinished_by_reason": "a person's look at what waits: so many of each index at most",
     "held_by_workers": "counts what is held now, as held_by_status does",
+    "running_since": "adds up what runs now, as held_by_workers does",
     "ledger": "the same, summed up, on a connection of its own",
     "ledger_hits": "goes with it",
     "purge_kept": "a person takes kept results away",

@@ -56,11 +56,7 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     failed_per_s: float  # of these: failed, timed out, crashed
     calls_per_s: float  # of handlers: several attempts may share one
     mean_s: float | None  # a call took; None where none ended
-
-    @property
-    def batch(self) -> float | None:
-        """How many attempts shared a call."""
-        return self.ended_per_s / self.calls_per_s if self.calls_per_s else None
+    batch: float | None  # attempts that shared one; None where none ended
 
 
 class LaneUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,17 +104,20 @@ async def overview(engine: Engine) -> Overview:
 
 
 class _Ends(msgspec.Struct):
-    """Attempts that ended lately."""
+    """Attempts that ended lately, or run."""
 
     attempts: int = 0
     failed: int = 0
     calls: float = 0.0
-    busy_us: float = 0.0
+    took_us: float = 0.0  # all calls together
+    busy_us: float = 0.0  # the same, within the time that is looked at
+    runs_us: float = 0.0  # calls that run still, within it, at most
 
-    def add(self, outcome: int, attempts: int, calls: float, busy_us: float | None) -> None:
+    def add(self, outcome: int, attempts: int, calls: float, took_us: float | None, busy_us: float | None) -> None:
         self.attempts += attempts
         self.failed += attempts if outcome in _FAILURES else 0
         self.calls += calls
+        self.took_us += took_us or 0.0
         self.busy_us += busy_us or 0.0
 
 
@@ -127,6 +126,8 @@ def _look(view: View, now_ms: int, own: ResourceUsage) -> Overview:
         stats = reads.stats(view)
         found = view.rows("unfinished_by_reason", COUNTED)
         ended = view.rows("ended_by_type", now_ms - LATELY_MS, _NEWEST)
+        span_s = _span_s(ended, now_ms)
+        running = view.rows("running_since", now_ms - round(1000 * span_s), now_ms)
         lanes = lanes_of(view)
         serving = view.rows("serving_workers")
         held = view.rows("held_by_workers")
@@ -135,12 +136,17 @@ def _look(view: View, now_ms: int, own: ResourceUsage) -> Overview:
         ready = _ready(view) if _is_cut(found) else None
         kept = _at_limits(view, pauses, now_ms)
         short = _short_of_resources(view, serving)
-    span_s = _span_s(ended, now_ms)
     by_type: dict[str, _Ends] = {}
     by_lane: dict[str, _Ends] = {}
-    for kind, lane, outcome, attempts, calls, busy_us, _ in ended:
-        by_type.setdefault(kind, _Ends()).add(outcome, attempts, calls, busy_us)
-        by_lane.setdefault(lane or lanes.get(kind, BUILT_IN_LANE), _Ends()).add(outcome, attempts, calls, busy_us)
+    for kind, lane, outcome, attempts, calls, took_us, _, busy_us in ended:
+        ends = outcome, attempts, calls, took_us, busy_us
+        by_type.setdefault(kind, _Ends()).add(*ends)
+        by_lane.setdefault(lane or lanes.get(kind, BUILT_IN_LANE), _Ends()).add(*ends)
+    for kind, busy_ms in running:
+        # Of a call its attempts are known, but not that they share it: it is taken for one of the usual size.
+        known = by_type.get(kind, _Ends())
+        share = known.calls / known.attempts if known.attempts else 1.0
+        by_lane.setdefault(lanes.get(kind, BUILT_IN_LANE), _Ends()).runs_us += busy_ms * 1000 * share
     types = stats.pop("types")
     served = {kind for row in serving for kind in row[4].split()}
     counts = _counts(found)
@@ -238,7 +244,8 @@ def _queue(
         ended_per_s=ends.attempts / span_s,
         failed_per_s=ends.failed / span_s,
         calls_per_s=ends.calls / span_s,
-        mean_s=ends.busy_us / 1e6 / ends.calls if ends.calls else None,
+        mean_s=ends.took_us / 1e6 / ends.calls if ends.calls else None,
+        batch=ends.attempts / ends.calls if ends.calls else None,
     )
 
 
@@ -319,16 +326,17 @@ def _lanes(
 ) -> tuple[LaneUse, ...]:
     told = [None if row[5] is None else _slots.decode(row[5]) for row in serving]
     names = {name for slots in told if slots for name in slots} | by_lane.keys()
-    return tuple(
-        LaneUse(
-            name=name,
-            slots=None if None in told else sum(slots.get(name, 0) for slots in told if slots),
-            running=sum(queue.running for queue in queues if queue.lane == name),
-            busy=by_lane.get(name, _Ends()).busy_us / 1e6 / span_s,
-            ended_per_s=by_lane.get(name, _Ends()).attempts / span_s,
-        )
-        for name in sorted(names)
-    )
+
+    def use(name: str) -> LaneUse:
+        slots = None if None in told else sum(slots.get(name, 0) for slots in told if slots)
+        running = sum(queue.running for queue in queues if queue.lane == name)
+        ends = by_lane.get(name, _Ends())
+        busy, more = ends.busy_us / 1e6 / span_s, ends.runs_us / 1e6 / span_s
+        if slots is not None:  # what runs may have been ready before it began, but then all slots were taken
+            more = min(more, max(0.0, max(slots, running) - busy))
+        return LaneUse(name=name, slots=slots, running=running, busy=busy + more, ended_per_s=ends.attempts / span_s)
+
+    return tuple(use(name) for name in sorted(names))
 
 
 def _workers(serving: Sequence[Any], held: Sequence[Any]) -> tuple[WorkerUse, ...]:

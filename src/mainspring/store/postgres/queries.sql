@@ -768,13 +768,22 @@ SELECT owner, status, count(*) FROM task WHERE owner IS NOT NULL GROUP BY 1, 2;
 SELECT class.type, count(*) FROM task JOIN class ON class.id = task.class WHERE owner = $1 GROUP BY 1;
 
 -- name: ended_by_type
--- The newest attempts since a moment, up to a limit, by type, lane and outcome: how many, in how many calls, the time that
--- slots were taken, since when.
+-- The newest attempts since a moment, up to a limit, by type, lane and outcome: how many, in how many calls, how long these
+-- took, since when they ended, and for how much of the time since then slots were taken. Where there are more than the limit,
+-- that moment is the first end among them.
 SELECT class.type, newest.lane, newest.outcome, count(*), sum(1.0::double precision / newest.batch),
-    sum(newest.duration_us::double precision / newest.batch), min(newest.ended_ms)
-FROM (SELECT task, lane, outcome, batch, duration_us, ended_ms FROM attempt WHERE ended_ms >= $1
-    ORDER BY ended_ms DESC LIMIT $2) AS newest
+    sum(newest.duration_us::double precision / newest.batch), min(newest.ended_ms),
+    sum(CASE WHEN newest.duration_us IS NOT NULL
+        THEN least(newest.duration_us, 1000 * (newest.ended_ms - newest.since_ms))::double precision / newest.batch END)
+FROM (SELECT *, CASE WHEN count(*) OVER () < $2 THEN $1::bigint ELSE min(ended_ms) OVER () END AS since_ms
+    FROM (SELECT task, lane, outcome, batch, duration_us, ended_ms FROM attempt WHERE ended_ms >= $1
+        ORDER BY ended_ms DESC LIMIT $2) AS last) AS newest
 JOIN task ON task.seq = newest.task JOIN class ON class.id = task.class GROUP BY 1, 2, 3;
+
+-- name: running_since
+-- What runs now, by type: for how many milliseconds of those since a moment it has been ready at most.
+SELECT class.type, sum($2::bigint - greatest(task.ready_ms, $1::bigint))::bigint
+FROM task JOIN class ON class.id = task.class WHERE task.owner IS NOT NULL AND task.status = 1 GROUP BY 1;
 
 -- name: tallies
 SELECT class.namespace, class.type, class.grp, tally.status, sum(tally.n)::bigint
