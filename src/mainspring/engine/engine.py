@@ -131,7 +131,9 @@ class Engine(Submitting, Operations):
     async def metrics(self) -> bytes:
         """Return what Prometheus scrapes, as text; `mainspring worker --metrics-port` serves it. See `docs/metrics.md`.
 
-        Raises: InvalidInput: prometheus-client is missing; StoreUnavailable.
+        While the store can't be read it is what this process knows, and `mainspring_store_up` 0.
+
+        Raises: InvalidInput: prometheus-client is missing.
         """
         from mainspring.telemetry.metrics import Metrics
 

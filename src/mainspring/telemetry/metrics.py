@@ -78,15 +78,17 @@ class Metrics:
         self._manager = manager
 
     async def text(self) -> bytes:
-        """Return all metrics in the text format that Prometheus scrapes. Raises: StoreUnavailable."""
-        ours, seen = await look_around(self._manager), await look(self._manager)
+        """Return all metrics in the text format that Prometheus scrapes.
+
+        While the store can't be read they are those of the process alone, and `mainspring_store_up` 0.
+        """
+        ours, seen = await self._look()
         registry = self._registry(_Collector(lambda: families(self._manager, ours, seen)))
         return await asyncio.to_thread(self._client.generate_latest, registry)
 
     def serve(self, port: int, host: str = "127.0.0.1") -> Server:
-        """Answer scrapes at http://HOST:PORT/metrics from a thread, until `Server.close`. Call it on the engine's loop.
-
-        While the store can't be read a scrape has the metrics of the process alone, and `mainspring_store_up` 0.
+        """Answer scrapes at http://HOST:PORT/metrics from a thread, with `text`, until `Server.close`. Call it on the
+        engine's loop.
 
         Raises: InvalidInput: no such port, or it is taken.
         """
@@ -95,11 +97,7 @@ class Metrics:
         loop = asyncio.get_running_loop()
 
         def collect() -> Iterator[Metric]:
-            ours = asyncio.run_coroutine_threadsafe(look_around(self._manager), loop).result()
-            try:
-                seen = asyncio.run_coroutine_threadsafe(look(self._manager), loop).result()
-            except StoreUnavailable:
-                seen = None
+            ours, seen = asyncio.run_coroutine_threadsafe(self._look(), loop).result()
             return families(self._manager, ours, seen)
 
         try:
@@ -109,6 +107,13 @@ class Metrics:
                 "metrics_port", f"{host}:{port}", f"can't be listened on ({exc.strerror})", "use another"
             ) from exc
         return Server(server, thread)
+
+    async def _look(self) -> tuple[Ours, Seen | None]:
+        ours = await look_around(self._manager)
+        try:
+            return ours, await look(self._manager)
+        except StoreUnavailable:
+            return ours, None
 
     def _registry(self, collector: Any) -> Any:
         registry = self._client.CollectorRegistry()
