@@ -113,6 +113,7 @@ async def test_the_eight_of_the_design(engine: Engine) -> None:
         for (name, labels), n in samples.items()
         if name == "mainspring_task_memory_bytes_bucket" and ("type", "custom:double") in labels
     }
+    assert tuple(buckets) == (*engine.manager.counting.types["custom:double"].memory.bounds, float("inf")), "exact"
     assert buckets == {bound: float(bound >= used) for bound in buckets}, "of one attempt: in its own bucket"
     assert set(buckets.values()) == {0.0, 1.0}
     assert one(samples, "mainspring_task_queue_size") == 0

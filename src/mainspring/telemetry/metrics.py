@@ -313,10 +313,11 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 def _histogram(name: str, text: str, series: Mapping[str, Histogram], *, label: str = "type") -> Metric:
     """Return a histogram for each value of a label, or without labels one."""
     from prometheus_client.core import HistogramMetricFamily
+    from prometheus_client.utils import floatToGoString
 
     family = HistogramMetricFamily(name, text, labels=[label] if label else None)
     for value, histogram in series.items():
-        bounds = [*(f"{bound:g}" for bound in histogram.bounds), "+Inf"]
+        bounds = [*map(floatToGoString, histogram.bounds), "+Inf"]
         buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
         family.add_metric([value] if label else [], buckets, histogram.sum)
     return family
