@@ -581,6 +581,17 @@ async def test_memory_is_a_whole_number_of_bytes(engine: Engine, echo: Any) -> N
     assert (declared.value.field, called.value.field) == ("resources.memory", "resources.memory")
 
 
+async def test_resources_in_numbers_of_numpy(engine: Engine, echo: Any) -> None:
+    """They are Python's own from the start, so that declarations and calls take the same; what is no number stays."""
+    needs = Resources(cpu=np.float64(0.5), memory=np.int64(1 << 20), gpu=np.float32(0), custom={"seat": np.int8(0)})  # type: ignore[arg-type,dict-item]
+    assert {type(amount) for amount in (needs.cpu, needs.gpu)} == {float}
+    assert {type(amount) for amount in (needs.memory, needs.custom["seat"])} == {int}
+    assert await (await engine.submit(echo, 1, resources=needs)).result() == 1
+    with pytest.raises(InvalidInput, match="is no amount") as caught:
+        await engine.submit(echo, 1, resources=Resources(gpu="1"))  # type: ignore[arg-type]
+    assert caught.value.field == "resources.gpu"
+
+
 async def test_what_the_face_is_given(engine: Engine, echo: Any) -> None:
     """Its methods refuse what is of another kind altogether."""
     for store in (5, None, "", b"work.db"):

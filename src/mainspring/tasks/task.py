@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import msgspec
@@ -25,13 +26,32 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     max_delay: float | str = 300.0  # seconds, cap of a wait
 
 
+_PLAIN = frozenset({int, float, bool})
+
+
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
-    """What an attempt needs while it runs."""
+    """What an attempt needs while it runs. Numbers of other libraries, as numpy's, become Python's own."""
 
     cpu: float = 1.0  # cores
     memory: int = 0  # bytes
     gpu: float = 0.0  # devices
     custom: dict[str, float] = {}
+
+    def __post_init__(self) -> None:
+        for name in ("cpu", "memory", "gpu"):
+            amount = getattr(self, name)
+            if type(amount) not in _PLAIN:
+                msgspec.structs.force_setattr(self, name, _plain(amount))
+        if isinstance(self.custom, dict):
+            custom = {kind: _plain(amount) for kind, amount in self.custom.items()}
+            msgspec.structs.force_setattr(self, "custom", custom)
+
+
+def _plain(amount: Any) -> Any:
+    """Return a number as one that can be stored; whatever is no number is refused where it is used."""
+    if type(amount) in _PLAIN or not isinstance(amount, Real):
+        return amount
+    return int(amount) if isinstance(amount, Integral) else float(amount)
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
