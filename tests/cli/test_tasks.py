@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import apsw
 import numpy as np
@@ -59,6 +60,31 @@ def test_submit_prints_the_id_and_takes_the_handlers_options(here: Run) -> None:
     assert str(TaskId(id)) == id
     shown = here("show", id, "--json").json
     assert (shown["timeout"], shown["max_retries"], shown["metadata"]) == (3600.0, 2, {"team": "search"})
+
+
+def test_submit_says_what_a_task_needs(here: Run) -> None:
+    """Sizes as they are printed elsewhere; what is not said is as in `Resources`, and said again it replaces all."""
+    options = ["--cpu", "2", "--memory", "1.5GiB", "--gpu", "0.5", "--custom", "seat=1", "--custom", "license=0.5"]
+    id = submitted(here, "custom:resize", '{"width": 1}', "--delay", "1h", *options)
+    needs = {"cpu": 2.0, "memory": 3 << 29, "gpu": 0.5, "custom": {"seat": 1.0, "license": 0.5}}
+    assert here("show", id, "--json").json["resources"] == needs
+    plain = submitted(here, "custom:resize", '{"width": 1}', "--delay", "1h", "--memory", "4096")
+    assert here("show", plain, "--json").json["resources"] == {"cpu": 1.0, "memory": 4096, "gpu": 0.0, "custom": {}}
+
+
+def test_submit_waits_for_room(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it was told to, or for ever; without the option it waits for nothing."""
+    asked: list[Any] = []
+    entered = Engine.submit
+
+    def submit(engine: Engine, *args: Any, wait_for_room: Any = 0, **options: Any) -> Any:
+        asked.append(wait_for_room)
+        return entered(engine, *args, wait_for_room=wait_for_room, **options)
+
+    monkeypatch.setattr(Engine, "submit", submit)
+    for option in ((), ("--wait-for-room", "2m"), ("--wait-for-room", "forever")):
+        submitted(here, "custom:resize", '{"width": 1}', *option)
+    assert asked == [0, 120.0, None]
 
 
 def test_a_key_stores_one_task(here: Run) -> None:

@@ -76,6 +76,7 @@ def _declared(info: TaskInfo) -> Iterator[tuple[str, str]]:
     yield "input", summary(task.input.as_text() if hasattr(task.input, "text") and _is_text(info) else task.input)
     yield "params", to_json(task.params) if task.params else ""
     yield "metadata", to_json(task.metadata) if task.metadata else ""
+    yield "resources", "" if task.resources is None else to_json(task.resources)
     yield "timeout", span(task.timeout)
     yield "not before", local(task.not_before)
     yield "deadline", local(task.deadline)

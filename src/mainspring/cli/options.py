@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -23,6 +24,17 @@ WaitLimit = Annotated[
     str | None,
     typer.Option("--timeout", metavar="DURATION", help='How long to wait, as "30s" or "2h"; default: for ever.'),
 ]
+
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]iB|B)?")
+_UNITS: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+def size_of(text: str, field: str) -> int:
+    """Return bytes from a number or from text such as "512MiB", as `screen.size` writes it. Raises InvalidInput."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise invalid(field, text, "is no size", 'use bytes, or text such as "512MiB" or "2GiB"')
+    return round(float(match[1]) * _UNITS[match[2] or "B"])
 
 
 def duration(text: str | None, field: str) -> float | None:

@@ -50,6 +50,7 @@ def as_whole(info: TaskInfo, result: TaskResult | None) -> dict[str, Any]:
         "model_id": task.model_id,
         "params": task.params,
         "metadata": task.metadata,
+        "resources": task.resources,
         "timeout": task.timeout,
         "not_before": task.not_before,
         "idempotency_key": task.idempotency_key,

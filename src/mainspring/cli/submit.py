@@ -14,7 +14,7 @@ from mainspring.cli.exits import NOT_COMPLETED, OK
 from mainspring.cli.following import follow
 from mainspring.cli.lookup import find_ids, registered
 from mainspring.cli.opening import opened, run
-from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath, duration, moment
+from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath, duration, moment, size_of
 from mainspring.cli.results import give
 from mainspring.cli.screen import Screen
 from mainspring.cli.shape import as_outcome
@@ -24,6 +24,7 @@ from mainspring.tasks import (
     Binary,
     Custom,
     ModelInput,
+    Resources,
     SearchQuery,
     Task,
     TaskId,
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
     from mainspring.tasks import TaskResult
 
 _STDIN = "-"
+_FOREVER = "forever"
 _OF_TEXT: dict[str, Callable[[str], TaskInput]] = {
     TaskType.VECTOR_SEARCH: SearchQuery,
     TaskType.MODEL_INFERENCE: ModelInput,
 }
 """What --text becomes for the types that don't read a Text."""
 _Time = "a local time, or a duration from now."
+_Needs = "What an attempt reserves, in place of all that the handler declares."
 
 
 def submit(
@@ -84,6 +87,14 @@ def submit(
     cost: Annotated[
         float | None, typer.Option(metavar="N", help="What it is to cost its group. Default: the handler's, else 1.")
     ] = None,
+    cpu: Annotated[
+        float | None, typer.Option(metavar="CORES", help=f"{_Needs} Default: 1 where another is given.")
+    ] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help='The same: bytes, or as "2GiB".')] = None,
+    gpu: Annotated[float | None, typer.Option(metavar="DEVICES", help="The same; fractions too.")] = None,
+    custom: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=AMOUNT", help="The same, of a kind of yours; repeatable.")
+    ] = None,
     namespace: Annotated[str | None, typer.Option(metavar="NAME", help='Default: "default".')] = None,
     after: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="A task that must end first; repeatable.")
@@ -94,6 +105,12 @@ def submit(
     ] = None,
     task_id: Annotated[
         str | None, typer.Option(metavar="UUID", help="Its id; the same submit twice stores it once.")
+    ] = None,
+    wait_for_room: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION|forever", help="Where the queue or the disk is full, wait for room. Default: refuse."
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for it and print its value.")] = False,
     store: StorePath = DEFAULT_STORE,
@@ -112,6 +129,7 @@ def submit(
         "metadata": _labels(metadata or []),
         "group": group,
         "cost": cost,
+        "resources": _resources(cpu, memory, gpu, custom or []),
         "namespace": namespace,
         "after": after,
         "on_dependency_failure": on_dependency_failure,
@@ -120,7 +138,8 @@ def submit(
     wanted = {name: value for name, value in options.items() if value is not None}
     payload = _arguments(input, text, file, params) if task_type.is_custom else _input(task_type, input, text, file)
     build = partial(typed_task, task_type, params=_object(params, "params"), model_id=model)
-    return run(_submit(build, task_type, payload, wanted, store, wait, Screen(as_json)))
+    patience = None if wait_for_room == _FOREVER else duration(wait_for_room or "0", "wait_for_room")
+    return run(_submit(build, task_type, payload, wanted, store, patience, wait, Screen(as_json)))
 
 
 async def _submit(
@@ -129,6 +148,7 @@ async def _submit(
     payload: TaskInput,
     options: dict[str, Any],
     store: str,
+    patience: float | None,
     wait: bool,
     screen: Screen,
 ) -> int:
@@ -142,7 +162,7 @@ async def _submit(
         if "after" in options:
             options["after"] = await find_ids(engine, options["after"])
         task = build(payload, options)
-        id = (await engine.submit(task)).id
+        id = (await engine.submit(task, wait_for_room=patience)).id
         await _tell(engine, task, id, screen, on_stdout=screen.as_json or not wait)
         return await _waited(engine, id, screen) if wait else OK
 
@@ -211,13 +231,34 @@ def _object(text: str | None, field: str) -> dict[str, Any] | None:
 
 def _labels(texts: list[str]) -> dict[str, str]:
     """Return labels by name. Raises InvalidInput."""
-    labels: dict[str, str] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise invalid("metadata", text, "is not NAME=VALUE", "write it as --metadata team=search")
-        labels[name] = value
-    return labels
+    return dict(_pair(text, "metadata", "NAME=VALUE", "team=search") for text in texts)
+
+
+def _pair(text: str, field: str, form: str, example: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise invalid(field, text, f"is not {form}", f"write it as --{field} {example}")
+    return name, value
+
+
+def _resources(cpu: float | None, memory: str | None, gpu: float | None, custom: list[str]) -> Resources | None:
+    """Return what was said of resources; None where nothing was. Raises InvalidInput."""
+    given: dict[str, Any] = {
+        "cpu": cpu,
+        "memory": None if memory is None else size_of(memory, "memory"),
+        "gpu": gpu,
+        "custom": dict(map(_amount, custom)) or None,
+    }
+    said = {name: value for name, value in given.items() if value is not None}
+    return Resources(**said) if said else None
+
+
+def _amount(text: str) -> tuple[str, float]:
+    name, amount = _pair(text, "custom", "NAME=AMOUNT", "license=1")
+    try:
+        return name, float(amount)
+    except ValueError:
+        raise invalid("custom", text, "has no number as its amount", "write it as --custom license=1") from None
 
 
 __all__ = ["submit"]
