@@ -51,6 +51,11 @@ class Tracing:
         """Return a span's context."""
         return self._trace_of(self._api.set_span_in_context(span, self._context.Context()))
 
+    def context_of(self, trace: Trace) -> SpanContext:
+        """Return what a link takes; the opposite of `trace_of`."""
+        context = self._headers.extract(trace, self._context.Context())
+        return self._api.get_current_span(context).get_span_context()
+
     def _trace_of(self, context: Any) -> Trace | None:
         trace: Trace = {}
         self._headers.inject(trace, context)

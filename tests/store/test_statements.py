@@ -46,7 +46,7 @@ HOT = (
     "asked_to_stop timeouts_of note_cancel to_renew copy_payload_blobs insert_done kept use_kept keep kept_bytes "
     "drop_expired leaders leaders_of leader_of join_flight leave_flights awaited_work held_in_group newest_limit "
     "limits_after rate_used use_rate costs_of cost_used use_cost lead_flight followers follow take_lead add_flags "
-    "urgent_follower share share_failure heads_to_weigh still_ready"
+    "put_spec urgent_follower share share_failure heads_to_weigh still_ready"
 ).split()
 
 

@@ -27,7 +27,7 @@ from tests import postgres
 from tests.engine.support import LIMIT_S, SOON, quick, value
 from tests.telemetry import traced
 
-from mainspring import Batch, Context, Engine, InvalidInput, StoreConfig, TaskCancelled
+from mainspring import Batch, Context, Engine, InvalidInput, RetryAfter, StoreConfig, TaskCancelled
 from mainspring.store.base import Spec
 
 pytestmark = pytest.mark.anyio
@@ -193,6 +193,28 @@ async def test_attempts_that_come_again_are_linked(engine: Engine, spans: Spans)
     assert third.status.status_code is StatusCode.UNSET
     assert not first.events
     assert "hush" not in "".join(span.to_json() for span in spans())
+
+
+async def test_attempts_of_other_workers_are_linked(tmp_path: Path, spans: Spans) -> None:
+    """The next attempt finds the one before in the store, beside all else that is stored with the task."""
+
+    async def flaky(ctx: Context) -> None:
+        if ctx.attempt == 1:
+            raise RetryAfter(1.0)
+
+    async with engine_of(tmp_path / "w.db") as worker:
+        handle = await worker.submit(worker.task(flaky), metadata={"team": "search"})
+        while not (await handle.info()).attempts:  # noqa: ASYNC110 - nobody tells of a retry
+            await asyncio.sleep(0.005)
+    async with engine_of(tmp_path / "w.db") as worker:
+        worker.task(flaky)
+        await value(worker.handle(handle.id))
+        info = await worker.handle(handle.id).info()
+    assert len({attempt.worker for attempt in info.attempts}) == 2
+    assert info.task.metadata == {"team": "search"}
+    first, second = named(spans, "process custom:flaky")
+    assert links_of(second) == {context_of(first).span_id}
+    assert context_of(first).trace_id == context_of(second).trace_id
 
 
 async def test_a_refused_submit_is_an_error(engine: Engine, spans: Spans) -> None:
@@ -387,7 +409,7 @@ def test_a_spec_of_ours_is_read_by_those_before() -> None:
     class Before(msgspec.Struct, kw_only=True, omit_defaults=True):
         model_id: str | None = None
 
-    raw = msgspec.msgpack.encode(Spec(model_id="m", trace={"traceparent": "00"}))
+    raw = msgspec.msgpack.encode(Spec(model_id="m", trace={"traceparent": "00"}, before={"traceparent": "00"}))
     assert msgspec.msgpack.decode(raw, type=Before).model_id == "m"
 
 

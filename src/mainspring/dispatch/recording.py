@@ -72,9 +72,8 @@ class Recorder:
     def released(self, attempt: Attempt, usage: Usage) -> None:
         """Record that an attempt is to run again, in another call or process, and what this one cost."""
         started, lane = attempt.started_ms, attempt.desk.lane
-        if self._spans is not None:
-            self._spans.end(attempt, RELEASED)
-        self._finish(Finish(attempt.claim, RELEASED, self._store.now_ms(), started, lane=lane, usage=usage))
+        spec = None if self._spans is None else self._spans.end(attempt, RELEASED)
+        self._finish(Finish(attempt.claim, RELEASED, self._store.now_ms(), started, lane=lane, usage=usage, spec=spec))
 
     def _finish(self, finish: Finish, *, is_pressing: bool = True) -> None:
         self._store.finish(finish, is_pressing=is_pressing)
@@ -110,7 +109,7 @@ class Recorder:
                 _say(claim, OUTCOMES[end.outcome], kind, usage.duration)
             finish.flags = SHORT if report.short_of_memory else 0
         if self._spans is not None:
-            self._spans.end(attempt, finish.outcome, kind)
+            finish.spec = self._spans.end(attempt, finish.outcome, kind)
         self._finish(finish, is_pressing=not attempt.desk.is_supplied)
 
     def _not_kept(self, claim: Claimed) -> None:

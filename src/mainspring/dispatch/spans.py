@@ -5,23 +5,25 @@ Nothing of what is worked on goes in: no inputs, results, messages of errors or 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from mainspring.dispatch.attempt import Attempt
-from mainspring.store.base import CRASHED, FAILED, OUTCOMES, RELEASED, RETRY, TIMEOUT, Claimed, NewTask
+from mainspring.store.base import CRASHED, FAILED, OUTCOMES, RELEASED, RETRY, TIMEOUT, Claimed, NewTask, Spec
 from mainspring.tasks import TaskId, TaskPriority, TaskType
 from mainspring.tracing import Trace, Tracing
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Span, SpanContext
+    from opentelemetry.trace import Span
 
 T = TypeVar("T")
 _FAILURES = frozenset({FAILED, TIMEOUT, RETRY, CRASHED})
 _COMES_AGAIN = frozenset({RETRY, CRASHED, RELEASED})
-_REMEMBERED = 10_000
+_spec_encoder = msgspec.msgpack.Encoder()
+_spec_decoder = msgspec.msgpack.Decoder(Spec)
 
 
 class Spans:
@@ -30,7 +32,6 @@ class Spans:
     def __init__(self, tracing: Tracing, worker_id: str) -> None:
         self._tracing = tracing
         self._worker_id = worker_id
-        self._before: OrderedDict[bytes, SpanContext] = OrderedDict()  # last attempts of tasks that come again
 
     # Submitting
 
@@ -87,7 +88,7 @@ class Spans:
     def _start(self, attempt: Attempt) -> Span:
         claim = attempt.claim
         kind = str(claim.task_type)
-        before = self._before.pop(claim.id, None)
+        before = None if claim.attempt == 1 else _spec_of(claim).before  # a retry as a new task has none
         attributes: dict[str, Any] = {
             **_operation("process"),
             "messaging.destination.name": kind,
@@ -102,24 +103,25 @@ class Spans:
         }
         if claim.class_key[2]:
             attributes["mainspring.group"] = claim.class_key[2]
-        links = () if before is None else (before,)
+        links = () if before is None else (self._tracing.context_of(before),)
         return self._tracing.start(f"process {kind}", "consumer", attributes, parent=claim.trace, links=links)
 
-    def end(self, attempt: Attempt, outcome: int, error: str | None = None) -> None:
-        """End an attempt's span, if it has one still."""
+    def end(self, attempt: Attempt, outcome: int, error: str | None = None) -> bytes | None:
+        """End an attempt's span, if it has one still.
+
+        Returns: where its task comes again, what is to be stored with that, so that the next attempt finds this one.
+        """
         span, claim = attempt.span, attempt.claim
         if span is None:
-            return
+            return None
         attempt.span = None
-        if outcome in _COMES_AGAIN:
-            self._before[claim.id] = span.get_span_context()
-            if len(self._before) > _REMEMBERED:
-                self._before.popitem(last=False)
+        trace = self._tracing.trace_of(span) if outcome in _COMES_AGAIN else None
         attributes: dict[str, Any] = {"mainspring.outcome": OUTCOMES[outcome]}
         if (started_ms := attempt.started_ms) is not None:
             attributes["mainspring.queue_wait_ms"] = max(0, started_ms - claim.ready_ms)
         kind = (error or OUTCOMES[outcome]) if outcome in _FAILURES else None
         self._tracing.end(span, attributes, error=kind, lent=None if attempt.together else claim.trace)
+        return None if trace is None else _spec_encoder.encode(msgspec.structs.replace(_spec_of(claim), before=trace))
 
     @contextmanager
     def below(self, attempt: Attempt) -> Iterator[None]:
@@ -130,6 +132,10 @@ class Spans:
             return
         with self._tracing.within(trace):
             yield
+
+
+def _spec_of(claim: Claimed) -> Spec:
+    return Spec() if claim.spec is None else _spec_decoder.decode(claim.spec)
 
 
 def _operation(name: str) -> dict[str, Any]:

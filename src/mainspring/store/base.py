@@ -88,6 +88,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     keep_ms: int | None = None  # how old the result of equal work may be, and for how long its own is kept
     trace: dict[str, str] | None = None  # of the span that submitted it: `traceparent` and perhaps `tracestate`
     cost: float | None = None  # what it is to cost its group
+    before: dict[str, str] | None = None  # as `trace`, of the span of the attempt before, where it comes again
 
 
 class WorkName(NamedTuple):
@@ -224,6 +225,7 @@ class Finish(msgspec.Struct, gc=False):
     blobs: tuple[str, ...] = ()  # digests that the output lives in
     flags: int = 0  # added to the task's
     output_bytes: int = 0  # where the output is a blob: of that
+    spec: bytes | None = None  # the task's from now on, where it comes again
     is_counted: bool = True  # a release counts towards the limit of those
     is_repeated: bool = False  # its first commit failed, with its fate unknown
 

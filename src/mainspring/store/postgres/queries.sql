@@ -974,6 +974,10 @@ UPDATE task SET reason = 5, owner = NULL WHERE seq = $1 AND attempt = $2 AND own
 -- PENDING (same_work) -> PENDING (ready)
 UPDATE task SET reason = 0, flags = flags | $1, ready_ms = $2 WHERE seq = $3 AND reason = 5;
 
+-- name: put_spec
+-- What is stored with a task that is about to come again.
+UPDATE task SET spec = $1 WHERE seq = $2 AND owner IS NOT NULL;
+
 -- name: add_flags
 UPDATE task SET flags = flags | $1 WHERE seq = $2 AND owner IS NOT NULL;
 

@@ -19,7 +19,7 @@ WIDE: Final = frozenset(
 BESIDE_OTHERS: Final = WIDE - {"insert_edge", "add_tombstone", "join_flight", "keep"} | frozenset(
     "insert_alike complete_alike numbers find_class class_by_id add_class task_by_key tasks_by_keys task_by_id "
     "tombstone_by_id add_payload_blob unfinished heads heads_to_weigh still_ready ready_classes catch_up claim "
-    "claim_of_class start complete held end again again_after_crash add_flags give_back attempt_is_there "
+    "claim_of_class start complete held end again again_after_crash add_flags put_spec give_back attempt_is_there "
     "outcome_by_id any_waiting awaited having_children parent_results heirs_results promote next_events "
     "put_progress put_offer drop_offer claims_of take_inbox kept use_kept put_usage hold_limit held_in_group "
     "limits_after rate_used use_rate costs_of cost_used use_cost".split()

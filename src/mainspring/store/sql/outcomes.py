@@ -225,6 +225,7 @@ def _again(tx: Transaction, finish: Finish, outcome: int) -> None:
     claim, due = finish.claim, tx.now_ms + finish.delay_ms
     if finish.flags:
         tx.must_change("add_flags", finish.flags, claim.seq)
+    _put_spec(tx, finish)
     if outcome == CRASHED:
         tx.must_change("again_after_crash", due, finish.error, SUSPECT, claim.seq)
     else:
@@ -246,8 +247,14 @@ def _release(tx: Transaction, finish: Finish, class_id: int, releases: int, rank
         )
         graph.end(tx, finish.claim.seq, class_id, finish.claim.id, _STATUS[FAILED], error)
         return
+    _put_spec(tx, finish)
     tx.must_change("give_back", int(finish.is_counted), 0, 0, finish.claim.seq)
     tx.ready.add(class_id, (rank, finish.claim.seq))
+
+
+def _put_spec(tx: Transaction, finish: Finish) -> None:
+    if finish.spec is not None:
+        tx.must_change("put_spec", finish.spec, finish.claim.seq)
 
 
 def _end(

@@ -799,6 +799,10 @@ UPDATE task SET reason = 5, owner = NULL WHERE seq = ? AND attempt = ? AND owner
 -- PENDING (same_work) -> PENDING (ready)
 UPDATE task SET reason = 0, flags = flags | ?, ready_ms = ? WHERE seq = ? AND reason = 5;
 
+-- name: put_spec
+-- What is stored with a task that is about to come again.
+UPDATE task SET spec = ? WHERE seq = ? AND owner IS NOT NULL;
+
 -- name: add_flags
 UPDATE task SET flags = flags | ? WHERE seq = ? AND owner IS NOT NULL;
 
