@@ -176,7 +176,7 @@ MOVES: dict[str, list[tuple[object, ...]]] = {
     "end": [(status, 9, b"x", 1) for status in range(6)],
     "end_many": [(status, 9, b"x", *CLAIM) for status in range(6)],
     "again": [(5, b"x", 1)],
-    "again_many": [(5, b"x", 0, *CLAIM)],
+    "again_many": [(5, b"x", 0, *CLAIM, None)],
     "again_after_crash": [(5, b"x", 0, 1)],
     "give_back": [(0, 0, 0, 1)],
     "hand_back": [CLAIM],

@@ -253,9 +253,9 @@ WHERE seq = $3 AND owner IS NOT NULL;
 -- name: again_many
 -- The same for many at once, unless somebody asked for a cancel
 UPDATE task SET status = 0, reason = 3, owner = NULL, due_ms = v.due_ms, retry_count = retry_count + 1,
-    error = v.error, flags = (task.flags | v.flags) & ~2
-FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::integer[], $6::integer[])
-    AS v (due_ms, error, flags, seq, attempt, owner)
+    error = v.error, flags = (task.flags | v.flags) & ~2, spec = coalesce(v.spec, task.spec)
+FROM unnest($1::bigint[], $2::bytea[], $3::integer[], $4::bigint[], $5::integer[], $6::integer[], $7::bytea[])
+    AS v (due_ms, error, flags, seq, attempt, owner, spec)
 WHERE task.seq = v.seq AND task.attempt = v.attempt AND coalesce(task.owner, 0) = v.owner AND task.flags & 1 = 0;
 
 -- name: again_after_crash

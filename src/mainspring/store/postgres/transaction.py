@@ -27,7 +27,7 @@ _PAYLOADS: Final = MappingProxyType(
         "insert_task": (18, 19),
         "insert_done": (13, 14, 15),
         "insert_attempt": (13,),
-        "again_many": (1,),
+        "again_many": (1, 6),
         "end_many": (2,),
         "keep": (4,),
     }

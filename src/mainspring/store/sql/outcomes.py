@@ -123,7 +123,7 @@ def _end_in_vain(tx: Transaction, finishes: Sequence[Finish]) -> None:
         _let_go(tx, f, class_id)
         outcome, error = _after_all(tx, f, f.outcome)
         if outcome == RETRY:
-            again.append((tx.now_ms + f.delay_ms, error, f.flags, claim.seq, claim.attempt, claim.owner))
+            again.append((tx.now_ms + f.delay_ms, error, f.flags, claim.seq, claim.attempt, claim.owner, f.spec))
         else:
             status = _STATUS[outcome]
             over.append((status, f.ended_ms, error, claim.seq, claim.attempt, claim.owner))

@@ -138,8 +138,8 @@ WHERE seq = ? AND owner IS NOT NULL;
 -- name: again_many
 -- The same for many at once, unless somebody asked for a cancel
 UPDATE task SET status = 0, reason = 3, owner = NULL, due_ms = v.column1, retry_count = retry_count + 1,
-    error = v.column2, flags = (flags | v.column3) & ~2
-FROM (VALUES (?, ?, ?, ?, ?, ?)) AS v
+    error = v.column2, flags = (flags | v.column3) & ~2, spec = coalesce(v.column7, spec)
+FROM (VALUES (?, ?, ?, ?, ?, ?, ?)) AS v
 WHERE task.seq = v.column4 AND task.attempt = v.column5 AND task.owner = v.column6 AND task.flags & 1 = 0;
 
 -- name: again_after_crash
