@@ -21,9 +21,6 @@ recorded."""
 class Desk(ABC):
     """What a lane's own desk and that of a type whose tasks run together have in common."""
 
-    gathers = False
-    """Whether claims wait here for others of their kind."""
-
     def __init__(self, name: str, lane: LaneName, runner: Callable[[], Runner], store: Store, env: Environment) -> None:
         self.port = Lane(name, 0)
         self.lane = lane

@@ -56,8 +56,6 @@ def _yes(_key: Hashable) -> bool:
 class Gathering(Desk):
     """The desk of a type whose tasks run together. The slots of its lane take its calls, and one of its own, if any."""
 
-    gathers = True
-
     def __init__(
         self,
         kind: str,

@@ -21,21 +21,17 @@ from mainspring.dispatch.highwater import HighWater
 from mainspring.dispatch.parts import Reach
 from mainspring.dispatch.passed_over import PassedOver
 from mainspring.dispatch.peaks import Peaks, input_bytes
-from mainspring.dispatch.strangers import Strangers
-from mainspring.dispatch.withholding import Waiting, Withholding
+from mainspring.dispatch.withholding import Withholding
 from mainspring.environment import Environment
 from mainspring.execution.executor import TaskExecutor
 from mainspring.execution.shortage import KILLED, REFUSED
 from mainspring.processors.base import Lane as LaneName
-from mainspring.resources.monitor import ResourceMonitor, machine
+from mainspring.resources.monitor import ResourceMonitor, ResourceUsage, machine, resident_bytes
 from mainspring.store.base import RESERVES, Claimed, Spec, Store
 from mainspring.tasks import Attempt, Resources, TaskId
 from mainspring.tasks.needs import CHILD, CLOSE, Need, Short, amount, at_most, need_of, too_much
 
 PATIENCE_S = 5.0
-_OUTSIDE_S = 5.0
-"""For so long a task that was handed back is waited for before it is looked whether it still is there, and where it may
-come, until it does."""
 _TELL_S = 0.25
 _INSIDE = ("async", "thread")
 """Lanes that run within this process."""
@@ -45,6 +41,19 @@ _ALL_BUT_SLACK = 0.9  # what others use goes up and down a little
 _LAST = (1 << 63, 0)  # a place behind all others
 
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
+
+
+class _Waiting(NamedTuple):
+    """A call whose need is not free, until it has that: also while it has been called and waits for a slot."""
+
+    desk: Desk
+    claims: Sequence[Claimed]
+    need: Need
+    since: float  # monotonic seconds
+
+    def parked(self) -> list[Claimed]:
+        """Return those that were neither called nor taken back; these may have come again since, as other claims."""
+        return [claim for claim in self.claims if self.desk.parked.get(claim.id) is claim]
 
 
 class _Alone(NamedTuple):
@@ -86,10 +95,13 @@ class Reservations:
         self._held: dict[bytes, Need] = {}
         self._inside: set[bytes] = set()  # of those, what runs within this process
         self._used: dict[str, float] = {}
-        self._waiting: dict[bytes, Waiting] = {}  # by the first claim
-        self._withheld = Withholding(store, env, self._how_many_wait)
+        self._waiting: dict[bytes, _Waiting] = {}  # by the first claim
+        self._withheld = Withholding(store, env)
         self._passed_over = PassedOver(executor, store, self._there_is)
-        self._strangers = Strangers(executor, env)
+        self._at_rest: int | None = None  # resident bytes of this process when nothing was reserved within it
+        self._sampled: ResourceUsage | None = None
+        self._others = 0.0  # bytes, as of that sample
+        self._comes_back = 0.0  # of those, what attempts use beyond what they have reserved of it: it goes with them
         self._alone: list[_Alone] = []  # that must be; the first one is or waits for it
         self._stops = False
         self._told = b""
@@ -170,60 +182,27 @@ class Reservations:
     def take(self, desk: Desk, claims: Sequence[Claimed], need: Need) -> bool:
         """Reserve it for a call under the id of its first claim. Where it does not fit, the claims wait at their desk
         and come again, or are handed back; then they are not to run now."""
-        first, since = claims[0], self._come_from(claims)
+        first = claims[0]
+        since = self._env.monotonic()
+        for claim in claims:
+            if (before := self._waiting.pop(claim.id, None)) is not None:
+                since = min(since, before.since)
+                self._come(before.desk, before.parked())  # what was to come with it
         short = self._short(need, place(first), first.id)
         if not short:
             self._reserve(first.id, need, desk.lane)
-            if first.is_limited and self._withheld.is_kept_short(desk, first.class_key):
-                self._withheld.let_in(desk, first.class_key, self._times(need))
             return True
         if any(one.is_for_ever for one in short):
             self._passed_over.add(desk, first.task_type)
             self._hand_back(desk, list(claims))
-        elif first.is_limited and not desk.gathers:
-            self._wait_outside(desk, claims, need, since)
         elif self._has_place(desk, claims):
-            self._waiting[first.id] = Waiting(desk, claims, need, since)
+            self._waiting[first.id] = _Waiting(desk, claims, need, since)
             for claim in claims:
                 desk.park(claim)
             if any(one.kind == "memory" for one in short):
                 self._executor.relieve()
         self._tell_soon()
         return False
-
-    def _come_from(self, claims: Sequence[Claimed]) -> float:
-        """Those of a call wait no more for now; returns since when the first of them did."""
-        since = self._env.monotonic()
-        for claim in claims:
-            if (before := self._waiting.pop(claim.id, None)) is not None:
-                since = min(since, before.since)
-                if before.outside_at is not None and not before.may_come:
-                    self._withheld.let_in(before.desk, claim.class_key, 1)
-                self._come(before.desk, before.parked())  # what was to come with it
-        return since
-
-    def _wait_outside(self, desk: Desk, claims: Sequence[Claimed], need: Need, since: float) -> None:
-        """Hand back one of a group with limits, so that its place there is for others meanwhile. It is claimed again
-        when what it needs is free, and those behind it of its class after it."""
-        (first,) = claims
-        for id, other in list(self._waiting.items()):
-            if other.outside_at is None or other.desk is not desk or other.claims[0].class_key != first.class_key:
-                continue
-            if not other.may_come and place(other.claims[0]) < place(first):
-                self._hand_back(desk, [first])
-                return
-            del self._waiting[id]
-        if self._has_place(desk, claims):
-            self._waiting[first.id] = Waiting(desk, claims, need, since, self._env.monotonic())
-            self._withheld.keep_out(desk, first.class_key, place(first))  # before the commit that releases it
-            self._hand_back(desk, [first])
-        else:
-            self._withheld.let_in(desk, first.class_key, 1)
-
-    def _times(self, need: Need) -> int:
-        """Return how often that is free now, and 1 at least: one may always be looked at."""
-        times = (self.free(kind) / much + CLOSE for kind, much in need.items() if much)
-        return int(max(1.0, min(times, default=1.0)))
 
     def _reserve(self, id: bytes, need: Need, lane: LaneName) -> None:
         self._held[id] = need
@@ -272,11 +251,36 @@ class Reservations:
         may stay for ever."""
         there_is = self.capacity(kind)
         if kind == "memory":
-            there_is = min(there_is, self.memory_mark() - self._memory_of_others() + self._strangers.comes_back)
+            there_is = min(there_is, self.memory_mark() - self._memory_of_others() + self._comes_back)
         return there_is
 
     def _memory_of_others(self) -> float:
-        return self._strangers.memory(self._monitor.sample(), self._held, self._inside)
+        """Return the bytes in use that are not part of a reservation: those of strangers, and of this process itself.
+
+        A child that rests is no user: the next attempt that needs memory uses it, or has it ended. Of one that runs,
+        with the programs that it has started, no more than it has reserved is its own.
+        """
+        usage = self._monitor.sample()
+        if usage is self._sampled:
+            return self._others
+        children, own_pid = self._executor.children(), self._env.pid()
+        held = resident_bytes({own_pid: True, **{pid: id is not None for pid, id in children.items()}})
+        if held is None:  # before the first look none of it is known to be own
+            return usage.memory_bytes if self._sampled is None else self._others
+        self._sampled = usage
+        own = beyond = 0.0
+        for pid, id in children.items():
+            reserved = held[pid] if id is None else self._held.get(id, {}).get("memory", 0.0)
+            own += min(reserved, held[pid])
+            if reserved:  # whoever comes after it waits for what is set aside
+                beyond += max(0.0, held[pid] - reserved)
+        inside = sum(self._held[id].get("memory", 0.0) for id in self._inside)
+        if not self._inside or self._at_rest is None:
+            self._at_rest = held[own_pid]
+        own += min(inside, max(0, held[own_pid] - self._at_rest))
+        self._others = max(0.0, usage.memory_bytes - own)
+        self._comes_back = min(beyond, self._others)
+        return self._others
 
     def _short(self, need: Need, at: tuple[int, int], id: bytes) -> list[Short]:
         """Return what is missing for a call that stands at this place in the one order."""
@@ -291,7 +295,7 @@ class Reservations:
                 short.append(Short(kind, much, free, self.capacity(kind), kept_for))
         return short
 
-    def _first_in_patience(self, at: tuple[int, int], id: bytes) -> Waiting | None:
+    def _first_in_patience(self, at: tuple[int, int], id: bytes) -> _Waiting | None:
         """Return the best one that has been overtaken for long enough, where that goes first: what it needs is set
         aside for it, also what is free while it lacks another kind: else it would never find all of them free at once.
 
@@ -329,9 +333,6 @@ class Reservations:
         coming: dict[str, float] = {}
         for id, waiting in sorted(self._waiting.items(), key=lambda item: place(item[1].claims[0])):
             claims, first = waiting.parked(), waiting.claims[0]
-            if waiting.outside_at is not None:
-                self._look_outside(waiting, coming)
-                continue
             if not claims and waiting.desk.has(first):  # it was called
                 continue
             if not claims or claims[0] is not first:  # they were taken back, or another one of the call goes first now
@@ -347,34 +348,15 @@ class Reservations:
             self._come(waiting.desk, claims)
         self._withheld.lift()
 
-    def _look_outside(self, waiting: Waiting, coming: dict[str, float]) -> None:
-        """Have one claimed again that was handed back, when what it needs is free. Now and then also where it is not:
-        it may have gone, and then nothing is kept for it any more."""
-        desk, first, now = waiting.desk, waiting.claims[0], self._env.monotonic()
-        assert waiting.outside_at is not None
-        is_late = waiting.outside_at + _OUTSIDE_S <= now
-        fits = not self._short({k: v + coming.get(k, 0.0) for k, v in waiting.need.items()}, place(first), first.id)
-        if fits:
-            for kind, much in waiting.need.items():
-                coming[kind] = coming.get(kind, 0.0) + much
-        if not waiting.may_come and (fits or is_late):
-            self._waiting[first.id] = waiting._replace(outside_at=now, may_come=True)
-            self._withheld.let_in(desk, first.class_key, self._times(waiting.need))
-        elif waiting.may_come and is_late and not desk.has(first):
-            del self._waiting[first.id]
-
-    def _how_many_wait(self, desk: Desk) -> int:
-        return sum(len(one.call()) for one in self._waiting.values() if one.desk is desk)
-
     def _has_place(self, desk: Desk, claims: Sequence[Claimed]) -> bool:
         """Whether a call may wait at its desk: where many do, others are handed back for that which stand behind it."""
-        waiting = [one.call() for one in self._waiting.values() if one.desk is desk]
-        goes = self._withheld.make_room(desk, claims, filter(None, waiting))
+        parked = [one.parked() for one in self._waiting.values() if one.desk is desk]
+        goes = self._withheld.make_room(desk, claims, filter(None, parked))
         for call in goes:
             if call is claims:
                 self._hand_back(desk, list(call))
             else:
-                self._withdraw(desk, call)
+                self._withdraw(desk, list(call))
         return all(call is not claims for call in goes)
 
     def _come(self, desk: Desk, claims: Sequence[Claimed]) -> None:
@@ -401,15 +383,12 @@ class Reservations:
             desk.given += len(call)
             self._withdraw(desk, call)
 
-    def _withdraw(self, desk: Desk, call: Sequence[Claimed]) -> None:
-        """Hand back a call that waits at its desk, or expect it no more."""
-        waiting = self._waiting.pop(call[0].id, None)
-        if waiting is not None and waiting.outside_at is not None:
-            self._withheld.let_in(desk, call[0].class_key, 1)
-            return
+    def _withdraw(self, desk: Desk, call: list[Claimed]) -> None:
+        """Hand back a call that waits at its desk."""
+        self._waiting.pop(call[0].id, None)
         for claim in call:
             desk.unpark(claim)
-        self._hand_back(desk, list(call))
+        self._hand_back(desk, call)
 
     def _there_is(self) -> dict[str, float]:
         """Return what this process has in all."""
@@ -463,21 +442,18 @@ class Reservations:
         self.tell()
 
     def _state(self) -> bytes:
-        waits, behind = {}, []
+        waits = {}
         for waiting in self._waiting.values():
-            first, parked = waiting.claims[0], waiting.call()
+            first, parked = waiting.claims[0], waiting.parked()
             if parked and (short := self._short(waiting.need, place(first), first.id)):
                 why = "; ".join(map(str, short))
                 waits.update({str(TaskId(claim.id)): why for claim in parked})
-                if waiting.outside_at is not None:
-                    behind.append([*map(str, first.class_key), str(TaskId(first.id))])
         state: dict[str, Any] = {
             "closed": self._high_water.why,
             "alone": self._who_is_alone(),
             "stops": self._stops,
             "waits": waits,
             "withheld": self._withheld.told(),
-            "behind": behind,
         }
         if passes := self._passed_over.told():
             state["passes"] = passes

@@ -144,10 +144,10 @@ def _resources(standing: Standing, _now_ms: int) -> str:
         return f"It is ready, and worker {first.worker} starts nothing new: {first.why}{others}."
     if first.how == "waits":
         return f"It waits for resources: it {first.why}, on worker {first.worker}{others}."
-    no_more = f"It is ready, and worker {first.worker} takes no more of its type"
-    if first.how == "behind":
-        return f"{no_more} and group: task {first.why} goes first and waits for resources there{others}."
-    return f"{no_more}: {first.why} tasks that go first wait there for resources{others}."
+    return (
+        f"It is ready, and worker {first.worker} takes no more of its type: {first.why} tasks that go first wait there "
+        f"for resources{others}."
+    )
 
 
 def _limit(standing: Standing, _now_ms: int) -> str:

@@ -197,7 +197,6 @@ class Claimed(Work, gc=False):
     spec: bytes | None = None
     parents: dict[bytes, ParentResult] | None = None  # for an input that refers to them
     work: WorkName | None = None  # by the code and the model that are here
-    is_limited: bool = False  # its group had limits when it was claimed
     is_last: bool = False  # no more of its group may be held than were when it was claimed
 
     def labels(self) -> dict[str, Any]:

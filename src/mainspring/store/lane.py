@@ -8,25 +8,11 @@ from mainspring.store.passing import Passing
 from mainspring.store.ready import Place, Shared
 from mainspring.tasks.needs import Passes
 
-ClassKey = tuple[str, str, str]
-"""Namespace, type and group."""
-
 
 class Lane:
     """What a lane can take. Two counters with one writer each, so that no lock is needed."""
 
-    __slots__ = (
-        "few",
-        "limit",
-        "name",
-        "passing",
-        "ready",
-        "released",
-        "taken",
-        "types",
-        "withheld",
-        "withheld_classes",
-    )
+    __slots__ = ("limit", "name", "passing", "ready", "released", "taken", "types", "withheld")
 
     def __init__(self, name: str, limit: int = 0) -> None:
         self.name = name
@@ -35,21 +21,12 @@ class Lane:
         self.taken = 0  # claims handed over; counted by the store
         self.types: frozenset[str] = frozenset()
         self.withheld: Mapping[str, Place] = {}  # what goes before these places alone is taken, by type; by the worker
-        self.withheld_classes: Mapping[ClassKey, Place] = {}  # the same by namespace, type and group
-        self.few: Mapping[ClassKey, int] = {}  # no more than so many of these classes are taken at once; by the worker
         self.passing = Passing()  # tasks that can never run here
         self.ready = Shared()  # classes that may have ready tasks; kept by the store
 
     @property
     def passes(self) -> Passes:
         return self.passing.passes
-
-    def end_of(self, key: ClassKey) -> Place | None:
-        """Return before which place tasks of a class are taken; None: wherever they stand."""
-        end = self.withheld.get(key[1])
-        if not self.withheld_classes or (other := self.withheld_classes.get(key)) is None:
-            return end
-        return other if end is None else min(end, other)
 
     def room(self) -> int:
         return self.limit + self.released - self.taken

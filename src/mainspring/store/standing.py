@@ -12,11 +12,10 @@ class Shortage(NamedTuple):
     """What keeps a worker from running a task."""
 
     worker: str
-    how: Literal["waits", "never", "withheld", "behind", "closed", "alone", "first"]
+    how: Literal["waits", "never", "withheld", "closed", "alone", "first"]
     """It waits there; it can't run there; tasks of its type that go first wait there, and so many are not passed by;
-    one of its type and group that goes first does; nothing at all starts there; nothing starts beside one that must run
-    alone; it is that one itself."""
-    why: str  # completes "it ..."; of withheld how many wait, of behind which task, of closed and alone a sentence
+    nothing at all starts there; nothing starts beside one that must run alone; it is that one itself."""
+    why: str  # completes "it ..."; of withheld how many wait, of closed and alone a sentence
 
 
 class Silent(NamedTuple):

@@ -96,7 +96,7 @@ def claim(tx: Transaction, most: int) -> None:
     for class_id in tx.put_off:
         note(tx, class_id)
     if memory.limits:
-        limits.mark(tx)
+        limits.mark_last(tx)
     limits.write(tx)
     if memory.has_peers:
         tx.ready.update(class_id for class_id in tx.freed if memory.limits.of(tx.class_key(class_id)))
@@ -279,7 +279,7 @@ class _Merge:
         else:
             rows = self._tx.heads(class_id, most, bound)
             on = rows[-1] if len(rows) == most else None
-        end = self._lane.end_of(self._tx.class_key(class_id))
+        end = self._lane.withheld.get(self._tx.class_key(class_id)[1])
         if end is None:
             return rows, on
         taken = [row for row in rows if row < end]
@@ -291,8 +291,6 @@ class _Merge:
         if tx.lane_for(class_id, bound) is not self._lane:
             return 0
         most = self._room - len(self._best)
-        if self._lane.few:
-            most = min(most, self._lane.few.get(tx.class_key(class_id), most))
         if limited := tx.memory.limits.of(tx.class_key(class_id)):
             self._limited[class_id] = limited
             return limits.places(tx, class_id, limited, most, bound)
@@ -371,8 +369,7 @@ def _has_to_weigh(tx: Transaction, passes: Passes, class_id: int) -> bool:
 
 def _may_leave_some(tx: Transaction, lane: Lane, passes: Passes, class_id: int) -> bool:
     """Whether ready tasks of a class may be left that are not for this lane, or not now."""
-    key = tx.class_key(class_id)
-    return lane.end_of(key) is not None or key in lane.few or _has_to_weigh(tx, passes, class_id)
+    return tx.class_key(class_id)[1] in lane.withheld or _has_to_weigh(tx, passes, class_id)
 
 
 def _is_contested(tx: Transaction, class_id: int, bound: Place) -> bool:

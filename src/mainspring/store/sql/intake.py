@@ -457,7 +457,7 @@ def _door(tx: Transaction, class_key: ClassKey, entry: _Entry) -> _Door:
     flag, lane = tx.group_flag(class_id), tx.lane_for(class_id)
     if lane is None or lane.ready or any(tx.lane_for(ready) is lane for ready in tx.ready):
         return _Door(class_id, flag)
-    if class_key[1] in lane.passing.passes.types or class_key in lane.few:
+    if class_key[1] in lane.passing.passes.types:
         return _Door(class_id, flag)
     limited = tx.memory.limits.of(class_key)
     if limits.are_awaited(tx) or any(tx.memory.limits.keeps(limit) for limit in limited):

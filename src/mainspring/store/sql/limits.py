@@ -287,16 +287,15 @@ def next_ms(tx: Transaction) -> int | None:
     return due_ms
 
 
-def mark(tx: Transaction) -> None:
-    """Let claims tell that their group has limits, and that no more of it may be held at once than are now: nobody need
-    wait for more."""
-    known: dict[ClassKey, tuple[bool, bool]] = {}
+def mark_last(tx: Transaction) -> None:
+    """Let claims tell that no more of their group may be held at once than are now: nobody need wait for more."""
+    known: dict[ClassKey, bool] = {}
     for claim in tx.claims:
         key = claim.class_key
-        if key not in known:
-            limited = tx.memory.limits.of(key)
-            known[key] = bool(limited), any(_is_at_most(tx, limit) for limit in limited)
-        claim.is_limited, claim.is_last = known[key]
+        is_last = known.get(key)
+        if is_last is None:
+            is_last = known[key] = any(_is_at_most(tx, limit) for limit in tx.memory.limits.of(key))
+        claim.is_last = is_last
 
 
 def _is_at_most(tx: Transaction, limit: Limit) -> bool:

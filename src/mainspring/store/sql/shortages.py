@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from mainspring.config import RESOURCE_KINDS
-from mainspring.store.lane import ClassKey
 from mainspring.store.sql.transaction import Row
 from mainspring.store.sql.weighing import said
 from mainspring.store.standing import Shortage
@@ -34,7 +33,6 @@ class Offer(msgspec.Struct):
     waits: dict[str, str] = {}  # what these tasks lack, by their ids
     never: dict[str, str] = {}  # the same of some that need more than there is; workers of older versions say so
     withheld: dict[str, int] = {}  # how many tasks wait there that are not passed by, by type
-    behind: list[tuple[str, str, str, str]] = []  # namespace, type and group, of which that task goes first and waits
     passes: Passes = NOTHING
 
 
@@ -55,7 +53,7 @@ def offer_of(state: bytes) -> Offer:
 
 
 def shortages(
-    id: bytes, key: ClassKey, spec: bytes | None, workers: Sequence[str], offers: Mapping[str, Offer], lane: str, *,
+    id: bytes, kind: str, spec: bytes | None, workers: Sequence[str], offers: Mapping[str, Offer], lane: str, *,
     is_held: bool,
 ) -> dict[str, Shortage]:  # fmt: skip
     """Return what keeps those of these workers from running a task that don't take it when its turn comes; or the one
@@ -63,13 +61,12 @@ def shortages(
 
     Of those that can never run it the one comes first that has most of what is missing.
     """
-    kind = key[1]
     telling = {name: offers[name] for name in workers if name in offers}
     short = too_little(kind, spec, telling)
     found = {name: Shortage(name, "never", _sentence(one, telling[name].passes.has)) for name, one in short.items()}
     for name, offer in telling.items():
-        one = None if name in short else _shortage(name, offer, str(TaskId(id)), key, lane)
-        if one is not None and not (is_held and one.how in ("withheld", "behind")):  # it was claimed before
+        one = None if name in short else _shortage(name, offer, str(TaskId(id)), kind, lane)
+        if one is not None and not (is_held and one.how == "withheld"):  # it was claimed before
             found[name] = one
     return found
 
@@ -91,7 +88,7 @@ def _sentence(short: Short, has: Mapping[str, float]) -> str:
     return f"{short} ({f'kinds of your own that it has: {own}' if own else 'it has no kinds of your own'})"
 
 
-def _shortage(worker: str, offer: Offer, task: str, key: ClassKey, lane: str) -> Shortage | None:
+def _shortage(worker: str, offer: Offer, task: str, kind: str, lane: str) -> Shortage | None:
     if offer.closed is not None:
         return Shortage(worker, "closed", offer.closed)
     if (alone := offer.alone) is not None and (not alone.lanes or lane in alone.lanes):
@@ -104,8 +101,6 @@ def _shortage(worker: str, offer: Offer, task: str, key: ClassKey, lane: str) ->
         return Shortage(worker, "waits", offer.waits[task])
     if task in offer.never:
         return Shortage(worker, "never", offer.never[task])
-    if (first := next((first for *behind, first in offer.behind if tuple(behind) == key), None)) is not None:
-        return Shortage(worker, "behind", first)
-    if key[1] in offer.withheld:
-        return Shortage(worker, "withheld", str(offer.withheld[key[1]]))
+    if kind in offer.withheld:
+        return Shortage(worker, "withheld", str(offer.withheld[kind]))
     return None

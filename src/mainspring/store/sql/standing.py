@@ -53,7 +53,7 @@ class _Kept:
         found: dict[str, Shortage] = {}
         if offers:
             lane = obstacles.lane_of(kind)
-            found = shortages(id, (namespace, kind, group), row[23], going, offers, lane, is_held=owner is not None)
+            found = shortages(id, kind, row[23], going, offers, lane, is_held=owner is not None)
         self.workers = [name for name in going if name not in found]
         if reason == "ready" and group:
             beside = obstacles.beside(self.workers or going, kind)

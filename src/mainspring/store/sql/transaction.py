@@ -302,7 +302,7 @@ class Transaction(ABC):
         if memory.pauses and memory.is_paused(key):
             return None
         lane = memory.lane_of_type.get(key[1])
-        if lane is None or (end := lane.end_of(key)) is None:
+        if lane is None or (end := lane.withheld.get(key[1])) is None:
             return lane
         return lane if bound is not None and bound < end else None
 
