@@ -163,7 +163,9 @@ def _truth(rows: apsw.Connection, id: TaskId, store: SqliteStore) -> Truth | Non
     first = _state(rows, others[0], now_ms, leaving) if others else ""
     line = (0, 0, 0)
     if cause == "ready":
-        line, beside = _true_line(rows, row[0], now_ms), (*beside, tuple(rows.execute(_BESIDE)))
+        line = _true_line(rows, row[0], now_ms)
+    if others or cause == "ready":  # how these stand and what goes first may be another for a moment
+        beside = (*beside, tuple(rows.execute(_BESIDE)))
     serving = frozenset(beside[1]) if cause == "ready" else frozenset()
     return Truth(cause, row[3], others, first, beside, line, serving, _silent(rows, store))
 
