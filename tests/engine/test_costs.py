@@ -13,7 +13,7 @@ import pytest
 from tests.engine import spending
 from tests.engine.support import LIMIT_S, engine_on
 
-from mainspring import Attempt, Batch, Engine, TaskHandle, TaskTimeout
+from mainspring import Attempt, Batch, Engine, Retry, TaskHandle, TaskTimeout
 
 pytestmark = pytest.mark.anyio
 CPU_S = 0.2
@@ -206,6 +206,18 @@ async def test_asyncio_tasks_of_a_handler_are_its_own(way: Callable[[list[float]
         shares = [(await spent(handle)).cpu_time or 0 for handle in await engine.map(together, [CPU_S / 4] * 4)]
         assert CPU_S <= sum(shares) <= CPU_S * (1 + CPU_ERROR) + CALL_S
         assert ((await spent(waiting)).cpu_time or 0) < CALL_S
+
+
+async def test_what_is_no_coroutine_is_refused_as_anywhere() -> None:
+    async with engine_on() as engine:
+
+        @engine.task(retry=Retry(max_retries=0))
+        async def mistaken() -> None:
+            asyncio.create_task(asyncio.get_running_loop().create_future())  # type: ignore[arg-type]  # noqa: RUF006
+
+        result = await engine.manager.get_task_result((await engine.submit(mistaken)).id, timeout=30)
+        assert result.error is not None
+        assert (result.error.type, result.error.message[:23]) == ("TypeError", "a coroutine was expecte")
 
 
 async def test_what_a_handler_left_running_is_not_its_cost() -> None:

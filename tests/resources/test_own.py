@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from mainspring.resources import own
 from mainspring.resources.own import OwnLoad, OwnProcesses
 
 MIB = 1 << 20
@@ -124,6 +125,16 @@ def test_who_was_in_the_background_before_is_a_stranger() -> None:
         for _ in range(3):
             look.look()
         assert pid in look._others
+
+
+def test_what_an_entry_script_starts_is_a_strangers() -> None:
+    """Where process 1 is the script of a container that started this one, it is in the same session, and stays the
+    parent of all else that it starts."""
+    look = OwnProcesses()
+    look.look()
+    first_session = next(session for _, _, session in own._origins([1]))
+    look._sessions = {first_session}
+    assert not look._is_orphan(1, first_session)
 
 
 def test_one_that_is_over_was_ours_too() -> None:

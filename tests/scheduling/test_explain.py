@@ -274,3 +274,6 @@ async def test_an_error_is_told_in_short(tmp_path: Any) -> None:
         ended = await engine.submit(fail, "a\nb\nc", max_retries=0)
         await shows(ended, status=TaskStatus.FAILED)
         assert await ended.explain() == "It ended as failed (a)."
+        silent = await engine.submit(fail, "", max_retries=0)
+        await shows(silent, status=TaskStatus.FAILED)
+        assert await silent.explain() == "It ended as failed (ValueError)."

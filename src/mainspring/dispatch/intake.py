@@ -110,7 +110,10 @@ class Intake:
         self._check_fields(task)
         data, refs = encode_input(task.input)
         self._executor.check(task, has_refs=bool(refs))
-        new = self._stored(task, data, refs, self._cost(task, has_refs=bool(refs)))
+        cost = self._cost(task, has_refs=bool(refs))
+        guess = self._guess(task) if cost is None and not refs else None
+        new = self._stored(task, data, refs, cost if guess is None else guess)
+        new.is_guess = guess is not None
         if new.flags & WANTS_KEPT and not refs:
             work = self._cache.name(task.task_type, task.namespace, task.model_id, task.params, data)
             new.work = None if work is None else work.key
@@ -179,18 +182,19 @@ class Intake:
         """Return what a task is to cost its group, as far as that is said: what others will give is not known yet."""
         if task.cost is not None:
             return task.cost
-        handler = self._executor.handlers.get(task.task_type)
-        if handler is None and not has_refs:
-            expected = getattr(self._executor.types.get(task.task_type), "expected_cost", None)
-            if expected is not None and (cost := expected(task.input, task.model_id, task.params)) is not None:
-                return float(cost)  # a model's tasks have a group, also where they name none
         if task.group is None:
             return None
+        handler = self._executor.handlers.get(task.task_type)
         if handler is None or not callable(handler.cost):
             declared: float | None = self._declared(task.task_type, "cost")
             return declared
         assert isinstance(task.input, Custom)  # checked just now
         return None if has_refs else handler.cost_of(task.input.value)
+
+    def _guess(self, task: Task) -> float | None:
+        """Return what a model's server will count for a task, about. It has a group, also where it names none."""
+        expected = getattr(self._executor.types.get(task.task_type), "expected_cost", None)
+        return None if expected is None else expected(task.input, task.model_id, task.params)
 
     def _stored(self, task: Task, data: bytes, refs: Sequence[TaskId], cost: float | None) -> NewTask:
         deadline_ms = not_before_ms = None

@@ -47,7 +47,8 @@ class Metering:
 
     def __call__(self, loop: asyncio.AbstractEventLoop, steps: Any, **options: Any) -> Any:
         context = current.get()
-        if context is None or isinstance(steps, _Metered):  # somebody may have put a factory between two of these
+        if context is None or isinstance(steps, _Metered) or not asyncio.iscoroutine(steps):
+            # Somebody may have put a factory between two of these; what is no coroutine is refused by whoever makes it.
             return self._make(loop, steps, options)
         metered = _Metered(steps, context, self._clock)
         task = self._make(loop, metered, options)

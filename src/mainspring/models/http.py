@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 CHAT_READS = frozenset(("temperature", "top_p", "max_tokens", "stop", "seed", "options"))
 _BYTES_A_TOKEN = 4
+_MOST_TOKENS = 1 << 30  # of an answer that is estimated
+_PICTURE = re.compile(rb'"data:[^"]*"')
 _TRY_LATER = frozenset((408, 409, 425, 429))
 
 
@@ -264,10 +267,12 @@ class HttpSource:
         check_texts(self._model_id, input)
 
     def expected_cost(self, content: Any, params: dict[str, Any]) -> float:
-        """Return about how many tokens a request takes: those of its input, by its size, and what it may answer at
-        most, where that is said."""
-        most = params.get("max_tokens") or 0
-        return max(1.0, len(msgspec.json.encode(content, enc_hook=str)) // _BYTES_A_TOKEN + most)
+        """Return about how many tokens a request takes: those of its text, by its size, and what it may answer at
+        most, where that is said. What a picture takes that lies within a message is unknown before the answer."""
+        size = len(_PICTURE.sub(b"", msgspec.json.encode(content, enc_hook=str)))
+        most = params.get("max_tokens")
+        answer = min(most, _MOST_TOKENS) if isinstance(most, (int, float)) else 0
+        return float(max(1, size // _BYTES_A_TOKEN + answer))
 
     def prepare(self) -> None:
         """Nothing to bring."""

@@ -16,7 +16,9 @@ def charged(items: Sequence[Item], sizes: Sequence[int]) -> Iterator[None]:
         try:
             yield
         finally:
-            whole = sum(sizes) or 1
+            if not any(sizes):
+                sizes = [1] * len(items)
+            whole = sum(sizes)
             for item, size in zip(items, sizes, strict=True):
                 cost = None if spent.cost is None else spent.cost * size / whole
                 moved = None if spent.traffic is None else round(spent.traffic.bytes * size / whole)

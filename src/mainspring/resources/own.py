@@ -83,7 +83,7 @@ class OwnProcesses:
         it stays. (A process group would be narrower, and left by `timeout` and by job control.)"""
         if session not in self._sessions:
             return False
-        return parent == 1 or all(other not in self._sessions for _, _, other in _origins([parent]))
+        return all(other not in self._sessions for _, _, other in _origins([parent]))
 
 
 def started_by(pid: int, *, but: Container[int]) -> Iterator[int]:

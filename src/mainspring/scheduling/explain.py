@@ -96,8 +96,8 @@ def _retry(standing: Standing, now_ms: int) -> str:
 
 
 def _in_short(error: ErrorInfo) -> str:
-    """Return the first line of what an error says, for a sentence on a screen."""
-    first = next((line for line in error.message.splitlines() if line.strip()), "").strip()
+    """Return the first line of what an error says, for a sentence on a screen; where it says nothing, its type."""
+    first = next((line for line in error.message.splitlines() if line.strip()), error.type).strip()
     shown = "".join(char for char in first[: _LONGEST + 1] if char.isprintable())
     return shown if len(first) <= _LONGEST else f"{shown[:_LONGEST]} ..."
 

@@ -116,6 +116,7 @@ class NewTask(msgspec.Struct, gc=False):
     policy: int = 0  # what a parent's failure means, by POLICY_CODE
     work: bytes | None = None  # the key of its work, where the result of equal work will do and that is known by now
     keep_ms: int = 0  # see Spec
+    is_guess: bool = False  # what it is to cost: no reason to refuse it
 
 
 class HandlerRecord(NamedTuple):

@@ -66,7 +66,10 @@ def are_counted(limits: Sequence[Limit]) -> bool:
 
 
 def refuse_too_much(tx: Transaction, task: NewTask) -> None:
-    """Raise InvalidInput where a task is to cost more than its group may ever use at once."""
+    """Raise InvalidInput where a task is to cost more than its group may ever use at once. One of which that is only
+    guessed waits for a full bucket."""
+    if task.is_guess:
+        return
     for limit in tx.memory.limits.of(task.class_key):
         if limit.cost_rate is not None and (cost := estimate(task)) > limit.cost_rate.n:
             raise InvalidInput(
