@@ -47,6 +47,7 @@ _KEYS = 4
 _SHORT_S = 0.02
 _CROWDED_S = 0.2
 _FLOOD = 4
+_PATIENCE_S = 1.0
 _WATCHES = 4
 _MOST = 16
 _HANDLERS: Final = {"work": 45, "steady": 8, "timed": 16, "crunch": 20, "pack": 6, "press": 5}
@@ -108,8 +109,12 @@ class Client:
             self._wait_for_what_runs(8 if self._world.shape.strikes_rarely else 4)
         if self._world.shape.strikes_rarely and self._world.shape.limits:
             await self.flood(self._rng.choice(sorted(self._world.shape.limits)))
+        first = [
+            *(["submit_burst"] if self._world.shape.rates and self._rng.random() < 0.3 else ()),
+            *(["look"] if self._world.shape.shares and self._rng.random() < 0.15 else ()),
+        ]
         while self._known.left > 0 and self._world.is_troubled:
-            (name,) = self._rng.choices(list(_DO), list(_DO.values()))
+            name = first.pop() if first else self._rng.choices(list(_DO), list(_DO.values()))[0]
             try:
                 await acts[name]()
             except TaskError as exc:
@@ -169,19 +174,24 @@ class Client:
 
     async def _submit_burst(self) -> None:
         """Short work of one length, so that lanes claim ahead; some is given up while it waits there, or is too late
-        then, or its kind is paused. Where groups have rates some is given up once it has begun.
+        then, or its kind is paused. Where its group has a rate the first of it is given up once it has begun.
         """
         tasks = []
         group = self._rng.choice((None, "a", "b")) if self._world.shape.has_rations else None
-        seconds = self._rng.choice((_SHORT_S, _CROWDED_S)) if group in self._world.shape.rates else _SHORT_S
+        is_rated = group in self._world.shape.rates
+        seconds = _CROWDED_S if is_rated else _SHORT_S
         for _ in range(self._rng.randint(4, 8)):
             options: dict[str, Any] = {"priority": TaskPriority.NORMAL}
             if group is not None:
                 options["group"] = group
-            if self._rng.random() < 0.4:
+            if self._rng.random() < 0.4 and (tasks or not is_rated):
                 options["deadline"] = _SHORT_S * (1 + 3 * self._rng.random())
             tasks.append(self._short_task(seconds, options))
         await self._submit(tasks)
+        if is_rated:
+            first = tasks[0]
+            await self._world.until(lambda: self._world.witness.has_begun(str(first.id), 1), _PATIENCE_S)
+            await self._give_up(self._engine.handle(first.id))
         await asyncio.sleep(_SHORT_S * (1 + 2 * self._rng.random()))
         pauses = self._rng.random() < 0.6
         if pauses:
