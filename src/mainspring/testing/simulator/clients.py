@@ -176,7 +176,7 @@ class Client:
         """Short work of one length, so that lanes claim ahead; some is given up while it waits there, or is too late
         then, or its kind is paused. Where its group has a rate the first of it is given up once it has begun.
         """
-        tasks = []
+        tasks: list[Task] = []
         group = self._rng.choice((None, "a", "b")) if self._world.shape.has_rations else None
         is_rated = group in self._world.shape.rates
         seconds = _CROWDED_S if is_rated else _SHORT_S
