@@ -12,7 +12,7 @@ from proof import ROOT
 QUICK = (
     "one order", "retry limit", "not before", "waiters", "idempotency", "equal arguments join", "edge walk",
     "conditional cancel", "slots", "rescue guard", "effects in the finishing transaction",
-    "changed rates", "derived ids",
+    "changed rates", "outcomes kept",
 )  # fmt: skip
 """Those whose loss one of the first few seeds notices."""
 
