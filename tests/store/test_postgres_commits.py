@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -163,16 +164,22 @@ async def test_a_commit_is_told_where_the_next_transaction_can_t_begin(factory: 
         assert await store.submit([new("c")])
 
 
-async def test_a_commit_costs_the_same_however_much_it_holds(factory: PostgresFactory) -> None:
-    """Counted in round trips: four for new tasks, or for ends; one more for what else goes with them, or is claimed."""
+@asynccontextmanager
+async def counted(factory: PostgresFactory) -> AsyncIterator[tuple[PostgresStore, Port, _Trips]]:
+    """Give an open store with somebody who works, and the count of its round trips."""
     factory.clock = SYSTEM  # type: ignore[assignment]  # an id that seems old is looked for among those that are gone
     async with opened(factory.make()) as store:
         await factory.hold_upkeep(store)
         port = Port(store)
         await port.serve()
+        yield store, port, _Trips(store)
+
+
+async def test_a_commit_costs_the_same_however_much_it_holds(factory: PostgresFactory) -> None:
+    """Counted in round trips: four for new tasks, or for ends; one more for what else goes with them, or is claimed."""
+    async with counted(factory) as (store, port, trips):
         await submit(store, *(new() for _ in range(200)))
         await port.room(200)
-        trips = _Trips(store)
 
         async def cost(submits: int, ends: int, claims: int) -> int:
             port.lanes["async"].limit += claims - ends
@@ -194,12 +201,8 @@ async def test_a_commit_costs_the_same_however_much_it_holds(factory: PostgresFa
 
 async def test_failures_and_retries_cost_the_same_however_many(factory: PostgresFactory) -> None:
     """They are written together: three round trips more than what a commit takes anyway, and one for what is due."""
-    factory.clock = SYSTEM  # type: ignore[assignment]  # as above
-    async with opened(factory.make()) as store:
-        await factory.hold_upkeep(store)
-        port = Port(store)
-        await port.serve()
-        trips, costs = _Trips(store), []
+    costs = []
+    async with counted(factory) as (store, port, trips):
         for n in (1, 50):
             await store.submit([new() for _ in range(2 * n)])
             claims = await port.room(2 * n)
@@ -216,12 +219,8 @@ async def test_failures_and_retries_cost_the_same_however_many(factory: Postgres
 
 async def test_children_cost_the_same_however_many(factory: PostgresFactory) -> None:
     """Those of all attempts that end in a commit are stored at once, and go on beside what others do."""
-    factory.clock = SYSTEM  # type: ignore[assignment]  # as above
-    async with opened(factory.make()) as store:
-        await factory.hold_upkeep(store)
-        port = Port(store)
-        await port.serve()
-        trips, costs = _Trips(store), []
+    costs = []
+    async with counted(factory) as (store, port, trips):
         for n in (1, 2, 50):  # with the first their class is made
             await store.submit([new() for _ in range(n)])
             claims = await port.room(n)
@@ -236,12 +235,8 @@ async def test_children_cost_the_same_however_many(factory: PostgresFactory) -> 
 
 async def test_failures_ask_once_whether_anybody_depends_on_them(factory: PostgresFactory) -> None:
     """Also in a transaction that is alone, as another end travels in it."""
-    factory.clock = SYSTEM  # type: ignore[assignment]  # as above
-    async with opened(factory.make()) as store:
-        await factory.hold_upkeep(store)
-        port = Port(store)
-        await port.serve()
-        trips, costs = _Trips(store), []
+    costs = []
+    async with counted(factory) as (store, port, trips):
         for n in (2, 50):
             parent, *_ = tasks = [new() for _ in range(n)]
             await store.submit([*tasks, new(after=[parent.id])])
@@ -258,12 +253,8 @@ async def test_failures_ask_once_whether_anybody_depends_on_them(factory: Postgr
 @pytest.mark.parametrize("kind", ["key", "kept"])
 async def test_keys_and_kept_results_cost_the_same_however_many(factory: PostgresFactory, kind: str) -> None:
     """They are looked up and noted at once, and what completes with one ends together with the rest."""
-    factory.clock = SYSTEM  # type: ignore[assignment]  # as above
-    async with opened(factory.make()) as store:
-        await factory.hold_upkeep(store)
-        port = Port(store)
-        await port.serve()
-        trips, costs = _Trips(store), []
+    costs = []
+    async with counted(factory) as (store, port, trips):
         for n in (1, 2, 50):  # with the first their class is made
             names = [f"{n} {number}" for number in range(n)]
             if kind == "key":

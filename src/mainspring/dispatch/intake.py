@@ -180,10 +180,8 @@ class Intake:
 
     def _cost(self, task: Task, *, has_refs: bool) -> float | None:
         """Return what a task is to cost its group, as far as that is said: what others will give is not known yet."""
-        if task.cost is not None:
+        if task.cost is not None or task.group is None:
             return task.cost
-        if task.group is None:
-            return None
         handler = self._executor.handlers.get(task.task_type)
         if handler is None or not callable(handler.cost):
             declared: float | None = self._declared(task.task_type, "cost")
