@@ -321,14 +321,15 @@ async def test_what_is_handed_back_is_told_before_its_holder_is_gone(
     assert seen == ["told", "gone"]
 
 
-async def test_two_outcomes_in_one_commit(store: Any, port: Port) -> None:
+@pytest.mark.parametrize("with_key", [False, True])
+async def test_two_outcomes_in_one_commit(store: Any, port: Port, with_key: bool) -> None:
     """Of two outcomes for one claim given at once the first is recorded and the second lost; neighbours are
     untouched."""
     ids = await submit(store, *(new() for _ in range(3)))
     claims = await port.room(3)
     port.lanes["async"].limit = 0
     port.end(claims[0])
-    port.end(claims[1])
+    port.end(claims[1], children=(new(key="k", type="custom:unserved"),) if with_key else ())  # looked at for itself
     port.end(claims[1], FAILED)
     port.end(claims[2])
     await port.settle()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -59,11 +59,19 @@ def start(tx: Transaction, starts: Sequence[tuple[Claimed, int]]) -> None:
     tx.run_many("start", ((claim.seq, claim.attempt, claim.owner) for claim, _ in starts))
 
 
-def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
-    """Record outcomes in one go. Raises Replay when one of them needs a look of its own."""
-    plain: list[Finish] = []
-    vain: list[Finish] = []
-    unbegun: list[Finish] = []
+class InTurn(NamedTuple):
+    """Outcomes of a commit in the order in which they count, whether together or one by one. What is looked at for
+    itself goes first: what is written together after that misses a claim that was given twice."""
+
+    others: list[Finish]
+    vain: list[Finish]
+    unbegun: list[Finish]
+    plain: list[Finish]
+
+
+def in_turn(finishes: Sequence[Finish]) -> InTurn:
+    turns = InTurn([], [], [], [])
+    others, vain, unbegun, plain = turns
     for finish in finishes:
         if finish.is_plain:
             plain.append(finish)
@@ -72,13 +80,31 @@ def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
         elif finish.outcome == RELEASED and finish.started_ms is None and not finish.is_counted:
             unbegun.append(finish)
         else:
-            finish_one(tx, finish)
-    if vain:
-        _end_in_vain(tx, vain)
-    if unbegun:
-        _hand_back(tx, unbegun)
-    if plain:
-        _complete(tx, plain)
+            others.append(finish)
+    return turns
+
+
+def each_in_turn(finishes: Sequence[Finish]) -> Iterator[Finish]:
+    """Yield them in the same order, for one after the other. Of several for one claim the first given counts."""
+    firsts: dict[tuple[int, int], Finish] = {}
+    for finish in finishes:
+        firsts.setdefault((finish.claim.seq, finish.claim.attempt), finish)
+    for turn in in_turn(list(firsts.values())):
+        yield from turn
+    yield from (finish for finish in finishes if firsts[finish.claim.seq, finish.claim.attempt] is not finish)
+
+
+def finish_all(tx: Transaction, finishes: Sequence[Finish]) -> None:
+    """Record outcomes in one go. Raises Replay when one of them needs a look of its own."""
+    turns = in_turn(finishes)
+    for finish in turns.others:
+        finish_one(tx, finish)
+    if turns.vain:
+        _end_in_vain(tx, turns.vain)
+    if turns.unbegun:
+        _hand_back(tx, turns.unbegun)
+    if turns.plain:
+        _complete(tx, turns.plain)
 
 
 def _complete(tx: Transaction, plain: Sequence[Finish]) -> None:

@@ -298,7 +298,7 @@ class Writer(ABC):
             command.result = command.run(tx)
 
     def _one_by_one(self, tx: Transaction, group: Group) -> None:
-        for finish in group.finishes:
+        for finish in outcomes.each_in_turn(group.finishes):
             self._guarded_finish(tx, finish)
         if group.starts:
             outcomes.start(tx, group.starts)
