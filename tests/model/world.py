@@ -355,7 +355,7 @@ class World:
             now = worker.store.now_ms()
             if worker.held.get(claim.id) is claim:
                 worker.begun[claim.id] = now
-                if mark:
+                if mark and claim.id not in worker.marked:
                     slot = worker.marked[claim.id] = min(set(range(100)) - set(worker.marked.values()))
                     worker.store.mark(slot, claim.seq, claim.attempt)
             if tell:

@@ -39,12 +39,21 @@ PARENT = (
     "print('ready', child.pid, flush=True)\n"
     "{then}"
 )
+SPINNING = shlex.join((sys.executable, "-c", f"import os; os.setpgid(0, 0); exec({SPIN!r})"))
+BACKGROUND = f"{SPINNING} > /dev/null & echo $!"
+SHELL = """
+import subprocess, sys
+for script in sys.stdin:
+    print("ready", subprocess.run(["sh", "-c", script], stdout=-1, text=True).stdout, flush=True)
+"""
 LIMIT_S = 60.0
 
 
 @contextmanager
-def started(code: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, text=True)
+def started(code: str, start_new_session: bool = False) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=-1, stdout=-1, text=True, start_new_session=start_new_session
+    )
     try:
         yield process
     finally:
@@ -97,34 +106,38 @@ def test_a_child_of_a_child_counts_also_when_its_parent_is_gone() -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-@contextmanager
-def in_background() -> Iterator[int]:
-    """A program that has gone to the background: who started it has ended already."""
-    command = shlex.join((sys.executable, "-c", f"import os; os.setpgid(0, 0)\n{SPIN}"))
-    script = f"{command} > /dev/null & echo $!"
-    pid = int(subprocess.run(["sh", "-c", script], stdout=-1, check=True).stdout)
-    try:
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGKILL)
-
-
 def test_one_that_goes_to_the_background_unseen_counts() -> None:
     """It is still in the session of those who are ours, also where it has a process group of its own."""
-    look = OwnProcesses()
-    look.look()
-    with in_background() as pid:
-        assert grows(look, 0.2)
-        assert pid in look._own
+    with started(SHELL, start_new_session=True) as shell:  # process 1, which adopts, may be in the session of this one
+        look = OwnProcesses(shell.pid)
+        look.look()
+        pid = in_background(shell)
+        try:
+            assert grows(look, 0.2)
+            assert pid in look._own
+        finally:
+            os.kill(pid, signal.SIGKILL)
+
+
+def in_background(shell: subprocess.Popen[str]) -> int:
+    """Start a program that has gone to the background when this returns: who started it has ended already."""
+    assert shell.stdin is not None
+    print(BACKGROUND, file=shell.stdin, flush=True)
+    (pid,) = map(int, told(shell))
+    return pid
 
 
 def test_who_was_in_the_background_before_is_a_stranger() -> None:
     """As another worker is that the same script has started: it is in the same session."""
-    with in_background() as pid:
-        look = OwnProcesses()
-        for _ in range(3):
-            look.look()
-        assert pid in look._others
+    with started(SHELL, start_new_session=True) as shell:
+        pid = in_background(shell)
+        try:
+            look = OwnProcesses(shell.pid)
+            for _ in range(3):
+                look.look()
+            assert pid in look._others
+        finally:
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_what_an_entry_script_starts_is_a_strangers() -> None:
