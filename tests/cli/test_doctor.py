@@ -138,6 +138,7 @@ def test_what_nobody_serves_and_what_is_paused(call, worker: Worker) -> None:
     answer = call("doctor", "--json")
     assert whats(answer, "queue") == ["custom:resize: 1 unfinished, paused (custom:resize)"]
     connection = apsw.Connection("mainspring.db")
+    connection.set_busy_timeout(20_000)  # the worker writes too
     connection.execute("UPDATE class SET type = 'custom:gone'")  # the worker knows it by its old name, as paused
     connection.close()
     answer = call("doctor", "--json")
