@@ -138,10 +138,8 @@ async def test_then_it_runs_alone_also_in_another_life(tmp_path: Path) -> None:
         await until(lambda: len(engine.manager.running_tasks()) == 1)
         await engine.manager.resume(type="custom:double")
         beside = [await engine.submit(walk, 1), await engine.submit(process_work.double, 1)]
-        slots = engine.manager._desks
-        await until(lambda: bool(slots["async"]._waiting) and bool(slots["process"]._waiting))
-        assert ran == []
         await says(beside[0], f"starts nothing new: task {handle.id} has run out of memory twice and runs alone")
+        assert ran == []
         let_go(folder)
         assert await value(engine.handle(handle.id)) == 2
         await engine.gather(beside)
@@ -150,8 +148,8 @@ async def test_then_it_runs_alone_also_in_another_life(tmp_path: Path) -> None:
 
 
 async def test_who_waits_to_run_alone_too_is_no_company(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that may have killed its process, and waits for quiet within this one, lets the last try go before it, though
-    both hear of the quiet at once."""
+    """Neither for the last try, which waits for quiet in all lanes, nor for one that may have killed its process and
+    waits for quiet within this one: both hear of it at once."""
     monkeypatch.setattr(course, "is_suspect", lambda claim: claim.task_type == "custom:suspect")
     monkeypatch.setattr(course, "SHORT", RESERVES)  # whatever says with the task what it needs
     began: list[str] = []
@@ -169,22 +167,22 @@ async def test_who_waits_to_run_alone_too_is_no_company(tmp_path: Path, monkeypa
         @engine.task(resources=Resources(cpu=0, memory=1))
         async def suspect() -> None:
             began.append("suspect")
+            await asyncio.sleep(0.05)
+            began.append("last" if (tmp_path / "order").exists() else "over")
 
         running = await engine.submit(before)
         await until(lambda: began == ["before"])
-        desks = engine.manager._desks
         waiting = await engine.submit(suspect)
-        await until(lambda: bool(desks["async"]._waiting))
+        await until(lambda: engine.manager._alone.one is not None)
         last = await engine.submit(line, str(tmp_path / "long"), resources=Resources(cpu=0, memory=1))
-        await until(lambda: engine.manager._course._any.is_taken)
+        await until(lambda: bool(engine.manager._desks["process"]._waiting))
         free.set()
         await value(running)
         await until((tmp_path / "order").exists)
-        assert began == ["before"]
+        assert began == ["before", "suspect", "over"]
         (tmp_path / "go").touch()
         await value(last)
         await value(waiting)
-        assert began == ["before", "suspect"]
 
 
 async def test_then_it_fails_and_says_so(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
+from mainspring.dispatch.alone import Alone
 from mainspring.dispatch.attempt import Attempt, complete, is_completed
 from mainspring.dispatch.desk import Desk, is_suspect
-from mainspring.dispatch.exclusion import Exclusion
 from mainspring.dispatch.gathering import Call, Gathering
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.members import Members
@@ -62,6 +62,7 @@ class Course:
         cache: ResultCache,
         recorder: Recorder,
         reservations: Reservations,
+        alone: Alone,
         grace_s: float,
         env: Environment,
         spans: Spans | None = None,
@@ -76,17 +77,18 @@ class Course:
         self._values = values
         self._cache = cache
         self._env = env
-        self._any = Exclusion()  # whoever runs
-        self._alone = Exclusion()  # who runs within this process and could harm it
+        self._alone = alone
         self._starts: asyncio.TimerHandle | None = None
 
     def attempts(self) -> list[Attempt]:
         """Return what runs now."""
         return [attempt for desk in self._desks.values() for attempt in desk.running.values()]
 
-    async def quiet(self) -> None:
-        """Wait until nothing runs."""
-        await self._any.quiet()
+    def recall(self, is_wanted: Callable[[Attempt], bool]) -> None:
+        """Have handed back what a runner has taken ahead and has not begun."""
+        for attempt in self.attempts():
+            if attempt.started_at is None and is_wanted(attempt):
+                self.watch.ask(attempt, "drain")
 
     def hurry(self) -> None:
         """Ask all that runs to stop, to be handed back."""
@@ -107,21 +109,12 @@ class Course:
         if claim.deadline_ms is not None and self._is_too_late(desk, claim):
             return None
         attempt = Attempt(claim, desk, mark, task)
-        is_barred = self._any.is_taken or (desk.mark is not None and self._alone.is_taken)
         care = claim.flags & _NEEDS_CARE
         if care == HAS_REFS and (whole := self._values.input_at_hand(claim)) is not None:
             claim.input, claim.parents, care = whole, None, 0
-        if care or is_barred or claim.task_type in self.reservations.types or (claim.spec and not is_completed(claim)):
+        if care or claim.task_type in self.reservations.types or (claim.spec and not is_completed(claim)):
             return self._serve_with_care(attempt)
         return self._run(attempt, desk.runner())
-
-    def _is_barred(self, desk: Desk) -> bool:
-        """Whether somebody runs alone, or waits for that."""
-        return self._any.is_taken or (desk.mark is not None and self._alone.is_taken)
-
-    async def _until_open(self, desk: Desk) -> None:
-        while self._is_barred(desk):
-            await (self._any if self._any.is_taken else self._alone).wait()
 
     def _is_too_late(self, desk: Desk, claim: Claimed) -> bool:
         """Whether the deadline has passed; then the claim is over."""
@@ -164,7 +157,7 @@ class Course:
         return need
 
     def _put_back(self, desk: Desk, claim: Claimed) -> None:
-        """The store can't say now what has to be known of it."""
+        """The store can't say now what has to be known of it, or nothing is to start here."""
         if desk.begins(claim):
             desk.freed()
             self._store.finish(Finish(claim, RELEASED, self._store.now_ms(), is_counted=False))
@@ -175,12 +168,12 @@ class Course:
         desk.waits(claim)
         if not await self._is_to_run(desk, claim):
             return True
+        if self._alone.bars(desk):
+            self._put_back(desk, claim)
+            return True
         if attempt.is_last:
-            with self.reservations.alone(claim, "has run out of memory twice"):
-                async with self._any:
-                    return await self._run_where_it_may(attempt)
-        if not is_suspect(claim) or desk.mark is None or self._any.is_taken:
-            await self._until_open(desk)
+            async with self._alone.run(attempt, "has run out of memory twice"):
+                return await self._run_where_it_may(attempt)
         return await self._run_where_it_may(attempt)
 
     async def _run_where_it_may(self, attempt: Attempt) -> bool:
@@ -240,11 +233,10 @@ class Course:
         if self._executor.can_run_in_child(attempt.claim.task_type):
             attempt.in_child = True
             return await self._ran(attempt, self._executor.child_runner(attempt.claim.task_type))
-        with self.reservations.alone(attempt.claim, "was running when its process died", inside=True):
-            async with self._alone:
-                if not attempt.is_last:  # else it is this one that must have no company
-                    await self._any.wait()
-                return await self._ran(attempt, attempt.desk.runner())
+        if attempt.is_last:  # it has no company already
+            return await self._ran(attempt, attempt.desk.runner())
+        async with self._alone.run(attempt, "was running when its process died", inside=True):
+            return await self._ran(attempt, attempt.desk.runner())
 
     async def _ran(self, attempt: Attempt, runner: Runner) -> bool:
         """Its turn has come. It had to wait for it: it may have been taken back, or its deadline have passed."""
@@ -276,9 +268,7 @@ class Course:
     def _enter(self, attempt: Attempt) -> None:
         """Note that it runs."""
         attempt.desk.running[attempt.claim.id] = attempt
-        self._any.enter()
-        if attempt.desk.mark is not None and not attempt.in_child:
-            self._alone.enter()
+        self._alone.enter(attempt)
         if attempt.claim.timeout_ms is not None:
             self.watch.watch(attempt)
         if self._starts is None:
@@ -345,11 +335,6 @@ class Course:
         claims = call.claims
         if is_suspect(claims[0]):
             return await self._serve_with_care(Attempt(claims[0], desk, mark, task))
-        if self._is_barred(desk):
-            for claim in claims:
-                desk.waits(claim)
-            await self._until_open(desk)
-            claims = [claim for claim in claims if desk.begins(claim)]
         claims = [claim for claim in claims if not self._is_too_late(desk, claim)]
         if not claims:
             return True
@@ -448,7 +433,7 @@ class Course:
             del running[attempt.claim.id]
         if not attempt.abandoned:  # else it still runs, and whoever dies beside it did not run alone
             self._unmark(attempt)
-        self._leave(attempt)
+        self._alone.leave(attempt)
 
     def _end_span(self, attempt: Attempt, outcome: int) -> None:
         if self._spans is not None:
@@ -457,11 +442,6 @@ class Course:
     def _unmark(self, attempt: Attempt) -> None:
         if attempt.desk.mark is not None:
             attempt.desk.mark(attempt.slot, 0, 0)
-
-    def _leave(self, attempt: Attempt) -> None:
-        self._any.leave()
-        if attempt.desk.mark is not None and not attempt.in_child:
-            self._alone.leave()
 
     def _record_starts(self) -> None:
         self._starts, waiting = None, False

@@ -34,6 +34,7 @@ class Desk(ABC):
         self.over: Claimed | None = None  # the last one whose handler ended
         self.given = 0  # claims, to processes that asked for some
         self.parked: dict[bytes, Claimed] = {}  # what they need is not free; they take no part of the lane's room
+        self._taking = True
         self._waiting: dict[bytes, Claimed] = {}  # on their way into a slot, where their turn has not come
 
     @property
@@ -50,6 +51,11 @@ class Desk(ABC):
                 return "handed" if self.lane == "process" else "begins"
             return "over" if attempt.ended else "runs"
         return "begins" if id in self._waiting else None
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether no more claims are taken."""
+        return not self._taking
 
     @property
     def is_supplied(self) -> bool:

@@ -101,7 +101,6 @@ class Gathering(Desk):
         self._is_ahead = True  # a call is claimed while all slots are busy
         self._is_asked = False  # a slot has looked for a call since the last look at what is too much
         self._timer: asyncio.TimerHandle | None = None
-        self._taking = True
         self._steps_back = False  # some were given away: whoever asked for them is on its way
         self._next: Group | None = None  # whose call `first` has told of
 

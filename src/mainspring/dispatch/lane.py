@@ -94,7 +94,6 @@ class LaneDesk(Desk):
         self._tasks: dict[asyncio.Task[None], Gathering | None] = {}  # slots, and whose own they are
         self._next_mark = first_mark
         self._open = False
-        self._taking = True
         self._ended = 0  # in this window
         self._window_at = 0.0
         self._at_rest = 0.0  # seconds of this window in which nothing ran

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from mainspring.config import EngineConfig, SchedulerConfig, TaskManagerConfig, seconds
+from mainspring.dispatch.alone import Alone
 from mainspring.dispatch.answers import Answers
 from mainspring.dispatch.course import Course
 from mainspring.dispatch.desk import Desk
+from mainspring.dispatch.gate import Gate
 from mainspring.dispatch.gathering import Gathering
 from mainspring.dispatch.highwater import HighWater
 from mainspring.dispatch.intake import Intake, check_kind, check_name, unordered
@@ -96,15 +98,18 @@ class TaskManager(Answers):
         self._gatherings: dict[str, Gathering] = {}  # the latter, by type
         self._marks = Marks(2 * _MARKS_A_LANE)  # no mark is made of what runs in child processes
         grace_s = seconds(self.config.grace_s, "grace_s")
-        high_water = self._high_water = HighWater(self.monitor, self.store, env)
+        self._high_water = high_water = HighWater(self.monitor, self.store, env)
+        self._alone = Alone(self._regulate)
         self.reservations = Reservations(
-            self.executor, self.store, self.config, self.monitor, high_water, env, self._hand_back, self.parts.reach
-        )
+            self.executor, self.store, self.config, self.monitor, high_water, self._alone, env, self._hand_back,
+            self.parts.reach,
+        )  # fmt: skip
         self.intake.impossible = self.reservations.impossible
         self._course = Course(
-            self._desks, self.store, self.executor, self.values, self.cache, recorder, self.reservations, grace_s, env,
-            self.spans,
+            self._desks, self.store, self.executor, self.values, self.cache, recorder, self.reservations, self._alone,
+            grace_s, env, self.spans,
         )  # fmt: skip
+        self._gate = Gate(self._desks, high_water, self._alone, self._course.recall, self._hand_back)
         self._model_limits = ModelLimits(self.parts.models, self.store)
         self._settling: set[asyncio.Task[Any]] = set()
         self._running = self._draining = self._stopped = False
@@ -153,8 +158,7 @@ class TaskManager(Answers):
                 self.reservations.spare, self.executor.config.child_prefetch if name == "process" else 0,
             )  # fmt: skip
             desk.open()
-        if await self._high_water.look():  # before the first claim: what begins now would make it worse
-            self._hold()
+        await self._look_at_mark()  # before the first claim: what begins now would make it worse
         self._pacer = self._loop.create_task(self._keep_pace(), name="pacer")
         self.intake.limits = self._model_limits
         self.parts.models.limited = partial(self._loop.call_soon_threadsafe, self.refresh)
@@ -196,10 +200,10 @@ class TaskManager(Answers):
             fault = "%s: batch.max_size = %d can't be reached, queue_size = %d tasks are all that wait: raise that one"
             logger.warning(fault, kind, gathering.policy.max_size, in_all)
         gathering.port.types = frozenset((kind,))
-        if self._high_water.why is None:
-            gathering.pace()
-        else:
+        if self._gate.holds(gathering):
             gathering.shut()
+        else:
+            gathering.pace()
         lane.gather(gathering)
         self._gatherings[kind] = self._desks[gathering.port.name] = gathering
 
@@ -225,9 +229,9 @@ class TaskManager(Answers):
         for desk in self._desks.values():
             desk.shut()
         self._release_queued()
-        await self._until_quiet(limit)
+        await self._alone.quiet(limit)
         self._course.hurry()
-        await self._until_quiet(2 * seconds(self.config.grace_s, "grace_s") + 1.0)
+        await self._alone.quiet(2 * seconds(self.config.grace_s, "grace_s") + 1.0)
         self.store.stop_serving()
         self._course.close()
         for desk in self._desks.values():
@@ -268,9 +272,9 @@ class TaskManager(Answers):
         try:
             while True:
                 await self.counting.sleep(_PACE_S, self._env)
-                if await self._high_water.look() and not self._draining:
-                    self._hold() if self._high_water.why is not None else self._go_on()
+                await self._look_at_mark()
                 self.reservations.look()
+                self._alone.look()
                 for desk in self._desks.values():
                     if desk.queued and not self._draining:
                         self._hand_back(desk, desk.take_surplus(self.reservations.waiting()))
@@ -281,19 +285,20 @@ class TaskManager(Answers):
                 self._abandoned()
             raise
 
-    def _hold(self) -> None:
-        """Start nothing new: what has not begun is for others."""
-        logger.warning("nothing new starts: %s", self._high_water.why)
-        for desk in self._desks.values():
-            desk.shut()
-            self._hand_back(desk, desk.take(lambda claim: True))
-        self.executor.relieve()
+    async def _look_at_mark(self) -> None:
+        if not await self._high_water.look() or self._draining:
+            return
+        if self._high_water.why is None:
+            logger.warning("there is room again: tasks start")
+        else:
+            logger.warning("nothing new starts: %s", self._high_water.why)
+            self.executor.relieve()
+        self._regulate()
 
-    def _go_on(self) -> None:
-        logger.warning("there is room again: tasks start")
-        for desk in self._desks.values():
-            desk.reopen()
-        self.store.demand()
+    def _regulate(self) -> None:
+        self.reservations.tell_soon()
+        if not self._draining:
+            self._gate.regulate()
 
     def _loop_ends(self) -> bool:
         """Whether whoever runs the loop cancels all that is on it: no handler can get at this task by itself."""
@@ -309,9 +314,7 @@ class TaskManager(Answers):
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
         for desk in self._desks.values():
             self._hand_back(desk, desk.take(lambda claim: is_paused(claim.class_key)))
-        for attempt in self._course.attempts():
-            if attempt.started_at is None and is_paused(attempt.claim.class_key):
-                self._course.watch.ask(attempt, "drain")
+        self._course.recall(lambda attempt: is_paused(attempt.claim.class_key))
 
     def hastened(self, tasks: list[tuple[bytes, int]]) -> None:
         for desk in self._desks.values():
@@ -322,13 +325,6 @@ class TaskManager(Answers):
             for desk in self._desks.values():
                 self._hand_back(desk, desk.share(is_wanted))
             self.reservations.share(is_wanted, spare)
-
-    async def _until_quiet(self, limit_s: float) -> None:
-        try:
-            async with asyncio.timeout(limit_s):
-                await self._course.quiet()
-        except TimeoutError:
-            return
 
     # Submitting and asking
 
@@ -445,10 +441,10 @@ class TaskManager(Answers):
             by_type.setdefault(claim.task_type, []).append(claim)
         for kind, some in by_type.items():
             desk = self._gatherings.get(kind) or self._desks[self.executor.lane_of(kind)]
-            if self._high_water.why is None:
-                desk.receive(some, self._course.broken)
-            else:  # they were on their way
+            if self._gate.holds(desk):  # they were on their way
                 self._hand_back(desk, some)
+            else:
+                desk.receive(some, self._course.broken)
 
     def lost(self, finishes: list[Finish]) -> None:
         for finish in finishes:

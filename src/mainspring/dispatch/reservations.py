@@ -9,13 +9,13 @@ begins, and they get what is left beside that.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from mainspring.config import RESOURCE_KINDS, TaskManagerConfig
+from mainspring.dispatch.alone import Alone
 from mainspring.dispatch.desk import Desk, place
 from mainspring.dispatch.highwater import HighWater
 from mainspring.dispatch.parts import Reach
@@ -56,14 +56,6 @@ class _Waiting(NamedTuple):
         return [claim for claim in self.claims if self.desk.parked.get(claim.id) is claim]
 
 
-class _Alone(NamedTuple):
-    """Who has to run alone."""
-
-    claim: Claimed
-    why: str  # completes "task ..."
-    inside: bool  # only what runs within this process is kept from it
-
-
 class Reservations:
     """What is reserved in this process, and who waits for it. Belongs to the event loop."""
 
@@ -74,6 +66,7 @@ class Reservations:
         config: TaskManagerConfig,
         monitor: ResourceMonitor,
         high_water: HighWater,
+        alone: Alone,
         env: Environment,
         hand_back: Callable[[Desk, list[Claimed]], None],
         reach: Reach,
@@ -88,6 +81,7 @@ class Reservations:
         self._hand_back = hand_back
         self._reach = reach
         self._high_water = high_water
+        self._alone = alone
         self._declared: set[str] = set()
         self._peaks = Peaks()
         self._learned: set[str] = set()  # types with large ones
@@ -102,7 +96,6 @@ class Reservations:
         self._sampled: ResourceUsage | None = None
         self._others = 0.0  # bytes, as of that sample
         self._comes_back = 0.0  # of those, what attempts use beyond what they have reserved of it: it goes with them
-        self._alone: list[_Alone] = []  # that must be; the first one is or waits for it
         self._stops = False
         self._told = b""
         self._told_at = float("-inf")  # monotonic seconds
@@ -201,7 +194,7 @@ class Reservations:
                 desk.park(claim)
             if any(one.kind == "memory" for one in short):
                 self._executor.relieve()
-        self._tell_soon()
+        self.tell_soon()
         return False
 
     def _reserve(self, id: bytes, need: Need, lane: LaneName) -> None:
@@ -402,17 +395,6 @@ class Reservations:
         found = {kind: {"reserved": self._used.get(kind, 0.0), "capacity": self.capacity(kind)} for kind in kinds}
         return {kind: of for kind, of in found.items() if of["capacity"]}
 
-    @contextlib.contextmanager
-    def alone(self, claim: Claimed, why: str, *, inside: bool = False) -> Iterator[None]:
-        """Have it told that nothing starts for that one; with `inside`: nothing that runs within this process."""
-        alone = _Alone(claim, why, inside)
-        self._alone.append(alone)
-        self._tell_soon()
-        try:
-            yield
-        finally:
-            self._alone.remove(alone)
-
     @property
     def stops(self) -> bool:
         """Whether this process takes nothing any more."""
@@ -421,7 +403,7 @@ class Reservations:
     @stops.setter
     def stops(self, stops: bool) -> None:
         self._stops = stops
-        self._tell_soon()
+        self.tell_soon()
 
     def tell(self) -> None:
         """Leave word in the store, for `explain` in any process, of who waits and for what."""
@@ -431,7 +413,7 @@ class Reservations:
             self._told_at = self._env.monotonic()
             self._store.offer(told)
 
-    def _tell_soon(self) -> None:
+    def tell_soon(self) -> None:
         """Something else waits, or is kept: others should hear of it at once, or soon where they have just heard."""
         if self._telling is None:
             wait_s = self._told_at + _TELL_S - self._env.monotonic()
@@ -460,9 +442,9 @@ class Reservations:
         return msgspec.json.encode(state) if any(state.values()) else b""
 
     def _who_is_alone(self) -> dict[str, object] | None:
-        if not self._alone:
+        one = self._alone.one
+        if one is None:
             return None
-        one = next((alone for alone in self._alone if not alone.inside), self._alone[0])
         return {"task": str(TaskId(one.claim.id)), "why": one.why, "lanes": _INSIDE if one.inside else ()}
 
 
