@@ -25,6 +25,7 @@ from mainspring import (
     TaskStatus,
     TaskTimeout,
 )
+from mainspring.config import SchedulerConfig, TaskManagerConfig
 from mainspring.dispatch import reservations
 from mainspring.dispatch.reservations import PATIENCE_S
 from mainspring.environment import Random
@@ -271,20 +272,22 @@ async def test_what_can_never_run_here(tmp_path: Path) -> None:
 
 
 async def test_what_can_run_nowhere_is_refused(tmp_path: Path) -> None:
-    """More than the machine has in a file, more than this process has where there can be no other."""
+    """More than this process has, where there can be no other; in a file, nothing but nonsense: settings of a worker
+    may say that it has more cores and memory than are built in."""
     cores, memory = machine()
-    async with engine_on(tmp_path / "work.db") as engine:
+    rich = TaskManagerConfig(cpu_capacity=cores + 2, memory_capacity=2 * memory)
+    limits = SchedulerConfig(max_memory_bytes=3 * memory)
+    async with (
+        Engine(tmp_path / "work.db", EngineConfig(manager=rich, scheduler=limits)) as worker,
+        Engine(tmp_path / "work.db", worker=False) as engine,
+    ):
 
-        @engine.task
+        @worker.task
         async def one(n: int) -> int:
             return n
 
-        for resources, what in (
-            (Resources(memory=memory + 1), "GB, more than the"),
-            (Resources(cpu=cores + 1), f"needs {cores + 1} cores, more than the {cores}"),
-        ):
-            with pytest.raises(InvalidInput, match=what):
-                await engine.submit(one, 1, resources=resources)
+        for resources in (Resources(memory=memory + 1), Resources(cpu=cores + 1)):
+            assert await value(await engine.submit(one, 1, resources=resources)) == 1
         nonsense: list[Any] = [
             3, Resources(cpu=-1), Resources(memory="2GB"),  # type: ignore[arg-type]
             Resources(custom={"gpu": 1}), Resources(custom={"x": float("nan")}),
@@ -299,6 +302,29 @@ async def test_what_can_run_nowhere_is_refused(tmp_path: Path) -> None:
 
         with pytest.raises(InvalidInput, match="needs 1 seat, more than the 0 seat that there is"):
             await engine.submit(two)
+
+
+@pytest.mark.parametrize("lane", ["async", "thread"])
+@pytest.mark.parametrize("bad", [{"resources": ONE}, {"resources": Resources(cpu=-1)}, {"group": ""}])
+async def test_a_child_that_is_refused(lane: str, bad: dict[str, Any]) -> None:
+    """What is wrong with it is said at the call: a handler that catches it goes on, and its other children run."""
+
+    async with engine_on() as engine:
+
+        @engine.task
+        async def child(n: int) -> int:
+            return n
+
+        def submits(ctx: Context) -> list[Any]:
+            with pytest.raises(InvalidInput, match=next(iter(bad))):
+                ctx.submit(child, 1, **bad)
+            return [ctx.submit(child, 2)]
+
+        async def submits_async(ctx: Context) -> list[Any]:
+            return submits(ctx)
+
+        parent = engine.task(name="parent")(submits_async if lane == "async" else submits)
+        assert await value(await engine.submit(parent)) == [2]
 
 
 async def test_tasks_that_run_together() -> None:

@@ -60,7 +60,8 @@ class Intake:
         self._elsewhere_declared: dict[str, Declared] = {}  # handlers whose code is not here
         self.limits: ModelLimits | None = None
         """Where tasks run too: a model that was just registered has its limits stored before its first tasks."""
-        self.impossible: Callable[[Resources], str | None] = _nothing_known
+        self.impossible: Callable[[Resources], str | None] | None = None
+        """Says why nothing can ever run what needs that, where no other worker can come with other settings."""
         self._makers: dict[str, CallMaker] = {}  # of calls without options, by type
 
     async def new_tasks(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
@@ -145,6 +146,12 @@ class Intake:
             raise UnsupportedTaskType(why, field="task_type", value=kind)
         return None
 
+    def child(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
+        """Return the task of a handler's call of `ctx.submit`, from whatever thread. Raises InvalidInput."""
+        task = self._executor.task_of(function, args, kwargs)
+        self._check_fields(task)
+        return task
+
     def _check_fields(self, task: Task) -> None:
         """Raises InvalidInput for what no task may be, whatever its type and input."""
         if task.timeout is not None and seconds(task.timeout, "timeout") == 0:
@@ -153,13 +160,9 @@ class Intake:
             raise invalid("priority", task.priority, "is unknown", "use a TaskPriority")
         if type(task.max_retries) is not int or not 0 <= task.max_retries <= MAX_RETRIES:
             raise invalid("max_retries", task.max_retries, "is out of range", "use 0 or more")
-        if task.resources is not None:
-            check_resources(task.resources)
+        self._check_resources(task)
         if task.cost is not None:
             check_cost(task.cost, "cost")
-        declared = self._declared(task.task_type, "resources") if task.resources is None else task.resources
-        if isinstance(declared, Resources) and (why := self.impossible(declared)) is not None:
-            raise invalid("resources", declared, why, "declare less, or run it where there is more")
         _check_names(task)
         if type(task.dependencies) is not tuple and not isinstance(task.dependencies, list):
             raise invalid("dependencies", task.dependencies, "is no sequence of tasks", "pass a tuple of ids")
@@ -177,6 +180,15 @@ class Intake:
                 "is unknown",
                 f"use one of {', '.join(POLICY_CODE)}",
             )
+
+    def _check_resources(self, task: Task) -> None:
+        if task.resources is not None:
+            check_resources(task.resources)
+        declared = self._declared(task.task_type, "resources") if task.resources is None else task.resources
+        if self.impossible is not None and isinstance(declared, Resources):
+            why = self.impossible(declared)
+            if why is not None:
+                raise invalid("resources", declared, why, "declare less, or run it where there is more")
 
     def _cost(self, task: Task, *, has_refs: bool) -> float | None:
         """Return what a task is to cost its group, as far as that is said: what others will give is not known yet."""
@@ -391,11 +403,6 @@ def _argument(bound: Mapping[str, Any]) -> InvalidInput | None:
             encode(value)
         except InvalidInput as exc:
             return InvalidInput(f"argument {name}: {exc}", field=name, value=value)
-    return None
-
-
-def _nothing_known(declared: Resources) -> str | None:
-    """Nobody has said what there is."""
     return None
 
 

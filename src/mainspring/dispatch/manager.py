@@ -101,10 +101,9 @@ class TaskManager(Answers):
         self._high_water = high_water = HighWater(self.monitor, self.store, env)
         self._alone = Alone(self._regulate)
         self.reservations = Reservations(
-            self.executor, self.store, self.config, self.monitor, high_water, self._alone, env, self._hand_back,
-            self.parts.reach,
-        )  # fmt: skip
-        self.intake.impossible = self.reservations.impossible
+            self.executor, self.store, self.config, self.monitor, high_water, self._alone, env, self._hand_back
+        )
+        self.intake.impossible = None if self.parts.is_lasting else self.reservations.impossible
         self._course = Course(
             self._desks, self.store, self.executor, self.values, self.cache, recorder, self.reservations, self._alone,
             grace_s, env, self.spans,
@@ -134,7 +133,7 @@ class TaskManager(Answers):
         self._loop = asyncio.get_running_loop()
         if self._owned:
             await self.parts.open()
-        self.executor.submit = submitter(Original(), self._store_now, self.executor.task_of)
+        self.executor.submit = submitter(Original(), self._store_now, self.intake.child)
         self.executor.store_now = self._store_child
         self._running = True
         self._draining = self.reservations.stops = False

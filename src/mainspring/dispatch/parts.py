@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from mainspring.blobs import server_keys
 from mainspring.blobs.keys import SCHEMA as BLOB_SCHEMA
@@ -51,9 +51,6 @@ _APPLIERS: dict[type, Applier] = {
 }
 
 
-Reach = Literal["process", "host", "hosts"]
-"""How far away workers on the same store may be."""
-
 FILE_SCHEMA = VECTOR_SCHEMA + BLOB_SCHEMA
 """What stands in a file beside the tables of the tasks."""
 
@@ -81,7 +78,6 @@ class Parts:
     def __init__(self, path: str | Path, config: EngineConfig, *, env: Environment = SYSTEM) -> None:
         self.config = config
         self.is_lasting = str(path) != ":memory:"
-        self.reach: Reach = "hosts" if is_server(path) else "host" if self.is_lasting else "process"
         wait_s = seconds(config.models.budget_wait_s, "budget_wait_s")
         machine = Machine(config.models.shared_folder, env)
         self.memory = Memory(config.models.budget_bytes, machine, wait_s=wait_s, env=env)

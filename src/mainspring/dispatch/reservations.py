@@ -18,7 +18,6 @@ from mainspring.config import RESOURCE_KINDS, TaskManagerConfig
 from mainspring.dispatch.alone import Alone
 from mainspring.dispatch.desk import Desk, place
 from mainspring.dispatch.highwater import HighWater
-from mainspring.dispatch.parts import Reach
 from mainspring.dispatch.passed_over import PassedOver
 from mainspring.dispatch.peaks import Peaks, input_bytes
 from mainspring.dispatch.withholding import Withholding
@@ -26,7 +25,7 @@ from mainspring.environment import Environment
 from mainspring.execution.executor import TaskExecutor
 from mainspring.execution.shortage import KILLED, REFUSED
 from mainspring.processors.base import Lane as LaneName
-from mainspring.resources.monitor import ResourceMonitor, ResourceUsage, machine, resident_bytes
+from mainspring.resources.monitor import ResourceMonitor, ResourceUsage, resident_bytes
 from mainspring.store.base import RESERVES, Claimed, Spec, Store
 from mainspring.tasks import Attempt, Resources, TaskId
 from mainspring.tasks.needs import CHILD, CLOSE, Need, Short, amount, at_most, need_of, too_much
@@ -69,7 +68,6 @@ class Reservations:
         alone: Alone,
         env: Environment,
         hand_back: Callable[[Desk, list[Claimed]], None],
-        reach: Reach,
     ) -> None:
         self.types: set[str] = set()
         """Types whose tasks need something although nothing is said of that with the task."""
@@ -79,7 +77,6 @@ class Reservations:
         self._monitor = monitor
         self._env = env
         self._hand_back = hand_back
-        self._reach = reach
         self._high_water = high_water
         self._alone = alone
         self._declared: set[str] = set()
@@ -111,15 +108,8 @@ class Reservations:
         self._passed_over.forget()
 
     def impossible(self, declared: Resources) -> str | None:
-        """Say why no worker on this store can ever run what needs that; None where one may."""
-        need = need_of(declared, "async") or {}
-        if self._reach == "process":
-            short = too_much(need, self._there_is())
-        elif self._reach == "host":
-            there_is = dict(zip(("cpu", "memory"), map(float, machine()), strict=True))
-            short = too_much({kind: much for kind, much in need.items() if kind in there_is}, there_is)
-        else:
-            return None
+        """Say why this worker can never run what needs that; None where it may."""
+        short = too_much(need_of(declared, "async") or {}, self._there_is())
         return None if short is None else str(short)
 
     # What is needed ...
