@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from mainspring.errors import InvalidInput
 from mainspring.tasks import Rate
+from mainspring.tasks.limits import CostRate
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,13 @@ from mainspring.tasks import Rate
         ("1,000/h", 1_000, 3_600_000, "1000/h"),
         ("7/d", 7, 86_400_000, "7/d"),
         ("3/60s", 3, 60_000, "3/m"),
-        ("1/8ms", 1, 8, "1/0.008s"),
+        ("1/8ms", 1, 8, "1/8ms"),
+        ("2/1.5s", 2, 1_500, "2/1500ms"),
+        ("1/30d", 1, 2_592_000_000, "1/30d"),
+        ("5/2w", 5, 1_209_600_000, "5/14d"),
+        ("3/90s", 3, 90_000, "3/90s"),
+        ("1/1234567ms", 1, 1_234_567, "1/1234567ms"),
+        ("9/3650d", 9, 315_360_000_000, "9/3650d"),
     ],
 )
 def test_what_is_a_rate(text: str, n: int, ms: int, shown: str) -> None:
@@ -35,6 +42,13 @@ def test_what_is_no_rate(text: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         Rate.parse(text, "rate")
     assert caught.value.field == "rate"
+
+
+@given(n=st.integers(1, 1_000), ms=st.integers(1, 315_360_000_000))
+def test_what_is_shown_is_read_back(n: int, ms: int) -> None:
+    """Whatever the time is, to the millisecond, up to ten years."""
+    assert Rate.parse(str(Rate(n, ms)), "rate") == (n, ms)
+    assert CostRate.parse(str(CostRate(n, ms)), "cost_rate") == (n, ms)
 
 
 RATES = st.builds(Rate, st.integers(1, 50), st.sampled_from([8, 1_000, 60_000]))

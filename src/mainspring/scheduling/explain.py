@@ -18,6 +18,8 @@ from mainspring.tasks.limits import model_of_group
 _SHOWN = 3
 _LONGEST = 300  # characters of an error
 _DAY_S = 86_400
+_LONG_S = 600
+"""A wait of that many seconds is told in larger units."""
 _HANDED = "has given it to a child process, which begins it once it has started and imported the module"
 
 
@@ -175,7 +177,12 @@ def _holds(limit: GroupLimit) -> Iterator[str]:
     if limit.concurrency is not None and limit.held >= limit.concurrency:
         yield f"{whose} is at its limit: {limit.held}/{limit.concurrency} are claimed or run"
     if limit.next_in is not None:
-        yield f"{whose}: {_used_up(limit)}; the next starts in {ceil(limit.next_in * 10) / 10:,.1f} s"
+        yield f"{whose}: {_used_up(limit)}; the next starts in {_until(limit.next_in)}"
+
+
+def _until(seconds: float) -> str:
+    """Return a wait, rounded up where it is short; where it is long, as people read it."""
+    return f"{ceil(seconds * 10) / 10:.1f} s" if seconds < _LONG_S else _span(seconds)
 
 
 def _whose(group: str, namespace: str | None) -> str:

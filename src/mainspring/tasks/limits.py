@@ -11,7 +11,7 @@ import msgspec
 from mainspring.config import seconds
 from mainspring.errors import InvalidInput, invalid
 
-_UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}  # the largest first
 _RATE = re.compile(r"([\d_,]+)\s*/\s*(.+)")
 _MOST = 1_000_000_000
 _OF_MODEL = "model:"
@@ -32,8 +32,9 @@ def _read(text: str, field: str) -> tuple[int, int]:
 
 
 def _shown(n: int, ms: int) -> str:
-    unit = next((name for name, unit_ms in _UNITS.items() if unit_ms == ms), None)
-    return f"{n}/{unit or f'{ms / 1_000:g}s'}"
+    """Return what `_read` reads as these, in the largest unit of which it is whole ones."""
+    unit, unit_ms = next(one for one in _UNITS.items() if ms % one[1] == 0)
+    return f"{n}/{unit if ms == unit_ms else f'{ms // unit_ms}{unit}'}"
 
 
 class Rate(NamedTuple):
