@@ -171,7 +171,9 @@ async def test_who_leaves_ends_nothing_that_nobody_is_told_of(factory: Factory) 
 
 
 async def test_stats_count_by_status_and_type(factory: Factory, store: Any, port: Port) -> None:
-    """The counts are those of the rows."""
+    """The counts are those of the rows; a status that none has ever had counts none."""
+    nothing = {status.value: 0 for status in TaskStatus}
+    assert await store.stats() == {**nothing, "types": {}}
     await submit(store, *(new() for _ in range(4)), *(new(type=OTHER) for _ in range(2)))
     claims = await port.room(3)
     store.started(claims[0], store.now_ms())

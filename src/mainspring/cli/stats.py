@@ -15,7 +15,7 @@ from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath, moment
 from mainspring.cli.screen import Screen, local, span, table
 from mainspring.environment import SYSTEM
 from mainspring.errors import invalid
-from mainspring.tasks import BUILT_IN_TYPES, LedgerKey, TaskStatus
+from mainspring.tasks import BUILT_IN_TYPES, LedgerKey
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,7 +60,7 @@ async def _costs(store: str, by: Sequence[LedgerKey], since: str | None, screen:
 
 async def _stats(store: str, screen: Screen) -> None:
     async with opened(store) as engine:
-        counts = dict.fromkeys((status.value for status in TaskStatus), 0) | await engine.manager.store.stats()
+        counts = await engine.manager.store.stats()
         alive = await workers(engine)
         paused = await pauses(engine)
     types: dict[str, dict[str, int]] = counts.pop("types")

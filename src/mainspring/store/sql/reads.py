@@ -282,7 +282,7 @@ def stats(view: View) -> dict[str, Any]:
         held: dict[int, int] = dict(view.rows("held_by_status"))
         kinds = view.rows("tallies")
     running = held.get(1, 0)
-    status = {STATUS_OF[code].value: n for code, n in totals.items() if code > 1}
+    status = {status.value: totals.get(code, 0) for code, status in enumerate(STATUS_OF) if code > 1}
     types: dict[str, dict[str, int]] = {}
     for _, kind, _, code, n in kinds:
         counts = types.setdefault(kind, {})
