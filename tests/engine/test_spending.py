@@ -298,3 +298,21 @@ async def test_what_is_no_cost_rate(wrong: Any) -> None:
             await engine.limit("a", cost_rate=wrong)
         assert caught.value.field == "cost_rate"
         assert await engine.limits() == []
+
+
+async def test_a_bug_in_what_tells_a_cost(tmp_path: Path) -> None:
+    """The submit is refused with the name of the function, what it raised and for what, whatever that was."""
+    async with engine_on(tmp_path / "work.db") as engine:
+
+        @engine.task(cost=lambda n: 1 // n)
+        async def inverse(n: int) -> int:
+            return n
+
+        for submitting in (
+            lambda: engine.submit(inverse, 0, group="g"),
+            lambda: engine.map(inverse, [0], group="g"),
+        ):
+            with pytest.raises(InvalidInput, match=r"cost of inverse raised ZeroDivisionError for .*n.*0") as caught:
+                await submitting()
+            assert caught.value.field == "cost"
+            assert isinstance(caught.value.__cause__, ZeroDivisionError)

@@ -266,3 +266,9 @@ def test_what_cant_be_opened_now_is_not_what_is_not_there(
         own.look()
     monkeypatch.undo()
     assert own.look().memory_bytes > 0
+
+
+def test_limits_in_the_place_of_the_folder() -> None:
+    """Who hands them in first is told by which name they go."""
+    with pytest.raises(InvalidInput, match=r"pass limits=SchedulerConfig\(\.\.\.\)"):
+        ResourceMonitor(SchedulerConfig(max_cpu_usage=0.9))  # type: ignore[arg-type]

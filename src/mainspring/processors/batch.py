@@ -81,7 +81,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.cost is None or self.max_cost is None:
             return 0.0
-        given = _asked(self.cost, "batch.cost", item, name)
+        given = asked(self.cost, "batch.cost", item, name)
         cost = as_cost(given)
         if cost is None:
             why = f"is no cost, and what the function of {name} returned for {shown(item)}"
@@ -95,7 +95,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
         """Return what only items that join have in common, in a form that compares safely. Raises InvalidInput."""
         if self.shape is None:
             return b""
-        shape = _asked(self.shape, "batch.shape", item, name)
+        shape = asked(self.shape, "batch.shape", item, name)
         try:
             return encode(shape)[0]
         except InvalidInput as exc:
@@ -104,8 +104,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
             raise invalid("batch.shape", shape, why, remedy) from exc
 
 
-def _asked(function: Callable[[Any], Any], field: str, item: Any, name: str) -> Any:
-    """Return what a user's function says of an item. Raises InvalidInput where it raises anything."""
+def asked(function: Callable[[Any], Any], field: str, item: Any, name: str) -> Any:
+    """Return what a user's function says of an item or of a call's arguments. Raises InvalidInput where that raises."""
     try:
         return function(item)
     except BaseException as exc:  # a panic in a tokenizer's native code is no Exception, nor is SystemExit

@@ -14,7 +14,7 @@ from mainspring.config import RESOURCE_KINDS, seconds
 from mainspring.errors import InvalidInput, TaskError, invalid, shown
 from mainspring.processors.annotations import is_async, resolved
 from mainspring.processors.base import Item, Lane, failure, text_of
-from mainspring.processors.batch import Batch, Call, are_contexts, items_parameter
+from mainspring.processors.batch import Batch, Call, are_contexts, asked, items_parameter
 from mainspring.processors.code import code_hash
 from mainspring.processors.context import Context, check_cost
 from mainspring.tasks import (
@@ -322,11 +322,12 @@ class Handler:
     def cost_of(self, bound: dict[str, Any]) -> float | None:
         """Return what a call is to cost its group; None where nothing was declared.
 
-        Raises: InvalidInput, and what the user's function raises.
+        Raises: InvalidInput, also where the user's function raises anything.
         """
-        if not callable(self.cost):
-            return self.cost
-        return check_cost(self.cost(*self._as_called(bound).values()), "cost")
+        if not callable(cost := self.cost):
+            return cost
+        arguments = self._as_called(bound)
+        return check_cost(asked(lambda given: cost(*given.values()), "cost", arguments, self.name), "cost")
 
     def typed(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return stored arguments in the types that the function wants. Raises InvalidInput."""

@@ -102,6 +102,8 @@ class ResourceMonitor:
         cgroup: Cgroup | None = None,
         env: Environment = SYSTEM,
     ) -> None:
+        if isinstance(folder, SchedulerConfig):
+            raise invalid("folder", folder, "is a SchedulerConfig", "pass limits=SchedulerConfig(...)")
         folder = Path(folder)
         if not folder.is_dir():
             raise invalid("folder", str(folder), "is no folder", "create it first")
