@@ -259,6 +259,48 @@ async def test_what_fits_nowhere_is_told_apart(factory: Factory, store: Any, mon
         assert queue_of(await look(store), WORK).never == 0
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("offer", "said"),
+    [
+        ({"closed": "memory is full"}, "starts nothing new: memory is full"),
+        (
+            {"alone": {"task": "t", "why": "was short of memory", "lanes": []}},
+            "starts nothing new: task t was short of memory and runs alone",
+        ),
+    ],
+)
+async def test_a_worker_that_starts_nothing_is_told(store: Any, offer: dict[str, Any], said: str) -> None:
+    """What is ready waits for it, and why is told with the worker; one that keeps another lane keeps none of it."""
+    await served(store)
+    await submit(store, new(), new())
+    await told(store, offer)
+    seen = await look(store)
+    assert queue_of(seen, WORK).waiting == {"resources": 2}
+    assert [worker.starts_nothing for worker in seen.workers] == [said]
+    screen = Console(file=io.StringIO(), width=200)
+    screen.print(*top._drawn("here", seen), sep="\n")
+    assert said in screen.file.getvalue()  # type: ignore[attr-defined]
+    await told(store, {"alone": {"task": "t", "why": "is large", "lanes": ["thread"]}})
+    assert queue_of(await look(store), WORK).waiting == {"ready": 2}
+
+
+@pytest.mark.anyio
+async def test_what_is_paused_is_told_where_it_is(store: Any) -> None:
+    """A pause of a group or namespace with the types that have tasks there; those tasks are paused and not ready."""
+    await served(store)
+    await submit(store, new(group="g"), new(), new(type=OTHER), new(type=OTHER, namespace="n"))
+    await store.pause(group="g")
+    seen = await look(store)
+    assert (queue_of(seen, WORK).paused, queue_of(seen, OTHER).paused) == ("group g", "")
+    assert queue_of(seen, WORK).waiting == {"paused": 1, "ready": 1}
+    assert queue_of(seen, OTHER).waiting == {"ready": 2}
+    await store.pause(namespace="n")
+    seen = await look(store)
+    assert (queue_of(seen, WORK).paused, queue_of(seen, OTHER).paused) == ("group g", "namespace n")
+    assert queue_of(seen, OTHER).waiting == {"paused": 1, "ready": 1}
+
+
 async def told(store: Any, offer: dict[str, Any]) -> None:
     """It is kept soon, not at once."""
     store.offer(json.dumps(offer).encode())

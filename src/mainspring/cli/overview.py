@@ -75,6 +75,7 @@ class WorkerUse(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     claimed: int
     slots: dict[str, int] | None  # by lane
+    starts_nothing: str  # why; empty where it does
 
 
 class HostUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,7 +136,9 @@ def _look(view: View, now_ms: int, own: ResourceUsage) -> Overview:
         usages = view.rows("usages")
         ready = _ready(view) if _is_cut(found) else None
         kept = _at_limits(view, pauses, now_ms)
-        short = _short_of_resources(view, serving)
+        paused = _paused(view, pauses)
+        offers = offers_of(view)
+        short = _short_of_resources(view, serving, offers, lanes)
     by_type: dict[str, _Ends] = {}
     by_lane: dict[str, _Ends] = {}
     for kind, lane, outcome, attempts, calls, took_us, _, busy_us in ended:
@@ -151,7 +154,7 @@ def _look(view: View, now_ms: int, own: ResourceUsage) -> Overview:
     served = {kind for row in serving for kind in row[4].split()}
     counts = _counts(found)
     queues = [
-        _queue(kind, lanes, types.get(kind, {}), counts.get(kind, {}), ready, kind in served, pauses,
+        _queue(kind, lanes, types.get(kind, {}), counts.get(kind, {}), ready, kind in served, paused,
                by_type.get(kind, _Ends()), span_s, kept[kind], short)
         for kind in {kind for kind, by_status in types.items() if by_status.get("unfinished")} | by_type.keys()
     ]  # fmt: skip
@@ -160,7 +163,7 @@ def _look(view: View, now_ms: int, own: ResourceUsage) -> Overview:
         tasks=stats,
         queues=tuple(sorted(queues, key=lambda queue: (-queue.unfinished, -queue.ended_per_s, queue.type))),
         lanes=_lanes(serving, queues, by_lane, span_s),
-        workers=_workers(serving, held),
+        workers=_workers(serving, held, offers),
         hosts=_hosts(usages, now_ms, own),
         pauses=pauses,
         rates_of_s=span_s,
@@ -211,7 +214,7 @@ def _queue(
     counts: Mapping[str, tuple[int, bool]],
     ready: Mapping[str, tuple[int, bool]] | None,
     is_served: bool,
-    pauses: Sequence[PauseRow],
+    paused: _Paused,
     ends: _Ends,
     span_s: float,
     kept: int,
@@ -225,6 +228,7 @@ def _queue(
     else:
         waiting[_REST], is_more = ready.get(kind, (0, False))
         more |= {_REST} if is_more else set()
+    _move(waiting, _REST, "paused", paused.ready[kind])
     _move(waiting, _REST, "limit", kept)
     _move(waiting, "claimed", "resources", short.claimed[kind])
     _move(waiting, _REST, "resources", waiting[_REST] if kind in short.types else 0)
@@ -240,7 +244,7 @@ def _queue(
         more=tuple(sorted(more)),
         never=never,
         is_served=is_served,
-        paused="; ".join(str(pause) for pause in pauses if pause.type in (None, kind)),
+        paused="; ".join(map(str, paused.of(kind))),
         ended_per_s=ends.attempts / span_s,
         failed_per_s=ends.failed / span_s,
         calls_per_s=ends.calls / span_s,
@@ -255,6 +259,34 @@ def _move(waiting: dict[str, int], reason: str, to: str, n: int) -> None:
     if n:
         waiting[reason] -= n
         waiting[to] = waiting.get(to, 0) + n
+
+
+class _Paused(msgspec.Struct):
+    pauses: Sequence[PauseRow]
+    unfinished: set[tuple[str, str, str]]  # namespace, type and group of unfinished tasks
+    ready: Counter[str]  # tasks that would begin, by type, as far as one class is counted
+
+    def of(self, kind: str) -> list[PauseRow]:
+        """Return those that name the type, or all tasks, or keep some of its tasks."""
+        return [
+            pause
+            for pause in self.pauses
+            if pause.type == kind
+            or (pause.type, pause.namespace, pause.group) == (None, None, None)
+            or any(pause.covers(*one) for one in self.unfinished if one[1] == kind)
+        ]
+
+
+def _paused(view: View, pauses: Sequence[PauseRow]) -> _Paused:
+    ready: Counter[str] = Counter()
+    if not pauses:
+        return _Paused(pauses, set(), ready)
+    unfinished = {
+        (namespace, kind, group) for namespace, kind, group, code, n in view.rows("tallies") if not code and n
+    }
+    for _, namespace, kind, group, n in view.rows("line", 1 << 62, 0, COUNTED):
+        ready[kind] += n if any(pause.covers(namespace, kind, group) for pause in pauses) else 0
+    return _Paused(pauses, unfinished, ready)
 
 
 def _at_limits(view: View, pauses: Sequence[PauseRow], now_ms: int) -> Counter[str]:
@@ -277,20 +309,42 @@ class _Short(msgspec.Struct):
     """Who lacks resources."""
 
     claimed: Counter[str]  # tasks that wait for some at a worker, by type
-    types: set[str]  # that no worker takes more of for that
+    types: set[str]  # that no worker takes more of for that, or starts now
     never: dict[str, tuple[int, bool]]  # ready tasks that fit nowhere, by type, and whether there may be more
 
 
-def _short_of_resources(view: View, serving: Sequence[Any]) -> _Short:
-    offers = offers_of(view)
+def _short_of_resources(
+    view: View, serving: Sequence[Any], offers: Mapping[str, Offer], lanes: Mapping[str, str]
+) -> _Short:
     waits = [TaskId(id).bytes for offer in offers.values() for id in offer.waits]
     types = {
         kind
-        for kind in {kind for offer in offers.values() for kind in offer.withheld}
-        if all(row[0] in offers and kind in offers[row[0]].withheld for row in serving if kind in row[4].split())
+        for kind in {kind for row in serving if row[0] in offers for kind in row[4].split()}
+        if all(
+            row[0] in offers and _keeps_all(offers[row[0]], kind, lanes.get(kind, BUILT_IN_LANE))
+            for row in serving
+            if kind in row[4].split()
+        )
     }
     claimed = Counter(kind for id in waits for (kind,) in view.rows("type_of_claimed", id))
     return _Short(claimed, types, _fit_nowhere(view, serving, offers))
+
+
+def _keeps_all(offer: Offer, kind: str, lane: str) -> bool:
+    """Whether a worker takes no more tasks of a type, or starts none now."""
+    is_alone = offer.alone is not None and (not offer.alone.lanes or lane in offer.alone.lanes)
+    return kind in offer.withheld or offer.closed is not None or is_alone
+
+
+def _why_nothing_starts(offer: Offer | None) -> str:
+    if offer is None:
+        return ""
+    if offer.closed is not None:
+        return f"starts nothing new: {offer.closed}"
+    if offer.alone is None:
+        return ""
+    where = f" in lane {' and '.join(offer.alone.lanes)}" if offer.alone.lanes else ""
+    return f"starts nothing new{where}: task {offer.alone.task} {offer.alone.why} and runs alone"
 
 
 def _fit_nowhere(view: View, serving: Sequence[Any], offers: Mapping[str, Offer]) -> dict[str, tuple[int, bool]]:
@@ -339,7 +393,7 @@ def _lanes(
     return tuple(use(name) for name in sorted(names))
 
 
-def _workers(serving: Sequence[Any], held: Sequence[Any]) -> tuple[WorkerUse, ...]:
+def _workers(serving: Sequence[Any], held: Sequence[Any], offers: Mapping[str, Offer]) -> tuple[WorkerUse, ...]:
     holds = {(owner, status == RUNNING): n for owner, status, n in held}
     return tuple(
         WorkerUse(
@@ -350,6 +404,7 @@ def _workers(serving: Sequence[Any], held: Sequence[Any]) -> tuple[WorkerUse, ..
             running=holds.get((id, True), 0),
             claimed=holds.get((id, False), 0),
             slots=None if slots is None else _slots.decode(slots),
+            starts_nothing=_why_nothing_starts(offers.get(name)),
         )
         for name, pid, host, started_ms, _, slots, id in serving
     )

@@ -103,6 +103,7 @@ def _drawn(address: str, seen: Overview) -> list[RenderableType]:
         "",
         _hosts(seen.hosts),
     ]
+    parts += [printable(f"worker {one.name} {one.starts_nothing}") for one in seen.workers if one.starts_nothing]
     return parts + [printable(f"paused since {local(pause.since)}: {pause}") for pause in seen.pauses]
 
 
