@@ -428,8 +428,16 @@ class Tight:
 async def test_nothing_overtakes_what_had_no_room() -> None:
     """Parts that were under way when one was cut go in before those that come later, in their order."""
     tight = Tight()
-    bulk = Bulk(tight.hand_over, Room(Ends(), SYSTEM), lambda: SYSTEM.monotonic() + 60)  # type: ignore[arg-type]
+    looks: list[int] = []
+
+    async def look() -> None:
+        looks.append(tight.room)
+        await asyncio.sleep(0)
+
+    until = SYSTEM.monotonic() + 60
+    bulk = Bulk(tight.hand_over, Room(Ends(), SYSTEM), lambda: until, look)  # type: ignore[arg-type]
     for at in range(0, 40, 4):
         await bulk.add(list(range(at, at + 4)))  # type: ignore[arg-type]
     assert await bulk.all_in() == list(range(40))
     assert tight.stored == list(range(40))
+    assert looks  # before what had to wait was handed in again

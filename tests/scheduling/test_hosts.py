@@ -17,9 +17,17 @@ from tests import postgres
 from tests.engine.programs import PATHS, call
 from tests.engine.support import LIMIT_S, engine_on, until, value
 
-from mainspring import Engine, EngineConfig, InsufficientResources, ResourceUsage, SchedulerConfig, StoreConfig
+from mainspring import (
+    Engine,
+    EngineConfig,
+    InsufficientResources,
+    ResourceUsage,
+    SchedulerConfig,
+    StoreConfig,
+    StoreUnavailable,
+)
 from mainspring.config import cores
-from mainspring.dispatch.neighbours import REPEAT_MS, SILENT_MS
+from mainspring.dispatch.neighbours import READ_MS, REPEAT_MS, SILENT_MS
 from mainspring.resources.monitor import ResourceMonitor
 from mainspring.scheduling.hosts import TELL_MS, Hosts, Telling, places
 from mainspring.store.base import HostUsage
@@ -217,11 +225,14 @@ class Told:
         self.told = list(told)
         self.ms = 1_000_000
         self.reads = 0
+        self.is_lost = False
 
     def now_ms(self) -> int:
         return self.ms
 
     async def usages(self) -> list[HostUsage]:
+        if self.is_lost:
+            raise StoreUnavailable("out of reach")
         self.reads += 1
         return self.told
 
@@ -337,3 +348,59 @@ async def test_who_only_submits_tells_nothing(tmp_path: Path) -> None:
         ticks = looking.manager.store._caretaker._ticks  # type: ignore[attr-defined]
         await until(lambda: looking.manager.store._caretaker._ticks > ticks + 2)  # type: ignore[attr-defined]
         assert await looking.manager.store.usages() == []
+
+
+async def test_the_disk_of_those_who_work_counts_for_every_submit(workers: Workers) -> None:
+    """Whichever way tasks come in: where no disk of a host that works has room, none enters, and those who wait for
+    room get in when one has."""
+    config = EngineConfig(store=StoreConfig(blobs=workers.folder / "blobs"))
+    full = msgspec.structs.replace(config, scheduler=SchedulerConfig(max_storage_bytes=1))
+    async with Engine(workers.store, config, worker=False) as engine:
+
+        @engine.task
+        async def step(n: int) -> int:
+            return n + 1
+
+        ways = (
+            lambda **more: engine.submit(call("step", n=1), **more),
+            lambda **more: engine.submit_all([call("step", n=1)], **more),
+            lambda **more: engine.map(step, [1], **more),
+        )
+        async with Engine(workers.store, full):
+            await told(engine, 1)
+            for way in ways:
+                with pytest.raises(
+                    InsufficientResources, match=r"no host has room: .*above max_storage_bytes"
+                ) as caught:
+                    await way(wait_for_room=0)
+                assert caught.value.retry_after is not None
+                assert caught.value.retry_after <= READ_MS / 1000
+            waiting = [asyncio.ensure_future(way(wait_for_room=LIMIT_S)) for way in ways]
+            await asyncio.sleep(0)
+            assert (await engine.manager.stats())["types"] == {}
+            await workers.start("roomy", 100)
+            await asyncio.gather(*waiting)
+
+
+async def test_disks_are_looked_at_twice_a_second() -> None:
+    """However often somebody submits, and not by one who works; in an outage what was seen last holds."""
+    store = Told(row("a", "there", storage_bytes=96))
+    hosts = Hosts(store, Monitor(), SchedulerConfig(), "here")  # type: ignore[arg-type]
+    for _ in range(3):
+        await asyncio.gather(hosts.look(works=False), hosts.look(works=False))
+        with pytest.raises(InsufficientResources, match="there: storage in use") as caught:
+            hosts.refuse_without_storage()
+    assert store.reads == 1
+    assert caught.value.retry_after == READ_MS / 1000
+    store.ms += READ_MS
+    store.is_lost = True
+    await hosts.look(works=False)
+    with pytest.raises(InsufficientResources):
+        hosts.refuse_without_storage()
+    store.is_lost = False
+    store.told.append(row("b", "elsewhere"))
+    await hosts.look(works=False)
+    hosts.refuse_without_storage()
+    assert hosts.look_due_ms == store.ms + READ_MS
+    await hosts.look(works=True)
+    assert hosts.look_due_ms == float("inf")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from mainspring.resources.monitor import ResourceUsage
@@ -21,6 +23,7 @@ class Neighbours:
         self._store = store
         self._told: list[HostUsage] = []
         self._read_ms: int | None = None
+        self._reading = asyncio.Lock()  # who comes meanwhile gets the same
         self._first_seen: dict[str, tuple[int, int]] = {}  # by worker: of when its news are, and since when known here
 
     async def heard(self) -> list[tuple[str, ResourceUsage]]:
@@ -34,9 +37,12 @@ class Neighbours:
         return 0.0 if self._read_ms is None else max(0, self._read_ms + READ_MS - self._store.now_ms()) / 1000
 
     async def _read(self) -> None:
-        now_ms = self._store.now_ms()
-        if self._read_ms is not None and now_ms - self._read_ms < READ_MS:
-            return
+        async with self._reading:
+            now_ms = self._store.now_ms()
+            if self._read_ms is None or now_ms - self._read_ms >= READ_MS:
+                await self._read_at(now_ms)
+
+    async def _read_at(self, now_ms: int) -> None:
         self._told = await self._store.usages()
         self._read_ms = now_ms
         before, self._first_seen = self._first_seen, {}

@@ -23,13 +23,17 @@ class Bulk:
     Args:
         hand_over: stores the first tasks of a list, as many as there is room for.
         until: how long to wait for room, as a moment of the monotonic clock.
+        look: is called before a part that waited is handed in, which is judged by what it has learnt.
     """
 
-    def __init__(self, hand_over: HandOver, room: Room, until: Callable[[], float]) -> None:
+    def __init__(
+        self, hand_over: HandOver, room: Room, until: Callable[[], float], look: Callable[[], Awaitable[None]]
+    ) -> None:
         self.handles: list[TaskHandle] = []
         self._hand_over = hand_over
         self._room = room
         self._until = until
+        self._look = look
         self._line = Line()
         self._under_way: deque[tuple[list[NewTask], asyncio.Future[list[TaskHandle]]]] = deque()
 
@@ -78,6 +82,7 @@ class Bulk:
             tasks = tasks[len(stored) :]
 
     async def _alone(self, tasks: list[NewTask]) -> list[TaskHandle]:
+        await self._look()
         handing = self._handing(tasks, Line())
         self._under_way.appendleft((tasks, handing))
         await asyncio.wait((handing,))  # where this is cancelled the store writes it all the same, and `stop` asks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -9,8 +10,8 @@ from typing import NamedTuple
 import msgspec
 
 from mainspring.config import SchedulerConfig
-from mainspring.dispatch.neighbours import REPEAT_MS, Neighbours, place_of
-from mainspring.errors import InsufficientResources
+from mainspring.dispatch.neighbours import READ_MS, REPEAT_MS, Neighbours, place_of
+from mainspring.errors import InsufficientResources, StoreUnavailable
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
 from mainspring.store.base import Store
 from mainspring.tasks.needs import amounts, shares
@@ -54,10 +55,14 @@ class Hosts:
     """What is known of the hosts that work, and whether one has room."""
 
     def __init__(self, store: Store, monitor: ResourceMonitor, limits: SchedulerConfig, host: str) -> None:
+        self._store = store
         self._monitor = monitor
         self._limits = limits
         self._host = host
         self._neighbours = Neighbours(store)
+        self.look_due_ms: float = -math.inf
+        self._roomy: ResourceUsage | None = None  # there was room for more on this disk
+        self._full_disks = ""  # why none of those who work has room on its disk, as seen at the last look
 
     async def refuse_without_room(self, *, works: bool) -> None:
         """Judge by those who work, or where nobody does by this host. `works`: this process does.
@@ -78,14 +83,34 @@ class Hosts:
             retry_after=self._fresh_in_s(),
         )
 
+    async def look(self, *, works: bool) -> None:
+        """Have `refuse_without_storage` judge by what those who work tell now. `works`: this process does, and its own
+        disk decides. An outage of the store leaves what was seen before."""
+        if works:
+            self.look_due_ms = math.inf
+            return
+        with contextlib.suppress(StoreUnavailable):
+            found = [(place.host, self._why_disk_full(place.usage)) for place in places(await self._neighbours.heard())]
+            is_full = all(why is not None for _, why in found)
+            self._full_disks = "; ".join(f"{host}: {why}" for host, why in found) if is_full else ""
+        self.look_due_ms = self._store.now_ms() + READ_MS
+
     def refuse_without_storage(self) -> None:
-        """Judge by the disk that this process writes to. Raises InsufficientResources."""
+        """Judge by the disk that this process writes to, and those of the hosts that work as of the last look.
+
+        Raises: InsufficientResources.
+        """
         usage = self._monitor.sample()
-        why = _above("storage in use", usage.storage_bytes, (self._limits.max_storage_bytes, usage.max_storage_bytes))
-        if why is not None:
+        if usage is not self._roomy and (why := self._why_disk_full(usage)) is not None:
             raise InsufficientResources(
                 f"{why}{self._monitor.as_seen()}; free some, or raise max_storage_bytes",
                 retry_after=self._monitor.fresh_in_s(),
+            )
+        self._roomy = usage
+        if self._full_disks:
+            raise InsufficientResources(
+                f"no host has room: {self._full_disks}; free some, or raise max_storage_bytes there",
+                retry_after=max(0.0, self.look_due_ms - self._store.now_ms()) / 1000,
             )
 
     def _fresh_in_s(self) -> float:
@@ -102,11 +127,12 @@ class Hosts:
                     used, most = shares(others, limit)
                     return f"CPU in use by others is {used} of {usage.cpu_limit:g} cores, above max_cpu_usage = {most}"
         memory = (self._limits.max_memory_bytes, usage.max_memory_bytes)
-        storage = (self._limits.max_storage_bytes, usage.max_storage_bytes)
         others = usage.memory_bytes - usage.own_memory_bytes
-        return _above("memory in use by others", others, memory) or _above(
-            "storage in use", usage.storage_bytes, storage
-        )
+        return _above("memory in use by others", others, memory) or self._why_disk_full(usage)
+
+    def _why_disk_full(self, usage: ResourceUsage) -> str | None:
+        limits = (self._limits.max_storage_bytes, usage.max_storage_bytes)
+        return _above("storage in use", usage.storage_bytes, limits)
 
 
 def places(seen: Iterable[tuple[str, ResourceUsage]]) -> list[Place]:

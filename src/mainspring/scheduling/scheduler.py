@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from mainspring.config import SchedulerConfig
@@ -49,12 +50,19 @@ class TaskScheduler:
 
     async def schedule_tasks(self, tasks: Sequence[Task]) -> list[TaskId]:
         """Store all of them or none. Raises what `schedule_task` raises."""
+        await self.look_at_disks()
         self._hosts.refuse_without_storage()
         await self._hosts.refuse_without_room(works=bool(self._manager.lanes))
         return await self._manager.submit_tasks(tasks)
 
+    async def look_at_disks(self) -> None:
+        """Learn how full the disks of those who work are, for `refuse_without_storage`: twice a second at most."""
+        hosts = self._hosts
+        if hosts.look_due_ms != math.inf and self._manager.store.now_ms() >= hosts.look_due_ms:
+            await hosts.look(works=bool(self._manager.lanes))
+
     def refuse_without_storage(self) -> None:
-        """What every way of submitting checks: a full disk. Cheap: the monitor samples at intervals.
+        """What every way of submitting checks: a full disk, here or where tasks run. Cheap: seen at intervals.
 
         Raises: InsufficientResources.
         """
