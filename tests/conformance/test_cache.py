@@ -103,6 +103,23 @@ async def test_a_result_is_kept_for_as_long_as_was_said(factory: Factory, store:
     assert (await state(store, late)).reason == "ready"
 
 
+@pytest.mark.parametrize("how", ["follows", "had one before"])
+async def test_the_longest_that_somebody_said_holds(factory: Factory, store: Any, port: Port, how: str) -> None:
+    """Also where the one that computes it says less: of one that waits for it, and of a result that was kept before."""
+    if how == "follows":
+        await submit(store, same(keep_ms=100), same(keep_ms=HOUR))
+    else:
+        await put(store, port)
+        factory.clock.advance(1)
+        await submit(store, same(keep_ms=100))
+    await port.finish(does(await port.take()))
+    factory.clock.advance(60)
+    (late,) = await submit(store, same(keep_ms=HOUR))
+    assert (await state(store, late)).status.value == "completed"
+    (picky,) = await submit(store, same(keep_ms=100))
+    assert (await state(store, picky)).reason == "ready"
+
+
 async def test_what_takes_a_result_has_it_for_its_children(store: Any, port: Port) -> None:
     """Children of the same call, and later ones, get the value of a task that never ran."""
     await put(store, port)

@@ -115,9 +115,13 @@ class EqualWork(Place):
         if flight is None:
             return
         is_result = task.status == "completed" and work is not None
+        others = [one for one in self.flights.values() if flight.leads and one.work == flight.work]
         if is_result and not task.is_shared:
             assert work is not None
-            self.kept[work] = Kept(task.output, now, now + flight.keep)
+            wishes = [flight.keep, *(one.keep for one in others if one.work == work)]
+            before = self.kept.get(work)
+            expires = max(now + max(wishes), 0 if before is None else before.expires)
+            self.kept[work] = Kept(task.output, now, expires)
         if not flight.leads:
             return
         told = is_result or is_of_work

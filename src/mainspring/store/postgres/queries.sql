@@ -882,11 +882,13 @@ WHERE key = ANY ($1::bytea[]) AND expires_ms > $2;
 UPDATE cache SET used_ms = $1 WHERE key = (SELECT key FROM cache WHERE key = $2 FOR UPDATE SKIP LOCKED);
 
 -- name: keep
+-- Who wanted the one before for longer takes this one: it is newer.
 INSERT INTO cache (key, namespace, type, version, output, flags, digest, bytes, made_ms, expires_ms, used_ms)
 SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::bytea[], $6::integer[], $7::text[],
     $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])
 ON CONFLICT (key) DO UPDATE SET output = excluded.output, flags = excluded.flags, digest = excluded.digest,
-    bytes = excluded.bytes, made_ms = excluded.made_ms, expires_ms = excluded.expires_ms, used_ms = excluded.used_ms;
+    bytes = excluded.bytes, made_ms = excluded.made_ms, used_ms = excluded.used_ms,
+    expires_ms = greatest(cache.expires_ms, excluded.expires_ms);
 
 -- name: drop_kept
 DELETE FROM cache WHERE key = $1 AND made_ms = $2;
@@ -948,8 +950,8 @@ SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::smallint[], $4::bigint[]);
 DELETE FROM flight WHERE task = ANY ($1::bigint[]) RETURNING task, key, leads, keep_ms;
 
 -- name: awaited_work
--- What of this somebody waits for who does not lead it.
-SELECT DISTINCT key FROM flight WHERE leads = 0 AND key = ANY ($1::bytea[]);
+-- What of this somebody waits for who does not lead it, and for how long those want it kept.
+SELECT key, max(keep_ms) FROM flight WHERE leads = 0 AND key = ANY ($1::bytea[]) GROUP BY key;
 
 -- name: lead_flight
 UPDATE flight SET leads = 1 WHERE task = $1;

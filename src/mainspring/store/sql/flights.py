@@ -134,9 +134,10 @@ def leave(tx: Transaction, ends: Sequence[tuple[int, Result | Failure | None]]) 
     if not left:
         return []
     flown = [(end, *left[seq]) for seq, end in ends if seq in left]
-    _keep(tx, [(end, keep_ms) for end, _, _, keep_ms in flown if keep_ms and isinstance(end, Result)])
     led = {key: end for end, key, leads, _ in flown if leads}
-    awaited = [bytes(row[0]) for row in tx.run("awaited_work", tx.listed_keys(list(led)))] if led else []
+    awaited = {bytes(row[0]): row[1] for row in tx.run("awaited_work", tx.listed_keys(list(led)))} if led else {}
+    results = [(end, key, keep_ms) for end, key, _, keep_ms in flown if keep_ms and isinstance(end, Result)]
+    _keep(tx, [(end, max(ms, awaited.get(key, 0)) if key == end.work.key else ms) for end, key, ms in results])
     return list(chain.from_iterable([_go_on(tx, key, led[key]) for key in awaited]))
 
 

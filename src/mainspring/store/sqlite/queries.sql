@@ -709,10 +709,12 @@ WHERE key IN (SELECT unhex(value) FROM json_each(?)) AND expires_ms > ?;
 UPDATE cache SET used_ms = ? WHERE key = ?;
 
 -- name: keep
+-- Who wanted the one before for longer takes this one: it is newer.
 INSERT INTO cache (key, namespace, type, version, output, flags, digest, bytes, made_ms, expires_ms, used_ms)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (key) DO UPDATE SET output = excluded.output, flags = excluded.flags, digest = excluded.digest,
-    bytes = excluded.bytes, made_ms = excluded.made_ms, expires_ms = excluded.expires_ms, used_ms = excluded.used_ms;
+    bytes = excluded.bytes, made_ms = excluded.made_ms, used_ms = excluded.used_ms,
+    expires_ms = max(expires_ms, excluded.expires_ms);
 
 -- name: drop_kept
 DELETE FROM cache WHERE key = ? AND made_ms = ?;
@@ -773,8 +775,8 @@ INSERT INTO flight (task, key, leads, keep_ms) VALUES (?, ?, ?, ?);
 DELETE FROM flight WHERE task IN (SELECT value FROM json_each(?)) RETURNING task, key, leads, keep_ms;
 
 -- name: awaited_work
--- What of this somebody waits for who does not lead it.
-SELECT DISTINCT key FROM flight WHERE leads = 0 AND key IN (SELECT unhex(value) FROM json_each(?));
+-- What of this somebody waits for who does not lead it, and for how long those want it kept.
+SELECT key, max(keep_ms) FROM flight WHERE leads = 0 AND key IN (SELECT unhex(value) FROM json_each(?)) GROUP BY key;
 
 -- name: lead_flight
 UPDATE flight SET leads = 1 WHERE task = ?;
