@@ -796,8 +796,10 @@ async def test_a_pool_and_an_engine_are_no_connections(engine: Engine) -> None:
         for wrong in (alchemy, asyncpg.create_pool(postgres.url())):
             with pytest.raises(InvalidInput, match="is not taken"):
                 await engine.submit(double(engine), 1, connection=wrong)
-    with sqlalchemy.create_engine("sqlite://").connect() as other, pytest.raises(InvalidInput, match="sqlite"):
+    file = sqlalchemy.create_engine("sqlite://")
+    with file.connect() as other, pytest.raises(InvalidInput, match="sqlite"):
         await engine.submit(double(engine), 1, connection=other)
+    file.dispose()
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1", "UTF8"])
