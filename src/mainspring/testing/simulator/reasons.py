@@ -27,7 +27,7 @@ SIGNS: Final = {
     "paused": "Its kind is paused",
     "no_worker": "No living worker (serves|takes)",
     "limit": r"^Group .*(is at its limit: \d+/\d+ are claimed or run;"
-    r"|((are|is) used up|are left and the next one needs [\d,.]+); the next starts in [\d,.]+ s;)",
+    r"|((are|is) used up|are left and the next one needs [\d,.]+); the next starts in [\d,.]+ \w+;)",
     "ready": "It is ready(, and worker .* runs alone| and)",
 }
 """By what a sentence is known to name a cause."""

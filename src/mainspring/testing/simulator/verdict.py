@@ -166,13 +166,12 @@ class Verdict:
             self._accuse("cache", row, "has a failure that was not the work's", error=_error(row))
 
     def _check_age(self, row: Row, source: Row) -> None:
-        """It was young enough; where something goes wrong nobody can say when a result became known."""
+        """It was young enough for whoever took it; where something goes wrong nobody can say when it became known."""
         if {*self._world.shape.faults} - {"kill", "untold", "restart", "bells"}:
             return
         assert row.ended_ms is not None
         assert source.ended_ms is not None
-        age_ms, keep_s = row.ended_ms - source.ended_ms, self._known.keep_s
-        limit_s = min(keep_s.get(TaskId(one.id), KEEP_S) for one in (row, source))
+        age_ms, limit_s = row.ended_ms - source.ended_ms, self._known.keep_s.get(TaskId(row.id), KEEP_S)
         if age_ms > limit_s * 1000 + self._late_ms:
             self._accuse("cache", row, "has a result that is too old", of=source.seq, age_ms=age_ms, limit_s=limit_s)
 
