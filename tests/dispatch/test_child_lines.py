@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from tests.dispatch.test_turns import one_alone
 from tests.engine import process_work
 from tests.engine.support import engine_on, shows, until, value
 
@@ -92,6 +93,26 @@ async def test_a_pause_holds_back_what_was_sent_ahead(engine: Engine, tmp_path: 
         await shows(handle, status=TaskStatus.PENDING, reason="paused")
     assert order(tmp_path) == ["long"]
     await engine.manager.resume(type="custom:line")
+    for handle in others:
+        await value(handle)
+    assert order(tmp_path) == ["long", *"abc"]
+
+
+async def test_what_was_sent_ahead_does_not_begin_where_one_runs_alone(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is handed back; what runs in the child goes on."""
+    monkeypatch.setattr(processes, "_LONG_S", 600.0)
+    long, *others = await line(engine, tmp_path, "abc")
+    running = engine.manager._desks["process"].running
+    await until(lambda: len(running) == 4)
+    async with one_alone(engine):
+        await until(lambda: list(running) == [long.id.bytes])
+        (tmp_path / "go").touch()
+        await value(long)
+        for handle in others:
+            await shows(handle, status=TaskStatus.PENDING, attempts=())
+        assert order(tmp_path) == ["long"]
     for handle in others:
         await value(handle)
     assert order(tmp_path) == ["long", *"abc"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any, cast
 
 from mainspring.dispatch.alone import Alone
@@ -83,12 +83,6 @@ class Course:
     def attempts(self) -> list[Attempt]:
         """Return what runs now."""
         return [attempt for desk in self._desks.values() for attempt in desk.running.values()]
-
-    def recall(self, is_wanted: Callable[[Attempt], bool]) -> None:
-        """Have handed back what a runner has taken ahead and has not begun."""
-        for attempt in self.attempts():
-            if attempt.started_at is None and is_wanted(attempt):
-                self.watch.ask(attempt, "drain")
 
     def hurry(self) -> None:
         """Ask all that runs to stop, to be handed back."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from mainspring.dispatch.alone import Alone
-from mainspring.dispatch.attempt import Attempt
 from mainspring.dispatch.desk import Desk
 from mainspring.dispatch.highwater import HighWater
+from mainspring.dispatch.lane import LaneDesk
 from mainspring.store.base import Claimed
 
 
@@ -19,13 +19,11 @@ class Gate:
         desks: Mapping[str, Desk],
         high_water: HighWater,
         alone: Alone,
-        recall: Callable[[Callable[[Attempt], bool]], None],
         hand_back: Callable[[Desk, list[Claimed]], None],
     ) -> None:
         self._desks = desks
         self._high_water = high_water
         self._alone = alone
-        self._recall = recall
         self._hand_back = hand_back
 
     def holds(self, desk: Desk) -> bool:
@@ -39,7 +37,8 @@ class Gate:
                 if not desk.is_shut:
                     desk.shut()
                 self._hand_back(desk, desk.take(lambda claim: one is None or claim is not one.claim))
+                if isinstance(desk, LaneDesk):
+                    desk.recall()
             elif desk.is_shut:
                 desk.reopen()
                 desk.store.demand()
-        self._recall(lambda attempt: self.holds(attempt.desk))

@@ -200,18 +200,28 @@ class LaneDesk(Desk):
         """
         if self.has_idle():  # what is here begins at once
             return []
-        runner = cast(AheadRunner, self.runner()) if self.ahead and self.running else None
-        ahead = [] if runner is None else [work for work in runner.ahead() if isinstance(work, Claimed)]
+        ahead = self._taken_ahead()
         waiting = sorted((claim for claim in (*ahead, *self._queue) if is_wanted(claim)), key=place)
         given = waiting[len(waiting) // 2 :]
         if not given:
             return []
         self.given += len(given)
         self._step_back()
-        if runner is not None:
-            runner.give_back(given)
+        if ahead:
+            cast(AheadRunner, self.runner()).give_back(given)
         chosen = {id(claim) for claim in given}
         return self._take_queued(lambda claim: id(claim) in chosen)
+
+    def recall(self) -> None:
+        """Have handed back what its runner has taken ahead and not begun."""
+        if ahead := self._taken_ahead():
+            cast(AheadRunner, self.runner()).give_back(ahead)
+
+    def _taken_ahead(self) -> list[Claimed]:
+        """Return what its runner has no place to run in yet."""
+        if not (self.ahead and self.running):
+            return []
+        return [work for work in cast(AheadRunner, self.runner()).ahead() if isinstance(work, Claimed)]
 
     def _step_back(self) -> None:
         """Take no claim but for a slot that falls free and finds nothing here."""

@@ -108,7 +108,7 @@ class TaskManager(Answers):
             self._desks, self.store, self.executor, self.values, self.cache, recorder, self.reservations, self._alone,
             grace_s, env, self.spans,
         )  # fmt: skip
-        self._gate = Gate(self._desks, high_water, self._alone, self._course.recall, self._hand_back)
+        self._gate = Gate(self._desks, high_water, self._alone, self._hand_back)
         self._model_limits = ModelLimits(self.parts.models, self.store)
         self._settling: set[asyncio.Task[Any]] = set()
         self._running = self._draining = self._stopped = False
@@ -313,7 +313,9 @@ class TaskManager(Answers):
     def paused(self, is_paused: Callable[[tuple[str, str, str]], bool]) -> None:
         for desk in self._desks.values():
             self._hand_back(desk, desk.take(lambda claim: is_paused(claim.class_key)))
-        self._course.recall(lambda attempt: is_paused(attempt.claim.class_key))
+        for attempt in self._course.attempts():
+            if attempt.started_at is None and is_paused(attempt.claim.class_key):
+                self._course.watch.ask(attempt, "drain")
 
     def hastened(self, tasks: list[tuple[bytes, int]]) -> None:
         for desk in self._desks.values():
