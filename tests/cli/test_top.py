@@ -360,6 +360,7 @@ async def test_slots_are_taken_by_what_runs_and_by_what_ran_within_the_time(fact
     began_ms, claims = store.now_ms(), await port.room(4)
     for claim in claims:
         store.started(claim, began_ms)
+    await port.settle()
     factory.clock.advance(4)
     assert busy_of(await look(store)) == pytest.approx(1.6)
     factory.clock.advance(26)
@@ -372,6 +373,7 @@ async def test_slots_are_taken_by_what_runs_and_by_what_ran_within_the_time(fact
     assert busy_of(await look(store)) == pytest.approx(2.0)
     for claim in await port.room(4):
         store.started(claim, store.now_ms())
+    await port.settle()
     assert busy_of(await look(store)) == 4.0
 
 
