@@ -51,7 +51,10 @@ def main(folder: str, budget: str) -> None:
             answer: object = "done"
             if command == "bytes":
                 answer = manager.loaded_bytes // MIB
-            elif command == "fork" and not (answer := os.fork()):
+            elif command == "fork":
+                if os.fork():
+                    continue  # the child answers, which has let go of what was open by then
+                print(os.getpid(), flush=True)
                 signal.pause()
             print(answer, flush=True)
         except ResourceLimitExceeded as exc:
