@@ -391,6 +391,8 @@ def test_declarations() -> None:
         (async_generator, {}, "generator"),
         (int, {}, "class"),
         (Machine(), {}, "no name"),
+        (Machine(), {"name": "machine", "lane": "process"}, "object of Machine"),
+        (partial(plain), {"name": "part", "lane": "process"}, "object of partial"),
     ]
     for function, options, named in cases:
         with pytest.raises(InvalidInput) as caught:

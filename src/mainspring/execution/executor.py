@@ -20,8 +20,9 @@ from mainspring.models.manager import ModelManager
 from mainspring.processors.base import Lane, Processor
 from mainspring.processors.calls import call_task, check_task, task_of
 from mainspring.processors.context import Child
-from mainspring.processors.custom import Handler, HandlerProcessor, check_importable
+from mainspring.processors.custom import Handler, HandlerProcessor
 from mainspring.processors.embedding import EmbeddingProcessor
+from mainspring.processors.importable import check_importable
 from mainspring.processors.inference import InferenceProcessor
 from mainspring.processors.text import TextProcessor
 from mainspring.tasks import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import typing
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from mainspring.processors.base import Item, Lane, failure, text_of
 from mainspring.processors.batch import Batch, Call, are_contexts, asked, items_parameter
 from mainspring.processors.code import code_hash
 from mainspring.processors.context import Context, check_cost
+from mainspring.processors.importable import check_importable
 from mainspring.tasks import (
     Custom,
     CustomOutput,
@@ -381,26 +381,6 @@ def _is_native(params: type[msgspec.Struct]) -> bool:
 
 def _constant(value: Any) -> Callable[[], Any]:
     return lambda: value
-
-
-def check_importable(function: Callable[..., Any], name: str) -> None:
-    """Refuse what a child process could not import again by module and name."""
-    qualname = getattr(function, "__qualname__", "")
-    if "<lambda>" in qualname or "<locals>" in qualname:
-        raise invalid(
-            "lane",
-            "process",
-            f"{name} ({qualname}) can't be imported by a child process",
-            "move it to the top level of a module and use def",
-        )
-    module = sys.modules.get(getattr(function, "__module__", ""))
-    if module is None or not (getattr(module, "__file__", None) or getattr(module, "__spec__", None)):
-        raise invalid(
-            "lane",
-            "process",
-            f"{name} was not defined in a file that a child process can import",
-            "put it into a module",
-        )
 
 
 def handler_of(function: Callable[..., Any]) -> Handler:
