@@ -23,7 +23,8 @@ from mainspring import (
     TaskManagerConfig,
 )
 from mainspring.config import is_server
-from mainspring.processors.custom import Handler, handler_of
+from mainspring.processors.calls import handler_of
+from mainspring.processors.custom import Handler
 from proof.kills.ledger import FOLDER, noted
 
 _AGAIN_S = 0.1

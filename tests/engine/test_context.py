@@ -14,15 +14,18 @@ from tests.engine.support import LIMIT_S, SOON, engine_on, shows, value
 
 from mainspring import (
     Context,
+    Custom,
     Engine,
     InvalidInput,
     Permanent,
     ProcessingFailed,
+    Task,
     TaskHandle,
     TaskId,
     TaskNotFound,
     TaskStatus,
     TaskTimeout,
+    TaskType,
 )
 
 pytestmark = pytest.mark.anyio
@@ -458,6 +461,29 @@ async def test_bad_children_fail_their_parent(engine: Engine, double: Any) -> No
         with pytest.raises(InvalidInput):
             await value(handle)
     assert await count_of(engine, "custom:double") == before
+
+
+def _stranger() -> None: ...
+
+
+_NO_HANDLERS: list[tuple[Any, str]] = [
+    ("double", r"'double': is a name, and no function; pass the function itself .*@engine\.task.*engine\.embed"),
+    (None, "None: is no function; pass the function itself"),
+    (Task(task_type=TaskType.custom("double"), input=Custom({})), "is a ready Task, which engine.submit alone takes"),
+    (_stranger, r"is not registered; register it before, with @engine\.task or engine\.task\(function\)"),
+]
+
+
+async def test_what_is_no_handler_is_no_child(engine: Engine) -> None:
+    """The error says what was given, and what is taken."""
+
+    @engine.task
+    async def submits_the_wrong(n: int, ctx: Context) -> Any:
+        return ctx.submit(_NO_HANDLERS[n][0], 1)
+
+    for n, (_, why) in enumerate(_NO_HANDLERS):
+        with pytest.raises(InvalidInput, match=why):
+            await value(await engine.submit(submits_the_wrong, n))
 
 
 async def test_a_plain_call_of_a_handler_with_a_context(engine: Engine) -> None:

@@ -11,7 +11,7 @@ from mainspring.config import seconds
 from mainspring.environment import HERE, Original
 from mainspring.errors import InvalidInput, invalid
 from mainspring.processors.context import Child, Context, check_cost
-from mainspring.processors.custom import OPTION_NAMES, Handler, handler_of, priority_of
+from mainspring.processors.custom import OPTION_NAMES, Handler, priority_of
 from mainspring.tasks import Custom, Ref, Task, TaskId, TaskInput, TaskType
 
 
@@ -40,13 +40,27 @@ def with_declared(handler: Handler, options: Mapping[str, Any]) -> dict[str, Any
 
 def task_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
     """Return the task that a call of a handler or of a built-in operation stands for. Raises InvalidInput."""
-    handler = getattr(function, "__mainspring__", None)
-    if handler is not None:
-        return call_task(handler, args, kwargs)
     builder = getattr(function, "__mainspring_builds__", None)
     if builder is not None:
         return builder(*args, **kwargs)  # type: ignore[no-any-return]
     return call_task(handler_of(function), args, kwargs)
+
+
+def handler_of(function: object) -> Handler:
+    """Return the handler that a registered function stands for. Raises: InvalidInput: it stands for none."""
+    handler: Handler | None = getattr(function, "__mainspring__", None)
+    if handler is not None:
+        return handler
+    if callable(function):
+        remedy = "register it before, with @engine.task or engine.task(function)"
+        raise invalid("handler", function, "is not registered", remedy)
+    why = "is no function"
+    if isinstance(function, str):
+        why = "is a name, and no function"
+    elif isinstance(function, Task):
+        why = "is a ready Task, which engine.submit alone takes"
+    remedy = "pass the function itself that was registered with @engine.task, or an operation such as engine.embed"
+    raise invalid("handler", function, why, remedy)
 
 
 def typed_task(

@@ -383,14 +383,6 @@ def _constant(value: Any) -> Callable[[], Any]:
     return lambda: value
 
 
-def handler_of(function: Callable[..., Any]) -> Handler:
-    """Return the handler that a decorated function stands for."""
-    handler = getattr(function, "__mainspring__", None)
-    if handler is None:
-        raise invalid("handler", function, "is not registered", "decorate it with @engine.task")
-    return handler  # type: ignore[no-any-return]
-
-
 class HandlerProcessor:
     """Runs one handler; one call for each item."""
 

@@ -16,7 +16,7 @@ import msgspec
 
 from mainspring.errors import InvalidInput, UnsupportedTaskType, invalid
 from mainspring.execution.executor import TaskExecutor
-from mainspring.processors.custom import handler_of
+from mainspring.processors.calls import handler_of
 from mainspring.store.base import Claimed, Kept, Store, WorkName
 
 _KEY_BYTES = 20
