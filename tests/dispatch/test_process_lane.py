@@ -11,18 +11,25 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.engine import process_work
 from tests.engine.support import SOON, engine_on, shows, until, value
 
 from mainspring import (
+    Batch,
+    Custom,
     Engine,
     InvalidInput,
     ProcessingFailed,
+    Task,
     TaskCancelled,
+    TaskPriority,
     TaskStatus,
     TaskTimeout,
+    TaskType,
 )
+from mainspring.processors.base import Lane
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parents[2]
@@ -122,6 +129,29 @@ async def test_children_of_a_process_handler(engine: Engine) -> None:
     total = await engine.submit(process_work.same, handle)
     assert await value(handle) == [0, 2, 4, 6]
     assert await value(total) == [0, 2, 4, 6]
+
+
+@pytest.mark.parametrize("now", [False, True])
+async def test_a_child_is_submitted_as_its_handler_is_declared(now: bool) -> None:
+    """By name and with all options, as a thread would submit it, also where it is registered while children run."""
+    async with engine_on(process_slots=1) as engine:
+        engine.task(lane="process")(process_work.where)
+        await value(await engine.submit(process_work.where))  # a child is there
+        engine.task(
+            name="sum.up", lane="process", batch=Batch(max_size=2), priority=TaskPriority.HIGH, retry=7, timeout="9m",
+            cache="1h", cost=2.5,
+        )(process_work.sums)  # fmt: skip
+        tasks = []
+        lanes: tuple[Lane, ...] = ("thread", "process")
+        for name in lanes:
+            engine.task(name=name, lane=name)(process_work.submits_as_declared)
+            parent = Task(task_type=TaskType.custom(name), input=Custom({"now": now}))
+            child = engine.handle(await value(await engine.submit(parent)))
+            assert await value(child) == 1
+            tasks.append((await child.info()).task)
+        by_thread, by_process = (msgspec.structs.replace(task, id=tasks[0].id) for task in tasks)
+        assert by_process == by_thread
+        assert (by_process.task_type, by_process.max_retries, by_process.cost) == ("custom:sum.up", 7, 2.5)
 
 
 async def test_what_cannot_be_stored_fails_its_attempt(engine: Engine) -> None:

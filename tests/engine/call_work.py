@@ -6,16 +6,12 @@ import os
 from typing import Any
 
 from mainspring import Batch, Context, RetryAfter
-from mainspring.processors.custom import Handler
 
 TOGETHER = Batch(max_size=4, max_wait=60)
 
 
 def child(name: str) -> str:
     return name
-
-
-vars(child)["__mainspring__"] = Handler(child)  # what the decorator does, for all who import it
 
 
 def tell(names: list[str], contexts: list[Context]) -> list[Any]:

@@ -13,14 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mainspring import Context, Permanent
-from mainspring.processors.custom import Handler
 
 
 def double(n: int) -> int:
     return 2 * n
-
-
-vars(double)["__mainspring__"] = Handler(double, lane="process")  # what the decorator does, for all who import it
 
 
 def spend(cost_is: float, ctx: Context) -> float:
@@ -82,6 +78,15 @@ def leave_by(kind: str) -> None:
 def parent(ctx: Context, n: int) -> list[Any]:
     """Returns handles of its children, some of them stored at once."""
     return [ctx.submit(double, i, now=bool(i % 2)) for i in range(n)]
+
+
+def sums(numbers: list[int]) -> list[int]:
+    """For batches."""
+    return [sum(numbers) for _ in numbers]
+
+
+def submits_as_declared(ctx: Context, now: bool) -> str:
+    return str(ctx.submit(sums, 1, now=now, group="some").id)
 
 
 def burn(seconds: float) -> None:

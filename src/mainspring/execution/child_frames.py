@@ -10,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from mainspring.execution.base import Report, Work
+from mainspring.execution.directory import Entry
 from mainspring.execution.places import Place
 from mainspring.tasks import ErrorInfo, Signal
 
@@ -25,6 +26,12 @@ class Setup(msgspec.Struct, frozen=True, array_like=True, tag="setup"):
     tickets: int  # the descriptor of `children.tickets.Holder`
     log_level: int  # what the parent's log takes
     is_traced: bool
+
+
+class Handlers(msgspec.Struct, frozen=True, array_like=True, tag="handlers"):
+    """The engine has registered these, too; comes before the first work that may submit calls of them."""
+
+    entries: tuple[Entry, ...]
 
 
 class Prepare(msgspec.Struct, frozen=True, array_like=True, tag="prepare"):
@@ -120,7 +127,7 @@ class FinishedBatch(msgspec.Struct, frozen=True, array_like=True, tag="finished_
     resident_bytes: int | None = None  # of the child, now
 
 
-ToChild: TypeAlias = Setup | Prepare | Run | RunBatch | Stop | Stored
+ToChild: TypeAlias = Setup | Handlers | Prepare | Run | RunBatch | Stop | Stored
 ToParent: TypeAlias = Ready | Loading | Note | Store | Finished | FinishedBatch
 
 encode = msgspec.msgpack.Encoder(enc_hook=str.__str__).encode  # a task type is a str of its own class

@@ -31,6 +31,7 @@ from mainspring.execution.batches import Gathered, in_halves
 from mainspring.execution.child_frames import (
     Finished,
     FinishedBatch,
+    Handlers,
     Key,
     Loading,
     Note,
@@ -46,12 +47,13 @@ from mainspring.execution.child_frames import (
     decode_to_child,
     encode,
 )
+from mainspring.execution.directory import Directory
 from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
 from mainspring.execution.shortage import with_limit
 from mainspring.processors.base import Item, failure
 from mainspring.processors.calls import submitter
-from mainspring.processors.context import current
+from mainspring.processors.context import Child, current
 from mainspring.processors.custom import HandlerProcessor
 from mainspring.processors.log import fields_of, logger
 from mainspring.tasks import Log, Outcome, Progress, Signal, Started, Task, TaskId, Usage, codec
@@ -95,6 +97,7 @@ class Link(Original):
         self._numbers = itertools.count(1)
         self._ended = False
         self._held: Finished | None = None  # the main thread's alone, as all that tells of it
+        self.directory = Directory()
         self.busy = False
 
     def send(self, frame: ToParent) -> None:
@@ -164,6 +167,8 @@ class Link(Original):
             self._stopped.add((frame.id, frame.attempt))
             if (running := self._running) is not None:
                 self._cancel_if_stopped(*running)
+        elif isinstance(frame, Handlers):
+            self.directory.learn(frame.entries)
         elif isinstance(frame, Stored):
             self._answers[frame.number].put(frame)
 
@@ -307,7 +312,7 @@ class Desk:
         sample = None
         try:
             processor = self._processor(frame.place)
-            item = item_of(work, Signals(self._link, key), submitter(self._link, partial(self._link.store_now, key)))
+            item = item_of(work, Signals(self._link, key), self._submitter(key))
         except BaseException as exc:  # noqa: BLE001 - the handler's module may raise anything, as may a broken payload
             result = failed(failure(exc, self._traceback_chars), Usage())
         else:
@@ -332,7 +337,7 @@ class Desk:
             self._link.finished_batch(key, BatchReport([refused] * len(frame.works)), None)
             return
         channels = [Signals(self._link, (work.id, work.attempt)) for work in frame.works]
-        batch = Gathered(frame.works, channels, submitter(self._link, partial(self._link.store_now, key)))
+        batch = Gathered(frame.works, channels, self._submitter(key))
         self._link.taken_up(key, batch.cancel)
         if batch.is_cancelled:
             self._link.finished_batch(key, BatchReport([_unstarted()] * len(frame.works)), None)
@@ -352,6 +357,9 @@ class Desk:
                 reports=[msgspec.structs.replace(report, other_code=True) for report in reports.reports]
             )
         self._link.finished_batch(key, reports, sample)
+
+    def _submitter(self, key: Key) -> Callable[..., Child]:
+        return submitter(self._link, partial(self._link.store_now, key), self._link.directory.task_of)
 
     @contextlib.contextmanager
     def _traced(self, trace: Trace | None) -> Iterator[None]:

@@ -94,10 +94,8 @@ class TaskExecutor:
         if handler.lane == "process":
             # Imported now: when its first task comes, no descriptor may be left to read it with.
             from mainspring.execution import processes  # noqa: F401
-
-            process = self._runners.get("process")
-            if process is not None:
-                process.add(handler)  # type: ignore[attr-defined]
+        if (process := self._runners.get("process")) is not None:
+            process.add(handler)  # type: ignore[attr-defined]
 
     def handler_of(self, function: Callable[..., Any]) -> Handler | None:
         """Return the handler that a function stands for here: other engines may have registered it too."""
@@ -164,7 +162,7 @@ class TaskExecutor:
             from mainspring.execution.processes import ProcessRunner
 
             return ProcessRunner(
-                {kind: handler for kind, handler in self._handlers.items() if handler.lane == "process"},
+                self._handlers,
                 slots=self._slots.process_slots,
                 config=self.config,
                 store_now=self._store_child,
@@ -187,7 +185,7 @@ class TaskExecutor:
     def child_runner(self, task_type: str) -> Runner:
         """Return the process lane's runner, ready to run this type although its own lane is another."""
         runner = self.runner("process")
-        runner.add(self._handlers[task_type])  # type: ignore[attr-defined]
+        runner.serve(self._handlers[task_type])  # type: ignore[attr-defined]
         return runner
 
     def children(self) -> Mapping[int, bytes | None]:

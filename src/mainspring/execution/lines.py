@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from signal import SIGKILL
@@ -16,11 +17,23 @@ from mainspring.environment import Environment
 from mainspring.errors import InvalidInput, TaskCancelled, TaskError, TaskTimeout
 from mainspring.execution.base import BatchReport, Channel, Report, Work
 from mainspring.execution.batches import Joint, halving
-from mainspring.execution.child_frames import Finished, FinishedBatch, Key, Run, RunBatch, ToChild, encode
+from mainspring.execution.child_frames import (
+    Finished,
+    FinishedBatch,
+    Handlers,
+    Key,
+    Run,
+    RunBatch,
+    Setup,
+    ToChild,
+    encode,
+)
+from mainspring.execution.directory import Entry
 from mainspring.execution.encoding import failed
 from mainspring.execution.places import Place
 from mainspring.execution.shortage import KILLED
 from mainspring.processors.base import failure
+from mainspring.processors.log import logger
 from mainspring.tasks import Effect, ErrorInfo, Failed, Started, Usage, codec
 
 _STARTED = Started()
@@ -137,6 +150,7 @@ class Desk:
 
     __slots__ = (
         "attempts", "child", "cpu_s", "leaves", "oom_kills", "patience", "ready", "resident_bytes", "tasks", "tickets",
+        "told",
     )  # fmt: skip
 
     def __init__(self, oom_kills: int | None = None) -> None:
@@ -147,6 +161,7 @@ class Desk:
         self.patience: asyncio.TimerHandle | None = None  # how long it may take to become ready
         self.attempts: deque[Attempt] = deque()  # it runs the first; the others were sent ahead
         self.tasks = 0
+        self.told = 0  # of the engine's handlers
         self.leaves = False  # it is not to get any more
         self.resident_bytes = 0  # after the last attempt
         self.cpu_s = 0.0  # used before the attempt it has now
@@ -160,6 +175,17 @@ class Desk:
     def oom_kills_before(self) -> int | None:
         """How many there had been before what it does now."""
         return self.attempts[0].oom_kills if self.attempts else self.oom_kills
+
+    def set_up(self, traceback_chars: int, *, is_traced: bool) -> None:
+        """Say the first word to a child that was just started."""
+        level = logger.getEffectiveLevel()
+        self.send(Setup(tuple(sys.argv), traceback_chars, self.tickets.descriptor, level, is_traced))
+
+    def tell(self, entries: Sequence[Entry]) -> None:
+        """Have its child know these handlers, as far as it does not yet."""
+        if self.told < len(entries):
+            self.send(Handlers(tuple(entries[self.told :])))
+            self.told = len(entries)
 
     def send(self, frame: ToChild) -> None:
         if self.child is not None:

@@ -27,6 +27,11 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     batches: bool = False  # it gets the items of several tasks
     code: str = ""  # hash of what the handler runs in this process
 
+    @property
+    def imported_as(self) -> str:
+        """The module's name in a child."""
+        return self.module if self.script is None else _SCRIPT
+
 
 def place_of(handler: Handler) -> Place:
     """Return where a child finds the handler. Raises: InvalidInput: nowhere."""

@@ -30,18 +30,17 @@ from mainspring.execution.child_frames import (
     Note,
     Prepare,
     Ready,
-    Setup,
     Stop,
     Store,
     Stored,
     decode_to_parent,
 )
+from mainspring.execution.directory import Entry, entry_of
 from mainspring.execution.lines import ASKED, Attempt, Call, Desk, End, death, end_of, refused, unstarted
 from mainspring.execution.places import Place, place_of
 from mainspring.execution.shortage import Kills
 from mainspring.processors.base import failure
 from mainspring.processors.custom import Handler
-from mainspring.processors.log import logger
 from mainspring.tasks import ErrorInfo, Started, Task, TaskId, codec
 from mainspring.tracing import Trace, Tracing
 
@@ -67,7 +66,7 @@ class ProcessRunner:
 
     def __init__(
         self,
-        handlers: Mapping[str, Handler],
+        handlers: Mapping[str, Handler],  # of the engine
         *,
         slots: int,
         config: ExecutorConfig | None = None,
@@ -81,6 +80,7 @@ class ProcessRunner:
         self._config = config or ExecutorConfig()
         self._environment = environment
         self._places: dict[str, Place] = {}
+        self._entries: list[Entry] = []  # of all handlers of the engine, as children are told of them
         self._proven: dict[Place, None] = {}  # imported without harm before
         self._attempts: dict[Key, Attempt] = {}  # by name
         self._calls: dict[Key, Call] = {}  # of which halves may go on; the same
@@ -98,7 +98,14 @@ class ProcessRunner:
             self.add(handler)
 
     def add(self, handler: Handler) -> None:
-        """Serve this handler from now on. Raises: InvalidInput: a child could not import it."""
+        """Have children submit calls of this handler, and serve it where this is its lane. Raises: InvalidInput."""
+        if handler.lane == "process":
+            self.serve(handler)
+        if (entry := entry_of(handler)) is not None:
+            self._entries.append(entry)
+
+    def serve(self, handler: Handler) -> None:
+        """Run this handler from now on, whatever its own lane is. Raises: InvalidInput: a child could not import it."""
         self._places[handler.task_type] = place_of(handler)
 
     async def run(self, work: Work, channel: Channel) -> Report:
@@ -270,6 +277,7 @@ class ProcessRunner:
         attempt.desk = desk
         desk.attempts.append(attempt)
         desk.tasks += 1
+        desk.tell(self._entries)
         try:
             desk.send(attempt.frame)
         except InvalidInput as exc:
@@ -376,15 +384,7 @@ class ProcessRunner:
             await desk.child.end(_END_GRACE_S)
             return
         desk.patience = asyncio.get_running_loop().call_later(self._config.child_start_timeout_s, desk.child.kill)
-        desk.send(
-            Setup(
-                tuple(sys.argv),
-                self._config.traceback_chars,
-                desk.tickets.descriptor,
-                logger.getEffectiveLevel(),
-                self._tracing is not None,
-            )
-        )
+        desk.set_up(self._config.traceback_chars, is_traced=self._tracing is not None)
 
     def _ready(self, desk: Desk, frame: Ready) -> None:
         desk.ready = True

@@ -225,7 +225,7 @@ class Context:
             self._http.close()
 
     def submit(self, function: Callable[..., Any], /, *args: Any, now: bool = False, **options: Any) -> Child:
-        """Submit a child task.
+        """Submit a child task: a call of a registered function, or of an operation such as `engine.embed`.
 
         It is stored together with this attempt's outcome, so that an attempt that fails leaves no children behind. With
         `now=True` it is stored at once, under an id derived from this task and the number of the call: a repeated

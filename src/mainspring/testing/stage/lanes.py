@@ -127,6 +127,9 @@ class PlayedLane:
         return self._inner.stop(running[0], hard=hard)
 
     def add(self, handler: Any) -> None:
+        """In a child process it would be known now."""
+
+    def serve(self, handler: Any) -> None:
         """In a child process it would be imported now."""
 
     def children(self) -> dict[int, bytes | None]:
