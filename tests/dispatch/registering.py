@@ -62,6 +62,7 @@ def main() -> None:
     engine.task(name="times_hundred")(WHAT["nameless"])
     for what in WHAT:
         engine.task(name=f"submits_{what}")(submits)
+    engine.task(guarded)
     engine.task(retry=Retry(delay="2ms"))(wants_setting)
     engine.task(batch=Batch(max_size=1))(submits_together)
     engine.task(lane="process")(in_child)
@@ -69,4 +70,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+
+    async def guarded(mark: str) -> list[Any]:
+        await _wait_once(mark)
+        return [__name__]
+
     main()

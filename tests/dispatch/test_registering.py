@@ -39,14 +39,16 @@ async def submitted(client: Engine, kind: str, max_retries: int = 0, **arguments
 
 
 async def test_suspects(programs: Programs, client: Engine) -> None:
-    """They run in children, which know what the engine has registered, by a name."""
+    """They run in children, which know what the engine has registered; where that can't be told by a name, in their own
+    lane, and are charged nothing for the way."""
     first = programs.start()
     await serves(client, "custom:in_child")
     cases: list[tuple[str, dict[str, Any], list[str], list[Any]]] = [
         ("submits_tenfold", {"what": "tenfold"}, ["completed"], [CHILD, 10]),
-        ("submits_nameless", {"what": "nameless"}, ["failed"], [NAMELESS]),
-        ("submits_name", {"what": "name"}, ["failed"], [NAME]),
-        ("submits_together", {"what": "tenfold"}, ["completed"], [CHILD, 10]),
+        ("submits_nameless", {"what": "nameless"}, ["released", "completed"], ["__main__", 100]),
+        ("submits_name", {"what": "name"}, ["released", "failed"], [NAME]),
+        ("submits_together", {"what": "nameless"}, ["released", "completed"], ["__main__", 100]),
+        ("guarded", {}, ["completed"], ["__main__"]),
         ("wants_setting", {"max_retries": 1}, ["retry", "completed"], ["__main__", 1]),
     ]
     handles = []

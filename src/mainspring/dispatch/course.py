@@ -295,12 +295,27 @@ class Course:
             self.reservations.learn(attempt.claim, report.usage.memory_bytes)
         if attempt.task.cancelling() and not desk.is_ending:
             await desk.absorb(attempt.task)
-        if self._is_bulky(report):
+        await self._record(attempt, report)
+        self._let_go(attempt)  # last: a drain waits for it, and what is not recorded by then would be lost
+        return True
+
+    async def _record(self, attempt: Attempt, report: Report) -> None:
+        if attempt.in_child and report.misses_handler and attempt.cause in (None, "drain"):
+            self._keep_here(attempt, report)
+        elif self._is_bulky(report):
             await self.recorder.record_whole(attempt, report)
         else:
             self.recorder.record(attempt, report)
-        self._let_go(attempt)  # last: a drain waits for it, and what is not recorded by then would be lost
-        return True
+
+    def _keep_here(self, attempt: Attempt, report: Report) -> None:
+        """A suspect wanted in a child what only this process has: it runs again, here, with nobody beside it."""
+        claim = attempt.claim
+        logger.info(
+            "task %s attempt %d of %s needs a handler that no child process finds: it runs alone in its own lane",
+            claim.task_id, claim.attempt, claim.task_type, extra=claim.labels(),
+        )  # fmt: skip
+        self._executor.keep_here(claim.task_type)
+        self.recorder.released(attempt, report.usage)
 
     def _give_back(self, attempt: Attempt) -> None:
         """Its runner has not begun with it: whoever comes to it first runs it, or nobody if that was asked for."""
@@ -404,10 +419,7 @@ class Course:
                 self._let_go(attempt)
                 continue
             desk.forget(attempt.claim)
-            if self._is_bulky(report):
-                await self.recorder.record_whole(attempt, report)
-            else:
-                self.recorder.record(attempt, report)
+            await self._record(attempt, report)
             self._let_go(attempt)
 
     def _over(self, attempt: Attempt) -> None:

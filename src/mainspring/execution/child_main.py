@@ -47,7 +47,7 @@ from mainspring.execution.child_frames import (
     decode_to_child,
     encode,
 )
-from mainspring.execution.directory import Directory
+from mainspring.execution.directory import Calls, Directory
 from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
 from mainspring.execution.shortage import with_limit
@@ -309,10 +309,10 @@ class Desk:
         key = (work.id, work.attempt)
         if frame.place not in self._processors:
             self._link.loads(key)
-        sample = None
+        sample, calls = None, Calls(self._link.directory)
         try:
             processor = self._processor(frame.place)
-            item = item_of(work, Signals(self._link, key), self._submitter(key))
+            item = item_of(work, Signals(self._link, key), self._submitter(key, calls))
         except BaseException as exc:  # noqa: BLE001 - the handler's module may raise anything, as may a broken payload
             result = failed(failure(exc, self._traceback_chars), Usage())
         else:
@@ -323,6 +323,8 @@ class Desk:
                 result, sample = self._measured(processor, item, work.trace)
             if self._is_other(processor, frame.place):
                 result = msgspec.structs.replace(result, other_code=True)
+        if calls.missed or frame.place not in self._processors:
+            result = msgspec.structs.replace(result, misses_handler=True)
         self._link.finished(key, result, sample)
 
     def _run_batch(self, frame: RunBatch) -> None:
@@ -337,7 +339,7 @@ class Desk:
             self._link.finished_batch(key, BatchReport([refused] * len(frame.works)), None)
             return
         channels = [Signals(self._link, (work.id, work.attempt)) for work in frame.works]
-        batch = Gathered(frame.works, channels, self._submitter(key))
+        batch = Gathered(frame.works, channels, self._submitter(key, Calls(self._link.directory)))
         self._link.taken_up(key, batch.cancel)
         if batch.is_cancelled:
             self._link.finished_batch(key, BatchReport([_unstarted()] * len(frame.works)), None)
@@ -358,8 +360,8 @@ class Desk:
             )
         self._link.finished_batch(key, reports, sample)
 
-    def _submitter(self, key: Key) -> Callable[..., Child]:
-        return submitter(self._link, partial(self._link.store_now, key), self._link.directory.task_of)
+    def _submitter(self, key: Key, calls: Calls) -> Callable[..., Child]:
+        return submitter(self._link, partial(self._link.store_now, key), calls.task_of)
 
     @contextlib.contextmanager
     def _traced(self, trace: Trace | None) -> Iterator[None]:

@@ -73,16 +73,26 @@ class Directory:
             self._handlers[entry] = entry.handler(function)
         return self._handlers[entry]
 
+
+class Calls:
+    """Makes tasks of what one attempt submits in a child."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.missed = False  # it submitted what this child knows no handler of; the engine may know one
+        self._directory = directory
+
     def task_of(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
         """See `processors.calls.task_of`. Raises InvalidInput."""
-        handler = self.handler_of(function)
+        handler = self._directory.handler_of(function)
         if handler is not None:
             return call_task(handler, args, kwargs)
-        if callable(function) and not stands_for_task(function) and not _has_name(function):
-            raise invalid(
-                "handler", function, "has no name by which a child process could tell which handler it is",
-                "move it to the top level of a module with def, or put @engine.task on it where that is imported",
-            )  # fmt: skip
+        if not stands_for_task(function):
+            self.missed = True
+            if callable(function) and not _has_name(function):
+                raise invalid(
+                    "handler", function, "has no name by which a child process could tell which handler it is",
+                    "move it to the top level of a module with def, or put @engine.task on it where that is imported",
+                )  # fmt: skip
         return task_of(function, args, kwargs)
 
 

@@ -66,6 +66,7 @@ class TaskExecutor:
         self._processors: dict[str, Processor] = {}
         self._handlers: dict[str, Handler] = {}
         self._runners: dict[Lane, Runner] = {}
+        self._kept_here: set[str] = set()  # types that no child can run, as was found out
         self._loaded: set[str] = set()
         self._loading = Lock()
         self.submit: Callable[..., Child] | None = None
@@ -199,15 +200,19 @@ class TaskExecutor:
             runner.relieve()  # type: ignore[attr-defined]
 
     def can_run_in_child(self, task_type: str) -> bool:
-        """Whether a child process could import this type's handler."""
+        """Whether a child process could import this type's handler, and has what that asks for, as far as is known."""
         handler = self._handlers.get(task_type)
-        if handler is None:
+        if handler is None or task_type in self._kept_here:
             return False
         try:
             check_importable(handler.function, handler.name)
         except InvalidInput:
             return False
         return True
+
+    def keep_here(self, task_type: str) -> None:
+        """Note that no child can run this type: it asks for what only this process has."""
+        self._kept_here.add(task_type)
 
     def load(self, task_type: str) -> None:
         """Get a type's processor ready; the first call does it, others wait for it. Blocks."""
