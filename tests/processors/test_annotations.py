@@ -70,7 +70,7 @@ def test_one_that_cannot_be_resolved(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_return_type_is_not_needed(caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is read from it."""
+    """Nothing is read from it, but for handlers of several tasks."""
 
     def returns(a: int, ctx: Context) -> OrderedDict[str, int]:
         raise NotImplementedError

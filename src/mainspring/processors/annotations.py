@@ -39,6 +39,25 @@ def resolved(function: Callable[..., Any], name: str) -> dict[str, Any]:
     return hints
 
 
+def returned(function: Callable[..., Any]) -> Any:
+    """Return the type of what a function gives back: Any where it does not say, or the name means nothing here.
+
+    What a decorator left as it stood in the function behind it says nothing of what the decorated one gives back.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    if hasattr(function, "__wrapped__"):
+        return Any
+    plain = _plain(function)
+    annotation = inspect.signature(function).return_annotation
+    if annotation is inspect.Signature.empty:
+        return Any
+    try:
+        return _type_of(annotation, getattr(plain, "__globals__", {}), _variables(plain))
+    except (NameError, AttributeError, TypeError, SyntaxError):
+        return Any
+
+
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether a call gives something to await; also of objects that can be called."""
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - not whether it is there, but what it is

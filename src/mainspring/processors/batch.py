@@ -14,9 +14,9 @@ from msgspec.structs import force_setattr
 
 from mainspring.config import seconds
 from mainspring.errors import InvalidInput, TaskError, invalid, shown
-from mainspring.processors.annotations import is_async
 from mainspring.processors.base import Item, failure, text_of
 from mainspring.processors.context import Context, as_cost
+from mainspring.processors.functions import check_asked
 from mainspring.tasks import CustomOutput, Done, Outcome, Work
 from mainspring.tasks.codec import encode
 from mainspring.tasks.order import in_order
@@ -59,11 +59,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
                 raise invalid("batch.max_cost", self.max_cost, "is no positive number", "use what one call can take")
             force_setattr(self, "max_cost", most)
         for name in ("cost", "shape"):
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise invalid(f"batch.{name}", value, "is no function", "pass one that takes an item, such as len")
-            if value is not None and is_async(value):
-                raise invalid(f"batch.{name}", value, "is async, and nobody awaits it", "use def")
+            if (asks := getattr(self, name)) is not None:
+                check_asked(asks, f"batch.{name}", 1, "pass a plain function that takes an item, such as len")
         if self.oversize not in ("alone", "refuse"):
             raise invalid("batch.oversize", self.oversize, "is unknown", "use alone or refuse")
         if self.oversize == "refuse" and self.max_cost is None:

@@ -16,6 +16,7 @@ from mainspring.processors.base import Item, Lane, failure, text_of
 from mainspring.processors.batch import Batch, Call, are_contexts, asked, items_parameter
 from mainspring.processors.code import code_hash
 from mainspring.processors.context import Context, check_cost
+from mainspring.processors.functions import check_asked, check_function, check_gives_list
 from mainspring.processors.importable import check_importable
 from mainspring.tasks import (
     Custom,
@@ -137,7 +138,7 @@ class Handler:
         cache: float | str | None = None,
         cost: float | Callable[..., float] | None = None,
     ) -> None:
-        _check_function(function)
+        check_function(function)
         self.function = function
         self.is_async = is_async(function)
         self.name = name or str(getattr(function, "__name__", ""))
@@ -184,6 +185,7 @@ class Handler:
         self.items = ""  # the parameter that gets the items of a batch
         if self.batch is not None:
             self.items, hints[self.items] = items_parameter(self.batch, self.name, signature, hints)
+            check_gives_list(self.function, self.name)
         self.context_parameter: str | None = None
         self.contexts_parameter: str | None = None  # of all tasks in a call
         fields: list[Any] = []
@@ -270,6 +272,9 @@ class Handler:
             raise invalid("retry.max_retries", self.retry.max_retries, why, "use 0 for no retry")
         if self.resources is not None:
             check_resources(self.resources)
+        if callable(self.cost):
+            takes = ", ".join(self.parameters) or "nothing"
+            check_asked(self.cost, "cost", len(self.parameters), f"pass a plain function that takes {takes}")
         if not isinstance(self.retry.factor, (int, float)) or not 1 <= self.retry.factor <= 1_000:
             raise invalid("retry.factor", self.retry.factor, "is not between 1 and 1000", "use about 2")
         seconds(self.retry.delay, "retry.delay")
@@ -347,18 +352,6 @@ def _retry_of(retry: Any) -> Retry:
     if not isinstance(retry, Retry):
         raise invalid("retry", retry, "is no retry policy", "use Retry(...), or the number of retries")
     return retry
-
-
-def _check_function(function: Any) -> None:
-    """Raises InvalidInput for what can be called and is no handler all the same."""
-    if not callable(function):
-        raise invalid("handler", function, "is not callable", "decorate a function")
-    if inspect.ismethod(function) or inspect.isbuiltin(function):
-        raise invalid("handler", function, "is a bound method or a builtin", "wrap it in a function of your own")
-    if inspect.isclass(function):
-        raise invalid("handler", function, "is a class", "decorate a function that makes what it returns")
-    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-        raise invalid("handler", function, "is a generator, which is no value", "return a list")
 
 
 def priority_of(value: Any) -> TaskPriority:
