@@ -13,18 +13,21 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from rich.console import Console
+from tests import postgres
 from tests.cli.conftest import Answer, Worker, finished, started
 from tests.conformance.kit import FACTORIES, OTHER, WORK, Factory, Port, new, opened, submit
 from tests.engine.support import LIMIT_S, engine_on
 
+from mainspring import Engine
 from mainspring.cli import overview, top
 from mainspring.cli.lookup import when
-from mainspring.cli.overview import Overview, Queue
+from mainspring.cli.overview import Overview, Queue, WorkerUse
 from mainspring.resources import ResourceMonitor
 from mainspring.store.base import CRASHED, FAILED, RELEASED, RESERVES, TIMEOUT, HandlerRecord, Spec
 from mainspring.tasks import Resources, TaskId, Usage
@@ -283,6 +286,59 @@ async def test_a_worker_that_starts_nothing_is_told(store: Any, offer: dict[str,
     assert said in screen.file.getvalue()  # type: ignore[attr-defined]
     await told(store, {"alone": {"task": "t", "why": "is large", "lanes": ["thread"]}})
     assert queue_of(await look(store), WORK).waiting == {"ready": 2}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_what_is_reserved_is_told(kind: str, tmp_path: Path) -> None:
+    """By each worker, of what it has in all; of one that does not tell nothing is shown."""
+    where = tmp_path / "work.db" if kind == "sqlite" else postgres.address_of(tmp_path)
+    go = asyncio.Event()
+    worker = engine_on(where, cpu_capacity=4, memory_capacity=8_000_000, custom_capacity={"seat": 3})
+
+    @worker.task(resources=Resources(cpu=0.5, memory=2_000_000, custom={"seat": 1}))
+    async def dine() -> None:
+        await go.wait()
+
+    async def seen(engine: Engine, custom: float | None) -> WorkerUse:
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                (one,) = (await overview.overview(engine)).workers
+                reserved = None if one.resources is None else one.resources["seat"]["reserved"]
+                if reserved == custom:
+                    return one
+                await asyncio.sleep(0.02)
+
+    try:
+        async with engine_on(where, worker=False) as looker, worker:
+            assert list(top._reserved(await seen(looker, 0.0))) == []
+            handles = [await worker.submit(dine) for _ in range(2)]
+            one = await seen(looker, 2.0)
+            assert one.resources is not None
+            assert one.resources["cpu"] == {"reserved": 1.0, "capacity": 4.0}
+            assert "gpu" not in one.resources
+            assert list(top._reserved(one)) == ["1 core of 4 cores", "4.0 MB of 8.0 MB", "2 seat of 3 seat"]
+            go.set()
+            await worker.gather(handles)
+            await seen(looker, 0.0)
+    finally:
+        if kind == "postgres":
+            postgres.drop(postgres.schema_of(tmp_path))
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_does_not_tell_what_is_reserved(store: Any) -> None:
+    """One of an older version, or that has just begun."""
+    await served(store)
+    (worker,) = (await look(store)).workers
+    assert (worker.resources, list(top._reserved(worker))) == (None, [])
+    figures = msgspec.json.encode(ResourceMonitor().sample()).decode()
+    store.tell_usage(lambda: figures)
+    async with asyncio.timeout(LIMIT_S):
+        while not (await look(store)).hosts[0].works:  # noqa: ASYNC110 - the store has no event for it
+            await asyncio.sleep(0.02)
+    (worker,) = (await look(store)).workers
+    assert worker.resources is None
 
 
 @pytest.mark.anyio

@@ -320,9 +320,9 @@ async def test_who_is_silent_counts_no_more() -> None:
 
 
 def test_what_is_told_and_how_often() -> None:
-    """What has changed by a step, a second after the last at the earliest; all the rest every ten seconds."""
-    store, monitor = Told(), Monitor()
-    telling = Telling(store, monitor)  # type: ignore[arg-type]
+    """What has changed by a step, or is reserved, a second after the last at the earliest; the rest every ten."""
+    store, monitor, reserved = Told(), Monitor(), {"cpu": {"reserved": 0.0, "capacity": 2.0}}
+    telling = Telling(store, monitor, lambda: {**reserved})  # type: ignore[arg-type]
     assert telling.news() is not None
     for field, figure in {"cpu_usage": 0.7, "own_cpu_usage": 0.3, "memory_bytes": 600, "own_memory_bytes": 90,
                          "storage_bytes": 20}.items():  # fmt: skip
@@ -331,6 +331,9 @@ def test_what_is_told_and_how_often() -> None:
         assert telling.news() is None
         store.ms += 1
         assert msgspec.json.decode(telling.news() or "", type=ResourceUsage) == monitor.figures
+    reserved["cpu"] = {"reserved": 1.0, "capacity": 2.0}
+    store.ms += TELL_MS
+    assert msgspec.json.decode(telling.news() or "{}")["resources"] == reserved
     monitor.figures = msgspec.structs.replace(monitor.figures, cpu_usage=0.72, memory_bytes=604)
     store.ms += REPEAT_MS - 1
     assert telling.news() is None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from mainspring.cli.lookup import PauseRow, when
-from mainspring.dispatch.neighbours import SILENT_MS
+from mainspring.dispatch.neighbours import SILENT_MS, Told
 from mainspring.resources.monitor import ResourceUsage
 from mainspring.scheduling.hosts import places
 from mainspring.store.base import CRASHED, FAILED, TIMEOUT
@@ -37,6 +37,7 @@ _WEIGHED: Final = 2_000
 _REST: Final = "ready"
 _FAILURES: Final = frozenset({FAILED, TIMEOUT, CRASHED})
 _figures = msgspec.json.Decoder(ResourceUsage)
+_told = msgspec.json.Decoder(Told)
 _slots = msgspec.json.Decoder(dict[str, int])
 
 
@@ -75,6 +76,7 @@ class WorkerUse(msgspec.Struct, frozen=True, kw_only=True):
     running: int
     claimed: int
     slots: dict[str, int] | None  # by lane
+    resources: dict[str, dict[str, float]] | None  # `reserved` and `capacity` by kind; None where it does not tell
     starts_nothing: str  # why; empty where it does
 
 
@@ -163,7 +165,7 @@ def _look(view: View, now_ms: int, own: ResourceUsage) -> Overview:
         tasks=stats,
         queues=tuple(sorted(queues, key=lambda queue: (-queue.unfinished, -queue.ended_per_s, queue.type))),
         lanes=_lanes(serving, queues, by_lane, span_s),
-        workers=_workers(serving, held, offers),
+        workers=_workers(serving, held, offers, {row[0]: row[3] for row in usages if now_ms - row[2] < SILENT_MS}),
         hosts=_hosts(usages, now_ms, own),
         pauses=pauses,
         rates_of_s=span_s,
@@ -393,7 +395,9 @@ def _lanes(
     return tuple(use(name) for name in sorted(names))
 
 
-def _workers(serving: Sequence[Any], held: Sequence[Any], offers: Mapping[str, Offer]) -> tuple[WorkerUse, ...]:
+def _workers(
+    serving: Sequence[Any], held: Sequence[Any], offers: Mapping[str, Offer], figures: Mapping[str, str]
+) -> tuple[WorkerUse, ...]:
     holds = {(owner, status == RUNNING): n for owner, status, n in held}
     return tuple(
         WorkerUse(
@@ -404,6 +408,7 @@ def _workers(serving: Sequence[Any], held: Sequence[Any], offers: Mapping[str, O
             running=holds.get((id, True), 0),
             claimed=holds.get((id, False), 0),
             slots=None if slots is None else _slots.decode(slots),
+            resources=_told.decode(figures[name]).resources if name in figures else None,
             starts_nothing=_why_nothing_starts(offers.get(name)),
         )
         for name, pid, host, started_ms, _, slots, id in serving

@@ -15,6 +15,7 @@ from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath, duration
 from mainspring.cli.screen import Screen, console, local, printable, size, span, table
 from mainspring.environment import SYSTEM
 from mainspring.errors import StoreUnavailable, invalid
+from mainspring.tasks.needs import CLOSE, amounts
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -167,9 +168,10 @@ def _lanes(lanes: Sequence[LaneUse]) -> Table:
 def _workers(seen: Overview) -> Table:
     rows = [_worker(worker, seen) for worker in seen.workers[:_WORKERS]]
     if (more := len(seen.workers) - _WORKERS) > 0:
-        rows.append((f"and {more:,} more", *[""] * 6))
+        rows.append((f"and {more:,} more", *[""] * 7))
     numbers = ("pid", "up for", "running", "claimed")
-    return table(("worker", "host", *numbers, "slots"), rows, right=numbers, drop=("slots", "host", "up for"))
+    columns = ("worker", "host", *numbers, "slots", "reserved")
+    return table(columns, rows, right=numbers, drop=("slots", "host", "up for", "reserved"))
 
 
 def _worker(worker: WorkerUse, seen: Overview) -> tuple[str, ...]:
@@ -182,7 +184,14 @@ def _worker(worker: WorkerUse, seen: Overview) -> tuple[str, ...]:
         f"{worker.running:,}",
         f"{worker.claimed:,}",
         ", ".join(f"{n} {lane}" for lane, n in slots.items()),
+        ", ".join(_reserved(worker)),
     )
+
+
+def _reserved(worker: WorkerUse) -> Iterator[str]:
+    for kind, of in (worker.resources or {}).items():
+        if of["reserved"] > CLOSE:
+            yield " of ".join(amounts(kind, of["reserved"], of["capacity"]))
 
 
 def _hosts(hosts: Sequence[HostUse]) -> Table:

@@ -18,6 +18,13 @@ SILENT_MS = 3 * REPEAT_MS
 _decoder = msgspec.json.Decoder(ResourceUsage)
 
 
+class Told(ResourceUsage, frozen=True, kw_only=True):
+    """What a process that works tells the others of its machine, and of itself."""
+
+    resources: dict[str, dict[str, float]] | None = None
+    """What it has `reserved` of each kind, and its `capacity` in all; older versions don't tell."""
+
+
 class Neighbours:
     def __init__(self, store: Store) -> None:
         self._store = store

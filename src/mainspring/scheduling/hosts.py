@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from mainspring.config import SchedulerConfig
-from mainspring.dispatch.neighbours import READ_MS, REPEAT_MS, Neighbours, place_of
+from mainspring.dispatch.neighbours import READ_MS, REPEAT_MS, Neighbours, Told, place_of
 from mainspring.errors import InsufficientResources, StoreUnavailable
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
 from mainspring.store.base import Store
@@ -30,12 +30,19 @@ class Place(NamedTuple):
 
 
 class Telling:
-    """What this process tells the others of its machine. See `Store.tell_usage`."""
+    """What this process tells the others of its machine. See `Store.tell_usage`.
 
-    def __init__(self, store: Store, monitor: ResourceMonitor) -> None:
+    Args:
+        resources: see `Reservations.stats`.
+    """
+
+    def __init__(
+        self, store: Store, monitor: ResourceMonitor, resources: Callable[[], dict[str, dict[str, float]]]
+    ) -> None:
         self._store = store
         self._monitor = monitor
-        self._told: tuple[int | None, ...] = ()
+        self._resources = resources
+        self._told: object = None
         self._told_ms: int | None = None
 
     def news(self) -> str | None:
@@ -43,12 +50,12 @@ class Telling:
         age_ms = math.inf if self._told_ms is None else now_ms - self._told_ms
         if age_ms < TELL_MS:
             return None
-        usage = self._monitor.sample()
-        steps = _steps(usage)
-        if steps == self._told and age_ms < REPEAT_MS:
+        usage, resources = self._monitor.sample(), self._resources()
+        told = _steps(usage), resources
+        if told == self._told and age_ms < REPEAT_MS:
             return None
-        self._told, self._told_ms = steps, now_ms
-        return msgspec.json.encode(usage).decode()
+        self._told, self._told_ms = told, now_ms
+        return msgspec.json.encode(Told(**msgspec.structs.asdict(usage), resources=resources)).decode()
 
 
 class Hosts:

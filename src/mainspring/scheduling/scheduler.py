@@ -38,7 +38,7 @@ class TaskScheduler:
         monitor = monitor or manager.monitor
         store = manager.parts.store
         self._hosts = Hosts(store, monitor, config or monitor.limits, store.env.host())
-        store.tell_usage(Telling(store, monitor).news)
+        store.tell_usage(Telling(store, monitor, manager.reservations.stats).news)
 
     async def schedule_task(self, task: Task) -> TaskId:
         """Store the task if a host that works has room for it; durable on return.
