@@ -277,15 +277,13 @@ async def test_what_can_run_nowhere_is_refused(tmp_path: Path) -> None:
     cores, memory = machine()
     rich = TaskManagerConfig(cpu_capacity=cores + 2, memory_capacity=2 * memory)
     limits = SchedulerConfig(max_memory_bytes=3 * memory)
-    async with (
-        Engine(tmp_path / "work.db", EngineConfig(manager=rich, scheduler=limits)) as worker,
-        Engine(tmp_path / "work.db", worker=False) as engine,
-    ):
+    worker = Engine(tmp_path / "work.db", EngineConfig(manager=rich, scheduler=limits))
 
-        @worker.task
-        async def one(n: int) -> int:
-            return n
+    @worker.task
+    async def one(n: int) -> int:
+        return n
 
+    async with worker, Engine(tmp_path / "work.db", worker=False) as engine:
         for resources in (Resources(memory=memory + 1), Resources(cpu=cores + 1)):
             assert await value(await engine.submit(one, 1, resources=resources)) == 1
         nonsense: list[Any] = [
