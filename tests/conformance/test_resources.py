@@ -243,6 +243,22 @@ async def test_what_is_said_of_tasks_that_fit_nowhere(factory: Factory, store: A
         await says(beside, big, [], {"passes": Passes(has={"seat": 5.0}, types={WORK: {}})})
 
 
+async def test_what_a_worker_has_that_starts_nothing(factory: Factory, store: Any, port: Port) -> None:
+    """It meets no task: what it has in all says which ones it will never run. One that may run them is waited for."""
+    await store.register([WORK, OTHER], [])
+    (big,), (unsaid,) = await submit(store, large()), await submit(store, new(type=OTHER))
+    full = {"closed": "it is full", "in_all": Passes(has={"seat": 2.0}, types={OTHER: {"seat": 3.0}})}
+    await says(store, big, [("never", "needs 5 seat, more than the 2 seat that there is")], full)
+    await read(store, unsaid, [("never", "needs 3 seat, more than the 2 seat that there is")])
+    async with opened(factory.make()) as beside:
+        await beside.register([WORK, OTHER], [])
+        roomy = {"closed": "no core is free", "in_all": Passes(has={"seat": 5.0})}
+        await says(beside, unsaid, [("never", "needs 3 seat, more than the 2 seat that there is"),
+                                    ("closed", "no core is free")], roomy)  # fmt: skip
+        (fits,) = await submit(store, new())
+        await read(store, fits, [("closed", "it is full"), ("closed", "no core is free")])
+
+
 async def test_what_could_not_be_said_is_said_again(
     store: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

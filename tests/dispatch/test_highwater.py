@@ -100,6 +100,32 @@ async def test_full_memory_holds_back_what_is_new(tmp_path: Path) -> None:
         assert sorted(ran) == ["joint", "loop", "thread"]
 
 
+async def test_what_can_never_run_does_not_wait_for_room(tmp_path: Path) -> None:
+    """Of a worker that starts nothing new, which has met no such task, it is known all the same what it has in all."""
+    engine, gauge = watched(tmp_path / "work.db")
+
+    @engine.task(resources=Resources(gpu=1))
+    async def draw() -> None: ...
+
+    @engine.task
+    async def small() -> None: ...
+
+    async with engine, engine_on(tmp_path / "work.db", worker=False) as looker:
+        gauge.show(memory_bytes=10 * GB)
+        await until(lambda: engine.manager._high_water.why is not None)
+        worker = engine.manager.store.worker_id
+        large = await engine.submit(small, resources=Resources(memory=20 * GB))
+        drawn, fits = await engine.submit(draw), await engine.submit(small)
+        never = f"It can't run on any living worker: on {worker} it needs"
+        for handle, more in ((drawn, "1 gpu, more than the 0 gpu"), (large, "20.0 GB, more than the 9.0 GB")):
+            for looking in (handle, looker.handle(handle.id)):
+                await says(looking, f"{never} {more} that there is")
+        await says(fits, f"worker {worker} starts nothing new: memory in use is 10.0 GB")
+        gauge.show()
+        await value(fits)
+        await says(looker.handle(drawn.id), f"{never} 1 gpu, more than the 0 gpu that there is")
+
+
 async def test_what_was_claimed_ahead_is_handed_back(tmp_path: Path) -> None:
     """It waits in the store, for other workers too, and is charged nothing."""
     engine, gauge = watched(tmp_path / "work.db")

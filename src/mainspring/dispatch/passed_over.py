@@ -26,11 +26,8 @@ class PassedOver:
         if self._has != there_is:
             self.forget()
             self._has = there_is
-        handler = self._executor.handlers.get(kind)
-        declared = None if handler is None else handler.resources
-        need = None if declared is None else need_of(declared, desk.lane)
         passing = desk.port.passing
-        passing.passes = Passes(there_is, {**passing.passes.types, kind: need or {}})
+        passing.passes = Passes(there_is, {**passing.passes.types, kind: self._needs().get(kind, {})})
         if desk not in self._desks:
             self._desks.append(desk)
 
@@ -46,6 +43,16 @@ class PassedOver:
         if self._desks:
             self._desks.clear()
             self._store.look_anew()
+
+    def _needs(self) -> dict[str, dict[str, float]]:
+        """Return what tasks need that say nothing themselves, by type."""
+        handlers = self._executor.handlers.items()
+        declared = {kind: need_of(one.resources, one.lane) for kind, one in handlers if one.resources is not None}
+        return {kind: need for kind, need in declared.items() if need}
+
+    def in_all(self) -> Passes:
+        """Return what others are to know by which they can judge any task, of a process that meets none now."""
+        return Passes(self._there_is(), self._needs())
 
     def told(self) -> Passes | None:
         """Return what others are to know of it; None: nothing is passed over."""

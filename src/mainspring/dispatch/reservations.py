@@ -429,6 +429,8 @@ class Reservations:
         }
         if passes := self._passed_over.told():
             state["passes"] = passes
+        if state["closed"] or state["alone"]:
+            state["in_all"] = self._passed_over.in_all()
         return msgspec.json.encode(state) if any(state.values()) else b""
 
     def _who_is_alone(self) -> dict[str, object] | None:

@@ -51,11 +51,11 @@ class Passes(msgspec.Struct, frozen=True):
     """What a worker has in all, and the types of which it has met a task that needs more."""
 
     has: dict[str, float] = {}  # a kind that is not named: none
-    types: dict[str, dict[str, float]] = {}  # and what their tasks need that say nothing themselves
+    types: dict[str, dict[str, float]] = {}  # and what their tasks need that say nothing themselves; else nothing
 
     def short(self, kind: str, said: Resources | None) -> Short | None:
-        """Return what there is too little of for a task of one of the types; None where it can run here."""
-        need = self.types[kind] if said is None else need_of(said, "") or {}
+        """Return what there is too little of for a task of a type; None where it can run here."""
+        need = self.types.get(kind, {}) if said is None else need_of(said, "") or {}
         return too_much(need, self.has)
 
 

@@ -34,6 +34,12 @@ class Offer(msgspec.Struct):
     never: dict[str, str] = {}  # the same of some that need more than there is; workers of older versions say so
     withheld: dict[str, int] = {}  # how many tasks wait there that are not passed by, by type
     passes: Passes = NOTHING
+    in_all: Passes = NOTHING  # while nothing starts there, so that it meets no task: the same of whatever it serves
+
+    def short(self, kind: str, spec: bytes | None) -> Short | None:
+        """Return what there is too little of for a task, as far as this tells."""
+        passes = self.passes if kind in self.passes.types else self.in_all
+        return passes.short(kind, said(spec)) if passes.has else None
 
 
 _decoder = msgspec.json.Decoder(Offer)
@@ -63,7 +69,7 @@ def shortages(
     """
     telling = {name: offers[name] for name in workers if name in offers}
     short = too_little(kind, spec, telling)
-    found = {name: Shortage(name, "never", _sentence(one, telling[name].passes.has)) for name, one in short.items()}
+    found = {name: Shortage(name, "never", _sentence(one, telling[name])) for name, one in short.items()}
     for name, offer in telling.items():
         one = None if name in short else _shortage(name, offer, str(TaskId(id)), kind, lane)
         if one is not None and not (is_held and one.how == "withheld"):  # it was claimed before
@@ -75,13 +81,14 @@ def too_little(kind: str, spec: bytes | None, offers: Mapping[str, Offer]) -> di
     """Return which workers have too little of what, the one with the most first."""
     short: dict[str, Short] = {}
     for name, offer in offers.items():
-        if kind in offer.passes.types and (one := offer.passes.short(kind, said(spec))) is not None:
+        if (one := offer.short(kind, spec)) is not None:
             short[name] = one
     return dict(sorted(short.items(), key=lambda item: -item[1].capacity))
 
 
-def _sentence(short: Short, has: Mapping[str, float]) -> str:
+def _sentence(short: Short, offer: Offer) -> str:
     """Say what there is too little of; of a kind that the worker does not know, which ones of users' own it does."""
+    has = offer.passes.has or offer.in_all.has
     if short.kind in has:
         return str(short)
     own = ", ".join(sorted(has.keys() - RESOURCE_KINDS))
