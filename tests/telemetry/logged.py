@@ -14,6 +14,11 @@ def tell(secret: str, ctx: Context) -> None:
     ctx.log.info("told %d characters", len(secret), extra={"length": len(secret), "of": ctx})
 
 
+def named(ctx: Context) -> None:
+    """Give fields that have the names of the engine's own."""
+    ctx.log.info("named", extra={"task_id": "mine", "attempt": 9, "type": "mine", "group": "mine", "trace_id": "mine"})
+
+
 def fail(ctx: Context) -> None:
     try:
         raise ValueError("what went wrong")
@@ -29,7 +34,7 @@ def aside(ctx: Context) -> None:
 
 
 def library() -> None:
-    logging.getLogger("some.library").warning("from afar")
+    logging.getLogger("some.library").warning("from afar", extra={"type": "GET", "group": "pool"})
 
 
 for function in (tell, fail, aside):

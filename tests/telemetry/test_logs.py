@@ -42,6 +42,10 @@ async def tell(secret: str, ctx: Context) -> None:
     logged.tell(secret, ctx)
 
 
+async def named(ctx: Context) -> None:
+    logged.named(ctx)
+
+
 def only(lines: pytest.LogCaptureFixture) -> Any:
     (line,) = [line for line in lines.records if line.name == "mainspring.handler"]
     return line
@@ -58,6 +62,22 @@ async def test_a_handlers_line_names_its_task(engine: Engine, lines: pytest.LogC
     assert (line.task_id, line.attempt, line.type) == (str(handle.id), 1, "custom:tell")
     assert line.namespace == "shop"
     assert lane != "process" or (line.group, Path(line.pathname).name, line.funcName) == ("tenant", "logged.py", "tell")
+
+
+@pytest.mark.parametrize("group", ["tenant", None])
+@pytest.mark.parametrize("lane", LANES)
+async def test_fields_that_have_the_names_of_the_engines(
+    engine: Engine, lines: pytest.LogCaptureFixture, lane: Any, group: str | None
+) -> None:
+    """In every lane those say which task it is, also where that has none of such a name; the others stand beside."""
+    handler = engine.task(name="named", lane=lane)(named if lane == "async" else logged.named)
+    handle = await engine.submit(handler, group=group)
+    await value(handle)
+    line = vars(only(lines))
+    assert (line["task_id"], line["attempt"], line["type"]) == (str(handle.id), 1, "custom:named")
+    assert (line.get("group"), "trace_id" in line) == (group, False)
+    own = {name: line[f"extra_{name}"] for name in ("task_id", "attempt", "type", "group", "trace_id")}
+    assert own == {"task_id": "mine", "attempt": 9, "type": "mine", "group": "mine", "trace_id": "mine"}
 
 
 async def test_a_traceback_comes_across(engine: Engine, lines: pytest.LogCaptureFixture) -> None:
@@ -133,6 +153,8 @@ async def test_libraries_lines_get_the_task(engine: Engine, caplog: pytest.LogCa
     await value(handle)
     (line,) = [line for line in caplog.records if line.name == "some.library"]
     assert vars(line)["task_id"] == str(handle.id)
+    assert vars(line)["type"] == "custom:library"
+    assert (vars(line)["extra_type"], vars(line)["extra_group"], "group" in vars(line)) == ("GET", "pool", False)
     record = logging.makeLogRecord({"task_id": "another"})
     token = current.set(Context(bytes(16), 1, print))
     try:

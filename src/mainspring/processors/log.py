@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from mainspring.tasks import Log
@@ -13,14 +13,21 @@ logger = logging.getLogger("mainspring.handler")
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What any record has."""
+_LABELS = frozenset({"task_id", "attempt", "type", "namespace", "group", "trace_id", "span_id"})
+"""What says which task a line concerns; a task may lack some of them."""
 
 
 class TaskLog(logging.LoggerAdapter[logging.Logger]):
     """Adds the task's labels to each record, beside what the call brings as `extra`."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        kwargs["extra"] = {**(kwargs.get("extra") or {}), **(self.extra or {})}
+        kwargs["extra"] = labelled(kwargs.get("extra") or {}, self.extra or {})
         return msg, kwargs
+
+
+def labelled(fields: Mapping[str, Any], labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a line with those of its task; what has one of their names is kept as `extra_group`."""
+    return {f"extra_{name}" if name in _LABELS else name: value for name, value in fields.items()} | {**labels}
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
@@ -45,4 +52,4 @@ def relay(log: Log, labels: dict[str, Any]) -> None:
     logger.handle(record)
 
 
-__all__ = ["TaskLog", "fields_of", "logger", "relay"]
+__all__ = ["TaskLog", "fields_of", "labelled", "logger", "relay"]

@@ -7,7 +7,7 @@ import logging
 from datetime import UTC, datetime
 
 from mainspring.processors.context import current
-from mainspring.processors.log import fields_of
+from mainspring.processors.log import fields_of, labelled
 
 
 class JsonFormatter(logging.Formatter):
@@ -36,8 +36,7 @@ class OfRunningTask(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         context = current.get()
         if context is not None and not hasattr(record, "task_id"):
-            for name, value in context.labels().items():
-                vars(record).setdefault(name, value)
+            record.__dict__ = labelled(vars(record), context.labels())
         return True
 
 
