@@ -172,10 +172,14 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
         _check(self.dead_s >= 3, "dead_s", self.dead_s, "is less than three heartbeats", "use about 10")
 
 
+QUEUE_SIZE = 100_000
+"""What a process that only submits holds itself to; workers that have less are obeyed."""
+
+
 class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How a worker takes and runs tasks."""
 
-    queue_size: int | None = 100_000  # unfinished tasks allowed in the store; None: unbounded
+    queue_size: int | None = QUEUE_SIZE  # unfinished tasks allowed in the store; None: unbounded
     batch_size: int = 512  # claims per store call
     processing_interval: float | str = 1.0  # seconds between safety looks beside the wake-ups
     async_slots: int = 64  # handlers awaiting at once on the event loop

@@ -17,6 +17,7 @@ import apsw
 import numpy as np
 import pytest
 from tests.cli.conftest import Answer, Worker, finished, started
+from tests.engine.support import LIMIT_S, engine_on
 
 from mainspring import Engine, TaskId
 
@@ -52,6 +53,24 @@ def test_submit_and_wait_print_the_value_alone(run, shop: Worker) -> None:
     assert (answer.code, answer.json) == (0, {"area": 9})
     assert answer.err.startswith("mainspring: task ")
     assert shop.ready["store"] == str(shop.folder / "mainspring.db")
+
+
+@pytest.mark.anyio
+async def test_submit_obeys_the_queue_of_those_who_work(run: Run, tmp_path: Path) -> None:
+    """A command has no `queue_size` of its own."""
+    engine = engine_on(tmp_path / "mainspring.db", queue_size=1)
+
+    @engine.task
+    async def idle() -> None: ...
+
+    async with engine:
+        await engine.manager.pause()
+        async with asyncio.timeout(LIMIT_S):
+            while not await engine.manager.store.usages():  # noqa: ASYNC110 - the store has no event for it
+                await asyncio.sleep(0.02)
+        answers = [await asyncio.to_thread(run, "submit", "custom:idle", folder=tmp_path) for _ in range(2)]
+    assert [answer.code for answer in answers] == [0, 4]
+    assert "more than queue_size = 1 of those who work" in answers[1].err
 
 
 def test_submit_prints_the_id_and_takes_the_handlers_options(here: Run) -> None:

@@ -21,12 +21,14 @@ from mainspring import (
     Engine,
     EngineConfig,
     InsufficientResources,
+    QueueFull,
     ResourceUsage,
     SchedulerConfig,
     StoreConfig,
     StoreUnavailable,
 )
-from mainspring.config import cores
+from mainspring.config import QUEUE_SIZE, TaskManagerConfig, cores
+from mainspring.dispatch import neighbours
 from mainspring.dispatch.neighbours import READ_MS, REPEAT_MS, SILENT_MS
 from mainspring.resources.monitor import ResourceMonitor
 from mainspring.scheduling.hosts import TELL_MS, Hosts, Telling, places
@@ -226,9 +228,13 @@ class Told:
         self.ms = 1_000_000
         self.reads = 0
         self.is_lost = False
+        self.held: list[tuple[int | None, str]] = []
 
     def now_ms(self) -> int:
         return self.ms
+
+    def hold_queue(self, size: int | None, whose: str) -> None:
+        self.held.append((size, whose))
 
     async def usages(self) -> list[HostUsage]:
         if self.is_lost:
@@ -237,14 +243,15 @@ class Told:
         return self.told
 
 
-def row(worker: str, host: str, at_ms: int = 0, **figures: Any) -> HostUsage:
-    return HostUsage(worker, host, at_ms, msgspec.json.encode(usage(**figures)).decode())
+def row(worker: str, host: str, at_ms: int = 0, queue_size: int | None = None, **figures: Any) -> HostUsage:
+    news = neighbours.Told(**msgspec.structs.asdict(usage(**figures)), queue_size=queue_size)
+    return HostUsage(worker, host, at_ms, msgspec.json.encode(news).decode())
 
 
 async def refused(
     *told: HostUsage, works: bool = False, here: dict[str, Any] | None = None, **limits: Any
 ) -> str | None:
-    hosts = Hosts(Told(*told), Monitor(**(here or {})), SchedulerConfig(**limits), "here")  # type: ignore[arg-type]
+    hosts = Hosts(Told(*told), Monitor(**(here or {})), SchedulerConfig(**limits), "here", None)  # type: ignore[arg-type]
     try:
         await hosts.refuse_without_room(works=works)
     except InsufficientResources as exc:
@@ -299,7 +306,7 @@ async def test_who_judges_by_what() -> None:
 async def test_who_is_silent_counts_no_more() -> None:
     """A process that lives and tells nothing for long, by the clock here: whatever its own shows."""
     store = Told(row("a", "there", at_ms=-5_000_000, **FULL))
-    hosts = Hosts(store, Monitor(), SchedulerConfig(), "here")  # type: ignore[arg-type]
+    hosts = Hosts(store, Monitor(), SchedulerConfig(), "here", None)  # type: ignore[arg-type]
     with pytest.raises(InsufficientResources) as caught:
         await hosts.refuse_without_room(works=False)
     assert caught.value.retry_after == 0.5  # when it reads again
@@ -322,7 +329,7 @@ async def test_who_is_silent_counts_no_more() -> None:
 def test_what_is_told_and_how_often() -> None:
     """What has changed by a step, or is reserved, a second after the last at the earliest; the rest every ten."""
     store, monitor, reserved = Told(), Monitor(), {"cpu": {"reserved": 0.0, "capacity": 2.0}}
-    telling = Telling(store, monitor, lambda: {**reserved})  # type: ignore[arg-type]
+    telling = Telling(store, monitor, lambda: {**reserved}, 7)  # type: ignore[arg-type]
     assert telling.news() is not None
     for field, figure in {"cpu_usage": 0.7, "own_cpu_usage": 0.3, "memory_bytes": 600, "own_memory_bytes": 90,
                          "storage_bytes": 20}.items():  # fmt: skip
@@ -333,7 +340,8 @@ def test_what_is_told_and_how_often() -> None:
         assert msgspec.json.decode(telling.news() or "", type=ResourceUsage) == monitor.figures
     reserved["cpu"] = {"reserved": 1.0, "capacity": 2.0}
     store.ms += TELL_MS
-    assert msgspec.json.decode(telling.news() or "{}")["resources"] == reserved
+    told = msgspec.json.decode(telling.news() or "{}")
+    assert (told["resources"], told["queue_size"]) == (reserved, 7)
     monitor.figures = msgspec.structs.replace(monitor.figures, cpu_usage=0.72, memory_bytes=604)
     store.ms += REPEAT_MS - 1
     assert telling.news() is None
@@ -388,7 +396,7 @@ async def test_the_disk_of_those_who_work_counts_for_every_submit(workers: Worke
 async def test_disks_are_looked_at_twice_a_second() -> None:
     """However often somebody submits, and not by one who works; in an outage what was seen last holds."""
     store = Told(row("a", "there", storage_bytes=96))
-    hosts = Hosts(store, Monitor(), SchedulerConfig(), "here")  # type: ignore[arg-type]
+    hosts = Hosts(store, Monitor(), SchedulerConfig(), "here", None)  # type: ignore[arg-type]
     for _ in range(3):
         await asyncio.gather(hosts.look(works=False), hosts.look(works=False))
         with pytest.raises(InsufficientResources, match="there: storage in use") as caught:
@@ -407,3 +415,71 @@ async def test_disks_are_looked_at_twice_a_second() -> None:
     assert hosts.look_due_ms == store.ms + READ_MS
     await hosts.look(works=True)
     assert hosts.look_due_ms == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("own", "told", "held"),
+    [
+        (QUEUE_SIZE, [5], 5),
+        (QUEUE_SIZE, [5, 9], 9),
+        (QUEUE_SIZE, [5, None], None),
+        (QUEUE_SIZE, [5, 2 * QUEUE_SIZE], None),
+        (QUEUE_SIZE, [], None),
+        (4, [5], None),
+        (200_000, [5], None),
+        (None, [5], None),
+    ],
+)
+async def test_how_long_the_queue_may_be_is_told(own: int | None, told: list[int | None], held: int | None) -> None:
+    """Where nothing was said here: as long as one of those who work allows, and again as ever when they are gone."""
+    store = Told(*(row(str(n), "there", queue_size=size) for n, size in enumerate(told)))
+    hosts = Hosts(store, Monitor(), SchedulerConfig(), "here", own)  # type: ignore[arg-type]
+    await hosts.look(works=False)
+    assert store.held == ([] if held is None else [(held, "those who work")])
+    store.told.clear()
+    store.ms += READ_MS
+    await hosts.look(works=False)
+    assert store.held[1:] == ([] if held is None else [(own, "this process")])
+
+
+async def test_who_begins_to_work_holds_its_own_limit() -> None:
+    store = Told(row("a", "there", queue_size=5))
+    hosts = Hosts(store, Monitor(), SchedulerConfig(), "here", QUEUE_SIZE)  # type: ignore[arg-type]
+    await hosts.look(works=False)
+    await hosts.look(works=True)
+    assert store.held == [(5, "those who work"), (QUEUE_SIZE, "this process")]
+
+
+async def step(n: int) -> int:
+    return n + 1
+
+
+async def test_a_queue_that_those_who_work_hold_short(workers: Workers) -> None:
+    """Whichever way tasks come in from a process that says nothing itself; who waits gets in when there is room."""
+    blobs = StoreConfig(blobs=workers.folder / "blobs")
+    short = EngineConfig(store=blobs, manager=TaskManagerConfig(queue_size=3))
+    async with Engine(workers.store, short) as worker, Engine(
+        workers.store, EngineConfig(store=blobs), worker=False
+    ) as engine, Engine(
+        workers.store, EngineConfig(store=blobs, manager=TaskManagerConfig(queue_size=4)), worker=False
+    ) as longer:  # fmt: skip
+        await worker.manager.pause()
+        engine.task(step)
+        longer.task(step)
+        await told(engine, 1)
+        handles = await engine.map(step, range(3))
+        says = "4 tasks would be unfinished, whoever submitted them, more than queue_size = 3 of those who work"
+        for refused in (
+            lambda: engine.submit(step, 3),
+            lambda: engine.submit_all([engine.build(step, (3,), {})]),
+            lambda: engine.map(step, [3], wait_for_room=0),
+        ):
+            with pytest.raises(QueueFull, match=says):
+                await refused()
+        more = await longer.submit(step, 3)
+        with pytest.raises(QueueFull, match="queue_size = 4 of this process"):
+            await longer.submit(step, 4)
+        waiting = asyncio.ensure_future(engine.submit(step, 5, wait_for_room=LIMIT_S))
+        for handle in (more, handles[0]):
+            await handle.cancel()
+        await waiting

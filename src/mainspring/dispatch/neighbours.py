@@ -15,7 +15,6 @@ REPEAT_MS = 10_000
 """Whoever works repeats what has not changed this often, so that the others know that it is there."""
 SILENT_MS = 3 * REPEAT_MS
 """What has not been repeated for so long, as seen from here, counts no more."""
-_decoder = msgspec.json.Decoder(ResourceUsage)
 
 
 class Told(ResourceUsage, frozen=True, kw_only=True):
@@ -23,6 +22,10 @@ class Told(ResourceUsage, frozen=True, kw_only=True):
 
     resources: dict[str, dict[str, float]] | None = None
     """What it has `reserved` of each kind, and its `capacity` in all; older versions don't tell."""
+    queue_size: int | None = None
+
+
+_decoder = msgspec.json.Decoder(Told)
 
 
 class Neighbours:
@@ -33,8 +36,8 @@ class Neighbours:
         self._reading = asyncio.Lock()  # who comes meanwhile gets the same
         self._first_seen: dict[str, tuple[int, int]] = {}  # by worker: of when its news are, and since when known here
 
-    async def heard(self) -> list[tuple[str, ResourceUsage]]:
-        """Return host and usage of each that speaks, the newest last. Raises StoreUnavailable."""
+    async def heard(self) -> list[tuple[str, Told]]:
+        """Return host and figures of each that speaks, the newest last. Raises StoreUnavailable."""
         await self._read()
         others = [one for one in self._told if one.worker != self._store.worker_id and self._is_heard(one)]
         return [(one.host, _decoder.decode(one.figures)) for one in sorted(others, key=lambda one: one.at_ms)]

@@ -109,7 +109,7 @@ class Submitting:
         ready = await self._ready(tasks)
 
         async def look_and_hand_over() -> list[TaskHandle]:
-            await self.scheduler.look_at_disks()
+            await self.scheduler.look_at_limits()
             return await self._hand_over(ready)
 
         return await self.manager.room.enter(look_and_hand_over, len(ready), until)
@@ -130,7 +130,7 @@ class Submitting:
     async def _ready(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
         if not self._open:
             raise InternalError("the engine is not open; use `async with engine:` or `await engine.start()`")
-        await self.scheduler.look_at_disks()
+        await self.scheduler.look_at_limits()
         return await self.manager.intake.new_tasks(tasks)
 
     async def _hand_over(self, ready: list[NewTask], line: Line | None = None) -> list[TaskHandle]:
@@ -195,7 +195,7 @@ class Submitting:
         until()  # what can't be a duration is refused at once
         borrowed = None if connection is None else self._parts.store.borrow(connection)
         together: list[NewTask] = []  # what goes into a user's transaction, or nothing of it
-        bulk = Bulk(self._hand_over, self.manager.room, until, self.scheduler.look_at_disks)
+        bulk = Bulk(self._hand_over, self.manager.room, until, self.scheduler.look_at_limits)
         try:
             new = self._maker(function, options)
             if not isinstance(items, Iterable):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from mainspring.config import SchedulerConfig
+from mainspring.config import QUEUE_SIZE, SchedulerConfig
 from mainspring.dispatch.neighbours import READ_MS, REPEAT_MS, Neighbours, Told, place_of
 from mainspring.errors import InsufficientResources, StoreUnavailable
 from mainspring.resources.monitor import ResourceMonitor, ResourceUsage
@@ -37,11 +37,16 @@ class Telling:
     """
 
     def __init__(
-        self, store: Store, monitor: ResourceMonitor, resources: Callable[[], dict[str, dict[str, float]]]
+        self,
+        store: Store,
+        monitor: ResourceMonitor,
+        resources: Callable[[], dict[str, dict[str, float]]],
+        queue_size: int | None,
     ) -> None:
         self._store = store
         self._monitor = monitor
         self._resources = resources
+        self._queue_size = queue_size
         self._told: object = None
         self._told_ms: int | None = None
 
@@ -55,17 +60,21 @@ class Telling:
         if told == self._told and age_ms < REPEAT_MS:
             return None
         self._told, self._told_ms = told, now_ms
-        return msgspec.json.encode(Told(**msgspec.structs.asdict(usage), resources=resources)).decode()
+        news = Told(**msgspec.structs.asdict(usage), resources=resources, queue_size=self._queue_size)
+        return msgspec.json.encode(news).decode()
 
 
 class Hosts:
     """What is known of the hosts that work, and whether one has room."""
 
-    def __init__(self, store: Store, monitor: ResourceMonitor, limits: SchedulerConfig, host: str) -> None:
+    def __init__(
+        self, store: Store, monitor: ResourceMonitor, limits: SchedulerConfig, host: str, queue_size: int | None
+    ) -> None:
         self._store = store
         self._monitor = monitor
         self._limits = limits
         self._host = host
+        self._queue_size = self._held = queue_size
         self._neighbours = Neighbours(store)
         self.look_due_ms: float = -math.inf
         self._roomy: ResourceUsage | None = None  # there was room for more on this disk
@@ -76,7 +85,7 @@ class Hosts:
 
         Raises: InsufficientResources.
         """
-        seen = await self._neighbours.heard()
+        seen: list[tuple[str, ResourceUsage]] = [*await self._neighbours.heard()]
         if works or not seen:
             seen.append((self._host, self._monitor.sample()))
         refusals = []
@@ -91,16 +100,29 @@ class Hosts:
         )
 
     async def look(self, *, works: bool) -> None:
-        """Have `refuse_without_storage` judge by what those who work tell now. `works`: this process does, and its own
-        disk decides. An outage of the store leaves what was seen before."""
+        """Have `refuse_without_storage`, and the store, judge by what those who work tell now. `works`: this process
+        does, and its own disk and `queue_size` decide. An outage of the store leaves what was seen before."""
         if works:
             self.look_due_ms = math.inf
+            self._hold_queue([])
             return
         with contextlib.suppress(StoreUnavailable):
-            found = [(place.host, self._why_disk_full(place.usage)) for place in places(await self._neighbours.heard())]
+            heard = await self._neighbours.heard()
+            self._hold_queue([told.queue_size for _, told in heard])
+            found = [(place.host, self._why_disk_full(place.usage)) for place in places(heard)]
             is_full = all(why is not None for _, why in found)
             self._full_disks = "; ".join(f"{host}: {why}" for host, why in found) if is_full else ""
         self.look_due_ms = self._store.now_ms() + READ_MS
+
+    def _hold_queue(self, told: Sequence[int | None]) -> None:
+        """Where this process was given no `queue_size` of its own, take no more than one of those who work would."""
+        size, whose = self._queue_size, "this process"
+        largest = max((math.inf if one is None else one for one in told), default=math.inf)
+        if size == QUEUE_SIZE and largest < QUEUE_SIZE:
+            size, whose = int(largest), "those who work"
+        if size != self._held:
+            self._held = size
+            self._store.hold_queue(size, whose)
 
     def refuse_without_storage(self) -> None:
         """Judge by the disk that this process writes to, and those of the hosts that work as of the last look.

@@ -37,8 +37,9 @@ class TaskScheduler:
         self._manager = manager
         monitor = monitor or manager.monitor
         store = manager.parts.store
-        self._hosts = Hosts(store, monitor, config or monitor.limits, store.env.host())
-        store.tell_usage(Telling(store, monitor, manager.reservations.stats).news)
+        queue_size = manager.config.queue_size
+        self._hosts = Hosts(store, monitor, config or monitor.limits, store.env.host(), queue_size)
+        store.tell_usage(Telling(store, monitor, manager.reservations.stats, queue_size).news)
 
     async def schedule_task(self, task: Task) -> TaskId:
         """Store the task if a host that works has room for it; durable on return.
@@ -50,13 +51,14 @@ class TaskScheduler:
 
     async def schedule_tasks(self, tasks: Sequence[Task]) -> list[TaskId]:
         """Store all of them or none. Raises what `schedule_task` raises."""
-        await self.look_at_disks()
+        await self.look_at_limits()
         self._hosts.refuse_without_storage()
         await self._hosts.refuse_without_room(works=bool(self._manager.lanes))
         return await self._manager.submit_tasks(tasks)
 
-    async def look_at_disks(self) -> None:
-        """Learn how full the disks of those who work are, for `refuse_without_storage`: twice a second at most."""
+    async def look_at_limits(self) -> None:
+        """Learn how full the disks of those who work are, for `refuse_without_storage`, and how long the queue may be
+        for them: twice a second at most."""
         hosts = self._hosts
         if hosts.look_due_ms != math.inf and self._manager.store.now_ms() >= hosts.look_due_ms:
             await hosts.look(works=bool(self._manager.lanes))

@@ -358,6 +358,9 @@ class Store(Protocol):
     async def usages(self) -> list[HostUsage]:
         """Return what the processes that work have told last."""
 
+    def hold_queue(self, size: int | None, whose: str) -> None:
+        """Take no more unfinished tasks than so many from now on; a refusal says whose limit that is."""
+
     async def registered_types(self) -> list[str]:
         """Return all types that any worker has served."""
 

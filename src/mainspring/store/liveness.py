@@ -14,8 +14,9 @@ import mmap
 import os
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 from weakref import WeakSet
 
 from mainspring.environment import Environment
@@ -29,6 +30,17 @@ _EMPTY = bytes(_PAGE)
 _TURNS, _REVOKED, _HEARD, _TURNED = range(SLOTS * 2, SLOTS * 2 + 4)  # numbers behind the marks
 _HELD: WeakSet[LifeFile | LeaderLock] = WeakSet()
 """The locks of this process, which a forked child lets go of."""
+
+
+class Life(Protocol):
+    """What others can see of this process."""
+
+    @property
+    def mark(self) -> Callable[[int, int, int], None]: ...
+
+    @property
+    def revoked(self) -> int:
+        """How often others took claims of this process back."""
 
 
 class LifeFile:

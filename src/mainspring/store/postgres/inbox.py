@@ -117,7 +117,7 @@ class InboxStore(SqlStore):
         found = await self.view(lambda view: _look(view, tasks))
         if self._memory.queue_size is not None:
             unfinished = found.unfinished + len(tasks) - len(found.pledged)
-            refuse_too_many(unfinished, self._memory.queue_size, self._memory.seconds_for)
+            refuse_too_many(unfinished, self._memory.queue_size, self._memory)
         pledged = {**found.pledged, **await _under_own_keys(inbox, tasks, found)}
         fresh = [task for task in tasks if task.id not in pledged]
         pledged.update(await _under_own_ids(inbox, fresh, found.places))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from mainspring.store.ready import Place
 from mainspring.store.sql import costs, limits
 from mainspring.store.sql.flights import Entrance, Found, Leader
 from mainspring.store.sql.graph import Edge, fail_child, first_unfinished, hasten, is_urgent, link, raise_parents
-from mainspring.store.sql.transaction import ClassKey, IdempotencyKey, Row, Transaction
+from mainspring.store.sql.transaction import ClassKey, IdempotencyKey, Memory, Row, Transaction
 from mainspring.tasks import TaskId
 from mainspring.tasks.codec import with_refs
 from mainspring.tasks.lifecycle import CLAIMED, COMPLETED, DELAYED, PARENTS, PENDING, READY, SAME_WORK
@@ -144,15 +144,16 @@ def _unfinished(tx: Transaction) -> int:
 
 def _refuse_overflow(tx: Transaction, more: int = 0) -> None:
     if (limit := tx.memory.queue_size) is not None:
-        refuse_too_many(_unfinished(tx) + more, limit, tx.memory.seconds_for)
+        refuse_too_many(_unfinished(tx) + more, limit, tx.memory)
 
 
-def refuse_too_many(unfinished: int, limit: int, seconds_for: Callable[[int], float]) -> None:
+def refuse_too_many(unfinished: int, limit: int, memory: Memory) -> None:
     if unfinished > limit:
         raise QueueFull(
-            f"{unfinished} tasks would be unfinished, whoever submitted them, more than queue_size = {limit} of this "
-            "process; nothing was stored: wait for some to end (wait_for_room= does), or raise queue_size",
-            retry_after=seconds_for(unfinished - limit),
+            f"{unfinished} tasks would be unfinished, whoever submitted them, more than queue_size = {limit} of "
+            f"{memory.whose_queue}; nothing was stored: wait for some to end (wait_for_room= does), or raise "
+            "queue_size",
+            retry_after=memory.seconds_for(unfinished - limit),
             field="queue_size",
             value=limit,
         )

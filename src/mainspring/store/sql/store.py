@@ -6,7 +6,7 @@ import asyncio
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from mainspring.blobs.base import BlobStore
 from mainspring.config import StoreConfig
@@ -27,6 +27,7 @@ from mainspring.store.base import (
 )
 from mainspring.store.bell import ENDED, GONE, HASTE, HELLO, LOOK, SHARE, STOP, WELCOME, Bell, split_ids
 from mainspring.store.clock import StoreClock
+from mainspring.store.liveness import Life
 from mainspring.store.pace import Pace
 from mainspring.store.ready import Asker
 from mainspring.store.sql import commands, leaving, limited, reads, sharing, upkeep
@@ -46,17 +47,6 @@ T = TypeVar("T")
 _LOOK_IDS = 2_000
 RETRY_S, MOST_RETRY_S = 0.1, 3.2
 """How long after a failed write the next try comes by itself: each time twice as long, up to the second."""
-
-
-class Life(Protocol):
-    """What others can see of this process."""
-
-    @property
-    def mark(self) -> Callable[[int, int, int], None]: ...
-
-    @property
-    def revoked(self) -> int:
-        """How often others took claims of this process back."""
 
 
 _LAID_S = 0.003
@@ -286,6 +276,9 @@ class SqlStore(Looking):
 
     async def usages(self) -> list[HostUsage]:
         return await self.view(reads.usages)
+
+    def hold_queue(self, size: int | None, whose: str) -> None:
+        self._memory.queue_size, self._memory.whose_queue = size, whose
 
     async def registered_types(self) -> list[str]:
         return await self.view(reads.registered_types)

@@ -62,6 +62,7 @@ class Memory:
         self.lane_of_type: dict[str, Lane] = {}
         self.slots: Mapping[str, int] = {}  # of the worker's lanes, by their names
         self.queue_size: int | None = None
+        self.whose_queue = "this process"
         self.seconds_for: Callable[[int], float] = lambda ends: 1.0  # how long so many ends take
         self.cache_bytes = config.cache_bytes
         self.blob_fault: Callable[[str], str | None] = lambda digest: None  # what is wrong with a blob
