@@ -173,7 +173,7 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 QUEUE_SIZE = 100_000
-"""What a process that only submits holds itself to; workers that have less are obeyed."""
+"""Where nothing is said. A process that only submits obeys workers that have less then."""
 
 
 class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,9 +20,8 @@ SILENT_MS = 3 * REPEAT_MS
 class Told(ResourceUsage, frozen=True, kw_only=True):
     """What a process that works tells the others of its machine, and of itself."""
 
-    resources: dict[str, dict[str, float]] | None = None
-    """What it has `reserved` of each kind, and its `capacity` in all; older versions don't tell."""
-    queue_size: int | None = None
+    resources: dict[str, dict[str, float]] | None = None  # `reserved` and `capacity` by kind; older ones don't tell
+    queue_size: int | None = None  # how many tasks it lets be unfinished; None: any number, or it does not tell
 
 
 _decoder = msgspec.json.Decoder(Told)
