@@ -29,6 +29,16 @@ def manager_on(folder: Path, *, budget: int, wait_s: float = 30.0) -> ModelManag
     return manager
 
 
+def forked() -> int:
+    """Return the number of a child that stays until it is killed, once it has let go of what was open."""
+    ear, mouth = os.pipe()
+    if not (child := os.fork()):
+        os.write(mouth, b".")
+        signal.pause()
+    os.read(ear, 1)
+    return child
+
+
 def main(folder: str, budget: str) -> None:
     """Commands: `load NAME`, `use NAME` (until the next line comes), `pin NAME`, `bytes`, `fork`, `reset`."""
     manager = manager_on(Path(folder), budget=int(budget))
@@ -52,10 +62,7 @@ def main(folder: str, budget: str) -> None:
             if command == "bytes":
                 answer = manager.loaded_bytes // MIB
             elif command == "fork":
-                if os.fork():
-                    continue  # the child answers, which has let go of what was open by then
-                print(os.getpid(), flush=True)
-                signal.pause()
+                answer = forked()
             print(answer, flush=True)
         except ResourceLimitExceeded as exc:
             print(f"refused: {exc}", flush=True)
