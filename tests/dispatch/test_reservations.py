@@ -271,6 +271,27 @@ async def test_what_can_never_run_here(tmp_path: Path) -> None:
         assert await value(await poor.submit(train, 2)) == 2
 
 
+async def test_what_can_never_run_while_no_slot_is_free(tmp_path: Path) -> None:
+    """No worker has met it, and what they have in all says so: the slots are not what it waits for."""
+    worker = engine_on(tmp_path / "work.db", async_slots=1)
+    go = asyncio.Event()
+
+    @worker.task
+    async def hold() -> None:
+        await go.wait()
+
+    async with worker, engine_on(tmp_path / "work.db", worker=False) as looker:
+        holder = await worker.submit(hold)
+        await shows(holder, status=TaskStatus.RUNNING)
+        large, next_one = await worker.submit(hold, resources=Resources(gpu=1)), await worker.submit(hold)
+        for handle in (large, looker.handle(large.id)):
+            await says(handle, "It can't run on any living worker: on ")
+            await shows(handle, reason="resources")
+        await says(next_one, "It is ready")
+        go.set()
+        await value(next_one)
+
+
 async def test_what_can_run_nowhere_is_refused(tmp_path: Path) -> None:
     """More than this process has, where there can be no other; in a file, nothing but nonsense: settings of a worker
     may say that it has more cores and memory than are built in."""

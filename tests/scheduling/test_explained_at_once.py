@@ -66,6 +66,13 @@ async def test_what_is_set_aside_is_told_with_whom_it_is_for(
         await engine.gather([first, large, small, larger])
 
 
+async def says(handle: TaskHandle, words: str) -> None:
+    """Wait until what is said begins so."""
+    async with asyncio.timeout(LIMIT_S):
+        while not (await handle.explain()).startswith(words):  # noqa: ASYNC110 - nor for what a worker tells
+            await asyncio.sleep(0.005)
+
+
 async def until_claimed(*handles: TaskHandle) -> None:
     """Claims may come a moment after the submit."""
     async with asyncio.timeout(LIMIT_S):
@@ -77,11 +84,13 @@ async def until_claimed(*handles: TaskHandle) -> None:
 async def test_what_it_lacks_is_told_at_once(place: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the process that has claimed it although nothing is written yet; by others as soon as that is, which does not
     wait for a look at intervals."""
-    monkeypatch.setattr(caretaker, "TICK_S", 2 * LIMIT_S)
     monkeypatch.setattr("mainspring.dispatch.manager._PACE_S", 2 * LIMIT_S)
     at = where(place, tmp_path)
     async with engine_on(at, custom_capacity={"seat": 1}) as engine, engine_on(at, worker=False) as other:
         hall = Hall(engine)
+        large = await hall.submit(hall.feast, 2)
+        await says(other.handle(large.id), "It can't run on any living worker")  # what there is in all has been told
+        monkeypatch.setattr(caretaker, "TICK_S", 2 * LIMIT_S)
         first = await hall.submit(hall.visit, 1)
         await until(lambda: hall.inside == 1)
         second = await hall.submit(hall.feast, 1)
@@ -89,9 +98,7 @@ async def test_what_it_lacks_is_told_at_once(place: str, tmp_path: Any, monkeypa
         needs = "It waits for resources: it needs 1 seat and 0 seat is free, of 1 seat, on worker "
         said = await second.explain()
         assert said.startswith(needs), said
-        async with asyncio.timeout(LIMIT_S):
-            while not (await other.handle(second.id).explain()).startswith(needs):  # noqa: ASYNC110 - nor for this
-                await asyncio.sleep(0.005)
+        await says(other.handle(second.id), needs)
         assert (await second.info()).reason == "resources"
         hall.go.set()
         await engine.gather([first, second])

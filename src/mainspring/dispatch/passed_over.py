@@ -51,7 +51,7 @@ class PassedOver:
         return {kind: need for kind, need in declared.items() if need}
 
     def in_all(self) -> Passes:
-        """Return what others are to know by which they can judge any task, of a process that meets none now."""
+        """Return what others are to know by which they can judge any task, also one that this process has not met."""
         return Passes(self._there_is(), self._needs())
 
     def told(self) -> Passes | None:

@@ -426,12 +426,11 @@ class Reservations:
             "stops": self._stops,
             "waits": waits,
             "withheld": self._withheld.told(),
+            "in_all": self._passed_over.in_all(),
         }
         if passes := self._passed_over.told():
             state["passes"] = passes
-        if state["closed"] or state["alone"]:
-            state["in_all"] = self._passed_over.in_all()
-        return msgspec.json.encode(state) if any(state.values()) else b""
+        return msgspec.json.encode(state)
 
     def _who_is_alone(self) -> dict[str, object] | None:
         one = self._alone.one
