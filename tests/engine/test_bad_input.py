@@ -573,6 +573,32 @@ def test_capacities_of_users_own_kinds(bad: Any) -> None:
     assert caught.value.value is bad
 
 
+async def test_limits_of_one_task() -> None:
+    """Each holds by itself, and is named; a handle among the arguments is a parent as one of `after` is."""
+    limits = SchedulerConfig(max_dependencies=2, max_metadata_bytes=100, max_params_bytes=10)
+    async with Engine(":memory:", EngineConfig(scheduler=limits)) as engine:
+
+        @engine.task
+        async def join(parts: list[Any]) -> int:
+            return len(parts)
+
+        parts = await engine.map(join, [[]] * 3)
+        assert await (await engine.submit(join, list(parts[:2]), metadata={"x": "y" * 80})).result(timeout=LIMIT_S) == 2
+        for n in range(4):
+            with pytest.raises(InvalidInput, match=r"3 parents.*are more than max_dependencies = 2") as caught:
+                await engine.submit(join, parts[:n], after=parts[n:])
+            assert caught.value.field == "dependencies"
+        with pytest.raises(InvalidInput, match=r"3 parents.*are more than max_dependencies = 2"):
+            await engine.map(join, [parts])
+        with pytest.raises(InvalidInput, match="are above max_metadata_bytes = 100") as caught:
+            await engine.submit(join, [], metadata={"x": "y" * 500})
+        assert caught.value.field == "metadata"
+        large = Task(task_type=TaskType.TEXT_PROCESSING, input=Text("x"), params={"steps": ["normalize"] * 2})
+        with pytest.raises(InvalidInput, match="are above max_params_bytes = 10") as caught:
+            await engine.submit(large)
+        assert caught.value.field == "params"
+
+
 async def test_memory_is_a_whole_number_of_bytes(engine: Engine, echo: Any) -> None:
     """In a declaration as in a call, by its name."""
     half: Any = Resources(memory=2e9)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from mainspring import (
     EngineConfig,
     InsufficientResources,
     InvalidInput,
+    ResourceMonitor,
     SchedulerConfig,
     Task,
     TaskId,
@@ -48,6 +50,21 @@ async def test_scheduling_by_itself() -> None:
             TaskScheduler(manager, SchedulerConfig())  # type: ignore[arg-type]
     finally:
         await manager.stop()
+
+
+async def test_a_scheduler_beside_the_engines(tmp_path: Path) -> None:
+    """It judges by its own limits; what others hear of the worker stays what the worker goes by."""
+    async with Engine(tmp_path / "work.db") as engine, asyncio.timeout(LIMIT_S):
+        store = engine.manager.store
+        while not (before := await store.usages()):  # noqa: ASYNC110 - it is told at intervals
+            await asyncio.sleep(0.02)
+        strict = TaskScheduler(engine.manager, ResourceMonitor(limits=SchedulerConfig(max_storage_bytes=1)))
+        with pytest.raises(InsufficientResources, match="max_storage_bytes"):
+            await strict.schedule_task(text())
+        while (after := await store.usages()) == before:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        assert '"max_storage_bytes":1,' not in str(after)
+        assert await value(engine.handle(await engine.scheduler.schedule_task(text("a")))) == "a"
 
 
 @pytest.mark.parametrize(

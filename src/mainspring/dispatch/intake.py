@@ -71,7 +71,7 @@ class Intake:
         if self.limits is not None and self.limits.is_due:
             await self.limits.store_new()
         result = []
-        served, inline = self._executor.types, self._values.inline_bytes
+        served, inline, parents = self._executor.types, self._values.inline_bytes, self._config.max_dependencies
         for task in tasks:
             if isinstance(task, NewTask):
                 new = task
@@ -80,6 +80,8 @@ class Intake:
                 if task.task_type not in served:
                     await self._check_elsewhere(task)
                 new = self._new_task(task)
+            if len(new.after) > parents:
+                raise _too_many_parents(len(new.after), parents)
             if len(new.input) > inline:
                 new.input = await self._values.put(new.input, "input")
                 new.flags |= BLOB_INPUT
@@ -167,12 +169,7 @@ class Intake:
         if type(task.dependencies) is not tuple and not isinstance(task.dependencies, list):
             raise invalid("dependencies", task.dependencies, "is no sequence of tasks", "pass a tuple of ids")
         if len(task.dependencies) > self._config.max_dependencies:
-            raise invalid(
-                "dependencies",
-                f"{len(task.dependencies)} parents",
-                f"are more than max_dependencies = {self._config.max_dependencies}",
-                "join them in steps",
-            )
+            raise _too_many_parents(len(task.dependencies), self._config.max_dependencies)
         if type(task.on_dependency_failure) is not str or task.on_dependency_failure not in POLICY_CODE:
             raise invalid(
                 "on_dependency_failure",
@@ -289,11 +286,11 @@ class Intake:
             cost=cost,
         )
         raw = self._encode_spec(spec)
-        limit = self._config.max_metadata_bytes + self._config.max_params_bytes
-        if len(raw) > limit:
-            raise invalid(
-                "metadata and params", f"{len(raw)} bytes", f"are above {limit}", "put large values into the input"
-            )
+        for field in ("metadata", "params"):
+            limit = getattr(self._config, f"max_{field}_bytes")
+            if len(raw) > limit and (much := len(_spec_encoder.encode(getattr(task, field)))) > limit:
+                why = f"are above max_{field}_bytes = {limit}"
+                raise invalid(field, f"{much} bytes", why, "put large values into the input")
         return raw
 
     def _encode_spec(self, spec: Spec) -> bytes:
@@ -305,6 +302,11 @@ class Intake:
             raise invalid(
                 "metadata and params", spec.params, f"can't be stored ({exc})", "use JSON-like values"
             ) from exc
+
+
+def _too_many_parents(many: int, limit: int) -> InvalidInput:
+    why = f"are more than max_dependencies = {limit}"
+    return invalid("dependencies", f"{many} parents", why, "join them in steps")
 
 
 def _put_trace(tasks: Sequence[NewTask], trace: Trace) -> None:

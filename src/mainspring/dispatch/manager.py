@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from mainspring.config import EngineConfig, SchedulerConfig, TaskManagerConfig, seconds
+from mainspring.config import EngineConfig, TaskManagerConfig, seconds
 from mainspring.dispatch.alone import Alone
 from mainspring.dispatch.answers import Answers
 from mainspring.dispatch.course import Course
@@ -67,7 +67,6 @@ class TaskManager(Answers):
         config: TaskManagerConfig | None = None,
         store: Parts | str | Path | None = None,
         *,
-        scheduler_config: SchedulerConfig | None = None,
         monitor: ResourceMonitor | None = None,
         env: Environment = SYSTEM,
     ) -> None:
@@ -85,9 +84,8 @@ class TaskManager(Answers):
         self.room = Room(self.store, env)
         self._env = env
         self.cache = ResultCache(self.executor, self.store)
-        limits = scheduler_config or SchedulerConfig()
-        self.monitor = monitor or ResourceMonitor(self.parts.folder, limits=limits, env=env)
-        tracing = self.parts.tracing
+        self.monitor = monitor or ResourceMonitor(self.parts.folder, env=env)
+        limits, tracing = self.monitor.limits, self.parts.tracing
         self.intake = Intake(self.executor, self.store, self.values, self.cache, limits, env, tracing)
         self.spans = None if tracing is None else Spans(tracing, self.store.worker_id)
         recorder = Recorder(

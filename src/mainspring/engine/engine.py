@@ -87,9 +87,7 @@ class Engine(Submitting, Operations):
         self._env = env
         self._parts = Parts(store, self.config, env=env)
         self.monitor = self._watch_resources(env)
-        self.manager = TaskManager(
-            self.config.manager, self._parts, scheduler_config=self.config.scheduler, monitor=self.monitor, env=env
-        )
+        self.manager = TaskManager(self.config.manager, self._parts, monitor=self.monitor, env=env)
         self.scheduler = TaskScheduler(self.manager, self.monitor, self.config.scheduler)
         self.manager.waiters.make = partial(TaskHandle, self)
         self._open = False

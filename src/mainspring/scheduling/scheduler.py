@@ -23,7 +23,8 @@ class TaskScheduler:
     there, so a task can only name parents that exist or come before it in the same call.
 
     Args:
-        config: the limits; by default those of the monitor. The limits that workers run with hold as well.
+        config: the limits of CPU, memory and storage; by default those of the monitor. The limits that workers run
+            with hold as well, and of what a single task may have those of the manager.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class TaskScheduler:
         store = manager.parts.store
         queue_size = manager.config.queue_size
         self._hosts = Hosts(store, monitor, config or monitor.limits, store.env.host(), queue_size)
-        store.tell_usage(Telling(store, monitor, manager.reservations.stats, queue_size).news)
+        store.tell_usage(Telling(store, manager.monitor, manager.reservations.stats, queue_size).news)
 
     async def schedule_task(self, task: Task) -> TaskId:
         """Store the task if a host that works has room for it; durable on return.
