@@ -20,6 +20,7 @@ from mainspring import (
     EngineConfig,
     InvalidInput,
     Resources,
+    Retry,
     TaskHandle,
     TaskPriority,
     TaskStatus,
@@ -499,3 +500,31 @@ def test_any_mixture(seed: int, tmp_path: Path) -> None:
 
         stage.run(play())
     assert used.most == THERE_IS  # never more, and that at times
+
+
+async def test_an_attempt_that_outlives_the_next_one_keeps_its_own_reservation() -> None:
+    """A handler that does not stop goes on with what it has, and its retry needs as much again."""
+    hall, seats = Hall(), list[float]()
+    async with engine_on(grace_s=0.05, custom_capacity={"seat": 2}) as engine:
+
+        def reserved() -> float:
+            return engine.manager.reservations.stats()["seat"]["reserved"]
+
+        @engine.task(resources=ONE, timeout=0.2, retry=Retry(max_retries=1, delay=0))
+        async def visit(ctx: Context) -> int:
+            if ctx.attempt == 1:
+                while not hall.go.is_set():
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await hall.go.wait()
+                return 1
+            seats.append(reserved())
+            return 2
+
+        handle = await engine.submit(visit)
+        try:
+            assert await value(handle) == 2
+            await until(lambda: reserved() == 1)
+        finally:
+            hall.go.set()
+        await until(lambda: reserved() == 0)
+    assert seats == [2]

@@ -72,7 +72,8 @@ async def outcomes(handle: TaskHandle) -> list[str]:
 
 
 def reserved(engine: Engine, handle: TaskHandle) -> float:
-    return engine.manager.reservations._held.get(handle.id.bytes, {}).get("memory", 0.0)
+    held = engine.manager.reservations._held
+    return sum(need.get("memory", 0.0) for (id, _), need in held.items() if id == handle.id.bytes)
 
 
 async def test_more_is_reserved_for_the_next_try(tmp_path: Path) -> None:

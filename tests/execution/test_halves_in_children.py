@@ -53,7 +53,7 @@ async def test_the_child_of_a_half_runs_its_call(lane: Any, tmp_path: Path) -> N
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         running = group.create_task(lane.run_batch(works, [Recorder() for _ in works]))
         await until((tmp_path / "23.1").exists)
-        assert list(lane.children().values()).count(works[0].id) == 1
+        assert list(lane.children().values()).count((works[0].id, works[0].attempt)) == 1
         assert lane.stop(works[0], hard=False) is False  # it needs the handler's help
     done = running.result()
     assert [report.output is None for report in done.reports] == [False] * 4

@@ -134,7 +134,7 @@ class Course:
         try:
             return await self._serve_prepared(attempt)
         finally:
-            self.reservations.give_back(claim.id)
+            self.reservations.give_back(claim)
 
     async def _raised(self, attempt: Attempt, need: Need | None) -> Need | None:
         """Return what to reserve after attempts that were short of memory; None: it is not to run now."""
@@ -355,7 +355,7 @@ class Course:
         try:
             return await self._run_together(desk, call, claims, task)
         finally:
-            self.reservations.give_back(claims[0].id)
+            self.reservations.give_back(claims[0])
 
     async def _run_together(self, desk: Gathering, call: Call, claims: list[Claimed], task: asyncio.Task[Any]) -> bool:
         """Run those of a call that are left."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -40,6 +40,10 @@ _ALL_BUT_SLACK = 0.9  # what others use goes up and down a little
 _LAST = (1 << 63, 0)  # a place behind all others
 
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
+
+
+Key: TypeAlias = tuple[bytes, int]
+"""Task id and attempt."""
 
 
 class _Waiting(NamedTuple):
@@ -83,8 +87,8 @@ class Reservations:
         self._peaks = Peaks()
         self._learned: set[str] = set()  # types with large ones
         self._large = float("inf")  # bytes; so much in each child would fill a quarter of the memory
-        self._held: dict[bytes, Need] = {}
-        self._inside: set[bytes] = set()  # of those, what runs within this process
+        self._held: dict[Key, Need] = {}
+        self._inside: set[Key] = set()  # of those, what runs within this process
         self._used: dict[str, float] = {}
         self._waiting: dict[bytes, _Waiting] = {}  # by the first claim
         self._withheld = Withholding(store, env)
@@ -163,7 +167,7 @@ class Reservations:
     # ... reserved ...
 
     def take(self, desk: Desk, claims: Sequence[Claimed], need: Need) -> bool:
-        """Reserve it for a call under the id of its first claim. Where it does not fit, the claims wait at their desk
+        """Reserve it for a call under its first claim. Where it does not fit, the claims wait at their desk
         and come again, or are handed back; then they are not to run now."""
         first = claims[0]
         since = self._env.monotonic()
@@ -173,7 +177,7 @@ class Reservations:
                 self._come(before.desk, before.parked())  # what was to come with it
         short = self._short(need, place(first), first.id)
         if not short:
-            self._reserve(first.id, need, desk.lane)
+            self._reserve((first.id, first.attempt), need, desk.lane)
             return True
         if any(one.is_for_ever for one in short):
             self._passed_over.add(desk, first.task_type)
@@ -187,18 +191,19 @@ class Reservations:
         self.tell_soon()
         return False
 
-    def _reserve(self, id: bytes, need: Need, lane: LaneName) -> None:
-        self._held[id] = need
+    def _reserve(self, key: Key, need: Need, lane: LaneName) -> None:
+        self._held[key] = need
         if lane != "process":
-            self._inside.add(id)
+            self._inside.add(key)
         for kind, much in need.items():
             self._used[kind] = self._used.get(kind, 0.0) + much
 
-    def give_back(self, id: bytes) -> None:
-        """A call is over."""
-        for kind, much in self._held.pop(id).items():
+    def give_back(self, first: Claimed) -> None:
+        """A call is over. The next attempt of its first task may have begun already, with a reservation of its own."""
+        key = (first.id, first.attempt)
+        for kind, much in self._held.pop(key).items():
             self._used[kind] -= much
-        self._inside.discard(id)
+        self._inside.discard(key)
         if not self._held:
             self._used.clear()
         if self._waiting or self._withheld:
@@ -247,17 +252,17 @@ class Reservations:
         if usage is self._sampled:
             return self._others
         children, own_pid = self._executor.children(), self._env.pid()
-        held = resident_bytes({own_pid: True, **{pid: id is not None for pid, id in children.items()}})
+        held = resident_bytes({own_pid: True, **{pid: key is not None for pid, key in children.items()}})
         if held is None:  # before the first look none of it is known to be own
             return usage.memory_bytes if self._sampled is None else self._others
         self._sampled = usage
         own = beyond = 0.0
-        for pid, id in children.items():
-            reserved = held[pid] if id is None else self._held.get(id, {}).get("memory", 0.0)
+        for pid, key in children.items():
+            reserved = held[pid] if key is None else self._held.get(key, {}).get("memory", 0.0)
             own += min(reserved, held[pid])
             if reserved:  # whoever comes after it waits for what is set aside
                 beyond += max(0.0, held[pid] - reserved)
-        inside = sum(self._held[id].get("memory", 0.0) for id in self._inside)
+        inside = sum(self._held[key].get("memory", 0.0) for key in self._inside)
         if not self._inside or self._at_rest is None:
             self._at_rest = held[own_pid]
         own += min(inside, max(0, held[own_pid] - self._at_rest))

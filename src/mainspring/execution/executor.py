@@ -189,8 +189,8 @@ class TaskExecutor:
         runner.serve(self._handlers[task_type])  # type: ignore[attr-defined]
         return runner
 
-    def children(self) -> Mapping[int, bytes | None]:
-        """Return which task each child of the process lane runs, by its pid; None: it rests."""
+    def children(self) -> Mapping[int, tuple[bytes, int] | None]:
+        """Return which attempt each child of the process lane runs, by its pid: task id and number; None: it rests."""
         runner = self._runners.get("process")
         return {} if runner is None else runner.children()  # type: ignore[attr-defined]
 

@@ -196,10 +196,10 @@ class ProcessRunner:
         desk.send(Stop(*attempt.key))
         return False
 
-    def children(self) -> dict[int, bytes | None]:
-        """Return which task each child runs, by its pid; None: it rests."""
+    def children(self) -> dict[int, Key | None]:
+        """Return which attempt each child runs, by its pid; None: it rests."""
         return {
-            desk.child.pid: desk.attempts[0].name[0] if desk.attempts else None
+            desk.child.pid: desk.attempts[0].name if desk.attempts else None
             for desk in self._desks
             if desk.child is not None
         }

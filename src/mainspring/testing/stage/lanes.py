@@ -132,7 +132,7 @@ class PlayedLane:
     def serve(self, handler: Any) -> None:
         """In a child process it would be imported now."""
 
-    def children(self) -> dict[int, bytes | None]:
+    def children(self) -> dict[int, tuple[bytes, int] | None]:
         """There are none."""
         return {}
 
