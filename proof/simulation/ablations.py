@@ -361,8 +361,8 @@ SAFEGUARDS: Final = (
             Edit(
                 recording,
                 "is_completed",
-                "by_itself and report.error is None and (",
-                "report.error is None and (True or ",
+                "by_itself and report.error is None and not is_late(claim, report)",
+                "report.error is None",
             ),
         ),
     ),

@@ -107,3 +107,38 @@ def until_asked(items: list[int], contexts: list[Context]) -> list[int]:
     while not contexts[0].cancelled:
         time.sleep(0.001)
     return items
+
+
+def last_waits(items: list[int], how: str, folder: str, contexts: list[Context]) -> list[Any]:
+    """All four together raise. Then those with the last wait until the test lets them go on, or they are asked to stop,
+    which the deaf don't hear of."""
+    if how == "dies" and Path(folder, "01.1").exists() and 0 in items:
+        raise ValueError("this was done before")
+    note(folder, items, contexts)
+    raise_for(items, how, contexts[0].attempt)
+    while waits(items, how, folder):
+        if contexts[0].cancelled and how != "deaf":
+            break
+        time.sleep(0.001)
+    return results(items, how)
+
+
+def waits(items: list[int], how: str, folder: str) -> bool:
+    """With "both wait" the first half waits for the test alone, and the last one until it is asked to stop."""
+    if how == "both wait" and 3 in items:
+        return True
+    return (0 if how == "both wait" else 3) in items and not Path(folder).with_name("go").exists()
+
+
+def raise_for(items: list[int], how: str, attempt: int) -> None:
+    """All four together raise; "bad" has the first one fail alone, "dies" the last half die."""
+    if how == "burns":
+        burn([0.2])
+    if len(items) == 4 or (0 in items and (how == "bad" or (how == "bad once" and attempt == 1))):
+        raise ValueError("not all at once")
+    if 3 in items and how == "dies":
+        os._exit(3)
+
+
+def results(items: list[int], how: str) -> list[Any]:
+    return [bytes(300_000 + item) for item in items] if how == "large" else items

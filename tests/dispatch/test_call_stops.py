@@ -75,11 +75,12 @@ async def test_no_part_begins_whose_time_is_over(tmp_path: Path, lane: str) -> N
 
 @pytest.mark.parametrize(("how", "grace_s"), [("dies, listens", LIMIT_S), ("dies, deaf", 0.1)])
 async def test_parts_in_other_children_are_cancelled(tmp_path: Path, how: str, grace_s: float) -> None:
-    """The child of a call died, and the first half is done: the last one is asked to stop, then killed."""
+    """The child of a call died, and the first half is done, and told: the last one is asked to stop, then killed."""
     async with engine_on(process_slots=1, grace_s=grace_s) as engine:
         handles = await four(engine, batched.part_waits, "process", how, tmp_path)
         await until((tmp_path / "23.1").exists)
-        await cancel(handles)
+        assert [await value(handle) for handle in handles[:2]] == [0, 1]
+        await cancel(handles[2:])
         engine.task(lane="process", batch=Batch())(batched.lengths)
         assert await value(await engine.submit(batched.lengths, "abc")) == 3  # the slot is free
     assert noted(tmp_path) == ["01.1", "0123.1", "23.1"]

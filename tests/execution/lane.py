@@ -13,7 +13,7 @@ import psutil
 from tests.execution import handlers_that_hang_at_import, handlers_that_kill_at_import, process_handlers
 
 from mainspring.config import ExecutorConfig
-from mainspring.execution.base import Report, Work
+from mainspring.execution.base import BatchReport, Report, Work
 from mainspring.execution.processes import ProcessRunner
 from mainspring.processors.custom import Handler
 from mainspring.tasks import Custom, CustomOutput, Signal, Started, TaskId
@@ -57,6 +57,13 @@ def value(report: Report | None) -> Any:
     output = decode_output(report.output)
     assert isinstance(output, CustomOutput)
     return output.value
+
+
+def reports_of(done: BatchReport) -> list[Report]:
+    """Return how all of a batch ended, where no channel was told before."""
+    reports = [report for report in done.reports if report is not None]
+    assert len(reports) == len(done.reports)
+    return reports
 
 
 def alive(pid: int) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from tests.execution.lane import reports_of
 
 from mainspring.errors import RetryAfter, TaskCancelled
 from mainspring.execution.batches import Gathered, Joint, halving, is_out_of_memory
@@ -17,11 +18,19 @@ Call = Callable[[Sequence[int]], Sequence[str]]
 
 def through(n: int, call: Call, most: int = 1_000) -> tuple[Joint[str], list[int]]:
     """Bring n items through; returns what came of it, and the size of each call. After the most nobody wants them."""
+    joint, sizes, _ = heard(n, call, most)
+    return joint, sizes
+
+
+def heard(n: int, call: Call, most: int = 1_000) -> tuple[Joint[str], list[int], list[tuple[int, list[str]]]]:
+    """The same, and what was told while others went on."""
     sizes: list[int] = []
+    told: list[tuple[int, list[str]]] = []
     steps = halving(
         range(n),
         lambda exc, together: f"{type(exc).__name__} in {together}",
         lambda: "unwanted" if len(sizes) >= most else None,
+        lambda start, outcomes: told.append((start, list(outcomes))),
     )
     try:
         some = next(steps)
@@ -33,7 +42,7 @@ def through(n: int, call: Call, most: int = 1_000) -> tuple[Joint[str], list[int
                 answer = exc
             some = steps.send(answer)
     except StopIteration as stop:
-        return stop.value, sizes
+        return stop.value, sizes, told
 
 
 def names(items: Sequence[int]) -> list[str]:
@@ -110,6 +119,21 @@ def test_what_nobody_wants_any_more() -> None:
         assert (joint.outcomes, joint.rest) == ([*done, *["unwanted"] * (8 - len(done))], "unwanted")
         assert sizes == [8, 4, 2, 2, 1][:most]
     assert through(8, call, 7)[0] == through(8, call)[0]
+
+
+def test_what_is_done_is_told_while_others_go_on() -> None:
+    """Also what failed alone; not what the last call came to, after which nobody goes on."""
+    joint, sizes, told = heard(8, without(1))
+    assert sizes == [8, 4, 2, 1, 1, 2, 4]
+    assert told == [(0, ["0"]), (1, ["ValueError in 1"]), (2, ["2", "3"])]
+    assert joint.outcomes == ["0", "ValueError in 1", *names(range(2, 8))]
+
+
+def test_what_nobody_wants_any_more_is_not_told() -> None:
+    """Nor what a call came to that was asked to stop: all others end with that."""
+    joint, _, told = heard(8, without(1), 4)
+    assert joint.outcomes == ["0", *["unwanted"] * 7]
+    assert told == []
 
 
 def test_memory_that_ran_out_before_a_pause() -> None:
@@ -198,9 +222,9 @@ def test_what_can_not_be_read_fails_by_itself() -> None:
     good = encode_input(Custom({"items": 1}))[0]
     batch = gathered(good, b"\xc1", good)
     assert len(batch.items) == 2
-    first, bad, last = batch.report(
-        Joint([Done(CustomOutput("a")), Done(CustomOutput("b"))], 3, 1), 2.0, 0.5, 9
-    ).reports
+    first, bad, last = reports_of(
+        batch.report(Joint([Done(CustomOutput("a")), Done(CustomOutput("b"))], 3, 1), 2.0, 0.5, 9)
+    )
     assert first.output is not None
     assert last.output is not None
     assert [decode_output(first.output).value, decode_output(last.output).value] == ["a", "b"]
@@ -214,15 +238,45 @@ def test_what_can_not_be_read_fails_by_itself() -> None:
 def test_one_that_is_alone_in_its_call() -> None:
     """All of the call is its own."""
     batch = gathered(encode_input(Custom({"items": 1}))[0], b"")
-    usage = batch.report(Joint([Done(CustomOutput("a"))], 1, None), 2.0, 0.5).reports[0].usage
+    usage = reports_of(batch.report(Joint([Done(CustomOutput("a"))], 1, None), 2.0, 0.5))[0].usage
     assert (usage.cpu_time, usage.batch_size) == (0.5, 1)
+
+
+class Listener(Deaf):
+    def __init__(self) -> None:
+        self.ends: list[Any] = []
+
+    def send(self, signal: Any) -> None:
+        self.ends.append(signal.report)
+
+
+def test_those_who_are_done_have_their_share_of_what_was_used_by_then() -> None:
+    """All shares come to what the batch has used; the ends of those who were told are not told twice."""
+    good = encode_input(Custom({"items": 1}))[0]
+    works = [Work(id=TaskId().bytes, attempt=1, task_type="custom:none", input=good) for _ in range(4)]
+    channels = [Listener() for _ in works]
+    batch = Gathered(works, channels, None)
+    outcomes = [Done(CustomOutput(n)) for n in range(4)]
+    batch.tell(1, outcomes[1:3], 1.0, 0.4, 9)
+    ((second,), (third,)) = [channel.ends for channel in channels[1:3]]
+    assert decode_output(second.output).value == 1
+    for report in (second, third):
+        usage = report.usage
+        assert (usage.duration, usage.cpu_time, usage.memory_bytes, usage.batch_size) == (1.0, 0.1, 9, 4)
+    first, *told, last = batch.report(Joint([*outcomes], 3, None), 2.0, 1.0, 20).reports
+    assert told == [None, None]
+    assert first is not None
+    assert last is not None
+    assert first.usage == last.usage
+    assert first.usage.cpu_time == pytest.approx(0.4)
+    assert (channels[0].ends, len(channels[1].ends)) == ([], 1)
 
 
 def test_where_nothing_can_be_read() -> None:
     """There is no call, and all fail."""
     batch = gathered(b"\xc1", b"")
     ended = batch.report(Joint([], 0, None), 2.0, 0.5)
-    assert ([report.error is None for report in ended.reports], ended.calls) == ([False, False], 0)
+    assert ([report.error is None for report in reports_of(ended)], ended.calls) == ([False, False], 0)
 
 
 def test_a_call_that_is_cancelled_tells_all_its_items() -> None:

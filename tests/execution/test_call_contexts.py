@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.engine import call_work
-from tests.execution.lane import Recorder, value, work
+from tests.execution.lane import Recorder, reports_of, value, work
 
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.custom import Handler
@@ -34,7 +34,7 @@ async def test_signals_and_figures_are_the_tasks_own(lane: Any) -> None:
     finally:
         await executor.close()
     assert done.calls == 1
-    for item, channel, report in zip(works, channels, done.reports, strict=True):
+    for item, channel, report in zip(works, channels, reports_of(done), strict=True):
         assert value(report) == str(item.task_id)
         started, *signals = [signal for signal in channel.signals if not isinstance(signal, Log)]
         assert started == Started()
@@ -44,4 +44,4 @@ async def test_signals_and_figures_are_the_tasks_own(lane: Any) -> None:
         assert report.usage.batch_size == 3
         logs = [signal.fields["task_id"] for signal in channel.signals if isinstance(signal, Log)]
         assert logs == ([str(item.task_id)] if lane == "process" else [])  # elsewhere they are written at once
-    assert [report.usage.cost for report in done.reports] == [1, 4, 7]
+    assert [report.usage.cost for report in reports_of(done)] == [1, 4, 7]

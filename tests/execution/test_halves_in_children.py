@@ -15,6 +15,7 @@ from mainspring import Batch
 from mainspring.config import TaskManagerConfig
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.custom import Handler
+from mainspring.tasks import ItemDone
 
 pytestmark = pytest.mark.anyio
 
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 async def lane(anyio_backend: str) -> AsyncIterator[Any]:
     executor = TaskExecutor(processors=(), slots=TaskManagerConfig(process_slots=1))
-    executor.register(Handler(batched.part_waits, lane="process", batch=Batch()))
+    for function in (batched.part_waits, batched.last_waits):
+        executor.register(Handler(function, lane="process", batch=Batch()))
     yield executor.runner("process")
     await executor.close()
 
@@ -57,3 +59,23 @@ async def test_the_child_of_a_half_runs_its_call(lane: Any, tmp_path: Path) -> N
         assert lane.stop(works[0], hard=False) is False  # it needs the handler's help
     done = running.result()
     assert [report.output is None for report in done.reports] == [False] * 4
+    assert done.calls == 3
+
+
+async def test_all_of_a_call_that_is_killed_share_its_time(lane: Any, tmp_path: Path) -> None:
+    """But for those who were done: what they used is told with their ends."""
+    works = [work("last_waits", items=n, how="burns", folder=str(tmp_path / "calls")) for n in range(4)]
+    channels = [Recorder() for _ in works]
+    (tmp_path / "calls").mkdir()
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        running = group.create_task(lane.run_batch(works, channels))
+        await until((tmp_path / "calls" / "23.1").exists)
+        assert lane.stop(works[0], hard=True) is True
+    ended = [signal.report for channel in channels for signal in channel.signals if isinstance(signal, ItemDone)]
+    assert [report.output is None for report in ended] == [False] * 2
+    reports = running.result().reports
+    assert reports[:2] == ended
+    assert [report.error is None for report in reports[2:]] == [False] * 2
+    used = [report.usage.cpu_time for report in reports]
+    assert used[2] == used[3]
+    assert 0.4 <= sum(used) < 1  # 0.2 s in each of two calls, and what it had used of the third

@@ -48,6 +48,11 @@ class Meter:
             os.pwrite(self._clear, b"5", 0)
         self._start_s, _, self._waited_faults, _ = _used()
 
+    def so_far(self) -> tuple[float, int | None]:
+        """Return the CPU time and the peak since `start`, while the work goes on."""
+        peak = None if self._clear < 0 else _kib(os.pread(self._status, 8192, 0), b"VmHWM:")
+        return self.cpu_s() - self._start_s, peak
+
     def stop(self) -> Sample:
         total_s, faults, waited_faults, program = _used()
         cpu_s = total_s - self._start_s

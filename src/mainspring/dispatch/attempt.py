@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from mainspring.execution.base import StopCause
+from mainspring.execution.base import Report, StopCause
 from mainspring.processors.log import relay
 from mainspring.store.base import Claimed, Spec
-from mainspring.tasks import Log, Progress, Signal, Started
+from mainspring.tasks import ItemDone, Log, Progress, Signal, Started
 
 _encoder = msgspec.msgpack.Encoder()
 _spec_decoder = msgspec.msgpack.Decoder(Spec)
@@ -35,6 +35,7 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
     abandoned: bool = False  # its slot was given up; whatever still comes is dropped
     span: Any = None  # of OpenTelemetry, where tracing is on
     together: Sequence[Attempt] = ()  # all attempts of its call, where that was formed of several tasks
+    report: Report | None = None  # its end, where others of its call go on
 
     @property
     def started_ms(self) -> int | None:
@@ -56,6 +57,9 @@ class Attempt(msgspec.Struct, eq=False, gc=False):
                 desk.mark(self.slot, claim.seq, claim.attempt)
         elif type(signal) is Progress and not self.abandoned:
             self.desk.store.progress(self.claim, signal.done, signal.total)
+        elif type(signal) is ItemDone:
+            self.report = signal.report
+            self.runner.tell(self)
         elif type(signal) is Log:
             relay(signal, self.claim.labels())
 
@@ -81,4 +85,9 @@ def is_completed(claim: Claimed) -> bool:
     return True
 
 
-__all__ = ["Attempt", "complete", "is_completed"]
+def is_out_of_time(attempt: Attempt, report: Report) -> bool:
+    """Whether it was asked to stop as its time was over."""
+    return attempt.cause == "timeout"
+
+
+__all__ = ["Attempt", "complete", "is_completed", "is_out_of_time"]

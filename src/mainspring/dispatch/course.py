@@ -8,14 +8,17 @@ from collections.abc import Awaitable
 from typing import Any, cast
 
 from mainspring.dispatch.alone import Alone
-from mainspring.dispatch.attempt import Attempt, complete, is_completed
+from mainspring.dispatch.attempt import Attempt, complete, is_completed, is_out_of_time
 from mainspring.dispatch.desk import Desk, is_suspect
 from mainspring.dispatch.gathering import Call, Gathering
 from mainspring.dispatch.lane import LaneDesk
-from mainspring.dispatch.members import Members
+from mainspring.dispatch.members import Members, left_of
+from mainspring.dispatch.preparing import Preparing
 from mainspring.dispatch.recording import Recorder
 from mainspring.dispatch.reservations import Reservations
 from mainspring.dispatch.spans import Spans
+from mainspring.dispatch.starts import Starts
+from mainspring.dispatch.verdict import is_late
 from mainspring.dispatch.watch import Watch
 from mainspring.environment import Environment
 from mainspring.errors import InternalError, StoreUnavailable
@@ -29,7 +32,6 @@ from mainspring.store.base import (
     CANCELLED,
     FAILED,
     HAS_REFS,
-    LEADS,
     RELEASED,
     RESERVES,
     SHORT,
@@ -37,7 +39,6 @@ from mainspring.store.base import (
     WANTS_KEPT,
     Claimed,
     Finish,
-    Spec,
     Store,
 )
 from mainspring.tasks import ErrorInfo, TaskId, Usage
@@ -45,8 +46,6 @@ from mainspring.tasks.needs import Need
 
 logger = logging.getLogger("mainspring.dispatch")
 
-_RECORD_STARTS_S = 0.02
-"""A handler that is still running after this long is recorded as RUNNING; most have ended by then."""
 _NEEDS_CARE = HAS_REFS | BLOB_INPUT | SUSPECT | WANTS_KEPT | RESERVES | SHORT
 
 
@@ -75,10 +74,11 @@ class Course:
         self._store = store
         self._executor = executor
         self._values = values
-        self._cache = cache
+        self._preparing = Preparing(store, values, cache, recorder)
         self._env = env
         self._alone = alone
-        self._starts: asyncio.TimerHandle | None = None
+        self._starts = Starts(self.attempts, store)
+        self._recording: set[asyncio.Task[None]] = set()  # of ends of single tasks of calls
 
     def attempts(self) -> list[Attempt]:
         """Return what runs now."""
@@ -91,9 +91,7 @@ class Course:
 
     def close(self) -> None:
         self.watch.close()
-        if self._starts is not None:
-            self._starts.cancel()
-            self._starts = None
+        self._starts.close()
 
     def serve(self, desk: LaneDesk, claim: Claimed, mark: int, task: asyncio.Task[Any]) -> Awaitable[bool] | None:
         """Run one claim in a slot, from claim to outcome: to its end at once where its handler waits for nothing.
@@ -143,27 +141,21 @@ class Course:
         try:
             tries = (await self._store.info(claim.id)).attempts
         except StoreUnavailable:
-            self._put_back(desk, claim)
+            self._preparing.put_back(desk, claim)
             return None
         if not desk.begins(claim):
             return None
         need, attempt.is_last = self.reservations.raised(need, tries, desk.lane)
         return need
 
-    def _put_back(self, desk: Desk, claim: Claimed) -> None:
-        """The store can't say now what has to be known of it, or nothing is to start here."""
-        if desk.begins(claim):
-            desk.freed()
-            self._store.finish(Finish(claim, RELEASED, self._store.now_ms(), is_counted=False))
-
     async def _serve_prepared(self, attempt: Attempt) -> bool:
         """The same once what it needs is reserved."""
         desk, claim = attempt.desk, attempt.claim
         desk.waits(claim)
-        if not await self._is_to_run(desk, claim):
+        if not await self._preparing.is_to_run(desk, claim):
             return True
         if self._alone.bars(desk):
-            self._put_back(desk, claim)
+            self._preparing.put_back(desk, claim)
             return True
         if attempt.is_last:
             async with self._alone.run(attempt, "has run out of memory twice"):
@@ -175,34 +167,6 @@ class Course:
         if desk.mark is not None and is_suspect(attempt.claim):
             return await self._run_suspect(attempt)
         return await self._ran(attempt, desk.runner())
-
-    async def _is_to_run(self, desk: Desk, claim: Claimed) -> bool:
-        """Put in place what a claim came without; returns whether there is something to run. If not, it is over."""
-        try:
-            spec = complete(claim, await self._values.input(claim))
-            if not claim.flags & WANTS_KEPT or await self._leads(claim, spec):
-                return True
-        except StoreUnavailable:  # how it stands to equal work can't be told now
-            self._put_back(desk, claim)
-        except Exception as exc:  # noqa: BLE001 - an input that can't be put together is that attempt's failure
-            if desk.begins(claim):
-                desk.freed()
-                self.recorder.refuse(claim, exc, desk.lane)
-        else:
-            if desk.begins(claim):
-                desk.freed()
-        return False
-
-    async def _leads(self, claim: Claimed, spec: Spec | None) -> bool:
-        """Whether this is the one of equal work that runs. Raises StoreUnavailable."""
-        claim.work = self._cache.name_of(claim)
-        if claim.flags & LEADS or claim.work is None:
-            return True
-        keep_ms = 0 if spec is None or spec.keep_ms is None else spec.keep_ms
-        if await self._store.join(claim, keep_ms) != "leads":
-            return False
-        claim.flags |= LEADS
-        return True
 
     def broken(self, desk: Desk, claim: Claimed, exc: Exception) -> None:
         """Something of ours failed around an attempt: record that, so that nobody waits for ever."""
@@ -265,8 +229,7 @@ class Course:
         self._alone.enter(attempt)
         if attempt.claim.timeout_ms is not None:
             self.watch.watch(attempt)
-        if self._starts is None:
-            self._starts = asyncio.get_running_loop().call_later(_RECORD_STARTS_S, self._record_starts)
+        self._starts.look_soon()
 
     async def _see_through(self, attempt: Attempt, going: Report | Awaitable[Report | None]) -> bool:
         """Await the end of an attempt that did not end at once, and record it."""
@@ -337,7 +300,7 @@ class Course:
         return None
 
     async def _prepare(self, desk: Gathering, claim: Claimed) -> bool:
-        return await self._is_to_run(desk, claim) and desk.begins(claim)
+        return await self._preparing.is_to_run(desk, claim) and desk.begins(claim)
 
     async def serve_call(self, desk: Gathering, call: Call, mark: int, task: asyncio.Task[Any]) -> bool:
         """Run claims in one call, from there to their outcomes; returns whether the slot is still good."""
@@ -359,7 +322,7 @@ class Course:
 
     async def _run_together(self, desk: Gathering, call: Call, claims: list[Claimed], task: asyncio.Task[Any]) -> bool:
         """Run those of a call that are left."""
-        members = Members(desk.runner(), claims)
+        members = Members(desk.runner(), claims, self._item_done)
         marks = desk.marks.take(len(claims))
         attempts = [Attempt(claim, desk, mark, task, members) for claim, mark in zip(claims, marks, strict=True)]
         desk.begin(call, len(claims))
@@ -373,13 +336,16 @@ class Course:
             if done is None:
                 return False
             for attempt in attempts:
+                self._item_done(attempt)
+            left = left_of(attempts)
+            for attempt in left:
                 attempt.ended = True
-            desk.end(claims)
-            if len(claims) == len(call.claims) and done.calls == 1 and any(one.error is None for one in done.reports):
+            desk.end([attempt.claim for attempt in left])
+            if len(claims) == len(call.claims) and done.is_whole:
                 desk.took(call, self._env.monotonic() - began)
             if task.cancelling() and not desk.is_ending:
                 await desk.absorb(task)
-            await self._record_together(desk, call, attempts, done)
+            await self._record_together(desk, call, attempts, done, left)
             return True
         finally:
             if self._spans is not None and span is not None:
@@ -393,8 +359,10 @@ class Course:
             done = await members.run(attempts)
         except asyncio.CancelledError as exc:
             if not attempts[0].abandoned and desk.is_ending:
-                desk.end([attempt.claim for attempt in attempts])
-                for attempt in attempts:
+                left = left_of(attempts)
+                desk.end([attempt.claim for attempt in left])
+                for attempt in left:
+                    attempt.ended = True
                     self.recorder.released(attempt, self._so_far(attempt))
                     self._let_go(attempt)
                 raise
@@ -407,20 +375,51 @@ class Course:
             self._unmark(attempt)
         return None
 
-    async def _record_together(self, desk: Gathering, call: Call, attempts: list[Attempt], done: BatchReport) -> None:
+    def _item_done(self, attempt: Attempt) -> None:
+        """Record what one of a call came to in time, while others go on: that is not theirs to wait for, or to lose."""
+        report = attempt.report
+        if report is None or attempt.ended or attempt.abandoned or is_late(attempt.claim, report):
+            return
+        if attempt.cause == "timeout":  # this was on its way
+            attempt.cause = None
+        attempt.ended = True
+        attempt.desk.leave([attempt.claim])
+        self.watch.leave(attempt)
+        task = asyncio.get_running_loop().create_task(self._record_item(attempt, report))
+        self._recording.add(task)
+        task.add_done_callback(self._recording.discard)
+
+    async def _record_item(self, attempt: Attempt, report: Report) -> None:
+        try:
+            await self._record_end(attempt, report)
+        except Exception as exc:  # noqa: BLE001 - the boundary: a bug may cost a task, never leave it without an end
+            self.broken(attempt.desk, attempt.claim, exc)
+
+    async def _record_together(
+        self, desk: Gathering, call: Call, attempts: list[Attempt], done: BatchReport, left: list[Attempt]
+    ) -> None:
+        """Record what those of a call came to whose end was not told before."""
         if done.fits is not None:
             desk.ran_out_of_memory(call, done.fits)
-        late = [attempt for attempt in attempts if attempt.cause == "timeout"]
-        if len(attempts) > 1 and late:
-            desk.ran_out_of_time([attempt.claim for attempt in late])
-        for attempt, report in zip(attempts, done.reports, strict=True):
-            if len(attempts) > 1 and attempt.cause == "timeout":
+        ends = zip(attempts, done.reports, strict=True)
+        reports = {one.claim.id: cast(Report, report or one.report) for one, report in ends}
+        late: dict[bytes, Claimed] = {}
+        if len(attempts) > 1:
+            late = {one.claim.id: one.claim for one in left if is_out_of_time(one, reports[one.claim.id])}
+        if late:
+            desk.ran_out_of_time([*late.values()])
+        for attempt in left:
+            report = reports[attempt.claim.id]
+            if attempt.claim.id in late:
                 self.recorder.released(attempt, report.usage)
                 self._let_go(attempt)
-                continue
-            desk.forget(attempt.claim)
-            await self._record(attempt, report)
-            self._let_go(attempt)
+            else:
+                await self._record_end(attempt, report)
+
+    async def _record_end(self, attempt: Attempt, report: Report) -> None:
+        attempt.desk.forget(attempt.claim)
+        await self._record(attempt, report)
+        self._let_go(attempt)
 
     def _over(self, attempt: Attempt) -> None:
         """Its handler is done; room for another claim comes before the record, whose commit looks for room."""
@@ -449,23 +448,10 @@ class Course:
         if attempt.desk.mark is not None:
             attempt.desk.mark(attempt.slot, 0, 0)
 
-    def _record_starts(self) -> None:
-        self._starts, waiting = None, False
-        for attempt in self.attempts():
-            if attempt.recorded:
-                continue
-            if (started_ms := attempt.started_ms) is None:
-                waiting = True
-            else:
-                attempt.recorded = True
-                self._store.started(attempt.claim, started_ms)
-        if waiting:
-            self._starts = asyncio.get_running_loop().call_later(_RECORD_STARTS_S, self._record_starts)
-
     def _give_up(self, attempt: Attempt) -> None:
         """Record the end of an attempt whose handler does not come back, and replace its slot."""
-        members = attempt.together or (attempt,)
-        for member in members:
+        members = left_of(attempt.together) or [attempt]
+        for member in attempt.together or members:
             member.abandoned = True
         if attempt.together:
             attempt.desk.end([member.claim for member in members])

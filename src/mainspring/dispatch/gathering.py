@@ -78,7 +78,7 @@ class Gathering(Desk):
         self.serve = serve
         self.closed: Counter[str] = Counter()  # why calls began
         self.calls = 0  # that have ended
-        self.items = 0  # in those
+        self.items = 0  # that have ended in those
         self._cost = 0.0  # of all calls
         self._padded = 0.0  # the same; see `Call`
         self._whole = self._new_budget()
@@ -343,16 +343,20 @@ class Gathering(Desk):
         self._begun += n
         self.pace()
 
-    def end(self, claims: list[Claimed]) -> None:
-        """A call with these is over; room for the next comes before the records, whose commit looks for room."""
+    def leave(self, claims: list[Claimed], freeing: int = 0) -> None:
+        """These of a call are over; room for others comes before the records, whose commit looks for room."""
         self._arrivals.ended(claims)
         n = len(claims)
         self._begun -= n
         self.port.released += n
+        self.items += n
+        self.pace(freeing)
+
+    def end(self, claims: list[Claimed]) -> None:
+        """A call with these is over."""
         self.over = claims[-1]
         self.calls += 1
-        self.items += n
-        self.pace(freeing=1)
+        self.leave(claims, freeing=1)
 
     def took(self, call: Call, seconds: float) -> None:
         """A whole call had outcomes of its own for its items, in so long."""

@@ -21,9 +21,13 @@ class Verdict(NamedTuple):
 
 def is_completed(claim: Claimed, report: Report, cause: StopCause | None) -> bool:
     """Whether it ended well and in time: by itself, or with a result in spite of a drain."""
-    limit_ms = claim.timeout_ms
     by_itself = cause is None or (cause == "drain" and report.output is not None)
-    return by_itself and report.error is None and (limit_ms is None or report.usage.duration * 1000 <= limit_ms)
+    return by_itself and report.error is None and not is_late(claim, report)
+
+
+def is_late(claim: Claimed, report: Report) -> bool:
+    """Whether it ended after its time was over."""
+    return claim.timeout_ms is not None and report.usage.duration * 1000 > claim.timeout_ms
 
 
 def verdict(claim: Claimed, report: Report, cause: StopCause | None, retry: Retry, env: Environment) -> Verdict:
@@ -34,7 +38,7 @@ def verdict(claim: Claimed, report: Report, cause: StopCause | None, retry: Retr
     tries = claim.retry_count + 1
     if cause == "cancel":
         return Verdict(CANCELLED, ErrorInfo(type="TaskCancelled", message="cancelled while it ran", attempts=tries))
-    if cause == "timeout" or (limit_s is not None and report.usage.duration > limit_s):
+    if cause == "timeout" or is_late(claim, report):
         error = ErrorInfo(type="TaskTimeout", message=f"attempt {tries} ran longer than {limit_s} s", attempts=tries)
         return _again_or(TIMEOUT, claim, error, _backoff_ms(retry, claim.retry_count, env))
     if report.unstarted or (cause == "drain" and report.output is None):

@@ -45,6 +45,11 @@ class Watch:
         if not attempt.runner.stop(attempt.claim, hard=hard):
             self._arm(attempt.asked_at + self._grace_s)
 
+    def leave(self, attempt: Attempt) -> None:
+        """One of a call has ended. Where all others were asked to stop, so is the call now."""
+        if not attempt.runner.leave(attempt.claim):
+            self._arm(self._env.monotonic() + self._grace_s)
+
     def _arm(self, due: float) -> None:
         if due >= self._due:
             return

@@ -24,9 +24,14 @@ StopCause = Literal["timeout", "cancel", "drain"]
 class BatchReport(NamedTuple):
     """How the attempts of a batch ended, in their order."""
 
-    reports: list[Report]
-    calls: int = 1
+    reports: list[Report | None]  # None: its channel was told before, by `ItemDone`
+    calls: int = 1  # of the handler
     fits: int | None = None  # the most items that went through in one call where memory ran out for more
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one call gave all their outcomes, and one of them well."""
+        return self.calls == 1 and any(report is not None and report.error is None for report in self.reports)
 
 
 class Runner(Protocol):
@@ -42,6 +47,7 @@ class Runner(Protocol):
     def run_batch(self, works: Sequence[Work], channels: Sequence[Channel]) -> Awaitable[BatchReport]:
         """Run attempts of one type that may be done in one call, under the same conditions as `run`.
 
+        Where that raised, `ItemDone` is sent for what is done before the last of the calls that are made then.
         `stop` with the first of them stops all; halves of a call that raised do not begin after it.
         """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -13,7 +13,7 @@ from mainspring.execution.encoding import failed, report
 from mainspring.execution.items import item_of
 from mainspring.processors.base import Item, failure, text_of
 from mainspring.processors.context import Child
-from mainspring.tasks import Outcome, Usage
+from mainspring.tasks import ItemDone, Outcome, Usage
 
 _SEARCHES = 3
 """How many single bad items are looked for in one batch: each costs two calls for each halving."""
@@ -30,6 +30,9 @@ class Gathered:
 
     def __init__(self, works: Sequence[Work], channels: Sequence[Channel], submit: Callable[..., Child] | None) -> None:
         self.items: list[Item] = []
+        self._channels: list[Channel] = []  # of those
+        self._told: set[int] = set()  # which of those know their end
+        self._given_s = 0.0  # of the CPU time, to those
         self._reports: list[Report | None] = []
         for work, channel in zip(works, channels, strict=True):
             try:
@@ -37,6 +40,7 @@ class Gathered:
             except Exception as exc:  # noqa: BLE001 - a stored payload that does not decode is that attempt's failure
                 self._reports.append(failed(failure(exc), Usage()))
             else:
+                self._channels.append(channel)
                 self._reports.append(None)
 
     def cancel(self) -> None:
@@ -51,22 +55,43 @@ class Gathered:
         """See `halving`: once it was asked to stop nothing of it begins any more."""
         return failure(TaskCancelled("stopped while it ran")) if self.is_cancelled else None
 
+    def tell(
+        self, start: int, outcomes: Sequence[Outcome], duration: float, cpu_time: float | None,
+        peak_bytes: int | None = None, *, other_code: bool = False,
+    ) -> None:  # fmt: skip
+        """Tell items from this one on how they ended, while others go on. The figures are those of the batch so far."""
+        share = self._share(cpu_time)
+        for n, outcome in enumerate(outcomes, start):
+            made = report(outcome, self._usage(self.items[n], duration, share, peak_bytes))
+            self._channels[n].send(ItemDone(msgspec.structs.replace(made, other_code=other_code)))
+            self._told.add(n)
+        self._given_s += len(outcomes) * (share or 0.0)
+
     def report(
         self, joint: Joint[Outcome], duration: float, cpu_time: float | None, peak_bytes: int | None = None
     ) -> BatchReport:
-        """Return each attempt's report: all lasted as long as the batch and saw its peak of memory, and each has its
-        share of the CPU time."""
-        together = max(1, len(self.items))
-        share = None if cpu_time is None else cpu_time / together
+        """Return the reports of those that were not told: they lasted as long as the batch and saw its peak of memory,
+        and each has its share of the CPU time."""
+        share = self._share(cpu_time)
 
-        def of(item: Item, outcome: Outcome) -> Report:
-            context = item.context
-            usage = Usage(duration, share, peak_bytes, context.network_bytes, together, context.cost)
-            made = report(outcome, usage)
+        def of(n: int, outcome: Outcome) -> Report | None:
+            if n in self._told:
+                return None
+            made = report(outcome, self._usage(self.items[n], duration, share, peak_bytes))
             return msgspec.structs.replace(made, for_all=True) if outcome is joint.rest else made
 
-        ended = (of(item, outcome) for item, outcome in zip(self.items, joint.outcomes, strict=True))
+        ended = (of(n, outcome) for n, outcome in enumerate(joint.outcomes))
         return BatchReport([known or next(ended) for known in self._reports], joint.calls, joint.fits)
+
+    def _share(self, cpu_time: float | None) -> float | None:
+        """Return what each of those that go on has of the CPU time, but for what those had that ended before."""
+        if cpu_time is None:
+            return None
+        return max(0.0, cpu_time - self._given_s) / max(1, len(self.items) - len(self._told))
+
+    def _usage(self, item: Item, duration: float, cpu_s: float | None, peak_bytes: int | None) -> Usage:
+        context = item.context
+        return Usage(duration, cpu_s, peak_bytes, context.network_bytes, max(1, len(self.items)), context.cost)
 
 
 class Joint(NamedTuple, Generic[R]):
@@ -79,10 +104,13 @@ class Joint(NamedTuple, Generic[R]):
 
 
 def in_halves(
-    items: Sequence[Item], call: Callable[[Sequence[Item]], Sequence[Outcome]], rest: Callable[[], Outcome | None]
+    items: Sequence[Item],
+    call: Callable[[Sequence[Item]], Sequence[Outcome]],
+    rest: Callable[[], Outcome | None],
+    done: Callable[[int, Sequence[Outcome]], None],
 ) -> Joint[Outcome]:
     """Bring all items through `call`; see `halving`. Never raises what a call raises."""
-    steps = halving(items, failed_of, rest)
+    steps = halving(items, failed_of, rest, done)
     try:
         some = next(steps)
         while True:
@@ -100,7 +128,10 @@ def failed_of(exc: BaseException, _: int) -> Outcome:
 
 
 def halving(
-    items: Sequence[T], fail: Callable[[BaseException, int], R], rest: Callable[[], R | None]
+    items: Sequence[T],
+    fail: Callable[[BaseException, int], R],
+    rest: Callable[[], R | None],
+    done: Callable[[int, Sequence[R]], None],
 ) -> Generator[Sequence[T], Answer[R], Joint[R]]:
     """Yield what goes into each call and take what came of it: outcomes, or what was raised.
 
@@ -109,11 +140,12 @@ def halving(
     `fail` makes an outcome of what was raised, and of how many items were in that call.
 
     A `RetryAfter` is true for all that have no outcome yet: none of them is called again. Nor are they once `rest`
-    says what they end with, as nobody wants them any more.
+    says what they end with, as nobody wants them any more. While others go on `done` hears what has an outcome, and
+    where among the items that begins.
     """
     if not items:
         return Joint([], 0, None)
-    outcomes: list[R | None] = [None] * len(items)
+    outcomes: list[Any] = [None] * len(items)
     spare = 2 * _SEARCHES * max(1, (len(items) - 1).bit_length())
     calls, largest, short = 0, 0, list[tuple[int, int]]()
     left = [(0, len(items))]
@@ -132,14 +164,15 @@ def halving(
             if end - start == 1 or isinstance(answer, (RetryAfter, TaskCancelled)) or not (is_memory or spare >= 2):
                 outcomes[start:end] = [fail(answer, end - start)] * (end - start)
             else:
-                if not is_memory:
-                    spare -= 2
+                spare -= 0 if is_memory else 2
                 middle = (start + end) // 2
                 left += [(middle, end), (start, middle)]
         if isinstance(answer, RetryAfter):
             last = outcomes[start]
         elif left:
             last = rest()
+            if last is None and outcomes[start] is not None:
+                done(start, outcomes[start:end])
     for start, end in left:
         outcomes[start:end] = [last] * (end - start)
     fits = _fits(short, largest, is_whole=not left)

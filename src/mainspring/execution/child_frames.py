@@ -103,7 +103,8 @@ class Store(msgspec.Struct, frozen=True, array_like=True, tag="store"):
 
 
 class Finished(msgspec.Struct, array_like=True, tag="finished"):
-    """The attempt's end, and the start of the next one, if that begins at once."""
+    """The attempt's end, and the start of the next one, if that begins at once; in a batch, that of one item while
+    others go on."""
 
     id: bytes
     attempt: int
@@ -115,11 +116,11 @@ class Finished(msgspec.Struct, array_like=True, tag="finished"):
 
 
 class FinishedBatch(msgspec.Struct, frozen=True, array_like=True, tag="finished_batch"):
-    """The end of all attempts of a batch."""
+    """The end of a batch, and of all its attempts whose own end was not told."""
 
     id: bytes
     attempt: int
-    reports: tuple[Report, ...]  # without their effects
+    reports: tuple[Report | None, ...]  # without their effects; None: it was told before
     effects: dict[int, bytes]  # MessagePack of them, by place, where there are any
     calls: int
     fits: int | None

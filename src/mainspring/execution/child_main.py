@@ -56,7 +56,7 @@ from mainspring.processors.calls import submitter
 from mainspring.processors.context import Child, current
 from mainspring.processors.custom import HandlerProcessor
 from mainspring.processors.log import fields_of, logger
-from mainspring.tasks import Log, Outcome, Progress, Signal, Started, Task, TaskId, Usage, codec
+from mainspring.tasks import ItemDone, Log, Outcome, Progress, Signal, Started, Task, TaskId, Usage, codec
 from mainspring.tracing import Trace, Tracing
 
 _STARTED = Started()
@@ -194,10 +194,15 @@ class Link(Original):
         """Report the end of a batch."""
         self._let_go(key)
         self.release()
-        bare = [_without_effects(report) for report in batch.reports]
+        bare = [(None, None) if report is None else _without_effects(report) for report in batch.reports]
         effects = {n: data for n, (_, data) in enumerate(bare) if data is not None}
         reports = tuple(report for report, _ in bare)
         self.send(FinishedBatch(*key, reports, effects, batch.calls, batch.fits, *_after(sample)))
+
+    def item_done(self, key: Key, report: Report) -> None:
+        """Report the end of one item of a batch, while others go on."""
+        self._held = Finished(*key, *_without_effects(report))
+        self.release()
 
     def _let_go(self, key: Key) -> None:
         self._running = None
@@ -227,7 +232,10 @@ class Signals:
     def send(self, signal: Signal) -> None:
         if isinstance(signal, Progress) and not self._has_credit():
             return
-        self._link.send(Note(*self._key, signal))
+        if isinstance(signal, ItemDone):
+            self._link.item_done(self._key, signal.report)
+        else:
+            self._link.send(Note(*self._key, signal))
 
     def _has_credit(self) -> bool:
         now = SYSTEM.monotonic()
@@ -336,29 +344,35 @@ class Desk:
             processor = self._processor(frame.place)
         except BaseException as exc:  # noqa: BLE001 - the handler's module may raise anything
             refused = failed(failure(exc, self._traceback_chars), Usage())
-            self._link.finished_batch(key, BatchReport([refused] * len(frame.works)), None)
+            self._link.finished_batch(key, BatchReport([refused] * len(frame.works), 0), None)
             return
         channels = [Signals(self._link, (work.id, work.attempt)) for work in frame.works]
         batch = Gathered(frame.works, channels, self._submitter(key, Calls(self._link.directory)))
         self._link.taken_up(key, batch.cancel)
         if batch.is_cancelled:
-            self._link.finished_batch(key, BatchReport([_unstarted()] * len(frame.works)), None)
+            self._link.finished_batch(key, BatchReport([_unstarted()] * len(frame.works), 0), None)
             return
         self._link.started(key)
         self._meter.start()
         start = SYSTEM.monotonic()
+        is_other = self._is_other(processor, frame.place)
+
+        def done(start_at: int, outcomes: Sequence[Outcome]) -> None:
+            if self._link.is_copy:
+                os._exit(0)
+            batch.tell(start_at, outcomes, SYSTEM.monotonic() - start, *self._meter.so_far(), other_code=is_other)
+
         with self._traced(first.trace):
-            joint = in_halves(batch.items, partial(_outcomes, processor), batch.rest)
+            joint = in_halves(batch.items, partial(_outcomes, processor), batch.rest, done)
         duration = SYSTEM.monotonic() - start
         sample = self._meter.stop()
         if self._link.is_copy:  # a fork that the handler let escape: only the original reports
             os._exit(0)
-        reports = batch.report(joint, duration, sample.cpu_s, sample.peak_bytes)
-        if self._is_other(processor, frame.place):
-            reports = reports._replace(
-                reports=[msgspec.structs.replace(report, other_code=True) for report in reports.reports]
-            )
-        self._link.finished_batch(key, reports, sample)
+        ended = batch.report(joint, duration, sample.cpu_s, sample.peak_bytes)
+        if is_other:
+            reports = [report and msgspec.structs.replace(report, other_code=True) for report in ended.reports]
+            ended = ended._replace(reports=reports)
+        self._link.finished_batch(key, ended, sample)
 
     def _submitter(self, key: Key, calls: Calls) -> Callable[..., Child]:
         return submitter(self._link, partial(self._link.store_now, key), calls.task_of)

@@ -22,6 +22,7 @@ from mainspring.execution.child_frames import (
     FinishedBatch,
     Handlers,
     Key,
+    Note,
     Run,
     RunBatch,
     Setup,
@@ -34,8 +35,9 @@ from mainspring.execution.places import Place
 from mainspring.execution.shortage import KILLED
 from mainspring.processors.base import failure
 from mainspring.processors.log import logger
-from mainspring.tasks import Effect, ErrorInfo, Failed, Started, Usage, codec
+from mainspring.tasks import Effect, ErrorInfo, Failed, ItemDone, Started, Usage, codec
 
+Pair: TypeAlias = tuple[Work, Channel]
 _STARTED = Started()
 ASKED = "asked to stop before it began"
 
@@ -45,6 +47,7 @@ class Call(msgspec.Struct, eq=False):
 
     key: Key  # of its first work: so it is stopped
     rest: Report | None = None  # what those end with that have not begun; None: they may begin
+    told: dict[Key, Report] = {}  # how works ended while others went on
 
     def stop(self) -> None:
         """Have nothing of it begin any more."""
@@ -54,23 +57,47 @@ class Call(msgspec.Struct, eq=False):
         self, works: Sequence[Work], channels: Sequence[Channel], in_child: Callable[..., Awaitable[End]]
     ) -> BatchReport:
         """Bring all to their end, some at a time, by `in_child`: who is guilty of a death dies alone."""
-        steps = halving(list(zip(works, channels, strict=True)), blameless, lambda: self.rest)
+        pairs = list(zip(works, channels, strict=True))
+
+        def done(start: int, reports: Sequence[Report]) -> None:
+            for (work, channel), report in zip(pairs[start:], reports, strict=False):
+                self.tell(work, channel, report)
+
+        steps = halving(pairs, blameless, lambda: self.rest, done)
         calls, fits = 0, None
         try:
             some = next(steps)
             while True:
-                end = await in_child(*zip(*some, strict=True), call=self)
+                left = [pair for pair in some if _key(pair[0]) not in self.told]
+                end = await in_child(*zip(*left, strict=True), call=self) if left else BatchReport([], 0)
+                calls += _calls(end)
                 if isinstance(end, Died):
                     some = steps.send(end)
                     continue
                 if isinstance(end, BatchReport):
-                    calls, fits = calls + end.calls, end.fits or fits
-                reports = end.reports if isinstance(end, BatchReport) else [cast(Report, end)] * len(some)
-                self._hear(reports)
-                some = steps.send(reports)
+                    fits = end.fits or fits
+                some = steps.send(self._reports(some, left, end))
         except StopIteration as stop:
             joint: Joint[Report] = stop.value
-        return BatchReport(joint.outcomes, max(calls, joint.calls), joint.fits or fits)
+        return BatchReport([*joint.outcomes], calls, joint.fits or fits)
+
+    def tell(self, work: Work, channel: Channel, report: Report) -> None:
+        """Tell a channel how its work ended, while others go on: once, whatever becomes of its child."""
+        if _key(work) not in self.told:
+            self.told[_key(work)] = report
+            channel.send(ItemDone(report))
+
+    def _reports(self, some: Sequence[Pair], left: Sequence[Pair], end: End) -> list[Report]:
+        """Return how all of some ended of which those that were left have been in a child."""
+        if isinstance(end, BatchReport):
+            reports = end.reports
+        else:  # it was asked for, or is that of one alone
+            told = [self.told[_key(work)].usage for work, _ in left if _key(work) in self.told]
+            reports = [_share_of(cast(Report, end), told, len(left))] * len(left)
+        ends = {_key(work): report for (work, _), report in zip(left, reports, strict=True)} | self.told
+        found = [cast(Report, ends[_key(work)]) for work, _ in some]
+        self._hear(found)
+        return found
 
     def _hear(self, reports: Sequence[Report]) -> None:
         """Where one of these is true for all, those end with it that have not begun."""
@@ -123,6 +150,13 @@ class Attempt(msgspec.Struct, eq=False):
             self.patience.cancel()
         for channel in self.channels:
             channel.send(_STARTED)
+
+    def hear(self, index: int, frame: Note | Finished) -> None:
+        """One of its works has something to say, or has ended while others of them go on."""
+        if isinstance(frame, Note):
+            self.channels[index].send(frame.signal)
+        elif self.call is not None:
+            self.call.tell(self.works[index], self.channels[index], cast(Report, end_of(frame)))
 
     def index_of(self, key: Key) -> int | None:
         """Return which of its works is meant; None: none of them."""
@@ -242,7 +276,7 @@ def end_of(frame: Finished | FinishedBatch) -> Report | BatchReport:
         return frame.report if frame.effects is None else _with_effects(frame.report, frame.effects)
     reports = list(frame.reports)
     for n, data in frame.effects.items():
-        reports[n] = _with_effects(reports[n], data)
+        reports[n] = _with_effects(cast(Report, reports[n]), data)
     return BatchReport(reports, frame.calls, frame.fits)
 
 
@@ -252,6 +286,27 @@ def _with_effects(report: Report, data: bytes) -> Report:
     except InvalidInput as exc:  # the handler submitted what is no task
         return failed(failure(exc), report.usage)
     return msgspec.structs.replace(report, effects=effects)
+
+
+def _calls(end: End) -> int:
+    """Return how many calls of the handler were made in a child; one that died may have made more than was told."""
+    if isinstance(end, BatchReport):
+        return end.calls
+    return 0 if isinstance(end, Report) and end.unstarted else 1
+
+
+def _key(work: Work) -> Key:
+    return work.id, work.attempt
+
+
+def _share_of(report: Report, told: Sequence[Usage], together: int) -> Report:
+    """Return what each of several has of the report of all: an equal part of the CPU time that is not told yet."""
+    usage = report.usage
+    if usage.cpu_time is None or together == 1:
+        return report
+    left_s = max(0.0, usage.cpu_time - sum(one.cpu_time or 0.0 for one in told))
+    usage = msgspec.structs.replace(usage, cpu_time=left_s / (together - len(told)), batch_size=together)
+    return msgspec.structs.replace(report, usage=usage)
 
 
 def blameless(_: BaseException, together: int) -> Report:

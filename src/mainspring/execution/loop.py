@@ -47,7 +47,8 @@ class LoopRunner(Original):
         self._tracing = tracing
         self._watch: LoopWatch | None = None
         self._metering: Metering | None = None
-        self._running: dict[tuple[bytes, int], _Drive] = {}  # an attempt that was given up may outlive the next one
+        # An attempt that was given up may outlive the next one.
+        self._running: dict[tuple[bytes, int], _Drive | Gathered] = {}
 
     def run(self, work: Work, channel: Channel) -> Report | Awaitable[Report]:
         clock = self._clock
@@ -123,20 +124,26 @@ class LoopRunner(Original):
         for channel in channels:
             channel.send(_STARTED)
         began, cpu_s = env.monotonic(), 0.0
-        steps = halving(batch.items, failed_of, batch.rest)
+
+        def cpu_time() -> float | None:
+            return self._with_made(cpu_s, [item.context for item in batch.items])
+
+        def done(start: int, outcomes: Sequence[Outcome]) -> None:
+            batch.tell(start, outcomes, env.monotonic() - began, cpu_time())
+
+        steps = halving(batch.items, failed_of, batch.rest, done)
         try:
             some = next(steps)
             while True:
                 answer, spent_s = await self._call(works[0], batch, some)
                 cpu_s += spent_s
-                some = steps.send(answer)
+                some = steps.send(await self._closed(works[0], batch, some, answer))
         except StopIteration as stop:
             joint: Joint[Outcome] = stop.value
         for n, item in enumerate(batch.items):
             joint.outcomes[n] = await _children_stored(item.context, joint.outcomes[n])
             await item.context.close()
-        cpu_time = self._with_made(cpu_s, [item.context for item in batch.items])
-        return batch.report(joint, env.monotonic() - began, cpu_time)
+        return batch.report(joint, env.monotonic() - began, cpu_time())
 
     async def _call(self, work: Work, batch: Gathered, items: Sequence[Item]) -> tuple[Answer[Outcome], float]:
         """Return what came of one call for some items of a batch, and the CPU time that it took. A stop is for all."""
@@ -172,10 +179,26 @@ class LoopRunner(Original):
                 leave()
         return answer, clock.spent(base_ns, clock.monotonic() - began) if drive is None else drive.cpu_s
 
+    async def _closed(
+        self, work: Work, batch: Gathered, items: Sequence[Item], answer: Answer[Outcome]
+    ) -> Answer[Outcome]:
+        """Return what came of a call once what it has begun is over, too."""
+        if isinstance(answer, BaseException) or not any(item.context.is_open for item in items):
+            return answer
+        key = (work.id, work.attempt)
+        self._running[key] = batch
+        try:
+            answer = [await _children_stored(item.context, one) for item, one in zip(items, answer, strict=True)]
+            for item in items:
+                await item.context.close()
+        finally:
+            del self._running[key]
+        return answer
+
     def stop(self, work: Work, *, hard: bool) -> bool:
-        drive = self._running.get((work.id, work.attempt))
-        if drive is not None:
-            drive.stop()
+        running = self._running.get((work.id, work.attempt))
+        if running is not None:
+            running.cancel()
         return False  # a coroutine may swallow its cancellation
 
     async def close(self) -> None:
@@ -231,7 +254,7 @@ class _Drive:
         self._clock = clock
         self._throw = False  # at the next step
 
-    def stop(self) -> None:
+    def cancel(self) -> None:
         """Raise CancelledError where the coroutine waits, or at its next step where it does not."""
         for context in self.contexts:
             context.cancel()

@@ -417,13 +417,12 @@ class ProcessRunner:
             self._ready(desk, frame)
         elif attempt is None or (index := attempt.index_of((frame.id, frame.attempt))) is None:
             return  # a thread that outlived its handler
-        elif isinstance(frame, Finished | FinishedBatch):
+        elif isinstance(frame, FinishedBatch) or (isinstance(frame, Finished) and len(attempt.works) == 1):
             self._finished(desk, attempt, frame)
-        elif isinstance(frame, Note):
-            if isinstance(frame.signal, Started):
-                self._started(attempt)
-            else:
-                attempt.channels[index].send(frame.signal)
+        elif isinstance(frame, Note) and isinstance(frame.signal, Started):
+            self._started(attempt)
+        elif isinstance(frame, Note | Finished):
+            attempt.hear(index, frame)
         elif isinstance(frame, Loading):
             attempt.loading = True
             limit_s = self._config.child_start_timeout_s

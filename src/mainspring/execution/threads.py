@@ -147,8 +147,16 @@ class ThreadRunner(Original):
             channel.send(_STARTED)
         began, cpu = env.monotonic(), env.thread_cpu_ns()
         processed = partial(self._processed, works[0])
+
+        def done(start: int, outcomes: Sequence[Outcome]) -> None:
+            if self.is_copy:
+                leave()
+            for item in batch.items[start : start + len(outcomes)]:
+                item.context.close_blocking()
+            batch.tell(start, outcomes, env.monotonic() - began, (env.thread_cpu_ns() - cpu) / 1e9)
+
         try:
-            joint = contextvars.copy_context().run(in_halves, batch.items, processed, batch.rest)
+            joint = contextvars.copy_context().run(in_halves, batch.items, processed, batch.rest, done)
         finally:
             if self.is_copy:
                 leave()

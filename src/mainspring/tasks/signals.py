@@ -6,15 +6,17 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from mainspring.tasks.work import Report
+
 
 class Started(msgspec.Struct, frozen=True, tag="started"):
     """The handler's code begins now: from here a crash is the attempt's own."""
 
 
 class ItemDone(msgspec.Struct, frozen=True, tag="item_done"):
-    """One item of a batch has its outcome."""
+    """One item of a batch has its outcome, while others of it go on."""
 
-    index: int
+    report: Report
 
 
 class Progress(msgspec.Struct, frozen=True, tag="progress"):

@@ -107,7 +107,7 @@ class PlayedLane:
         if any(isinstance(error, Crash) for error in errors):
             return BatchReport([self._crash() or await asyncio.get_running_loop().create_future()] * len(works))
         left = [n for n, error in enumerate(errors) if error is None]
-        done = BatchReport([])
+        done = BatchReport([], 0)
         if left:
             name = (works[0].id, works[0].attempt)
             running = self._calls[name] = [works[n] for n in left]
