@@ -6,6 +6,7 @@ import asyncio
 import math
 import re
 import threading
+import time
 from collections import UserDict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -478,6 +479,22 @@ async def test_whoever_hangs_times_out_alone() -> None:
                 assert await handle.result(timeout=LIMIT_S) == n
                 assert (await handle.info()).task.retry_count == 0
     assert sorted(calls, reverse=True) == [8, 4, 4, 2, 2, 1, 1]
+
+
+async def test_a_call_that_ends_late_by_itself() -> None:
+    """Nobody came to ask it to stop, as it kept the loop: its tasks come again in halves, uncharged, all the same."""
+    async with one_slot() as engine:
+
+        @engine.task(batch=Batch(max_size=2), timeout=0.2, retry=0)
+        async def blocks(items: list[int]) -> list[int]:
+            time.sleep(0.3 if len(items) == 2 else 0)  # noqa: ASYNC251 - that is what is looked at
+            return items
+
+        async with Gate(engine):
+            handles = await engine.map(blocks, range(2))
+        assert await values(handles) == [0, 1]
+        for handle in handles:
+            assert [attempt.outcome for attempt in (await handle.info()).attempts] == ["released", "completed"]
 
 
 async def test_a_thread_that_does_not_come_back_is_given_up_with_its_call() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from mainspring.dispatch.verdict import is_late
 from mainspring.execution.base import Report, StopCause
 from mainspring.processors.log import relay
 from mainspring.store.base import Claimed, Spec
@@ -86,8 +87,8 @@ def is_completed(claim: Claimed) -> bool:
 
 
 def is_out_of_time(attempt: Attempt, report: Report) -> bool:
-    """Whether it was asked to stop as its time was over."""
-    return attempt.cause == "timeout"
+    """Whether its time was over before its end, and it was not unwanted anyway."""
+    return attempt.cause == "timeout" or (attempt.cause != "cancel" and is_late(attempt.claim, report))
 
 
 __all__ = ["Attempt", "complete", "is_completed", "is_out_of_time"]
