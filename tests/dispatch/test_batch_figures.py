@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tests.dispatch import batched
 from tests.dispatch.test_batches import Gate, one_slot, values
 from tests.engine.support import LIMIT_S, engine_on, shows, until
 
-from mainspring import Batch, Engine, Resources, TaskPriority, TaskStatus, TaskTimeout
+from mainspring import Batch, Context, Engine, Resources, TaskPriority, TaskStatus, TaskTimeout
 from mainspring.dispatch.gathering import Call, Gathering
 
 pytestmark = pytest.mark.anyio
@@ -170,3 +171,26 @@ async def test_items_share_the_time_of_their_call(lane: Any) -> None:
         assert row.cpu_time.known == 4
         assert 0.99 * used[0] < row.cpu_time.total < 2 * used[0]
         assert row.cpu_time.mean == pytest.approx(row.cpu_time.max)
+
+
+async def raises_async(items: list[int], how: str, folder: str, contexts: list[Context]) -> list[int]:
+    return batched.last_waits(items, how, folder, contexts)
+
+
+@pytest.mark.parametrize("lane", ["async", "thread", "process"])
+async def test_halves_are_calls(tmp_path: Path, lane: Any) -> None:
+    """Each counts for which the handler was called. Its tasks count once; why it began, and how full it was, is of the
+    call as it was formed."""
+    folder = tmp_path / "calls"
+    folder.mkdir()
+    (tmp_path / "go").touch()
+    async with engine_on() as engine:
+        raises: Any = raises_async if lane == "async" else batched.last_waits
+        batch = Batch(max_size=4, max_wait=LIMIT_S)
+        function = engine.task(name="raises", lane=lane, retry=0, batch=batch)(raises)
+        handles = await engine.map(function, range(4), how="bad", folder=str(folder))
+        assert await values(handles[1:]) == [1, 2, 3]
+        batches = told(engine, "custom:raises")
+    assert batched.noted(folder) == ["0.1", "01.1", "0123.1", "1.1", "23.1"]
+    assert (batches["calls"], batches["items"]) == (5, 4)
+    assert (batches["fill"], batches["closed"]) == (1.0, {"full": 1})

@@ -340,7 +340,7 @@ class Course:
             left = left_of(attempts)
             for attempt in left:
                 attempt.ended = True
-            desk.end([attempt.claim for attempt in left])
+            desk.end([attempt.claim for attempt in left], done.calls)
             if len(claims) == len(call.claims) and done.is_whole:
                 desk.took(call, self._env.monotonic() - began)
             if task.cancelling() and not desk.is_ending:

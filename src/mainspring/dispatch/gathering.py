@@ -77,8 +77,9 @@ class Gathering(Desk):
         self.marks = marks
         self.serve = serve
         self.closed: Counter[str] = Counter()  # why calls began
-        self.calls = 0  # that have ended
+        self.calls = 0  # of the handler, in calls that have ended
         self.items = 0  # that have ended in those
+        self._ended = 0
         self._cost = 0.0  # of all calls
         self._padded = 0.0  # the same; see `Call`
         self._whole = self._new_budget()
@@ -352,10 +353,11 @@ class Gathering(Desk):
         self.items += n
         self.pace(freeing)
 
-    def end(self, claims: list[Claimed]) -> None:
-        """A call with these is over."""
+    def end(self, claims: list[Claimed], calls: int = 1) -> None:
+        """A call with these is over, and has taken so many of the handler."""
         self.over = claims[-1]
-        self.calls += 1
+        self.calls += calls
+        self._ended += 1
         self.leave(claims, freeing=1)
 
     def took(self, call: Call, seconds: float) -> None:
@@ -445,13 +447,14 @@ class Gathering(Desk):
         self._lane.lose_slot(task)
 
     def stats(self) -> dict[str, Any]:
-        """Return what calls there were and why they began.
+        """Return how often the handler was called and for how many items, and why calls began.
 
+        Where a call raised, those with its halves count too; why it began, `fill` and `padding` are of the whole.
         `fill` is the share of `max_size` that was used. `padding` is the share of a call that would be computed for
         nothing if all its items were brought to the cost of the largest; None where costs are not counted. `learned`
         has what goes into calls of those kinds that are quicker below what is allowed, least first: see `Budget`.
         """
-        n = self.calls * self.policy.max_size
+        n = self._ended * self.policy.max_size
         is_padding_known = self.policy.max_cost is not None and self._padded > 0
         return {
             "calls": self.calls,

@@ -374,7 +374,10 @@ def _lanes(stats: Mapping[str, Any]) -> Iterator[Metric]:
     for lane, counts in stats["lanes"].items():
         given.add_metric([lane], counts["given"])
     yield given
-    for name, text in {"calls": "Calls for several tasks.", "items": "Tasks in those."}.items():
+    for name, text in {
+        "calls": "Calls of handlers, also with halves of calls that raised.",
+        "items": "Tasks in those, each once.",
+    }.items():
         counter = CounterMetricFamily(f"mainspring_batch_{name}", text, labels=["type"])
         for kind, batches in stats["batches"].items():
             counter.add_metric([str(kind)], batches[name])
