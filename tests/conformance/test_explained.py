@@ -14,7 +14,7 @@ from tests.conformance.test_resources import TWO, large, needs, pass_over
 from mainspring.store.base import RESERVES, WANTS_KEPT, Spec
 from mainspring.store.sql.obstacles import OWN_SLOT
 from mainspring.store.standing import Line
-from mainspring.tasks import CostRate, Rate, Resources, TaskId
+from mainspring.tasks import CostRate, Rate, Resources, TaskId, Usage
 
 pytestmark = pytest.mark.anyio
 
@@ -144,7 +144,8 @@ async def test_others_go_by_what_waits_for_its_namespace(
 
 
 async def test_costs_are_told_in_full(store: Any, port: Port) -> None:
-    """No figure is rounded to powers of ten; and where a task needs more than there can be, that is said."""
+    """No figure is rounded to powers of ten; where a task needs more than there can be, that is said; and where a debt
+    is more than there can be, so is what to do if that is wrong."""
     await store.limit("a", cost_rate=CostRate(2_000_000, MINUTE))
     await submit(store, costing(1_987_654.25))
     await port.room(1)
@@ -156,7 +157,14 @@ async def test_costs_are_told_in_full(store: Any, port: Port) -> None:
     )
     await store.limit("a", cost_rate=CostRate(1_000, MINUTE))
     said = await explained(store, id)
-    assert "1,000 cost a minute are used up, and 1,986,654 more;" in said
+    remedy = " (if that is wrong, take the cost rate off and set it again)"
+    assert f"1,000 cost a minute are used up, and 1,986,654 more{remedy};" in said
+    await store.limit("a")
+    await store.limit("a", cost_rate=CostRate(2_000_000, MINUTE))
+    await port.room(1)
+    await port.finish(port.order[1], started_ms=store.now_ms(), usage=Usage(cost=2_000_001))
+    (id,) = await submit(store, costing(1))
+    assert "2,000,000 cost a minute are used up, and 1 more; the next starts in" in await explained(store, id)
 
 
 async def test_both_rates_are_told(store: Any, port: Port) -> None:

@@ -349,6 +349,10 @@ ABLATIONS: dict[str, Ablation] = {
     "what never began has cost its estimate": lambda: flipped(costs, "give_back", _nothing),
     "nothing is saved up for what is dear": lambda: flipped(costs, "is_saved", _nothing_saved),
     "more is taken in than a group may ever cost": lambda: flipped(costs, "refuse_too_much", _nothing),
+    "a debt outlasts its rate": lambda: sql("WHEN excluded.cost_rate IS NULL THEN 0", "WHEN false THEN 0", "put_limit"),
+    "a limit that is set anew knows earlier claims": lambda: sql(
+        "THEN excluded.id", "THEN group_limit.id", "put_limit"
+    ),
     "shares are ignored": lambda: flipped(Limits, "share_of", _all_alike),
     "the clock may go back": lambda: flipped(store.SqliteStore, "_set_clock", _clock_of_the_wall),
 }

@@ -160,6 +160,7 @@ ACTS = acts(
             ("kill", WORKERS),
             ("crash_again_and_again", NUMBERS),
             ("look", WORKERS, NUMBERS),
+            ("limit_again", WORKERS, st.booleans()),
         ],
         1: [
             ("hand_back_again_and_again", NUMBERS, st.sampled_from([11, 2]), st.sampled_from([True, True, False])),

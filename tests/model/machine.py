@@ -286,6 +286,13 @@ class StoreMachine(RuleBasedStateMachine):
             op = self.world.limit(worker, *(rations if self.rations == "costs" else rations[:4]))
         self.run(self.world.perform(worker, op))
 
+    def limit_again(self, n: int, is_of_cost: bool) -> None:
+        """Take off what a group may have in a time, or only what it may cost, and set it again."""
+        for name, limit in [*self.world.model.limits.items()] if self.rations in ("rates", "costs") else ():
+            worker = self.worker(n)
+            for rates in ((limit.rate if is_of_cost else None, None), (limit.rate, limit.cost_rate)):
+                self.run(self.world.perform(worker, self.world.limit(worker, *name, limit.most, *rates)))
+
     def purge(self, n: int, what: tuple[str, str, str]) -> None:
         self.run(self.world.perform(self.worker(n), self.world.purge(self.worker(n), *what)))
 

@@ -80,8 +80,17 @@ class Rations(EqualWork):
     def limit(
         self, name: Name, most: int | None, rate: Bucket | None, cost_rate: Bucket | None, now: int
     ) -> None:  # fmt: skip
-        """What was begun so far counts on, but nobody waits for longer than the new rate takes from nothing."""
-        limit = self.limits.get(name, Limit())._replace(most=most, rate=rate, cost_rate=cost_rate)
+        """What was begun so far counts on, but nobody waits for longer than the new rate takes from nothing. Once a
+        cost rate is taken off, or a rate where none of cost stays, that is forgotten, and earlier claims count for
+        nothing that is set later."""
+        before = self.limits.get(name, Limit())
+        limit = before._replace(most=most, rate=rate, cost_rate=cost_rate)
+        if cost_rate is None:
+            limit = limit._replace(used=0.0, full_us=0 if rate is None else limit.full_us)
+            if before.cost_rate is not None or (before.rate is not None and rate is None):
+                for task in self.tasks.values():
+                    task.took.pop(name, None)
+                    task.reserved -= {name}
         if rate is not None:
             limit = limit._replace(full_us=min(limit.full_us, now * 1_000 + rate.n * rate.each_us))
         self.limits[name] = limit

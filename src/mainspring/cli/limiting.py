@@ -53,7 +53,10 @@ def set_limit(
     store: StorePath = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
-    """Set the limits of a group: those that are not given are taken off. Running tasks go on."""
+    """Set the limits of a group: those that are not given are taken off. Running tasks go on.
+
+    A cost rate that is taken off is forgotten, with what is used of it: set again it begins anew, without a debt.
+    """
     run(_set(group, concurrency, rate, cost_rate, namespace, store, Screen(as_json)))
 
 
@@ -70,7 +73,7 @@ async def _set(
 def remove(
     group: _Group, namespace: _Namespace = None, store: StorePath = DEFAULT_STORE, as_json: AsJson = False
 ) -> int:
-    """Take the limits of a group off."""
+    """Take the limits of a group off, and forget what is used of its rates, debts of costs as well."""
     return run(_remove(group, namespace, store, Screen(as_json)))
 
 

@@ -297,7 +297,8 @@ class Engine(Submitting, Operations):
         """Set what the tasks of a group may do, at once and in a time, in all processes on this store together.
 
         The call says all: what is not given is not limited, so `engine.limit("tenant-a")` takes all limits off. It is
-        stored, holds from the next claim on, and lets what runs already go on.
+        stored, holds from the next claim on, and lets what runs already go on. What is used of a cost rate is forgotten
+        when that is taken off, a debt as well, and of a rate too where no cost rate stays.
 
         Args:
             group: as tasks name it (`submit(..., group="tenant-a")`).

@@ -205,10 +205,11 @@ def _used_up(limit: GroupLimit) -> str:
     used = [f"{_much(str(limit.rate), 'tasks')} used up"] if limit.left == 0 else []
     left, of = limit.cost_left, str(limit.cost_rate)
     if left is not None and left < 0:
-        used.append(f"{_much(of, 'cost')} used up, and {_cost(-left)} more")
+        remedy = " (if that is wrong, take the cost rate off and set it again)" if -left > _n(of) else ""
+        used.append(f"{_much(of, 'cost')} used up, and {_cost(-left)} more{remedy}")
     elif left is not None and limit.cost_next is not None:
         much = _much(of, "cost").removesuffix(" are").removesuffix(" is")
-        is_all = limit.cost_next > int(of.partition("/")[0])
+        is_all = limit.cost_next > _n(of)
         needs = "all of it, as it is to cost " if is_all else ""
         used.append(f"of {much} {_cost(left)} are left and the next one needs {needs}{limit.cost_next:,.12g}")
     return " and ".join(used)
@@ -217,6 +218,10 @@ def _used_up(limit: GroupLimit) -> str:
 def _cost(much: float) -> str:
     """Return what is left, rounded down: it is never said to be what the next one lacks."""
     return f"{floor(much):,}" if much >= 100 else f"{floor(much * 100) / 100:g}"
+
+
+def _n(rate: str) -> int:
+    return int(rate.partition("/")[0])
 
 
 def _much(rate: str, of: str) -> str:

@@ -1003,13 +1003,18 @@ SELECT count(*) FROM task WHERE owner IS NOT NULL AND flags & 512 <> 0
     AND class = ANY (ARRAY(SELECT id FROM class WHERE grp = $1 AND ($2::text = '' OR namespace = $2)));
 
 -- name: put_limit
--- What was begun so far counts on under the new limit.
+-- What was begun so far counts on under the new limit. Once a cost rate is taken off, or a rate where no cost rate stays, what was
+-- used is forgotten, and what is set later has another number: earlier claims have to do with none of that.
 INSERT INTO group_limit (id, namespace, grp, concurrency, rate, rate_ms, cost_rate, cost_ms, held_then, changed)
 SELECT coalesce(max(id), 0) + 1, $1, $2, $3::integer, $4::integer, $5::bigint, $6::bigint, $7::bigint, $8::integer,
     coalesce(max(changed), 0) + 1 FROM group_limit
 ON CONFLICT (grp, namespace) DO UPDATE SET concurrency = excluded.concurrency, rate = excluded.rate,
     rate_ms = excluded.rate_ms, cost_rate = excluded.cost_rate, cost_ms = excluded.cost_ms,
-    held_then = excluded.held_then, changed = excluded.changed;
+    held_then = excluded.held_then, changed = excluded.changed,
+    id = CASE WHEN excluded.cost_rate IS NULL AND (group_limit.cost_rate > 0
+        OR group_limit.rate > 0 AND excluded.rate IS NULL) THEN excluded.id ELSE group_limit.id END,
+    full_us = CASE WHEN coalesce(excluded.rate, excluded.cost_rate) IS NULL THEN 0 ELSE group_limit.full_us END,
+    cost_used = CASE WHEN excluded.cost_rate IS NULL THEN 0 ELSE group_limit.cost_used END;
 
 -- name: put_share
 INSERT INTO group_limit (id, namespace, grp, weight, held_then, changed)

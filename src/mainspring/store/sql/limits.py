@@ -8,7 +8,8 @@ into again; other processes hear of it as of what became ready.
 What has begun can't be counted over rows that go: a rate has a number in the limit's own row, written by the
 transaction that claims. What a claim took that never began is given back, as far as it has not been filled up since:
 whoever claimed it remembers when that is so. Where a rate lets none begin, its group is looked into again at the moment
-when it lets the next one. So it is with what tasks cost (`costs.py`).
+when it lets the next one. So it is with what tasks cost (`costs.py`). Once rates are taken off, what is used of them is
+forgotten: those that are set later are a limit with another number, which nobody has claimed under.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Limits:
         self.cost_rates: dict[int, CostRate] = {}  # the same
         self.reserved: dict[Claim, tuple[int, ...]] = {}  # the limits that have reserved costs, by claim of ours
         self.saved_for: dict[int, tuple[float, Place]] = {}  # how much is to be there for which task, by limit
-        self.weights: dict[int, float] = {}  # of shares, which have the number of their limit,
+        self.weights: dict[int, float] = {}  # of shares, which have the number that their limit had when they came,
         self._shares: dict[tuple[str, str], int] = {}  # and that by namespace and group
         self.seen = 0  # the newest change that was read
         self.waits_for: dict[int, int] = {}  # classes that are left out, with the limit that keeps them,
@@ -138,19 +139,21 @@ class Limits:
     def read(self, tx: Transaction) -> set[int]:
         """Read what has changed since the last look; returns classes that may not have to wait any more."""
         freed: set[int] = set()
+        for waited_for in () if self.seen else (*self._kept_by,):  # it may be another one now
+            freed |= self.let_in(waited_for)
         self._of.clear()
         for changed, *row in tx.run("limits_after", self.seen).fetchall():
             id, namespace, group, concurrency, rate, rate_ms, weight, cost, cost_ms = row
-            self._weigh(id, (namespace, group), weight)
+            name = (namespace, group)
+            self._weigh(id, name, weight)
+            if (before := self._by_name.pop(name, None)) is not None and before.id != id:
+                freed |= self._drop(before.id)
             limit = Limit(
                 id, namespace, group, concurrency, None if rate is None else Rate(rate, rate_ms),
                 None if cost is None else CostRate(cost, cost_ms),
             )  # fmt: skip
-            name = (limit.namespace, limit.group)
             if limit.is_any:
                 self._by_name[name] = limit
-            else:
-                self._by_name.pop(name, None)
             _put(self._rates, limit.id, limit.rate)
             _put(self.cost_rates, limit.id, limit.cost_rate)
             self.seen = changed
@@ -158,13 +161,21 @@ class Limits:
             freed |= self.let_in(limit.id)
         return freed
 
-    def _weigh(self, id: int, name: tuple[str, str], weight: float | None) -> None:
+    def _drop(self, limit_id: int) -> set[int]:
+        """Its rates were taken off: no claim of ours has to do with what its group has now; returns who waited."""
+        self._rates.pop(limit_id, None)
+        self.cost_rates.pop(limit_id, None)
+        self._took.pop(limit_id, None)
+        return self.let_in(limit_id)
+
+    def _weigh(self, limit_id: int, name: tuple[str, str], weight: float | None) -> None:
+        share = self._shares.get(name, limit_id)
         if weight is None:
-            self.weights.pop(id, None)
+            self.weights.pop(share, None)
             self._shares.pop(name, None)
         else:
-            self.weights[id] = weight
-            self._shares[name] = id
+            self.weights[share] = weight
+            self._shares[name] = share
 
     def share_of(self, key: ClassKey) -> int:
         """Return the share that a class belongs to."""

@@ -824,12 +824,17 @@ SELECT count(*) FROM class JOIN task ON task.class = class.id AND task.owner IS 
 WHERE class.grp = ?1 AND (?2 = '' OR class.namespace = ?2);
 
 -- name: put_limit
--- What was begun so far counts on under the new limit.
+-- What was begun so far counts on under the new limit. Once a cost rate is taken off, or a rate where no cost rate stays, what was
+-- used is forgotten, and what is set later has another number: earlier claims have to do with none of that.
 INSERT INTO group_limit (id, namespace, grp, concurrency, rate, rate_ms, cost_rate, cost_ms, held_then, changed)
 SELECT coalesce(max(id), 0) + 1, ?, ?, ?, ?, ?, ?, ?, ?, coalesce(max(changed), 0) + 1 FROM group_limit WHERE true
 ON CONFLICT (grp, namespace) DO UPDATE SET concurrency = excluded.concurrency, rate = excluded.rate,
     rate_ms = excluded.rate_ms, cost_rate = excluded.cost_rate, cost_ms = excluded.cost_ms,
-    held_then = excluded.held_then, changed = excluded.changed;
+    held_then = excluded.held_then, changed = excluded.changed,
+    id = CASE WHEN excluded.cost_rate IS NULL AND (group_limit.cost_rate > 0
+        OR group_limit.rate > 0 AND excluded.rate IS NULL) THEN excluded.id ELSE group_limit.id END,
+    full_us = CASE WHEN coalesce(excluded.rate, excluded.cost_rate) IS NULL THEN 0 ELSE group_limit.full_us END,
+    cost_used = CASE WHEN excluded.cost_rate IS NULL THEN 0 ELSE group_limit.cost_used END;
 
 -- name: newest_limit
 SELECT max(changed) FROM group_limit;
