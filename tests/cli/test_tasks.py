@@ -348,6 +348,9 @@ def test_a_limit_holds_until_it_is_removed(here: Run) -> None:
     assert here("submit", "custom:resize", '{"width": 1}', "--group", "gold", "--cost", "400", "--wait").code == 0
     assert here("limit").out.splitlines()[1].split() == ["gold", "all", "together", "0", "1000/d", "600"]
     assert here("limit", "remove", "gold").code == 0
+    here("limit", "set", "gold", "--cost-rate", "1,000/d")  # it is a new one
+    assert here("limit").out.splitlines()[1].split() == ["gold", "all", "together", "0", "1000/d", "1,000"]
+    assert here("limit", "remove", "gold").code == 0
     assert here("limit", "remove", "blue").code == 3
     assert here("limit", "remove", "red", "--namespace", "other").code == 0
     assert here("limit", "share", "2", "--namespace", "other", "--json").json["limits"][0]["share"] == 2.0

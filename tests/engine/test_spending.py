@@ -205,6 +205,40 @@ async def test_a_child_is_never_refused(tmp_path: Path) -> None:
         assert await left(engine) == -500
 
 
+async def test_a_wrong_cost_is_forgiven(tmp_path: Path) -> None:
+    """As docs/limits.md has it: who waits is told how, and begins; what runs all the while is charged to nobody."""
+    async with engine_on(tmp_path / "work.db") as engine:
+        runs, goes_on = asyncio.Event(), asyncio.Event()
+
+        @engine.task
+        async def chat(cost_is: float, ctx: Context) -> float:
+            ctx.usage(cost=cost_is)
+            return cost_is
+
+        @engine.task
+        async def slow(cost_is: float, ctx: Context) -> float:
+            runs.set()
+            await goes_on.wait()
+            return process_work.spend(cost_is, ctx)
+
+        await engine.limit("openai", rate="500/m", cost_rate="1000/d")
+        running = await engine.submit(slow, 1e12, group="openai")
+        await runs.wait()
+        await value(await engine.submit(chat, 1e12, group="openai"))
+        waiting = await engine.submit(chat, 100, group="openai", cost=100)
+        assert "(if that is wrong, take the cost rate off and set it again); the next starts in" in (
+            await waiting.explain()
+        )
+        await engine.manager.pause(group="openai")
+        await engine.limit("openai", rate="500/m")
+        await engine.limit("openai", rate="500/m", cost_rate="1000/d")
+        await engine.manager.resume(group="openai")
+        await value(waiting)
+        goes_on.set()
+        await value(running)
+        assert await left(engine) == 900
+
+
 async def test_explain_says_what_is_left(tmp_path: Path) -> None:
     """With the figures of the cost, what the next one needs, and the seconds; in debt, how deep."""
     async with engine_on(tmp_path / "work.db") as engine:
