@@ -7,11 +7,11 @@ import json
 import os
 import pty
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import apsw
 import numpy as np
@@ -19,7 +19,9 @@ import pytest
 from tests.cli.conftest import Answer, Worker, finished, started
 from tests.engine.support import LIMIT_S, engine_on
 
-from mainspring import Engine, TaskId
+from mainspring import Engine, Resources, TaskId
+from mainspring.cli.submit import submit
+from mainspring.processors.custom import SubmitOptions
 
 Run = Callable[..., Answer]
 
@@ -89,6 +91,35 @@ def test_submit_says_what_a_task_needs(here: Run) -> None:
     assert here("show", id, "--json").json["resources"] == needs
     plain = submitted(here, "custom:resize", '{"width": 1}', "--delay", "1h", "--memory", "4096")
     assert here("show", plain, "--json").json["resources"] == {"cpu": 1.0, "memory": 4096, "gpu": 0.0, "custom": {}}
+
+
+def test_submit_has_every_option_of_the_call(here: Run) -> None:
+    """Under the names that the call has; what a task needs is said kind by kind."""
+    taken = get_type_hints(submit, include_extras=True)
+    named = {word for name, hint in taken.items() for word in (name, *_words(hint))}
+    asked = {*SubmitOptions.__struct_fields__, "model_id", "wait_for_room", *Resources.__struct_fields__} - {
+        "resources"
+    }
+    assert asked <= {name.removeprefix("--").replace("-", "_") for name in named}
+    key = ("--idempotency-key", "by-the-name-of-the-call", "--delay", "1h")
+    id = submitted(here, "custom:resize", '{"width": 1}', *key)
+    assert here("show", id, "--json").json["idempotency_key"] == "by-the-name-of-the-call"
+    refused = here("submit", "model_inference", "--text", "one", "--model-id", "nosuch")
+    assert (refused.code, "nosuch" in refused.err) == (2, True)
+
+
+def _words(hint: Any) -> Iterable[str]:
+    return [word for option in getattr(hint, "__metadata__", ()) for word in option.param_decls or ()]
+
+
+def test_a_submit_may_keep_its_result(here: Run) -> None:
+    """For as long as it says, though its handler keeps none; 0 computes anew."""
+    hits = []
+    for keep in ("1h", "1h", "0"):
+        id = submitted(here, "custom:resize", '{"width": 271}', "--cache", keep)
+        assert here("wait", id).code == 0
+        hits.append(here("show", id, "--json").json["metrics"]["cache_hit"])
+    assert hits == [False, True, False]
 
 
 def test_submit_waits_for_room(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:

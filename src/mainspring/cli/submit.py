@@ -64,7 +64,9 @@ def submit(
         Path | None, typer.Option(metavar="FILE", help="The input of a built-in type, as a file's bytes.")
     ] = None,
     params: Annotated[str | None, typer.Option(metavar="JSON", help="Options of a built-in type.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="ID", help="Which model, for the types that use one.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "--model-id", metavar="ID", help="Which model, for the types that use one.")
+    ] = None,
     priority: Annotated[
         str | None, typer.Option(metavar="[low|normal|high|critical]", help="Default: the handler's.")
     ] = None,
@@ -78,7 +80,10 @@ def submit(
         int | None, typer.Option(metavar="N", help="Tries after the first one. Default: the handler's.")
     ] = None,
     key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Idempotency key: one task for each in a namespace.")
+        str | None,
+        typer.Option(
+            "--key", "--idempotency-key", metavar="KEY", help="Idempotency key: one task for each in a namespace."
+        ),
     ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A label of yours; repeatable.")
@@ -94,6 +99,12 @@ def submit(
     gpu: Annotated[float | None, typer.Option(metavar="DEVICES", help="The same; fractions too.")] = None,
     custom: Annotated[
         list[str] | None, typer.Option(metavar="NAME=AMOUNT", help="The same, of a kind of yours; repeatable.")
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION", help="How long its result serves equal work; 0: not at all. Default: the handler's."
+        ),
     ] = None,
     namespace: Annotated[str | None, typer.Option(metavar="NAME", help='Default: "default".')] = None,
     after: Annotated[
@@ -130,6 +141,7 @@ def submit(
         "group": group,
         "cost": cost,
         "resources": _resources(cpu, memory, gpu, custom or []),
+        "cache": duration(cache, "cache"),
         "namespace": namespace,
         "after": after,
         "on_dependency_failure": on_dependency_failure,

@@ -281,7 +281,8 @@ class Engine(Submitting, Operations):
 
     def _register(self, function: F, options: dict[str, Any]) -> F:
         for name in options.keys() - _DECLARED:
-            raise invalid(name, options[name], "is no option of a declaration", f"use {', '.join(sorted(_DECLARED))}")
+            remedy = "retry=N or retry=Retry(...)" if name == "max_retries" else ", ".join(sorted(_DECLARED))
+            raise invalid(name, options[name], "is no option of a declaration", f"use {remedy}")
         handler = Handler(function, **options)
         self.executor.register(handler)
         function.__mainspring__ = handler  # type: ignore[attr-defined]

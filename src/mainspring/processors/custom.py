@@ -292,9 +292,10 @@ class Handler:
         for name, value in kwargs.items():
             if name not in parameters or name in bound:
                 why = "is given twice" if name in bound else f"is no parameter of {self.name}"
-                raise invalid(
-                    name, value, why, f"it takes ({', '.join(parameters)}) and options {sorted(OPTION_NAMES)}"
-                )
+                remedy = f"it takes ({', '.join(parameters)}) and options {sorted(OPTION_NAMES)}"
+                if name == "retry" and name not in bound:
+                    remedy = "a call says max_retries=N; how soon is declared, with @engine.task(retry=Retry(...))"
+                raise invalid(name, value, why, remedy)
             bound[name] = value
         if len(bound) < len(parameters) and not self.required <= bound.keys():
             missing = ", ".join(sorted(self.required - bound.keys()))
