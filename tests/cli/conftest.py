@@ -16,6 +16,7 @@ from tests import postgres
 from tests.cli.moved import Home
 
 from mainspring import cli
+from mainspring.cli.screen import Screen
 
 SHOP = Path(__file__).with_name("shop.py")
 COMMAND = (sys.executable, "-m", "mainspring")
@@ -131,6 +132,7 @@ def run(tmp_path: Path) -> Callable[..., Answer]:
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """Run a command in this process: quicker where no signal and no other process matters."""
     monkeypatch.delenv("MAINSPRING_STORE", raising=False)
+    monkeypatch.setattr(Screen, "keep_stdout", lambda screen: None)  # it is this process's, which goes on
 
     def call(*arguments: str, folder: Path = tmp_path) -> Answer:
         monkeypatch.chdir(folder)

@@ -97,9 +97,8 @@ def test_submit_has_every_option_of_the_call(here: Run) -> None:
     """Under the names that the call has; what a task needs is said kind by kind."""
     taken = get_type_hints(submit, include_extras=True)
     named = {word for name, hint in taken.items() for word in (name, *_words(hint))}
-    asked = {*SubmitOptions.__struct_fields__, "model_id", "wait_for_room", *Resources.__struct_fields__} - {
-        "resources"
-    }
+    asked = {*SubmitOptions.__struct_fields__, *Resources.__struct_fields__, "model_id", "wait_for_room"}
+    asked.remove("resources")
     assert asked <= {name.removeprefix("--").replace("-", "_") for name in named}
     key = ("--idempotency-key", "by-the-name-of-the-call", "--delay", "1h")
     id = submitted(here, "custom:resize", '{"width": 1}', *key)
@@ -120,6 +119,7 @@ def test_a_submit_may_keep_its_result(here: Run) -> None:
         assert here("wait", id).code == 0
         hits.append(here("show", id, "--json").json["metrics"]["cache_hit"])
     assert hits == [False, True, False]
+    assert here("cache", "purge", "--type", "resize", "--json").json == {"purged": 1}
 
 
 def test_submit_waits_for_room(here: Run, monkeypatch: pytest.MonkeyPatch) -> None:

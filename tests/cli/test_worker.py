@@ -142,3 +142,40 @@ def test_a_file_hidden_behind_a_module_is_refused(module: Path) -> None:
     (module.parent / "json.py").write_text("from mainspring import Engine\nengine = Engine()")
     with pytest.raises(InvalidInput, match="rename the file"):
         load("json.py:engine")
+
+
+TALKER = """
+import subprocess
+from mainspring import Engine
+
+print("a module")
+engine = Engine()
+
+
+@engine.task
+async def on_the_loop() -> None:
+    print("the loop")
+
+
+@engine.task
+def in_a_thread() -> None:
+    print("a thread", flush=True)
+    subprocess.run(["echo", "a program"], check=True)
+
+
+@engine.task(lane="process")
+def in_a_child() -> None:
+    print("a child")
+"""
+
+
+def test_what_handlers_print_is_no_document(call, tmp_path: Path) -> None:
+    """Nor what their module does, their children and the programs that they start: all of it goes to stderr."""
+    (tmp_path / "talker.py").write_text(TALKER, encoding="utf-8")
+    worker = Worker(tmp_path, "talker.py:engine")
+    for name in ("on_the_loop", "in_a_thread", "in_a_child"):
+        assert call("submit", f"custom:{name}", "--wait").code == 0
+    worker.signal(signal.SIGTERM)
+    answer = worker.end()
+    assert answer.lines == [{"event": "stopped"}]
+    assert {*answer.err.splitlines()} == {"a child", "a module", "a program", "a thread", "the loop"}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -22,12 +23,23 @@ class Screen:
     def __init__(self, as_json: bool, *, is_for_programs: bool = False) -> None:
         self.as_json = as_json
         self._tells = not (as_json or is_for_programs)
+        self._documents: TextIO | None = None  # None: whatever stdout is then
+
+    def keep_stdout(self) -> None:
+        """Keep stdout for documents until the process ends: what else is printed in it, or by programs that it starts,
+        goes to stderr."""
+        if sys.stdout is None:  # started without one: descriptor 1 may be anything
+            return
+        sys.stdout.flush()
+        self._documents = open(os.dup(1), "w", encoding="utf-8")  # noqa: SIM115 - open as long as the process is
+        sys.stdout = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - the same
+        os.dup2(sys.stdout.fileno(), 1)
 
     def document(self, value: Any) -> None:
         """Print one JSON document on a line of its own."""
         from mainspring.tasks.codec import to_json
 
-        print(to_json(value), flush=True)
+        print(to_json(value), file=self._documents, flush=True)
 
     def text(self, text: str) -> None:
         """Print for people."""

@@ -69,6 +69,8 @@ def worker(
         raise invalid(
             "MODULE:ENGINE", target, "is one of two ways", "name the module that holds your engine, or give --builtin"
         )
+    if as_json:
+        screen.keep_stdout()  # before the module is imported: it may print, and so may its handlers
     engine = _built_in(store, tracing) if target is None else _placed(load(target), store, tracing)
     if is_missing(engine.address):
         screen.note(f"makes a new store at {engine.address}")
