@@ -455,9 +455,14 @@ def test_stats_sum_up_costs(here: Run, shop: Worker) -> None:
     shown = here("stats", "--by", "group").out
     assert "group" in shown
     assert "blue" in shown
-    assert here("stats", "--by", "group", "--since", "2100-01-01", "--json").json["rows"] == []
-    wrong = here("stats", "--since", "1h")
-    assert (wrong.code, "goes with --by" in wrong.err) == (2, True)
+    assert here("stats", "--by", "group", "--since", "0s", "--json").json["rows"] == []
+    for options, why in {
+        ("--since", "1h"): "goes with --by",
+        ("--by", "day", "--since", "nope"): '"24h" for a day back',
+        ("--by", "day", "--since", "2100-01-01"): "is still to come",
+    }.items():
+        wrong = here("stats", *options)
+        assert (wrong.code, why in wrong.err) == (2, True)
 
 
 def test_watch_shows_progress_on_a_terminal_until_ctrl_c(shop: Worker, held: str) -> None:

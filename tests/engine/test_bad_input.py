@@ -636,6 +636,11 @@ async def test_what_the_face_is_given(engine: Engine, echo: Any) -> None:
     for by in (None, 5, "hour", ["type", "hour"], [["type"]]):
         with pytest.raises(InvalidInput, match="by"):
             await engine.ledger(by)  # type: ignore[arg-type]
+    now = datetime.now(UTC)
+    assert (await engine.ledger(since=now)).since is not None
+    for since in (now + timedelta(hours=1), now.replace(tzinfo=None), "nope", -1):
+        with pytest.raises(InvalidInput, match="since"):
+            await engine.ledger(since=since)
     with pytest.raises(InvalidInput, match="model_id"):
         engine.models.register(5, object())  # type: ignore[arg-type]
 

@@ -47,10 +47,13 @@ def duration(text: str | None, field: str) -> float | None:
         return seconds(text, field)
 
 
-def moment(text: str | None, field: str) -> datetime | float | None:
-    """Return a time with its zone, the local one where none is named, or a duration from now in seconds.
+_AHEAD: Final = '"2030-01-31T18:00", or "30s" for 30 s from now'
 
-    Raises: InvalidInput.
+
+def moment(text: str | None, field: str, example: str = _AHEAD) -> datetime | float | None:
+    """Return a time with its zone, the local one where none is named, or a duration in seconds, from now or back.
+
+    Raises: InvalidInput: it is neither; the remedy has the example.
     """
     if text is None:
         return None
@@ -61,6 +64,4 @@ def moment(text: str | None, field: str) -> datetime | float | None:
     try:
         return duration(text, field)
     except InvalidInput:
-        raise invalid(
-            field, text, "is neither a time nor a duration", 'use "2030-01-31T18:00", or "30s" for 30 s from now'
-        ) from None
+        raise invalid(field, text, "is neither a time nor a duration", f"use {example}") from None

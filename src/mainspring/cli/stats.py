@@ -20,6 +20,7 @@ from mainspring.tasks import BUILT_IN_TYPES, LedgerKey
 if TYPE_CHECKING:
     from rich.table import Table
 
+_BACK = '"2026-01-31T18:00", or "24h" for a day back'
 _COUNTS = ("unfinished", "completed", "failed", "timeout", "cancelled")
 
 
@@ -49,7 +50,7 @@ def stats(
 
 async def _costs(store: str, by: Sequence[LedgerKey], since: str | None, screen: Screen) -> None:
     async with opened(store) as engine:
-        ledger = await engine.ledger(by, since=moment(since, "since"))
+        ledger = await engine.ledger(by, since=moment(since, "since", _BACK))
     if screen.as_json:
         screen.document(costs.as_document(ledger))
         return

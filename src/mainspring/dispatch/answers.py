@@ -14,6 +14,7 @@ from mainspring.dispatch.desk import Desk, Stage
 from mainspring.dispatch.gathering import Forming, Gathering
 from mainspring.dispatch.lane import LaneDesk
 from mainspring.dispatch.reservations import Reservations
+from mainspring.environment import Environment
 from mainspring.errors import StoreUnavailable, TaskError, TaskNotFound, invalid
 from mainspring.processors.calls import id_of
 from mainspring.processors.context import current, waiting_inside
@@ -46,6 +47,7 @@ class Answers:
     reservations: Reservations
     values: Values
     waiters: Waiters
+    _env: Environment
     _course: Course
     _desks: dict[str, Desk]
     _gatherings: dict[str, Gathering]
@@ -186,4 +188,9 @@ class Answers:
             return self.store.now_ms() - int(seconds(since, "since") * 1000)
         if since.tzinfo is None:
             raise invalid("since", since, "names no zone", "pass an aware datetime, as datetime.now(UTC)")
-        return int(since.timestamp() * 1000)
+        since_ms = int(since.timestamp() * 1000)
+        if since_ms > self._env.wall_ms():  # of the clock that whoever asks may have read
+            raise invalid(
+                "since", since, "is still to come", 'pass a time that is over, or for how long back, as "24h"'
+            )
+        return since_ms
