@@ -108,6 +108,7 @@ def test_a_source_that_was_moved_says_where_to(homes: Any, kind: str) -> None:
     with pytest.raises(StoreMoved, match=re.escape(f"was moved to {target.place.shown}")) as exc:
         opening(source)
     assert exc.value.value == target.place.shown
+    assert Place(exc.value.value, target.blobs).shown == target.place.shown  # an address that can be read
     with pytest.raises(StoreMoved, match=re.escape(target.place.shown)):
         moved(source, other)
     assert other.place.peek(lambda end: True) is None

@@ -12,6 +12,7 @@ from tests.cli.conftest import SHOP, Answer, Worker
 from tests.cli.indexed import need_model
 
 from mainspring.config import ModelConfig, without_password
+from mainspring.store.postgres.address import parse
 
 MODELS = ModelConfig().cache_folder
 Run = Callable[..., Answer]
@@ -37,6 +38,8 @@ def test_commands_take_an_address(store: str, tmp_path: Path, run: Run, call: Ru
         assert call("show", "--store", store, row["id"][-12:], "--json").code == 0
         assert "1 completed" in call("stats", "--store", store).out
         seen = call("top", "--store", store, "--json").json
+        assert seen["store"] == worker.ready["store"] == parse(store).named
+        assert f"?schema={postgres.schema_of(tmp_path)}" in call("top", "--store", store, "--once").out
         assert seen["tasks"]["completed"] == 1
         assert [one["name"] for one in seen["workers"]] == [worker.ready["worker"]]
         assert call("pause", "--store", store).code == 0

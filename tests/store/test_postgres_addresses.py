@@ -214,10 +214,19 @@ def test_what_an_address_can_t_be(url: str, field: str) -> None:
         ("postgresql:///db?host=::1&port=7", "postgresql://[::1]:7/db", "", {"host": "[::1]", "port": "7"}),
         ("postgresql://?dbname=db&user=me", "postgresql://me@localhost/db", "", {"dbname": "db", "user": "me"}),
         ("postgresql://h/?database=db", "postgresql://h/db", "h", {"dbname": "db"}),
+        ("postgresql://%2FRun%2fpg:7/db", "postgresql://%2FRun%2Fpg:7/db", "%2FRun%2fpg:7", {}),
+        ("postgresql://?host=/Run/pg&port=7", "postgresql://%2FRun%2Fpg:7", "", {"host": "/Run/pg", "port": "7"}),
+        ("postgresql://h/?user=a/b&dbname=c%40d", "postgresql://a%2Fb@h/c%40d", "h", {"user": "a/b", "dbname": "c@d"}),
+        (
+            "postgresql:///db?host=h,i&port=7&target_session_attrs=any",
+            "postgresql://h:7,i:7/db",
+            "",
+            {"host": "h,i", "port": "7", "target_session_attrs": "any"},
+        ),
         ("postgresql://h:1,i:2/db", "postgresql://h:1,i:2/db", "h:1,i:2", {"target_session_attrs": "read-write"}),
         (
             "postgresql:///db?host=h,/run/pg&port=1,2&target_session_attrs=primary",
-            "postgresql://h,/run/pg:1,2/db",
+            "postgresql://h:1,%2Frun%2Fpg:2/db",
             "",
             {"host": "h,/run/pg", "port": "1,2", "target_session_attrs": "primary"},
         ),
@@ -228,6 +237,7 @@ def test_what_the_driver_is_given(url: str, shown: str, netloc: str, options: di
     found = parse(url)
     parts = urlsplit(found.url)
     assert (found.shown, parts.netloc) == (shown, netloc)
+    assert parse(shown).shown == shown
     assert {name: value for name, (value,) in parse_qs(parts.query).items()} == options
     assert parts.path != "/"
 
@@ -307,5 +317,6 @@ async def test_a_schema_that_is_a_word_of_sql(schema: str) -> None:
 
 def test_a_server_is_shown_as_it_may_be() -> None:
     server = parse(f"postgresql://me:{SECRET}@pool/db?pooler=transaction&direct=h:7&schema=mine")
-    assert repr(server) == "Server(postgresql://me@pool/db?schema=mine)"
+    assert repr(server) == "Server(postgresql://me@pool/db?schema=mine&pooler=transaction&direct=h:7)"
     assert isinstance(server, Server)
+    assert parse(server.named).named == server.named

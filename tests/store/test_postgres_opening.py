@@ -223,12 +223,13 @@ def _names(schema: str) -> list[Any]:
 
 @pytest.mark.parametrize("is_in_address", [True, False])
 async def test_the_schema_is_the_one_that_was_named(tmp_path: Path, is_in_address: bool) -> None:
-    """By the address or by the settings: the tables are made there."""
+    """By the address or by the settings: the tables are made there, and the engine's address leads there again."""
     schema = postgres.schema_of(tmp_path)
     url = postgres.address_of(tmp_path) if is_in_address else postgres.url()
     config = StoreConfig(blobs=tmp_path) if is_in_address else StoreConfig(blobs=tmp_path, schema=schema)
-    async with Engine(url, EngineConfig(store=config)):
+    async with Engine(url, EngineConfig(store=config)) as engine:
         assert postgres.ask(f"SELECT version FROM {schema}.store") == [(SCHEMA_VERSION,)]
+    assert parse(engine.address).schema == schema
     postgres.drop(schema)
 
 

@@ -153,7 +153,7 @@ class Parts:
         )
         self.keys = server_keys.ServerBlobKeys(store.view_from_thread)
         self.vectors = server_vectors.PostgresVectorStore(store.look_aside, self._write, env=env)
-        self.address = server.shown
+        self.address = server.named
         self.name = url  # opens it again; never shown
 
     def _settings(self) -> dict[str, Any]:

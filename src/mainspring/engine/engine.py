@@ -146,7 +146,8 @@ class Engine(Submitting, Operations):
 
     @property
     def address(self) -> str:
-        """Where the store is: the path of its file, or the server's address without its password."""
+        """Where the store is, to open it again: the path of its file, or the server's address with the schema, where
+        that is not the usual one, and without the password."""
         return self._parts.address
 
     @property

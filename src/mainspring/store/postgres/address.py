@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 import msgspec
 
@@ -49,19 +49,22 @@ class Server(msgspec.Struct, frozen=True):
     """Where a store is."""
 
     url: str  # of the server itself, with the password: never shown
-    shown: str
+    shown: str  # an address without a password, of the same server
     schema: str
     pooler: str | None = None  # the address of a transaction pooler before it, likewise
     connect_s: float = CONNECT_S
+    direct: str = ""  # HOST:PORT behind that pooler
 
     def __repr__(self) -> str:
         return f"Server({self.named})"
 
     @property
     def named(self) -> str:
-        """The address as it may be shown, with the schema where it is not the usual one."""
-        sign = "" if self.schema == "mainspring" else f"?schema={self.schema}"
-        return f"{self.shown}{sign}"
+        """The address of the store as it may be shown: what is not as usual stands in it, but for the password."""
+        unusual = {} if self.schema == "mainspring" else {"schema": self.schema}
+        if self.pooler is not None:
+            unusual |= {"pooler": "transaction", "direct": self.direct}
+        return self.shown + (f"?{urlencode(unusual, safe='/:[]')}" if unusual else "")
 
     @property
     def database(self) -> str:
@@ -97,21 +100,20 @@ def parse(url: str, schema: str = "mainspring") -> Server:
     options = {name: value for name, value in options.items() if value}
     _check_values(options)
     login, at, _ = parts.netloc.rpartition("@")
-    hosts = _hosts(parts.netloc[len(login + at) :], options)
+    hosts, shown_hosts = _hosts(parts.netloc[len(login + at) :], options)
     path = "" if "dbname" in options else parts.path  # the driver takes / for a name
-    user = options.get("user") or login.partition(":")[0]
+    user = quote(options.get("user", ""), safe="") or login.partition(":")[0]
     for field, name in (("user", unquote(user)), ("dbname", options.get("dbname") or unquote(path[1:]))):
         if len(name.encode()) > _LONGEST_NAME:
             raise invalid(field, name, f"is longer than {_LONGEST_NAME} bytes", "check the address")
-    host = hosts.lower() or options.get("host", "localhost")
-    port = f":{options['port']}" if "port" in options else ""
-    database = f"/{options['dbname']}" if "dbname" in options else path
-    shown = f"postgresql://{f'{user}@' if user else ''}{host}{port}{database}"
+    database = f"/{quote(options['dbname'], safe='')}" if "dbname" in options else path
+    shown = f"postgresql://{f'{user}@' if user else ''}{shown_hosts}{database}"
     given = _address(login + at + hosts, path, options)
     if direct is None:
         return Server(given, shown, schema, None, connect_s)
     there = {name: value for name, value in options.items() if name not in ("host", "port")} | direct
-    return Server(_address(login + at, path, there), shown, schema, given, connect_s)
+    behind = ":".join(direct.values())
+    return Server(_address(login + at, path, there), shown, schema, given, connect_s, behind)
 
 
 def _none() -> InvalidInput:
@@ -187,8 +189,8 @@ def _connect_s(text: str) -> float:
     return float(text)
 
 
-def _hosts(hosts: str, options: dict[str, str]) -> str:
-    """Check where it leads; returns what is to stand before the path."""
+def _hosts(hosts: str, options: dict[str, str]) -> tuple[str, str]:
+    """Check where it leads; returns what is to stand before the path, for the driver and as it is shown."""
     if re.fullmatch(r":\d*", hosts) and "port" not in options:  # the usual host, or those after the ?
         options |= {"port": hosts[1:]} if hosts[1:] else {}
         hosts = ""
@@ -207,25 +209,33 @@ def _hosts(hosts: str, options: dict[str, str]) -> str:
         raise invalid("port", options["port"], f"does not fit {len(found)} hosts", "use one port for each, or for all")
     if len(found) > 1:  # all connections of an engine have to lead to the one that takes writes
         options.setdefault("target_session_attrs", "read-write")
-    return hosts
+    found = found or [("localhost", "")]
+    behind = ports * len(found) if len(ports) == 1 else ports or [""] * len(found)
+    return hosts, ",".join(_shown_host(host, own or port) for (host, own), port in zip(found, behind, strict=True))
+
+
+def _shown_host(host: str, port: str) -> str:
+    """Write it as an address has it before its path: the folder of a socket is quoted there."""
+    name = quote(host if host.startswith("/") else host.lower(), safe="[]:")
+    return f"{name}:{port}" if port else name
 
 
 def _host(field: str, text: str, *, is_quoted: bool = False) -> tuple[str, str]:
-    """Return a host, as the driver takes it, and its port."""
+    """Return a host, without quotes, and its port."""
     found = _HOST.fullmatch(text)
     if found is None:
         raise _none() if field == "store" else invalid(field, text, "is no HOST:PORT", f"add &{field}=HOST:PORT")
     if found["port"]:
         _check_port(found["port"])
-    if found["name"]:
-        name = unquote(found["name"]) if is_quoted else found["name"]
+    name = unquote(found["name"] or "") if is_quoted else found["name"]
+    if name:
         try:
             name.encode("idna")
         except UnicodeError:
             if not name.startswith("/"):
                 raise invalid("host", name, "is no name of a host", "check the address") from None
     v6 = found["v6"] or found["bare"]
-    return f"[{v6}]" if v6 else found["name"] or found["folder"], found["port"] or ""
+    return f"[{v6}]" if v6 else name or found["folder"], found["port"] or ""
 
 
 def _check_port(text: str) -> None:
