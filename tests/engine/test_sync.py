@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.engine.support import LIMIT_S, engine_on
 
 from mainspring import Custom, Engine, InvalidInput, ProcessingFailed, Task, TaskId, TaskNotFound, TaskType
+from mainspring.results.cache import ResultCache
 
 
 def test_what_a_script_needs(tmp_path: Path) -> None:
@@ -44,6 +46,39 @@ def test_what_a_script_needs(tmp_path: Path) -> None:
         failing[0] = False
         again = sync.retry(odd.id)
         assert (again.id != odd.id, again.result(LIMIT_S)) == (True, 1)
+
+
+def test_it_has_whatever_the_engine_lets_wait_for(tmp_path: Path) -> None:
+    """Under the same name with the same parameters, but for what opens and closes the engine."""
+    with engine_on(tmp_path / "work.db").sync as sync:
+        for there, here in ((Engine, sync), (ResultCache, sync.cache)):
+            waited = {
+                name: function
+                for name, function in inspect.getmembers(there)
+                if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+                if not name.startswith("_") and name not in ("start", "stop", "run")
+            }
+            assert waited
+            for name, function in waited.items():
+                asked = {*inspect.signature(function).parameters} - {"self"}
+                has = inspect.signature(getattr(here, name)).parameters
+                assert asked <= has.keys() or any(one.kind is one.VAR_KEYWORD for one in has.values()), name
+
+
+def test_what_is_kept_is_told_and_forgotten(tmp_path: Path) -> None:
+    """The cache and the metrics of the engine, without asyncio."""
+    engine = engine_on(tmp_path / "work.db")
+
+    @engine.task(cache="1h")
+    async def double(n: int) -> int:
+        return n + n
+
+    with engine.sync as sync:
+        assert sync.submit(double, 4).result(LIMIT_S) == 8
+        assert [(kept.type, kept.entries) for kept in sync.cache.stats()] == [("custom:double", 1)]
+        assert b'mainspring_cache_results{type="custom:double"} 1.0' in sync.metrics()
+        assert sync.cache.purge(type=double) == 1
+        assert sync.cache.stats() == []
 
 
 def test_entered_twice() -> None:

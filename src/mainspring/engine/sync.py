@@ -15,6 +15,8 @@ from mainspring.tasks import GroupLimit, Ledger, LedgerKey, Ref, Task, TaskId, T
 
 if TYPE_CHECKING:
     from mainspring.engine.engine import Engine
+    from mainspring.results.cache import ResultCache
+    from mainspring.store.base import Kept
 
 T = TypeVar("T")
 _ELSEWHERE = (
@@ -44,6 +46,22 @@ class SyncHandle(Ref):
 
     def explain(self) -> str:
         return self._face.run(self._handle.explain())
+
+
+class SyncCache:
+    """Like `ResultCache`; its methods block."""
+
+    def __init__(self, cache: ResultCache, face: SyncEngine) -> None:
+        self._cache = cache
+        self._face = face
+
+    def stats(self) -> list[Kept]:
+        """See `ResultCache.stats`."""
+        return self._face.run(self._cache.stats())
+
+    def purge(self, *, type: str | Callable[..., Any] = "", version: str = "", namespace: str = "") -> int:
+        """See `ResultCache.purge`."""
+        return self._face.run(self._cache.purge(type=type, version=version, namespace=namespace))
 
 
 class _Call(Generic[T]):
@@ -249,6 +267,15 @@ class SyncEngine:
     ) -> Ledger:
         """See `Engine.ledger`."""
         return self.run(self._engine.ledger(by, since=since))
+
+    @property
+    def cache(self) -> SyncCache:
+        """See `Engine.cache`."""
+        return SyncCache(self._engine.cache, self)
+
+    def metrics(self) -> bytes:
+        """See `Engine.metrics`."""
+        return self.run(self._engine.metrics())
 
     def as_completed(self, handles: Iterable[SyncHandle]) -> Iterator[SyncHandle]:
         """Yield the handles as their tasks end."""
