@@ -208,6 +208,19 @@ async def test_claims_that_change_hands(tmp_path: Path, caplog: pytest.LogCaptur
         assert one(samples, "mainspring_claims_lost_total", type="custom:wait") == 1
 
 
+async def test_what_may_be_counted_begins_at_nothing(tmp_path: Path) -> None:
+    """A rate sees the first event of a worker only where the series was there before."""
+    async with engine_on(tmp_path / "work.db") as engine:
+        engine.task(name="keeps", cache="1h")(lambda: None)
+        engine.task(name="plain")(lambda: None)
+        samples = read((await engine.metrics()).decode())
+    looked = {labels: n for (name, labels), n in samples.items() if name == "mainspring_cache_lookups_total"}
+    assert {dict(labels)["type"] for labels in looked} == {"custom:keeps"}
+    assert {dict(labels)["outcome"]: n for labels, n in looked.items()} == {"hit": 0, "joined": 0, "miss": 0}
+    for kind in map(str, engine.executor.types):
+        assert one(samples, "mainspring_claims_lost_total", type=kind) == 0
+
+
 async def test_a_loop_that_is_late(engine: Engine) -> None:
     """Whatever keeps the loop from turning shows, with how long it did."""
     lags = engine.manager.counting.lags

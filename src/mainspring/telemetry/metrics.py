@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _FINAL = frozenset({COMPLETED, FAILED, TIMEOUT, CANCELLED})
 _OTHER = "other"
+_LOOKUPS = ("hit", "joined", "miss")
 _MAX_PORT = 65_535
 
 
@@ -238,9 +239,13 @@ def _process(manager: TaskManager, known: set[str]) -> Iterator[Metric]:
     lost = CounterMetricFamily(
         "mainspring_claims_lost", "Outcomes that came after others had taken the task.", labels=["type"]
     )
-    for (kind, outcome), n in _by_known(list(counts.lookups.items()), known).items():
+    # What may be counted is there from the start, with 0: a rate sees the first event only as a rise from something.
+    kept = [str(handler.task_type) for handler in manager.executor.handlers.values() if handler.cache]
+    looked = {(kind, outcome): 0 for kind in kept for outcome in _LOOKUPS}
+    for (kind, outcome), n in (looked | _by_known(list(counts.lookups.items()), known)).items():
         lookups.add_metric([kind, outcome], n)
-    for (kind, _), n in _by_known([((kind, ""), n) for kind, n in counting.lost.items()], known).items():
+    none_lost = {(kind, ""): 0 for kind in sorted(known)}
+    for (kind, _), n in (none_lost | _by_known([((kind, ""), n) for kind, n in counting.lost.items()], known)).items():
         lost.add_metric([kind], n)
     yield lookups
     yield lost
