@@ -106,7 +106,6 @@ MISTAKES = {
     "memory": (["ps", "--store", ":memory:"], "name a file"),
     "server": (["doctor", "--store", "postgresql://host:port/db"], "use postgresql://USER:PASSWORD@HOST"),
     "type": (["submit", "resize"], "custom:NAME"),
-    "type of a pause": (["pause", "--type", "resize"], "custom:NAME"),
     "no input": (["submit", "text_processing"], "give one of INPUT, --text and --file"),
     "two inputs": (["submit", "text_processing", "{}", "--text", "a"], "give one of INPUT, --text and --file"),
     "no JSON": (["submit", "text_processing", "{"], "pass JSON as"),

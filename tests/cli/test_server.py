@@ -42,6 +42,7 @@ def test_commands_take_an_address(store: str, tmp_path: Path, run: Run, call: Ru
         assert f"?schema={postgres.schema_of(tmp_path)}" in call("top", "--store", store, "--once").out
         assert seen["tasks"]["completed"] == 1
         assert [one["name"] for one in seen["workers"]] == [worker.ready["worker"]]
+        assert call("ps", "--store", store, "--type", "resize", "--json").json == [row]
         assert call("pause", "--store", store).code == 0
         later = call("submit", "--store", store, "custom:resize", '{"width": 2}', "--json")
         assert call("cancel", "--store", store, later.json["id"]).code == 0

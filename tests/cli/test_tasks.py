@@ -353,12 +353,28 @@ def test_a_pause_of_what_is_not_there_is_told(here: Run) -> None:
         assert (answer.code, answer.err) == (0, "")
         assert here("resume", option, name).code == 0
     for command in ("pause", "resume"):
-        answer = here(command, "--type", "resize")
-        assert answer.code == 2
-        assert "is no task type" in answer.err
+        answer = here(command, "--type", "resise")
+        assert (answer.code, answer.out, "is no task type" in answer.err) == (2, "", True)
+        assert "custom:NAME" in answer.err
         answer = here(command, "--group", "x" * 1000)
         assert answer.code == 2
         assert "group" in answer.err
+
+
+def test_a_type_goes_by_the_name_of_its_handler(here: Run) -> None:
+    """Wherever one is named; one that nobody knows is told as such where it only looks."""
+    id = submitted(here, "custom:resize", '{"width": 31}')
+    assert here("wait", id).code == 0
+    for name in ("resize", "custom:resize"):
+        assert id in [row["id"] for row in here("ps", "--type", name, "--json").json]
+        assert here("pause", "--type", name, "--json").json["pauses"][0]["type"] == "custom:resize"
+        assert here("resume", "--type", name, "--json").json == {"pauses": []}
+    assert here("pause", "--type", "custom:to_come").code == 0
+    assert here("resume", "--type", "to_come").code == 0
+    assert here("ps", "--type", "resize").err == ""
+    unknown = here("ps", "--type", "nope")
+    assert (unknown.code, "this store knows no type nope; it knows custom:" in unknown.err) == (0, True)
+    assert here("ps", "--type", "text_processing").err == ""
 
 
 def test_a_limit_holds_until_it_is_removed(here: Run) -> None:

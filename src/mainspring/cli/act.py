@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mainspring.cli.exits import NOT_COMPLETED, NOT_FOUND, OK
-from mainspring.cli.lookup import find_ids, is_known, pauses
+from mainspring.cli.lookup import find_ids, is_known, pauses, type_named
 from mainspring.cli.opening import opened, run
-from mainspring.cli.options import DEFAULT_STORE, AsJson, Ids, StorePath
+from mainspring.cli.options import DEFAULT_STORE, AsJson, Ids, StorePath, Type
 from mainspring.cli.screen import Screen
 from mainspring.tasks import TaskId, TaskType
 
 if TYPE_CHECKING:
     from mainspring.engine import Engine
 
-_Type = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only this type, as custom:NAME.")]
 _Namespace = Annotated[str | None, typer.Option(metavar="NAME", help="Only this namespace.")]
 _Group = Annotated[str | None, typer.Option(metavar="NAME", help="Only this group.")]
 
@@ -62,18 +61,19 @@ async def _retry(texts: list[str], store: str, screen: Screen) -> None:
 
 
 def pause(
-    type: _Type = None,
+    type: Type = None,
     namespace: _Namespace = None,
     group: _Group = None,
     store: StorePath = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
     """Start no more tasks of a kind, in any process; without options: of any kind. Running ones go on."""
-    run(_pause(_kind(type, namespace, group), store, Screen(as_json)))
+    run(_pause(type, namespace, group, store, Screen(as_json)))
 
 
-async def _pause(kind: dict[str, str], store: str, screen: Screen) -> None:
+async def _pause(type: str | None, namespace: str | None, group: str | None, store: str, screen: Screen) -> None:
     async with opened(store) as engine:
+        kind = await _kind(engine, type, namespace, group)
         await engine.manager.pause(**kind)
         if any(kind.values()) and not await is_known(engine, **kind):
             screen.note("there is no such task yet: the pause is there for the first one; check the options")
@@ -81,18 +81,19 @@ async def _pause(kind: dict[str, str], store: str, screen: Screen) -> None:
 
 
 def resume(
-    type: _Type = None,
+    type: Type = None,
     namespace: _Namespace = None,
     group: _Group = None,
     store: StorePath = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> int:
     """Take back the pause that was made with the same options."""
-    return run(_resume(_kind(type, namespace, group), store, Screen(as_json)))
+    return run(_resume(type, namespace, group, store, Screen(as_json)))
 
 
-async def _resume(kind: dict[str, str], store: str, screen: Screen) -> int:
+async def _resume(type: str | None, namespace: str | None, group: str | None, store: str, screen: Screen) -> int:
     async with opened(store) as engine:
+        kind = await _kind(engine, type, namespace, group)
         found = await engine.manager.resume(**kind)
         if not found:
             screen.note("there is no pause with these options")
@@ -100,8 +101,10 @@ async def _resume(kind: dict[str, str], store: str, screen: Screen) -> int:
     return OK if found else NOT_FOUND
 
 
-def _kind(type: str | None, namespace: str | None, group: str | None) -> dict[str, str]:
-    return {"type": str(TaskType(type)) if type else "", "namespace": namespace or "", "group": group or ""}
+async def _kind(engine: Engine, type: str | None, namespace: str | None, group: str | None) -> dict[str, str]:
+    """Return what a pause names. Raises: InvalidInput: nothing can have that type."""
+    kind = str(TaskType((await type_named(engine, type))[0])) if type else ""
+    return {"type": kind, "namespace": namespace or "", "group": group or ""}
 
 
 async def _tell_pauses(engine: Engine, screen: Screen) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mainspring.cli.opening import opened, run
-from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath
+from mainspring.cli.options import DEFAULT_STORE, AsJson, StorePath, Type
 from mainspring.cli.screen import Screen, size, span, table
 from mainspring.environment import SYSTEM
 
@@ -54,14 +54,7 @@ def _age(kept: Kept) -> str:
 
 @cache.command()
 def purge(
-    type: Annotated[
-        str | None,
-        typer.Option(
-            "--type",
-            metavar="TYPE",
-            help="Only this type: a handler's name, as `resize` or `custom:resize`, or a built-in type's.",
-        ),
-    ] = None,
+    type: Type = None,
     version: Annotated[str | None, typer.Option(metavar="TEXT", help="Only of this version of the code.")] = None,
     namespace: Annotated[str | None, typer.Option(metavar="NAME", help="Only this namespace.")] = None,
     store: StorePath = DEFAULT_STORE,

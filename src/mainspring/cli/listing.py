@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mainspring.cli.lookup import type_named
 from mainspring.cli.opening import opened, run
-from mainspring.cli.options import DEFAULT_STORE, AsJson, Limit, StorePath
+from mainspring.cli.options import DEFAULT_STORE, AsJson, Limit, StorePath, Type
 from mainspring.cli.screen import Screen, console, local, table
 from mainspring.errors import TaskNotFound, invalid
 from mainspring.tasks import TaskInfo, TaskStatus
@@ -28,7 +29,7 @@ _COLUMNS = ("id", "type", "state", "priority", "age", "attempt", "progress")
 
 def ps(
     status: Annotated[TaskStatus | None, typer.Option(help="Only tasks with this status.")] = None,
-    type: Annotated[str | None, typer.Option(metavar="TYPE", help="Only this type, as custom:NAME.")] = None,
+    type: Type = None,
     namespace: Annotated[str | None, typer.Option(metavar="NAME", help="Only this namespace.")] = None,
     limit: Limit = 50,
     watch: Annotated[bool, typer.Option("--watch", help="Look again every second, until Ctrl-C.")] = False,
@@ -73,6 +74,10 @@ async def _ps(store: str, wanted: _Filter, screen: Screen, watch: bool) -> None:
     from mainspring.cli.shape import as_row
 
     async with opened(store) as engine:
+        if wanted.type is not None:
+            wanted.type, known = await type_named(engine, wanted.type)
+            if wanted.type not in known:
+                screen.note(f"this store knows no type {wanted.type}; it knows {', '.join(sorted(known))}")
         if watch and screen.as_json:
             while True:
                 screen.document([as_row(info) for info in await wanted.tasks(engine)])

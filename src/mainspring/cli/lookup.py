@@ -11,7 +11,7 @@ import msgspec
 
 from mainspring.errors import TaskNotFound, UnsupportedTaskType, invalid
 from mainspring.processors.declared import Declared
-from mainspring.tasks import TaskId, TaskType
+from mainspring.tasks import BUILT_IN_TYPES, TaskId, TaskType
 
 if TYPE_CHECKING:
     from mainspring.engine import Engine
@@ -113,6 +113,21 @@ async def is_known(engine: Engine, *, type: str, namespace: str, group: str) -> 
         return any(all(one in ("", has) for one, has in zip(wanted, kind, strict=True)) for kind in kinds)
 
     return await engine.manager.store.view(look)
+
+
+async def type_named(engine: Engine, name: str) -> tuple[str, frozenset[str]]:
+    """Return the type that `--type` means, also by the bare name of its handler, and all types that the store knows.
+
+    A name that a built-in type has too is that one's; one that nobody knows stays as it is.
+    """
+
+    def look(view: View) -> frozenset[str]:
+        named = [row[1] for statement in ("tallies", "pauses_since") for row in view.rows(statement)]
+        return frozenset((*BUILT_IN_TYPES, *named, *(kind for (kind,) in view.rows("handler_types")))) - {""}
+
+    known = await engine.manager.store.view(look)
+    is_bare = name not in known and f"custom:{name}" in known
+    return f"custom:{name}" if is_bare else name, known
 
 
 async def registered(engine: Engine, task_type: TaskType) -> Declared:

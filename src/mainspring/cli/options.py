@@ -19,6 +19,14 @@ StorePath = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs, and nothing else.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="A task's id, or at least its last 6 characters.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Tasks' ids, or at least their last 6 characters.")]
+Type = Annotated[
+    str | None,
+    typer.Option(
+        "--type",
+        metavar="TYPE",
+        help="Only this type: a handler's name, as `resize` or `custom:resize`, or a built-in type's.",
+    ),
+]
 Limit = Annotated[int, typer.Option(min=1, metavar="N", help="How many to list at most, newest first.")]
 WaitLimit = Annotated[
     str | None,
