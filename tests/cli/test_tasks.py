@@ -229,6 +229,18 @@ def test_a_wait_ends_when_its_time_is_over(here: Run, held: str) -> None:
     assert here("show", held, "--json").json["status"] == "running"
 
 
+def test_a_wait_without_time_looks_once(here: Run, held: str) -> None:
+    """What has ended is told; exit code 5 only where something has not."""
+    id = here("submit", "custom:resize", '{"width": 9}', "--json", "--wait").lines[0]["id"]
+    for limit in ("0", "1ms"):
+        answer = here("wait", id, "--timeout", limit, "--json")
+        assert (answer.code, answer.err, [line["status"] for line in answer.lines]) == (0, "", ["completed"])
+        answer = here("wait", id, held, "--timeout", limit, "--json")
+        assert (answer.code, [line["id"] for line in answer.lines]) == (5, [id])
+        assert "1 of 2 tasks have not ended" in answer.err
+    assert here("wait", str(TaskId.new()), "--timeout", "0").code == 3
+
+
 def test_ctrl_c_ends_a_wait_and_not_the_task(here: Run, held: str, shop: Worker) -> None:
     """Exit code 130, without a traceback."""
     waiting = started("wait", held, folder=shop.folder)

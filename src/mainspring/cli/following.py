@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from mainspring.cli.screen import console
@@ -38,7 +38,20 @@ async def follow(
                     tell(await engine.manager.get_task_result(handle.id))
                     del left[handle.id]
     except TimeoutError:
-        raise TaskTimeout(f"{len(left)} of {len(ids)} tasks have not ended within {limit_s:g} s; they go on") from None
+        await _tell_of_ended(engine, left, tell)
+    if left:
+        raise TaskTimeout(f"{len(left)} of {len(ids)} tasks have not ended within {limit_s:g} s; they go on")
+
+
+async def _tell_of_ended(engine: Engine, left: dict[TaskId, None], tell: Callable[[TaskResult], None]) -> None:
+    """Look once at those that are left: however short the time was, what has ended is told."""
+    keys = [id.bytes for id in left]
+    await engine.manager.store.require(keys)
+    for ended in await engine.manager.store.ended(keys):
+        id = TaskId(ended.id)
+        with suppress(TaskTimeout):  # it stands for others, which have not all ended
+            tell(await engine.manager.get_task_result(id, timeout=0))
+            del left[id]
 
 
 @contextmanager

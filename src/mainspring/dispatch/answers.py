@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -92,22 +93,22 @@ class Answers:
         Where the output stands for other tasks, their values are in it, once they have ended too. Where one of those
         has none, the result of a completed task has that one's error instead of an output.
 
-        Raises: TaskNotFound; TaskTimeout: not ended within `timeout` seconds (the task goes on); InvalidInput: inside a
-        handler, whose slot it would hold.
+        Raises: TaskNotFound; TaskTimeout: not ended within `timeout` seconds (the task goes on; 0 looks once);
+        InvalidInput: inside a handler, whose slot it would hold.
         """
         if current.get() is not None:
             raise waiting_inside()
         key = id_of(task_id).bytes
-        async with within(timeout, key):
-            ended = await self.waiters.wait(self.waiters.find(key))
+        async with within(timeout, key) as until:
+            ended = await self.waiters.wait(self.waiters.find(key), until)
             result = await self.store.result(key)
             assert result is not None
-            return await self._whole(result, ended) if ended.flags & STANDS_FOR else result
+            return await self._whole(result, ended, until) if ended.flags & STANDS_FOR else result
 
-    async def _whole(self, result: TaskResult, ended: Ended) -> TaskResult:
+    async def _whole(self, result: TaskResult, ended: Ended, until: float | None) -> TaskResult:
         """Return the result with the values of those tasks that its output stands for."""
         try:
-            output = await self.values.output(ended, self._value_of)
+            output = await self.values.output(ended, partial(self._value_of, until))
         except (StoreUnavailable, TaskNotFound):
             raise
         except TaskError as exc:
@@ -117,16 +118,19 @@ class Answers:
 
     async def value(self, waiting: Waiting, timeout: float | str | None = None) -> Any:
         """Wait for a task, and for those that its output stands for, and return the plain value, or raise its error."""
-        if timeout is not None:
-            async with within(timeout, waiting.key):
-                return await self.value(waiting)
-        ended = waiting.ended or await self.waiters.wait(waiting)
+        if timeout is None:
+            return await self._value(waiting, None)
+        async with within(timeout, waiting.key) as until:
+            return await self._value(waiting, until)
+
+    async def _value(self, waiting: Waiting, until: float | None) -> Any:
+        ended = waiting.ended or await self.waiters.wait(waiting, until)
         if is_at_hand(ended):
             return stored_output(ended.id, ended.output).value  # type: ignore[arg-type]
-        return (await self.values.output(completed(ended), self._value_of)).value
+        return (await self.values.output(completed(ended), partial(self._value_of, until))).value
 
-    async def _value_of(self, task_id: TaskId) -> Any:
-        return await self.value(self.waiters.find(task_id.bytes))
+    async def _value_of(self, until: float | None, task_id: TaskId) -> Any:
+        return await self._value(self.waiters.find(task_id.bytes), until)
 
     def running_tasks(self) -> list[RunningTask]:
         """Return what runs in this process now."""

@@ -366,8 +366,8 @@ class TaskManager(Answers):
         if any(attempt.claim.id == key and attempt.started_at is not None for attempt in self._course.attempts()):
             return "requested"
         try:  # some worker has claimed it; only that one knows whether it began
-            async with within(_CANCEL_WAIT_S, waiting.key):
-                ended = await self.waiters.wait(waiting)
+            async with within(_CANCEL_WAIT_S, waiting.key) as until:
+                ended = await self.waiters.wait(waiting, until)
         except TaskError:
             return "requested"
         return "cancelled" if ended.status == STATUS_CANCELLED else "requested"

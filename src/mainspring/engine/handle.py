@@ -25,8 +25,8 @@ class TaskHandle(Waiting):
         """Wait for the task and return its plain value; where it returned handles, their values.
 
         Raises: the task's error with its attempts: ProcessingFailed, TaskTimeout, TaskCancelled, DependencyNotMet,
-        InvalidInput; TaskTimeout also when it has not ended within `timeout`, seconds or text (it goes on);
-        TaskNotFound.
+        InvalidInput; TaskTimeout also when it has not ended within `timeout`, seconds or text (it goes on; 0
+        looks once); TaskNotFound.
         """
         if current.get() is not None:
             raise waiting_inside()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import islice
+from typing import TypeVar
 from weakref import ref
 
 from mainspring.config import seconds
@@ -16,6 +17,10 @@ from mainspring.tasks import Ref, TaskId
 _SWEEP_AT = 4_096
 _SOON_S, _RARELY_S = 0.02, 1.0
 """How long after a look for a user's open transaction the next comes: each time twice as long, up to a second."""
+_LOOK_S = 5.0
+"""What a look into the store may take where whoever asks waits for less: else it would tell nothing."""
+
+T = TypeVar("T")
 
 
 class Waiting(Ref):
@@ -112,22 +117,26 @@ class Waiters:
         self._waiting = {key: known for key, known in self._waiting.items() if known() is not None}
         self._sweep_at = max(_SWEEP_AT, 2 * len(self._waiting))
 
-    async def wait(self, waiting: Waiting) -> Ended:
-        """Return how the task ended. Raises TaskNotFound for an unknown id."""
+    async def wait(self, waiting: Waiting, until: float | None = None) -> Ended:
+        """Return how the task ended. Raises TaskNotFound for an unknown id.
+
+        An end that the store has is found however late it is; only what is not there yet is waited for `until` then, on
+        the loop's clock, and TimeoutError raised.
+        """
         if waiting.ended is None and not waiting.known:
-            await self._look(waiting)
+            await self._look(waiting, until)
         if waiting.ended is None and self._closed:
             raise _closed(waiting.key)
         if waiting.ended is None:
             future = waiting.future()
             try:
-                await future
+                await _by(until, future)
             finally:
                 waiting.forget(future)
         assert waiting.ended is not None
         return waiting.ended
 
-    async def _look(self, waiting: Waiting) -> None:
+    async def _look(self, waiting: Waiting, until: float | None = None) -> None:
         waiting.seek()
         found = await self._store.ended([waiting.key])
         if found:
@@ -135,7 +144,7 @@ class Waiters:
             return
         if waiting.origin is None:
             await self._store.require([waiting.key])
-        elif not await self._come(waiting, waiting.origin):
+        elif not await self._come(waiting, waiting.origin, until):
             return
         waiting.known, waiting.origin = True, None
 
@@ -144,7 +153,7 @@ class Waiters:
         if waiting.ended is None and not waiting.known:
             await self._look(waiting)
 
-    async def _come(self, waiting: Waiting, origin: str) -> bool:
+    async def _come(self, waiting: Waiting, origin: str, until: float | None) -> bool:
         """Wait until a user's transaction has brought the task; returns false if it has ended already, or has to.
 
         Its end is told when it is over. A rollback is told by nobody: that is looked for.
@@ -153,7 +162,7 @@ class Waiters:
         delay = _SOON_S
         try:
             while not await self._store.has_come(waiting.key, origin):
-                await asyncio.wait((future,), timeout=delay)
+                await _by(until, asyncio.wait((future,), timeout=delay))
                 if future.done():
                     future.result()  # the engine may have been closed
                     return False
@@ -207,18 +216,31 @@ def _closed(id: bytes) -> StoreUnavailable:
     return StoreUnavailable(f"the engine was closed before task {TaskId(id)} ended; ask again with a new engine")
 
 
+async def _by(until: float | None, awaited: Awaitable[T]) -> T:
+    """Await something until then. Raises TimeoutError."""
+    if until is None:
+        return await awaited
+    async with asyncio.timeout_at(until):
+        return await awaited
+
+
 @asynccontextmanager
-async def within(timeout: float | str | None, key: bytes) -> AsyncIterator[None]:
-    """Bound a wait for a task. Raises TaskTimeout when it takes longer than `timeout` seconds; the task goes on."""
+async def within(timeout: float | str | None, key: bytes) -> AsyncIterator[float | None]:
+    """Bound a wait for a task; gives the time, on the loop's clock, until which to wait for what is not there yet.
+
+    Looks into the store have a moment more: however short the time, what has ended is told. Raises TaskTimeout when it
+    takes longer than `timeout` seconds; the task goes on.
+    """
     if timeout is None:
-        yield
+        yield None
         return
     limit_s = seconds(timeout, "timeout")
+    now = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout(limit_s):
-            yield
+        async with asyncio.timeout_at(now + max(limit_s, _LOOK_S)):
+            yield now + limit_s
     except TimeoutError:
-        raise TaskTimeout(f"task {TaskId(key)} has not ended within {limit_s} s; it goes on") from None
+        raise TaskTimeout(f"task {TaskId(key)} has not ended within {limit_s:g} s; it goes on") from None
 
 
 __all__ = ["Waiters", "Waiting", "within"]
