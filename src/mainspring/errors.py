@@ -62,7 +62,7 @@ class TaskError(Exception):
 
     @property
     def attempts(self) -> int | None:
-        """How often the task was tried; None where the error is not a task's outcome."""
+        """How often the task was tried, see `ErrorInfo.attempts`; None where the error is not a task's outcome."""
         return None if self.info is None else self.info.attempts
 
 

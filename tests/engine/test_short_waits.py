@@ -73,7 +73,7 @@ async def test_a_blocking_wait_looks_once_too(place: str) -> None:
     async def child(x: int) -> int:
         return x
 
-    def script() -> int:
+    def script() -> Any:
         with engine.sync as sync:
             id = str(sync.submit(child, 3).id)
             assert sync.handle(id).result() == 3

@@ -208,6 +208,7 @@ async def test_what_kills_its_process_again_and_again_fails(path: Path, spawn: S
         result = await store.result(id)
         assert result.status is TaskStatus.FAILED
         assert str(peer.process.pid) in result.error.message
+        assert result.error.attempts == MAX_CRASHES
         assert [attempt.outcome for attempt in (await store.info(id)).attempts] == ["crashed"] * MAX_CRASHES
 
 

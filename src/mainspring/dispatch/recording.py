@@ -39,7 +39,6 @@ from mainspring.tasks import ChildTasks, Effect, ErrorInfo, Task, Usage
 logger = logging.getLogger("mainspring.dispatch")
 
 _encoder = msgspec.msgpack.Encoder()
-_TOO_LATE = _encoder.encode(ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0))
 
 
 class Recorder:
@@ -62,11 +61,12 @@ class Recorder:
 
     def too_late(self, claim: Claimed, now_ms: int) -> None:
         """Record that the deadline passed before the start."""
-        self._finish(Finish(claim, TIMEOUT, now_ms, error=_TOO_LATE))
+        error = ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=claim.tried)
+        self._finish(Finish(claim, TIMEOUT, now_ms, error=_encoder.encode(error)))
 
     def refuse(self, claim: Claimed, exc: BaseException, lane: str) -> None:
         """Record that an attempt could not begin."""
-        error = msgspec.structs.replace(failure(exc).error, traceback=None, attempts=claim.retry_count + 1)
+        error = msgspec.structs.replace(failure(exc).error, traceback=None, attempts=claim.tried + 1)
         self._finish(Finish(claim, FAILED, self._store.now_ms(), error=_encoder.encode(error), lane=lane))
 
     def released(self, attempt: Attempt, usage: Usage) -> None:

@@ -35,7 +35,7 @@ def verdict(claim: Claimed, report: Report, cause: StopCause | None, retry: Retr
     if is_completed(claim, report, cause):
         return Verdict(COMPLETED)
     limit_s = None if claim.timeout_ms is None else claim.timeout_ms / 1000
-    tries = claim.retry_count + 1
+    tries = claim.tried + 1
     if cause == "cancel":
         return Verdict(CANCELLED, ErrorInfo(type="TaskCancelled", message="cancelled while it ran", attempts=tries))
     if cause == "timeout" or is_late(claim, report):

@@ -200,6 +200,11 @@ class Claimed(Work, gc=False):
     work: WorkName | None = None  # by the code and the model that are here
     is_last: bool = False  # no more of its group may be held than were when it was claimed
 
+    @property
+    def tried(self) -> int:
+        """How many attempts before it failed or crashed: what was handed back is charged to nobody."""
+        return self.retry_count + self.crashes
+
     def labels(self) -> dict[str, Any]:
         labels = super().labels()
         if self.class_key[2]:

@@ -85,7 +85,7 @@ class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):
     type: str  # name of the exception's class
     message: str
     traceback: str | None = None  # its tail, without local variables
-    attempts: int = 1
+    attempts: int = 1  # that failed, timed out or crashed, with the one that ended it; handed back ones don't count
     field: str | None = None  # which value was wrong, where it was one
 
     def __str__(self) -> str:

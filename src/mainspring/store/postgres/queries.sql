@@ -47,7 +47,7 @@ ON CONFLICT (namespace, type, grp) DO UPDATE SET grp = excluded.grp RETURNING id
 SELECT id FROM class WHERE namespace = $1 AND type = $2 AND grp = $3;
 
 -- name: status_and_id
-SELECT status, id FROM task WHERE seq = $1;
+SELECT status, id, retry_count + crashes FROM task WHERE seq = $1;
 
 -- name: class_and_id
 SELECT class, id FROM task WHERE seq = $1;
@@ -516,7 +516,7 @@ SELECT class, status, 0, sum(n) FROM gone GROUP BY class, status
 ON CONFLICT (class, status, worker) DO UPDATE SET n = old.n + excluded.n;
 
 -- name: held_by
-SELECT seq, id, attempt, status, class, crashes, rank, flags FROM task WHERE owner = $1 LIMIT $2;
+SELECT seq, id, attempt, status, class, retry_count, crashes, rank, flags FROM task WHERE owner = $1 LIMIT $2;
 
 -- name: claims_of
 SELECT seq, attempt FROM task WHERE owner = $1;

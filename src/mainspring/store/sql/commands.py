@@ -188,7 +188,7 @@ def _renew(tx: Transaction, old: int, new_id: bytes | None, renewed: dict[int, i
     found: list[tuple[int, int]] = tx.run("edges_of", old).fetchall()
     parents = [(renewed.get(parent, parent), policy) for parent, policy in found]
     edges = [
-        graph.Edge(n, seq, policy, *first(tx.run("status_and_id", seq))) for n, (seq, policy) in enumerate(parents)
+        graph.Edge(n, seq, policy, *first(tx.run("status_and_id", seq))[:2]) for n, (seq, policy) in enumerate(parents)
     ]
     unfinished, broken = graph.first_unfinished(edges)
     waits = broken or unfinished

@@ -14,7 +14,7 @@ def hand_back(tx: Transaction, owner: int) -> None:
     """Give back whatever a process holds."""
     rows: list[Any]
     while rows := tx.run("held_by", owner, 500).fetchall():
-        for seq, id, attempt, status, class_id, _, rank, flags in rows:
+        for seq, id, attempt, status, class_id, _, _, rank, flags in rows:
             tx.let_go(class_id, None if status == RUNNING else (seq, attempt))
             if flags & CANCEL_ASKED:
                 commands.cancel_held(tx, seq, class_id, id)

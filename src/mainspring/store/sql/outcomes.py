@@ -269,7 +269,7 @@ def _release(tx: Transaction, finish: Finish, class_id: int, releases: int, rank
         error = ErrorInfo(
             type="InternalError",
             message=f"was handed back unfinished {MAX_RELEASES} times",
-            attempts=finish.claim.attempt,
+            attempts=finish.claim.tried + releases + 1,
         )
         graph.end(tx, finish.claim.seq, class_id, finish.claim.id, _STATUS[FAILED], error)
         return
@@ -330,7 +330,7 @@ def _cancelled(finish: Finish) -> bytes:
     if last is not None and last.type == "TaskCancelled":
         return msgspec.msgpack.encode(last)
     why = "" if last is None else f"; its last attempt ended with {last.type}: {last.message}"
-    tries = finish.claim.retry_count + (finish.started_ms is not None)
+    tries = finish.claim.tried + (finish.started_ms is not None)
     return msgspec.msgpack.encode(ErrorInfo(type="TaskCancelled", message=f"cancelled{why}", attempts=tries))
 
 

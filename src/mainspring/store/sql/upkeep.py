@@ -28,9 +28,6 @@ STEP = 500
 """Rows or pages that one transaction moves for upkeep, so that it stays short."""
 _Ended = tuple[int, bytes, int, int]
 """seq, id, status, ended_ms"""
-_TOO_LATE = ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=0)
-_CANCELLED = ErrorInfo(type="TaskCancelled", message="cancelled; its worker died before it could stop", attempts=0)
-_UNHEARD = ErrorInfo(type="TaskCancelled", message="cancelled; its worker was silent and could not stop", attempts=0)
 
 
 def promote(tx: Transaction) -> None:
@@ -42,10 +39,11 @@ def promote(tx: Transaction) -> None:
 def expire(tx: Transaction) -> None:
     """Deadlines that passed before a start."""
     for seq, class_id, *_ in tx.run("overdue", tx.now_ms, STEP).fetchall():
-        status, id = first(tx.run("status_and_id", seq))
+        status, id, tries = first(tx.run("status_and_id", seq))
         if status >= COMPLETED:  # a parent that is overdue too has just taken it along
             continue
-        graph.end(tx, seq, class_id, id, TIMEOUT, _TOO_LATE)
+        error = ErrorInfo(type="TaskTimeout", message="deadline passed before start", attempts=tries)
+        graph.end(tx, seq, class_id, id, TIMEOUT, error)
 
 
 def next_event_ms(tx: Transaction) -> int | None:
@@ -65,7 +63,7 @@ def rescue(tx: Transaction, owner: int, evidence: CrashEvidence) -> int:
     rows = tx.run("held_by", owner, STEP).fetchall()
     # The marks are empty after a power cut, which was nobody's fault.
     suspects = evidence.started
-    for seq, id, attempt, status, class_id, crashes, rank, flags in rows:
+    for seq, id, attempt, status, class_id, retries, crashes, rank, flags in rows:
         ran = (seq, attempt) in suspects
         tx.let_go(class_id)  # may have come back, and counts as begun
         alone = ran and len(suspects) == 1
@@ -73,10 +71,11 @@ def rescue(tx: Transaction, owner: int, evidence: CrashEvidence) -> int:
             type="ProcessingFailed",
             message=f"worker {evidence.worker} (pid {evidence.pid}) died while it ran"
             + (" alone" if alone else f" beside {len(suspects) - 1} others" if ran else ""),
-            attempts=attempt,
+            attempts=retries + crashes + 1,
         )
         if flags & CANCEL_ASKED:
-            graph.end(tx, seq, class_id, id, CANCELLED, _CANCELLED)
+            tries = retries + crashes + int(ran or status == RUNNING)
+            _stopped(tx, (seq, class_id, id), "died before it could stop", tries)
         elif alone and crashes + 1 >= MAX_CRASHES:
             graph.end(tx, seq, class_id, id, FAILED, error)
         else:
@@ -107,17 +106,17 @@ def take_back(tx: Transaction, claims: Sequence[tuple[int, int]], stall: Stall) 
         row = tx.one("held", seq, attempt, stall.owner)
         if row is None:
             continue
-        status, class_id, flags, _, _, _, _, releases, _, id, rank = row
+        status, class_id, flags, _, retries, _, crashes, releases, _, id, rank = row
         ran = status == RUNNING or (seq, attempt) in stall.running
         tx.let_go(class_id)  # may have come back, and counts as begun
         error = ErrorInfo(
             type="ProcessingFailed",
             message=f"worker {stall.worker} (pid {stall.pid}) was silent for {stall.silent_s:.0f} s; "
             "its claim was taken back",
-            attempts=attempt,
+            attempts=retries + crashes + releases + 1,
         )
         if flags & CANCEL_ASKED:
-            graph.end(tx, seq, class_id, id, CANCELLED, _UNHEARD)
+            _stopped(tx, (seq, class_id, id), "was silent and could not stop", retries + crashes + int(ran))
         elif ran and releases >= MAX_RELEASES:
             graph.end(tx, seq, class_id, id, FAILED, error)
         else:
@@ -127,6 +126,13 @@ def take_back(tx: Transaction, claims: Sequence[tuple[int, int]], stall: Stall) 
             _note(tx, seq, attempt, RELEASED, stall.owner, error)
         taken += 1
     return taken
+
+
+def _stopped(tx: Transaction, task: tuple[int, int, bytes], why: str, tries: int) -> None:
+    """End a task that was asked to stop, by a worker that can't any more."""
+    seq, class_id, id = task
+    error = ErrorInfo(type="TaskCancelled", message=f"cancelled; its worker {why}", attempts=tries)
+    graph.end(tx, seq, class_id, id, CANCELLED, error)
 
 
 def _note(tx: Transaction, seq: int, attempt: int, outcome: int, owner: int, error: ErrorInfo) -> None:

@@ -455,7 +455,7 @@ def _bug(exc: Exception) -> InternalError:
 
 def _refused(finish: Finish, exc: BaseException) -> Finish:
     field = exc.field if isinstance(exc, TaskError) else None
-    tries = finish.claim.retry_count + 1
+    tries = finish.claim.tried + 1
     error = ErrorInfo(type=type(exc).__name__, message=str(exc), attempts=tries, field=field)
     return Finish(
         finish.claim, FAILED, finish.ended_ms, finish.started_ms, None, finish.lane, finish.usage, encode(error)[0]

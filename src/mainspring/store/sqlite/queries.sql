@@ -26,7 +26,7 @@ INSERT INTO class (namespace, type, grp) VALUES (?, ?, ?) RETURNING id;
 SELECT id FROM class WHERE namespace = ? AND type = ? AND grp = ?;
 
 -- name: status_and_id
-SELECT status, id FROM task WHERE seq = ?;
+SELECT status, id, retry_count + crashes FROM task WHERE seq = ?;
 
 -- name: class_and_id
 SELECT class, id FROM task WHERE seq = ?;
@@ -337,7 +337,7 @@ SELECT 1 FROM worker WHERE ended_ms IS NULL AND id <> ? LIMIT 1;
 DELETE FROM worker WHERE ended_ms < ?;
 
 -- name: held_by
-SELECT seq, id, attempt, status, class, crashes, rank, flags FROM task WHERE owner = ? LIMIT ?;
+SELECT seq, id, attempt, status, class, retry_count, crashes, rank, flags FROM task WHERE owner = ? LIMIT ?;
 
 -- name: claims_of
 SELECT seq, attempt FROM task WHERE owner = ?;
