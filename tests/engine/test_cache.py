@@ -353,6 +353,17 @@ async def test_purge_by_the_names_that_users_have_for_a_type(engine: Engine, nam
     assert await engine.cache.purge(type=TaskType.TEXT_PROCESSING) == 1
 
 
+@pytest.mark.parametrize("nothing", [0, None, False, [], b"", 0.0, 3])
+async def test_purge_of_what_is_no_type_forgets_nothing(engine: Engine, nothing: Any) -> None:
+    """Only a type that is left out stands for all."""
+    engine.task(name="twice", cache="1h")(_twice)
+    await (await engine.submit(_twice, 1)).result()
+    with pytest.raises(InvalidInput, match=r"^type = .*: is no type of tasks; .*leave it out for all types") as caught:
+        await engine.cache.purge(type=nothing)
+    assert (caught.value.field, caught.value.value) == ("type", nothing)
+    assert await engine.cache.purge() == 1
+
+
 async def test_purge_of_a_type_that_nobody_knows(tmp_path: Path, engine: Engine) -> None:
     """It is refused, with the types that are known here or in the store, and nothing is forgotten."""
     engine.task(name="twice", cache="1h")(_twice)

@@ -47,11 +47,14 @@ class ResultCache:
 
         Raises: UnsupportedTaskType: there is no such type, here or in the store. InvalidInput: it is no type at all.
         """
-        kind = await self._kind_of(type) if type else ""
+        kind = "" if isinstance(type, str) and not type else await self._kind_of(type)
         return await self._store.purge(namespace=namespace, type=kind, version=version)
 
     async def _kind_of(self, type: str | Callable[..., Any]) -> str:
         if not isinstance(type, str):
+            if not callable(type):
+                remedy = "pass its name, a TaskType or the handler; leave it out for all types"
+                raise invalid("type", type, "is no type of tasks", remedy)
             return str(handler_of(type).task_type)
         kept = (kept.type for kept in await self._store.kept())
         known = {*self._executor.types, *await self._store.registered_types(), *kept}
