@@ -548,11 +548,11 @@ async def test_an_engine_that_is_not_open_says_so() -> None:
     @engine.task
     async def idle() -> None: ...
 
-    with pytest.raises(Exception, match="async with engine"):
+    with pytest.raises(InvalidInput, match="async with engine"):
         await engine.submit(idle)
     async with engine:
         await value(await engine.submit(idle))
-    with pytest.raises(Exception, match="async with engine"):
+    with pytest.raises(StoreUnavailable, match="async with Engine"):
         await engine.submit(idle)
 
 

@@ -17,9 +17,11 @@ from mainspring.engine.handle import TaskHandle
 from mainspring.environment import Environment
 from mainspring.errors import (
     InsufficientResources,
-    InternalError,
+    InvalidInput,
     PartlySubmitted,
+    StoreUnavailable,
     SubmitIndeterminate,
+    TaskError,
     TaskNotFound,
     invalid,
 )
@@ -39,6 +41,7 @@ class Submitting:
     _parts: Parts
     _env: Environment
     _open: bool
+    _closed: bool
 
     def build(self, function: Callable[..., Any] | Task, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Task:
         """Return the task that a call of `submit` stores."""
@@ -129,9 +132,17 @@ class Submitting:
 
     async def _ready(self, tasks: Sequence[Task | NewTask]) -> list[NewTask]:
         if not self._open:
-            raise InternalError("the engine is not open; use `async with engine:` or `await engine.start()`")
+            raise self._not_open()
         await self.scheduler.look_at_limits()
         return await self.manager.intake.new_tasks(tasks)
+
+    def _not_open(self) -> TaskError:
+        if self._closed:
+            return StoreUnavailable(
+                "the engine is closed; open the store again with a new one: `async with Engine(...)`"
+            )
+        why = "the engine is not open yet; use `async with engine:` or `await engine.start()`"
+        return InvalidInput(why, field="start")
 
     async def _hand_over(self, ready: list[NewTask], line: Line | None = None) -> list[TaskHandle]:
         """Store all of them; in a line as many of the first ones as there is room for."""
