@@ -11,12 +11,13 @@ import re
 import tempfile
 from datetime import timedelta
 from functools import cache
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from mainspring.errors import InvalidInput, invalid
 
@@ -34,6 +35,7 @@ _NEARLY = re.compile(
 _SECRET = re.compile(r"\w*passw", re.IGNORECASE)
 RESOURCE_KINDS = ("cpu", "memory", "gpu", "children")
 """Kinds of resources that have a meaning of their own; all others are users'."""
+_PLAIN = frozenset({int, float, bool})
 MAX_DURATION_S = 10 * 365 * 86400.0
 """Ten years: whatever is longer is a mistake in units."""
 
@@ -105,6 +107,33 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_is(field: str, value: Any, wanted: type, remedy: str = "pass one") -> None:
+    """Raises InvalidInput for what is none of a class."""
+    if not isinstance(value, wanted):
+        raise invalid(field, value, f"is no {wanted.__name__}", remedy)
+
+
+def check_given(**given: tuple[Any, type]) -> None:
+    """Raises InvalidInput for what is given, not None, and is none of its class."""
+    for field, (value, wanted) in given.items():
+        if value is not None:
+            check_is(field, value, wanted)
+
+
+def check_store(store: Any) -> None:
+    """Raises InvalidInput for what names no store."""
+    if not isinstance(store, (str, Path)) or not str(store):
+        raise invalid("store", store, "is no path or address", 'use "work.db", ":memory:" or "postgresql://..."')
+    refuse_address("store", store)
+
+
+def plain(number: Any) -> Any:
+    """Return a number of another library, as numpy's, as one of Python's own; whatever is no number stays as it is."""
+    if type(number) in _PLAIN or not isinstance(number, Real):
+        return number
+    return int(number) if isinstance(number, Integral) else float(number)
+
+
 def _check(ok: bool, field: str, value: Any, why: str, remedy: str) -> None:
     if not ok:
         raise invalid(field, value, why, remedy)
@@ -113,12 +142,29 @@ def _check(ok: bool, field: str, value: Any, why: str, remedy: str) -> None:
 def _check_counts(config: msgspec.Struct, *names: str, least: int = 1) -> None:
     for name in names:
         value = getattr(config, name)
-        if type(value) is not int or value < least:
+        number = plain(value)
+        if type(number) is not int or number < least:
             raise invalid(name, value, f"is no whole number from {least}", f"use {least} or more")
+        force_setattr(config, name, number)
+
+
+def _check_folder(config: msgspec.Struct, name: str) -> None:
+    value = getattr(config, name)
+    is_path = isinstance(value, (str, Path)) and bool(str(value))
+    _check(is_path, name, value, "is no folder's path", 'use a Path, such as Path("/srv/shared")')
+    force_setattr(config, name, Path(value))
+
+
+def _check_folders(config: msgspec.Struct, name: str) -> None:
+    folders = getattr(config, name)
+    is_sequence = isinstance(folders, (tuple, list)) and all(isinstance(folder, (str, Path)) for folder in folders)
+    _check(is_sequence, name, folders, "is no tuple of folders' paths", 'use a tuple, such as (Path("/srv/shared"),)')
+    force_setattr(config, name, tuple(map(Path, folders)))
 
 
 def _is_amount(much: Any) -> bool:
-    return isinstance(much, (int, float)) and not isinstance(much, bool) and 0 <= much < 1e18
+    number = plain(much)
+    return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 <= number < 1e18
 
 
 def _check_seconds(config: msgspec.Struct, *names: str) -> None:
@@ -154,6 +200,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
             self.durability in ("full", "relaxed"), "durability", self.durability, "is unknown", "use full or relaxed"
         )
         _check(isinstance(self.schema, str), "schema", self.schema, "is no text", "name a schema")
+        if self.blobs is not None:
+            _check_folder(self, "blobs")
         _check_counts(self, "inline_bytes", "max_payload_bytes", "wal_limit_bytes")
         _check_counts(self, "max_completed", "cache_bytes", least=0)
         _check_seconds(
@@ -232,6 +280,9 @@ class TaskManagerConfig(msgspec.Struct, frozen=True, kw_only=True):
         cpu = self.cpu_capacity
         is_cpu = cpu is None or (_is_amount(cpu) and cpu > 0)
         _check(is_cpu, "cpu_capacity", cpu, "is no number of cores", "use one above 0, or None for all there are")
+        for name in ("cpu_capacity", "gpu_capacity"):
+            force_setattr(self, name, plain(getattr(self, name)))
+        force_setattr(self, "custom_capacity", {kind: plain(much) for kind, much in custom.items()})
 
 
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -257,6 +308,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
                 "is no share",
                 "use 0..1, as 0.9",
             )
+            force_setattr(self, "max_cpu_usage", plain(self.max_cpu_usage))
 
 
 class ExecutorConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -295,6 +347,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _check_counts(self, "budget_bytes", "max_batch_tokens", "threads_per_call")
+        _check_folders(self, "folders")
+        for name in ("cache_folder", "shared_folder"):
+            _check_folder(self, name)
+        check_is("default_embedding", self.default_embedding, str, "name a model")
         _check_seconds(self, "budget_wait_s")
 
 
@@ -303,6 +359,10 @@ class RetrievalConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     allowed_roots: tuple[Path, ...] = ()  # folders that file:// addresses may lie in; none by default
     max_bytes: int = 64 * MIB  # of one file or blob
+
+    def __post_init__(self) -> None:
+        _check_folders(self, "allowed_roots")
+        _check_counts(self, "max_bytes")
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -318,8 +378,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for name, wanted in _types_of(type(self)).items():
-            value = getattr(self, name)
-            _check(isinstance(value, wanted), name, value, f"is no {wanted.__name__}", "pass one")
+            check_is(name, getattr(self, name), wanted)
 
 
 @cache

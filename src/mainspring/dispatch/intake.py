@@ -16,7 +16,7 @@ from mainspring.errors import InvalidInput, UnsupportedTaskType, invalid
 from mainspring.execution.executor import TaskExecutor
 from mainspring.processors.calls import check_task, id_of, typed_task, with_declared
 from mainspring.processors.context import check_cost
-from mainspring.processors.custom import MAX_RETRIES, Handler, check_resources
+from mainspring.processors.custom import Handler, check_resources, retries_of
 from mainspring.processors.declared import Declared
 from mainspring.results.cache import ResultCache
 from mainspring.results.values import Values
@@ -160,8 +160,10 @@ class Intake:
             raise invalid("timeout", task.timeout, "leaves no time", "use a positive number of seconds, or None")
         if task.priority not in _PRIORITIES:
             raise invalid("priority", task.priority, "is unknown", "use a TaskPriority")
-        if type(task.max_retries) is not int or not 0 <= task.max_retries <= MAX_RETRIES:
-            raise invalid("max_retries", task.max_retries, "is out of range", "use 0 or more")
+        retries_of("max_retries", task.max_retries)
+        if type(task.retry_count) is not int or task.retry_count:
+            why = "is of a task that was tried, and this one is new"
+            raise invalid("retry_count", task.retry_count, why, "leave it out: it begins at 0")
         self._check_resources(task)
         if task.cost is not None:
             check_cost(task.cost, "cost")
@@ -226,7 +228,7 @@ class Intake:
             (task.namespace, task.task_type, task.group or self._executor.group_of(task)),
             data,
             priority=int(task.priority),
-            max_retries=task.max_retries,
+            max_retries=int(task.max_retries),
             timeout_ms=None if timeout is None else max(1, int(seconds(timeout, "timeout") * 1000)),
             deadline_ms=self._by_store(deadline_ms),
             not_before_ms=self._by_store(not_before_ms),

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from mainspring.config import EngineConfig, TaskManagerConfig, seconds
+from mainspring.config import EngineConfig, TaskManagerConfig, check_given, seconds
 from mainspring.dispatch.alone import Alone
 from mainspring.dispatch.answers import Answers
 from mainspring.dispatch.course import Course
@@ -41,7 +41,7 @@ from mainspring.store.base import CANCELLED, RELEASED, Accepted, Claimed, Finish
 from mainspring.store.lane import Lane
 from mainspring.tasks import CostRate, GroupLimit, Rate, Task, TaskId
 from mainspring.tasks.lifecycle import CANCELLED as STATUS_CANCELLED
-from mainspring.tasks.limits import check_concurrency
+from mainspring.tasks.limits import concurrency_of, weight_of
 
 logger = logging.getLogger("mainspring.dispatch")
 
@@ -70,6 +70,7 @@ class TaskManager(Answers):
         monitor: ResourceMonitor | None = None,
         env: Environment = SYSTEM,
     ) -> None:
+        check_given(config=(config, TaskManagerConfig), monitor=(monitor, ResourceMonitor))
         self.config = config or TaskManagerConfig()
         self._owned = not isinstance(store, Parts)
         self.parts = (
@@ -404,11 +405,11 @@ class TaskManager(Answers):
         check_name("group", group)
         if namespace is not None:
             check_name("namespace", namespace)
-        check_concurrency(concurrency, "concurrency")
+        at_once = concurrency_of(concurrency, "concurrency")
         parsed = None if rate is None else Rate.parse(rate, "rate")
         of_cost = None if cost_rate is None else CostRate.parse(cost_rate, "cost_rate")
         where = namespace or ""
-        await self.store.limit(group, namespace=where, concurrency=concurrency, rate=parsed, cost_rate=of_cost)
+        await self.store.limit(group, namespace=where, concurrency=at_once, rate=parsed, cost_rate=of_cost)
 
     async def share(self, weight: float | None, *, group: str | None = None, namespace: str | None = None) -> None:
         """Give a group or a namespace a share of the lanes by weight; None takes it away. See `Engine.share`.
@@ -420,10 +421,7 @@ class TaskManager(Answers):
         for field, name in (("group", group), ("namespace", namespace)):
             if name is not None:
                 check_name(field, name)
-        if weight is not None and (type(weight) not in (int, float) or not 1e-3 <= weight <= 1e3):
-            raise invalid("weight", weight, "is no weight", "use a number from 0.001 to 1000, or None for no share")
-        given = None if weight is None else float(weight)
-        await self.store.share(group=group or "", namespace=namespace or "", weight=given)
+        await self.store.share(group=group or "", namespace=namespace or "", weight=weight_of(weight))
 
     async def limits(self) -> list[GroupLimit]:
         """Return the limits that are set, with what they count now, by group."""

@@ -13,7 +13,7 @@ from mainspring.blobs.keys import apply_delete as delete_key
 from mainspring.blobs.keys import apply_ref as put_key
 from mainspring.blobs.keys import named as named_blobs
 from mainspring.blobs.local import LocalBlobStore
-from mainspring.config import EngineConfig, is_server, seconds
+from mainspring.config import EngineConfig, check_store, is_server, seconds
 from mainspring.environment import SYSTEM, Environment
 from mainspring.errors import InvalidInput
 from mainspring.execution.executor import TaskExecutor
@@ -76,6 +76,7 @@ class Parts:
     vectors: VectorStore
 
     def __init__(self, path: str | Path, config: EngineConfig, *, env: Environment = SYSTEM) -> None:
+        check_store(path)
         self.config = config
         self.is_lasting = str(path) != ":memory:"
         wait_s = seconds(config.models.budget_wait_s, "budget_wait_s")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from mainspring.blobs.base import BlobStore
-from mainspring.config import EngineConfig, refuse_address
+from mainspring.config import EngineConfig, check_given
 from mainspring.dispatch.manager import TaskManager
 from mainspring.dispatch.parts import Parts
-from mainspring.engine.handle import TaskHandle
+from mainspring.engine.handle import TaskHandle, checked
 from mainspring.engine.operations import Operations
 from mainspring.engine.submitting import Submitting
 from mainspring.environment import SYSTEM, Environment, Original
@@ -77,11 +77,7 @@ class Engine(Submitting, Operations):
         worker: bool = True,
         env: Environment = SYSTEM,
     ) -> None:
-        if not isinstance(store, (str, Path)) or not str(store):
-            raise invalid("store", store, "is no path or address", 'use "work.db", ":memory:" or "postgresql://..."')
-        refuse_address("store", store)
-        if config is not None and not isinstance(config, EngineConfig):
-            raise invalid("config", config, "is no EngineConfig", "pass EngineConfig(...)")
+        check_given(config=(config, EngineConfig))
         self.config = config or EngineConfig()
         self._worker = worker
         self._env = env
@@ -342,7 +338,7 @@ class Engine(Submitting, Operations):
         """Yield the handles as their tasks end, however they end. Raises InvalidInput inside a handler."""
         if current.get() is not None:
             raise waiting_inside()
-        handles = list(handles)
+        handles = checked(handles, TaskHandle)
         ready: asyncio.Queue[TaskHandle] = asyncio.Queue()
         await asyncio.gather(*(self.manager.waiters.come(handle) for handle in handles if handle.origin is not None))
         unknown = [handle for handle in handles if not handle.known and handle.ended is None]
@@ -368,7 +364,7 @@ class Engine(Submitting, Operations):
 
     async def gather(self, handles: Iterable[TaskHandle]) -> list[Any]:
         """Return the results in the handles' order; raises the first error met in that order."""
-        return [await handle.result() for handle in handles]
+        return [await handle.result() for handle in checked(handles, TaskHandle)]
 
 
 def _pass_on(ready: asyncio.Queue[TaskHandle], handle: TaskHandle, future: asyncio.Future[None]) -> None:

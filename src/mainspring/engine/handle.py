@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from mainspring.config import check_is
+from mainspring.errors import invalid
 from mainspring.processors.context import current, waiting_inside
 from mainspring.results.waiters import Waiting
 from mainspring.tasks import TaskInfo
 
 if TYPE_CHECKING:
     from mainspring.engine.engine import Engine
+
+
+H = TypeVar("H")
+
+
+def checked(handles: Iterable[H], kind: type[H]) -> list[H]:
+    """Return them as a list. Raises InvalidInput: they are no handles."""
+    remedy = "pass a list of what submit or map returned; engine.handle(id) makes one of an id"
+    if not isinstance(handles, Iterable):
+        raise invalid("handles", handles, "can't be iterated", remedy)
+    found = list(handles)
+    for handle in found:
+        check_is("handles", handle, kind, remedy)
+    return found
 
 
 class TaskHandle(Waiting):

@@ -8,7 +8,7 @@ from concurrent.futures import wait
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from mainspring.engine.handle import TaskHandle
+from mainspring.engine.handle import TaskHandle, checked
 from mainspring.environment import SYSTEM, ThreadEvent
 from mainspring.errors import InvalidInput, PartlySubmitted, invalid
 from mainspring.tasks import GroupLimit, Ledger, LedgerKey, Ref, Task, TaskId, TaskInfo
@@ -228,7 +228,7 @@ class SyncEngine:
 
     def gather(self, handles: Iterable[SyncHandle]) -> list[Any]:
         """Return the results in the handles' order; raises the first error met in that order."""
-        return self.run(self._engine.gather([handle._handle for handle in handles]))
+        return self.run(self._engine.gather([handle._handle for handle in checked(handles, SyncHandle)]))
 
     def retry(self, task_id: TaskId | str) -> SyncHandle:
         """See `TaskManager.retry_task`."""
@@ -279,7 +279,7 @@ class SyncEngine:
 
     def as_completed(self, handles: Iterable[SyncHandle]) -> Iterator[SyncHandle]:
         """Yield the handles as their tasks end."""
-        by_id = {handle.id: handle for handle in handles}
+        by_id = {handle.id: handle for handle in checked(handles, SyncHandle)}
         ended = self._engine.as_completed([handle._handle for handle in by_id.values()])
         for _ in by_id:
             yield by_id[self.run(_next(ended)).id]

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from mainspring.config import ExecutorConfig, TaskManagerConfig, seconds
+from mainspring.config import ExecutorConfig, TaskManagerConfig, check_given, seconds
 from mainspring.environment import SYSTEM, Environment, Lock
 from mainspring.errors import Conflict, InvalidInput, TaskTimeout, UnsupportedTaskType, invalid
 from mainspring.execution.base import Report, Runner, Work
@@ -59,6 +59,7 @@ class TaskExecutor:
         env: Environment = SYSTEM,
         tracing: Tracing | None = None,
     ) -> None:
+        check_given(config=(config, ExecutorConfig), slots=(slots, TaskManagerConfig))
         self._tracing = tracing
         self.config = config or ExecutorConfig()
         self._slots = slots or TaskManagerConfig()

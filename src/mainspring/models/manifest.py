@@ -8,7 +8,7 @@ import msgspec
 
 from mainspring.errors import InvalidInput, invalid
 from mainspring.tasks import CostRate, Rate
-from mainspring.tasks.limits import check_concurrency
+from mainspring.tasks.limits import concurrency_of
 
 MANIFEST = "mainspring.json"
 _EXAMPLE = 'write it as {"limits": {"concurrency": 2, "rate": "60/m"}}'
@@ -39,12 +39,12 @@ class _Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 def checked(limits: Limits, where: str = "") -> Limits:
     """Return limits that can be kept. Raises InvalidInput with the field that can't be."""
-    check_concurrency(limits.concurrency, f"{where}concurrency")
+    at_once = concurrency_of(limits.concurrency, f"{where}concurrency")
     if limits.rate is not None:
         Rate.parse(limits.rate, f"{where}rate")
     if limits.cost_rate is not None:
         CostRate.parse(limits.cost_rate, f"{where}cost_rate")
-    return limits
+    return msgspec.structs.replace(limits, concurrency=at_once)
 
 
 def read_limits(folder: Path) -> Limits:

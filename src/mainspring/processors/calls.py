@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from mainspring.config import seconds
+from mainspring.config import plain, seconds
 from mainspring.environment import HERE, Original
 from mainspring.errors import InvalidInput, invalid
 from mainspring.processors.context import Child, Context, check_cost
@@ -17,7 +17,10 @@ from mainspring.tasks import Custom, Ref, Task, TaskId, TaskInput, TaskType
 
 def split_options(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Take the submit options out of a call's keyword arguments and return them."""
-    return {name: kwargs.pop(name) for name in [*kwargs] if name in OPTION_NAMES}
+    options = {name: kwargs.pop(name) for name in [*kwargs] if name in OPTION_NAMES}
+    if "max_retries" in options:
+        options["max_retries"] = plain(options["max_retries"])
+    return options
 
 
 def call_task(handler: Handler, args: tuple[Any, ...], kwargs: dict[str, Any], *, id: TaskId | None = None) -> Task:

@@ -36,6 +36,15 @@ def as_cost(value: Any) -> float | None:
     return cost if 0 <= cost <= MOST_COST else None
 
 
+def _finite(value: Any) -> float | None:
+    """Return a number as a float; None for what is none, or none that a float can be."""
+    try:
+        number = float(value) if isinstance(value, Real) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def check_cost(cost: Any, field: str) -> float:
     """Raises InvalidInput for what no task can cost."""
     if (checked := as_cost(cost)) is None:
@@ -132,10 +141,10 @@ class Context:
 
     def progress(self, done: float, total: float = 1.0) -> None:
         """Tell how far this attempt is. Cheap; only the newest value is kept."""
-        done, total = float(done), float(total)
-        if not (math.isfinite(done) and math.isfinite(total)):
-            raise invalid("progress", (done, total), "is not finite", "pass numbers")
-        self._send(Progress(done, total))
+        so_much, of_all = _finite(done), _finite(total)
+        if so_much is None or of_all is None:
+            raise invalid("progress", (done, total), "are no finite numbers", "pass how much is done, and of how much")
+        self._send(Progress(so_much, of_all))
 
     def usage(self, *, cost: float) -> None:
         """Tell what this attempt really cost its group, in the unit of the group's `cost_rate`.

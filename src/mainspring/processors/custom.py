@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from mainspring.config import RESOURCE_KINDS, seconds
+from mainspring.config import RESOURCE_KINDS, plain, seconds
 from mainspring.errors import InvalidInput, TaskError, invalid, shown
 from mainspring.processors.annotations import is_async, resolved
 from mainspring.processors.base import Item, Lane, failure, text_of
@@ -141,7 +141,9 @@ class Handler:
         check_function(function)
         self.function = function
         self.is_async = is_async(function)
-        self.name = name or str(getattr(function, "__name__", ""))
+        if name is not None and not isinstance(name, str):
+            raise invalid("name", name, "is no text", 'name the handler, such as "resize", or leave it out')
+        self.name = str(getattr(function, "__name__", "")) if name is None else name
         if self.name in ("", "<lambda>"):
             raise invalid("handler", function, "has no name to find it by", "pass name=... or use def")
         self.task_type = TaskType.custom(self.name)
@@ -150,7 +152,7 @@ class Handler:
             raise invalid("version", version, "is no text", 'use one such as "2"')
         check_text("version", version)
         check_key("version", version)
-        self.lane = lane or ("async" if self.is_async else "thread")
+        self.lane = lane if lane is not None else ("async" if self.is_async else "thread")
         self.retry = _retry_of(retry)
         self.timeout = None if timeout is None else seconds(timeout, "timeout")
         if self.timeout == 0:
@@ -267,15 +269,13 @@ class Handler:
         if self.contexts_parameter is not None and self.batch is None:
             why, remedy = "gets contexts of several tasks without batch=", "annotate it as Context, or declare a batch"
             raise invalid("handler", f"{self.name}({self.contexts_parameter}: list[Context])", why, remedy)
-        if type(self.retry.max_retries) is not int or not 0 <= self.retry.max_retries <= MAX_RETRIES:
-            why = f"is no count from 0 to {MAX_RETRIES}"
-            raise invalid("retry.max_retries", self.retry.max_retries, why, "use 0 for no retry")
+        retries_of("retry.max_retries", self.retry.max_retries)
         if self.resources is not None:
             check_resources(self.resources)
         if callable(self.cost):
             takes = ", ".join(self.parameters) or "nothing"
             check_asked(self.cost, "cost", len(self.parameters), f"pass a plain function that takes {takes}")
-        if not isinstance(self.retry.factor, (int, float)) or not 1 <= self.retry.factor <= 1_000:
+        if type(self.retry.factor) not in (int, float) or not 1 <= self.retry.factor <= 1_000:
             raise invalid("retry.factor", self.retry.factor, "is not between 1 and 1000", "use about 2")
         seconds(self.retry.delay, "retry.delay")
         seconds(self.retry.max_delay, "retry.max_delay")
@@ -348,11 +348,19 @@ class Handler:
 def _retry_of(retry: Any) -> Retry:
     if retry is None:
         return Retry()
-    if type(retry) is int:
-        return Retry(max_retries=retry)
+    if type(number := plain(retry)) is int:
+        return Retry(max_retries=number)
     if not isinstance(retry, Retry):
         raise invalid("retry", retry, "is no retry policy", "use Retry(...), or the number of retries")
     return retry
+
+
+def retries_of(field: str, value: Any) -> int:
+    """Return a number of retries as an int. Raises InvalidInput for what is none."""
+    number = plain(value)
+    if type(number) is not int or not 0 <= number <= MAX_RETRIES:
+        raise invalid(field, value, f"is no count from 0 to {MAX_RETRIES}", "use 0 for no retry")
+    return number
 
 
 def priority_of(value: Any) -> TaskPriority:

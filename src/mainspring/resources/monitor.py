@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from mainspring.config import SchedulerConfig, cores, seconds
+from mainspring.config import SchedulerConfig, check_given, cores, seconds
 from mainspring.environment import SYSTEM, Environment, Lock
 from mainspring.errors import invalid
 from mainspring.resources.cgroup import Cgroup
@@ -104,6 +104,9 @@ class ResourceMonitor:
     ) -> None:
         if isinstance(folder, SchedulerConfig):
             raise invalid("folder", folder, "is a SchedulerConfig", "pass limits=SchedulerConfig(...)")
+        check_given(limits=(limits, SchedulerConfig))
+        if not isinstance(folder, (str, Path)):
+            raise invalid("folder", folder, "is no path", "name a folder")
         folder = Path(folder)
         if not folder.is_dir():
             raise invalid("folder", str(folder), "is no folder", "create it first")

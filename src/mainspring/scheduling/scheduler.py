@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from mainspring.config import SchedulerConfig
+from mainspring.config import SchedulerConfig, check_given, check_is
 from mainspring.dispatch.manager import TaskManager
 from mainspring.errors import invalid
 from mainspring.processors.calls import id_of
@@ -35,6 +35,8 @@ class TaskScheduler:
     ) -> None:
         if isinstance(monitor, SchedulerConfig):
             raise invalid("monitor", monitor, "is a SchedulerConfig", "pass config=SchedulerConfig(...)")
+        check_is("manager", manager, TaskManager, "pass a TaskManager, as engine.manager")
+        check_given(monitor=(monitor, ResourceMonitor), config=(config, SchedulerConfig))
         self._manager = manager
         monitor = monitor or manager.monitor
         store = manager.parts.store

@@ -115,6 +115,10 @@ Reason = Literal[
 """Why a PENDING task is not running."""
 
 _CUSTOM_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]{0,127}")
+_CUSTOM_REMEDY = (
+    "use up to 128 of A-Z a-z 0-9 _ . - that begin with a letter or _; "
+    "name= of a declaration gives a handler another one than its function's"
+)
 _BUILT_IN: Final = (
     "text_processing",
     "model_inference",
@@ -151,6 +155,8 @@ class TaskType(str):
 
     @classmethod
     def custom(cls, name: str) -> TaskType:
+        if not isinstance(name, str) or not _CUSTOM_NAME.fullmatch(name):
+            raise invalid("name", name, "is no name of a handler", _CUSTOM_REMEDY)
         return cls(f"custom:{name}")
 
     @property

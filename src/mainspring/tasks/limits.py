@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 
-from mainspring.config import seconds
+from mainspring.config import plain, seconds
 from mainspring.errors import InvalidInput, invalid
 
 _UNITS = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}  # the largest first
@@ -129,10 +129,22 @@ class GroupLimit(msgspec.Struct, frozen=True, kw_only=True):
     share: float | None = None  # weight of its share of the lanes; None: it has none of its own
 
 
-def check_concurrency(value: Any, field: str) -> None:
-    """Raises InvalidInput for what is no number of tasks at once."""
-    if value is not None and (type(value) is not int or not 0 < value <= _MOST):
+def concurrency_of(value: Any, field: str) -> int | None:
+    """Return how many tasks at once, as an int; None for any number. Raises InvalidInput for what is neither."""
+    number = plain(value)
+    if number is not None and (type(number) is not int or not 0 < number <= _MOST):
         raise invalid(field, value, "is no number of tasks", "use 1 or more, None for no limit, or pause the group")
+    return number
+
+
+def weight_of(value: Any) -> float | None:
+    """Return the weight of a share as a float; None for no share. Raises InvalidInput for what is neither."""
+    number = plain(value)
+    if number is None:
+        return None
+    if type(number) not in (int, float) or not 1e-3 <= number <= 1e3:
+        raise invalid("weight", value, "is no weight", "use a number from 0.001 to 1000, or None for no share")
+    return float(number)
 
 
 def group_of_model(model_id: str) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from numbers import Integral, Real
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import force_setattr
 
+from mainspring.config import plain
 from mainspring.tasks.identity import Reason, TaskId, TaskPriority, TaskStatus, TaskType
 from mainspring.tasks.payloads import TaskInput, TaskOutput
 
@@ -16,6 +17,7 @@ OnDependencyFailure = Literal["require", "allow_failure", "skip"]
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """Exponential backoff with full jitter: before retry n the wait is uniform(0, min(max_delay, delay * factor ** n)).
+    Numbers of other libraries, as numpy's, become Python's own.
 
     Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog 2015.
     """
@@ -25,8 +27,9 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     factor: float = 2.0  # growth per retry
     max_delay: float | str = 300.0  # seconds, cap of a wait
 
-
-_PLAIN = frozenset({int, float, bool})
+    def __post_init__(self) -> None:
+        for name in ("max_retries", "factor"):
+            force_setattr(self, name, plain(getattr(self, name)))
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,18 +43,10 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name in ("cpu", "memory", "gpu"):
             amount = getattr(self, name)
-            if type(amount) not in _PLAIN:
-                msgspec.structs.force_setattr(self, name, _plain(amount))
+            if (number := plain(amount)) is not amount:
+                force_setattr(self, name, number)
         if isinstance(self.custom, dict):
-            custom = {kind: _plain(amount) for kind, amount in self.custom.items()}
-            msgspec.structs.force_setattr(self, "custom", custom)
-
-
-def _plain(amount: Any) -> Any:
-    """Return a number as one that can be stored; whatever is no number is refused where it is used."""
-    if type(amount) in _PLAIN or not isinstance(amount, Real):
-        return amount
-    return int(amount) if isinstance(amount, Integral) else float(amount)
+            force_setattr(self, "custom", {kind: plain(amount) for kind, amount in self.custom.items()})
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
