@@ -76,15 +76,17 @@ async def test_a_full_machine_refuses(limit: dict[str, int], named: str, tmp_pat
     """InsufficientResources with figures, the setting's name and a time to come back; nothing is stored."""
     async with Engine(tmp_path / "work.db", EngineConfig(scheduler=SchedulerConfig(**limit))) as engine:
         with pytest.raises(
-            InsufficientResources, match=rf"{named} in use.* is .* GB, above max_{named}_bytes"
+            InsufficientResources, match=rf"{named} in use.* is .* [MG]B, above max_{named}_bytes = 1 byte;"
         ) as caught:
             await engine.scheduler.schedule_task(text())
         assert caught.value.is_retryable
+        assert (caught.value.field, caught.value.value) == (f"max_{named}_bytes", 1)
         assert caught.value.retry_after is not None
         assert caught.value.retry_after >= engine.monitor.fresh_in_s() > 0  # when there are new figures
         if named == "storage":
-            with pytest.raises(InsufficientResources):
+            with pytest.raises(InsufficientResources) as refused:
                 await engine.submit(text())
+            assert (refused.value.field, refused.value.value) == ("max_storage_bytes", 1)
             assert (await engine.manager.stats())["types"] == {}
         else:
             assert not (await (await engine.submit(text())).info()).status.is_final  # it runs when there is room

@@ -36,7 +36,16 @@ def test_parts_of_a_whole() -> None:
     assert shares(0.9, 0.8, 0.76) == ["90%", "80%", "76%"]
     assert shares(0.801, 0.8) == ["80.1%", "80.0%"]
     assert shares(0.1 + 0.2, 0.3) == ["30%", "30%"]
+    assert shares(0.83, 0.0001) == ["83%", "0.01%"]
+    assert shares(0.0, 0.004) == ["0%", "0.4%"]
 
 
 def test_equal_ones() -> None:
     assert amounts(MEMORY, 5e8, 5e8) == ["500.0 MB", "500.0 MB"]
+
+
+def test_small_ones() -> None:
+    """What is something does not read as nothing, whatever stands beside it."""
+    assert amounts(MEMORY, 1.54e9, 1, 0.95) == ["1.5 GB", "1 byte", "0.95 bytes"]
+    assert amounts(MEMORY, 852.9e6, 2_000, 1_900) == ["852.9 MB", "2.0 kB", "1.9 kB"]
+    assert amounts(MEMORY, 1e5, 0) == ["0.1 MB", "0.0 MB"]

@@ -29,6 +29,14 @@ class Place(NamedTuple):
     usage: ResourceUsage  # as seen last by one who works there, with the load of all of them as own
 
 
+class _Full(NamedTuple):
+    """What is above a limit."""
+
+    why: str
+    limit: str  # its name
+    most: float
+
+
 class Telling:
     """What this process tells the others of its machine. See `Store.tell_usage`.
 
@@ -78,7 +86,7 @@ class Hosts:
         self._neighbours = Neighbours(store)
         self.look_due_ms: float = -math.inf
         self._roomy: ResourceUsage | None = None  # there was room for more on this disk
-        self._full_disks = ""  # why none of those who work has room on its disk, as seen at the last look
+        self._full_disks: list[tuple[str, _Full]] = []  # of those who work, where none has room, as of the last look
 
     async def refuse_without_room(self, *, works: bool) -> None:
         """Judge by those who work, or where nobody does by this host. `works`: this process does.
@@ -88,16 +96,15 @@ class Hosts:
         seen: list[tuple[str, ResourceUsage]] = [*await self._neighbours.heard()]
         if works or not seen:
             seen.append((self._host, self._monitor.sample()))
-        refusals = []
+        refusals, found = [], []
         for place in places(seen):
-            if (why := self._why_full(place.usage)) is None:
+            if (full := self._full(place.usage)) is None:
                 return
             seen_at = self._monitor.as_seen() if place.host == self._host else ""
-            refusals.append(f"{place.host}: {why}{seen_at}")
-        raise InsufficientResources(
-            f"no host has room: {'; '.join(refusals)}; try again later, or raise the limit",
-            retry_after=self._fresh_in_s(),
-        )
+            refusals.append(f"{place.host}: {full.why}{seen_at}")
+            found.append(full)
+        why = f"no host has room: {'; '.join(refusals)}; try again later, or raise the limit"
+        raise _refusal(why, found, self._fresh_in_s())
 
     async def look(self, *, works: bool) -> None:
         """Have `refuse_without_storage`, and the store, judge by what those who work tell now. `works`: this process
@@ -109,9 +116,9 @@ class Hosts:
         with contextlib.suppress(StoreUnavailable):
             heard = await self._neighbours.heard()
             self._hold_queue([told.queue_size for _, told in heard])
-            found = [(place.host, self._why_disk_full(place.usage)) for place in places(heard)]
-            is_full = all(why is not None for _, why in found)
-            self._full_disks = "; ".join(f"{host}: {why}" for host, why in found) if is_full else ""
+            found = [(place.host, self._full_disk(place.usage)) for place in places(heard)]
+            full = [(host, disk) for host, disk in found if disk is not None]
+            self._full_disks = full if len(full) == len(found) else []
         self.look_due_ms = self._store.now_ms() + READ_MS
 
     def _hold_queue(self, told: Sequence[int | None]) -> None:
@@ -130,23 +137,21 @@ class Hosts:
         Raises: InsufficientResources.
         """
         usage = self._monitor.sample()
-        if usage is not self._roomy and (why := self._why_disk_full(usage)) is not None:
-            raise InsufficientResources(
-                f"{why}{self._monitor.as_seen()}; free some, or raise max_storage_bytes",
-                retry_after=self._monitor.fresh_in_s(),
-            )
+        if usage is not self._roomy and (full := self._full_disk(usage)) is not None:
+            why = f"{full.why}{self._monitor.as_seen()}; free some, or raise max_storage_bytes"
+            raise _refusal(why, [full], self._monitor.fresh_in_s())
         self._roomy = usage
         if self._full_disks:
-            raise InsufficientResources(
-                f"no host has room: {self._full_disks}; free some, or raise max_storage_bytes there",
-                retry_after=max(0.0, self.look_due_ms - self._store.now_ms()) / 1000,
-            )
+            disks = "; ".join(f"{host}: {disk.why}" for host, disk in self._full_disks)
+            why = f"no host has room: {disks}; free some, or raise max_storage_bytes there"
+            look_in_s = max(0.0, self.look_due_ms - self._store.now_ms()) / 1000
+            raise _refusal(why, [disk for _, disk in self._full_disks], look_in_s)
 
     def _fresh_in_s(self) -> float:
         """Return when this process judges by new figures: until then the answer stays the same."""
         return max(self._monitor.fresh_in_s(), self._neighbours.fresh_in_s())
 
-    def _why_full(self, usage: ResourceUsage) -> str | None:
+    def _full(self, usage: ResourceUsage) -> _Full | None:
         """Return what is above a limit: that of the host, or that of whoever submits."""
         cpu = usage.cpu_usage
         if cpu is not None:
@@ -154,12 +159,13 @@ class Hosts:
             for limit in (self._limits.max_cpu_usage, usage.max_cpu_usage):
                 if limit is not None and others > limit:
                     used, most = shares(others, limit)
-                    return f"CPU in use by others is {used} of {usage.cpu_limit:g} cores, above max_cpu_usage = {most}"
+                    why = f"CPU in use by others is {used} of {usage.cpu_limit:g} cores, above max_cpu_usage = {most}"
+                    return _Full(why, "max_cpu_usage", limit)
         memory = (self._limits.max_memory_bytes, usage.max_memory_bytes)
         others = usage.memory_bytes - usage.own_memory_bytes
-        return _above("memory in use by others", others, memory) or self._why_disk_full(usage)
+        return _above("memory in use by others", others, memory) or self._full_disk(usage)
 
-    def _why_disk_full(self, usage: ResourceUsage) -> str | None:
+    def _full_disk(self, usage: ResourceUsage) -> _Full | None:
         limits = (self._limits.max_storage_bytes, usage.max_storage_bytes)
         return _above("storage in use", usage.storage_bytes, limits)
 
@@ -183,12 +189,21 @@ def _together(usages: Sequence[ResourceUsage]) -> ResourceUsage:
     )
 
 
-def _above(name: str, used: int, limits: Iterable[int | None]) -> str | None:
+def _above(name: str, used: int, limits: Iterable[int | None]) -> _Full | None:
     for limit in limits:
         if limit is not None and used > limit:
             much, most = amounts("memory", used, limit)
-            return f"{name} is {much}, above max_{name.split(maxsplit=1)[0]}_bytes = {most}"
+            setting = f"max_{name.split(maxsplit=1)[0]}_bytes"
+            return _Full(f"{name} is {much}, above {setting} = {most}", setting, limit)
     return None
+
+
+def _refusal(why: str, full: Sequence[_Full], retry_after: float) -> InsufficientResources:
+    """Name the limit, and what it is, where it is one on all hosts."""
+    limits, values = {one.limit for one in full}, {one.most for one in full}
+    field = limits.pop() if len(limits) == 1 else None
+    value = values.pop() if field is not None and len(values) == 1 else None
+    return InsufficientResources(why, retry_after=retry_after, field=field, value=value)
 
 
 def _steps(usage: ResourceUsage) -> tuple[int | None, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -17,10 +17,8 @@ ONE_CORE: Final = Resources().cpu
 CLOSE: Final = 1e-9
 """Sums of fractions are not exact."""
 _MOST_DIGITS: Final = 12
-_GB: Final = (1e9, "GB")
-_MB: Final = (1e6, "MB")
-_FROM_GB: Final = 999.95e6
-"""What would be written as 1000.0 MB."""
+_UNITS: Final = ((999.95e6, 1e9, "GB"), (0.05e6, 1e6, "MB"), (50.0, 1e3, "kB"))
+"""From where on, what it is in bytes and its name: nothing is written as 1000.0 MB, nor anything but nothing as 0.0."""
 
 
 class Short(NamedTuple):
@@ -95,10 +93,8 @@ def amount(kind: str, much: float) -> str:
 def amounts(kind: str, *much: float) -> list[str]:
     """Return them as people read them, those that differ with as many digits as show that."""
     if kind == "memory":
-        units = [_GB if one >= _FROM_GB else _MB for one in much]
-        numbers = apart("f", 1, [one / size for one, (size, _) in zip(much, units, strict=True)])
-        return [f"{number} {unit}" for number, (_, unit) in zip(numbers, units, strict=True)]
-    numbers = apart("g", 6, much)
+        return apart(_bytes, 1, much)
+    numbers = apart(lambda one, digits: f"{one:.{digits}g}", 6, much)
     if kind == CHILD:
         return [f"{number} child process{'' if number == '1' else 'es'}" for number in numbers]
     if kind == "cpu":
@@ -108,14 +104,29 @@ def amounts(kind: str, *much: float) -> list[str]:
 
 def shares(*much: float) -> list[str]:
     """Return parts of a whole as people read them, as `amounts` does."""
-    return apart("%", 0, much)
+    return apart(_percent, 0, much)
 
 
-def apart(form: str, digits: int, numbers: Sequence[float]) -> list[str]:
+def _bytes(much: float, digits: int) -> str:
+    for least, size, unit in _UNITS:
+        if much >= least:
+            return f"{much / size:.{digits}f} {unit}"
+    if much <= 0:
+        return f"{0:.{digits}f} MB"
+    return f"{much:.{digits + 1}g} byte{'' if much == 1 else 's'}"
+
+
+def _percent(share: float, digits: int) -> str:
+    """What would be written as nothing, and is something, has digits enough to show."""
+    is_shown = share == 0 or round(100 * share, digits) != 0
+    return f"{share:.{digits}%}" if is_shown else f"{100 * share:.{digits + 1}g}%"
+
+
+def apart(write: Callable[[float, int], str], digits: int, numbers: Sequence[float]) -> list[str]:
     """Write numbers with so many digits, or as many more as show which of them differ."""
     differ = len({f"{number:.{_MOST_DIGITS}g}" for number in numbers})
     while True:
-        texts = [f"{number:.{digits}{form}}" for number in numbers]
+        texts = [write(number, digits) for number in numbers]
         if len(set(texts)) >= differ or digits == _MOST_DIGITS:
             return texts
         digits += 1
