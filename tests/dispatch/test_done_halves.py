@@ -73,8 +73,9 @@ async def test_who_is_done_in_time_is_done(folder: Path, lane: str) -> None:
     async with engine_on(grace_s=LIMIT_S) as engine:
         *others, slow = await joined(engine, lane, "listens", folder, timeout=1)
         assert [await value(handle) for handle in others] == [0, 1, 2]
-        with pytest.raises(TaskTimeout):
+        with pytest.raises(TaskTimeout, match="attempt 2 ran longer than 1") as caught:
             await value(slow)
+        assert caught.value.attempts == 1  # the first one was not charged
         assert [await outcomes(handle) for handle in (*others, slow)] == [
             ["completed"], ["completed"], ["released", "completed"], ["released", "timeout"],
         ]  # fmt: skip

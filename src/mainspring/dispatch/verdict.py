@@ -39,7 +39,8 @@ def verdict(claim: Claimed, report: Report, cause: StopCause | None, retry: Retr
     if cause == "cancel":
         return Verdict(CANCELLED, ErrorInfo(type="TaskCancelled", message="cancelled while it ran", attempts=tries))
     if cause == "timeout" or is_late(claim, report):
-        error = ErrorInfo(type="TaskTimeout", message=f"attempt {tries} ran longer than {limit_s} s", attempts=tries)
+        message = f"attempt {claim.attempt} ran longer than {limit_s} s"
+        error = ErrorInfo(type="TaskTimeout", message=message, attempts=tries)
         return _again_or(TIMEOUT, claim, error, _backoff_ms(retry, claim.retry_count, env))
     if report.unstarted or (cause == "drain" and report.output is None):
         return Verdict(RELEASED)
