@@ -117,17 +117,19 @@ def last_waits(items: list[int], how: str, folder: str, contexts: list[Context])
     note(folder, items, contexts)
     raise_for(items, how, contexts[0].attempt)
     while waits(items, how, folder):
-        if contexts[0].cancelled and how != "deaf":
+        if contexts[0].cancelled and "deaf" not in how:
             break
         time.sleep(0.001)
     return results(items, how)
 
 
 def waits(items: list[int], how: str, folder: str) -> bool:
-    """With "both wait" the first half waits for the test alone, and the last one until it is asked to stop."""
-    if how == "both wait" and 3 in items:
-        return True
-    return (0 if how == "both wait" else 3) in items and not Path(folder).with_name("go").exists()
+    """With "both wait" the first half waits for the test alone, and the last one until it is asked to stop, or told to
+    where it is deaf to that."""
+    both_wait = how.startswith("both wait")
+    if both_wait and 3 in items:
+        return not Path(folder).with_name("stop").exists()
+    return (0 if both_wait else 3) in items and not Path(folder).with_name("go").exists()
 
 
 def raise_for(items: list[int], how: str, attempt: int) -> None:
@@ -141,4 +143,5 @@ def raise_for(items: list[int], how: str, attempt: int) -> None:
 
 
 def results(items: list[int], how: str) -> list[Any]:
-    return [bytes(300_000 + item) for item in items] if how == "large" else items
+    is_large = how == "large" or (how == "large first" and 0 in items)
+    return [bytes(300_000 + item) for item in items] if is_large else items

@@ -14,6 +14,7 @@ from tests.dispatch.test_process_lane import outcomes
 from tests.engine.support import LIMIT_S, engine_on, shows, until, value
 
 from mainspring import Batch, Context, Engine, ProcessingFailed, Resources, Retry, TaskHandle, TaskStatus, TaskTimeout
+from mainspring.store.base import Finish
 
 pytestmark = pytest.mark.anyio
 HALVES = ["01.1", "0123.1", "23.1"]
@@ -27,7 +28,7 @@ async def last_waits(items: list[int], how: str, folder: str, contexts: list[Con
         try:
             await asyncio.sleep(0.001)
         except asyncio.CancelledError:
-            if how != "deaf":
+            if "deaf" not in how:
                 raise
     return batched.results(items, how)
 
@@ -112,6 +113,95 @@ async def test_a_slot_that_is_given_up_costs_nobody_who_is_done(folder: Path, la
         finally:
             let_go(folder)
         assert [await outcomes(handle) for handle in handles[:2]] == [["completed"]] * 2
+
+
+@pytest.mark.parametrize("lane", ["async", "thread"])
+async def test_a_call_is_given_up_once(folder: Path, lane: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that are deaf were cancelled while the first half ran: each ends once, and nothing counts them any more."""
+    async with engine_on(grace_s=0.1) as engine:
+
+        @engine.task(timeout=0.3, retry=0)
+        async def beside() -> None:
+            await asyncio.sleep(LIMIT_S)
+
+        handles = await joined(engine, lane, "both wait, deaf", folder)
+        try:
+            await until((folder / "01.1").exists)
+            for handle in handles[2:]:
+                assert await handle.cancel() == "requested"
+            await shows(await engine.submit(beside), status=TaskStatus.TIMEOUT)  # by then they were pressed
+            ended: list[bytes] = []
+            finish = engine.manager.store.finish
+
+            def seen(finished: Finish, **how: Any) -> None:
+                ended.append(finished.claim.id)
+                finish(finished, **how)
+
+            monkeypatch.setattr(engine.manager.store, "finish", seen)
+            let_go(folder)
+            for handle, status in zip(handles, [TaskStatus.COMPLETED] * 2 + [TaskStatus.CANCELLED] * 2, strict=True):
+                await shows(handle, status=status)
+            assert sorted(ended) == sorted(handle.id.bytes for handle in handles)
+            assert (engine.manager._alone._running, engine.manager._alone._inside) == (0, 0)
+        finally:
+            folder.with_name("stop").touch()
+
+
+async def test_marks_of_who_is_done_are_free(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half whose large result takes long to store is over when its call is: the marks are those of the next call."""
+    async with engine_on(thread_slots=1) as engine:
+        held, marked = asyncio.Event(), dict[int, int]()
+        course = engine.manager._course
+        put = course._values.put
+
+        async def slow(data: bytes, what: str) -> bytes:
+            await held.wait()
+            return await put(data, what)
+
+        monkeypatch.setattr(course._values, "put", slow)
+        first = await joined(engine, "thread", "large first", folder)
+        desk = engine.manager._gatherings["custom:four"]
+        mark = desk.mark
+        assert mark is not None
+
+        def seen(slot: int, seq: int, attempt: int) -> None:
+            marked[slot] = seq
+            mark(slot, seq, attempt)
+
+        monkeypatch.setattr(desk, "mark", seen)
+        let_go(folder)
+        assert [await value(handle) for handle in first[2:]] == [2, 3]
+        folder.with_name("go").unlink()
+        second = await engine.map(
+            engine.executor.handlers["custom:four"].function, [4, 3, 5, 6], how="waits", folder=str(folder)
+        )
+        await until((folder / "43.1").exists)
+        held.set()
+        for handle in first[:2]:
+            await value(handle)
+        assert sum(seq > 4 for seq in marked.values()) == 4
+        let_go(folder)
+        await engine.gather(second)
+
+
+async def test_what_is_not_stored_when_the_engine_stops_comes_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The place for a large result of a done half does not answer: nothing goes on once the engine has stopped."""
+    async with engine_on(drain_s=0.1, grace_s=0.1) as engine:
+        course = engine.manager._course
+
+        async def silent(data: bytes, what: str) -> bytes:
+            await asyncio.sleep(LIMIT_S)
+            return data
+
+        monkeypatch.setattr(course._values, "put", silent)
+        handles = await joined(engine, "thread", "large first", folder)
+        let_go(folder)
+        assert [await value(handle) for handle in handles[2:]] == [2, 3]
+        assert len(course._recording) == 2
+    assert not course._recording
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_a_child_that_dies_takes_nothing_along_that_was_done(folder: Path) -> None:

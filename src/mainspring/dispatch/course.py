@@ -46,6 +46,7 @@ from mainspring.tasks.needs import Need
 
 logger = logging.getLogger("mainspring.dispatch")
 
+_UNMARKED = -1
 _NEEDS_CARE = HAS_REFS | BLOB_INPUT | SUSPECT | WANTS_KEPT | RESERVES | SHORT
 
 
@@ -92,6 +93,8 @@ class Course:
     def close(self) -> None:
         self.watch.close()
         self._starts.close()
+        for recording in self._recording:
+            recording.cancel()
 
     def serve(self, desk: LaneDesk, claim: Claimed, mark: int, task: asyncio.Task[Any]) -> Awaitable[bool] | None:
         """Run one claim in a slot, from claim to outcome: to its end at once where its handler waits for nothing.
@@ -336,7 +339,8 @@ class Course:
             if done is None:
                 return False
             for attempt in attempts:
-                self._item_done(attempt)
+                if attempt.report is not None:
+                    self._item_done(attempt)
             left = left_of(attempts)
             for attempt in left:
                 attempt.ended = True
@@ -383,6 +387,7 @@ class Course:
         if attempt.cause == "timeout":  # this was on its way
             attempt.cause = None
         attempt.ended = True
+        self._unmark(attempt)
         attempt.desk.leave([attempt.claim])
         self.watch.leave(attempt)
         task = asyncio.get_running_loop().create_task(self._record_item(attempt, report))
@@ -445,8 +450,9 @@ class Course:
             self._spans.end(attempt, outcome)
 
     def _unmark(self, attempt: Attempt) -> None:
-        if attempt.desk.mark is not None:
+        if attempt.desk.mark is not None and attempt.slot != _UNMARKED:
             attempt.desk.mark(attempt.slot, 0, 0)
+            attempt.slot = _UNMARKED  # from now on that mark may be another's
 
     def _give_up(self, attempt: Attempt) -> None:
         """Record the end of an attempt whose handler does not come back, and replace its slot."""

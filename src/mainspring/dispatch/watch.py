@@ -63,7 +63,7 @@ class Watch:
         self._timer, self._due = None, float("inf")
         now = self._env.monotonic()
         for attempt in list(self._running()):
-            if attempt.ended:
+            if attempt.ended or attempt.abandoned:  # as of now: with one of a call all of it are given up
                 continue
             if attempt.cause is not None:
                 self._press(attempt, now)
