@@ -17,6 +17,10 @@ async def tenfold(n: int) -> int:
     return 10 * n
 
 
+async def unknown(n: int) -> int:
+    return n
+
+
 def _made() -> Any:
     async def nameless(n: int) -> int:
         return 100 * n
@@ -24,7 +28,18 @@ def _made() -> Any:
     return nameless
 
 
-WHAT = {"tenfold": tenfold, "nameless": _made(), "name": "times_ten"}
+async def job(n: int) -> int:
+    return 3 * n
+
+
+older = job
+
+
+async def job(n: int) -> int:  # type: ignore[no-redef]
+    return 4 * n
+
+
+WHAT = {"tenfold": tenfold, "nameless": _made(), "unknown": unknown, "name": "times_ten", "older": older, "newer": job}
 settings: dict[str, int] = {}
 
 
@@ -60,6 +75,8 @@ def main() -> None:
     engine = Engine(sys.argv[1])
     engine.task(name="times_ten")(tenfold)
     engine.task(name="times_hundred")(WHAT["nameless"])
+    engine.task(name="older")(WHAT["older"])
+    engine.task(name="newer")(WHAT["newer"])
     for what in WHAT:
         engine.task(name=f"submits_{what}")(submits)
     engine.task(guarded)

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.dispatch import namesakes
 from tests.engine.programs import Programs, call, serves
 from tests.engine.support import until, value
 
@@ -18,6 +19,8 @@ PROGRAM = Path(__file__).with_name("registering.py")
 CHILD = "__mainspring_main__"
 """What the script is called in a child."""
 NAMELESS = r"nameless.*: has no name by which a child process could tell .* top level of a module"
+UNKNOWN = "unknown.*: is not registered; register it before"
+NAMESAKE = r"job.*: has the name of several handlers \(newer, older\), .* give each function a name of its own"
 NAME = "'times_ten': is a name, and no function; pass the function itself"
 
 
@@ -39,14 +42,16 @@ async def submitted(client: Engine, kind: str, max_retries: int = 0, **arguments
 
 
 async def test_suspects(programs: Programs, client: Engine) -> None:
-    """They run in children, which know what the engine has registered; where that can't be told by a name, in their own
-    lane, and are charged nothing for the way."""
+    """They run in children, which know what the engine has registered; where they fail as that can't be told by a name,
+    in their own lane, and are charged nothing for the way."""
     first = programs.start()
     await serves(client, "custom:in_child")
     cases: list[tuple[str, dict[str, Any], list[str], list[Any]]] = [
         ("submits_tenfold", {"what": "tenfold"}, ["completed"], [CHILD, 10]),
         ("submits_nameless", {"what": "nameless"}, ["released", "completed"], ["__main__", 100]),
-        ("submits_name", {"what": "name"}, ["released", "failed"], [NAME]),
+        ("submits_older", {"what": "older"}, ["released", "completed"], ["__main__", 3]),
+        ("submits_name", {"what": "name"}, ["failed"], [NAME]),
+        ("submits_unknown", {"what": "unknown"}, ["failed"], [UNKNOWN]),
         ("submits_together", {"what": "nameless"}, ["released", "completed"], ["__main__", 100]),
         ("guarded", {}, ["completed"], ["__main__"]),
         ("wants_setting", {"max_retries": 1}, ["retry", "completed"], ["__main__", 1]),
@@ -71,12 +76,20 @@ async def test_suspects(programs: Programs, client: Engine) -> None:
         assert info.task.retry_count == outcomes.count("retry")
 
 
+async def test_namesakes() -> None:
+    """A child submits which function is meant, where decorators tell it, as any other lane does."""
+    async with namesakes.engine as engine:
+        for parent in (namesakes.here, namesakes.in_child):
+            assert await value(await engine.submit(parent)) == ["raw 1", "twice raw 1", "first 1", "second 1"]
+
+
 async def test_in_the_process_lane(programs: Programs, client: Engine) -> None:
-    """A child submits what was registered by a call; what has no name, and what is none, is refused at the call."""
+    """A child submits what was registered by a call; what has no name of its own, and what is no handler, is refused at
+    the call."""
     programs.start()
     await serves(client, "custom:in_child")
     for now in (False, True):
         assert await value(await submitted(client, "in_child", what="tenfold", now=now)) == [CHILD, 10]
-    for what, why in (("nameless", NAMELESS), ("name", NAME)):
+    for what, why in (("nameless", NAMELESS), ("name", NAME), ("older", NAMESAKE), ("newer", NAMESAKE)):
         with pytest.raises(InvalidInput, match=why):
             await value(await submitted(client, "in_child", 1, what=what, now=False))

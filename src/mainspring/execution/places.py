@@ -27,29 +27,32 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     batches: bool = False  # it gets the items of several tasks
     code: str = ""  # hash of what the handler runs in this process
 
-    @property
-    def imported_as(self) -> str:
-        """The module's name in a child."""
-        return self.module if self.script is None else _SCRIPT
-
 
 def place_of(handler: Handler) -> Place:
     """Return where a child finds the handler. Raises: InvalidInput: nowhere."""
     function = handler.function
-    module: str = function.__module__
-    script: str | None = None
-    if module == "__main__":
-        main = sys.modules["__main__"]
-        if main.__spec__ is not None:  # python -m NAME
-            module = main.__spec__.name
-        elif getattr(main, "__file__", None):
-            script = os.path.abspath(str(main.__file__))
-        else:
-            raise invalid("lane", "process", f"{handler.name} was not defined in a file", "put it into a module")
+    module, script = _home(function.__module__, handler.name)
     return Place(
         module, function.__qualname__, str(handler.name), handler.version, script, handler.batch is not None,
         handler.source_hash,
     )  # fmt: skip
+
+
+def imported_as(module: str, name: str) -> str:
+    """Return what a child calls the module of the handler of this name. Raises: InvalidInput: it can't have it."""
+    module, script = _home(module, name)
+    return module if script is None else _SCRIPT
+
+
+def _home(module: str, name: str) -> tuple[str, str | None]:
+    if module != "__main__":
+        return module, None
+    main = sys.modules["__main__"]
+    if main.__spec__ is not None:  # python -m NAME
+        return main.__spec__.name, None
+    if getattr(main, "__file__", None):
+        return module, os.path.abspath(str(main.__file__))
+    raise invalid("lane", "process", f"{name} was not defined in a file", "put it into a module")
 
 
 def load(place: Place) -> Handler:

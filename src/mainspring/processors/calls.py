@@ -49,11 +49,6 @@ def task_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     return call_task(handler_of(function), args, kwargs)
 
 
-def stands_for_task(function: object) -> bool:
-    """Whether `task_of` knows what a call of it is."""
-    return hasattr(function, "__mainspring__") or hasattr(function, "__mainspring_builds__")
-
-
 def handler_of(function: object) -> Handler:
     """Return the handler that a registered function stands for. Raises: InvalidInput: it stands for none."""
     handler: Handler | None = getattr(function, "__mainspring__", None)
