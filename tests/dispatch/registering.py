@@ -10,7 +10,7 @@ import os
 import sys
 from typing import Any
 
-from mainspring import Batch, Context, Engine, Retry
+from mainspring import Batch, Context, Engine, InvalidInput, Retry
 
 
 async def tenfold(n: int) -> int:
@@ -61,6 +61,14 @@ async def submits_together(marks: list[str], what: str, contexts: list[Context])
     return [[__name__, ctx.submit(WHAT[what], 1)] for ctx in contexts]
 
 
+async def does_without(mark: str, ctx: Context) -> list[Any]:
+    await _wait_once(mark)
+    try:
+        return [__name__, ctx.submit(WHAT["nameless"], 1)]
+    except InvalidInput:
+        return [__name__]
+
+
 async def wants_setting(mark: str) -> list[Any]:
     await _wait_once(mark)
     return [__name__, settings["by main"]]
@@ -77,6 +85,8 @@ def main() -> None:
     engine.task(name="times_hundred")(WHAT["nameless"])
     engine.task(name="older")(WHAT["older"])
     engine.task(name="newer")(WHAT["newer"])
+    engine.task(does_without)
+    engine.task(name="does_without_in_child", lane="process")(does_without)
     for what in WHAT:
         engine.task(name=f"submits_{what}")(submits)
     engine.task(guarded)

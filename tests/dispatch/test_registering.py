@@ -50,6 +50,7 @@ async def test_suspects(programs: Programs, client: Engine) -> None:
         ("submits_tenfold", {"what": "tenfold"}, ["completed"], [CHILD, 10]),
         ("submits_nameless", {"what": "nameless"}, ["released", "completed"], ["__main__", 100]),
         ("submits_older", {"what": "older"}, ["released", "completed"], ["__main__", 3]),
+        ("does_without", {}, ["completed"], [CHILD]),
         ("submits_name", {"what": "name"}, ["failed"], [NAME]),
         ("submits_unknown", {"what": "unknown"}, ["failed"], [UNKNOWN]),
         ("submits_together", {"what": "nameless"}, ["released", "completed"], ["__main__", 100]),
@@ -93,3 +94,6 @@ async def test_in_the_process_lane(programs: Programs, client: Engine) -> None:
     for what, why in (("nameless", NAMELESS), ("name", NAME), ("older", NAMESAKE), ("newer", NAMESAKE)):
         with pytest.raises(InvalidInput, match=why):
             await value(await submitted(client, "in_child", 1, what=what, now=False))
+    begun = programs.mark("begun")
+    begun.mkdir()
+    assert await value(await submitted(client, "does_without_in_child", mark=str(begun))) == [CHILD]

@@ -331,7 +331,7 @@ class Desk:
                 result, sample = self._measured(processor, item, work.trace)
             if self._is_other(processor, frame.place):
                 result = msgspec.structs.replace(result, other_code=True)
-        if calls.missed or frame.place not in self._processors:
+        if result.error is not None and (calls.missed or frame.place not in self._processors):
             result = msgspec.structs.replace(result, misses_handler=True)
         self._link.finished(key, result, sample)
 

@@ -71,6 +71,6 @@ class Report(msgspec.Struct, frozen=True, array_like=True, gc=False):
     unstarted: bool = False  # it never began and is charged nothing
     short_of_memory: bool = False  # it was ended for want of memory, or could get no more
     other_code: bool = False  # where it ran, its handler's code is another than here: the file was changed
-    misses_handler: bool = False  # its child found no handler for it, or for what it submitted; its engine may have one
+    misses_handler: bool = False  # it failed as its child can't tell a handler that its engine may have
     for_all: bool = False  # it is true for all of its call that have no outcome yet: nobody calls again for them now
     program_bytes: int = 0  # it failed, and so much at most a program used that it had started in its child; 0: none
