@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 
-from mainspring.dispatch.verdict import is_late
 from mainspring.execution.base import Report, StopCause
 from mainspring.processors.log import relay
 from mainspring.store.base import Claimed, Spec
@@ -88,7 +87,9 @@ def is_completed(claim: Claimed) -> bool:
 
 def is_out_of_time(attempt: Attempt, report: Report) -> bool:
     """Whether its time was over before its end, and it was not unwanted anyway."""
-    return attempt.cause == "timeout" or (attempt.cause != "cancel" and is_late(attempt.claim, report))
+    limit_ms = attempt.claim.timeout_ms
+    is_late = limit_ms is not None and report.usage.duration * 1000 > limit_ms
+    return attempt.cause == "timeout" or (is_late and attempt.cause != "cancel")
 
 
 __all__ = ["Attempt", "complete", "is_completed", "is_out_of_time"]

@@ -232,7 +232,8 @@ class Course:
         self._alone.enter(attempt)
         if attempt.claim.timeout_ms is not None:
             self.watch.watch(attempt)
-        self._starts.look_soon()
+        if not self._starts.looks:
+            self._starts.look_soon()
 
     async def _see_through(self, attempt: Attempt, going: Report | Awaitable[Report | None]) -> bool:
         """Await the end of an attempt that did not end at once, and record it."""
@@ -406,20 +407,22 @@ class Course:
         """Record what those of a call came to whose end was not told before."""
         if done.fits is not None:
             desk.ran_out_of_memory(call, done.fits)
-        ends = zip(attempts, done.reports, strict=True)
-        reports = {one.claim.id: cast(Report, report or one.report) for one, report in ends}
+        reports: dict[bytes, Report] = {}
+        for attempt, report in zip(attempts, done.reports, strict=True):
+            if (end := report or attempt.report) is not None:
+                reports[attempt.claim.id] = end
         late: dict[bytes, Claimed] = {}
         if len(attempts) > 1:
             late = {one.claim.id: one.claim for one in left if is_out_of_time(one, reports[one.claim.id])}
         if late:
             desk.ran_out_of_time([*late.values()])
         for attempt in left:
-            report = reports[attempt.claim.id]
+            end = reports[attempt.claim.id]
             if attempt.claim.id in late:
-                self.recorder.released(attempt, report.usage)
+                self.recorder.released(attempt, end.usage)
                 self._let_go(attempt)
             else:
-                await self._record_end(attempt, report)
+                await self._record_end(attempt, end)
 
     async def _record_end(self, attempt: Attempt, report: Report) -> None:
         attempt.desk.forget(attempt.claim)

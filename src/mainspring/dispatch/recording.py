@@ -71,7 +71,8 @@ class Recorder:
 
     def released(self, attempt: Attempt, usage: Usage) -> None:
         """Record that an attempt is to run again, in another call or process, and what this one cost."""
-        started, lane = attempt.started_ms, _lane_of(attempt)
+        started = attempt.started_ms
+        lane = "process" if attempt.in_child else attempt.desk.lane
         spec = None if self._spans is None else self._spans.end(attempt, RELEASED)
         self._finish(Finish(attempt.claim, RELEASED, self._store.now_ms(), started, lane=lane, usage=usage, spec=spec))
 
@@ -88,7 +89,7 @@ class Recorder:
         if attempt.is_last and report.short_of_memory:
             report = _in_vain(report, self._monitor.sample())
         claim, usage = attempt.claim, report.usage
-        lane = _lane_of(attempt)
+        lane = "process" if attempt.in_child else attempt.desk.lane
         started, kind = attempt.started_ms, None
         began = attempt.started_at
         ended = self._store.now_ms() if began is None else self._store.ms_at(began + usage.duration)
@@ -154,11 +155,6 @@ class Recorder:
             effects=effects,
             children=children,
         )
-
-
-def _lane_of(attempt: Attempt) -> str:
-    """Return where it ran."""
-    return "process" if attempt.in_child else str(attempt.desk.lane)
 
 
 def _say(claim: Claimed, outcome: str, error: str | None, duration: float) -> None:

@@ -19,19 +19,20 @@ class Starts:
         self._running = running
         self._store = store
         self._timer: asyncio.TimerHandle | None = None
+        self.looks = False
 
     def look_soon(self) -> None:
-        """Call it when an attempt goes to its runner."""
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_RECORD_STARTS_S, self._look)
+        """Call it when an attempt goes to its runner, unless it looks soon anyway."""
+        self.looks = True
+        self._timer = asyncio.get_running_loop().call_later(_RECORD_STARTS_S, self._look)
 
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self.looks = None, False
 
     def _look(self) -> None:
-        self._timer, waiting = None, False
+        self._timer, self.looks, waiting = None, False, False
         for attempt in self._running():
             if attempt.recorded:
                 continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mainspring.config import check_is
 from mainspring.errors import invalid
 from mainspring.processors.context import current, waiting_inside
 from mainspring.results.waiters import Waiting
@@ -25,7 +24,8 @@ def checked(handles: Iterable[H], kind: type[H]) -> list[H]:
         raise invalid("handles", handles, "can't be iterated", remedy)
     found = list(handles)
     for handle in found:
-        check_is("handles", handle, kind, remedy)
+        if not isinstance(handle, kind):
+            raise invalid("handles", handle, f"is no {kind.__name__}", remedy)
     return found
 
 

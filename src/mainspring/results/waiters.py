@@ -130,7 +130,7 @@ class Waiters:
         if waiting.ended is None:
             future = waiting.future()
             try:
-                await _by(until, future)
+                await (future if until is None else _by(until, future))
             finally:
                 waiting.forget(future)
         assert waiting.ended is not None
@@ -162,7 +162,8 @@ class Waiters:
         delay = _SOON_S
         try:
             while not await self._store.has_come(waiting.key, origin):
-                await _by(until, asyncio.wait((future,), timeout=delay))
+                look = asyncio.wait((future,), timeout=delay)
+                await (look if until is None else _by(until, look))
                 if future.done():
                     future.result()  # the engine may have been closed
                     return False
@@ -216,10 +217,8 @@ def _closed(id: bytes) -> StoreUnavailable:
     return StoreUnavailable(f"the engine was closed before task {TaskId(id)} ended; ask again with a new engine")
 
 
-async def _by(until: float | None, awaited: Awaitable[T]) -> T:
+async def _by(until: float, awaited: Awaitable[T]) -> T:
     """Await something until then. Raises TimeoutError."""
-    if until is None:
-        return await awaited
     async with asyncio.timeout_at(until):
         return await awaited
 
