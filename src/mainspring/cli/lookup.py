@@ -12,6 +12,7 @@ import msgspec
 from mainspring.errors import TaskNotFound, UnsupportedTaskType, invalid
 from mainspring.processors.declared import Declared
 from mainspring.tasks import BUILT_IN_TYPES, TaskId, TaskType
+from mainspring.tasks.texts import check_text
 
 if TYPE_CHECKING:
     from mainspring.engine import Engine
@@ -118,8 +119,10 @@ async def is_known(engine: Engine, *, type: str, namespace: str, group: str) -> 
 async def type_named(engine: Engine, name: str) -> tuple[str, frozenset[str]]:
     """Return the type that `--type` means, also by the bare name of its handler, and all types that the store knows.
 
-    A name that a built-in type has too is that one's; one that nobody knows stays as it is.
+    A name that a built-in type has too is that one's; one that nobody knows stays as it is. Raises InvalidInput for
+    what can't be a name.
     """
+    check_text("type", name)
 
     def look(view: View) -> frozenset[str]:
         named = [row[1] for statement in ("tallies", "pauses_since") for row in view.rows(statement)]

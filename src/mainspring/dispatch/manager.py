@@ -278,6 +278,7 @@ class TaskManager(Answers):
                         self._hand_back(desk, desk.take_surplus(self.reservations.waiting()))
                     if isinstance(desk, LaneDesk) and not self._draining:
                         desk.asking.look_up()
+                        self.reservations.was_full |= not desk.has_idle()
         except asyncio.CancelledError:
             if self._running:
                 self._abandoned()

@@ -75,6 +75,8 @@ class Reservations:
     ) -> None:
         self.types: set[str] = set()
         """Types whose tasks need something although nothing is said of that with the task."""
+        self.was_full = False
+        """A lane had no slot free for a moment: others are told what there is in all, from then on."""
         self._executor = executor
         self._store = store
         self._config = config
@@ -431,11 +433,12 @@ class Reservations:
             "stops": self._stops,
             "waits": waits,
             "withheld": self._withheld.told(),
-            "in_all": self._passed_over.in_all(),
         }
         if passes := self._passed_over.told():
             state["passes"] = passes
-        return msgspec.json.encode(state)
+        if state["closed"] or state["alone"] or self.was_full:
+            state["in_all"] = self._passed_over.in_all()
+        return msgspec.json.encode(state) if any(state.values()) else b""
 
     def _who_is_alone(self) -> dict[str, object] | None:
         one = self._alone.one

@@ -34,7 +34,7 @@ class Offer(msgspec.Struct):
     never: dict[str, str] = {}  # the same of some that need more than there is; workers of older versions say so
     withheld: dict[str, int] = {}  # how many tasks wait there that are not passed by, by type
     passes: Passes = NOTHING
-    in_all: Passes = NOTHING  # the same of whatever it serves, also of what it has not met
+    in_all: Passes = NOTHING  # the same of whatever it serves, where it may not have met it
 
     def short(self, kind: str, spec: bytes | None) -> Short | None:
         """Return what there is too little of for a task, as far as this tells."""
